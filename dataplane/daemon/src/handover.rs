@@ -1,0 +1,133 @@
+//! Frames that reached a worker which does not own their session.
+//!
+//! Every pair of workers has a ring in ordinary memory; a frame is copied into it and the owner's
+//! doorbell is rung if it sleeps. This is the only thing workers share, and no flow between nodes of
+//! equal worker counts uses it.
+
+use std::sync::Arc;
+
+use hyphae_shm::{Consumer, Doorbell, Producer};
+use hyphae_wire::{Endpoint, WorkerId};
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
+
+/// Bytes of one ring; pages that are never used are never resident.
+const RING_BYTES: usize = 256 * 1024;
+
+/// A datagram as received: link index of another worker.
+const RAW: u16 = 1;
+/// A frame whose link part is open: end-to-end index of another worker.
+const OPENED: u16 = 2;
+
+/// What precedes the frame in a hand-over record.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    from: Endpoint,
+    peer: U32,
+    reserved: U32,
+}
+
+/// A frame taken over from another worker.
+pub(crate) enum Taken<'a> {
+    /// As received from this underlay address.
+    Raw { from: Endpoint, frame: &'a mut [u8] },
+    /// Link part opened by the other worker, from this peer.
+    Opened { peer: u32, frame: &'a mut [u8] },
+}
+
+/// One worker's ends of all hand-over rings.
+#[derive(Default)]
+pub(crate) struct Handover {
+    to: Vec<Option<Outlet>>,
+    from: Vec<Consumer>,
+}
+
+struct Outlet {
+    ring: Producer,
+    bell: Arc<Doorbell>,
+    dirty: bool,
+}
+
+/// Makes the rings between all pairs of workers.
+pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handover> {
+    let mut ends: Vec<_> = bells.iter().map(|_| Handover::default()).collect();
+    for from in 0..bells.len() {
+        for (to, bell) in bells.iter().enumerate() {
+            let outlet = (from != to).then(|| {
+                let (ring, consumer) = hyphae_shm::heap(RING_BYTES);
+                ends[to].from.push(consumer);
+                Outlet { ring, bell: Arc::clone(bell), dirty: false }
+            });
+            ends[from].to.push(outlet);
+        }
+    }
+    ends
+}
+
+impl Handover {
+    /// Hands over a datagram as received. False when it could not be.
+    pub(crate) fn raw(&mut self, to: WorkerId, from: &Endpoint, frame: &[u8]) -> bool {
+        self.push(to, RAW, Header { from: *from, peer: U32::ZERO, reserved: U32::ZERO }, frame)
+    }
+
+    /// Hands over a frame whose link part is open. False when it could not be.
+    pub(crate) fn opened(&mut self, to: WorkerId, peer: u32, frame: &[u8]) -> bool {
+        let header =
+            Header { from: Endpoint::default(), peer: U32::new(peer), reserved: U32::ZERO };
+        self.push(to, OPENED, header, frame)
+    }
+
+    fn push(&mut self, to: WorkerId, code: u16, header: Header, frame: &[u8]) -> bool {
+        let Some(Some(outlet)) = self.to.get_mut(to.as_usize()) else { return false };
+        let pushed = outlet.ring.push(code, &[header.as_bytes(), frame]).is_ok();
+        outlet.dirty |= pushed;
+        pushed
+    }
+
+    /// Makes what was handed over visible, ringing those who sleep.
+    pub(crate) fn publish(&mut self) {
+        for outlet in self.to.iter_mut().flatten().filter(|outlet| outlet.dirty) {
+            outlet.dirty = false;
+            if outlet.ring.publish() {
+                outlet.bell.ring();
+            }
+        }
+    }
+
+    /// Takes at most `budget` frames per ring. Returns whether any was there.
+    pub(crate) fn take(
+        &mut self,
+        budget: usize,
+        scratch: &mut [u8],
+        mut each: impl FnMut(Taken<'_>),
+    ) -> bool {
+        let mut any = false;
+        for ring in &mut self.from {
+            for _ in 0..budget {
+                // These rings live in this process: a corrupt one is a bug, not an input.
+                let Ok(Some((code, len))) = ring.pop(scratch) else { break };
+                any = true;
+                let Ok((header, frame)) = Ref::<_, Header>::from_prefix(&mut scratch[..len]) else {
+                    continue;
+                };
+                each(match code {
+                    RAW => Taken::Raw { from: header.from, frame },
+                    _ => Taken::Opened { peer: header.peer.get(), frame },
+                });
+            }
+            ring.release();
+        }
+        any
+    }
+
+    /// Announces sleep on every ring; false when one of them has frames.
+    pub(crate) fn sleep(&mut self) -> bool {
+        self.from.iter_mut().all(Consumer::sleep)
+    }
+
+    /// Takes the announcement back.
+    pub(crate) fn wake(&mut self) {
+        self.from.iter_mut().for_each(Consumer::wake);
+    }
+}

@@ -1,0 +1,27 @@
+//! What a dataplane is started with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use hyphae_uring::DriverKind;
+
+use crate::cores::Cores;
+
+/// Settings of a dataplane, final: flags and file are merged before.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Underlay address of worker 0; worker `k` takes the port `k` above.
+    pub listen: SocketAddr,
+    /// Which cores the workers get.
+    pub cores: Cores,
+    /// Name of the TUN device, if there is to be one.
+    pub tun: Option<String>,
+    /// Which driver.
+    pub driver: DriverKind,
+    /// Directory of `dataplane.sock`; must exist.
+    pub socket_dir: PathBuf,
+    /// Receive buffers per worker, 64 KiB each, a power of two.
+    pub receive_buffers: u16,
+    /// Transmit buffers per worker, 64 KiB each.
+    pub transmit_buffers: u16,
+}

@@ -1,0 +1,203 @@
+//! The last step of a frame's way: joins the train that leaves for the same lane.
+//!
+//! A train is what one `sendmsg` with `UDP_SEGMENT` carries: equal segments, only the last may be
+//! shorter, bounded in segments and bytes. Frames of one turn that leave on one
+//! lane become one train wherever they came from, by iovec: this is how a relay makes trains out of
+//! lone packets. Order on a lane is the order of `add`: a frame that cannot join closes the train
+//! before it starts the next.
+//!
+//! Owned by one worker. Buffers stay referenced by the turn (see [`crate::turn`]) until `flush`.
+
+use hyphae_uring::{
+    BUFFER_BYTES, BufferId, Driver, SEGMENTS_MAX, SendError, Span, TRAIN_BYTES_MAX,
+};
+use hyphae_wire::Endpoint;
+
+/// Trains that can be open at once; one more closes the oldest.
+const OPEN_MAX: usize = 16;
+
+/// Outcome of what was handed to the driver since the last look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sent {
+    pub(crate) trains: u64,
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+    /// Trains that the driver had no room for.
+    pub(crate) refused: u64,
+}
+
+/// Frames gathered per lane.
+pub(crate) struct Output {
+    /// Open trains, oldest first.
+    open: Vec<Train>,
+    /// Trains not in use, with their preallocated span lists.
+    spare: Vec<Train>,
+    pub(crate) sent: Sent,
+}
+
+struct Train {
+    lane: u32,
+    to: Endpoint,
+    segment: u32,
+    segments: usize,
+    bytes: u32,
+    /// A shorter segment is in: nothing may follow.
+    closed: bool,
+    spans: Vec<Span>,
+}
+
+impl Output {
+    pub(crate) fn new() -> Self {
+        let train = || Train {
+            lane: 0,
+            to: Endpoint::default(),
+            segment: 0,
+            segments: 0,
+            bytes: 0,
+            closed: false,
+            spans: Vec::with_capacity(SEGMENTS_MAX),
+        };
+        Self {
+            open: Vec::with_capacity(OPEN_MAX),
+            spare: (0..OPEN_MAX).map(|_| train()).collect(),
+            sent: Sent::default(),
+        }
+    }
+
+    /// Adds `span`, which holds frames of `segment` bytes each (the last may be shorter), to what
+    /// leaves on `lane`.
+    pub(crate) fn add<D: Driver>(
+        &mut self,
+        driver: &mut D,
+        lane: u32,
+        to: &Endpoint,
+        span: Span,
+        segment: u32,
+    ) {
+        debug_assert!(segment > 0 && span.len > 0, "a train has bytes");
+        let count = span.len.div_ceil(segment) as usize;
+        if let Some(at) = self.open.iter().position(|train| train.lane == lane && train.to == *to) {
+            if self.open[at].takes(span, segment, count) {
+                self.open[at].append(span, count);
+                return;
+            }
+            self.close(driver, at);
+        } else if self.open.len() == OPEN_MAX {
+            self.close(driver, 0);
+        }
+        // One of OPEN_MAX trains is spare whenever fewer than OPEN_MAX are open.
+        let Some(mut train) = self.spare.pop() else { return };
+        train.start(lane, *to, segment);
+        train.append(span, count);
+        self.open.push(train);
+    }
+
+    /// Sends every open train.
+    pub(crate) fn flush<D: Driver>(&mut self, driver: &mut D) {
+        while !self.open.is_empty() {
+            self.close(driver, 0);
+        }
+    }
+
+    /// Sends bytes that belong to no lane (handshakes) at once.
+    pub(crate) fn send_raw<D: Driver>(&mut self, driver: &mut D, to: &Endpoint, span: Span) {
+        let result = driver.send(to, span.len, &[span]);
+        self.account(result, 1, span.len);
+    }
+
+    fn close<D: Driver>(&mut self, driver: &mut D, at: usize) {
+        let train = self.open.remove(at);
+        let result = driver.send(&train.to, train.segment, &train.spans);
+        self.account(result, train.segments as u64, train.bytes);
+        self.spare.push(train);
+    }
+
+    fn account(&mut self, result: Result<(), SendError>, packets: u64, bytes: u32) {
+        if result.is_ok() {
+            self.sent.trains += 1;
+            self.sent.packets += packets;
+            self.sent.bytes += u64::from(bytes);
+        } else {
+            self.sent.refused += 1;
+        }
+    }
+}
+
+impl Train {
+    fn start(&mut self, lane: u32, to: Endpoint, segment: u32) {
+        self.lane = lane;
+        self.to = to;
+        self.segment = segment;
+        self.segments = 0;
+        self.bytes = 0;
+        self.closed = false;
+        self.spans.clear();
+    }
+
+    fn takes(&self, span: Span, segment: u32, count: usize) -> bool {
+        // A lone shorter frame may end the train; longer or several of another size may not join.
+        let fits = segment == self.segment || (count == 1 && span.len < self.segment);
+        !self.closed
+            && fits
+            && self.segments + count <= SEGMENTS_MAX
+            && self.bytes + span.len <= TRAIN_BYTES_MAX
+            && self.spans.len() < SEGMENTS_MAX
+    }
+
+    fn append(&mut self, span: Span, count: usize) {
+        self.segments += count;
+        self.bytes += span.len;
+        self.closed = !span.len.is_multiple_of(self.segment);
+        match self.spans.last_mut() {
+            Some(last) if adjoins(last, &span) => last.len += span.len,
+            _ => self.spans.push(span),
+        }
+    }
+}
+
+fn adjoins(last: &Span, next: &Span) -> bool {
+    last.buffer == next.buffer && last.offset + last.len == next.offset
+}
+
+/// Room for frames that this worker builds itself: transmit buffers filled one after the other.
+/// The buffer in use is referenced until the end of the turn.
+pub(crate) struct Arena {
+    current: Option<(BufferId, u32)>,
+}
+
+impl Arena {
+    pub(crate) fn new() -> Self {
+        Self { current: None }
+    }
+
+    /// A buffer with at least `wanted` bytes free, and where they begin. A new buffer is added to
+    /// `held`, to be released at the end of the turn. `None` when no buffer is free.
+    pub(crate) fn space<D: Driver>(
+        &mut self,
+        driver: &mut D,
+        wanted: u32,
+        held: &mut Vec<BufferId>,
+    ) -> Option<(BufferId, u32)> {
+        if let Some((buffer, used)) = self.current
+            && BUFFER_BYTES - used >= wanted
+        {
+            return Some((buffer, used));
+        }
+        let buffer = driver.allocate()?;
+        held.push(buffer);
+        self.current = Some((buffer, 0));
+        self.current
+    }
+
+    /// Takes `len` bytes from the space given last.
+    pub(crate) fn take(&mut self, len: u32) {
+        if let Some((_, used)) = &mut self.current {
+            *used += len;
+        }
+    }
+
+    /// Ends the turn: the buffers go back with the turn's references.
+    pub(crate) fn reset(&mut self) {
+        self.current = None;
+    }
+}

@@ -1,0 +1,301 @@
+//! Start, wait, stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use hyphae_forward::{Engine, EngineConfig, aes_in_hardware};
+use hyphae_shm::attach::{Hello, WELCOME, store_text};
+use hyphae_shm::{Doorbell, Layout, Segment, SegmentError};
+use hyphae_uring::{DriverKind, OpenError, Parts, ProbeError, tun, udp};
+use hyphae_wire::WorkerId;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use zerocopy::little_endian::{U16, U32, U64};
+
+use crate::attach::{Server, SocketError};
+use crate::control::Control;
+use crate::cores::{self, CoresError};
+use crate::handover;
+use crate::options::Options;
+use crate::worker::{Worker, clock};
+
+/// Why a dataplane could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Core list.
+    #[error("--cores: {0}")]
+    Cores(#[from] CoresError),
+    /// Driver.
+    #[error("--driver: {0}")]
+    Probe(#[from] ProbeError),
+    /// Underlay socket.
+    #[error(transparent)]
+    Bind(#[from] udp::BindError),
+    /// Port numbers ran out.
+    #[error("--listen: port {0} leaves no room for one port per worker below 65536")]
+    Ports(u16),
+    /// TUN device.
+    #[error(transparent)]
+    Tun(#[from] tun::TunError),
+    /// Segment.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// Attach socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A worker's driver.
+    #[error("worker {worker}: {source}")]
+    Driver {
+        /// Which worker.
+        worker: u16,
+        /// Why.
+        source: OpenError,
+    },
+    /// A worker ended.
+    #[error("worker {worker} ended: {source}")]
+    Worker {
+        /// Which worker.
+        worker: u16,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another system call.
+    #[error("{call}: {source}")]
+    System {
+        /// Which.
+        call: &'static str,
+        /// How.
+        source: io::Error,
+    },
+}
+
+fn system(call: &'static str) -> impl Fn(rustix::io::Errno) -> RunError {
+    move |error| RunError::System { call, source: error.into() }
+}
+
+/// What a worker thread is started with; the driver is opened on the thread itself.
+struct Seat {
+    id: WorkerId,
+    core: Option<usize>,
+    kind: DriverKind,
+    parts: Parts,
+    engine: Engine,
+    control: Control,
+    handover: handover::Handover,
+    stats: hyphae_shm::StatsWriter,
+    udp_segmentation: bool,
+    stop: Arc<AtomicBool>,
+    ended: Arc<Doorbell>,
+}
+
+/// Runs a dataplane until a signal ends it.
+///
+/// # Errors
+/// When it cannot start, or a worker ends by itself. Errors name the likely cause and the way out.
+pub fn run(options: &Options) -> Result<(), RunError> {
+    // Blocked before any thread exists, so that signals reach the descriptor and nothing else.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    let blocked = |error: nix::Error| RunError::System { call: "signalfd", source: error.into() };
+    signals.thread_block().map_err(blocked)?;
+    let signal_fd = SignalFd::new(&signals).map_err(blocked)?;
+
+    let cores = options.cores.resolve()?;
+    // At most 64 (Cores).
+    let workers = cores.len() as u16;
+    let (kind, reason) = hyphae_uring::choose(options.driver)?;
+    let sockets = bind(options.listen, workers)?;
+    let ports: Vec<u16> = sockets.iter().map(|bound| bound.address.port()).collect();
+    let receive_bytes = sockets.first().map_or(0, |bound| bound.receive_bytes);
+    let tun = options.tun.as_deref().map(|name| tun::open(name, workers)).transpose()?;
+
+    let (segment, memory) = Segment::create(Layout::new(workers))?;
+    let control_bell = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
+    let bells: Vec<_> =
+        (0..workers).map(|_| Doorbell::new().map(Arc::new)).collect::<Result<_, _>>().map_err(system("eventfd"))?;
+    let hello = describe(options, &cores, &ports, receive_bytes, tun.as_ref(), kind, &reason);
+    let clone = |bell: &Doorbell| {
+        bell.try_clone().map_err(|source| RunError::System { call: "dup", source })
+    };
+    let server = Server::listen(
+        &options.socket_dir,
+        segment.clone(),
+        memory,
+        clone(&control_bell)?,
+        bells.iter().map(|bell| clone(bell)).collect::<Result<_, _>>()?,
+        hello,
+    )?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let ended = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
+    let udp_segmentation = tun.as_ref().is_some_and(|tun| tun.udp_segmentation);
+    let mut queues = tun.map(|tun| tun.queues).unwrap_or_default().into_iter();
+    let mut threads = Vec::new();
+    let handovers = handover::connect(&bells);
+    for (((n, bound), handover), core) in (0..).zip(sockets).zip(handovers).zip(cores) {
+        let id = WorkerId(n);
+        let queue: Option<OwnedFd> = queues.next();
+        let config = EngineConfig { worker: id, workers, has_tun: queue.is_some() };
+        let seat = Seat {
+            id,
+            core,
+            kind,
+            parts: Parts {
+                socket: bound.socket,
+                tun: queue,
+                doorbell: clone(&bells[id.as_usize()])?.into_fd(),
+                receive_buffers: options.receive_buffers,
+                transmit_buffers: options.transmit_buffers,
+            },
+            engine: Engine::new(config),
+            control: Control::new(
+                segment.program_consumer(id),
+                segment.punt_producer(id),
+                Arc::clone(&control_bell),
+            ),
+            handover,
+            stats: segment.stats_writer(id),
+            udp_segmentation,
+            stop: Arc::clone(&stop),
+            ended: Arc::clone(&ended),
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{n}"))
+            .spawn(move || sit(seat))
+            .map_err(|source| RunError::System { call: "thread", source })?;
+        threads.push((n, thread));
+    }
+    tracing::info!(
+        workers,
+        driver = %kind,
+        reason,
+        ports = ?ports,
+        segment_locked = segment.is_locked(),
+        "dataplane is up"
+    );
+    let waited = wait(server, &signal_fd, &ended);
+    stop.store(true, Ordering::Relaxed);
+    bells.iter().for_each(|bell| bell.ring());
+    let joined = join(threads);
+    waited?;
+    joined
+}
+
+fn bind(listen: SocketAddr, workers: u16) -> Result<Vec<udp::Bound>, RunError> {
+    let mut bound = Vec::new();
+    for n in 0..workers {
+        let mut address = listen;
+        // Port 0 lets the kernel choose for every worker.
+        if listen.port() != 0 {
+            let port = listen.port().checked_add(n).ok_or(RunError::Ports(listen.port()))?;
+            address.set_port(port);
+        }
+        bound.push(udp::bind(address, udp::Options::default())?);
+    }
+    Ok(bound)
+}
+
+fn describe(
+    options: &Options,
+    cores: &[Option<usize>],
+    ports: &[u16],
+    receive_bytes: u32,
+    tun: Option<&tun::Tun>,
+    kind: DriverKind,
+    reason: &str,
+) -> Hello {
+    let mut hello = Hello::blank(WELCOME);
+    hello.started = U64::new(clock().0);
+    // At most 64.
+    hello.workers = U16::new(cores.len() as u16);
+    hello.aes_hardware = u8::from(aes_in_hardware());
+    hello.socket_receive_bytes = U32::new(receive_bytes);
+    for (place, port) in hello.ports.iter_mut().zip(ports) {
+        place.set(*port);
+    }
+    for (place, core) in hello.cores.iter_mut().zip(cores) {
+        place.set(core.and_then(|core| u16::try_from(core).ok()).unwrap_or(u16::MAX));
+    }
+    if let Some(tun) = tun {
+        hello.tun_name_len = store_text(&mut hello.tun_name, &tun.name);
+    }
+    let name = if kind == DriverKind::Epoll { "epoll" } else { "io_uring" };
+    hello.driver_len = store_text(&mut hello.driver, name);
+    let reason = format!("--driver {}: {reason}", options.driver);
+    hello.driver_reason_len = store_text(&mut hello.driver_reason, &reason);
+    hello
+}
+
+/// A worker's thread.
+fn sit(seat: Seat) -> Result<(), RunError> {
+    /// Tells the main thread however the worker ends.
+    struct Farewell(Arc<Doorbell>);
+    impl Drop for Farewell {
+        fn drop(&mut self) {
+            self.0.ring();
+        }
+    }
+    let _farewell = Farewell(Arc::clone(&seat.ended));
+    let worker = seat.id.0;
+    if let Some(core) = seat.core {
+        cores::pin(core).map_err(system("sched_setaffinity"))?;
+    }
+    let open = |source| RunError::Driver { worker, source };
+    let result = if seat.kind == DriverKind::Epoll {
+        let driver = hyphae_uring::Epoll::open(seat.parts).map_err(open)?;
+        Worker::new(driver, seat.engine, seat.control, seat.handover, seat.stats, seat.udp_segmentation, seat.stop).run()
+    } else {
+        let driver = hyphae_uring::Uring::open(seat.parts).map_err(open)?;
+        Worker::new(driver, seat.engine, seat.control, seat.handover, seat.stats, seat.udp_segmentation, seat.stop).run()
+    };
+    result.map_err(|source| RunError::Worker { worker, source })
+}
+
+/// Serves control planes until a signal comes or a worker ends.
+fn wait(mut server: Server, signals: &SignalFd, ended: &Doorbell) -> Result<(), RunError> {
+    loop {
+        let readable = PollFlags::IN;
+        let (ended_fd, listener) = (ended.as_fd(), server.listener());
+        let mut fds = vec![
+            PollFd::new(signals, readable),
+            PollFd::new(&ended_fd, readable),
+            PollFd::new(&listener, readable),
+        ];
+        let lease = server.lease();
+        if let Some(lease) = &lease {
+            fds.push(PollFd::new(lease, readable));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(system("poll")(error)),
+        }
+        let happened: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if happened[0] || happened[1] {
+            return Ok(());
+        }
+        if happened.get(3) == Some(&true) {
+            server.end_lease();
+        }
+        if happened[2] {
+            server.admit();
+        }
+    }
+}
+
+fn join(threads: Vec<(u16, JoinHandle<Result<(), RunError>>)>) -> Result<(), RunError> {
+    let mut result = Ok(());
+    for (worker, thread) in threads {
+        let ended = thread.join().unwrap_or_else(|_| {
+            let source = io::Error::other("a broken invariant (see the message above)");
+            Err(RunError::Worker { worker, source })
+        });
+        result = result.and(ended);
+    }
+    result
+}

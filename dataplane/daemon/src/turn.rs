@@ -1,0 +1,345 @@
+//! What a turn does with each thing that arrives: carries out the engine's verdicts.
+
+use hyphae_forward::host::{Buffers, Part, Splitter, TUN_HEADER_LEN, TunHeader};
+use hyphae_forward::{Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict};
+use hyphae_shm::record::{Program, Punt};
+use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_uring::{BUFFER_BYTES, BufferId, Driver, SEGMENTS_MAX, Span};
+use hyphae_wire::frame::OVERHEAD;
+use hyphae_wire::{Endpoint, Nanos};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::control;
+use crate::handover;
+use crate::worker::Worker;
+
+/// Records taken from the control plane in one turn.
+const PROGRAM_BUDGET: usize = 64;
+/// Bytes of headers that splitting repeats in every packet: IPv6 and TCP with all options.
+const HEADERS_MAX: usize = 100;
+/// Records of a snapshot in one turn.
+const SNAPSHOT_BUDGET: usize = 256;
+
+impl<D: Driver> Worker<D> {
+    /// A train from the underlay.
+    pub(crate) fn receive(&mut self, now: Nanos, from: &Endpoint, span: Span, segment: u32) {
+        let mut verdicts = std::mem::take(&mut self.verdicts);
+        let train = self.driver.bytes(span);
+        self.engine.receive(now, from, train, segment as usize, &mut verdicts);
+        let mut offset = 0;
+        for verdict in verdicts.drain(..) {
+            let len = segment.min(span.len - offset);
+            self.carry_out(now, from, &verdict, Self::part(span, offset, len));
+            offset += len;
+        }
+        self.verdicts = verdicts;
+    }
+
+    fn carry_out(&mut self, now: Nanos, from: &Endpoint, verdict: &Verdict, frame: Span) {
+        match *verdict {
+            Verdict::Drop(_) | Verdict::Done => {}
+            Verdict::Transmit(lane) => self.transmit(lane, frame, frame.len),
+            Verdict::Deliver { offset, len, partial_checksum } => {
+                self.deliver(Self::part(frame, offset, len), partial_checksum);
+            }
+            Verdict::Handover(worker) => {
+                let taken = self.handover.raw(worker, from, self.driver.bytes(frame));
+                self.count_handover(taken);
+            }
+            Verdict::HandoverOpened { worker, peer } => {
+                let taken = self.handover.opened(worker, peer, self.driver.bytes(frame));
+                self.count_handover(taken);
+            }
+            Verdict::PuntHandshake | Verdict::PuntLinkLocal { .. } | Verdict::PuntService { .. } => {
+                let bytes = self.driver.bytes(frame);
+                let taken = self.control.push_verdict(now, from, verdict, bytes);
+                self.count_punt(taken);
+            }
+        }
+    }
+
+    /// A frame that another worker received. It is copied into a buffer of ours, because what becomes
+    /// of it may have to outlive this call.
+    pub(crate) fn take_handover(&mut self, now: Nanos, taken: handover::Taken<'_>) {
+        let (from, frame) = match &taken {
+            handover::Taken::Raw { from, frame } => (*from, &**frame),
+            handover::Taken::Opened { frame, .. } => (Endpoint::default(), &**frame),
+        };
+        // A frame is at most 64 KiB.
+        let len = frame.len() as u32;
+        let space = self.turn.arena.space(&mut self.driver, len, &mut self.turn.held);
+        let Some((buffer, offset)) = space else {
+            self.engine.counters.drop(DropReason::NoBuffer);
+            return;
+        };
+        self.turn.arena.take(len);
+        let span = Span { buffer, offset, len };
+        self.driver.bytes(span).copy_from_slice(frame);
+        match taken {
+            handover::Taken::Raw { .. } => self.receive(now, &from, span, len),
+            handover::Taken::Opened { peer, .. } => {
+                let verdict = self.engine.receive_opened(now, peer, self.driver.bytes(span));
+                self.carry_out(now, &from, &verdict, span);
+            }
+        }
+    }
+
+    /// A packet or super-packet of the host.
+    pub(crate) fn host_packet(&mut self, now: Nanos, span: Span) {
+        self.engine.counters.add(Counter::TunRxReads, 1);
+        let bytes = self.driver.bytes(span);
+        let Ok((header, packet)) = TunHeader::read_from_prefix(bytes) else {
+            self.engine.counters.drop(DropReason::TunMalformed);
+            return;
+        };
+        self.engine.counters.add(Counter::TunRxBytes, packet.len() as u64);
+        let departure = match self.engine.route_host(now, &header, packet) {
+            HostVerdict::Depart(departure) => departure,
+            HostVerdict::Wait | HostVerdict::Drop(_) => return,
+        };
+        let packet = Self::part(span, TUN_HEADER_LEN as u32, span.len - TUN_HEADER_LEN as u32);
+        let frames = match Splitter::new(&header, self.driver.bytes(packet), departure.mtu()) {
+            Ok(splitter) => splitter.remaining(),
+            Err(reason) => {
+                self.engine.counters.drop(reason);
+                return;
+            }
+        };
+        let mut written = 0;
+        while written < frames {
+            let left = (frames - written).min(SEGMENTS_MAX);
+            let exact = left * (usize::from(departure.mtu()) + OVERHEAD);
+            let wanted = exact.min(packet.len as usize + left * (OVERHEAD + HEADERS_MAX));
+            // Bounded by the buffer.
+            let wanted = wanted.min(BUFFER_BYTES as usize) as u32;
+            let Some((buffer, offset)) =
+                self.turn.arena.space(&mut self.driver, wanted, &mut self.turn.held)
+            else {
+                self.engine.counters.drop(DropReason::NoBuffer);
+                return;
+            };
+            let space = Span { buffer, offset, len: BUFFER_BYTES - offset };
+            let (read, write) = self.driver.pair(packet, space);
+            // Made anew for every buffer: it borrows the packet from the driver that lends the space.
+            let Ok(mut splitter) = Splitter::new(&header, read, departure.mtu()) else { return };
+            splitter.skip(written);
+            let Some(train) = self.engine.originate(now, &departure, &mut splitter, write) else {
+                return;
+            };
+            written = frames - splitter.remaining();
+            self.send_built(buffer, offset, &train);
+        }
+    }
+
+    /// A packet that waited for its session: like one that has just been read.
+    pub(crate) fn send_ready(&mut self, now: Nanos, ready: &PendingPacket) {
+        // TUN packets are at most 64 KiB with their header.
+        let len = (TUN_HEADER_LEN + ready.packet.len()) as u32;
+        let Some(buffer) = self.driver.allocate() else {
+            self.engine.counters.drop(DropReason::NoBuffer);
+            return;
+        };
+        self.turn.held.push(buffer);
+        let span = Span { buffer, offset: 0, len };
+        let bytes = self.driver.bytes(span);
+        bytes[..TUN_HEADER_LEN].copy_from_slice(ready.header.as_bytes());
+        bytes[TUN_HEADER_LEN..].copy_from_slice(&ready.packet);
+        self.host_packet(now, span);
+    }
+
+    /// Takes a bounded number of records of the control plane.
+    pub(crate) fn take_program(&mut self, now: Nanos) -> bool {
+        let mut taken = 0;
+        while taken < PROGRAM_BUDGET {
+            match self.control.take() {
+                control::Taken::Nothing => break,
+                control::Taken::Corrupt => {
+                    self.engine.counters.add(Counter::RingDetached, 1);
+                    self.detached = true;
+                    break;
+                }
+                control::Taken::Record(code, len) => {
+                    taken += 1;
+                    let mut scratch = std::mem::take(&mut self.control.scratch);
+                    let applied = Program::parse(code, &scratch[..len])
+                        .is_some_and(|program| self.apply(now, &program));
+                    // Records may carry keys.
+                    scratch[..len].fill(0);
+                    self.control.scratch = scratch;
+                    let counters = &mut self.engine.counters;
+                    counters.add(Counter::ProgramRecords, 1);
+                    counters.add(Counter::ProgramRefused, u64::from(!applied));
+                }
+            }
+        }
+        if taken > 0 {
+            self.control.release();
+        }
+        taken > 0 || self.detached && self.control.snapshot.take().is_some()
+    }
+
+    fn apply(&mut self, now: Nanos, program: &Program<'_>) -> bool {
+        match program {
+            Program::SnapshotRequest(generation) => {
+                self.control.snapshot = Some((SnapshotCursor::default(), **generation));
+                true
+            }
+            Program::InjectRaw(record, frame) => self.inject_raw(&record.endpoint, frame),
+            Program::InjectLinkLocal(record, payload) => {
+                self.inject(payload.len(), |engine, space| {
+                    engine.inject_link_local(now, record, payload, space)
+                })
+            }
+            Program::InjectRouted(record, payload) => self.inject(payload.len(), |engine, space| {
+                engine.inject_routed(now, record, payload, space)
+            }),
+            Program::PeerRemove(record) => {
+                self.stats.clear_peer(record.peer.get());
+                self.engine.apply(now, program).is_ok()
+            }
+            _ => self.engine.apply(now, program).is_ok(),
+        }
+    }
+
+    fn inject_raw(&mut self, to: &Endpoint, frame: &[u8]) -> bool {
+        // Records are at most 64 KiB and a little.
+        let Ok(len) = u16::try_from(frame.len()) else { return false };
+        let len = u32::from(len);
+        let space = self.turn.arena.space(&mut self.driver, len, &mut self.turn.held);
+        let Some((buffer, offset)) = space.filter(|_| len > 0) else { return false };
+        self.turn.arena.take(len);
+        let span = Span { buffer, offset, len };
+        self.driver.bytes(span).copy_from_slice(frame);
+        self.turn.output.send_raw(&mut self.driver, to, span);
+        true
+    }
+
+    fn inject(
+        &mut self,
+        payload_len: usize,
+        build: impl FnOnce(&mut Engine, &mut [u8]) -> Result<Train, DropReason>,
+    ) -> bool {
+        // Records are at most 64 KiB and a little.
+        let wanted = (payload_len + OVERHEAD) as u32;
+        if wanted > BUFFER_BYTES {
+            return false;
+        }
+        let space = self.turn.arena.space(&mut self.driver, wanted, &mut self.turn.held);
+        let Some((buffer, offset)) = space else {
+            self.engine.counters.drop(DropReason::NoBuffer);
+            return true;
+        };
+        let bytes = self.driver.bytes(Span { buffer, offset, len: wanted });
+        match build(&mut self.engine, bytes) {
+            Ok(train) => self.send_built(buffer, offset, &train),
+            Err(reason) => self.engine.counters.drop(reason),
+        }
+        true
+    }
+
+    fn send_built(&mut self, buffer: BufferId, offset: u32, train: &Train) {
+        // A train fits a buffer.
+        let (len, segment) = (train.len as u32, train.segment as u32);
+        self.turn.arena.take(len);
+        self.transmit(train.lane, Span { buffer, offset, len }, segment);
+    }
+
+    fn transmit(&mut self, lane: LinkSlot, span: Span, segment: u32) {
+        self.engine.note_sent(lane, u64::from(span.len.div_ceil(segment)), u64::from(span.len));
+        let Some(to) = self.engine.endpoint(lane) else { return };
+        self.turn.output.add(&mut self.driver, lane.0, to, span, segment);
+    }
+
+    fn deliver(&mut self, packet: Span, partial: bool) {
+        let part = Part { buffer: packet.buffer.0, offset: packet.offset, len: packet.len };
+        let mut sink = Sink { driver: &mut self.driver, writes: 0, bytes: 0, refused: 0 };
+        let result = self.turn.coalescer.push(&mut sink, part, partial);
+        let (writes, bytes, refused) = (sink.writes, sink.bytes, sink.refused);
+        self.count_writes(writes, bytes, refused);
+        if let Err(reason) = result {
+            self.engine.counters.drop(reason);
+        }
+    }
+
+    /// Writes what the coalescer still holds.
+    pub(crate) fn flush_host(&mut self) {
+        let mut sink = Sink { driver: &mut self.driver, writes: 0, bytes: 0, refused: 0 };
+        self.turn.coalescer.flush(&mut sink);
+        let (writes, bytes, refused) = (sink.writes, sink.bytes, sink.refused);
+        self.count_writes(writes, bytes, refused);
+    }
+
+    /// Hands events and the rest of a snapshot to the control plane.
+    pub(crate) fn report(&mut self, _now: Nanos) {
+        while let Some(event) = self.engine.next_event() {
+            let taken = self.control.push_event(&event);
+            self.count_punt(taken);
+        }
+        if let Some((mut cursor, generation)) = self.control.snapshot.take() {
+            let mut more = true;
+            for _ in 0..SNAPSHOT_BUDGET {
+                let before = cursor;
+                let control = &mut self.control;
+                more = self.engine.snapshot(&mut cursor, |punt| control.push(punt));
+                if !more || cursor == before {
+                    break;
+                }
+            }
+            if more || !self.control.push(&Punt::SnapshotEnd(&generation)) {
+                self.control.snapshot = Some((cursor, generation));
+            }
+        }
+        self.control.publish();
+        self.handover.publish();
+    }
+
+    fn count_handover(&mut self, taken: bool) {
+        let counter = if taken { Counter::Handovers } else { Counter::HandoverOverruns };
+        self.engine.counters.add(counter, 1);
+    }
+
+    fn count_punt(&mut self, taken: bool) {
+        let counter = if taken { Counter::Punts } else { Counter::PuntOverruns };
+        self.engine.counters.add(counter, 1);
+    }
+
+    fn count_writes(&mut self, writes: u64, bytes: u64, refused: u64) {
+        let counters = &mut self.engine.counters;
+        counters.add(Counter::TunTxWrites, writes);
+        counters.add(Counter::TunTxBytes, bytes);
+        (0..refused).for_each(|_| counters.drop(DropReason::NoBuffer));
+    }
+}
+
+/// The driver as the coalescer sees it.
+struct Sink<'a, D: Driver> {
+    driver: &'a mut D,
+    writes: u64,
+    bytes: u64,
+    refused: u64,
+}
+
+impl<D: Driver> Buffers for Sink<'_, D> {
+    fn bytes(&mut self, part: Part) -> &mut [u8] {
+        self.driver.bytes(span_of(part))
+    }
+
+    fn write(&mut self, header: &TunHeader, parts: &[Part]) {
+        let mut spans = [span_of(Part::default()); SEGMENTS_MAX];
+        for (span, part) in spans.iter_mut().zip(parts) {
+            *span = span_of(*part);
+        }
+        let mut bytes = [0; TUN_HEADER_LEN];
+        bytes.copy_from_slice(header.as_bytes());
+        if self.driver.write_tun(&bytes, &spans[..parts.len()]).is_ok() {
+            self.writes += 1;
+            self.bytes += parts.iter().map(|part| u64::from(part.len)).sum::<u64>();
+        } else {
+            self.refused += 1;
+        }
+    }
+}
+
+fn span_of(part: Part) -> Span {
+    Span { buffer: BufferId(part.buffer), offset: part.offset, len: part.len }
+}

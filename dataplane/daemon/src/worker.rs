@@ -1,0 +1,211 @@
+//! The loop of one worker: control records, hand-overs, driver events, flush, sleep.
+//!
+//! Everything here belongs to one thread. A turn takes bounded amounts from every source, so none of
+//! them can starve the others; buffers that a turn receives stay referenced until the turn ends, so
+//! trains and TUN writes may gather spans of them meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyphae_forward::Engine;
+use hyphae_forward::host::Coalescer;
+use hyphae_shm::StatsWriter;
+use hyphae_shm::stats::Counter;
+use hyphae_uring::{BufferId, Driver, Event, Span};
+use hyphae_wire::Nanos;
+
+use crate::control::Control;
+use crate::handover::Handover;
+use crate::output::{Arena, Output};
+
+/// Frames taken over per other worker in one turn.
+const HANDOVER_BUDGET: usize = 64;
+/// Longest sleep: how late an expiry that nothing else announces may be noticed.
+const SLEEP_MAX: Duration = Duration::from_secs(10);
+/// Sleep while a snapshot waits for room.
+const SNAPSHOT_RETRY: Duration = Duration::from_millis(1);
+/// How often expiries are looked for.
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
+
+/// One worker and all it owns.
+pub(crate) struct Worker<D: Driver> {
+    pub(crate) driver: D,
+    pub(crate) engine: Engine,
+    pub(crate) control: Control,
+    pub(crate) handover: Handover,
+    pub(crate) stats: StatsWriter,
+    pub(crate) turn: Turn,
+    pub(crate) verdicts: Vec<hyphae_forward::Verdict>,
+    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) housekeeping: Nanos,
+    /// A corrupt program ring is counted once.
+    pub(crate) detached: bool,
+}
+
+/// What a turn gathers and lets go of at its end.
+pub(crate) struct Turn {
+    pub(crate) output: Output,
+    pub(crate) arena: Arena,
+    pub(crate) coalescer: Coalescer,
+    /// Buffers referenced until the turn ends.
+    pub(crate) held: Vec<BufferId>,
+}
+
+impl<D: Driver> Worker<D> {
+    pub(crate) fn new(
+        driver: D,
+        engine: Engine,
+        control: Control,
+        handover: Handover,
+        stats: StatsWriter,
+        udp_segmentation: bool,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let turn = Turn {
+            output: Output::new(),
+            arena: Arena::new(),
+            coalescer: Coalescer::new(udp_segmentation),
+            held: Vec::with_capacity(256),
+        };
+        Self {
+            driver,
+            engine,
+            control,
+            handover,
+            stats,
+            turn,
+            verdicts: Vec::with_capacity(1024),
+            stop,
+            housekeeping: Nanos(0),
+            detached: false,
+        }
+    }
+
+    /// Runs until told to stop.
+    ///
+    /// # Errors
+    /// When the driver cannot wait or submit any more: nothing a worker could mend.
+    pub(crate) fn run(&mut self) -> std::io::Result<()> {
+        while !self.stop.load(Ordering::Relaxed) {
+            if self.turn(clock()) {
+                self.driver.wait(Duration::ZERO)?;
+            } else {
+                self.sleep()?;
+            }
+        }
+        self.driver.submit()
+    }
+
+    /// One turn; true when there was something to do, so that there may be more.
+    pub(crate) fn turn(&mut self, now: Nanos) -> bool {
+        let mut busy = self.take_program(now);
+        busy |= self.take_handovers(now);
+        while let Some(event) = self.driver.next() {
+            busy = true;
+            match event {
+                Event::Datagrams { span, segment, from } => {
+                    self.receive(now, &from, span, segment);
+                    self.turn.held.push(span.buffer);
+                }
+                Event::Tun { span } => {
+                    self.host_packet(now, span);
+                    self.turn.held.push(span.buffer);
+                }
+            }
+        }
+        while let Some(ready) = self.engine.next_ready() {
+            busy = true;
+            self.send_ready(now, &ready);
+        }
+        if now >= self.housekeeping {
+            self.housekeeping = now + HOUSEKEEPING;
+            self.engine.handle_timeout(now);
+        }
+        self.report(now);
+        if busy {
+            self.finish();
+        }
+        busy
+    }
+
+    /// Sends what the turn gathered and lets its buffers go.
+    fn finish(&mut self) {
+        self.flush_host();
+        self.turn.output.flush(&mut self.driver);
+        self.turn.arena.reset();
+        for buffer in self.turn.held.drain(..) {
+            self.driver.release(buffer);
+        }
+        self.engine.counters.add(Counter::Turns, 1);
+        self.publish();
+    }
+
+    fn sleep(&mut self) -> std::io::Result<()> {
+        let idle = self.control.sleep() && self.handover.sleep();
+        let timeout = match (idle, self.control.snapshot.is_some()) {
+            (false, _) => Duration::ZERO,
+            (true, true) => SNAPSHOT_RETRY,
+            (true, false) => self.engine.idle_for().unwrap_or(SLEEP_MAX),
+        };
+        let result = self.driver.wait(timeout);
+        self.control.wake();
+        self.handover.wake();
+        result
+    }
+
+    fn take_handovers(&mut self, now: Nanos) -> bool {
+        let mut handover = std::mem::take(&mut self.handover);
+        let mut scratch = std::mem::take(&mut self.control.scratch);
+        let any = handover
+            .take(HANDOVER_BUDGET, &mut scratch, |taken| self.take_handover(now, taken));
+        self.control.scratch = scratch;
+        // Nothing is handed on twice, so nothing was pushed meanwhile.
+        self.handover = handover;
+        any
+    }
+
+    /// Makes counters and traffic visible.
+    pub(crate) fn publish(&mut self) {
+        let driver = *self.driver.stats();
+        let sent = self.turn.output.sent;
+        let counters = &mut self.engine.counters;
+        for (counter, total) in [
+            (Counter::BufferExhausted, driver.buffer_exhausted),
+            (Counter::SocketOverruns, driver.socket_overruns),
+            (Counter::RxTruncated, driver.rx_truncated),
+            (Counter::RxErrors, driver.rx_errors),
+            (Counter::TxErrors, driver.tx_errors),
+            (Counter::TxBackpressure, driver.tx_backpressure + sent.refused),
+            (Counter::TunErrors, driver.tun_errors),
+            (Counter::Wakeups, driver.wakeups),
+            (Counter::UnderlayTxTrains, sent.trains),
+            (Counter::UnderlayTxPackets, sent.packets),
+            (Counter::UnderlayTxBytes, sent.bytes),
+        ] {
+            counters.set(counter, total);
+        }
+        let (stats, now) = (&mut self.stats, clock());
+        self.engine.drain_traffic(|peer, traffic| {
+            if traffic.rx_packets > 0 {
+                stats.add_rx(peer, traffic.rx_packets, traffic.rx_bytes, now);
+            }
+            if traffic.tx_packets > 0 {
+                stats.add_tx(peer, traffic.tx_packets, traffic.tx_bytes);
+            }
+        });
+        self.stats.publish(self.engine.counters.all());
+    }
+
+    /// A span of an event's buffer.
+    pub(crate) fn part(span: Span, offset: u32, len: u32) -> Span {
+        Span { buffer: span.buffer, offset: span.offset + offset, len }
+    }
+}
+
+/// The monotonic clock.
+pub(crate) fn clock() -> Nanos {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Both are positive on a running system.
+    Nanos(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
+}

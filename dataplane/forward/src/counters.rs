@@ -1,0 +1,45 @@
+//! What the worker counts: plain integers, published to the segment once per turn.
+
+use hyphae_shm::stats::{COUNTERS, Counter, DropReason, counter_at, drop_at};
+
+/// All counters of one worker.
+#[derive(Clone, Debug)]
+pub struct Counters([u64; COUNTERS]);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self([0; COUNTERS])
+    }
+}
+
+impl Counters {
+    /// Adds to a counter.
+    pub fn add(&mut self, counter: Counter, n: u64) {
+        self.0[counter_at(counter)] += n;
+    }
+
+    /// Sets a counter whose total is kept elsewhere.
+    pub fn set(&mut self, counter: Counter, total: u64) {
+        self.0[counter_at(counter)] = total;
+    }
+
+    /// Counts a dropped packet.
+    pub fn drop(&mut self, reason: DropReason) {
+        self.0[drop_at(reason)] += 1;
+    }
+
+    /// A counter's total.
+    pub fn total(&self, counter: Counter) -> u64 {
+        self.0[counter_at(counter)]
+    }
+
+    /// How many packets were dropped for a reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.0[drop_at(reason)]
+    }
+
+    /// All of them, in the order of the stats block.
+    pub fn all(&self) -> &[u64; COUNTERS] {
+        &self.0
+    }
+}

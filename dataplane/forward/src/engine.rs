@@ -1,0 +1,265 @@
+//! The engine's state and the steps that every path shares.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use ahash::RandomState;
+use hyphae_shm::record::{LANE_LINK, LANE_SESSION, PEERS_MAX};
+use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_wire::frame::{
+    FrameKind, LINK_TAG_AT, LinkHeader, PAYLOAD_AT, SEALED_HEADERS_AT, SealedHeaders, TAG_LEN,
+};
+use hyphae_wire::{Endpoint, Nanos, OverlayAddress, SessionIndex, WorkerId};
+use zerocopy::IntoBytes;
+
+use crate::counters::Counters;
+use crate::event::EngineEvent;
+use crate::fib::{Fib, Target};
+use crate::peer::{Peer, Traffic};
+use crate::pending::{Pending, PendingPacket};
+use crate::session::{LaneSet, LinkLane, Role, SessionLane, Slots};
+use crate::verdict::LinkSlot;
+
+/// Events that may wait to be reported; more are not told again (each is repeated or a hint).
+const EVENTS_MAX: usize = 4096;
+
+/// What an engine is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Which worker it serves.
+    pub worker: WorkerId,
+    /// How many there are.
+    pub workers: u16,
+    /// Whether the host has a TUN device.
+    pub has_tun: bool,
+}
+
+/// Where the sessions towards one /64 are.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Destination {
+    pub(crate) lanes: LaneSet,
+}
+
+/// This node's own address.
+#[derive(Clone, Copy)]
+pub(crate) struct Local {
+    pub(crate) address: OverlayAddress,
+    pub(crate) mtu: u16,
+}
+
+/// The forwarding engine of one worker.
+pub struct Engine {
+    pub(crate) config: EngineConfig,
+    pub(crate) local: Option<Local>,
+    pub(crate) links: Slots<LinkLane>,
+    pub(crate) sessions: Slots<SessionLane>,
+    pub(crate) peers: Vec<Option<Box<Peer>>>,
+    pub(crate) dirty_peers: Vec<u32>,
+    pub(crate) destinations: HashMap<u64, Destination, RandomState>,
+    pub(crate) fib: Fib,
+    pub(crate) pending: Pending,
+    pub(crate) events: VecDeque<EngineEvent>,
+    /// Generation that marks what is installed now.
+    pub(crate) generation: u64,
+    /// Counters, to be published by the worker.
+    pub counters: Counters,
+}
+
+impl Engine {
+    /// An engine that knows nobody.
+    pub fn new(config: EngineConfig) -> Self {
+        Self {
+            config,
+            local: None,
+            links: Slots::new(),
+            sessions: Slots::new(),
+            peers: Vec::new(),
+            dirty_peers: Vec::with_capacity(PEERS_MAX as usize),
+            destinations: HashMap::default(),
+            fib: Fib::new(),
+            pending: Pending::new(),
+            events: VecDeque::with_capacity(EVENTS_MAX),
+            generation: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Where frames on a lane go.
+    pub fn endpoint(&self, slot: LinkSlot) -> Option<&Endpoint> {
+        self.links.get(slot.0 as usize).map(|link| &link.endpoint)
+    }
+
+    /// The next thing to report.
+    pub fn next_event(&mut self) -> Option<EngineEvent> {
+        self.events.pop_front()
+    }
+
+    /// A packet of the host whose session has come.
+    pub fn next_ready(&mut self) -> Option<PendingPacket> {
+        self.pending.next_ready()
+    }
+
+    /// Calls `each` for every peer that had traffic since the last call.
+    pub fn drain_traffic(&mut self, mut each: impl FnMut(u32, Traffic)) {
+        for number in self.dirty_peers.drain(..) {
+            let Some(Some(peer)) = self.peers.get_mut(number as usize) else { continue };
+            peer.dirty = false;
+            each(number, std::mem::take(&mut peer.traffic));
+        }
+    }
+
+    /// Gives up what waited too long.
+    pub fn handle_timeout(&mut self, now: Nanos) {
+        for _ in 0..self.pending.expire(now) {
+            self.counters.drop(DropReason::SessionPending);
+        }
+    }
+
+    /// How long nothing has to be done if nothing arrives.
+    pub fn idle_for(&self) -> Option<Duration> {
+        (!self.pending.is_empty()).then_some(Duration::from_millis(500))
+    }
+
+    pub(crate) fn report(&mut self, event: EngineEvent) {
+        if self.events.len() < EVENTS_MAX {
+            self.events.push_back(event);
+        }
+    }
+
+    pub(crate) fn peer_mut(&mut self, number: u32) -> Option<&mut Peer> {
+        self.peers.get_mut(number as usize)?.as_deref_mut()
+    }
+
+    /// Adds to a peer's traffic.
+    pub(crate) fn note_traffic(&mut self, number: u32, add: impl FnOnce(&mut Traffic)) {
+        let Some(Some(peer)) = self.peers.get_mut(number as usize) else { return };
+        add(&mut peer.traffic);
+        if !peer.dirty {
+            peer.dirty = true;
+            self.dirty_peers.push(number);
+        }
+    }
+
+    /// Counts frames that left on a lane.
+    pub fn note_sent(&mut self, lane: LinkSlot, packets: u64, bytes: u64) {
+        let Some(peer) = self.links.get(lane.0 as usize).map(|link| link.peer) else { return };
+        self.note_traffic(peer, |traffic| {
+            traffic.tx_packets += packets;
+            traffic.tx_bytes += bytes;
+        });
+    }
+
+    pub(crate) fn is_local(&self, address: OverlayAddress) -> bool {
+        self.local.is_some_and(|local| local.address.subnet_id() == address.subnet_id())
+    }
+
+    /// The lane on which a frame for `destination` leaves.
+    pub(crate) fn egress(
+        &mut self,
+        destination: OverlayAddress,
+        flow_hash: u16,
+        session: SessionIndex,
+    ) -> Result<usize, DropReason> {
+        let peer = match self.fib.lookup(destination) {
+            None => return Err(DropReason::NoRoute),
+            Some(Target::Discard) => return Err(DropReason::RouteBlackhole),
+            Some(Target::Forward(hops)) => hops.pick(flow_hash),
+        };
+        let peer = self.peer_mut(peer).ok_or(DropReason::AdjacencyDown)?;
+        // At the last hop the lane that ends at the session's worker saves a hand-over there.
+        let slot = if session.0 != 0 && peer.key.address().subnet_id() == destination.subnet_id() {
+            peer.lanes.pick_towards(session.worker(), flow_hash)
+        } else {
+            peer.lanes.pick(flow_hash)
+        };
+        slot.map(|slot| slot as usize).ok_or(DropReason::AdjacencyDown)
+    }
+
+    /// Seals the link part of a transit frame whose routing and session headers are in place and
+    /// whose payload is sealed, for the neighbour at the other end of the lane.
+    pub(crate) fn seal_transit(
+        &mut self,
+        now: Nanos,
+        slot: usize,
+        frame: &mut [u8],
+    ) -> Result<(), DropReason> {
+        let link = self.links.get_mut(slot).ok_or(DropReason::AdjacencyDown)?;
+        let counter = link.lane.next_counter(now).ok_or(DropReason::LinkExpired)?;
+        let index = link.lane.receive_index;
+        let header =
+            LinkHeader::new(FrameKind::Transit, link.lane.send_index.0, counter.value);
+        let aad = link_aad(header.as_bytes(), frame);
+        frame[..SEALED_HEADERS_AT].copy_from_slice(header.as_bytes());
+        let sealed = &mut frame[SEALED_HEADERS_AT..LINK_TAG_AT];
+        let tag = link.lane.seal.seal(counter.value, &aad, sealed);
+        frame[LINK_TAG_AT..PAYLOAD_AT].copy_from_slice(&tag);
+        self.counters.add(Counter::Sealed, 1);
+        if counter.rekey_due {
+            self.report(EngineEvent::RekeyDue { kind: LANE_LINK, receive_index: index.0 });
+        }
+        Ok(())
+    }
+
+    /// Seals the payload of a transit frame end to end. `headers` are what the frame will carry,
+    /// except for the session header, which is filled in here.
+    pub(crate) fn seal_payload(
+        &mut self,
+        now: Nanos,
+        slot: usize,
+        headers: &mut SealedHeaders,
+        frame: &mut [u8],
+    ) -> Result<(), DropReason> {
+        let session = self.sessions.get_mut(slot).ok_or(DropReason::SessionUnknown)?;
+        let counter = session.lane.next_counter(now).ok_or(DropReason::SessionExpired)?;
+        headers.session.receiver.set(session.lane.send_index.0);
+        headers.session.reserved.set(0);
+        headers.session.counter.set(counter.value);
+        let index = session.lane.receive_index;
+        let end = frame.len() - TAG_LEN;
+        let aad = headers.associated_data();
+        let tag = session.lane.seal.seal(counter.value, &aad, &mut frame[PAYLOAD_AT..end]);
+        frame[end..].copy_from_slice(&tag);
+        frame[SEALED_HEADERS_AT..LINK_TAG_AT].copy_from_slice(headers.as_bytes());
+        self.counters.add(Counter::Sealed, 1);
+        if counter.rekey_due {
+            self.report(EngineEvent::RekeyDue { kind: LANE_SESSION, receive_index: index.0 });
+        }
+        Ok(())
+    }
+
+    /// First authentic frame on a link lane that was standing by: from now on it sends.
+    pub(crate) fn activate_link(&mut self, slot: usize) {
+        let workers = usize::from(self.config.workers);
+        let Some(link) = self.links.get_mut(slot) else { return };
+        link.lane.role = Role::Active;
+        let (peer, number, epoch) = (link.peer, link.lane.number, link.lane.epoch);
+        let (index, remote) = (link.lane.receive_index, link.lane.send_index.worker());
+        if let Some(peer) = self.peer_mut(peer) {
+            // Slots have 16 bits.
+            peer.lanes.offer(usize::from(number) / workers, slot as u32, epoch, remote);
+        }
+        self.report(EngineEvent::LaneActive { kind: LANE_LINK, receive_index: index.0 });
+    }
+
+    /// Likewise for a session lane; packets that waited for it can go.
+    pub(crate) fn activate_session(&mut self, slot: usize) {
+        let workers = usize::from(self.config.workers);
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        session.lane.role = Role::Active;
+        let (address, number) = (session.address, session.lane.number);
+        let (epoch, index) = (session.lane.epoch, session.lane.receive_index);
+        let remote = session.lane.send_index.worker();
+        let destination = self.destinations.entry(address.subnet_id()).or_default();
+        destination.lanes.offer(usize::from(number) / workers, slot as u32, epoch, remote);
+        self.pending.release(address);
+        self.report(EngineEvent::LaneActive { kind: LANE_SESSION, receive_index: index.0 });
+    }
+}
+
+/// Associated data of the link AEAD of a transit frame: link header and end-to-end tag.
+pub(crate) fn link_aad(header: &[u8], frame: &[u8]) -> [u8; 2 * TAG_LEN] {
+    let mut aad = [0; 2 * TAG_LEN];
+    aad[..TAG_LEN].copy_from_slice(header);
+    aad[TAG_LEN..].copy_from_slice(&frame[frame.len() - TAG_LEN..]);
+    aad
+}

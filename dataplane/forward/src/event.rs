@@ -1,0 +1,33 @@
+//! What the control plane is to hear of.
+
+use hyphae_wire::{Endpoint, OverlayAddress};
+
+/// Something that the worker reports through the punt ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineEvent {
+    /// Packets wait for an end-to-end session.
+    NeedSession(OverlayAddress),
+    /// A peer's frames come from a new address.
+    EndpointMoved {
+        /// The peer.
+        peer: u32,
+        /// The lane.
+        lane: u16,
+        /// The address.
+        endpoint: Endpoint,
+    },
+    /// A lane that was standing by is in use.
+    LaneActive {
+        /// `record::LANE_LINK` or `record::LANE_SESSION`.
+        kind: u32,
+        /// Our index of it.
+        receive_index: u32,
+    },
+    /// A lane in use is due for renewal.
+    RekeyDue {
+        /// `record::LANE_LINK` or `record::LANE_SESSION`.
+        kind: u32,
+        /// Our index of it.
+        receive_index: u32,
+    },
+}

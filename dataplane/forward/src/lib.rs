@@ -1,0 +1,48 @@
+//! The forwarding engine of one worker: sessions, FIB, verdicts.
+//!
+//! No system calls, no clock, no locks; nothing allocates for a packet. A train comes in as bytes, is
+//! worked on in place in passes over up to [`TRAIN_MAX`] segments, and leaves as one [`Verdict`] per
+//! segment. The worker (dataplane/daemon) carries verdicts out.
+//!
+//! The way of a packet, one step a file:
+//!
+//! ```text
+//! receive/open     classify, open the link header, replay        ┐
+//! receive/route    local or next hop, hop limit                  │ receive.rs drives them
+//! receive/forward  seal the link header for the next hop         │
+//! receive/local    open the payload, check addresses, dispatch   ┘
+//! originate        packets of the host: split, seal, seal
+//! inject           packets of the control plane
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod aead;
+mod apply;
+mod counters;
+mod engine;
+mod event;
+mod fib;
+pub mod host;
+mod inject;
+mod map;
+mod originate;
+mod peer;
+mod pending;
+mod receive;
+mod session;
+mod snapshot;
+mod verdict;
+
+pub use aead::{Aead, AuthError, aes_in_hardware};
+pub use apply::ApplyError;
+pub use counters::Counters;
+pub use engine::{Engine, EngineConfig};
+pub use event::EngineEvent;
+pub use originate::{Departure, HostVerdict, Train};
+pub use pending::PendingPacket;
+pub use snapshot::SnapshotCursor;
+pub use verdict::{LinkSlot, Verdict};
+
+/// Segments worked on in one pass.
+pub const TRAIN_MAX: usize = 64;

@@ -1,0 +1,227 @@
+//! Packets of the host: which session and lane, then split, sealed end to end, sealed for the first
+//! hop, one frame next to the other, so that a super-packet leaves as one train.
+
+use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_wire::frame::{
+    FLAG_PARTIAL_CHECKSUM, OVERHEAD, PAYLOAD_AT, RoutingHeader, SealedHeaders, SessionHeader,
+    TAG_LEN,
+};
+use hyphae_wire::{Nanos, OverlayAddress, Service};
+use zerocopy::FromZeros;
+use zerocopy::little_endian::U16;
+
+use crate::engine::Engine;
+use crate::event::EngineEvent;
+use crate::host::{self, Splitter, TunHeader};
+use crate::pending::Queued;
+use crate::verdict::LinkSlot;
+
+/// Segments and bytes that one send takes.
+const SEGMENTS_MAX: usize = 64;
+const TRAIN_BYTES_MAX: usize = 65_507;
+
+/// Where a packet of the host goes, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Departure {
+    session: u32,
+    egress: u32,
+    destination: OverlayAddress,
+    source: OverlayAddress,
+    hop_limit: u8,
+    flow_hash: u16,
+    mtu: u16,
+}
+
+impl Departure {
+    /// Largest packet of this path, bytes.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+}
+
+/// What becomes of a packet of the host.
+#[derive(Clone, Copy, Debug)]
+pub enum HostVerdict {
+    /// It can go.
+    Depart(Departure),
+    /// It was copied and waits for a session.
+    Wait,
+    /// It is dropped; counted.
+    Drop(DropReason),
+}
+
+/// Frames that were built next to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Train {
+    /// Lane they leave on.
+    pub lane: LinkSlot,
+    /// Bytes of all.
+    pub len: usize,
+    /// Bytes of each but the last.
+    pub segment: usize,
+}
+
+impl Engine {
+    /// Decides about a packet or super-packet of the host.
+    pub fn route_host(&mut self, now: Nanos, header: &TunHeader, packet: &[u8]) -> HostVerdict {
+        match self.depart(now, header, packet) {
+            Ok(Some(departure)) => HostVerdict::Depart(departure),
+            Ok(None) => HostVerdict::Wait,
+            Err(reason) => {
+                self.counters.drop(reason);
+                HostVerdict::Drop(reason)
+            }
+        }
+    }
+
+    fn depart(
+        &mut self,
+        now: Nanos,
+        header: &TunHeader,
+        packet: &[u8],
+    ) -> Result<Option<Departure>, DropReason> {
+        if packet.first().is_none_or(|byte| byte >> 4 != 6) {
+            return Err(DropReason::TunNotIpv6);
+        }
+        let inner = host::inspect(packet).ok_or(DropReason::TunMalformed)?;
+        let local = self.local.ok_or(DropReason::TunSourceForeign)?;
+        if !self.is_local(inner.source) {
+            return Err(DropReason::TunSourceForeign);
+        }
+        if !inner.destination.is_overlay() || self.is_local(inner.destination) {
+            return Err(DropReason::TunDestinationForeign);
+        }
+        let sessions = self.destinations.get(&inner.destination.subnet_id());
+        let Some(slot) = sessions.and_then(|found| found.lanes.pick(inner.flow_hash)) else {
+            // No session is looked for where no frame could go.
+            if self.fib.lookup(inner.destination).is_none() {
+                return Err(DropReason::NoRoute);
+            }
+            match self.pending.push(now, inner.destination, header, packet) {
+                Queued::Tell => self.report(EngineEvent::NeedSession(inner.destination)),
+                Queued::Quiet => {}
+                Queued::Full => return Err(DropReason::SessionPending),
+            }
+            return Ok(None);
+        };
+        let session = self.sessions.get(slot as usize).ok_or(DropReason::SessionUnknown)?;
+        let (mtu, remote) = (session.mtu, session.lane.send_index);
+        let egress = self.egress(inner.destination, inner.flow_hash, remote)?;
+        Ok(Some(Departure {
+            session: slot,
+            // Slots have 16 bits.
+            egress: egress as u32,
+            destination: inner.destination,
+            source: inner.source,
+            hop_limit: inner.hop_limit,
+            flow_hash: inner.flow_hash,
+            mtu: mtu.min(local.mtu),
+        }))
+    }
+
+    /// Builds as many frames of a packet as fit `space` and one train. `None` when none fits or the
+    /// lanes are past their limits; what remains of the packet is then dropped and counted.
+    pub fn originate(
+        &mut self,
+        now: Nanos,
+        departure: &Departure,
+        splitter: &mut Splitter<'_>,
+        space: &mut [u8],
+    ) -> Option<Train> {
+        let segment = splitter.segment_len() + OVERHEAD;
+        let (mut at, mut frames) = (0, 0);
+        while let Some(len) = splitter.next_len() {
+            let end = at + len + OVERHEAD;
+            if end > space.len().min(TRAIN_BYTES_MAX) || frames == SEGMENTS_MAX {
+                break;
+            }
+            let frame = &mut space[at..end];
+            splitter.write_next(&mut frame[PAYLOAD_AT..PAYLOAD_AT + len]);
+            let flags = if splitter.partial_checksum() { FLAG_PARTIAL_CHECKSUM } else { 0 };
+            let mut headers = departure.headers(Service::Ipv6, len, flags);
+            if let Err(reason) =
+                self.seal_both(now, departure.session, departure.egress, &mut headers, frame)
+            {
+                self.counters.drop(reason);
+                break;
+            }
+            at = end;
+            frames += 1;
+        }
+        if frames == 0 {
+            return None;
+        }
+        self.counters.add(Counter::TunRxPackets, frames as u64);
+        Some(Train { lane: LinkSlot(departure.egress), len: at, segment })
+    }
+
+    /// Builds one frame of a service of this node in `space`.
+    pub(crate) fn originate_service(
+        &mut self,
+        now: Nanos,
+        departure: &Departure,
+        service: Service,
+        payload: &[u8],
+        space: &mut [u8],
+    ) -> Result<Train, DropReason> {
+        let len = payload.len() + OVERHEAD;
+        let frame = space.get_mut(..len).ok_or(DropReason::NoBuffer)?;
+        frame[PAYLOAD_AT..len - TAG_LEN].copy_from_slice(payload);
+        let mut headers = departure.headers(service, payload.len(), 0);
+        self.seal_both(now, departure.session, departure.egress, &mut headers, frame)?;
+        Ok(Train { lane: LinkSlot(departure.egress), len, segment: len })
+    }
+
+    fn seal_both(
+        &mut self,
+        now: Nanos,
+        session: u32,
+        egress: u32,
+        headers: &mut SealedHeaders,
+        frame: &mut [u8],
+    ) -> Result<(), DropReason> {
+        self.seal_payload(now, session as usize, headers, frame)?;
+        self.seal_transit(now, egress as usize, frame)
+    }
+
+    /// A departure for a packet of this node itself on a session lane.
+    pub(crate) fn departure_on(
+        &mut self,
+        session: usize,
+        destination: OverlayAddress,
+        hop_limit: u8,
+    ) -> Result<Departure, DropReason> {
+        let source = self.local.ok_or(DropReason::SourceSpoofed)?.address;
+        let held = self.sessions.get(session).ok_or(DropReason::SessionUnknown)?;
+        let (mtu, remote) = (held.mtu, held.lane.send_index);
+        let egress = self.egress(destination, 0, remote)?;
+        Ok(Departure {
+            // Slots have 16 bits.
+            session: session as u32,
+            egress: egress as u32,
+            destination,
+            source,
+            hop_limit,
+            flow_hash: 0,
+            mtu,
+        })
+    }
+}
+
+impl Departure {
+    pub(crate) fn headers(&self, service: Service, len: usize, flags: u16) -> SealedHeaders {
+        SealedHeaders {
+            routing: RoutingHeader {
+                destination: self.destination,
+                source: self.source,
+                hop_limit: self.hop_limit,
+                service: service.code(),
+                flow_hash: U16::new(self.flow_hash),
+                // A frame fits a datagram, so its payload fits 16 bits.
+                payload_len: U16::new(len as u16),
+                flags: U16::new(flags),
+            },
+            session: SessionHeader::new_zeroed(),
+        }
+    }
+}

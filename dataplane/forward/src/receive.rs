@@ -1,0 +1,95 @@
+//! What arrives from the underlay, a train at a time.
+
+mod forward;
+mod local;
+mod open;
+mod route;
+
+use hyphae_shm::stats::Counter;
+use hyphae_wire::{Endpoint, Nanos};
+
+use crate::TRAIN_MAX;
+use crate::engine::Engine;
+use crate::verdict::{LinkSlot, Verdict};
+
+/// What the passes know of one segment.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Its verdict is final.
+    Final,
+    /// A transit frame, link part open, that came on this lane.
+    Opened { ingress: u32 },
+    /// To be sealed for this lane.
+    Forward { egress: u32 },
+    /// For this node.
+    Local { peer: u32 },
+}
+
+impl Engine {
+    /// Works through a train of `segment`-byte frames (the last may be shorter) from `from`, in place.
+    /// Appends one verdict per segment to `verdicts`.
+    pub fn receive(
+        &mut self,
+        now: Nanos,
+        from: &Endpoint,
+        train: &mut [u8],
+        segment: usize,
+        verdicts: &mut Vec<Verdict>,
+    ) {
+        self.counters.add(Counter::UnderlayRxTrains, 1);
+        self.counters.add(Counter::UnderlayRxBytes, train.len() as u64);
+        let segment = segment.max(1);
+        self.counters.add(Counter::UnderlayRxPackets, train.len().div_ceil(segment) as u64);
+        for part in train.chunks_mut(segment * TRAIN_MAX) {
+            self.receive_part(now, from, part, segment, verdicts);
+        }
+    }
+
+    fn receive_part(
+        &mut self,
+        now: Nanos,
+        from: &Endpoint,
+        part: &mut [u8],
+        segment: usize,
+        verdicts: &mut Vec<Verdict>,
+    ) {
+        let mut steps = [Step::Final; TRAIN_MAX];
+        let first = verdicts.len();
+        for (step, frame) in steps.iter_mut().zip(part.chunks_mut(segment)) {
+            let (next, verdict) = match self.open_frame(now, from, frame) {
+                Ok(ingress) => (Step::Opened { ingress }, Verdict::Done),
+                Err(verdict) => (Step::Final, verdict),
+            };
+            *step = next;
+            verdicts.push(verdict);
+        }
+        let verdicts = &mut verdicts[first..];
+        self.route_opened(part, segment, &mut steps, verdicts);
+        self.forward_routed(now, part, segment, &steps, verdicts);
+        for (n, frame) in part.chunks_mut(segment).enumerate() {
+            if let Step::Local { peer } = steps[n] {
+                verdicts[n] = self.receive_local(now, peer, frame);
+            }
+        }
+        verdicts.iter().for_each(|verdict| self.count(verdict));
+    }
+
+    /// A frame whose link part another worker has opened; its end-to-end session is ours.
+    pub fn receive_opened(&mut self, now: Nanos, peer: u32, frame: &mut [u8]) -> Verdict {
+        let verdict = self.receive_local(now, peer, frame);
+        self.count(&verdict);
+        verdict
+    }
+
+    fn count(&mut self, verdict: &Verdict) {
+        if let Verdict::Drop(reason) = verdict {
+            self.counters.drop(*reason);
+        }
+    }
+}
+
+/// A lane as a verdict.
+fn transmit(slot: usize) -> Verdict {
+    // Slots have 16 bits.
+    Verdict::Transmit(LinkSlot(slot as u32))
+}

@@ -1,0 +1,149 @@
+//! Frames for this node: open the payload, check that the sender may say what it says, dispatch.
+
+use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::frame::{
+    FLAG_PARTIAL_CHECKSUM, HOP_LIMIT_DEFAULT, LINK_TAG_AT, PAYLOAD_AT, SEALED_HEADERS_AT,
+    SealedHeaders, TAG_LEN, handshake_trailer,
+};
+use hyphae_wire::{Nanos, Service, SessionIndex};
+use zerocopy::FromBytes;
+
+use super::transmit;
+use crate::engine::Engine;
+use crate::host;
+use crate::session::Role;
+use crate::verdict::Verdict;
+
+impl Engine {
+    /// A frame whose link part is open and whose destination is this node's /64; its lengths were
+    /// checked by the route pass.
+    pub(super) fn receive_local(&mut self, now: Nanos, peer: u32, frame: &mut [u8]) -> Verdict {
+        let headers = SealedHeaders::read_from_bytes(&frame[SEALED_HEADERS_AT..LINK_TAG_AT]);
+        let Ok(headers) = headers else { return Verdict::Drop(DropReason::FrameTooShort) };
+        let Some(service) = Service::from_code(headers.routing.service) else {
+            return Verdict::Drop(DropReason::ServiceUnknown);
+        };
+        let end = frame.len() - TAG_LEN;
+        let punt = |receive_index| Verdict::PuntService {
+            destination: headers.routing.destination,
+            source: headers.routing.source,
+            receive_index,
+            peer,
+            service,
+            hop_limit: headers.routing.hop_limit,
+            offset: PAYLOAD_AT as u32,
+            // A datagram is at most 64 KiB.
+            len: (end - PAYLOAD_AT) as u32,
+        };
+        if service == Service::Handshake {
+            let (payload, trailer) = frame[PAYLOAD_AT..].split_at(end - PAYLOAD_AT);
+            let whole = handshake_trailer(payload) == *trailer;
+            return if whole { punt(0) } else { Verdict::Drop(DropReason::HandshakeMalformed) };
+        }
+        let index = SessionIndex(headers.session.receiver.get());
+        let owner = index.worker();
+        if owner != self.config.worker && owner.0 < self.config.workers {
+            return Verdict::HandoverOpened { worker: owner, peer };
+        }
+        let slot = match self.open_payload(now, &headers, index, frame) {
+            Ok(slot) => slot,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        match service {
+            Service::Ipv6 => self.deliver(&headers, &mut frame[PAYLOAD_AT..end]),
+            Service::Control => match control::parse(&frame[PAYLOAD_AT..end]) {
+                None => Verdict::Drop(DropReason::ControlMalformed),
+                Some((ControlKind::Keepalive, _)) => Verdict::Done,
+                Some((ControlKind::Probe, _)) => self.answer_probe(now, slot, headers, frame),
+                Some((ControlKind::ProbeReply | ControlKind::Routing | ControlKind::Close, _)) => {
+                    punt(index.0)
+                }
+            },
+            Service::Message => punt(index.0),
+            Service::Handshake => Verdict::Drop(DropReason::ServiceUnknown),
+        }
+    }
+
+    fn open_payload(
+        &mut self,
+        now: Nanos,
+        headers: &SealedHeaders,
+        index: SessionIndex,
+        frame: &mut [u8],
+    ) -> Result<usize, DropReason> {
+        let slot = self.sessions.find(index).ok_or(DropReason::SessionUnknown)?;
+        let session = self.sessions.get_mut(slot).ok_or(DropReason::SessionUnknown)?;
+        if session.lane.expired(now) {
+            return Err(DropReason::SessionExpired);
+        }
+        if headers.routing.source.subnet_id() != session.address.subnet_id() {
+            return Err(DropReason::SourceSpoofed);
+        }
+        let counter = headers.session.counter.get();
+        if !session.lane.replay.is_fresh(counter) {
+            return Err(DropReason::SessionReplay);
+        }
+        self.counters.add(Counter::Opened, 1);
+        let aad = headers.associated_data();
+        let opened = session.lane.open.open(counter, &aad, &mut frame[PAYLOAD_AT..]);
+        opened.map_err(|_| DropReason::SessionAuth)?;
+        session.lane.replay.note(counter);
+        if session.lane.role == Role::Standby {
+            self.activate_session(slot);
+        }
+        Ok(slot)
+    }
+
+    /// An IPv6 packet for the host.
+    fn deliver(&mut self, headers: &SealedHeaders, packet: &mut [u8]) -> Verdict {
+        let Some(inner) = host::inspect(packet) else {
+            return Verdict::Drop(DropReason::InnerMalformed);
+        };
+        let routing = &headers.routing;
+        // The routing source was held against the session's key.
+        if inner.source.subnet_id() != routing.source.subnet_id() {
+            return Verdict::Drop(DropReason::SourceSpoofed);
+        }
+        if inner.destination != routing.destination {
+            return Verdict::Drop(DropReason::DestinationMismatch);
+        }
+        if !self.config.has_tun {
+            return Verdict::Drop(DropReason::NoTun);
+        }
+        packet[7] = routing.hop_limit;
+        self.counters.add(Counter::TunTxPackets, 1);
+        Verdict::Deliver {
+            offset: PAYLOAD_AT as u32,
+            // A datagram is at most 64 KiB.
+            len: packet.len() as u32,
+            partial_checksum: routing.flags.get() & FLAG_PARTIAL_CHECKSUM != 0,
+        }
+    }
+
+    /// Sends a probe back to the end of the session that asked, in the frame it came in.
+    fn answer_probe(
+        &mut self,
+        now: Nanos,
+        slot: usize,
+        mut headers: SealedHeaders,
+        frame: &mut [u8],
+    ) -> Verdict {
+        self.counters.add(Counter::ProbesAnswered, 1);
+        frame[PAYLOAD_AT] = ControlKind::ProbeReply.code();
+        let routing = &mut headers.routing;
+        std::mem::swap(&mut routing.destination, &mut routing.source);
+        routing.hop_limit = HOP_LIMIT_DEFAULT;
+        let (destination, flow_hash) = (routing.destination, routing.flow_hash.get());
+        let sent = self.seal_payload(now, slot, &mut headers, frame).and_then(|()| {
+            let session = SessionIndex(headers.session.receiver.get());
+            let egress = self.egress(destination, flow_hash, session)?;
+            self.seal_transit(now, egress, frame)?;
+            Ok(egress)
+        });
+        match sent {
+            Ok(egress) => transmit(egress),
+            Err(reason) => Verdict::Drop(reason),
+        }
+    }
+}

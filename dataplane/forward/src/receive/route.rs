@@ -1,0 +1,88 @@
+//! Second pass: for this node, or towards which lane.
+
+use hyphae_shm::stats::DropReason;
+use hyphae_wire::frame::{
+    FLAG_PARTIAL_CHECKSUM, LINK_TAG_AT, OVERHEAD, SEALED_HEADERS_AT, SealedHeaders,
+};
+use hyphae_wire::{OverlayAddress, Service, SessionIndex};
+use zerocopy::FromBytes;
+
+use super::Step;
+use crate::engine::Engine;
+use crate::verdict::Verdict;
+
+/// The last decision: segments of a train mostly go the same way.
+#[derive(Clone, Copy)]
+struct Recent {
+    destination: OverlayAddress,
+    flow_hash: u16,
+    session: u32,
+    egress: Result<usize, DropReason>,
+}
+
+impl Engine {
+    pub(super) fn route_opened(
+        &mut self,
+        part: &mut [u8],
+        segment: usize,
+        steps: &mut [Step],
+        verdicts: &mut [Verdict],
+    ) {
+        let mut recent = None;
+        for (n, frame) in part.chunks_mut(segment).enumerate() {
+            let Step::Opened { ingress } = steps[n] else { continue };
+            match self.route_frame(frame, ingress, &mut recent) {
+                Ok(step) => steps[n] = step,
+                Err(reason) => {
+                    steps[n] = Step::Final;
+                    verdicts[n] = Verdict::Drop(reason);
+                }
+            }
+        }
+    }
+
+    fn route_frame(
+        &mut self,
+        frame: &mut [u8],
+        ingress: u32,
+        recent: &mut Option<Recent>,
+    ) -> Result<Step, DropReason> {
+        let len = frame.len();
+        let headers = SealedHeaders::mut_from_bytes(&mut frame[SEALED_HEADERS_AT..LINK_TAG_AT])
+            .map_err(|_| DropReason::FrameTooShort)?;
+        let routing = &mut headers.routing;
+        if usize::from(routing.payload_len.get()) != len - OVERHEAD {
+            return Err(DropReason::LengthMismatch);
+        }
+        if routing.flags.get() & !FLAG_PARTIAL_CHECKSUM != 0 {
+            return Err(DropReason::FrameReservedBits);
+        }
+        Service::from_code(routing.service).ok_or(DropReason::ServiceUnknown)?;
+        let destination = routing.destination;
+        if self.is_local(destination) {
+            let link = self.links.get(ingress as usize).ok_or(DropReason::LinkUnknown)?;
+            return Ok(Step::Local { peer: link.peer });
+        }
+        if routing.hop_limit <= 1 {
+            return Err(DropReason::HopLimit);
+        }
+        routing.hop_limit -= 1;
+        let (flow_hash, session) = (routing.flow_hash.get(), headers.session.receiver.get());
+        let egress = match recent {
+            Some(last)
+                if last.destination == destination
+                    && last.flow_hash == flow_hash
+                    && last.session == session =>
+            {
+                last.egress
+            }
+            _ => {
+                let egress = self.egress(destination, flow_hash, SessionIndex(session));
+                *recent = Some(Recent { destination, flow_hash, session, egress });
+                egress
+            }
+        };
+        // Slots have 16 bits.
+        egress.map(|slot| Step::Forward { egress: slot as u32 })
+    }
+}

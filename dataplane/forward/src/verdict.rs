@@ -1,0 +1,69 @@
+//! What is to happen to a packet.
+
+use hyphae_shm::stats::DropReason;
+use hyphae_wire::{OverlayAddress, Service, WorkerId};
+
+/// A link lane of this worker, by position; valid until the next control record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinkSlot(pub u32);
+
+/// Outcome of one segment. Offsets count from the start of the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing more to do; counted.
+    Drop(DropReason),
+    /// Consumed by the engine; counted.
+    Done,
+    /// Ready to leave, whole, on this lane.
+    Transmit(LinkSlot),
+    /// An IPv6 packet for the host.
+    Deliver {
+        /// Where it begins.
+        offset: u32,
+        /// Its length.
+        len: u32,
+        /// Its transport checksum is to be completed.
+        partial_checksum: bool,
+    },
+    /// As it came, for the worker that owns its link session.
+    Handover(WorkerId),
+    /// Link part opened, for the worker that owns its end-to-end session.
+    HandoverOpened {
+        /// That worker.
+        worker: WorkerId,
+        /// The neighbour it came from.
+        peer: u32,
+    },
+    /// A link handshake frame for the control plane.
+    PuntHandshake,
+    /// A neighbour's control message for the control plane.
+    PuntLinkLocal {
+        /// The neighbour.
+        peer: u32,
+        /// Our index of the lane.
+        receive_index: u32,
+        /// Where the message begins.
+        offset: u32,
+        /// Its length.
+        len: u32,
+    },
+    /// A packet for a service of this node.
+    PuntService {
+        /// Where it was sent to.
+        destination: OverlayAddress,
+        /// Who sent it.
+        source: OverlayAddress,
+        /// Our index of the session lane; 0 for a handshake.
+        receive_index: u32,
+        /// The neighbour it came from.
+        peer: u32,
+        /// Which service.
+        service: Service,
+        /// Hops left.
+        hop_limit: u8,
+        /// Where the payload begins.
+        offset: u32,
+        /// Its length.
+        len: u32,
+    },
+}

@@ -1,0 +1,238 @@
+//! Link, routing and session headers: the bytes of every frame but handshakes.
+//!
+//! ```text
+//! transit frame (UDP payload), OVERHEAD = 104 bytes around the payload
+//! +-----------------+-------------------+-------------------+----------+--------------------+---------+
+//! | link header 16  | routing header 40 | session header 16 | link tag | payload ciphertext | e2e tag |
+//! |                 |    sealed per hop by the link AEAD    |    16    | sealed end to end  |   16    |
+//! +-----------------+-------------------+-------------------+----------+--------------------+---------+
+//!   link AAD = link header || e2e tag       e2e AAD = routing header with hop limit 0 || session header
+//!
+//! link-local frame
+//! +-----------------+----------------------------+----------+
+//! | link header 16  | payload, sealed per hop    | link tag |      link AAD = link header
+//! +-----------------+----------------------------+----------+
+//! ```
+//!
+//! The nonce of either AEAD is four zero bytes and the little-endian counter of the header.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
+
+use crate::OverlayAddress;
+
+/// Bytes of an AEAD tag.
+pub const TAG_LEN: usize = 16;
+/// Bytes of the link header.
+pub const LINK_HEADER_LEN: usize = size_of::<LinkHeader>();
+/// Offset of the part of a transit frame that the link AEAD encrypts.
+pub const SEALED_HEADERS_AT: usize = LINK_HEADER_LEN;
+/// Bytes of that part: routing and session header.
+pub const SEALED_HEADERS_LEN: usize = size_of::<RoutingHeader>() + size_of::<SessionHeader>();
+/// Offset of the link tag of a transit frame.
+pub const LINK_TAG_AT: usize = SEALED_HEADERS_AT + SEALED_HEADERS_LEN;
+/// Offset of the payload of a transit frame.
+pub const PAYLOAD_AT: usize = LINK_TAG_AT + TAG_LEN;
+/// What a transit frame adds to the packet it carries.
+pub const OVERHEAD: usize = PAYLOAD_AT + TAG_LEN;
+/// What a link-local frame adds to its payload.
+pub const LINK_LOCAL_OVERHEAD: usize = LINK_HEADER_LEN + TAG_LEN;
+/// Hop limit of frames that no inner packet gives one to.
+pub const HOP_LIMIT_DEFAULT: u8 = 64;
+/// Largest payload of a transit frame: the datagram must fit 65,507 bytes.
+pub const PAYLOAD_MAX: usize = 65_507 - OVERHEAD;
+/// TUN MTU that fits a 1500-byte underlay over IPv6 and UDP: 1500 - 48 - 104, rounded down to 20.
+pub const MTU_DEFAULT: u16 = 1340;
+
+/// What a UDP payload is: the first byte of the link header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameKind {
+    /// Routed, payload sealed end to end.
+    Transit,
+    /// Between neighbours, payload sealed by the link.
+    LinkLocal,
+    /// First message of a link handshake.
+    HandshakeInit,
+    /// Second message.
+    HandshakeResponse,
+    /// Third message.
+    HandshakeFinish,
+}
+
+impl FrameKind {
+    /// Code on the wire. 6 (cookie reply) and 7 (stateless reset) are reserved.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Transit => 1,
+            Self::LinkLocal => 2,
+            Self::HandshakeInit => 3,
+            Self::HandshakeResponse => 4,
+            Self::HandshakeFinish => 5,
+        }
+    }
+
+    /// The kind of a code, if it is known.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Transit,
+            2 => Self::LinkLocal,
+            3 => Self::HandshakeInit,
+            4 => Self::HandshakeResponse,
+            5 => Self::HandshakeFinish,
+            _ => return None,
+        })
+    }
+}
+
+/// Start of every UDP payload.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct LinkHeader {
+    /// [`FrameKind`] code.
+    pub kind: u8,
+    /// Zero; a receiver refuses anything else.
+    pub flags: u8,
+    /// Zero; a receiver refuses anything else.
+    pub reserved: U16,
+    /// Index that the receiver gave to this lane; 0 in handshakes.
+    pub receiver: U32,
+    /// Packet counter of the sender on this lane; 0 in handshakes.
+    pub counter: U64,
+}
+
+const _: () = assert!(size_of::<LinkHeader>() == 16);
+
+impl LinkHeader {
+    /// A header with flags and reserved bits zero.
+    pub fn new(kind: FrameKind, receiver: u32, counter: u64) -> Self {
+        Self {
+            kind: kind.code(),
+            flags: 0,
+            reserved: U16::ZERO,
+            receiver: U32::new(receiver),
+            counter: U64::new(counter),
+        }
+    }
+
+    /// The header at the start of a datagram and the rest of it; `None` when it is too short.
+    pub fn split(datagram: &[u8]) -> Option<(&Self, &[u8])> {
+        let (header, rest) = Ref::<_, Self>::from_prefix(datagram).ok()?;
+        Some((Ref::into_ref(header), rest))
+    }
+}
+
+/// What the payload of a transit frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// An IPv6 packet.
+    Ipv6,
+    /// A message of the end-to-end handshake; not sealed end to end, its trailer is
+    /// [`handshake_trailer`].
+    Handshake,
+    /// An end-to-end control message ([`crate::control`]).
+    Control,
+    /// A packet of the message bus.
+    Message,
+}
+
+impl Service {
+    /// Code on the wire.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Ipv6 => 0,
+            Self::Handshake => 1,
+            Self::Control => 2,
+            Self::Message => 3,
+        }
+    }
+
+    /// The service of a code, if it is known.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => Self::Ipv6,
+            1 => Self::Handshake,
+            2 => Self::Control,
+            3 => Self::Message,
+            _ => return None,
+        })
+    }
+}
+
+/// Set in [`RoutingHeader::flags`] when the transport checksum of the inner packet holds no sum and
+/// is to be completed by whoever delivers it (the AEAD guards the bytes meanwhile).
+pub const FLAG_PARTIAL_CHECKSUM: u16 = 1;
+
+/// Where a transit frame goes; read and rewritten by every hop.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct RoutingHeader {
+    /// Overlay address of the receiver.
+    pub destination: OverlayAddress,
+    /// Overlay address of the sender.
+    pub source: OverlayAddress,
+    /// Decremented by every relay; a frame that would reach 0 is dropped. Copied from the inner
+    /// packet and written back into it on delivery.
+    pub hop_limit: u8,
+    /// [`Service`] code.
+    pub service: u8,
+    /// Hash of the inner flow, chosen by the sender; equal for packets that must not be reordered.
+    pub flow_hash: U16,
+    /// Bytes of the payload without the end-to-end tag. Must be exactly what the datagram holds.
+    pub payload_len: U16,
+    /// [`FLAG_PARTIAL_CHECKSUM`]; other bits are zero.
+    pub flags: U16,
+}
+
+const _: () = assert!(size_of::<RoutingHeader>() == 40);
+
+/// Which end-to-end session sealed the payload.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct SessionHeader {
+    /// Index that the receiver gave to this lane; 0 in handshakes.
+    pub receiver: U32,
+    /// Zero.
+    pub reserved: U32,
+    /// Packet counter of the sender on this lane.
+    pub counter: U64,
+}
+
+const _: () = assert!(size_of::<SessionHeader>() == 16);
+
+/// The two headers that the link AEAD encrypts, as one view.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct SealedHeaders {
+    /// Where the frame goes.
+    pub routing: RoutingHeader,
+    /// Who can open its payload.
+    pub session: SessionHeader,
+}
+
+const _: () = assert!(size_of::<SealedHeaders>() == SEALED_HEADERS_LEN);
+
+impl SealedHeaders {
+    /// Associated data of the end-to-end AEAD: both headers, with the hop limit zero because every
+    /// hop changes it.
+    pub fn associated_data(&self) -> [u8; SEALED_HEADERS_LEN] {
+        let mut copy = *self;
+        copy.routing.hop_limit = 0;
+        zerocopy::transmute!(copy)
+    }
+}
+
+/// AEAD nonce of a counter: four zero bytes, then the counter in little-endian.
+pub fn nonce(counter: u64) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    nonce
+}
+
+/// The last 16 bytes of a [`Service::Handshake`] frame, in place of an end-to-end tag: a BLAKE3
+/// digest of the payload, so that the link AEAD, which covers these bytes, ties header and payload
+/// together on every hop.
+pub fn handshake_trailer(payload: &[u8]) -> [u8; TAG_LEN] {
+    let mut trailer = [0; TAG_LEN];
+    trailer.copy_from_slice(&blake3::hash(payload).as_bytes()[..TAG_LEN]);
+    trailer
+}

@@ -1,0 +1,260 @@
+//! Framing and payloads of handshakes.
+//!
+//! The same three Noise XX messages serve a link (in frames of their own) and an end-to-end session
+//! (in transit frames of [`crate::Service::Handshake`]). Each is preceded by a [`HandshakeHeader`].
+//! The first link message is padded with zeros to [`INIT_LEN`], so that no answer is longer than
+//! what provoked it.
+//!
+//! ```text
+//! link:        | link header 16 | handshake header 32 | Noise message | padding (first message only) |
+//! end to end:                   | handshake header 32 | Noise message |
+//! ```
+//!
+//! Payload of each Noise message ([`Offer`]), the first in the clear but covered by the transcript:
+//!
+//! ```text
+//! | version | suites | workers | lanes | mtu u16 | ports | reserved | ports x u16 | lanes x u32 |
+//! ```
+//!
+//! Message 1 offers suites and names the worker count. Message 2 chooses one suite and lists the
+//! responder's receiver index for each of `max(W_i, W_r)` lanes; message 3 lists the initiator's.
+
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
+
+use crate::frame::{FrameKind, LINK_HEADER_LEN, LinkHeader};
+use crate::index::{LANES_MAX, WORKERS_MAX};
+use crate::{SessionIndex, SuiteSet};
+
+/// Version of handshake and frames; a node refuses every other.
+pub const VERSION: u8 = 1;
+/// Bytes of a first link message, padding included.
+pub const INIT_LEN: usize = 1200;
+/// Largest Noise message of a handshake.
+pub const NOISE_MAX: usize = INIT_LEN - LINK_HEADER_LEN - size_of::<HandshakeHeader>();
+/// The Noise protocol of both handshakes.
+pub const NOISE_PATTERN: &str = "Noise_XX_25519_ChaChaPoly_BLAKE2s";
+
+/// Which of the three messages this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// `-> e`
+    Init,
+    /// `<- e, ee, s, es`
+    Response,
+    /// `-> s, se`
+    Finish,
+}
+
+impl Step {
+    /// Code on the wire.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Init => 1,
+            Self::Response => 2,
+            Self::Finish => 3,
+        }
+    }
+
+    /// The step of a code.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Init,
+            2 => Self::Response,
+            3 => Self::Finish,
+            _ => return None,
+        })
+    }
+
+    /// The link frame that carries this step.
+    pub const fn frame_kind(self) -> FrameKind {
+        match self {
+            Self::Init => FrameKind::HandshakeInit,
+            Self::Response => FrameKind::HandshakeResponse,
+            Self::Finish => FrameKind::HandshakeFinish,
+        }
+    }
+}
+
+/// Precedes every Noise message.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct HandshakeHeader {
+    /// [`VERSION`].
+    pub version: u8,
+    /// [`Step`] code.
+    pub step: u8,
+    /// Bytes of the Noise message.
+    pub noise_len: U16,
+    /// Random number by which the sender knows this handshake.
+    pub sender: U32,
+    /// The other side's `sender`; 0 in the first message.
+    pub receiver: U32,
+    /// Zero.
+    pub reserved: U32,
+    /// Proof of address under load, else zero.
+    pub cookie: [u8; 16],
+}
+
+const _: () = assert!(size_of::<HandshakeHeader>() == 32);
+
+/// A handshake message taken apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// Which of the three.
+    pub step: Step,
+    /// Its header.
+    pub header: &'a HandshakeHeader,
+    /// The Noise message.
+    pub noise: &'a [u8],
+}
+
+/// Why a handshake message was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// Shorter than its headers or than the length they state.
+    #[error("handshake message is cut short")]
+    Short,
+    /// Another version of the protocol.
+    #[error("handshake of protocol version {0}; this node speaks {VERSION}")]
+    Version(u8),
+    /// A step that does not exist, or not the one that the frame kind says.
+    #[error("handshake step {0} is not valid here")]
+    Step(u8),
+    /// A payload that contradicts itself or the protocol's limits.
+    #[error("handshake payload is not valid")]
+    Offer,
+}
+
+impl<'a> Message<'a> {
+    /// Takes apart handshake header and Noise message; bytes after them are padding.
+    ///
+    /// # Errors
+    /// When it is cut short, of another version, or of an unknown step.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, HandshakeError> {
+        let (header, rest) =
+            Ref::<_, HandshakeHeader>::from_prefix(bytes).map_err(|_| HandshakeError::Short)?;
+        let header = Ref::into_ref(header);
+        if header.version != VERSION {
+            return Err(HandshakeError::Version(header.version));
+        }
+        let step = Step::from_code(header.step).ok_or(HandshakeError::Step(header.step))?;
+        let noise = rest.get(..usize::from(header.noise_len.get())).ok_or(HandshakeError::Short)?;
+        Ok(Self { step, header, noise })
+    }
+
+    /// Takes apart a whole link frame.
+    ///
+    /// # Errors
+    /// As [`Self::parse`]; also when frame kind and step differ, or a first message is shorter than
+    /// [`INIT_LEN`].
+    pub fn parse_frame(datagram: &'a [u8]) -> Result<Self, HandshakeError> {
+        let (link, rest) = LinkHeader::split(datagram).ok_or(HandshakeError::Short)?;
+        let message = Self::parse(rest)?;
+        if message.step.frame_kind().code() != link.kind {
+            return Err(HandshakeError::Step(message.header.step));
+        }
+        if message.step == Step::Init && datagram.len() < INIT_LEN {
+            return Err(HandshakeError::Short);
+        }
+        Ok(message)
+    }
+}
+
+/// Writes handshake header and Noise message.
+///
+/// # Panics
+/// When `noise` is longer than [`NOISE_MAX`].
+pub fn encode(step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+    assert!(noise.len() <= NOISE_MAX, "a Noise message of this protocol fits the first frame");
+    let header = HandshakeHeader {
+        version: VERSION,
+        step: step.code(),
+        noise_len: U16::new(u16::try_from(noise.len()).unwrap_or(u16::MAX)),
+        sender: U32::new(sender),
+        receiver: U32::new(receiver),
+        reserved: U32::ZERO,
+        cookie: [0; 16],
+    };
+    [header.as_bytes(), noise].concat()
+}
+
+/// Writes a whole link frame, the first message padded.
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_frame(step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+    let link = LinkHeader::new(step.frame_kind(), 0, 0);
+    let mut frame = [link.as_bytes(), &encode(step, sender, receiver, noise)].concat();
+    if step == Step::Init {
+        frame.resize(INIT_LEN, 0);
+    }
+    frame
+}
+
+/// Payload of a handshake message: what a side offers or has chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Suites offered (message 1) or the one chosen (messages 2 and 3).
+    pub suites: SuiteSet,
+    /// Workers of the sender, 1 to 64.
+    pub workers: u16,
+    /// Largest inner packet the sender takes, bytes.
+    pub mtu: u16,
+    /// UDP port of each worker, as the sender bound them; empty end to end.
+    pub ports: Vec<u16>,
+    /// The sender's receiver index of each lane; empty in message 1.
+    pub lanes: Vec<SessionIndex>,
+}
+
+const OFFER_FIXED_LEN: usize = 8;
+
+impl Offer {
+    /// Bytes of the payload.
+    pub fn encode(&self) -> Vec<u8> {
+        // The fields were checked against their maxima of 64 when the offer was made or parsed.
+        let byte = |n: usize| u8::try_from(n).unwrap_or(u8::MAX);
+        let mut out = vec![
+            VERSION,
+            self.suites.0,
+            byte(usize::from(self.workers)),
+            byte(self.lanes.len()),
+        ];
+        out.extend(self.mtu.to_le_bytes());
+        out.extend([byte(self.ports.len()), 0]);
+        self.ports.iter().for_each(|port| out.extend(port.to_le_bytes()));
+        self.lanes.iter().for_each(|index| out.extend(index.0.to_le_bytes()));
+        out
+    }
+
+    /// Reads a payload. It must be exactly as long as it says.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Version`] for another version, [`HandshakeError::Offer`] for anything else.
+    pub fn parse(bytes: &[u8]) -> Result<Self, HandshakeError> {
+        let (fixed, rest) =
+            bytes.split_at_checked(OFFER_FIXED_LEN).ok_or(HandshakeError::Offer)?;
+        if fixed[0] != VERSION {
+            return Err(HandshakeError::Version(fixed[0]));
+        }
+        let (workers, lanes, ports) = (u16::from(fixed[2]), fixed[3], fixed[6]);
+        let in_range = (1..=WORKERS_MAX).contains(&workers)
+            && u16::from(lanes) <= LANES_MAX
+            && u16::from(ports) <= WORKERS_MAX;
+        let ports_len = usize::from(ports) * 2;
+        if !in_range || rest.len() != ports_len + usize::from(lanes) * 4 {
+            return Err(HandshakeError::Offer);
+        }
+        let (ports, lanes) = rest.split_at(ports_len);
+        Ok(Self {
+            suites: SuiteSet(fixed[1]),
+            workers,
+            mtu: u16::from_le_bytes([fixed[4], fixed[5]]),
+            ports: ports.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect(),
+            lanes: lanes
+                .chunks_exact(4)
+                .map(|b| SessionIndex(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                .collect(),
+        })
+    }
+}

@@ -1,0 +1,132 @@
+//! A node's key pair and the file it is kept in.
+//!
+//! A node is an X25519 key pair. The key file holds the 32 secret bytes and nothing else.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use x25519_dalek::StaticSecret;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::OverlayAddress;
+
+/// Bytes of a public or secret key.
+pub const KEY_LEN: usize = 32;
+
+/// An X25519 public key. Written as 64 lower-case hex digits.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(transparent)]
+pub struct PublicKey(pub [u8; KEY_LEN]);
+
+impl PublicKey {
+    /// The overlay address that belongs to this key.
+    pub fn address(&self) -> OverlayAddress {
+        OverlayAddress::from_key(self)
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Text that is not a public key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a public key: expected 64 hex digits")]
+pub struct InvalidPublicKey(pub String);
+
+impl FromStr for PublicKey {
+    type Err = InvalidPublicKey;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let error = || InvalidPublicKey(s.to_owned());
+        if s.len() != 2 * KEY_LEN || !s.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(error());
+        }
+        let mut key = [0; KEY_LEN];
+        for (byte, digits) in key.iter_mut().zip(s.as_bytes().chunks_exact(2)) {
+            let digits = std::str::from_utf8(digits).map_err(|_| error())?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| error())?;
+        }
+        Ok(Self(key))
+    }
+}
+
+impl Serialize for PublicKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PublicKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// An X25519 secret key: the content of a key file. Wiped on drop, never shown by `Debug`.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct SecretKey([u8; KEY_LEN]);
+
+/// The bytes of a key file are not a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSecretKey {
+    /// A key file holds exactly 32 bytes.
+    #[error("holds {0} bytes; a key file holds exactly 32")]
+    Length(usize),
+    /// All-zero bytes are a file that was never written, not a key.
+    #[error("holds only zero bytes; it was never written")]
+    Zero,
+}
+
+impl SecretKey {
+    /// A new key from the operating system's random source.
+    ///
+    /// # Errors
+    /// When the operating system has no randomness to give.
+    pub fn generate() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; KEY_LEN];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+
+    /// Reads the content of a key file.
+    ///
+    /// # Errors
+    /// When it is not 32 bytes, or all zero.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidSecretKey> {
+        let key: [u8; KEY_LEN] =
+            bytes.try_into().map_err(|_| InvalidSecretKey::Length(bytes.len()))?;
+        if key == [0; KEY_LEN] {
+            return Err(InvalidSecretKey::Zero);
+        }
+        Ok(Self(key))
+    }
+
+    /// The bytes of the key file.
+    pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// The public half (RFC 7748).
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey(x25519_dalek::PublicKey::from(&StaticSecret::from(self.0)).to_bytes())
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretKey(..)")
+    }
+}

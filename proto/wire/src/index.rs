@@ -1,0 +1,93 @@
+//! Names for the things that a session is made of: workers, lanes and receiver indices.
+
+use std::fmt;
+
+/// Most workers one node can have: the width of the worker field of a [`SessionIndex`].
+pub const WORKERS_MAX: u16 = 64;
+/// Most lanes of one link or end-to-end session: `max(workers of A, workers of B)`.
+pub const LANES_MAX: u16 = WORKERS_MAX;
+/// Session slots of one worker, per kind of session.
+pub const SLOTS_MAX: u32 = 1 << SLOT_BITS;
+
+const SLOT_BITS: u32 = 16;
+const SALT_BITS: u32 = 10;
+
+/// A worker of the dataplane: its position in the list of cores, from 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub u16);
+
+impl WorkerId {
+    /// Position as an array index.
+    pub fn as_usize(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A lane of a session. Lane `k` joins worker `k mod W_a` with worker `k mod W_b`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane(pub u16);
+
+impl Lane {
+    /// The worker that owns this lane on a node with `workers` workers (at least one).
+    pub fn worker(self, workers: u16) -> WorkerId {
+        WorkerId(self.0 % workers.max(1))
+    }
+}
+
+/// Receiver index of a session lane: what a frame names so that its receiver finds the keys.
+///
+/// ```text
+///  31    26 25        16 15             0
+/// +--------+------------+----------------+
+/// | worker |    salt    |      slot      |
+/// +--------+------------+----------------+
+/// ```
+///
+/// The salt is random and changes whenever a slot is used again, so that a frame for the previous
+/// holder of a slot is unknown instead of badly sealed. Index 0 is never issued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionIndex(pub u32);
+
+impl SessionIndex {
+    /// Builds an index; the salt is cut to its field.
+    pub fn new(worker: WorkerId, salt: u16, slot: u16) -> Self {
+        let worker = u32::from(worker.0 % WORKERS_MAX);
+        let salt = u32::from(salt) & ((1 << SALT_BITS) - 1);
+        Self(worker << (SALT_BITS + SLOT_BITS) | salt << SLOT_BITS | u32::from(slot))
+    }
+
+    /// The worker that owns the session lane.
+    pub fn worker(self) -> WorkerId {
+        WorkerId((self.0 >> (SALT_BITS + SLOT_BITS)) as u16)
+    }
+
+    /// Position in that worker's session table.
+    pub fn slot(self) -> usize {
+        (self.0 & (SLOTS_MAX - 1)) as usize
+    }
+}
+
+impl fmt::Display for SessionIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_keeps_worker_and_slot() {
+        let index = SessionIndex::new(WorkerId(63), 0x3ff, 0xffff);
+        assert_eq!((index.worker(), index.slot(), index.0), (WorkerId(63), 0xffff, u32::MAX));
+        let index = SessionIndex::new(WorkerId(1), 0xffff, 2);
+        assert_eq!((index.worker(), index.slot()), (WorkerId(1), 2));
+    }
+
+    #[test]
+    fn lanes_go_round_the_workers() {
+        assert_eq!(Lane(5).worker(4), WorkerId(1));
+        assert_eq!(Lane(5).worker(0), WorkerId(0));
+    }
+}
