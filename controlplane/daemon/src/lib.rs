@@ -1,1 +1,20 @@
-//! Room under construction.
+//! The control-plane process: drives the engines, keeps state files, answers RPC, serves metrics.
+//!
+//! One thread, several tasks. The engine task ([`node`]) owns overlay and RIB and is the only one that
+//! touches them; RPC and metrics ask it through a channel. Nothing here is on the way of a packet.
+
+#![forbid(unsafe_code)]
+
+mod attach;
+pub mod config;
+pub mod endpoint;
+mod host;
+mod metrics;
+mod node;
+mod overlay_log;
+mod pump;
+mod rpc;
+mod run;
+pub mod state;
+
+pub use run::{Options, RunError, run};

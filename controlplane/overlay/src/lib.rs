@@ -1,1 +1,27 @@
-//! Room under construction.
+//! Peering, handshakes and the life of sessions, sans-I/O.
+//!
+//! An [`Overlay`] is a state machine. Time and randomness come in as arguments; what it wants done
+//! comes out as program records for the workers and as events. One mutation, then drain:
+//!
+//! ```text
+//! punt records, time ──▶ handle_punt, handle_timeout ──▶ poll_program (push to the worker's ring)
+//! operator           ──▶ add_peer, remove_peer, ping ──▶ poll_event   (after the programs)
+//!                                                    ──▶ poll_timeout (call handle_timeout then)
+//! ```
+//!
+//! After attaching to a dataplane call [`Overlay::begin_attach`]; nothing else is sent until it has
+//! taken over what the workers have.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod engine;
+mod event;
+mod program;
+
+pub use config::{Config, ConfiguredPeer, Ephemerals, PeerConfig};
+pub use engine::Overlay;
+pub use event::{
+    Direction, DownReason, Event, Origin, PeerState, PeerStatus, Refusal, SessionStatus,
+};
+pub use program::OwnedProgram;

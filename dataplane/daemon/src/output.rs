@@ -9,7 +9,7 @@
 //! Owned by one worker. Buffers stay referenced by the turn (see [`crate::turn`]) until `flush`.
 
 use hyphae_uring::{
-    BUFFER_BYTES, BufferId, Driver, SEGMENTS_MAX, SendError, Span, TRAIN_BYTES_MAX,
+    BufferId, Driver, SEGMENTS_MAX, SLOT_BYTES, SendError, Span, TRAIN_BYTES_MAX,
 };
 use hyphae_wire::Endpoint;
 
@@ -101,13 +101,15 @@ impl Output {
 
     /// Sends bytes that belong to no lane (handshakes) at once.
     pub(crate) fn send_raw<D: Driver>(&mut self, driver: &mut D, to: &Endpoint, span: Span) {
-        let result = driver.send(to, span.len, &[span]);
+        let segment = u16::try_from(span.len).unwrap_or(u16::MAX);
+        let result = driver.send(to, segment, &[span]);
         self.account(result, 1, span.len);
     }
 
     fn close<D: Driver>(&mut self, driver: &mut D, at: usize) {
         let train = self.open.remove(at);
-        let result = driver.send(&train.to, train.segment, &train.spans);
+        let segment = u16::try_from(train.segment).unwrap_or(u16::MAX);
+        let result = driver.send(&train.to, segment, &train.spans);
         self.account(result, train.segments as u64, train.bytes);
         self.spare.push(train);
     }
@@ -158,6 +160,9 @@ impl Train {
 fn adjoins(last: &Span, next: &Span) -> bool {
     last.buffer == next.buffer && last.offset + last.len == next.offset
 }
+
+/// Bytes of a buffer.
+pub(crate) const BUFFER_BYTES: u32 = SLOT_BYTES as u32;
 
 /// Room for frames that this worker builds itself: transmit buffers filled one after the other.
 /// The buffer in use is referenced until the end of the turn.

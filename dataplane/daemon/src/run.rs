@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use hyphae_forward::{Engine, EngineConfig, aes_in_hardware};
 use hyphae_shm::attach::{Hello, WELCOME, store_text};
 use hyphae_shm::{Doorbell, Layout, Segment, SegmentError};
-use hyphae_uring::{DriverKind, OpenError, Parts, ProbeError, tun, udp};
+use hyphae_uring::{AnyDriver, DriverKind, OpenError, Parts, ProbeError, tun, udp};
 use hyphae_wire::WorkerId;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -22,7 +22,7 @@ use crate::control::Control;
 use crate::cores::{self, CoresError};
 use crate::handover;
 use crate::options::Options;
-use crate::worker::{Worker, clock};
+use crate::worker::{Worker, WorkerParts, clock};
 
 /// Why a dataplane could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -109,10 +109,10 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     let cores = options.cores.resolve()?;
     // At most 64 (Cores).
     let workers = cores.len() as u16;
-    let (kind, reason) = hyphae_uring::choose(options.driver)?;
+    let (kind, reason) = choose(options.driver)?;
     let sockets = bind(options.listen, workers)?;
-    let ports: Vec<u16> = sockets.iter().map(|bound| bound.address.port()).collect();
-    let receive_bytes = sockets.first().map_or(0, |bound| bound.receive_bytes);
+    let ports: Vec<u16> = sockets.iter().map(|(_, report)| report.local.port()).collect();
+    let receive_bytes = sockets.first().map_or(0, |(_, report)| report.receive_bytes);
     let tun = options.tun.as_deref().map(|name| tun::open(name, workers)).transpose()?;
 
     let (segment, memory) = Segment::create(Layout::new(workers))?;
@@ -134,11 +134,11 @@ pub fn run(options: &Options) -> Result<(), RunError> {
 
     let stop = Arc::new(AtomicBool::new(false));
     let ended = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
-    let udp_segmentation = tun.as_ref().is_some_and(|tun| tun.udp_segmentation);
+    let udp_segmentation = tun.as_ref().is_some_and(|tun| tun.uso);
     let mut queues = tun.map(|tun| tun.queues).unwrap_or_default().into_iter();
     let mut threads = Vec::new();
     let handovers = handover::connect(&bells);
-    for (((n, bound), handover), core) in (0..).zip(sockets).zip(handovers).zip(cores) {
+    for (((n, (socket, _)), handover), core) in (0..).zip(sockets).zip(handovers).zip(cores) {
         let id = WorkerId(n);
         let queue: Option<OwnedFd> = queues.next();
         let config = EngineConfig { worker: id, workers, has_tun: queue.is_some() };
@@ -147,7 +147,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
             core,
             kind,
             parts: Parts {
-                socket: bound.socket,
+                socket,
                 tun: queue,
                 doorbell: clone(&bells[id.as_usize()])?.into_fd(),
                 receive_buffers: options.receive_buffers,
@@ -187,7 +187,24 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     joined
 }
 
-fn bind(listen: SocketAddr, workers: u16) -> Result<Vec<udp::Bound>, RunError> {
+/// The driver to use, and why, in one line for log and status.
+fn choose(wanted: DriverKind) -> Result<(DriverKind, String), RunError> {
+    if wanted == DriverKind::Uring {
+        hyphae_uring::probe()?;
+    }
+    let (kind, obstacle) = wanted.resolve();
+    let reason = match (wanted, obstacle) {
+        (DriverKind::Auto, None) => "io_uring is available".to_owned(),
+        (_, Some(error)) => error.to_string(),
+        (_, None) => "asked for".to_owned(),
+    };
+    Ok((kind, reason))
+}
+
+fn bind(
+    listen: SocketAddr,
+    workers: u16,
+) -> Result<Vec<(OwnedFd, udp::SocketReport)>, RunError> {
     let mut bound = Vec::new();
     for n in 0..workers {
         let mut address = listen;
@@ -196,7 +213,7 @@ fn bind(listen: SocketAddr, workers: u16) -> Result<Vec<udp::Bound>, RunError> {
             let port = listen.port().checked_add(n).ok_or(RunError::Ports(listen.port()))?;
             address.set_port(port);
         }
-        bound.push(udp::bind(address, udp::Options::default())?);
+        bound.push(udp::bind(address, udp::SocketOptions::default())?);
     }
     Ok(bound)
 }
@@ -205,7 +222,7 @@ fn describe(
     options: &Options,
     cores: &[Option<usize>],
     ports: &[u16],
-    receive_bytes: u32,
+    receive_bytes: usize,
     tun: Option<&tun::Tun>,
     kind: DriverKind,
     reason: &str,
@@ -215,7 +232,7 @@ fn describe(
     // At most 64.
     hello.workers = U16::new(cores.len() as u16);
     hello.aes_hardware = u8::from(aes_in_hardware());
-    hello.socket_receive_bytes = U32::new(receive_bytes);
+    hello.socket_receive_bytes = U32::new(u32::try_from(receive_bytes).unwrap_or(u32::MAX));
     for (place, port) in hello.ports.iter_mut().zip(ports) {
         place.set(*port);
     }
@@ -247,12 +264,11 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         cores::pin(core).map_err(system("sched_setaffinity"))?;
     }
     let open = |source| RunError::Driver { worker, source };
-    let result = if seat.kind == DriverKind::Epoll {
-        let driver = hyphae_uring::Epoll::open(seat.parts).map_err(open)?;
-        Worker::new(driver, seat.engine, seat.control, seat.handover, seat.stats, seat.udp_segmentation, seat.stop).run()
-    } else {
-        let driver = hyphae_uring::Uring::open(seat.parts).map_err(open)?;
-        Worker::new(driver, seat.engine, seat.control, seat.handover, seat.stats, seat.udp_segmentation, seat.stop).run()
+    let Seat { engine, control, handover, stats, udp_segmentation, stop, .. } = seat;
+    let parts = WorkerParts { engine, control, handover, stats, udp_segmentation, stop };
+    let result = match hyphae_uring::open(seat.kind, seat.parts).map_err(open)? {
+        AnyDriver::Uring(driver) => Worker::new(*driver, parts).run(),
+        AnyDriver::Epoll(driver) => Worker::new(*driver, parts).run(),
     };
     result.map_err(|source| RunError::Worker { worker, source })
 }

@@ -4,13 +4,14 @@ use hyphae_forward::host::{Buffers, Part, Splitter, TUN_HEADER_LEN, TunHeader};
 use hyphae_forward::{Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict};
 use hyphae_shm::record::{Program, Punt};
 use hyphae_shm::stats::{Counter, DropReason};
-use hyphae_uring::{BUFFER_BYTES, BufferId, Driver, SEGMENTS_MAX, Span};
+use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, Span};
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::{Endpoint, Nanos};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::control;
 use crate::handover;
+use crate::output::BUFFER_BYTES;
 use crate::worker::Worker;
 
 /// Records taken from the control plane in one turn.
@@ -24,7 +25,7 @@ impl<D: Driver> Worker<D> {
     /// A train from the underlay.
     pub(crate) fn receive(&mut self, now: Nanos, from: &Endpoint, span: Span, segment: u32) {
         let mut verdicts = std::mem::take(&mut self.verdicts);
-        let train = self.driver.bytes(span);
+        let train = self.driver.spans(span);
         self.engine.receive(now, from, train, segment as usize, &mut verdicts);
         let mut offset = 0;
         for verdict in verdicts.drain(..) {
@@ -43,15 +44,15 @@ impl<D: Driver> Worker<D> {
                 self.deliver(Self::part(frame, offset, len), partial_checksum);
             }
             Verdict::Handover(worker) => {
-                let taken = self.handover.raw(worker, from, self.driver.bytes(frame));
+                let taken = self.handover.raw(worker, from, self.driver.spans(frame));
                 self.count_handover(taken);
             }
             Verdict::HandoverOpened { worker, peer } => {
-                let taken = self.handover.opened(worker, peer, self.driver.bytes(frame));
+                let taken = self.handover.opened(worker, peer, self.driver.spans(frame));
                 self.count_handover(taken);
             }
             Verdict::PuntHandshake | Verdict::PuntLinkLocal { .. } | Verdict::PuntService { .. } => {
-                let bytes = self.driver.bytes(frame);
+                let bytes = self.driver.spans(frame);
                 let taken = self.control.push_verdict(now, from, verdict, bytes);
                 self.count_punt(taken);
             }
@@ -74,11 +75,11 @@ impl<D: Driver> Worker<D> {
         };
         self.turn.arena.take(len);
         let span = Span { buffer, offset, len };
-        self.driver.bytes(span).copy_from_slice(frame);
+        self.driver.spans(span).copy_from_slice(frame);
         match taken {
             handover::Taken::Raw { .. } => self.receive(now, &from, span, len),
             handover::Taken::Opened { peer, .. } => {
-                let verdict = self.engine.receive_opened(now, peer, self.driver.bytes(span));
+                let verdict = self.engine.receive_opened(now, peer, self.driver.spans(span));
                 self.carry_out(now, &from, &verdict, span);
             }
         }
@@ -87,7 +88,7 @@ impl<D: Driver> Worker<D> {
     /// A packet or super-packet of the host.
     pub(crate) fn host_packet(&mut self, now: Nanos, span: Span) {
         self.engine.counters.add(Counter::TunRxReads, 1);
-        let bytes = self.driver.bytes(span);
+        let bytes = self.driver.spans(span);
         let Ok((header, packet)) = TunHeader::read_from_prefix(bytes) else {
             self.engine.counters.drop(DropReason::TunMalformed);
             return;
@@ -98,7 +99,7 @@ impl<D: Driver> Worker<D> {
             HostVerdict::Wait | HostVerdict::Drop(_) => return,
         };
         let packet = Self::part(span, TUN_HEADER_LEN as u32, span.len - TUN_HEADER_LEN as u32);
-        let frames = match Splitter::new(&header, self.driver.bytes(packet), departure.mtu()) {
+        let frames = match Splitter::new(&header, self.driver.spans(packet), departure.mtu()) {
             Ok(splitter) => splitter.remaining(),
             Err(reason) => {
                 self.engine.counters.drop(reason);
@@ -118,8 +119,9 @@ impl<D: Driver> Worker<D> {
                 self.engine.counters.drop(DropReason::NoBuffer);
                 return;
             };
-            let space = Span { buffer, offset, len: BUFFER_BYTES - offset };
-            let (read, write) = self.driver.pair(packet, space);
+            let (read, write) = self.driver.pair(packet.buffer, buffer);
+            let read = &read[packet.offset as usize..(packet.offset + packet.len) as usize];
+            let write = &mut write[offset as usize..];
             // Made anew for every buffer: it borrows the packet from the driver that lends the space.
             let Ok(mut splitter) = Splitter::new(&header, read, departure.mtu()) else { return };
             splitter.skip(written);
@@ -141,7 +143,7 @@ impl<D: Driver> Worker<D> {
         };
         self.turn.held.push(buffer);
         let span = Span { buffer, offset: 0, len };
-        let bytes = self.driver.bytes(span);
+        let bytes = self.driver.spans(span);
         bytes[..TUN_HEADER_LEN].copy_from_slice(ready.header.as_bytes());
         bytes[TUN_HEADER_LEN..].copy_from_slice(&ready.packet);
         self.host_packet(now, span);
@@ -209,7 +211,7 @@ impl<D: Driver> Worker<D> {
         let Some((buffer, offset)) = space.filter(|_| len > 0) else { return false };
         self.turn.arena.take(len);
         let span = Span { buffer, offset, len };
-        self.driver.bytes(span).copy_from_slice(frame);
+        self.driver.spans(span).copy_from_slice(frame);
         self.turn.output.send_raw(&mut self.driver, to, span);
         true
     }
@@ -229,7 +231,7 @@ impl<D: Driver> Worker<D> {
             self.engine.counters.drop(DropReason::NoBuffer);
             return true;
         };
-        let bytes = self.driver.bytes(Span { buffer, offset, len: wanted });
+        let bytes = self.driver.spans(Span { buffer, offset, len: wanted });
         match build(&mut self.engine, bytes) {
             Ok(train) => self.send_built(buffer, offset, &train),
             Err(reason) => self.engine.counters.drop(reason),
@@ -251,7 +253,7 @@ impl<D: Driver> Worker<D> {
     }
 
     fn deliver(&mut self, packet: Span, partial: bool) {
-        let part = Part { buffer: packet.buffer.0, offset: packet.offset, len: packet.len };
+        let part = Part { buffer: packet.buffer.index(), offset: packet.offset, len: packet.len };
         let mut sink = Sink { driver: &mut self.driver, writes: 0, bytes: 0, refused: 0 };
         let result = self.turn.coalescer.push(&mut sink, part, partial);
         let (writes, bytes, refused) = (sink.writes, sink.bytes, sink.refused);
@@ -321,7 +323,7 @@ struct Sink<'a, D: Driver> {
 
 impl<D: Driver> Buffers for Sink<'_, D> {
     fn bytes(&mut self, part: Part) -> &mut [u8] {
-        self.driver.bytes(span_of(part))
+        self.driver.spans(span_of(part))
     }
 
     fn write(&mut self, header: &TunHeader, parts: &[Part]) {
@@ -341,5 +343,5 @@ impl<D: Driver> Buffers for Sink<'_, D> {
 }
 
 fn span_of(part: Part) -> Span {
-    Span { buffer: BufferId(part.buffer), offset: part.offset, len: part.len }
+    Span { buffer: BufferId::new(part.buffer), offset: part.offset, len: part.len }
 }

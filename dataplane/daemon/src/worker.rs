@@ -43,6 +43,16 @@ pub(crate) struct Worker<D: Driver> {
     pub(crate) detached: bool,
 }
 
+/// What a worker is made of, beside its driver.
+pub(crate) struct WorkerParts {
+    pub(crate) engine: Engine,
+    pub(crate) control: Control,
+    pub(crate) handover: Handover,
+    pub(crate) stats: StatsWriter,
+    pub(crate) udp_segmentation: bool,
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
 /// What a turn gathers and lets go of at its end.
 pub(crate) struct Turn {
     pub(crate) output: Output,
@@ -53,15 +63,8 @@ pub(crate) struct Turn {
 }
 
 impl<D: Driver> Worker<D> {
-    pub(crate) fn new(
-        driver: D,
-        engine: Engine,
-        control: Control,
-        handover: Handover,
-        stats: StatsWriter,
-        udp_segmentation: bool,
-        stop: Arc<AtomicBool>,
-    ) -> Self {
+    pub(crate) fn new(driver: D, parts: WorkerParts) -> Self {
+        let WorkerParts { engine, control, handover, stats, udp_segmentation, stop } = parts;
         let turn = Turn {
             output: Output::new(),
             arena: Arena::new(),
@@ -89,7 +92,7 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn run(&mut self) -> std::io::Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             if self.turn(clock()) {
-                self.driver.wait(Duration::ZERO)?;
+                self.driver.wait(Some(Duration::ZERO))?;
             } else {
                 self.sleep()?;
             }
@@ -104,13 +107,13 @@ impl<D: Driver> Worker<D> {
         while let Some(event) = self.driver.next() {
             busy = true;
             match event {
-                Event::Datagrams { span, segment, from } => {
-                    self.receive(now, &from, span, segment);
-                    self.turn.held.push(span.buffer);
+                Event::Datagrams { buffer, offset, len, segment, from } => {
+                    self.turn.held.push(buffer);
+                    self.receive(now, &from, Span { buffer, offset, len }, segment);
                 }
-                Event::Tun { span } => {
-                    self.host_packet(now, span);
-                    self.turn.held.push(span.buffer);
+                Event::Tun { buffer, offset, len } => {
+                    self.turn.held.push(buffer);
+                    self.host_packet(now, Span { buffer, offset, len });
                 }
             }
         }
@@ -148,7 +151,7 @@ impl<D: Driver> Worker<D> {
             (true, true) => SNAPSHOT_RETRY,
             (true, false) => self.engine.idle_for().unwrap_or(SLEEP_MAX),
         };
-        let result = self.driver.wait(timeout);
+        let result = self.driver.wait(Some(timeout));
         self.control.wake();
         self.handover.wake();
         result

@@ -1,237 +1,199 @@
 //! The contract between a worker and what talks to the kernel for it.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hyphae_wire::Endpoint;
 
-use crate::iouring::{ProbeError, probe};
-
-/// Bytes of a buffer: the largest train or TUN super-packet.
-pub const BUFFER_BYTES: u32 = 65_536;
-/// Bytes of the virtio-net header in front of every TUN packet.
-pub const TUN_HEADER_LEN: usize = 10;
-/// Spans of one send or TUN write.
-pub const SPANS_MAX: usize = 64;
-/// Segments of one train: the kernel's limit before 6.9.
+/// Segments of one train: the kernel's limit for `UDP_SEGMENT` before 6.9.
 pub const SEGMENTS_MAX: usize = 64;
-/// Bytes of one train: the largest UDP payload over IPv4.
+/// Bytes of one train: the largest UDP payload over IPv4. A device's `gso_max_size` (64 KiB) counts
+/// headers too, so the kernel cuts trains of more than about 65,400 bytes itself, one by one.
 pub const TRAIN_BYTES_MAX: u32 = 65_507;
+/// Spans of one send or TUN write, counted after those that adjoin are merged.
+pub const SPANS_MAX: usize = 64;
+/// Bytes of the virtio-net header before every packet of the TUN device.
+pub const TUN_HEADER_LEN: usize = 10;
 
-/// A buffer of one driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BufferId(pub u16);
+/// Trains and TUN packets that [`Driver::next`] hands out per turn: what was received is still in
+/// the second-level cache when it is sent.
+pub(crate) const EVENTS_PER_TURN: u32 = 16;
+/// TUN packets read in one go.
+pub(crate) const TUN_BATCH: u16 = 8;
+/// Slots for TUN packets: one batch with the worker and one with the kernel.
+pub(crate) const TUN_SLOTS: u16 = 2 * TUN_BATCH;
 
-/// Bytes inside a buffer.
+/// A slot of the driver's buffer pool.
+///
+/// Only a number: every use is checked against the pool, and a slot to which nobody holds a
+/// reference is refused, because the kernel may be writing into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BufferId(u16);
+
+impl BufferId {
+    /// The slot with this index.
+    pub const fn new(index: u16) -> Self {
+        Self(index)
+    }
+
+    /// Index of the slot.
+    pub const fn index(self) -> u16 {
+        self.0
+    }
+}
+
+/// Bytes within a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Which buffer.
+    /// The slot.
     pub buffer: BufferId,
-    /// Where they begin.
+    /// First byte, from the beginning of the slot.
     pub offset: u32,
-    /// How many.
+    /// Bytes.
     pub len: u32,
 }
 
-/// Something arrived. The receiver owns one reference of the buffer.
-#[derive(Clone, Copy, Debug)]
+/// Something that arrived. With each event its taker owns one reference of `buffer` and gives it
+/// back with [`Driver::release`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// One receive from the underlay: a train of `segment`-byte datagrams, the last may be shorter.
+    /// One receive from the underlay: a train or a lone datagram, never empty.
     Datagrams {
-        /// Where the bytes are.
-        span: Span,
-        /// Bytes of each datagram; equal to the span's when it is a single one.
+        /// Where it lies.
+        buffer: BufferId,
+        /// First byte of the first datagram.
+        offset: u32,
+        /// Bytes of all datagrams together.
+        len: u32,
+        /// Bytes of each datagram but the last, which may be shorter; `len` for a lone one.
         segment: u32,
         /// Who sent it.
         from: Endpoint,
     },
-    /// One packet or super-packet of the host, virtio-net header first.
+    /// One packet or super-packet of the host.
     Tun {
-        /// Where the bytes are.
-        span: Span,
+        /// Where it lies.
+        buffer: BufferId,
+        /// First byte of the virtio-net header, [`TUN_HEADER_LEN`] bytes; the packet follows.
+        offset: u32,
+        /// Bytes of header and packet.
+        len: u32,
     },
 }
 
-/// A send or write was not taken. Nothing was queued; the caller keeps its references.
+/// Why a train or a TUN write was not queued. No reference was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// Too many operations in flight.
-    #[error("too many operations in flight")]
+    /// Back-pressure: drop and count.
+    #[error("no operation or socket buffer is free")]
     Full,
-    /// Spans that one operation cannot carry, or no device to write to.
-    #[error("spans do not fit one operation")]
-    Shape,
+    /// Nothing to send, more than [`SEGMENTS_MAX`] segments, [`TRAIN_BYTES_MAX`] bytes or
+    /// [`SPANS_MAX`] spans.
+    #[error("empty or larger than one train can be")]
+    Size,
+    /// A span leaves its slot, or nobody holds a reference of the slot.
+    #[error("a span does not lie in a buffer that is in use")]
+    Span,
+    /// An IPv6 destination on an IPv4 socket.
+    #[error("the socket's address family cannot reach the destination")]
+    Family,
+    /// A TUN write without a TUN device, or after the device was removed.
+    #[error("no TUN device")]
+    NoTun,
 }
 
-/// What a driver counts. Plain totals, single writer.
-#[derive(Clone, Copy, Debug, Default)]
+/// What happened since `open`. Only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DriverStats {
-    /// Receives that found no buffer and were armed again.
+    /// Receives that found no free buffer.
     pub buffer_exhausted: u64,
-    /// Datagrams that the kernel dropped at the socket.
+    /// Datagrams that the kernel dropped because the socket buffer was full (`SO_RXQ_OVFL`); known
+    /// with the next datagram that is received.
     pub socket_overruns: u64,
-    /// Receives that were cut short; their content is discarded.
+    /// Receives that the kernel cut short; they are dropped.
     pub rx_truncated: u64,
-    /// Receives that failed.
+    /// Receives that failed otherwise, and empty or malformed ones; they are dropped.
     pub rx_errors: u64,
     /// Trains that the kernel refused.
     pub tx_errors: u64,
-    /// Trains refused because the socket buffer was full.
+    /// Trains dropped because the socket buffer was full.
     pub tx_backpressure: u64,
-    /// TUN reads and writes that failed.
+    /// Reads and writes of the TUN device that failed.
     pub tun_errors: u64,
-    /// Sleeps that ended.
+    /// Times the worker slept and woke.
     pub wakeups: u64,
+    /// Times the doorbell was found rung.
+    pub doorbells: u64,
 }
 
-/// One worker's access to the kernel.
+/// The device side of a worker. One thread creates it, uses it and drops it.
 pub trait Driver {
-    /// Name in logs and status.
+    /// Name for status: `io_uring`, `epoll` or `memory`.
     fn name(&self) -> &'static str;
 
-    /// Submits what is queued and waits until something happened, the doorbell rang, or `timeout`
-    /// passed. `Duration::ZERO` only looks.
+    /// Begins a turn: submits what is queued and waits until something happened, the doorbell rang
+    /// or `timeout` passed (`None` = for ever, zero = only look). May return without cause. Does
+    /// not sleep while events of the last turn are left. The doorbell is cleared when this returns.
     ///
     /// # Errors
-    /// When the kernel refuses to wait: nothing that waiting again would mend.
-    fn wait(&mut self, timeout: Duration) -> io::Result<()>;
+    /// When the kernel does not serve the driver any more: nothing that a worker could mend.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
 
-    /// Submits what is queued, without waiting.
-    ///
-    /// # Errors
-    /// As [`Self::wait`].
-    fn submit(&mut self) -> io::Result<()>;
-
-    /// The next thing that arrived, until the driver's budget for this turn is used up.
+    /// The next event of this turn. `None` when there is no more or the turn's budget is used up.
     fn next(&mut self) -> Option<Event>;
 
-    /// The bytes of a span.
+    /// The whole slot, at least 64 KiB.
     ///
     /// # Panics
-    /// When the span is not inside its buffer.
-    fn bytes(&mut self, span: Span) -> &mut [u8];
+    /// When nobody holds a reference of `buffer`.
+    fn bytes(&mut self, buffer: BufferId) -> &mut [u8];
 
-    /// The bytes of two spans in different buffers, the first to read and the second to write.
+    /// The bytes of `span`.
     ///
     /// # Panics
-    /// When a span is not inside its buffer, or both are in one.
-    fn pair(&mut self, read: Span, write: Span) -> (&[u8], &mut [u8]);
+    /// When nobody holds a reference of the slot or the span leaves it.
+    fn spans(&mut self, span: Span) -> &mut [u8] {
+        let from = span.offset as usize;
+        &mut self.bytes(span.buffer)[from..from + span.len as usize]
+    }
 
-    /// A free buffer to build frames in, with one reference for the caller.
+    /// Two slots at once: one to read from, one to write to.
+    ///
+    /// # Panics
+    /// When nobody holds a reference of one of them, or both are the same.
+    fn pair(&mut self, read: BufferId, write: BufferId) -> (&[u8], &mut [u8]);
+
+    /// A transmit slot with one reference for the caller, if one is free.
     fn allocate(&mut self) -> Option<BufferId>;
 
-    /// Gives up one reference.
+    /// Drops one reference of the caller. The slot is used again after the last one.
+    ///
+    /// # Panics
+    /// When nobody holds a reference of `buffer`.
     fn release(&mut self, buffer: BufferId);
 
-    /// Queues one train: the spans one after the other, cut into `segment`-byte datagrams. Every span
-    /// holds whole datagrams. Trains leave in the order of the calls.
+    /// Queues one train: the bytes of all `spans` in order, cut by the kernel into datagrams of
+    /// `segment` bytes, the last maybe shorter. Trains leave in the order of the calls. Every
+    /// buffer is referenced until the kernel is done; its bytes must not be changed meanwhile.
     ///
     /// # Errors
-    /// When it cannot be queued.
-    fn send(&mut self, to: &Endpoint, segment: u32, spans: &[Span]) -> Result<(), SendError>;
+    /// [`SendError`]; the train is dropped and nothing is counted here.
+    fn send(&mut self, to: &Endpoint, segment: u16, spans: &[Span]) -> Result<(), SendError>;
 
-    /// Queues one TUN write: virtio-net header, then the spans.
+    /// Queues one TUN write: `header`, then the bytes of `spans`. Order and references as in
+    /// [`Driver::send`].
     ///
     /// # Errors
-    /// When it cannot be queued.
-    fn write_tun(
-        &mut self,
-        header: &[u8; TUN_HEADER_LEN],
-        spans: &[Span],
-    ) -> Result<(), SendError>;
+    /// [`SendError`].
+    fn write_tun(&mut self, header: &[u8; TUN_HEADER_LEN], spans: &[Span])
+    -> Result<(), SendError>;
 
-    /// Totals since start.
+    /// Hands queued sends and writes to the kernel now, without waiting.
+    ///
+    /// # Errors
+    /// As [`Driver::wait`].
+    fn submit(&mut self) -> io::Result<()>;
+
+    /// Counters since `open`.
     fn stats(&self) -> &DriverStats;
-}
-
-/// Which driver is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DriverKind {
-    /// io_uring when the probe succeeds, else epoll.
-    #[default]
-    Auto,
-    /// io_uring or nothing.
-    Uring,
-    /// epoll with recvmmsg and sendmmsg.
-    Epoll,
-}
-
-/// A name that is no driver.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown driver '{0}': use auto, uring or epoll")]
-pub struct UnknownDriver(pub String);
-
-impl std::str::FromStr for DriverKind {
-    type Err = UnknownDriver;
-
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        match s {
-            "auto" => Ok(Self::Auto),
-            "uring" => Ok(Self::Uring),
-            "epoll" => Ok(Self::Epoll),
-            _ => Err(UnknownDriver(s.to_owned())),
-        }
-    }
-}
-
-impl std::fmt::Display for DriverKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Uring => "uring",
-            Self::Epoll => "epoll",
-        })
-    }
-}
-
-/// What a driver is made of.
-#[derive(Debug)]
-pub struct Parts {
-    /// Bound UDP socket of [`crate::udp::bind`].
-    pub socket: OwnedFd,
-    /// TUN queue of [`crate::tun::open`].
-    pub tun: Option<OwnedFd>,
-    /// Eventfd that ends a wait.
-    pub doorbell: OwnedFd,
-    /// Buffers lent to the kernel for receiving, a power of two.
-    pub receive_buffers: u16,
-    /// Buffers for frames built here and for TUN reads.
-    pub transmit_buffers: u16,
-}
-
-/// A driver could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// io_uring is wanted and cannot be had.
-    #[error("{0}")]
-    Probe(#[from] ProbeError),
-    /// Another system call failed.
-    #[error("{call}: {source}")]
-    System {
-        /// Which.
-        call: &'static str,
-        /// How.
-        source: io::Error,
-    },
-    /// Buffer counts out of range.
-    #[error("receive_buffers is {0}; it must be a power of two from 2 to 4096")]
-    Buffers(u16),
-}
-
-/// Chooses a driver: which, and why, in one line for log and status.
-///
-/// # Errors
-/// When `kind` is [`DriverKind::Uring`] and the probe fails.
-pub fn choose(kind: DriverKind) -> Result<(DriverKind, String), ProbeError> {
-    match kind {
-        DriverKind::Epoll => Ok((DriverKind::Epoll, "asked for".to_owned())),
-        DriverKind::Uring => {
-            probe().map(|()| (DriverKind::Uring, "asked for, probe succeeded".to_owned()))
-        }
-        DriverKind::Auto => Ok(match probe() {
-            Ok(()) => (DriverKind::Uring, "probe succeeded".to_owned()),
-            Err(error) => (DriverKind::Epoll, error.to_string()),
-        }),
-    }
 }

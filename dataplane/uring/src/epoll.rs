@@ -1,312 +1,359 @@
-//! The epoll driver, for hosts where io_uring is forbidden.
+//! The driver without io_uring: epoll to sleep, `recvmmsg` and `sendmmsg` to move trains.
 //!
-//! Same buffers, same trains, same trait: `recvmmsg` fills free receive buffers, queued trains leave
-//! by `sendmmsg`, TUN packets are read and written one call each. Sends complete in the call, so an
-//! operation never outlives `submit`.
+//! A turn is one `epoll_wait`, then at most one batch of receives and one of TUN reads; what is not
+//! taken stays readable (level-triggered), so nothing is lost. Sends gather until the next `wait`,
+//! `submit` or full batch; TUN writes are carried out at once. Since no call outlives its return,
+//! the kernel never holds a pointer between calls.
 
-use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use hyphae_wire::Endpoint;
-use rustix::event::{Timespec, epoll};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
-use crate::cmsg::{self, CONTROL_LEN, NAME_LEN};
-use crate::ops::{self, Ops};
-use crate::pool::Pool;
-use crate::{
-    BUFFER_BYTES, BufferId, Driver, DriverStats, Event, OpenError, Parts, SendError, Span,
+use crate::address::{Family, NAME_BYTES};
+use crate::device::{Failures, Ready, clear_doorbell, prepare, tun_event};
+use crate::driver::{
+    BufferId, Driver, DriverStats, EVENTS_PER_TURN, Event, SendError, Span, TUN_BATCH,
     TUN_HEADER_LEN,
 };
+use crate::message::{CONTROL_ROOM, Intake, Refusal, refusal};
+use crate::open::{OpenError, Parts};
+use crate::pool::{Pool, SLOT_BYTES, length};
+use crate::train::{Segmentation, Send, Write, empty_header, send_messages};
 
-/// Receives per call, and trains handed out per turn.
-const BATCH: usize = 16;
-const TUN_READS: usize = 8;
-const OPS_MAX: u16 = 448;
+/// Receives of one `recvmmsg`: few enough that their bytes are still cached when they are sent.
+const RECEIVES: usize = 8;
+/// Trains that gather before they are sent.
+const SENDS: usize = 64;
+
 const SOCKET: u64 = 0;
 const DOORBELL: u64 = 1;
 const TUN: u64 = 2;
 
-/// The epoll driver of one worker.
-pub struct Epoll {
+/// Where one receive puts what is not payload.
+#[derive(Clone, Copy)]
+struct Incoming {
+    name: [u8; NAME_BYTES],
+    control: [u8; CONTROL_ROOM],
+    iovec: libc::iovec,
+}
+
+/// UDP and TUN over epoll; see the module's head.
+pub struct EpollDriver {
     epoll: OwnedFd,
     socket: OwnedFd,
-    tun: Option<OwnedFd>,
     doorbell: OwnedFd,
+    /// `None` without a device, and once its interface was deleted.
+    tun: Option<OwnedFd>,
     pool: Pool,
-    /// Receive buffers that nobody uses.
-    idle: Vec<BufferId>,
-    ops: Ops,
-    /// Operations in the order of their calls.
-    queued: Vec<u16>,
-    /// Memory that `recvmmsg` fills.
-    receives: Box<[Receive]>,
-    headers: Box<[libc::mmsghdr]>,
-    sends: Vec<libc::mmsghdr>,
-    ready: VecDeque<Event>,
-    freed: Vec<BufferId>,
-    overruns: u32,
+    free_receive: Vec<BufferId>,
+    incoming: Box<[Incoming]>,
+    incoming_headers: Box<[libc::mmsghdr]>,
+    sends: Box<[Send]>,
+    send_headers: Box<[libc::mmsghdr]>,
+    queued: usize,
+    segmentation: Segmentation,
+    write: Box<Write>,
+    family: Family,
+    intake: Intake,
+    failures: Failures,
+    ready: Ready,
     stats: DriverStats,
 }
 
-#[repr(C, align(8))]
-struct Receive {
-    control: [u8; CONTROL_LEN],
-    name: [u8; NAME_LEN],
-    vector: libc::iovec,
-}
-
-// SAFETY: raw pointers inside refer to boxed memory and the pool of this driver, which move with it.
-unsafe impl Send for Epoll {}
-
-impl Epoll {
-    /// Opens a driver, on the thread that is to use it.
+impl EpollDriver {
+    /// Opens the driver for `parts`.
     ///
     /// # Errors
-    /// When the kernel refuses; the error names the likely cause.
+    /// [`OpenError`].
     pub fn open(parts: Parts) -> Result<Self, OpenError> {
-        let count = parts.receive_buffers;
-        if !count.is_power_of_two() || !(2..=4096).contains(&count) {
-            return Err(OpenError::Buffers(count));
+        Self::with_slots(parts, SLOT_BYTES)
+    }
+
+    pub(crate) fn with_slots(parts: Parts, slot_bytes: usize) -> Result<Self, OpenError> {
+        let (family, pool) = prepare(&parts, slot_bytes)?;
+        let call = |call| {
+            move |source: rustix::io::Errno| OpenError::Call {
+                call,
+                source: source.into(),
+            }
+        };
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(call("epoll_create"))?;
+        let fds = [
+            (SOCKET, Some(&parts.socket)),
+            (DOORBELL, Some(&parts.doorbell)),
+            (TUN, parts.tun.as_ref()),
+        ];
+        for (number, fd) in fds {
+            let Some(fd) = fd else { continue };
+            epoll::add(&epoll, fd, EventData::new_u64(number), EventFlags::IN)
+                .map_err(call("epoll_ctl"))?;
         }
-        let system = |call| move |source: io::Error| OpenError::System { call, source };
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map_err(|error| system("epoll_create")(error.into()))?;
-        let mut watched = vec![(&parts.socket, SOCKET), (&parts.doorbell, DOORBELL)];
-        watched.extend(parts.tun.as_ref().map(|tun| (tun, TUN)));
-        for (fd, data) in watched {
-            let data = epoll::EventData::new_u64(data);
-            epoll::add(&epoll, fd, data, epoll::EventFlags::IN)
-                .map_err(|error| system("epoll_ctl")(error.into()))?;
-        }
-        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        let receive = || Receive { control: [0; CONTROL_LEN], name: [0; NAME_LEN], vector: empty };
-        // SAFETY: all-zero bytes are a valid `mmsghdr`.
-        let header = || unsafe { std::mem::zeroed() };
-        let ipv4 = crate::udp::is_ipv4(&parts.socket).map_err(system("getsockname"))?;
+        let no_bytes = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        let incoming = Incoming {
+            name: [0; NAME_BYTES],
+            control: [0; CONTROL_ROOM],
+            iovec: no_bytes,
+        };
+        let header = libc::mmsghdr {
+            msg_hdr: empty_header(),
+            msg_len: 0,
+        };
         Ok(Self {
             epoll,
+            ready: Ready::new(&parts),
+            free_receive: pool.receive_slots(),
             socket: parts.socket,
-            tun: parts.tun,
             doorbell: parts.doorbell,
-            pool: Pool::new(count, parts.transmit_buffers).map_err(system("buffer memory"))?,
-            idle: (0..count).rev().map(BufferId).collect(),
-            ops: Ops::new(OPS_MAX, ipv4),
-            queued: Vec::with_capacity(usize::from(OPS_MAX)),
-            receives: (0..BATCH).map(|_| receive()).collect(),
-            headers: (0..BATCH).map(|_| header()).collect(),
-            sends: Vec::with_capacity(usize::from(OPS_MAX)),
-            ready: VecDeque::with_capacity(BATCH + TUN_READS),
-            freed: Vec::with_capacity(usize::from(count)),
-            overruns: 0,
+            tun: parts.tun,
+            pool,
+            incoming: vec![incoming; RECEIVES].into_boxed_slice(),
+            incoming_headers: vec![header; RECEIVES].into_boxed_slice(),
+            sends: (0..SENDS).map(|_| Send::new()).collect(),
+            send_headers: vec![header; SENDS].into_boxed_slice(),
+            queued: 0,
+            segmentation: Segmentation::new(),
+            write: Box::new(Write::new()),
+            family,
+            intake: Intake::default(),
+            failures: Failures::default(),
             stats: DriverStats::default(),
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_offloaded(&self) -> bool {
+        self.segmentation.offloaded
+    }
+
+    /// One batch of receives, into events.
     fn receive(&mut self) {
-        let count = self.idle.len().min(BATCH);
+        let count = self.free_receive.len().min(RECEIVES);
         if count == 0 {
             self.stats.buffer_exhausted += 1;
             return;
         }
-        for (n, (receive, header)) in
-            self.receives.iter_mut().zip(self.headers.iter_mut()).take(count).enumerate()
+        // The slots are the last `count` of the free list, and leave it only when filled.
+        let slots = &self.free_receive[self.free_receive.len() - count..];
+        for ((incoming, header), &slot) in self
+            .incoming
+            .iter_mut()
+            .zip(&mut self.incoming_headers)
+            .zip(slots.iter().rev())
         {
-            let buffer = self.idle[self.idle.len() - 1 - n];
-            let slot = Span { buffer, offset: 0, len: BUFFER_BYTES };
-            let iov_base = self.pool.address(slot).cast();
-            receive.vector = libc::iovec { iov_base, iov_len: BUFFER_BYTES as usize };
-            let message = &mut header.msg_hdr;
-            message.msg_name = receive.name.as_mut_ptr().cast();
-            message.msg_namelen = NAME_LEN as libc::socklen_t;
-            message.msg_iov = &raw mut receive.vector;
-            message.msg_iovlen = 1;
-            message.msg_control = receive.control.as_mut_ptr().cast();
-            message.msg_controllen = CONTROL_LEN;
-            message.msg_flags = 0;
+            incoming.iovec.iov_base = self.pool.address(slot).cast();
+            incoming.iovec.iov_len = self.pool.slot_bytes();
+            let header = &mut header.msg_hdr;
+            header.msg_name = incoming.name.as_mut_ptr().cast();
+            header.msg_namelen = Family::V6.name_len();
+            header.msg_iov = &raw mut incoming.iovec;
+            header.msg_iovlen = 1;
+            header.msg_control = incoming.control.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL_ROOM as _;
+            header.msg_flags = 0;
         }
-        // SAFETY: `count` headers were filled above with pointers into `receives` and into idle
-        // receive slots, each valid for the length beside it; the call ends before they are used
-        // otherwise.
+        // SAFETY: the first `count` headers were just filled in. Names, controls and iovecs lie in
+        // `incoming`, as many as headers, which nothing moves meanwhile; the iovecs describe whole
+        // slots without references, so no Rust reference to their bytes exists. The kernel is done
+        // with all of them when the call returns.
         let received = unsafe {
             libc::recvmmsg(
                 self.socket.as_raw_fd(),
-                self.headers.as_mut_ptr(),
-                count as libc::c_uint,
-                libc::MSG_DONTWAIT,
+                self.incoming_headers.as_mut_ptr(),
+                length(count),
+                libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
         };
-        let Ok(received) = usize::try_from(received) else {
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::WouldBlock && error.kind() != io::ErrorKind::Interrupted
-            {
-                self.stats.rx_errors += 1;
+        match usize::try_from(received) {
+            Ok(received) => {
+                self.failures.forget();
+                (0..received.min(count)).for_each(|at| self.accept(at));
             }
+            Err(_) => match io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or_default()
+            {
+                libc::EAGAIN | libc::EINTR => {}
+                errno => self.failures.note(errno, &mut self.stats),
+            },
+        }
+    }
+
+    /// Makes an event of receive `at`, whose slot is the last of the free list.
+    fn accept(&mut self, at: usize) {
+        let Some(buffer) = self.free_receive.pop() else {
             return;
         };
-        for n in 0..received {
-            let Some(buffer) = self.idle.pop() else { break };
-            match self.train(buffer, n) {
-                Some(event) => {
-                    self.pool.retain(buffer);
-                    self.ready.push_back(event);
+        let header = &self.incoming_headers[at];
+        let incoming = &self.incoming[at];
+        let name = (header.msg_hdr.msg_namelen as usize).min(NAME_BYTES);
+        let control = header.msg_hdr.msg_controllen.min(CONTROL_ROOM);
+        let len = (header.msg_len as usize).min(self.pool.slot_bytes());
+        let judged = self.intake.judge(
+            &mut self.stats,
+            &incoming.name[..name],
+            &incoming.control[..control],
+            header.msg_hdr.msg_flags,
+            len,
+        );
+        self.pool.take(buffer);
+        match judged {
+            Some((len, segment, from)) => {
+                self.ready.push(Event::Datagrams {
+                    buffer,
+                    offset: 0,
+                    len,
+                    segment,
+                    from,
+                });
+            }
+            // Not back onto the top, where the slots of the receives after this one are.
+            None => {
+                if let Some(slot) = self.pool.release(buffer) {
+                    self.free_receive.insert(0, slot);
                 }
-                None => self.freed.push(buffer),
             }
         }
-        self.idle.append(&mut self.freed);
     }
 
-    fn train(&mut self, buffer: BufferId, n: usize) -> Option<Event> {
-        let (receive, header) = (&self.receives[n], &self.headers[n]);
-        let message = &header.msg_hdr;
-        let control_len = message.msg_controllen.min(CONTROL_LEN);
-        let control = cmsg::parse_control(&receive.control[..control_len]);
-        if let Some(overruns) = control.overruns {
-            self.stats.socket_overruns += u64::from(overruns.wrapping_sub(self.overruns));
-            self.overruns = overruns;
+    /// One batch of TUN reads, into events.
+    fn read_tun(&mut self, flags: EventFlags) {
+        if !flags.contains(EventFlags::IN) {
+            // An error without packets is how a deleted interface looks.
+            self.lose_tun();
+            return;
         }
-        if message.msg_flags & libc::MSG_TRUNC != 0 || header.msg_len > BUFFER_BYTES {
-            self.stats.rx_truncated += 1;
-            return None;
-        }
-        let name_len = (message.msg_namelen as usize).min(NAME_LEN);
-        let len = header.msg_len;
-        let Some(from) = cmsg::parse_name(&receive.name[..name_len]).filter(|_| len > 0) else {
-            self.stats.rx_errors += 1;
-            return None;
-        };
-        let segment = control.segment.filter(|size| *size > 0 && *size < len).unwrap_or(len);
-        Some(Event::Datagrams { span: Span { buffer, offset: 0, len }, segment, from })
-    }
-
-    fn read_tun(&mut self) {
-        let Some(tun) = &self.tun else { return };
-        for _ in 0..TUN_READS {
-            let Some(buffer) = self.pool.allocate() else { return };
-            let slot = Span { buffer, offset: 0, len: BUFFER_BYTES };
-            match rustix::io::read(tun, self.pool.bytes(slot)) {
-                Ok(len) if len > TUN_HEADER_LEN => {
-                    // At most the slot.
-                    let span = Span { len: len as u32, ..slot };
-                    self.ready.push_back(Event::Tun { span });
+        for _ in 0..TUN_BATCH {
+            let Some(tun) = &self.tun else { return };
+            let Some(buffer) = self.pool.lend_tun() else {
+                return;
+            };
+            self.pool.take(buffer);
+            let bytes = self.pool.bytes(buffer);
+            let room = bytes.len();
+            let read = rustix::io::read(tun, bytes);
+            match read.map(|len| tun_event(buffer, len, room)) {
+                Ok(Some(event)) => {
+                    self.ready.push(event);
                     continue;
                 }
+                Ok(None) => self.stats.tun_errors += 1,
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-                Ok(_) | Err(_) => self.stats.tun_errors += 1,
+                Err(rustix::io::Errno::BADFD | rustix::io::Errno::NODEV) => self.lose_tun(),
+                Err(_) => self.stats.tun_errors += 1,
             }
-            self.pool.release(buffer);
-            return;
-        }
-    }
-
-    fn queue_send(&mut self, to: &Endpoint, segment: u32, spans: &[Span]) -> Result<(), SendError> {
-        let id = self.ops.send(&mut self.pool, to, segment, spans)?;
-        self.queued.push(id);
-        Ok(())
-    }
-
-    /// Sends the queued operations from `first` on that are sends; returns how many were dealt with.
-    fn send_batch(&mut self, first: usize) -> usize {
-        self.sends.clear();
-        for id in self.queued[first..].iter().take_while(|id| self.ops.is_send(**id)) {
-            // SAFETY: the message is initialised and valid until the operation is finished, below
-            // in `submit`; `mmsghdr` copies its pointers.
-            let msg_hdr = unsafe { *self.ops.message(*id) };
-            self.sends.push(libc::mmsghdr { msg_hdr, msg_len: 0 });
-        }
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: the headers point to operations in flight whose buffers are referenced.
-        let sent = unsafe {
-            let count = self.sends.len() as libc::c_uint;
-            libc::sendmmsg(self.socket.as_raw_fd(), self.sends.as_mut_ptr(), count, flags)
-        };
-        if let Ok(sent) = usize::try_from(sent) {
-            return sent.max(1);
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => return 0,
-            Some(libc::EAGAIN) => self.stats.tx_backpressure += 1,
-            code => {
-                self.ops.segmentation_off |= code == Some(libc::EIO);
-                self.stats.tx_errors += 1;
+            self.release(buffer);
+            if read.is_err() {
+                return;
             }
         }
-        // The first of the batch is what failed; the next call goes on behind it.
-        1
     }
 
-    fn write_one(&mut self, id: u16) {
-        let Some(tun) = &self.tun else { return };
-        let (vectors, count) = self.ops.vectors(id);
-        // SAFETY: the vectors are valid until the operation is finished.
-        let written = unsafe { libc::writev(tun.as_raw_fd(), vectors, count as libc::c_int) };
-        if written < 0 {
-            self.stats.tun_errors += 1;
+    fn lose_tun(&mut self) {
+        self.stats.tun_errors += 1;
+        // Closing it takes it out of the epoll set too.
+        self.tun = None;
+    }
+
+    /// Sends what has gathered.
+    fn flush(&mut self) {
+        let count = std::mem::take(&mut self.queued);
+        let mut at = 0;
+        while at < count {
+            match send_messages(self.socket.as_fd(), &mut self.send_headers[at..count]) {
+                Ok(sent) => {
+                    for (header, send) in self.send_headers[at..at + sent]
+                        .iter()
+                        .zip(&self.sends[at..])
+                    {
+                        self.stats.tx_errors += u64::from(header.msg_len != send.total());
+                    }
+                    at += sent;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.refuse(at, error.raw_os_error().unwrap_or_default());
+                    at += 1;
+                }
+            }
+        }
+        for send in &mut self.sends[..count] {
+            send.finish(&mut self.pool, |_, slot| self.free_receive.push(slot));
+        }
+    }
+
+    fn refuse(&mut self, at: usize, errno: i32) {
+        let send = &mut self.sends[at];
+        match refusal(errno) {
+            Refusal::Backpressure => self.stats.tx_backpressure += 1,
+            Refusal::Offload if send.is_segmented() => {
+                self.segmentation
+                    .send_singly(self.socket.as_fd(), send, &mut self.stats);
+            }
+            Refusal::Offload | Refusal::Other => self.stats.tx_errors += 1,
         }
     }
 }
 
-impl Driver for Epoll {
+impl Driver for EpollDriver {
     fn name(&self) -> &'static str {
         "epoll"
     }
 
-    fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-        self.submit()?;
-        let timeout = if self.ready.is_empty() { timeout } else { Duration::ZERO };
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 3];
-        let time = Timespec::try_from(timeout).ok();
-        let count = match epoll::wait(&self.epoll, &mut events, time.as_ref()) {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.flush();
+        self.ready.begin_turn();
+        let timeout = if self.ready.is_empty() {
+            timeout
+        } else {
+            Some(Duration::ZERO)
+        };
+        let sleeps = timeout.is_none_or(|timeout| !timeout.is_zero());
+        // Longer than the kernel can express is for ever.
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let nothing = epoll::Event {
+            flags: EventFlags::empty(),
+            data: EventData::new_u64(u64::MAX),
+        };
+        let mut events = [nothing; 3];
+        let count = match epoll::wait(&self.epoll, events.as_mut_slice(), timeout.as_ref()) {
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => 0,
             Err(error) => return Err(error.into()),
         };
-        self.stats.wakeups += u64::from(!timeout.is_zero());
+        self.stats.wakeups += u64::from(sleeps);
         for event in &events[..count] {
             match event.data.u64() {
-                SOCKET if self.ready.len() < BATCH => self.receive(),
-                TUN if self.ready.len() < BATCH => self.read_tun(),
-                DOORBELL => {
-                    // Failure means that it was empty.
-                    let _ = rustix::io::read(&self.doorbell, &mut [0u8; 8]);
-                }
+                SOCKET if self.ready.len() < EVENTS_PER_TURN as usize => self.receive(),
+                DOORBELL => clear_doorbell(self.doorbell.as_fd(), &mut self.stats),
+                TUN => self.read_tun(event.flags),
                 _ => {}
             }
         }
-        Ok(())
-    }
-
-    fn submit(&mut self) -> io::Result<()> {
-        let mut done = 0;
-        while done < self.queued.len() {
-            let id = self.queued[done];
-            if self.ops.is_send(id) {
-                done += self.send_batch(done);
-            } else {
-                self.write_one(id);
-                done += 1;
-            }
-        }
-        let Self { queued, ops, pool, idle, .. } = self;
-        for id in queued.drain(..) {
-            ops.finish(pool, id, |buffer| idle.push(buffer));
-        }
-        Ok(())
+        self.failures.check()
     }
 
     fn next(&mut self) -> Option<Event> {
-        self.ready.pop_front()
+        self.ready.next()
     }
 
-    fn bytes(&mut self, span: Span) -> &mut [u8] {
-        self.pool.bytes(span)
+    fn bytes(&mut self, buffer: BufferId) -> &mut [u8] {
+        self.pool.bytes(buffer)
     }
 
-    fn pair(&mut self, read: Span, write: Span) -> (&[u8], &mut [u8]) {
+    fn pair(&mut self, read: BufferId, write: BufferId) -> (&[u8], &mut [u8]) {
         self.pool.pair(read, write)
     }
 
@@ -315,16 +362,31 @@ impl Driver for Epoll {
     }
 
     fn release(&mut self, buffer: BufferId) {
-        if self.pool.release(buffer) {
-            self.idle.push(buffer);
-        }
+        self.free_receive.extend(self.pool.release(buffer));
     }
 
-    fn send(&mut self, to: &Endpoint, segment: u32, spans: &[Span]) -> Result<(), SendError> {
-        if !self.ops.segmentation_off {
-            return self.queue_send(to, segment, spans);
+    fn send(&mut self, to: &Endpoint, segment: u16, spans: &[Span]) -> Result<(), SendError> {
+        if self.queued == SENDS {
+            self.flush();
         }
-        ops::singles(segment.max(1), spans).try_for_each(|one| self.queue_send(to, one.len, &[one]))
+        let send = &mut self.sends[self.queued];
+        send.fill(&mut self.pool, self.family, to, segment, spans)?;
+        if send.is_segmented() && !self.segmentation.offloaded {
+            // Past the queue, so what is in it must leave first. Flushing finishes only what is
+            // queued, and this train is not.
+            let queued = self.queued;
+            self.flush();
+            let send = &mut self.sends[queued];
+            self.segmentation
+                .send_singly(self.socket.as_fd(), send, &mut self.stats);
+            send.finish(&mut self.pool, |_, slot| self.free_receive.push(slot));
+            return Ok(());
+        }
+        // SAFETY: `header` returns a pointer to a header inside `send`, which is alive, initialised
+        // by that very call, and borrowed by nobody else.
+        self.send_headers[self.queued].msg_hdr = unsafe { *send.header() };
+        self.queued += 1;
+        Ok(())
     }
 
     fn write_tun(
@@ -332,15 +394,33 @@ impl Driver for Epoll {
         header: &[u8; TUN_HEADER_LEN],
         spans: &[Span],
     ) -> Result<(), SendError> {
-        if self.tun.is_none() {
-            return Err(SendError::Shape);
-        }
-        let id = self.ops.write(&mut self.pool, header, spans)?;
-        self.queued.push(id);
+        let tun = self.tun.as_ref().ok_or(SendError::NoTun)?;
+        self.write.fill(&mut self.pool, header, spans)?;
+        let iovecs = self.write.iovecs();
+        let count = libc::c_int::try_from(iovecs.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: `count` initialised iovecs in `self.write`, which point to its own header and
+        // into slots that `fill` has referenced. The kernel only reads them, and is done with them
+        // when the call returns.
+        let written = unsafe { libc::writev(tun.as_raw_fd(), iovecs.as_ptr(), count) };
+        let whole = usize::try_from(written).is_ok_and(|len| len == self.write.total());
+        self.stats.tun_errors += u64::from(!whole);
+        self.write
+            .finish(&mut self.pool, |_, slot| self.free_receive.push(slot));
+        Ok(())
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.flush();
         Ok(())
     }
 
     fn stats(&self) -> &DriverStats {
         &self.stats
+    }
+}
+
+impl Drop for EpollDriver {
+    fn drop(&mut self) {
+        self.flush();
     }
 }

@@ -1,30 +1,39 @@
-//! Everything that talks to the kernel for a worker: UDP and TUN over io_uring, or over epoll where
-//! io_uring is forbidden, behind one [`Driver`] trait.
+//! UDP and TUN drivers over io_uring and epoll: everything of the dataplane that talks to the kernel.
+//!
+//! A worker owns one [`Driver`]: it waits on it, takes [`Event`]s from it, works on the bytes where
+//! the kernel put them, and sends from the same memory. Three implementations share one contract
+//! and one set of tests: [`uring::UringDriver`], [`epoll::EpollDriver`] for hosts where io_uring is
+//! forbidden, and [`memory::MemoryDriver`] for tests of a worker without a kernel.
 //!
 //! ```text
 //!  socket ──recvmsg──▶ receive slots ──Event::Datagrams──▶ worker ──send──▶ sendmsg + UDP_SEGMENT
-//!  TUN    ──read─────▶ transmit slots ──Event::Tun───────▶ worker ──write_tun──▶ writev
+//!  TUN    ──read─────▶ TUN slots     ──Event::Tun────────▶ worker ──write_tun──▶ writev
 //!                      transmit slots ◀──allocate────────── worker
 //! ```
 //!
-//! A driver belongs to one thread. It lends 64 KiB buffers to the kernel, hands received trains to
-//! the worker as [`Event`]s, and sends spans of those same buffers. A buffer counts its users: the
-//! caller of [`Driver::next`] or [`Driver::allocate`] holds one reference, every send and TUN write in
-//! flight holds another; the last one to go returns it. Nothing allocates after `open`.
+//! Nothing here allocates after `open`. `unsafe` of the dataplane lives in this crate only.
 
-mod cmsg;
+mod address;
+mod device;
 mod driver;
-pub mod epoll;
-pub mod iouring;
-pub mod memory;
-mod ops;
+mod message;
+mod open;
 mod pool;
+mod train;
+
+pub mod epoll;
+pub mod memory;
 pub mod tun;
 pub mod udp;
+pub mod uring;
+
+#[cfg(test)]
+mod tests;
 
 pub use driver::{
-    BUFFER_BYTES, BufferId, Driver, DriverKind, DriverStats, Event, OpenError, Parts, SEGMENTS_MAX,
-    SPANS_MAX, SendError, Span, TRAIN_BYTES_MAX, TUN_HEADER_LEN, UnknownDriver, choose,
+    BufferId, Driver, DriverStats, Event, SEGMENTS_MAX, SPANS_MAX, SendError, Span,
+    TRAIN_BYTES_MAX, TUN_HEADER_LEN,
 };
-pub use epoll::Epoll;
-pub use iouring::{ProbeError, Uring, probe};
+pub use open::{AnyDriver, DriverKind, OpenError, Parts, UnknownDriver, open};
+pub use pool::SLOT_BYTES;
+pub use uring::{ProbeError, probe};

@@ -1,131 +1,275 @@
-//! TUN devices with one queue per worker and segmentation offload both ways.
+//! The TUN device of the host: multi-queue, every packet behind a virtio-net header, with
+//! segmentation and checksum offloads, so that super-packets pass in one read or write.
+//!
+//! Address, MTU and link state are set by whoever knows the node's key, not here.
 
-use std::ffi::CStr;
+use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::thread;
+use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use crate::driver::TUN_HEADER_LEN;
 
-use crate::TUN_HEADER_LEN;
+/// [`TUN_HEADER_LEN`] as `TUNSETVNETHDRSZ` wants it.
+const HEADER_LEN: libc::c_int = 10;
+const _: () = assert!(TUN_HEADER_LEN == 10);
+const CLONE_DEVICE: &str = "/dev/net/tun";
+/// Queues of one device, the kernel's limit.
+const QUEUES_MAX: u16 = 256;
+/// Bits of `TUNSETOFFLOAD`; the last two are younger (6.2) than the others.
+const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+const OFFLOADS_UDP: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+/// How often and how long a device that a just ended process had is waited for: the kernel takes
+/// a moment to let go of descriptors that were registered with io_uring.
+const BUSY_TRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// A TUN device. It vanishes, with its addresses and routes, when the last queue is closed.
+/// An open device.
 #[derive(Debug)]
 pub struct Tun {
-    /// Name as the kernel gave it.
+    /// Name of the interface.
     pub name: String,
     /// One descriptor per queue, not blocking.
     pub queues: Vec<OwnedFd>,
-    /// Whether UDP super-packets are possible (Linux 6.2).
-    pub udp_segmentation: bool,
+    /// Whether UDP super-packets may be read and written, not only TCP ones.
+    pub uso: bool,
 }
 
-/// A TUN device could not be had.
+/// Why there is no device.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
-    /// No driver.
+    /// The kernel has no TUN driver, or this container no device node.
     #[error(
-        "/dev/net/tun: {0}: load the tun module (modprobe tun) or give the container the device, or \
-         start with --no-tun"
+        "open {CLONE_DEVICE}: {source}: load the driver with `modprobe tun`; in a container, pass \
+         the device in (`--device {CLONE_DEVICE}`)"
     )]
-    Device(io::Error),
-    /// Not allowed.
-    #[error("TUN device '{0}': not permitted: needs CAP_NET_ADMIN (run as root), or --no-tun")]
-    Forbidden(String),
-    /// Taken.
-    #[error("TUN device '{0}' is in use by another program; choose another with --tun-name")]
-    InUse(String),
-    /// Bad name.
-    #[error("TUN device name '{0}' is not valid: 1 to 15 characters, no '/' and no spaces")]
-    Name(String),
-    /// An older device of that name is of another shape.
+    NoDriver {
+        /// What `open` said.
+        source: io::Error,
+    },
+    /// Not privileged.
     #[error(
-        "TUN device '{0}' exists with other settings (ip link delete {0} removes it); or choose \
-         another with --tun-name"
+        "TUN device {name}: {source}: creating it needs CAP_NET_ADMIN; run as root or give the \
+         capability, or run without a TUN device as a pure relay"
     )]
-    Shape(String),
-    /// Another failure.
-    #[error("TUN device '{name}': {call}: {source}")]
-    System {
-        /// Device.
+    NotPermitted {
+        /// The interface asked for.
         name: String,
-        /// Which call.
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is such an interface.
+    #[error(
+        "TUN device {name}: EBUSY: an interface of this name exists, of another hyphae or made \
+         beforehand; stop the one, `ip link delete {name}` the other, or choose another name"
+    )]
+    Busy {
+        /// The interface asked for.
+        name: String,
+    },
+    /// Not a name for an interface.
+    #[error("TUN device {name:?}: a name has 1 to 15 characters, no `/`, no spaces")]
+    Name {
+        /// The name asked for.
+        name: String,
+    },
+    /// Too many or no queues.
+    #[error("TUN device: {queues} queues asked for, 1 to {QUEUES_MAX} are possible")]
+    Queues {
+        /// The number asked for.
+        queues: u16,
+    },
+    /// Anything else that the kernel says.
+    #[error("TUN device {name}: {call}: {source}")]
+    Other {
+        /// The interface asked for.
+        name: String,
+        /// What failed.
         call: &'static str,
         /// How.
         source: io::Error,
     },
 }
 
-const TUN_F_CSUM: libc::c_uint = 1;
-const TUN_F_TSO4: libc::c_uint = 2;
-const TUN_F_TSO6: libc::c_uint = 4;
-const TUN_F_TSO_ECN: libc::c_uint = 8;
-const TUN_F_USO4: libc::c_uint = 0x20;
-const TUN_F_USO6: libc::c_uint = 0x40;
-
-/// Opens a TUN device with `queues` queues.
+/// Creates the device `name` (`%d` in it becomes the first free number) with `queues` queues. It
+/// lives as long as one of its descriptors.
 ///
 /// # Errors
-/// When it cannot be had; the error names the likely cause.
+/// [`TunError`], worded for the operator.
 pub fn open(name: &str, queues: u16) -> Result<Tun, TunError> {
-    let bad = name.is_empty()
-        || name.len() >= libc::IFNAMSIZ
-        || name.bytes().any(|b| b == b'/' || b.is_ascii_whitespace() || b == 0);
-    if bad {
-        return Err(TunError::Name(name.to_owned()));
+    let valid = (1..libc::IFNAMSIZ).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    if !valid {
+        return Err(TunError::Name { name: name.into() });
     }
-    let mut tun = Tun { name: name.to_owned(), queues: Vec::new(), udp_segmentation: true };
-    for _ in 0..queues.max(1) {
-        let (queue, actual) = open_queue(&tun.name)?;
-        tun.name = actual;
-        tun.udp_segmentation &= offload(&tun.name, &queue)?;
-        tun.queues.push(queue);
+    if !(1..=QUEUES_MAX).contains(&queues) {
+        return Err(TunError::Queues { queues });
+    }
+    let mut tun = Tun {
+        name: name.into(),
+        queues: Vec::new(),
+        uso: true,
+    };
+    for queue in 0..queues {
+        let fd = clone_device()?;
+        // A second process would be given further queues of the same device and with them a
+        // share of its packets; asking for a new device on the first queue rules that out.
+        let first = queue == 0;
+        tun.name = attach(&fd, &tun.name, first)?;
+        control(&tun.name, "TUNSETVNETHDRSZ", set_header_len(&fd))?;
+        if first {
+            tun.uso = set_offloads(&fd, OFFLOADS | OFFLOADS_UDP).is_ok();
+            if !tun.uso {
+                control(&tun.name, "TUNSETOFFLOAD", set_offloads(&fd, OFFLOADS))?;
+            }
+        }
+        tun.queues.push(fd);
     }
     Ok(tun)
 }
 
-fn open_queue(name: &str) -> Result<(OwnedFd, String), TunError> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let queue = rustix::fs::open("/dev/net/tun", flags, Mode::empty())
-        .map_err(|error| TunError::Device(error.into()))?;
-    // SAFETY: all-zero bytes are a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *place = byte as libc::c_char;
-    }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives here.
-    if unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
-        let source = io::Error::last_os_error();
-        return Err(match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => TunError::Forbidden(name.to_owned()),
-            Some(libc::EBUSY) => TunError::InUse(name.to_owned()),
-            Some(libc::EINVAL) => TunError::Shape(name.to_owned()),
-            _ => TunError::System { name: name.to_owned(), call: "TUNSETIFF", source },
-        });
-    }
-    // SAFETY: the kernel ended the name with a zero byte (it is at most IFNAMSIZ - 1 long).
-    let actual = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
-    Ok((queue, actual.to_string_lossy().into_owned()))
+fn clone_device() -> Result<OwnedFd, TunError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(CLONE_DEVICE)
+        .map_err(|source| {
+            if source.kind() == io::ErrorKind::PermissionDenied {
+                TunError::NotPermitted {
+                    name: CLONE_DEVICE.into(),
+                    source,
+                }
+            } else {
+                TunError::NoDriver { source }
+            }
+        })?;
+    Ok(file.into())
 }
 
-/// Switches offloads on; returns whether UDP segmentation is among them.
-fn offload(name: &str, queue: &OwnedFd) -> Result<bool, TunError> {
-    let fd = queue.as_raw_fd();
-    let system = |call| {
-        let source = io::Error::last_os_error();
-        TunError::System { name: name.to_owned(), call, source }
+/// Makes `fd` a queue of `name`; returns the interface's name.
+fn attach(fd: &OwnedFd, name: &str, first: bool) -> Result<String, TunError> {
+    for attempt in 1.. {
+        match set_interface(fd, name, first) {
+            Ok(name) => return Ok(name),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                if attempt == BUSY_TRIES {
+                    break;
+                }
+                thread::sleep(BUSY_PAUSE);
+            }
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(TunError::NotPermitted {
+                    name: name.into(),
+                    source,
+                });
+            }
+            Err(source) => {
+                return Err(TunError::Other {
+                    name: name.into(),
+                    call: "TUNSETIFF",
+                    source,
+                });
+            }
+        }
+    }
+    Err(TunError::Busy { name: name.into() })
+}
+
+fn control(name: &str, call: &'static str, result: io::Result<()>) -> Result<(), TunError> {
+    result.map_err(|source| TunError::Other {
+        name: name.into(),
+        call,
+        source,
+    })
+}
+
+fn set_interface(fd: &OwnedFd, name: &str, exclusive: bool) -> io::Result<String> {
+    let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    if exclusive {
+        flags |= libc::IFF_TUN_EXCL;
+    }
+    // SAFETY: `ifreq` is a C struct of a character array and a union of plain data; all zero is
+    // valid for every member.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    // The flags are the lower half; IFF_TUN_EXCL is what would be the sign.
+    let [low, high, ..] = flags.to_le_bytes();
+    request.ifr_ifru.ifru_flags = libc::c_short::from_le_bytes([low, high]);
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives on this stack frame. The name is
+    // zero-terminated: `open` has checked that it is shorter than the array, which was zeroed.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name = request
+        .ifr_name
+        .iter()
+        .map(|c| c.to_ne_bytes()[0])
+        .take_while(|&c| c != 0)
+        .collect();
+    String::from_utf8(name).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+fn set_header_len(fd: &OwnedFd) -> io::Result<()> {
+    let len = HEADER_LEN;
+    // SAFETY: TUNSETVNETHDRSZ reads one `int`, which lives on this stack frame.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn set_offloads(fd: &OwnedFd, offloads: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its bits by value and touches no memory of this process.
+    let result = unsafe {
+        libc::ioctl(
+            fd.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            libc::c_ulong::from(offloads),
+        )
     };
-    let len = TUN_HEADER_LEN as libc::c_int;
-    // SAFETY: TUNSETVNETHDRSZ reads one int, which lives here.
-    if unsafe { libc::ioctl(fd, libc::TUNSETVNETHDRSZ, &raw const len) } < 0 {
-        return Err(system("TUNSETVNETHDRSZ"));
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
-    let tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
-    // SAFETY: TUNSETOFFLOAD takes its bits by value.
-    let set = |bits| unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD, libc::c_ulong::from(bits)) } == 0;
-    if set(tcp | TUN_F_USO4 | TUN_F_USO6) {
-        return Ok(true);
+}
+
+/// Makes sure that reads and writes of `fd` do not wait: the drivers rely on it.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    Ok(rustix::fs::fcntl_setfl(
+        fd,
+        flags | rustix::fs::OFlags::NONBLOCK,
+    )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_requests_are_refused_before_the_kernel_sees_them() {
+        for name in ["", "a/b", "with space", "sixteen-letters-"] {
+            assert!(
+                matches!(open(name, 1), Err(TunError::Name { .. })),
+                "{name:?}"
+            );
+        }
+        for queues in [0, 257] {
+            assert!(matches!(
+                open("hyphae-test", queues),
+                Err(TunError::Queues { .. })
+            ));
+        }
     }
-    if set(tcp) { Ok(false) } else { Err(system("TUNSETOFFLOAD")) }
 }

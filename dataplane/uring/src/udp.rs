@@ -1,156 +1,253 @@
-//! Underlay sockets.
+//! The underlay socket of a worker: bound, with the options that trains need.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind as bind_socket, socket_with, sockopt,
+};
 
-/// What is asked of a socket.
+/// What a socket is wanted to have.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Receive and send buffer asked for, bytes.
-    pub buffer_bytes: u32,
+pub struct SocketOptions {
+    /// Bytes of datagrams that may wait to be received.
+    pub receive_bytes: usize,
+    /// Bytes of datagrams that may wait to be sent.
+    pub send_bytes: usize,
 }
 
-impl Default for Options {
+impl Default for SocketOptions {
+    /// 16 MiB each way: about 250 trains.
     fn default() -> Self {
-        // A burst of 64 trains of 64 KiB: what a worker can be behind by a few milliseconds.
-        Self { buffer_bytes: 4 * 1024 * 1024 }
+        Self {
+            receive_bytes: 16 << 20,
+            send_bytes: 16 << 20,
+        }
     }
 }
 
-/// A socket could not be had.
+/// What a socket got.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketReport {
+    /// Where it is bound, with the port that the kernel chose if none was given.
+    pub local: SocketAddr,
+    /// As in [`SocketOptions`]; less than asked for when `net.core.rmem_max` limits it and the
+    /// process may not exceed it (`CAP_NET_ADMIN`).
+    pub receive_bytes: usize,
+    /// As `receive_bytes`, by `net.core.wmem_max`.
+    pub send_bytes: usize,
+    /// Whether the kernel joins datagrams into trains (`UDP_GRO`).
+    pub gro: bool,
+}
+
+/// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Somebody has it.
+    /// The port is taken.
     #[error(
-        "UDP port {port} is in use{on}: another Hyphae or another program listens there; choose \
-         another with --listen"
+        "bind {address}: EADDRINUSE: another process has UDP port {}, perhaps another hyphae; \
+         stop it (`ss -ulpn` names it) or listen on another port", address.port()
     )]
     InUse {
-        /// Port.
-        port: u16,
-        /// " on ADDRESS" when one was named.
-        on: String,
-    },
-    /// Not ours.
-    #[error("cannot listen on {0}: this host does not have that address; check --listen")]
-    NotLocal(SocketAddr),
-    /// Privileged port.
-    #[error("cannot listen on UDP port {0}: ports below 1024 need CAP_NET_BIND_SERVICE")]
-    Privileged(u16),
-    /// Another failure.
-    #[error("{call} for {address}: {source}")]
-    System {
-        /// Which call.
-        call: &'static str,
-        /// For which address.
+        /// The address asked for.
         address: SocketAddr,
+    },
+    /// No interface has the address.
+    #[error(
+        "bind {address}: EADDRNOTAVAIL: no interface of this host has the address; listen on \
+         [::] for all of them"
+    )]
+    NotAvailable {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// A privileged port.
+    #[error(
+        "bind {address}: EACCES: ports below net.ipv4.ip_unprivileged_port_start need \
+         CAP_NET_BIND_SERVICE"
+    )]
+    NotPermitted {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// The kernel has no IPv6.
+    #[error("bind {address}: EAFNOSUPPORT: this kernel has no IPv6; listen on 0.0.0.0 instead")]
+    NoIpv6 {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// Anything else that the kernel says.
+    #[error("{call} for {address}: {source}")]
+    Other {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What failed.
+        call: &'static str,
         /// How.
         source: io::Error,
     },
 }
 
-/// A bound socket and what the kernel granted it.
-#[derive(Debug)]
-pub struct Bound {
-    /// The socket: blocking, because io_uring waits inside the kernel; the epoll driver asks per call.
-    pub socket: OwnedFd,
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Receive buffer, bytes, as the kernel counts them.
-    pub receive_bytes: u32,
-    /// Whether the kernel merges trains (UDP_GRO, Linux 5.0).
-    pub merges: bool,
-}
-
-const UDP_GRO: libc::c_int = 104;
-
-/// Opens and binds an underlay socket. `[::]` serves IPv4 as well.
+/// Opens the underlay socket at `address`. A `[::]` socket carries IPv4 too. Datagrams are never
+/// fragmented: what does not fit the interface's MTU is refused, and what the path does not carry
+/// is lost, whatever ICMP messages say, because the overlay probes its paths itself.
 ///
 /// # Errors
-/// When the address cannot be had; the error names the likely cause.
-pub fn bind(address: SocketAddr, options: Options) -> Result<Bound, BindError> {
-    let system = |call| move |source: io::Error| BindError::System { call, address, source };
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
+/// [`BindError`], worded for the operator.
+pub fn bind(
+    address: SocketAddr,
+    options: SocketOptions,
+) -> Result<(OwnedFd, SocketReport), BindError> {
+    let other = |call| {
+        move |source: io::Error| BindError::Other {
+            address,
+            call,
+            source,
+        }
+    };
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
     };
     let socket =
-        rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-            .map_err(|error| system("socket")(error.into()))?;
-    let set = |level, name, value| set_option(&socket, level, name, value);
-    let ipv6 = family == AddressFamily::INET6;
-    if ipv6 {
-        let dual = i32::from(address.ip() != IpAddr::from([0u16; 8]));
-        set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, dual).map_err(system("IPV6_V6ONLY"))?;
+        socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None).map_err(|error| {
+            match error {
+                rustix::io::Errno::AFNOSUPPORT if address.is_ipv6() => {
+                    BindError::NoIpv6 { address }
+                }
+                error => other("socket")(error.into()),
+            }
+        })?;
+    if address.is_ipv6() {
+        let only = !address.ip().is_unspecified();
+        sockopt::set_ipv6_v6only(&socket, only)
+            .map_err(|error| other("IPV6_V6ONLY")(error.into()))?;
     }
-    // Nothing is fragmented: a frame that does not fit the path is an error that shows.
-    let v4 = set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO);
-    if !ipv6 {
-        v4.map_err(system("IP_MTU_DISCOVER"))?;
-    } else {
-        set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)
-            .map_err(system("IPV6_MTU_DISCOVER"))?;
-    }
-    let merges = set(libc::SOL_UDP, UDP_GRO, 1).is_ok();
-    // Counting is worth having, not worth failing for.
-    let _ = set(libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
-    let bytes = i32::try_from(options.buffer_bytes).unwrap_or(i32::MAX);
-    for (force, plain) in [
-        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
-        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
-    ] {
-        // FORCE needs CAP_NET_ADMIN; without it the kernel cuts to net.core.[rw]mem_max.
-        if set(libc::SOL_SOCKET, force, bytes).is_err() {
-            set(libc::SOL_SOCKET, plain, bytes).map_err(system("SO_RCVBUF"))?;
-        }
-    }
-    rustix::net::bind(&socket, &address).map_err(|error| match error {
-        rustix::io::Errno::ADDRINUSE => {
-            let on = if address.ip().is_unspecified() {
-                String::new()
-            } else {
-                format!(" on {}", address.ip())
-            };
-            BindError::InUse { port: address.port(), on }
-        }
-        rustix::io::Errno::ADDRNOTAVAIL => BindError::NotLocal(address),
-        rustix::io::Errno::ACCESS => BindError::Privileged(address.port()),
-        other => system("bind")(other.into()),
+    never_fragment(socket.as_fd(), address).map_err(other("IP_MTU_DISCOVER"))?;
+    let receive = (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
+    let send = (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
+    let receive_bytes =
+        size_buffer(socket.as_fd(), receive, options.receive_bytes).map_err(other("SO_RCVBUF"))?;
+    let send_bytes =
+        size_buffer(socket.as_fd(), send, options.send_bytes).map_err(other("SO_SNDBUF"))?;
+    set(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1).map_err(other("SO_RXQ_OVFL"))?;
+    // Without it every datagram arrives alone: slow, but it works.
+    let gro = set(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+    bind_socket(&socket, &address).map_err(|error| match error {
+        rustix::io::Errno::ADDRINUSE => BindError::InUse { address },
+        rustix::io::Errno::ADDRNOTAVAIL => BindError::NotAvailable { address },
+        rustix::io::Errno::ACCESS => BindError::NotPermitted { address },
+        error => other("bind")(error.into()),
     })?;
-    let address = local_address(&socket).map_err(system("getsockname"))?;
-    let receive_bytes = rustix::net::sockopt::socket_recv_buffer_size(&socket)
-        .map_err(|error| system("SO_RCVBUF")(error.into()))?;
-    let receive_bytes = u32::try_from(receive_bytes).unwrap_or(u32::MAX);
-    Ok(Bound { socket, address, receive_bytes, merges })
+    let local = local_address(socket.as_fd()).map_err(other("getsockname"))?;
+    Ok((
+        socket,
+        SocketReport {
+            local,
+            receive_bytes,
+            send_bytes,
+            gro,
+        },
+    ))
 }
 
-pub(crate) fn is_ipv4(socket: &OwnedFd) -> io::Result<bool> {
-    Ok(local_address(socket)?.is_ipv4())
+/// Where `socket` is bound.
+pub(crate) fn local_address(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    Ok(rustix::net::getsockname(socket)?.try_into()?)
 }
 
-fn local_address(socket: &OwnedFd) -> io::Result<SocketAddr> {
-    let address = rustix::net::getsockname(socket)?;
-    SocketAddr::try_from(address).map_err(|_| io::ErrorKind::InvalidInput.into())
+fn never_fragment(socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv6() {
+        set(
+            socket,
+            libc::SOL_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_PROBE,
+        )?;
+    }
+    // On an IPv6 socket too: it rules the mapped addresses.
+    set(
+        socket,
+        libc::SOL_IP,
+        libc::IP_MTU_DISCOVER,
+        libc::IP_PMTUDISC_PROBE,
+    )
 }
 
-fn set_option(
-    socket: impl AsFd,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: libc::c_int,
-) -> io::Result<()> {
-    // SAFETY: the kernel reads one int from the address of a live local of that size.
+/// Asks for `bytes` beyond the system's limit, else within it; returns what the socket has.
+fn size_buffer(
+    socket: BorrowedFd<'_>,
+    (force, plain): (i32, i32),
+    bytes: usize,
+) -> io::Result<usize> {
+    let wanted = i32::try_from(bytes).unwrap_or(i32::MAX / 2);
+    if set(socket, libc::SOL_SOCKET, force, wanted).is_err() {
+        set(socket, libc::SOL_SOCKET, plain, wanted)?;
+    }
+    // The kernel keeps twice what was asked for, for its own bookkeeping.
+    let has = if plain == libc::SO_RCVBUF {
+        sockopt::socket_recv_buffer_size(socket)?
+    } else {
+        sockopt::socket_send_buffer_size(socket)?
+    };
+    Ok(has / 2)
+}
+
+fn set(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the option value is an `int` of four bytes on this stack frame, which is the size
+    // passed; the kernel copies it during the call. All options set here take an `int`.
     let result = unsafe {
         libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
+            socket.as_raw_fd(),
             level,
             name,
             (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            4,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_reports_what_it_got() {
+        let options = SocketOptions {
+            receive_bytes: 100_000,
+            send_bytes: 100_000,
+        };
+        let (_socket, report) = bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
+        assert_ne!(report.local.port(), 0);
+        assert!(report.gro);
+        assert!(
+            report.receive_bytes >= 100_000 && report.send_bytes >= 100_000,
+            "{report:?}"
+        );
+    }
+
+    #[test]
+    fn a_port_in_use_is_explained() {
+        let (_first, report) =
+            bind("127.0.0.1:0".parse().unwrap(), SocketOptions::default()).unwrap();
+        let error = bind(report.local, SocketOptions::default()).unwrap_err();
+        assert!(matches!(error, BindError::InUse { .. }));
+        assert!(
+            error.to_string().contains("another process has UDP port"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_address_of_nobody_is_explained() {
+        let error = bind("192.0.2.1:0".parse().unwrap(), SocketOptions::default()).unwrap_err();
+        assert!(matches!(error, BindError::NotAvailable { .. }), "{error}");
+    }
 }

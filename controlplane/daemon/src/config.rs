@@ -1,0 +1,330 @@
+//! Configuration: one TOML file, flags on top.
+//!
+//! The file is read into a raw form that refuses unknown keys, then checked into [`Config`]. A flag
+//! that is not given is `None` in [`Overrides`] and changes nothing.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyphae_wire::frame::MTU_DEFAULT;
+use hyphae_wire::{Suite, SuiteSet};
+use serde::{Deserialize, Serialize};
+
+use crate::endpoint::{PeerUrl, RouteSpec};
+
+/// Underlay address by default: IPv6 and IPv4, port of the protocol.
+pub const LISTEN_DEFAULT: &str = "[::]:9670";
+/// JSON-RPC over TCP by default.
+pub const RPC_DEFAULT: &str = "127.0.0.1:8990";
+/// Metrics by default.
+pub const METRICS_DEFAULT: &str = "127.0.0.1:9469";
+/// Name of the TUN device by default.
+pub const TUN_NAME_DEFAULT: &str = "hyphae0";
+
+/// Settings of a node, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Underlay address of worker 0.
+    pub listen: SocketAddr,
+    /// Peers to keep connecting to.
+    pub peers: Vec<PeerUrl>,
+    /// Static routes.
+    pub routes: Vec<RouteSpec>,
+    /// Name of the TUN device; `None` for none.
+    pub tun: Option<String>,
+    /// Cores of the workers, as the dataplane reads it.
+    pub cores: String,
+    /// Driver, as the dataplane reads it.
+    pub driver: String,
+    /// Suites to offer; `None` leaves the choice to the hardware.
+    pub suite: Option<Suite>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// Where JSON-RPC is served over TCP.
+    pub rpc: Option<SocketAddr>,
+    /// Filter of log messages.
+    pub log_level: String,
+    /// Sessions.
+    pub session: SessionConfig,
+}
+
+/// Life of sessions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SessionConfig {
+    /// Age at which keys are renewed.
+    pub rekey_after: Duration,
+    /// Time between probes of a link.
+    pub keepalive: Duration,
+    /// Silence after which a peer is down.
+    pub dead_after: Duration,
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// File.
+        path: PathBuf,
+        /// How.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}: {message}")]
+    Parse {
+        /// File.
+        path: PathBuf,
+        /// Line, key and cause.
+        message: String,
+    },
+    /// A value out of range or of the wrong form.
+    #[error("{key}: {message}")]
+    Value {
+        /// Key or flag.
+        key: &'static str,
+        /// Cause and way out.
+        message: String,
+    },
+}
+
+/// The file as written.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    listen: Option<String>,
+    peers: Vec<PeerUrl>,
+    routes: Vec<RouteSpec>,
+    tun: RawTun,
+    cores: Option<String>,
+    driver: Option<String>,
+    suite: Option<String>,
+    metrics: Option<String>,
+    rpc: Option<String>,
+    log_level: Option<String>,
+    session: RawSession,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTun {
+    enabled: Option<bool>,
+    name: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSession {
+    rekey_after_seconds: Option<u64>,
+    keepalive_seconds: Option<u64>,
+    dead_after_seconds: Option<u64>,
+}
+
+/// What was given on the command line; `None` and empty lists change nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--listen`
+    pub listen: Option<String>,
+    /// `--peer`, added to those of the file.
+    pub peers: Vec<PeerUrl>,
+    /// `--route`, added to those of the file.
+    pub routes: Vec<RouteSpec>,
+    /// `--tun-name`
+    pub tun_name: Option<String>,
+    /// `--no-tun`
+    pub no_tun: bool,
+    /// `--cores`
+    pub cores: Option<String>,
+    /// `--driver`
+    pub driver: Option<String>,
+    /// `--suite`
+    pub suite: Option<String>,
+    /// `--metrics`
+    pub metrics: Option<String>,
+    /// `--rpc`
+    pub rpc: Option<String>,
+    /// `--log-level`
+    pub log_level: Option<String>,
+}
+
+impl Config {
+    /// Reads a file, if one is named, and puts flags on top.
+    ///
+    /// # Errors
+    /// With file, line, key and cause.
+    pub fn load(path: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        let raw = match path {
+            None => Raw::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+                toml::from_str(&text).map_err(|error| ConfigError::Parse {
+                    path: path.to_owned(),
+                    message: explain(&error),
+                })?
+            }
+        };
+        Self::check(raw, overrides)
+    }
+
+    fn check(raw: Raw, over: Overrides) -> Result<Self, ConfigError> {
+        let text = |flag: Option<String>, file: Option<String>, default: &str| {
+            flag.or(file).unwrap_or_else(|| default.to_owned())
+        };
+        let listen = text(over.listen, raw.listen, LISTEN_DEFAULT);
+        let tun_off = over.no_tun || (over.tun_name.is_none() && raw.tun.enabled == Some(false));
+        let tun_name = text(over.tun_name, raw.tun.name, TUN_NAME_DEFAULT);
+        let suite = match text(over.suite, raw.suite, "auto").as_str() {
+            "auto" => None,
+            name => Some(name.parse::<Suite>().map_err(|error| value("suite", error))?),
+        };
+        let mut peers = raw.peers;
+        for peer in over.peers {
+            if !peers.contains(&peer) {
+                peers.push(peer);
+            }
+        }
+        let routes = raw.routes.into_iter().chain(over.routes).collect();
+        Ok(Self {
+            listen: socket("listen", &listen)?,
+            peers,
+            routes,
+            tun: (!tun_off).then_some(tun_name),
+            cores: text(over.cores, raw.cores, "auto"),
+            driver: text(over.driver, raw.driver, "auto"),
+            suite,
+            metrics: optional_socket("metrics", &text(over.metrics, raw.metrics, METRICS_DEFAULT))?,
+            rpc: optional_socket("rpc", &text(over.rpc, raw.rpc, RPC_DEFAULT))?,
+            log_level: text(over.log_level, raw.log_level, "info"),
+            session: SessionConfig::check(&raw.session)?,
+        })
+    }
+
+    /// Suites to offer on a machine with or without AES instructions.
+    pub fn suites(&self, aes_hardware: bool) -> SuiteSet {
+        match self.suite {
+            Some(suite) => SuiteSet::only(suite),
+            None if aes_hardware => SuiteSet::all(),
+            None => SuiteSet::only(Suite::ChaCha20Poly1305),
+        }
+    }
+
+    /// Largest inner packet.
+    pub fn mtu(&self) -> u16 {
+        MTU_DEFAULT
+    }
+}
+
+impl SessionConfig {
+    fn check(raw: &RawSession) -> Result<Self, ConfigError> {
+        let seconds = |key, given: Option<u64>, default, range: std::ops::RangeInclusive<u64>| {
+            let given = given.unwrap_or(default);
+            if range.contains(&given) {
+                return Ok(Duration::from_secs(given));
+            }
+            let (low, high) = range.into_inner();
+            Err(value(key, format!("{given} is out of range; use {low} to {high} seconds")))
+        };
+        let keepalive = seconds("session.keepalive_seconds", raw.keepalive_seconds, 5, 1..=60)?;
+        let dead = seconds("session.dead_after_seconds", raw.dead_after_seconds, 15, 2..=600)?;
+        if dead < keepalive * 2 {
+            let message = "must be at least twice session.keepalive_seconds".to_owned();
+            return Err(value("session.dead_after_seconds", message));
+        }
+        let rekey = seconds("session.rekey_after_seconds", raw.rekey_after_seconds, 120, 2..=120)?;
+        Ok(Self { rekey_after: rekey, keepalive, dead_after: dead })
+    }
+}
+
+fn value(key: &'static str, message: impl ToString) -> ConfigError {
+    ConfigError::Value { key, message: message.to_string() }
+}
+
+fn socket(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+    text.parse().map_err(|_| {
+        value(key, format!("'{text}' is not ADDRESS:PORT, such as 127.0.0.1:9670 or [::]:9670"))
+    })
+}
+
+fn optional_socket(key: &'static str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    if text == "off" { Ok(None) } else { socket(key, text).map(Some) }
+}
+
+/// The error of the parser, with the nearest key where one is unknown.
+fn explain(error: &toml::de::Error) -> String {
+    let text = error.to_string().trim_end().replace('\n', "\n  ");
+    let message = error.message();
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let (Some(unknown), true) = (quoted.next(), message.starts_with("unknown field")) else {
+        return text;
+    };
+    let nearest = quoted.min_by_key(|known| distance(unknown, known));
+    match nearest.filter(|known| distance(unknown, known) <= 3) {
+        Some(known) => format!("{text}\n  did you mean `{known}`?"),
+        None => text,
+    }
+}
+
+/// Edit distance of two short names.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let cost = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, overrides: Overrides) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::load(Some(file.path()), overrides)
+    }
+
+    #[test]
+    fn a_flag_that_is_not_given_changes_nothing() {
+        let text = "listen = \"127.0.0.1:1\"\nmetrics = \"off\"\nsuite = \"aes-256-gcm\"\n[tun]\nenabled = false\n";
+        let config = load(text, Overrides::default()).unwrap();
+        assert_eq!(config.listen.port(), 1);
+        assert_eq!((config.metrics, config.tun), (None, None));
+        assert_eq!(config.suite, Some(Suite::Aes256Gcm));
+        let flags = Overrides { listen: Some("127.0.0.1:2".into()), ..Overrides::default() };
+        assert_eq!(load(text, flags).unwrap().listen.port(), 2);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_line_and_suggestion() {
+        let error = load("listn = \"[::]:1\"", Overrides::default()).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("did you mean `listen`?"), "{error}");
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        for (text, key) in [
+            ("listen = \"9670\"", "listen"),
+            ("suite = \"rot13\"", "suite"),
+            ("[session]\nrekey_after_seconds = 0", "session.rekey_after_seconds"),
+            ("[session]\nkeepalive_seconds = 10", "session.dead_after_seconds"),
+        ] {
+            let error = load(text, Overrides::default()).unwrap_err().to_string();
+            assert!(error.starts_with(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_shipped_file_holds_the_defaults() {
+        let text = include_str!("../../../deploy/default.toml");
+        let shipped = load(text, Overrides::default()).unwrap();
+        assert_eq!(shipped, Config::load(None, Overrides::default()).unwrap());
+    }
+}

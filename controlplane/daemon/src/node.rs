@@ -1,0 +1,366 @@
+//! The node: engines, configured peers, and what RPC asks of them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyphae_overlay::{ConfiguredPeer, Event, Overlay, PeerConfig};
+use hyphae_routing::Rib;
+use hyphae_rpc::message::{Error, code};
+use hyphae_rpc::method::Pong;
+use hyphae_shm::StatsReader;
+use hyphae_shm::record::Program;
+use hyphae_wire::{Endpoint, Nanos, SecretKey, WorkerId};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::attach::Attachment;
+use crate::config::Config;
+use crate::endpoint::PeerUrl;
+use crate::host;
+use crate::overlay_log::Totals;
+
+/// How often names of peers are looked up again.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
+
+/// Something asked of the engine task.
+pub(crate) enum Command {
+    /// An RPC call.
+    Call { method: String, params: Value, reply: oneshot::Sender<Result<Value, Error>> },
+    /// What metrics show.
+    Scrape(oneshot::Sender<Scrape>),
+    /// End.
+    Shutdown,
+}
+
+/// What metrics show.
+pub(crate) struct Scrape {
+    pub(crate) workers: Vec<StatsReader>,
+    pub(crate) generation: u64,
+    pub(crate) backlog: usize,
+    pub(crate) peers_by_state: BTreeMap<&'static str, usize>,
+    pub(crate) sessions: usize,
+    pub(crate) routes: usize,
+    pub(crate) totals: Totals,
+}
+
+/// A peer that this node keeps connecting to.
+pub(crate) struct Configured {
+    pub(crate) url: PeerUrl,
+    /// Added by RPC, so kept in peers.toml.
+    pub(crate) stored: bool,
+    pub(crate) since: Nanos,
+}
+
+/// The node.
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) identity: SecretKey,
+    pub(crate) state_directory: PathBuf,
+    pub(crate) socket_directory: PathBuf,
+    pub(crate) overlay: Overlay,
+    pub(crate) rib: Rib,
+    pub(crate) configured: BTreeMap<u32, Configured>,
+    next_configured: u32,
+    pub(crate) attachment: Option<Attachment>,
+    pub(crate) resolver: Resolver,
+    pings: BTreeMap<u64, (Nanos, oneshot::Sender<Result<Value, Error>>)>,
+    next_ping: u64,
+    resolve_at: Nanos,
+    pub(crate) totals: Totals,
+    pub(crate) started: Nanos,
+    pub(crate) started_unix: u64,
+    /// First and last time a key was seen up.
+    pub(crate) seen: BTreeMap<String, (Nanos, Nanos)>,
+}
+
+impl Node {
+    pub(crate) fn new(
+        config: Config,
+        identity: SecretKey,
+        overlay: Overlay,
+        state_directory: PathBuf,
+        socket_directory: PathBuf,
+        now: Nanos,
+    ) -> Self {
+        let own = identity.public_key().address();
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            config,
+            identity,
+            state_directory,
+            socket_directory,
+            overlay,
+            rib: Rib::new(own),
+            configured: BTreeMap::new(),
+            next_configured: 0,
+            attachment: None,
+            resolver: Resolver::new(),
+            pings: BTreeMap::new(),
+            next_ping: 1,
+            resolve_at: now,
+            totals: Totals::default(),
+            started: now,
+            started_unix: unix.as_secs(),
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// Keeps connecting to a peer from now on.
+    pub(crate) fn add_peer(&mut self, now: Nanos, url: PeerUrl, stored: bool) {
+        let id = self.next_configured;
+        self.next_configured += 1;
+        let key = url.key;
+        self.overlay.add_peer(
+            now,
+            PeerConfig { id: ConfiguredPeer(id), addresses: Vec::new(), key },
+        );
+        self.resolver.start(id, &url);
+        self.configured.insert(id, Configured { url, stored, since: now });
+    }
+
+    /// Stops connecting to a peer, and ends its link.
+    pub(crate) fn remove_peer(&mut self, now: Nanos, id: u32) {
+        self.overlay.remove_peer(now, ConfiguredPeer(id));
+        self.configured.remove(&id);
+    }
+
+    /// Names were looked up.
+    pub(crate) fn resolved(&mut self, now: Nanos, (id, found): (u32, Vec<SocketAddr>)) {
+        let listen = self.config.listen;
+        let reachable = |address: &SocketAddr| match listen.ip() {
+            IpAddr::V4(_) => address.is_ipv4(),
+            IpAddr::V6(ip) => ip.is_unspecified() || address.is_ipv6(),
+        };
+        let Some(configured) = self.configured.get(&id) else { return };
+        let addresses: Vec<_> =
+            found.iter().filter(|a| reachable(a)).map(|a| Endpoint::from(*a)).collect();
+        if addresses.is_empty() {
+            let url = &configured.url;
+            tracing::warn!(peer = %url, "name does not resolve to an address of a usable family");
+            return;
+        }
+        self.overlay.set_addresses(now, ConfiguredPeer(id), addresses);
+    }
+
+    /// A dataplane is there: take over what it has.
+    pub(crate) fn attached(&mut self, now: Nanos, attachment: Attachment) {
+        let hello = &attachment.hello;
+        let generation = hello.generation.get();
+        tracing::info!(generation, driver = hello.driver(), pid = hello.pid.get(), "attached");
+        if let (Some(name), Some(_)) = (hello.tun_name(), &self.config.tun) {
+            let (name, ip) = (name.to_owned(), self.identity.public_key().address().ip());
+            let mtu = self.config.mtu();
+            tokio::spawn(async move {
+                match host::configure(&name, ip, mtu).await {
+                    Ok(()) => tracing::info!(device = name, address = %ip, mtu, "TUN device is up"),
+                    Err(error) => tracing::error!(%error, "TUN device is not usable"),
+                }
+            });
+        }
+        self.attachment = Some(attachment);
+        self.overlay.begin_attach(now, generation);
+        self.drain();
+    }
+
+    /// The dataplane is gone, with every session.
+    pub(crate) fn detached(&mut self) {
+        tracing::warn!("dataplane is gone; waiting for the next one");
+        self.attachment = None;
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Nanos) {
+        self.overlay.handle_timeout(now);
+        if now >= self.resolve_at {
+            self.resolve_at = now + RESOLVE_AGAIN;
+            for (id, configured) in &self.configured {
+                if configured.url.host.parse::<IpAddr>().is_err() {
+                    self.resolver.start(*id, &configured.url);
+                }
+            }
+        }
+        let late: Vec<u64> =
+            self.pings.iter().filter(|(_, (at, _))| *at <= now).map(|(id, _)| *id).collect();
+        for id in late {
+            if let Some((_, reply)) = self.pings.remove(&id) {
+                let error = Error::new(code::NO_ANSWER, "no answer in time");
+                // Whoever asked may have gone.
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Nanos> {
+        let pings = self.pings.values().map(|(at, _)| *at).min();
+        [self.overlay.poll_timeout(), pings, Some(self.resolve_at)].into_iter().flatten().min()
+    }
+
+    /// Moves everything that the engines want done into the rings. True when something has to wait
+    /// for room.
+    pub(crate) fn drain(&mut self) -> bool {
+        loop {
+            let mut idle = true;
+            while let Some((worker, program)) = self.overlay.poll_program() {
+                idle = false;
+                self.push(worker, program);
+            }
+            while let Some(change) = self.rib.poll_fib() {
+                idle = false;
+                self.push_all(&change.program());
+            }
+            // Only now: an event may lead to records that refer to those above.
+            if let Some(event) = self.overlay.poll_event() {
+                idle = false;
+                self.handle_event(crate::pump::now(), event);
+            }
+            if idle {
+                break;
+            }
+        }
+        self.attachment.as_mut().is_some_and(Attachment::flush)
+    }
+
+    fn push(&mut self, worker: WorkerId, program: hyphae_overlay::OwnedProgram) {
+        // Without a dataplane there is nobody to tell; the next one is told everything.
+        let Some(attachment) = &mut self.attachment else { return };
+        if !attachment.push(worker, program) {
+            tracing::error!("the dataplane takes no more records; detaching from it");
+            self.attachment = None;
+        }
+    }
+
+    fn push_all(&mut self, program: &Program<'_>) {
+        let workers = self.attachment.as_ref().map_or(0, |a| a.hello.workers.get());
+        for worker in 0..workers {
+            self.push(WorkerId(worker), hyphae_overlay::OwnedProgram::new(program));
+        }
+    }
+
+    fn handle_event(&mut self, now: Nanos, event: Event) {
+        self.totals.note(now, &event);
+        match event {
+            Event::PeerUp { peer, key, .. } => {
+                let seen = self.seen.entry(key.to_string()).or_insert((now, now));
+                seen.1 = now;
+                self.rib.peer_up(peer, key);
+            }
+            Event::PeerDown { key, .. } => self.rib.peer_down(&key),
+            Event::EchoReply { id, rtt, .. } => {
+                if let Some((_, reply)) = self.pings.remove(&id) {
+                    let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+                    let pong = serde_json::to_value(Pong { rtt_micros: micros });
+                    let pong = pong.map_err(|e| Error::new(code::INTERNAL, e.to_string()));
+                    // Whoever asked may have gone.
+                    let _ = reply.send(pong);
+                }
+            }
+            Event::ResyncFib { .. } => {
+                for entry in self.rib.replay_all() {
+                    self.push_all(&Program::FibReplace(&entry));
+                }
+                self.overlay.finish_resync(now);
+            }
+            Event::PeerMoved { .. }
+            | Event::SessionUp { .. }
+            | Event::SessionDown { .. }
+            | Event::SessionFailed { .. }
+            | Event::Refused { .. } => {}
+        }
+    }
+
+    /// Does what a command asks; true when it asks to end.
+    pub(crate) fn handle_command(&mut self, now: Nanos, command: Command) -> bool {
+        match command {
+            Command::Call { method, params, reply } => {
+                if method == "node.ping" {
+                    self.start_ping(now, params, reply);
+                } else {
+                    let result = self.call(now, &method, params);
+                    // Whoever asked may have gone.
+                    let _ = reply.send(result);
+                }
+                self.drain();
+                false
+            }
+            Command::Scrape(reply) => {
+                let _ = reply.send(self.scrape());
+                false
+            }
+            Command::Shutdown => true,
+        }
+    }
+
+    fn start_ping(
+        &mut self,
+        now: Nanos,
+        params: Value,
+        reply: oneshot::Sender<Result<Value, Error>>,
+    ) {
+        match crate::rpc::ping_params(params) {
+            Ok((address, timeout)) => {
+                let id = self.next_ping;
+                self.next_ping += 1;
+                self.pings.insert(id, (now + timeout, reply));
+                self.overlay.ping(now, address, id);
+            }
+            Err(error) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    fn scrape(&self) -> Scrape {
+        let mut peers_by_state = BTreeMap::from([("alive", 0), ("connecting", 0), ("dead", 0)]);
+        for peer in self.overlay.peers() {
+            *peers_by_state.entry(crate::rpc::state_name(peer.state)).or_default() += 1;
+        }
+        let attachment = self.attachment.as_ref();
+        Scrape {
+            workers: attachment.map(Attachment::stats).unwrap_or_default(),
+            generation: attachment.map_or(0, |a| a.hello.generation.get()),
+            backlog: attachment.map_or(0, Attachment::backlog),
+            peers_by_state,
+            sessions: self.overlay.sessions().count(),
+            routes: self.rib.routes().count(),
+            totals: self.totals.clone(),
+        }
+    }
+}
+
+/// Looks names up in tasks of their own.
+pub(crate) struct Resolver {
+    sender: mpsc::Sender<(u32, Vec<SocketAddr>)>,
+    receiver: mpsc::Receiver<(u32, Vec<SocketAddr>)>,
+}
+
+impl Resolver {
+    fn new() -> Self {
+        let (sender, receiver) = mpsc::channel(64);
+        Self { sender, receiver }
+    }
+
+    fn start(&self, id: u32, url: &PeerUrl) {
+        let (sender, host, port) = (self.sender.clone(), url.host.clone(), url.port);
+        tokio::spawn(async move {
+            let found = match tokio::net::lookup_host((host.as_str(), port)).await {
+                Ok(found) => found.collect(),
+                Err(error) => {
+                    tracing::debug!(host, %error, "name lookup failed");
+                    Vec::new()
+                }
+            };
+            // The engine task may be ending.
+            let _ = sender.send((id, found)).await;
+        });
+    }
+
+    pub(crate) async fn next(&mut self) -> (u32, Vec<SocketAddr>) {
+        match self.receiver.recv().await {
+            Some(found) => found,
+            // The sender is held here, so the channel never closes.
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The loop of the engine task: waits for records, time, calls and names; after each, drains the
+//! engines into the rings.
+
+use std::time::Duration;
+
+use hyphae_shm::record::Punt;
+use hyphae_wire::Nanos;
+use tokio::sync::mpsc;
+
+use crate::attach::{AttachFailure, Attachment};
+use crate::node::{Command, Node};
+
+/// Records taken from the workers before anything else gets a turn.
+const PUNT_BUDGET: usize = 512;
+/// How often attaching is tried.
+const ATTACH_RETRY: Duration = Duration::from_millis(20);
+/// How soon a full program ring is tried again.
+const BACKLOG_RETRY: Duration = Duration::from_millis(1);
+/// How often a refusal to attach is logged.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
+
+/// Runs until told to shut down.
+pub(crate) async fn run(mut node: Node, mut commands: mpsc::Receiver<Command>) {
+    let mut complained: Option<tokio::time::Instant> = None;
+    loop {
+        match Attachment::connect(&node.socket_directory) {
+            Ok(attachment) => {
+                complained = None;
+                node.attached(now(), attachment);
+                if serve(&mut node, &mut commands).await {
+                    return;
+                }
+                node.detached();
+            }
+            Err(error) => {
+                let due = complained.is_none_or(|at| at.elapsed() >= COMPLAIN_AGAIN);
+                match error {
+                    // At start the dataplane may need a moment.
+                    AttachFailure::Absent(_) if complained.is_none() => {
+                        complained = Some(tokio::time::Instant::now());
+                    }
+                    error if due => {
+                        complained = Some(tokio::time::Instant::now());
+                        tracing::warn!(%error, "not attached to a dataplane; trying on");
+                    }
+                    _ => {}
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(ATTACH_RETRY) => {}
+                    command = commands.recv() => {
+                        if command.is_none_or(|command| node.handle_command(now(), command)) {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Works with one dataplane until it is gone. True when told to shut down.
+async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool {
+    loop {
+        let punts = take_punts(node);
+        node.handle_timeout(now());
+        let left = node.drain();
+        let Some(attachment) = &mut node.attachment else { return false };
+        let more = punts == PUNT_BUDGET || !attachment.sleep();
+        let mut wait = node.poll_timeout().map_or(Duration::from_secs(1), |at| at.since(now()));
+        if left {
+            wait = wait.min(BACKLOG_RETRY);
+        }
+        if more {
+            wait = Duration::ZERO;
+        }
+        let Some(attachment) = &node.attachment else { return false };
+        tokio::select! {
+            biased;
+            () = attachment.gone() => return false,
+            command = commands.recv() => {
+                let Some(command) = command else { return true };
+                if node.handle_command(now(), command) {
+                    say_goodbye(node).await;
+                    return true;
+                }
+            }
+            resolved = node.resolver.next() => node.resolved(now(), resolved),
+            result = attachment.rung() => if result.is_err() { return false },
+            () = tokio::time::sleep(wait) => {}
+        }
+        if let Some(attachment) = &mut node.attachment {
+            attachment.wake();
+        }
+    }
+}
+
+fn take_punts(node: &mut Node) -> usize {
+    let mut taken = 0;
+    while taken < PUNT_BUDGET {
+        let Some(attachment) = &mut node.attachment else { break };
+        let Some((worker, code, len)) = attachment.pop() else { break };
+        taken += 1;
+        let scratch = std::mem::take(&mut attachment.scratch);
+        match Punt::parse(code, &scratch[..len]) {
+            Some(punt) => node.overlay.handle_punt(now(), worker, &punt),
+            None => tracing::warn!(code, len, "record of the dataplane is not known; ignored"),
+        }
+        if let Some(attachment) = &mut node.attachment {
+            attachment.scratch = scratch;
+        }
+        node.drain();
+    }
+    if let Some(attachment) = &mut node.attachment {
+        attachment.release();
+    }
+    taken
+}
+
+/// Gives the last records a moment to reach the workers.
+async fn say_goodbye(node: &mut Node) {
+    node.overlay.shutdown(now());
+    for _ in 0..100 {
+        if !node.drain() {
+            break;
+        }
+        tokio::time::sleep(BACKLOG_RETRY).await;
+    }
+    // The workers send within a turn of taking them.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+}
+
+/// The monotonic clock.
+pub(crate) fn now() -> Nanos {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Both are positive on a running system.
+    Nanos(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
+}

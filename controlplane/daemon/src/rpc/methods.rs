@@ -1,0 +1,320 @@
+//! The methods: what each does to the node, and what it returns.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use hyphae_overlay::{PeerState, PeerStatus};
+use hyphae_routing::{Origin, Via};
+use hyphae_rpc::message::{Error, code};
+use hyphae_rpc::method::{
+    Dataplane, EndpointParams, Info, IpParams, Peer, PeerEndpoint, PingParams, Route, RouteParams,
+    StaticRoute, Status, Worker,
+};
+use hyphae_shm::stats::{Counter, DropReason, counter_at, drop_at};
+use hyphae_wire::{Nanos, OverlayAddress, Prefix, Suite};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::endpoint::{PeerUrl, RouteSpec, parse_via, via_text};
+use crate::node::Node;
+use crate::state::{self, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
+
+/// Longest wait of a ping.
+const PING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+type Outcome = Result<Value, Error>;
+
+impl Node {
+    /// Answers a call.
+    pub(crate) fn call(&mut self, now: Nanos, method: &str, params: Value) -> Outcome {
+        match method {
+            "getInfo" => value(self.info()),
+            "getPublicKeyFromIp" => self.public_key(params),
+            "getPeers" => value(self.peers(now)),
+            "addPeer" => self.rpc_add_peer(now, params),
+            "deletePeer" => self.rpc_delete_peer(now, params),
+            "getSelectedRoutes" => value(self.routes()),
+            "route.list" => value(self.static_routes()),
+            "route.add" => self.rpc_add_route(params),
+            "route.remove" => self.rpc_remove_route(params),
+            "node.status" => value(self.status(now)),
+            _ => Err(Error::new(code::METHOD_NOT_FOUND, format!("no method '{method}'"))),
+        }
+    }
+
+    fn info(&self) -> Info {
+        let key = self.identity.public_key();
+        Info {
+            node_subnet: key.address().subnet().to_string(),
+            node_ip: key.address().to_string(),
+            node_pubkey: key.to_string(),
+            node_start_time: self.started_unix,
+        }
+    }
+
+    fn public_key(&self, params: Value) -> Outcome {
+        let params: IpParams = parse(params, &["ip"])?;
+        let address = overlay_address(&params.ip)?;
+        if address.subnet() == self.identity.public_key().address().subnet() {
+            return value(self.identity.public_key());
+        }
+        let key = self.overlay.key_of(address);
+        key.map_or_else(|| Err(Error::new(code::NO_KEY, "the key of that address is not known")), value)
+    }
+
+    fn peers(&self, now: Nanos) -> Vec<Peer> {
+        self.overlay.peers().map(|peer| self.peer(now, &peer)).collect()
+    }
+
+    fn peer(&self, now: Nanos, peer: &PeerStatus) -> Peer {
+        let configured = peer.configured.iter().find_map(|id| self.configured.get(&id.0));
+        let place = match (peer.endpoint.is_unset(), configured) {
+            (true, Some(configured)) => {
+                format!("{}:{}", configured.url.host, configured.url.port)
+            }
+            _ => peer.endpoint.to_string(),
+        };
+        let key = peer.key.map(|key| key.to_string());
+        let seen = key.as_ref().and_then(|key| self.seen.get(key));
+        let first = seen.map(|seen| seen.0).or(configured.map(|c| c.since)).or(peer.since);
+        let stats = match (peer.peer, &self.attachment) {
+            (Some(number), Some(attachment)) => {
+                attachment.stats().iter().map(|stats| stats.peer(number)).collect()
+            }
+            _ => Vec::new(),
+        };
+        Peer {
+            endpoint: PeerEndpoint { proto: "udp".to_owned(), socket_addr: place },
+            kind: if configured.is_some() { "static" } else { "inbound" }.to_owned(),
+            connection_state: state_name(peer.state).to_owned(),
+            tx_bytes: stats.iter().map(|stats| stats.tx_bytes).sum(),
+            rx_bytes: stats.iter().map(|stats| stats.rx_bytes).sum(),
+            discovered: first.map_or(0, |at| now.since(at).as_secs()),
+            last_connected: match peer.state {
+                PeerState::Up => peer.since.map(|at| now.since(at).as_secs()),
+                PeerState::Connecting | PeerState::Down => {
+                    seen.map(|seen| now.since(seen.1).as_secs())
+                }
+            },
+            pubkey: key,
+            address: peer.address.map(|address| address.to_string()),
+            suite: peer.suite.map(|suite| suite.to_string()),
+            lanes: peer.lanes,
+            lanes_active: peer.lanes_active,
+            rtt_micros: peer.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            handshakes: peer.handshakes,
+            refusal: peer.refusal.map(|refusal| refusal.to_string()),
+        }
+    }
+
+    fn rpc_add_peer(&mut self, now: Nanos, params: Value) -> Outcome {
+        let params: EndpointParams = parse(params, &["endpoint"])?;
+        let url: PeerUrl = params
+            .endpoint
+            .parse()
+            .map_err(|e: crate::endpoint::InvalidPeer| Error::new(code::BAD_ENDPOINT, e.to_string()))?;
+        let same = |other: &PeerUrl| (&other.host, other.port) == (&url.host, url.port);
+        if self.configured.values().any(|configured| same(&configured.url)) {
+            return Err(Error::new(code::PEER_EXISTS, format!("{url} is a peer already")));
+        }
+        let mut file = self.stored_peers();
+        file.peers.push(url.clone());
+        self.persist(PEERS_FILE, &file)?;
+        self.add_peer(now, url, true);
+        value(true)
+    }
+
+    fn rpc_delete_peer(&mut self, now: Nanos, params: Value) -> Outcome {
+        let params: EndpointParams = parse(params, &["endpoint"])?;
+        let bad =
+            |e: crate::endpoint::InvalidPeer| Error::new(code::BAD_ENDPOINT_DELETE, e.to_string());
+        let url: PeerUrl = params.endpoint.parse().map_err(bad)?;
+        let same = |other: &PeerUrl| (&other.host, other.port) == (&url.host, url.port);
+        let found = self.configured.iter().find(|(_, configured)| same(&configured.url));
+        let Some(id) = found.map(|(id, _)| *id) else {
+            let message = format!("{url} is not a configured peer");
+            return Err(Error::new(code::PEER_NOT_FOUND, message));
+        };
+        let mut file = self.stored_peers();
+        file.peers.retain(|other| !same(other));
+        self.persist(PEERS_FILE, &file)?;
+        self.remove_peer(now, id);
+        value(true)
+    }
+
+    fn stored_peers(&self) -> PeersFile {
+        let stored = self.configured.values().filter(|configured| configured.stored);
+        PeersFile { peers: stored.map(|configured| configured.url.clone()).collect() }
+    }
+
+    fn routes(&self) -> Vec<Route> {
+        let route = |route: &hyphae_routing::SelectedRoute| Route {
+            subnet: route.prefix.to_string(),
+            next_hop: route.next_hop.to_string(),
+            metric: route.metric,
+            seqno: 0,
+            origin: match route.origin {
+                Origin::Connected => "connected",
+                Origin::Static => "static",
+            }
+            .to_owned(),
+        };
+        self.rib.routes().map(route).collect()
+    }
+
+    fn static_routes(&self) -> Vec<StaticRoute> {
+        let in_use = |prefix: Prefix| {
+            self.rib.routes().any(|route| route.prefix == prefix && route.origin == Origin::Static)
+        };
+        let route = |route: hyphae_routing::StaticRoute| StaticRoute {
+            prefix: route.prefix.to_string(),
+            via: via_text(route.via),
+            reachable: in_use(route.prefix),
+        };
+        self.rib.static_routes().map(route).collect()
+    }
+
+    fn rpc_add_route(&mut self, params: Value) -> Outcome {
+        let params: RouteParams = parse(params, &["prefix", "via"])?;
+        let bad = |message: String| Error::new(code::BAD_ROUTE, message);
+        let prefix = params.prefix.parse::<Prefix>().map_err(|e| bad(e.to_string()))?;
+        let via = params.via.ok_or_else(|| bad("via is missing".to_owned()))?;
+        let spec = RouteSpec { prefix, via: parse_via(&via).map_err(|e| bad(e.to_string()))? };
+        // Held against the rules before it is written, written before it is used.
+        let mut trial = hyphae_routing::Rib::new(self.identity.public_key().address());
+        trial.add_static(spec.route()).map_err(|e| bad(e.to_string()))?;
+        let mut file = self.stored_routes()?;
+        if !file.routes.contains(&spec) {
+            file.routes.push(spec);
+        }
+        self.persist(ROUTES_FILE, &file)?;
+        let changed = self.rib.add_static(spec.route()).map_err(|e| bad(e.to_string()))?;
+        value(changed)
+    }
+
+    fn rpc_remove_route(&mut self, params: Value) -> Outcome {
+        let params: RouteParams = parse(params, &["prefix", "via"])?;
+        let bad = |message: String| Error::new(code::BAD_ROUTE, message);
+        let prefix = params.prefix.parse::<Prefix>().map_err(|e| bad(e.to_string()))?;
+        let via = params.via.as_deref().map(parse_via).transpose().map_err(|e| bad(e.to_string()))?;
+        let matches = |p: Prefix, v: Via| p == prefix && via.is_none_or(|via| via == v);
+        if !self.rib.static_routes().any(|route| matches(route.prefix, route.via)) {
+            let message = format!("no static route for {prefix}");
+            return Err(Error::new(code::ROUTE_NOT_FOUND, message));
+        }
+        let mut file = self.stored_routes()?;
+        file.routes.retain(|route| !matches(route.prefix, route.via));
+        self.persist(ROUTES_FILE, &file)?;
+        value(self.rib.remove_static(prefix, via))
+    }
+
+    fn stored_routes(&self) -> Result<RoutesFile, Error> {
+        state::read_toml(&self.state_directory.join(ROUTES_FILE))
+            .map_err(|error| Error::new(code::PERSIST_FAILED, error.to_string()))
+    }
+
+    fn persist<T: Serialize>(&self, file: &str, content: &T) -> Result<(), Error> {
+        state::write_toml(&self.state_directory.join(file), content).map_err(|error| {
+            tracing::error!(%error, "state file was not written; the change was not made");
+            Error::new(code::PERSIST_FAILED, format!("not stored, so not changed: {error}"))
+        })
+    }
+
+    fn status(&self, now: Nanos) -> Status {
+        let (mut counters, mut drops) = (BTreeMap::new(), BTreeMap::new());
+        let stats = self.attachment.as_ref().map(|a| a.stats()).unwrap_or_default();
+        for all in stats.iter().map(hyphae_shm::StatsReader::counters) {
+            for counter in Counter::ALL {
+                *counters.entry(counter.name().to_owned()).or_default() += all[counter_at(*counter)];
+            }
+            for reason in DropReason::ALL {
+                *drops.entry(reason.name().to_owned()).or_default() += all[drop_at(*reason)];
+            }
+        }
+        counters.retain(|_, total| *total != 0);
+        drops.retain(|_, total| *total != 0);
+        let dataplane = self.attachment.as_ref().map(|attachment| {
+            let hello = &attachment.hello;
+            let workers = hello.ports.iter().zip(&hello.cores).take(hello.workers.get().into());
+            Dataplane {
+                pid: hello.pid.get(),
+                uptime: now.since(Nanos(hello.started.get())).as_secs(),
+                driver: hello.driver().to_owned(),
+                driver_reason: hello.driver_reason().to_owned(),
+                workers: workers
+                    .map(|(port, core)| Worker {
+                        port: port.get(),
+                        core: Some(core.get()).filter(|core| *core != u16::MAX),
+                    })
+                    .collect(),
+                tun: hello.tun_name().map(str::to_owned),
+                generation: hello.generation.get(),
+                socket_receive_bytes: hello.socket_receive_bytes.get(),
+                aes_hardware: hello.aes_hardware != 0,
+            }
+        });
+        let suites = self.config.suites(dataplane.as_ref().is_some_and(|d| d.aes_hardware));
+        let offered = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305];
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            info: self.info(),
+            pid: std::process::id(),
+            uptime: now.since(self.started).as_secs(),
+            dataplane,
+            mtu: self.config.mtu(),
+            suites: offered
+                .iter()
+                .filter(|suite| suites.contains(**suite))
+                .map(ToString::to_string)
+                .collect(),
+            peers_up: self.overlay.peers().filter(|peer| peer.state == PeerState::Up).count(),
+            peers: self.overlay.peers().count(),
+            sessions: self.overlay.sessions().count(),
+            routes: self.rib.routes().count(),
+            counters,
+            drops,
+        }
+    }
+}
+
+/// Address and deadline of a ping.
+pub(crate) fn ping_params(params: Value) -> Result<(OverlayAddress, Duration), Error> {
+    let params: PingParams = parse(params, &["address", "timeoutMs"])?;
+    let timeout = Duration::from_millis(params.timeout_ms).min(PING_TIMEOUT_MAX);
+    Ok((overlay_address(&params.address)?, timeout))
+}
+
+/// State of a peer as the reference network names it.
+pub(crate) fn state_name(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Up => "alive",
+        PeerState::Connecting => "connecting",
+        PeerState::Down => "dead",
+    }
+}
+
+fn overlay_address(text: &str) -> Result<OverlayAddress, Error> {
+    let bad = || Error::new(code::BAD_IP, format!("'{text}' is not an overlay address (400::/7)"));
+    let ip: Ipv6Addr = text.parse().map_err(|_| bad())?;
+    Some(OverlayAddress::from(ip)).filter(|address| address.is_overlay()).ok_or_else(bad)
+}
+
+/// Parameters by name, or by position in the order of `names`.
+fn parse<T: DeserializeOwned>(params: Value, names: &[&str]) -> Result<T, Error> {
+    let named = match params {
+        Value::Array(values) => {
+            let pairs = names.iter().map(|name| (*name).to_owned()).zip(values);
+            Value::Object(pairs.collect())
+        }
+        Value::Null => Value::Object(serde_json::Map::new()),
+        other => other,
+    };
+    serde_json::from_value(named)
+        .map_err(|error| Error::new(code::INVALID_PARAMS, error.to_string()))
+}
+
+fn value(result: impl Serialize) -> Outcome {
+    serde_json::to_value(result).map_err(|error| Error::new(code::INTERNAL, error.to_string()))
+}

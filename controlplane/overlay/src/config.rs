@@ -1,0 +1,92 @@
+//! What an [`crate::Overlay`] is told: its configuration and its configured peers.
+
+use std::time::Duration;
+
+use hyphae_wire::frame::MTU_DEFAULT;
+use hyphae_wire::{Endpoint, PublicKey, SecretKey, SuiteSet};
+
+/// Where ephemeral keys of handshakes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ephemerals {
+    /// The operating system's random source. The only choice for a node that carries traffic.
+    System,
+    /// The engine's own generator. A simulation is repeatable with it; two engines with one seed
+    /// would have one set of keys.
+    Seeded,
+}
+
+/// Configuration of an overlay engine. Start from [`Config::new`] and change what differs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's key pair.
+    pub identity: SecretKey,
+    /// UDP port of each worker, as bound; as many as there are workers, 1 to 64.
+    pub ports: Vec<u16>,
+    /// Suites to offer.
+    pub suites: SuiteSet,
+    /// Largest inner packet that this node takes, bytes.
+    pub mtu: u16,
+    /// Age at which a session is renewed (jittered down by up to a tenth).
+    pub rekey_after: Duration,
+    /// Age at which a session neither sends nor receives; above `rekey_after`.
+    pub reject_after: Duration,
+    /// Time between probes of a link.
+    pub keepalive: Duration,
+    /// Silence after which a peer is down; at least twice `keepalive`.
+    pub dead_after: Duration,
+    /// How long a replaced session goes on receiving.
+    pub grace: Duration,
+    /// Most peers; inbound peers beyond are refused.
+    pub peers_max: usize,
+    /// Most nodes with which end-to-end sessions are kept or being made.
+    pub sessions_max: usize,
+    /// Handshakes begun by others that may be unfinished at a time.
+    pub half_open_max: usize,
+    /// The same, of one underlay address or one overlay /64.
+    pub half_open_per_source_max: usize,
+    /// Link lanes of one worker, at most 65,536: the size of its table.
+    pub link_slots: u32,
+    /// End-to-end lanes of one worker, at most 65,536: the size of its table.
+    pub session_slots: u32,
+    /// Where ephemeral keys come from.
+    pub ephemerals: Ephemerals,
+}
+
+impl Config {
+    /// The defaults, for a node with one worker per port.
+    pub fn new(identity: SecretKey, ports: Vec<u16>) -> Self {
+        Self {
+            identity,
+            ports,
+            suites: SuiteSet::all(),
+            mtu: MTU_DEFAULT,
+            rekey_after: Duration::from_secs(120),
+            reject_after: Duration::from_secs(180),
+            keepalive: Duration::from_secs(5),
+            dead_after: Duration::from_secs(15),
+            grace: Duration::from_secs(15),
+            peers_max: 1024,
+            sessions_max: 4096,
+            half_open_max: 256,
+            half_open_per_source_max: 32,
+            link_slots: 4096,
+            session_slots: 16_384,
+            ephemerals: Ephemerals::System,
+        }
+    }
+}
+
+/// Handle of a configured peer, given by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConfiguredPeer(pub u32);
+
+/// A peer that the node keeps connecting to.
+#[derive(Clone, Debug)]
+pub struct PeerConfig {
+    /// The caller's handle.
+    pub id: ConfiguredPeer,
+    /// Addresses of the peer's worker 0, tried in turn. May be empty while a name does not resolve.
+    pub addresses: Vec<Endpoint>,
+    /// The only key to accept there, if pinned.
+    pub key: Option<PublicKey>,
+}

@@ -1,0 +1,223 @@
+//! Handshakes in flight: those begun here ([`Outgoing`]) and those begun by others ([`HalfOpen`]).
+//!
+//! The table of half-open handshakes is bounded, overall and per source; the oldest gives way. None of
+//! this touches a session before a third message has proven who is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hyphae_wire::handshake::Offer;
+use hyphae_wire::{Endpoint, Nanos, OverlayAddress, SessionIndex, Suite, WorkerId};
+
+use crate::ConfiguredPeer;
+use crate::keys::Kind;
+use crate::noise::Noise;
+use crate::session::Owner;
+
+/// First interval between repetitions of a message.
+pub(crate) const RETRANSMIT_MIN: Duration = Duration::from_millis(250);
+/// Longest interval between repetitions of a message.
+pub(crate) const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
+/// Wait for a second message: of a link, before the next attempt with fresh keys.
+pub(crate) const LINK_TIMEOUT: Duration = Duration::from_secs(20);
+/// Wait for a second message end to end, before what waits for the session is dropped.
+pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wait for the first frame after a third message. Shorter than [`HALF_OPEN_LIFE`], so that a session
+/// given up here is not completed there.
+pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answered first message is remembered.
+pub(crate) const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);
+
+/// Way of a handshake message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    Underlay { worker: WorkerId, endpoint: Endpoint },
+    Overlay { worker: WorkerId, address: OverlayAddress },
+}
+
+/// What is held against a bound of its own: an underlay host (IPv6: its /64) or an overlay node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Source {
+    Underlay([u8; 16]),
+    Overlay(u64),
+}
+
+impl Carrier {
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Underlay { .. } => Kind::Link,
+            Self::Overlay { .. } => Kind::EndToEnd,
+        }
+    }
+
+    fn source(self) -> Source {
+        match self {
+            Self::Underlay { endpoint, .. } => {
+                let mut ip = endpoint.ip;
+                if !endpoint.to_socket_addr().is_ipv4() {
+                    ip[8..].fill(0);
+                }
+                Source::Underlay(ip)
+            }
+            Self::Overlay { address, .. } => Source::Overlay(address.subnet_id()),
+        }
+    }
+
+    /// Names a first message from here: a repetition has the same name.
+    pub(crate) fn digest(self, sender: u32, noise: &[u8]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        match self {
+            Self::Underlay { endpoint, .. } => {
+                hasher.update(&[0]).update(&endpoint.ip).update(&endpoint.port.get().to_le_bytes())
+            }
+            Self::Overlay { address, .. } => hasher.update(&[1]).update(&address.0),
+        };
+        *hasher.update(&sender.to_le_bytes()).update(noise).finalize().as_bytes()
+    }
+}
+
+/// Why a handshake was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// To reach a configured peer.
+    Target(ConfiguredPeer),
+    /// To renew the session with a known node; `fresh` when the old one seems lost.
+    Node { owner: Owner, fresh: bool },
+}
+
+/// A handshake begun here.
+pub(crate) struct Outgoing {
+    pub(crate) goal: Goal,
+    pub(crate) stage: Stage,
+    /// The message that is repeated, header and all.
+    pub(crate) message: Vec<u8>,
+    /// Where it goes, in turn.
+    pub(crate) carriers: Vec<Carrier>,
+    pub(crate) attempts: u32,
+    pub(crate) began: Nanos,
+    pub(crate) next_at: Nanos,
+    pub(crate) interval: Duration,
+    pub(crate) expires_at: Nanos,
+}
+
+/// How far a handshake begun here is.
+pub(crate) enum Stage {
+    /// First message sent.
+    Response(Box<Noise>),
+    /// Third message sent, lanes standing by.
+    Confirm { owner: Owner, epoch: u32 },
+}
+
+/// A handshake begun by another node: first message answered.
+pub(crate) struct HalfOpen {
+    pub(crate) carrier: Carrier,
+    pub(crate) digest: [u8; 32],
+    /// Arrival number.
+    pub(crate) order: u64,
+    pub(crate) created: Nanos,
+    pub(crate) noise: Box<Noise>,
+    pub(crate) offer: Offer,
+    pub(crate) suite: Suite,
+    pub(crate) indices: Vec<SessionIndex>,
+    /// The answer, to be repeated when the first message is.
+    pub(crate) response: Vec<u8>,
+}
+
+/// Half-open handshakes by our number.
+pub(crate) struct HalfOpens {
+    max: usize,
+    per_source_max: usize,
+    by_id: BTreeMap<u32, HalfOpen>,
+    by_order: BTreeMap<u64, u32>,
+    by_digest: BTreeMap<[u8; 32], u32>,
+    by_source: BTreeMap<Source, BTreeSet<u64>>,
+    order_last: u64,
+}
+
+impl HalfOpens {
+    pub(crate) fn new(max: usize, per_source_max: usize) -> Self {
+        Self {
+            max: max.max(1),
+            per_source_max: per_source_max.max(1),
+            by_id: BTreeMap::new(),
+            by_order: BTreeMap::new(),
+            by_digest: BTreeMap::new(),
+            by_source: BTreeMap::new(),
+            order_last: 0,
+        }
+    }
+
+    pub(crate) fn next_order(&mut self) -> u64 {
+        self.order_last += 1;
+        self.order_last
+    }
+
+    pub(crate) fn contains(&self, id: u32) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut HalfOpen> {
+        self.by_id.get_mut(&id)
+    }
+
+    pub(crate) fn find(&self, digest: &[u8; 32]) -> Option<&HalfOpen> {
+        self.by_id.get(self.by_digest.get(digest)?)
+    }
+
+    /// Adds one; returns those that had to give way.
+    pub(crate) fn insert(&mut self, id: u32, half: HalfOpen) -> Vec<HalfOpen> {
+        let mut evicted = Vec::new();
+        let source = half.carrier.source();
+        let crowded = |s: &Self| {
+            s.by_source.get(&source).filter(|orders| orders.len() >= s.per_source_max)?.first().copied()
+        };
+        while let Some(order) = crowded(self) {
+            evicted.extend(self.remove_order(order));
+        }
+        while self.by_id.len() >= self.max
+            && let Some(order) = self.by_order.keys().next().copied()
+        {
+            evicted.extend(self.remove_order(order));
+        }
+        self.by_order.insert(half.order, id);
+        self.by_digest.insert(half.digest, id);
+        self.by_source.entry(source).or_default().insert(half.order);
+        self.by_id.insert(id, half);
+        evicted
+    }
+
+    pub(crate) fn remove(&mut self, id: u32) -> Option<HalfOpen> {
+        let half = self.by_id.remove(&id)?;
+        self.by_order.remove(&half.order);
+        self.by_digest.remove(&half.digest);
+        let source = half.carrier.source();
+        if let Some(orders) = self.by_source.get_mut(&source) {
+            orders.remove(&half.order);
+            if orders.is_empty() {
+                self.by_source.remove(&source);
+            }
+        }
+        Some(half)
+    }
+
+    /// Takes out one that is too old.
+    pub(crate) fn expire(&mut self, now: Nanos) -> Option<HalfOpen> {
+        let order = self.by_order.keys().next().copied()?;
+        self.next_expiry().filter(|at| *at <= now)?;
+        self.remove_order(order)
+    }
+
+    pub(crate) fn next_expiry(&self) -> Option<Nanos> {
+        let oldest = self.by_order.values().next()?;
+        Some(self.by_id.get(oldest)?.created + HALF_OPEN_LIFE)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    fn remove_order(&mut self, order: u64) -> Option<HalfOpen> {
+        let id = self.by_order.get(&order).copied()?;
+        self.remove(id)
+    }
+}

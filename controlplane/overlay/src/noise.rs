@@ -1,0 +1,133 @@
+//! The Noise XX exchange of one handshake, by `snow`.
+
+use hyphae_wire::handshake::{NOISE_MAX, NOISE_PATTERN};
+use hyphae_wire::{PublicKey, SecretKey};
+use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
+use snow::resolvers::{CryptoResolver, DefaultResolver};
+use snow::types::{Cipher, Dh, Hash, Random};
+use snow::{Builder, HandshakeState};
+
+use crate::keys::{Kind, Secrets};
+use crate::rng::Rng;
+
+/// One side of a handshake.
+pub(crate) struct Noise(HandshakeState);
+
+/// `snow`'s own primitives with a seeded random source.
+struct Seeded([u8; 32]);
+
+impl CryptoResolver for Seeded {
+    fn resolve_rng(&self) -> Option<Box<dyn Random>> {
+        Some(Box::new(Rng::new(self.0)))
+    }
+
+    fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
+        DefaultResolver.resolve_dh(choice)
+    }
+
+    fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
+        DefaultResolver.resolve_hash(choice)
+    }
+
+    fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn Cipher>> {
+        DefaultResolver.resolve_cipher(choice)
+    }
+}
+
+impl Noise {
+    /// Starts a side. `seed` is for simulations; without it ephemeral keys are the operating system's.
+    ///
+    /// # Panics
+    /// When the pattern of this protocol is not built into `snow`: a broken build.
+    pub(crate) fn new(
+        identity: &SecretKey,
+        kind: Kind,
+        initiator: bool,
+        seed: Option<[u8; 32]>,
+    ) -> Self {
+        let build = || {
+            let params: NoiseParams = NOISE_PATTERN.parse()?;
+            let builder = match seed {
+                Some(seed) => Builder::with_resolver(params, Box::new(Seeded(seed))),
+                None => Builder::new(params),
+            };
+            let builder =
+                builder.local_private_key(identity.as_bytes())?.prologue(kind.prologue())?;
+            if initiator { builder.build_initiator() } else { builder.build_responder() }
+        };
+        match build() {
+            Ok(state) => Self(state),
+            Err::<_, snow::Error>(error) => panic!("snow lacks {NOISE_PATTERN}: {error}"),
+        }
+    }
+
+    /// The next message of this side. `None` when the operating system has no randomness to give, or
+    /// the exchange is not at that point.
+    pub(crate) fn write(&mut self, payload: &[u8]) -> Option<Vec<u8>> {
+        let mut message = vec![0; NOISE_MAX];
+        let len = self.0.write_message(payload, &mut message).ok()?;
+        message.truncate(len);
+        Some(message)
+    }
+
+    /// Payload of the other side's next message; `None` when it is not authentic, and then nothing
+    /// has changed.
+    pub(crate) fn read(&mut self, message: &[u8]) -> Option<Vec<u8>> {
+        let mut payload = vec![0; message.len()];
+        let len = self.0.read_message(message, &mut payload).ok()?;
+        payload.truncate(len);
+        Some(payload)
+    }
+
+    /// The other side's key, once its message that carries it was read.
+    pub(crate) fn remote_key(&self) -> Option<PublicKey> {
+        self.0.get_remote_static()?.try_into().ok().map(PublicKey)
+    }
+
+    /// The result, after the third message.
+    pub(crate) fn secrets(mut self) -> Secrets {
+        let (to_responder, to_initiator) = self.0.dangerously_get_raw_split();
+        let mut hash = [0; 32];
+        hash.copy_from_slice(self.0.get_handshake_hash());
+        Secrets { to_responder, to_initiator, hash }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(kind: (Kind, Kind)) -> (Noise, Noise) {
+        let key = |n| SecretKey::from_bytes(&[n; 32]).unwrap();
+        (
+            Noise::new(&key(1), kind.0, true, Some([1; 32])),
+            Noise::new(&key(2), kind.1, false, Some([2; 32])),
+        )
+    }
+
+    #[test]
+    fn both_sides_reach_the_same_secrets_and_know_each_other() {
+        let (mut i, mut r) = pair((Kind::Link, Kind::Link));
+        assert_eq!(r.read(&i.write(b"one").unwrap()).unwrap(), b"one");
+        let two = r.write(b"two").unwrap();
+        let mut bent = two.clone();
+        bent[40] ^= 1;
+        assert!(i.read(&bent).is_none());
+        assert_eq!(i.read(&two).unwrap(), b"two");
+        assert_eq!(r.read(&i.write(b"three").unwrap()).unwrap(), b"three");
+        assert_eq!(
+            r.remote_key().unwrap(),
+            SecretKey::from_bytes(&[1; 32]).unwrap().public_key()
+        );
+        let (i, r) = (i.secrets(), r.secrets());
+        assert_eq!((i.to_responder, i.to_initiator, i.hash), (r.to_responder, r.to_initiator, r.hash));
+        assert_ne!(i.to_responder, i.to_initiator);
+    }
+
+    #[test]
+    fn kinds_do_not_mix() {
+        let (mut i, mut r) = pair((Kind::Link, Kind::EndToEnd));
+        r.read(&i.write(b"one").unwrap()).unwrap();
+        assert!(i.read(&r.write(b"two").unwrap()).is_none());
+    }
+}

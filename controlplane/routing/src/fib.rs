@@ -1,0 +1,52 @@
+//! FIB entries in the form of program records.
+
+use hyphae_shm::record::{ACTION_FORWARD, FibRemove, FibReplace, NEXT_HOPS_MAX, NextHop, Program};
+use hyphae_wire::Prefix;
+use zerocopy::FromZeros;
+use zerocopy::little_endian::{U16, U32};
+
+/// A change of the FIB, for every worker.
+#[derive(Clone, Copy, Debug)]
+pub enum FibChange {
+    /// Add or replace an entry.
+    Replace(FibReplace),
+    /// Remove an entry.
+    Remove(FibRemove),
+}
+
+impl FibChange {
+    /// The record to push.
+    pub fn program(&self) -> Program<'_> {
+        match self {
+            Self::Replace(replace) => Program::FibReplace(replace),
+            Self::Remove(remove) => Program::FibRemove(remove),
+        }
+    }
+}
+
+/// The entry that forwards `prefix` to one peer.
+pub(crate) fn replace(prefix: Prefix, peer: u32) -> FibReplace {
+    let mut next_hops = [NextHop::new_zeroed(); NEXT_HOPS_MAX];
+    next_hops[0] = NextHop {
+        peer: U32::new(peer),
+        weight: U16::new(1),
+        reserved: U16::ZERO,
+    };
+    FibReplace {
+        prefix: prefix.address(),
+        prefix_len: prefix.len(),
+        action: ACTION_FORWARD,
+        next_hop_count: 1,
+        reserved: [0; 5],
+        next_hops,
+    }
+}
+
+/// The removal of the entry of `prefix`.
+pub(crate) fn remove(prefix: Prefix) -> FibRemove {
+    FibRemove {
+        prefix: prefix.address(),
+        prefix_len: prefix.len(),
+        reserved: [0; 7],
+    }
+}

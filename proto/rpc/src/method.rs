@@ -1,0 +1,222 @@
+//! The method table and the types of parameters and results.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Methods that a node answers, by name.
+pub const METHODS: &[&str] = &[
+    "getInfo",
+    "getPublicKeyFromIp",
+    "getPeers",
+    "addPeer",
+    "deletePeer",
+    "getSelectedRoutes",
+    "node.status",
+    "node.ping",
+    "route.add",
+    "route.remove",
+    "route.list",
+];
+
+/// Result of `getInfo`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Info {
+    /// The /64 of the node.
+    pub node_subnet: String,
+    /// Its address.
+    pub node_ip: String,
+    /// Its key, hex.
+    pub node_pubkey: String,
+    /// When its control plane started, seconds since 1970.
+    pub node_start_time: u64,
+}
+
+/// Where a peer is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerEndpoint {
+    /// "udp".
+    pub proto: String,
+    /// Address and port; the name as configured while it does not resolve.
+    pub socket_addr: String,
+}
+
+/// One of `getPeers`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// Where it is.
+    pub endpoint: PeerEndpoint,
+    /// "static" or "inbound".
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// "alive", "connecting" or "dead".
+    pub connection_state: String,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Seconds since it was first seen.
+    pub discovered: u64,
+    /// Seconds since it was last connected; null when it never was.
+    pub last_connected: Option<u64>,
+    /// Its key, hex; null until it has answered.
+    pub pubkey: Option<String>,
+    /// Its overlay address.
+    pub address: Option<String>,
+    /// Cipher suite of the link.
+    pub suite: Option<String>,
+    /// Lanes of the link.
+    pub lanes: u16,
+    /// Lanes in use.
+    pub lanes_active: u16,
+    /// Smoothed round-trip time, microseconds.
+    pub rtt_micros: Option<u64>,
+    /// Finished handshakes.
+    pub handshakes: u64,
+    /// Why its last handshake was refused.
+    pub refusal: Option<String>,
+}
+
+/// One of `getSelectedRoutes`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// Destinations.
+    pub subnet: String,
+    /// Key of the peer that frames go to.
+    pub next_hop: String,
+    /// Lower is better.
+    pub metric: u16,
+    /// Sequence number of the routing protocol; 0 for connected and static routes.
+    pub seqno: u16,
+    /// "connected" or "static".
+    pub origin: String,
+}
+
+/// One of `route.list`: a static route, in use or not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StaticRoute {
+    /// Destinations.
+    pub prefix: String,
+    /// Key or overlay address of the next hop.
+    pub via: String,
+    /// Whether the next hop is up.
+    pub reachable: bool,
+}
+
+/// Parameters of `addPeer` and `deletePeer`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndpointParams {
+    /// `udp://HOST:PORT`, optionally `#KEY`.
+    pub endpoint: String,
+}
+
+/// Parameters of `getPublicKeyFromIp`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IpParams {
+    /// Overlay address.
+    pub ip: String,
+}
+
+/// Parameters of `route.add` and `route.remove`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteParams {
+    /// Destinations.
+    pub prefix: String,
+    /// Key or overlay address of the next hop; `route.remove` may leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+}
+
+/// Parameters of `node.ping`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PingParams {
+    /// Overlay address.
+    pub address: String,
+    /// How long to wait, milliseconds; at most 60,000.
+    #[serde(default = "ping_timeout_ms")]
+    pub timeout_ms: u64,
+}
+
+fn ping_timeout_ms() -> u64 {
+    5000
+}
+
+/// Result of `node.ping`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pong {
+    /// Round-trip time between the control plane here and the dataplane there, microseconds.
+    pub rtt_micros: u64,
+}
+
+/// A worker in `node.status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Worker {
+    /// UDP port.
+    pub port: u16,
+    /// Core it is pinned to, if any.
+    pub core: Option<u16>,
+}
+
+/// The dataplane in `node.status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dataplane {
+    /// Process number.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime: u64,
+    /// "io_uring" or "epoll".
+    pub driver: String,
+    /// Why that one.
+    pub driver_reason: String,
+    /// Its workers.
+    pub workers: Vec<Worker>,
+    /// Name of the TUN device.
+    pub tun: Option<String>,
+    /// How many control planes have attached.
+    pub generation: u64,
+    /// Receive buffer of the sockets, bytes.
+    pub socket_receive_bytes: u32,
+    /// Whether the processor has AES instructions.
+    pub aes_hardware: bool,
+}
+
+/// Result of `node.status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// As `getInfo`.
+    pub info: Info,
+    /// Process number of the control plane.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime: u64,
+    /// The dataplane; null while none is attached.
+    pub dataplane: Option<Dataplane>,
+    /// Largest inner packet.
+    pub mtu: u16,
+    /// Suites on offer.
+    pub suites: Vec<String>,
+    /// Peers that are up, and all.
+    pub peers_up: usize,
+    /// All peers.
+    pub peers: usize,
+    /// End-to-end sessions.
+    pub sessions: usize,
+    /// Routes in use.
+    pub routes: usize,
+    /// Counters that are not zero, summed over workers.
+    pub counters: BTreeMap<String, u64>,
+    /// Drops by reason that are not zero, summed over workers.
+    pub drops: BTreeMap<String, u64>,
+}
