@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -10,7 +10,6 @@ use hyphae_overlay::OwnedProgram;
 use hyphae_shm::attach::{AttachError, Hello, accept};
 use hyphae_shm::{Consumer, Doorbell, Producer, PushError, RECORD_MAX, Segment, SegmentError, StatsReader};
 use hyphae_wire::WorkerId;
-use std::os::fd::AsFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -45,13 +44,23 @@ pub(crate) struct Attachment {
     pub(crate) scratch: Box<[u8]>,
 }
 
+/// Watches a descriptor.
+#[allow(
+    deprecated,
+    reason = "deprecated for types that do not own their descriptor; both types here do, and the \
+              replacement is an unsafe function"
+)]
+fn watch<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(inner, Interest::READABLE)
+}
+
 struct Worker {
     program: Producer,
     punt: Consumer,
     bell: Doorbell,
     backlog: VecDeque<OwnedProgram>,
     dirty: bool,
-    pub(crate) stats: StatsReader,
+    stats: StatsReader,
 }
 
 impl Attachment {
@@ -88,8 +97,8 @@ impl Attachment {
         Ok(Self {
             hello,
             segment: segment.clone(),
-            lease: AsyncFd::with_interest(stream, Interest::READABLE)?,
-            bell: AsyncFd::with_interest(bell, Interest::READABLE)?,
+            lease: watch(stream)?,
+            bell: watch(bell)?,
             workers,
             scratch: vec![0; RECORD_MAX].into_boxed_slice(),
         })

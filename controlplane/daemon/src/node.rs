@@ -10,6 +10,7 @@ use hyphae_routing::Rib;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::Pong;
 use hyphae_shm::StatsReader;
+use hyphae_shm::attach::Hello;
 use hyphae_shm::record::Program;
 use hyphae_wire::{Endpoint, Nanos, SecretKey, WorkerId};
 use serde_json::Value;
@@ -60,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) state_directory: PathBuf,
     pub(crate) socket_directory: PathBuf,
     pub(crate) overlay: Overlay,
+    /// UDP port of each worker.
+    ports: Vec<u16>,
     pub(crate) rib: Rib,
     pub(crate) configured: BTreeMap<u32, Configured>,
     next_configured: u32,
@@ -80,6 +83,7 @@ impl Node {
         config: Config,
         identity: SecretKey,
         overlay: Overlay,
+        ports: Vec<u16>,
         state_directory: PathBuf,
         socket_directory: PathBuf,
         now: Nanos,
@@ -92,6 +96,7 @@ impl Node {
             state_directory,
             socket_directory,
             overlay,
+            ports,
             rib: Rib::new(own),
             configured: BTreeMap::new(),
             next_configured: 0,
@@ -142,6 +147,12 @@ impl Node {
             return;
         }
         self.overlay.set_addresses(now, ConfiguredPeer(id), addresses);
+    }
+
+    /// Whether a dataplane is one that the engines were made for: same ports, same workers.
+    pub(crate) fn fits(&self, hello: &Hello) -> bool {
+        let ports = hello.ports.iter().take(hello.workers.get().into());
+        ports.map(|port| port.get()).eq(self.ports.iter().copied())
     }
 
     /// A dataplane is there: take over what it has.

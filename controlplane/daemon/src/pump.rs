@@ -19,13 +19,46 @@ const BACKLOG_RETRY: Duration = Duration::from_millis(1);
 /// How often a refusal to attach is logged.
 const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
 
+/// Waiting for a dataplane: tries often, complains seldom.
+#[derive(Default)]
+pub(crate) struct Patience {
+    complained: Option<tokio::time::Instant>,
+}
+
+impl Patience {
+    pub(crate) async fn wait(&mut self, error: &AttachFailure) {
+        let now = tokio::time::Instant::now();
+        // At start the dataplane may need a moment.
+        let first = self.complained.is_none() && matches!(error, AttachFailure::Absent(_));
+        if !first && self.complained.is_none_or(|at| now - at >= COMPLAIN_AGAIN) {
+            tracing::warn!(%error, "not attached to a dataplane; trying on");
+            self.complained = Some(now);
+        }
+        self.complained.get_or_insert(now);
+        tokio::time::sleep(ATTACH_RETRY).await;
+    }
+}
+
 /// Runs until told to shut down.
-pub(crate) async fn run(mut node: Node, mut commands: mpsc::Receiver<Command>) {
-    let mut complained: Option<tokio::time::Instant> = None;
+pub(crate) async fn run(
+    mut node: Node,
+    attachment: Attachment,
+    mut commands: mpsc::Receiver<Command>,
+) {
+    let mut next = Some(attachment);
+    let mut patience = Patience::default();
     loop {
-        match Attachment::connect(&node.socket_directory) {
+        let attached = match next.take() {
+            Some(attachment) => Ok(attachment),
+            None => Attachment::connect(&node.socket_directory),
+        };
+        match attached {
             Ok(attachment) => {
-                complained = None;
+                patience = Patience::default();
+                if !node.fits(&attachment.hello) {
+                    tracing::warn!("the dataplane has other workers or ports; starting over");
+                    return;
+                }
                 node.attached(now(), attachment);
                 if serve(&mut node, &mut commands).await {
                     return;
@@ -33,20 +66,8 @@ pub(crate) async fn run(mut node: Node, mut commands: mpsc::Receiver<Command>) {
                 node.detached();
             }
             Err(error) => {
-                let due = complained.is_none_or(|at| at.elapsed() >= COMPLAIN_AGAIN);
-                match error {
-                    // At start the dataplane may need a moment.
-                    AttachFailure::Absent(_) if complained.is_none() => {
-                        complained = Some(tokio::time::Instant::now());
-                    }
-                    error if due => {
-                        complained = Some(tokio::time::Instant::now());
-                        tracing::warn!(%error, "not attached to a dataplane; trying on");
-                    }
-                    _ => {}
-                }
                 tokio::select! {
-                    () = tokio::time::sleep(ATTACH_RETRY) => {}
+                    () = patience.wait(&error) => {}
                     command = commands.recv() => {
                         if command.is_none_or(|command| node.handle_command(now(), command)) {
                             return;

@@ -1,90 +1,243 @@
-//! The engine.
+//! The engine: its state, its public calls, and where each input goes.
+//!
+//! The mechanisms are in sibling files, each an `impl Overlay`: `initiate` and `respond` (handshakes),
+//! `install` (lanes in the workers), `association` (up, down, renewal), `target` (configured peers),
+//! `remote` (end-to-end sessions on demand), `liveness` (probes and control messages), `adoption`
+//! (attach and resync), `status`.
 
-use hyphae_shm::record::Punt;
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, WorkerId};
+use std::collections::BTreeMap;
 
+use hyphae_shm::record::{LANE_LINK, LANE_SESSION, Punt};
+use hyphae_wire::handshake::Message;
+use hyphae_wire::index::WORKERS_MAX;
+use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, Service, WorkerId};
+
+use crate::adoption::Phase;
+use crate::handshake::{Carrier, HalfOpens, Outgoing};
+use crate::index::Indices;
+use crate::install::LaneRef;
+use crate::keys::Kind;
 use crate::program::Output;
-use crate::{Config, ConfiguredPeer, Event, OwnedProgram, PeerConfig, PeerStatus, SessionStatus};
+use crate::rng::Rng;
+use crate::session::{Association, Owner};
+use crate::target::Target;
+use crate::timers::Timers;
+use crate::{Config, ConfiguredPeer, Event, OwnedProgram, PeerConfig};
 
 /// Peering, handshakes and sessions of one node.
 pub struct Overlay {
-    config: Config,
-    output: Output,
+    pub(crate) config: Config,
+    pub(crate) workers: u16,
+    pub(crate) key: PublicKey,
+    pub(crate) address: OverlayAddress,
+    pub(crate) rng: Rng,
+    pub(crate) output: Output,
+    pub(crate) timers: Timers<Timer>,
+    pub(crate) phase: Phase,
+    pub(crate) link_indices: Indices,
+    pub(crate) session_indices: Indices,
+    /// Lanes by our index.
+    pub(crate) lanes: BTreeMap<(Kind, u32), LaneRef>,
+    pub(crate) targets: BTreeMap<ConfiguredPeer, Target>,
+    pub(crate) associations: BTreeMap<Owner, Association>,
+    pub(crate) peer_numbers: BTreeMap<PublicKey, u32>,
+    pub(crate) peer_number_last: u32,
+    /// Handshakes begun here, by our number.
+    pub(crate) outgoing: BTreeMap<u32, Outgoing>,
+    pub(crate) half_opens: HalfOpens,
+    /// Finished handshakes begun by others, by our number, while their sessions last.
+    pub(crate) finished: BTreeMap<u32, (Owner, u32)>,
+    pub(crate) probe_last: u64,
+}
+
+/// What has a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    Attach,
+    HalfOpens,
+    Outgoing(u32),
+    Target(ConfiguredPeer),
+    Association(Owner),
 }
 
 impl Overlay {
-    /// An engine that knows nobody yet. `seed` must be random.
+    /// An engine that knows nobody yet and does nothing before [`Self::begin_attach`]. `seed` must be
+    /// random.
     ///
     /// # Panics
-    /// When `config` names no port, or more than 64.
-    pub fn new(config: Config, _seed: [u8; 32]) -> Self {
+    /// When `config` names no port or more than 64, or times that contradict each other.
+    pub fn new(config: Config, seed: [u8; 32]) -> Self {
+        let workers = u16::try_from(config.ports.len()).unwrap_or(u16::MAX);
+        assert!(
+            (1..=WORKERS_MAX).contains(&workers),
+            "one port per worker, 1 to 64"
+        );
+        assert!(
+            config.rekey_after < config.reject_after,
+            "renewal comes before the age limit"
+        );
+        assert!(
+            config.keepalive * 2 <= config.dead_after,
+            "two probes fit into the dead time"
+        );
+        let key = config.identity.public_key();
+        let mut rng = Rng::new(seed);
         Self {
-            config,
+            workers,
+            key,
+            address: key.address(),
             output: Output::default(),
+            timers: Timers::new(),
+            phase: Phase::Idle,
+            link_indices: Indices::new(workers, config.link_slots),
+            session_indices: Indices::new(workers, config.session_slots),
+            lanes: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            associations: BTreeMap::new(),
+            peer_numbers: BTreeMap::new(),
+            peer_number_last: 0,
+            outgoing: BTreeMap::new(),
+            half_opens: HalfOpens::new(config.half_open_max, config.half_open_per_source_max),
+            finished: BTreeMap::new(),
+            // Unlike those of a control plane before this one, whose answers may still come.
+            probe_last: u64::from_le_bytes(rng.array()),
+            rng,
+            config,
         }
     }
 
     /// This node's key.
     pub fn key(&self) -> PublicKey {
-        self.config.identity.public_key()
-    }
-    /// This node's overlay address.
-    pub fn address(&self) -> OverlayAddress {
-        self.key().address()
+        self.key
     }
 
-    /// Takes over what the workers of a dataplane have: asks for snapshots, keeps what they name,
-    /// and goes through a resync. Call it once per attach, before anything else.
-    pub fn begin_attach(&mut self, _now: Nanos, _generation: u64) {}
-    /// Ends the resync; call it when every FIB entry is pushed after [`Event::ResyncFib`].
-    pub fn finish_resync(&mut self, _now: Nanos) {}
-    /// Whether the engine has taken over the workers' state, and the resync has ended.
-    pub fn is_attached(&self) -> bool {
-        true
+    /// This node's overlay address.
+    pub fn address(&self) -> OverlayAddress {
+        self.address
     }
+
     /// Keeps connecting to a peer. A known handle replaces the entry.
-    pub fn add_peer(&mut self, _now: Nanos, _peer: PeerConfig) {}
-    /// New addresses of a configured peer (its name resolves differently now).
-    pub fn set_addresses(&mut self, _now: Nanos, _id: ConfiguredPeer, _addresses: Vec<Endpoint>) {}
+    pub fn add_peer(&mut self, now: Nanos, peer: PeerConfig) {
+        self.add_target(now, peer);
+    }
+
+    /// New addresses of a configured peer: its name resolves differently now.
+    pub fn set_addresses(&mut self, now: Nanos, id: ConfiguredPeer, addresses: Vec<Endpoint>) {
+        self.set_target_addresses(now, id, addresses);
+    }
+
     /// Forgets a configured peer; its link ends when no other entry leads to it. False when unknown.
-    pub fn remove_peer(&mut self, _now: Nanos, _id: ConfiguredPeer) -> bool {
-        false
+    pub fn remove_peer(&mut self, now: Nanos, id: ConfiguredPeer) -> bool {
+        self.remove_target(now, id)
     }
-    /// Ends the link with a peer by its key, configured or inbound. False when there is none.
-    pub fn remove_peer_by_key(&mut self, _now: Nanos, _key: &PublicKey) -> bool {
-        false
+
+    /// Ends the link with a peer, configured or inbound, and forgets the entries that lead to it. It
+    /// may connect again. False when there is none.
+    pub fn remove_peer_by_key(&mut self, now: Nanos, key: &PublicKey) -> bool {
+        self.remove_key(now, key)
     }
-    /// Takes a record of a worker.
-    pub fn handle_punt(&mut self, _now: Nanos, _worker: WorkerId, _punt: &Punt<'_>) {}
+
+    /// Takes a record of a worker. Snapshot records count only while attaching, others only
+    /// afterwards. Messages of the bus and packets of the routing protocol are left to others.
+    pub fn handle_punt(&mut self, now: Nanos, worker: WorkerId, punt: &Punt<'_>) {
+        if self.handle_snapshot(now, worker, punt) || !self.is_active() {
+            return;
+        }
+        match punt {
+            Punt::NeedSession(need) => self.need_session(now, need.address),
+            Punt::EndpointMoved(moved) => {
+                self.endpoint_moved(moved.peer.get(), moved.lane.get(), moved.endpoint);
+            }
+            Punt::LaneActive(event) => {
+                if let Some(kind) = lane_kind(event.kind.get()) {
+                    self.heard(now, kind, event.receive_index.get(), now);
+                }
+            }
+            Punt::RekeyDue(event) => {
+                if let Some(kind) = lane_kind(event.kind.get()) {
+                    self.rekey_due(now, kind, event.receive_index.get());
+                }
+            }
+            Punt::Handshake(meta, frame) => {
+                let carrier = Carrier::Underlay {
+                    worker,
+                    endpoint: meta.endpoint,
+                };
+                self.handle_handshake(now, carrier, Message::parse_frame(frame));
+            }
+            Punt::LinkLocal(meta, bytes) => {
+                let received = Nanos(meta.received.get()).min(now);
+                self.handle_control(now, Kind::Link, meta.receive_index.get(), received, bytes);
+            }
+            Punt::Service(meta, bytes) => match Service::from_code(meta.service) {
+                Some(Service::Handshake) => {
+                    let carrier = Carrier::Overlay {
+                        worker,
+                        address: meta.source,
+                    };
+                    self.handle_handshake(now, carrier, Message::parse(bytes));
+                }
+                Some(Service::Control) => {
+                    let received = Nanos(meta.received.get()).min(now);
+                    let index = meta.receive_index.get();
+                    self.handle_control(now, Kind::EndToEnd, index, received, bytes);
+                }
+                Some(Service::Ipv6 | Service::Message) | None => {}
+            },
+            Punt::SnapshotPeer(_)
+            | Punt::SnapshotLink(_)
+            | Punt::SnapshotSession(_)
+            | Punt::SnapshotEnd(_) => {}
+        }
+    }
+
     /// Does what is due.
-    pub fn handle_timeout(&mut self, _now: Nanos) {}
+    pub fn handle_timeout(&mut self, now: Nanos) {
+        for timer in self.timers.take_due(now) {
+            // Without a dataplane nothing can be done; adoption sets every deadline anew.
+            if !self.is_active() && timer != Timer::Attach {
+                continue;
+            }
+            match timer {
+                Timer::Attach => self.attach_deadline(now),
+                Timer::HalfOpens => self.expire_half_opens(now),
+                Timer::Outgoing(id) => self.outgoing_due(now, id),
+                Timer::Target(id) => self.connect_target(now, id),
+                Timer::Association(owner) => self.association_due(now, owner),
+            }
+        }
+    }
+
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Nanos> {
-        None
+        self.timers.next()
     }
+
     /// The next record to push to the ring of a worker, in order.
     pub fn poll_program(&mut self) -> Option<(WorkerId, OwnedProgram)> {
         self.output.poll_program()
     }
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.output.poll_event()
     }
-    /// Sends an end-to-end probe, making a session first if there is none. The answer is
-    /// [`Event::EchoReply`] with `id`; there may be none, so the caller keeps a deadline.
-    pub fn ping(&mut self, _now: Nanos, _address: OverlayAddress, _id: u64) {}
-    /// Says good-bye to every peer and session. Drain the programs afterwards.
-    pub fn shutdown(&mut self, _now: Nanos) {}
-    /// Peers, and configured addresses that have not answered yet.
-    pub fn peers(&self) -> impl Iterator<Item = PeerStatus> {
-        std::iter::empty()
+
+    /// Says good-bye to every node: the dataplane is about to stop. Drain the programs afterwards. A
+    /// control plane that ends alone must not call it: its successor takes the sessions over.
+    pub fn shutdown(&mut self, _now: Nanos) {
+        // Sessions first: their messages travel over the links.
+        let owners: Vec<_> = self.associations.keys().rev().copied().collect();
+        for owner in owners {
+            self.say_close(owner);
+        }
     }
-    /// End-to-end sessions.
-    pub fn sessions(&self) -> impl Iterator<Item = SessionStatus> {
-        std::iter::empty()
-    }
-    /// Key of a node that this one has a link or session with.
-    pub fn key_of(&self, _address: OverlayAddress) -> Option<PublicKey> {
-        None
+}
+
+fn lane_kind(kind: u32) -> Option<Kind> {
+    match kind {
+        LANE_LINK => Some(Kind::Link),
+        LANE_SESSION => Some(Kind::EndToEnd),
+        _ => None,
     }
 }

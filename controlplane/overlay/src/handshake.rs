@@ -31,8 +31,14 @@ pub(crate) const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);
 /// Way of a handshake message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carrier {
-    Underlay { worker: WorkerId, endpoint: Endpoint },
-    Overlay { worker: WorkerId, address: OverlayAddress },
+    Underlay {
+        worker: WorkerId,
+        endpoint: Endpoint,
+    },
+    Overlay {
+        worker: WorkerId,
+        address: OverlayAddress,
+    },
 }
 
 /// What is held against a bound of its own: an underlay host (IPv6: its /64) or an overlay node.
@@ -67,12 +73,17 @@ impl Carrier {
     pub(crate) fn digest(self, sender: u32, noise: &[u8]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         match self {
-            Self::Underlay { endpoint, .. } => {
-                hasher.update(&[0]).update(&endpoint.ip).update(&endpoint.port.get().to_le_bytes())
-            }
+            Self::Underlay { endpoint, .. } => hasher
+                .update(&[0])
+                .update(&endpoint.ip)
+                .update(&endpoint.port.get().to_le_bytes()),
             Self::Overlay { address, .. } => hasher.update(&[1]).update(&address.0),
         };
-        *hasher.update(&sender.to_le_bytes()).update(noise).finalize().as_bytes()
+        *hasher
+            .update(&sender.to_le_bytes())
+            .update(noise)
+            .finalize()
+            .as_bytes()
     }
 }
 
@@ -169,7 +180,11 @@ impl HalfOpens {
         let mut evicted = Vec::new();
         let source = half.carrier.source();
         let crowded = |s: &Self| {
-            s.by_source.get(&source).filter(|orders| orders.len() >= s.per_source_max)?.first().copied()
+            s.by_source
+                .get(&source)
+                .filter(|orders| orders.len() >= s.per_source_max)?
+                .first()
+                .copied()
         };
         while let Some(order) = crowded(self) {
             evicted.extend(self.remove_order(order));
@@ -212,6 +227,8 @@ impl HalfOpens {
         Some(self.by_id.get(oldest)?.created + HALF_OPEN_LIFE)
     }
 
+    /// How many there are, for tests of the bounds.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.by_id.len()
     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use hyphae_wire::{Lane, Nanos, SessionIndex, WorkerId};
+use hyphae_wire::{Lane, Nanos, SessionIndex};
 
 use crate::rng::Rng;
 
@@ -27,8 +27,14 @@ struct Slots {
 
 impl Indices {
     pub(crate) fn new(workers: u16, slots: u32) -> Self {
-        let slots = || Slots { max: slots.min(1 << 16), fresh: 0, free: BTreeSet::new() };
-        Self { workers: (0..workers).map(|_| slots()).collect() }
+        let slots = || Slots {
+            max: slots.min(1 << 16),
+            fresh: 0,
+            free: BTreeSet::new(),
+        };
+        Self {
+            workers: (0..workers).map(|_| slots()).collect(),
+        }
     }
 
     /// An index for each of `lanes` lanes; `None`, and nothing taken, when a worker has no room.
@@ -52,7 +58,9 @@ impl Indices {
                     indices.push(SessionIndex::new(worker, self::salt(salt), slot));
                 }
                 None => {
-                    indices.into_iter().for_each(|index| self.release(index, now));
+                    indices
+                        .into_iter()
+                        .for_each(|index| self.release(index, now));
                     return None;
                 }
             }
@@ -63,20 +71,26 @@ impl Indices {
     /// Gives an index back; its slot is used again from `usable_at` on.
     pub(crate) fn release(&mut self, index: SessionIndex, usable_at: Nanos) {
         if let Some(slots) = self.workers.get_mut(index.worker().as_usize()) {
-            slots.free.insert((usable_at, slot(index), salt(index.0 >> 16)));
+            slots
+                .free
+                .insert((usable_at, slot(index), salt(index.0 >> 16)));
         }
     }
 
     /// Takes an index that a worker has already. Slots that it skips have an unknown past, so they
     /// rest until `rested`.
     pub(crate) fn adopt(&mut self, index: SessionIndex, rested: Nanos) -> bool {
-        let Some(slots) = self.workers.get_mut(index.worker().as_usize()) else { return false };
+        let Some(slots) = self.workers.get_mut(index.worker().as_usize()) else {
+            return false;
+        };
         let wanted = slot(index);
         if u32::from(wanted) >= slots.max {
             return false;
         }
         while slots.fresh <= u32::from(wanted) {
-            slots.free.insert((rested, u16::try_from(slots.fresh).unwrap_or(wanted), 0));
+            slots
+                .free
+                .insert((rested, u16::try_from(slots.fresh).unwrap_or(wanted), 0));
             slots.fresh += 1;
         }
         let before = slots.free.len();
@@ -93,7 +107,9 @@ impl Slots {
             self.free.remove(&first);
             return Some((first.1, first.2));
         }
-        let slot = u16::try_from(self.fresh).ok().filter(|_| self.fresh < self.max)?;
+        let slot = u16::try_from(self.fresh)
+            .ok()
+            .filter(|_| self.fresh < self.max)?;
         self.fresh += 1;
         Some((slot, 0))
     }
@@ -107,9 +123,10 @@ fn slot(index: SessionIndex) -> u16 {
     u16::try_from(index.slot()).unwrap_or(u16::MAX)
 }
 
-
 #[cfg(test)]
 mod tests {
+    use hyphae_wire::WorkerId;
+
     use super::*;
 
     #[test]
@@ -145,7 +162,10 @@ mod tests {
         assert!(!indices.adopt(adopted, Nanos(50)));
         assert!(!indices.adopt(SessionIndex::new(WorkerId(0), 9, 4), Nanos(50)));
         assert!(!indices.adopt(SessionIndex::new(WorkerId(1), 9, 0), Nanos(50)));
-        assert_eq!(indices.allocate(Nanos(0), 1, &mut rng).unwrap()[0].slot(), 3);
+        assert_eq!(
+            indices.allocate(Nanos(0), 1, &mut rng).unwrap()[0].slot(),
+            3
+        );
         assert!(indices.allocate(Nanos(49), 1, &mut rng).is_none());
         assert!(indices.allocate(Nanos(50), 2, &mut rng).is_some());
     }

@@ -47,14 +47,23 @@ impl Secrets {
     pub(crate) fn lane(&self, kind: Kind, lane: Lane, initiator: bool) -> LaneKeys {
         let derive = |secret: &[u8; 32]| {
             let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
-            hasher.update(secret).update(&self.hash).update(&[kind.code()]);
+            hasher
+                .update(secret)
+                .update(&self.hash)
+                .update(&[kind.code()]);
             *hasher.update(&lane.0.to_le_bytes()).finalize().as_bytes()
         };
         let (to_responder, to_initiator) = (derive(&self.to_responder), derive(&self.to_initiator));
         if initiator {
-            LaneKeys { receive: to_initiator, send: to_responder }
+            LaneKeys {
+                receive: to_initiator,
+                send: to_responder,
+            }
         } else {
-            LaneKeys { receive: to_responder, send: to_initiator }
+            LaneKeys {
+                receive: to_responder,
+                send: to_initiator,
+            }
         }
     }
 }
@@ -65,7 +74,11 @@ mod tests {
 
     #[test]
     fn ends_agree_and_nothing_is_used_twice() {
-        let secrets = Secrets { to_responder: [1; 32], to_initiator: [2; 32], hash: [3; 32] };
+        let secrets = Secrets {
+            to_responder: [1; 32],
+            to_initiator: [2; 32],
+            hash: [3; 32],
+        };
         let mut seen = std::collections::BTreeSet::new();
         for kind in [Kind::Link, Kind::EndToEnd] {
             for lane in 0..64 {
@@ -79,7 +92,11 @@ mod tests {
 
     #[test]
     fn derivation_is_fixed() {
-        let secrets = Secrets { to_responder: [1; 32], to_initiator: [2; 32], hash: [3; 32] };
+        let secrets = Secrets {
+            to_responder: [1; 32],
+            to_initiator: [2; 32],
+            hash: [3; 32],
+        };
         let mut input = vec![1; 32];
         input.extend([3; 32]);
         input.extend([1, 5, 0]);

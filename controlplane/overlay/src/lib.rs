@@ -9,15 +9,31 @@
 //!                                                    ──▶ poll_timeout (call handle_timeout then)
 //! ```
 //!
-//! After attaching to a dataplane call [`Overlay::begin_attach`]; nothing else is sent until it has
-//! taken over what the workers have.
+//! After attaching to a dataplane call [`Overlay::begin_attach`]; nothing else is sent until the engine
+//! has taken over what the workers have.
 
 #![forbid(unsafe_code)]
 
+mod adoption;
+mod association;
 mod config;
 mod engine;
 mod event;
+mod handshake;
+mod index;
+mod initiate;
+mod install;
+mod keys;
+mod liveness;
+mod noise;
 mod program;
+mod remote;
+mod respond;
+mod rng;
+mod session;
+mod status;
+mod target;
+mod timers;
 
 pub use config::{Config, ConfiguredPeer, Ephemerals, PeerConfig};
 pub use engine::Overlay;
@@ -25,3 +41,6 @@ pub use event::{
     Direction, DownReason, Event, Origin, PeerState, PeerStatus, Refusal, SessionStatus,
 };
 pub use program::OwnedProgram;
+
+#[cfg(test)]
+mod tests;

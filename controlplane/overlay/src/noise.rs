@@ -51,9 +51,14 @@ impl Noise {
                 Some(seed) => Builder::with_resolver(params, Box::new(Seeded(seed))),
                 None => Builder::new(params),
             };
-            let builder =
-                builder.local_private_key(identity.as_bytes())?.prologue(kind.prologue())?;
-            if initiator { builder.build_initiator() } else { builder.build_responder() }
+            let builder = builder
+                .local_private_key(identity.as_bytes())?
+                .prologue(kind.prologue())?;
+            if initiator {
+                builder.build_initiator()
+            } else {
+                builder.build_responder()
+            }
         };
         match build() {
             Ok(state) => Self(state),
@@ -89,7 +94,11 @@ impl Noise {
         let (to_responder, to_initiator) = self.0.dangerously_get_raw_split();
         let mut hash = [0; 32];
         hash.copy_from_slice(self.0.get_handshake_hash());
-        Secrets { to_responder, to_initiator, hash }
+        Secrets {
+            to_responder,
+            to_initiator,
+            hash,
+        }
     }
 }
 
@@ -120,7 +129,10 @@ mod tests {
             SecretKey::from_bytes(&[1; 32]).unwrap().public_key()
         );
         let (i, r) = (i.secrets(), r.secrets());
-        assert_eq!((i.to_responder, i.to_initiator, i.hash), (r.to_responder, r.to_initiator, r.hash));
+        assert_eq!(
+            (i.to_responder, i.to_initiator, i.hash),
+            (r.to_responder, r.to_initiator, r.hash)
+        );
         assert_ne!(i.to_responder, i.to_initiator);
     }
 

@@ -15,6 +15,7 @@ use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suit
 
 use crate::event::Direction;
 use crate::keys::Kind;
+use crate::liveness::PING_TIMEOUT;
 
 /// Which association: a link with a peer, by its number, or end-to-end sessions with a node, by the
 /// first 64 bits of its address.
@@ -114,6 +115,8 @@ pub(crate) struct Ping {
     /// Probe number and time, once sent.
     pub(crate) probe: Option<(u64, Nanos)>,
     pub(crate) asked: Nanos,
+    /// When silence calls for a new session.
+    pub(crate) retry_at: Nanos,
 }
 
 /// All sessions of one kind with one node.
@@ -161,7 +164,10 @@ impl Association {
             activate_at: Nanos::NEVER,
             activations: 0,
             hold_until: Nanos(0),
-            liveness: Liveness { probe_at: Nanos::NEVER, ..Liveness::default() },
+            liveness: Liveness {
+                probe_at: Nanos::NEVER,
+                ..Liveness::default()
+            },
             pings: VecDeque::new(),
             handshakes: 0,
         }
@@ -169,7 +175,10 @@ impl Association {
 
     /// The session that a new frame would be sent on.
     pub(crate) fn current(&self) -> Option<&Session> {
-        self.sessions.iter().rev().find(|s| s.confirmed.is_some() && !s.receive_only)
+        self.sessions
+            .iter()
+            .rev()
+            .find(|s| s.confirmed.is_some() && !s.receive_only)
     }
 
     pub(crate) fn session(&mut self, epoch: u32) -> Option<&mut Session> {
@@ -191,7 +200,11 @@ impl Association {
 
     /// The other end uses session `epoch`: what is older ends after its grace.
     pub(crate) fn retire_older(&mut self, epoch: u32, at: Nanos) {
-        for session in self.sessions.iter_mut().filter(|s| s.epoch < epoch && !s.retiring) {
+        for session in self
+            .sessions
+            .iter_mut()
+            .filter(|s| s.epoch < epoch && !s.retiring)
+        {
             session.retiring = true;
             session.remove_at = session.remove_at.min(at);
         }
@@ -200,7 +213,10 @@ impl Association {
     /// When something is due here.
     pub(crate) fn deadline(&self) -> Nanos {
         let sessions = self.sessions.iter().map(|s| s.remove_at);
-        let pings = self.pings.iter().map(|p| p.asked + crate::liveness::PING_TIMEOUT);
+        let pings = self
+            .pings
+            .iter()
+            .map(|p| p.retry_at.min(p.asked + PING_TIMEOUT));
         let hold = Some(self.hold_until).filter(|_| self.is_idle());
         [self.rekey_at, self.activate_at, self.liveness.probe_at]
             .into_iter()

@@ -12,7 +12,10 @@ pub(crate) struct Timers<K> {
 
 impl<K: Ord + Copy> Timers<K> {
     pub(crate) fn new() -> Self {
-        Self { by_name: BTreeMap::new(), by_time: BTreeSet::new() }
+        Self {
+            by_name: BTreeMap::new(),
+            by_time: BTreeSet::new(),
+        }
     }
 
     pub(crate) fn set(&mut self, name: K, at: Nanos) {

@@ -1,6 +1,6 @@
 //! What a turn does with each thing that arrives: carries out the engine's verdicts.
 
-use hyphae_forward::host::{Buffers, Part, Splitter, TUN_HEADER_LEN, TunHeader};
+use hyphae_forward::host::{Part, Splitter, TUN_HEADER_LEN, TunHeader, TunSink};
 use hyphae_forward::{Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict};
 use hyphae_shm::record::{Program, Punt};
 use hyphae_shm::stats::{Counter, DropReason};
@@ -106,11 +106,11 @@ impl<D: Driver> Worker<D> {
                 return;
             }
         };
-        let mut written = 0;
-        while written < frames {
-            let left = (frames - written).min(SEGMENTS_MAX);
-            let exact = left * (usize::from(departure.mtu()) + OVERHEAD);
-            let wanted = exact.min(packet.len as usize + left * (OVERHEAD + HEADERS_MAX));
+        let (mut left, mut position) = (frames, 0);
+        while left > 0 {
+            let train = left.min(SEGMENTS_MAX);
+            let exact = train * (usize::from(departure.mtu()) + OVERHEAD);
+            let wanted = exact.min(packet.len as usize + train * (OVERHEAD + HEADERS_MAX));
             // Bounded by the buffer.
             let wanted = wanted.min(BUFFER_BYTES as usize) as u32;
             let Some((buffer, offset)) =
@@ -124,11 +124,11 @@ impl<D: Driver> Worker<D> {
             let write = &mut write[offset as usize..];
             // Made anew for every buffer: it borrows the packet from the driver that lends the space.
             let Ok(mut splitter) = Splitter::new(&header, read, departure.mtu()) else { return };
-            splitter.skip(written);
+            splitter.seek(position);
             let Some(train) = self.engine.originate(now, &departure, &mut splitter, write) else {
                 return;
             };
-            written = frames - splitter.remaining();
+            (left, position) = (splitter.remaining(), splitter.position());
             self.send_built(buffer, offset, &train);
         }
     }
@@ -321,19 +321,17 @@ struct Sink<'a, D: Driver> {
     refused: u64,
 }
 
-impl<D: Driver> Buffers for Sink<'_, D> {
-    fn bytes(&mut self, part: Part) -> &mut [u8] {
-        self.driver.spans(span_of(part))
+impl<D: Driver> TunSink for Sink<'_, D> {
+    fn slice(&mut self, buffer: u16, offset: u32, len: u32) -> &mut [u8] {
+        self.driver.spans(Span { buffer: BufferId::new(buffer), offset, len })
     }
 
     fn write(&mut self, header: &TunHeader, parts: &[Part]) {
-        let mut spans = [span_of(Part::default()); SEGMENTS_MAX];
+        let mut spans = [Span { buffer: BufferId::new(0), offset: 0, len: 0 }; SEGMENTS_MAX];
         for (span, part) in spans.iter_mut().zip(parts) {
             *span = span_of(*part);
         }
-        let mut bytes = [0; TUN_HEADER_LEN];
-        bytes.copy_from_slice(header.as_bytes());
-        if self.driver.write_tun(&bytes, &spans[..parts.len()]).is_ok() {
+        if self.driver.write_tun(&header.to_bytes(), &spans[..parts.len()]).is_ok() {
             self.writes += 1;
             self.bytes += parts.iter().map(|part| u64::from(part.len)).sum::<u64>();
         } else {

@@ -80,10 +80,7 @@ impl Engine {
         header: &TunHeader,
         packet: &[u8],
     ) -> Result<Option<Departure>, DropReason> {
-        if packet.first().is_none_or(|byte| byte >> 4 != 6) {
-            return Err(DropReason::TunNotIpv6);
-        }
-        let inner = host::inspect(packet).ok_or(DropReason::TunMalformed)?;
+        let inner = host::inspect(packet).map_err(|error| error.host_reason())?;
         let local = self.local.ok_or(DropReason::TunSourceForeign)?;
         if !self.is_local(inner.source) {
             return Err(DropReason::TunSourceForeign);
@@ -136,7 +133,9 @@ impl Engine {
                 break;
             }
             let frame = &mut space[at..end];
-            splitter.write_next(&mut frame[PAYLOAD_AT..PAYLOAD_AT + len]);
+            if splitter.write_next(&mut frame[PAYLOAD_AT..PAYLOAD_AT + len]).is_none() {
+                break;
+            }
             let flags = if splitter.partial_checksum() { FLAG_PARTIAL_CHECKSUM } else { 0 };
             let mut headers = departure.headers(Service::Ipv6, len, flags);
             if let Err(reason) =

@@ -1,2 +1,9 @@
-//! Room under construction.
-fn main() {}
+//! The `hyphae` binary.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hyphae::cli::main()
+}

@@ -1,18 +1,31 @@
-//! Packets of the host: what the TUN device gives and takes.
+//! The host side: packets as the TUN device hands them over and takes them.
 //!
-//! Linux hands over super-packets with a virtio-net header that says how to cut them
-//! ([`Splitter`]), and takes super-packets in return ([`Coalescer`]). Transport checksums that the
-//! host left to its device stay partial between two Hyphae nodes.
+//! ```text
+//!  TUN read:   TunHeader | packet or super-packet  --inspect-->  addresses, flow hash
+//!                                                  --Splitter--> packets of at most the path's MTU
+//!  delivery:   packets opened in receive buffers   --Coalescer-> TunHeader | super-packet by parts
+//! ```
+//!
+//! A transport checksum that the host left partial travels partial: the AEAD guards the bytes, and
+//! the receiver's TUN device takes partial checksums as well. Only packets whose checksum the
+//! receiver can find again travel so: TCP, UDP or ICMPv6 directly after the IPv6 header. The
+//! [`Splitter`] completes any other before it leaves; the [`Coalescer`] refuses any other as
+//! malformed.
+//!
+//! Pure code on byte slices: no system calls, no clock, no allocation per packet. Input is not
+//! trusted; no bytes can cause a panic. Called by the engine and by the worker loop.
 
 mod checksum;
 mod coalesce;
+mod group;
 mod header;
-mod inner;
+mod inspect;
+mod packet;
 mod split;
+#[cfg(test)]
+mod testing;
 
-pub use coalesce::{Buffers, Coalescer, Part};
-pub use header::{
-    GSO_ECN, GSO_NONE, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, TUN_HEADER_LEN, TunHeader,
-};
-pub use inner::{Inner, inspect};
+pub use coalesce::{Coalescer, Part, TunSink};
+pub use header::{TUN_HEADER_LEN, TunHeader};
+pub use inspect::{Inner, NotIpv6, inspect};
 pub use split::Splitter;

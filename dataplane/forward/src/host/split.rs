@@ -1,164 +1,268 @@
-//! Cuts super-packets of the host into packets of their own: TCP segmentation and UDP segmentation
-//! as a network device would do it, except that checksums stay partial.
+//! Cuts a super-packet of the host into packets that fit the path: TCP and UDP segmentation.
+//!
+//! ```text
+//!  super-packet    | IPv6 | TCP or UDP |          payload             |
+//!  segment 0       | IPv6 | TCP or UDP | gso_size |
+//!  segment 1       | IPv6 | TCP or UDP |          | gso_size |
+//!  segment n - 1   | IPv6 | TCP or UDP |                     | 1..=gso_size |
+//! ```
+//!
+//! Each segment has its own lengths and sequence number; FIN and PSH stay on the last one, CWR on
+//! the first. A packet that is no super-packet is its own only segment.
+//!
+//! A partial checksum stays partial, with the pseudo-header sum of its segment in the field, where
+//! the receiver can find it again (see [`super`]), and is completed here where it cannot.
 
 use hyphae_shm::stats::DropReason;
+use zerocopy::FromBytes;
 
-use super::checksum::pseudo_header;
-use super::header::{GSO_ECN, GSO_NONE, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, TunHeader};
-use super::inner::{IPV6_LEN, TCP, UDP};
+use super::checksum;
+use super::header::TunHeader;
+use super::packet::{self, Ipv6Header, TcpHeader, UdpHeader, flag, length, protocol};
 
-const TCP_FIN: u8 = 0x01;
-const TCP_PSH: u8 = 0x08;
-const TCP_CWR: u8 = 0x80;
-
-/// One packet of the host, written out segment by segment.
-pub struct Splitter<'a> {
-    packet: &'a [u8],
-    kind: Kind,
-    /// Bytes of headers that every segment begins with.
+/// The packets that one read of the TUN device stands for, in order.
+#[derive(Clone, Debug)]
+pub struct Splitter<'p> {
+    packet: &'p [u8],
+    cut: Cut,
+    /// Bytes of the headers, which every segment repeats.
     headers: usize,
     /// Payload bytes of every segment but the last.
-    size: usize,
-    /// Payload bytes written so far.
-    at: usize,
-    done: bool,
-    partial: bool,
+    payload: usize,
+    /// Segments in all, at least one.
+    count: usize,
+    /// Segments written.
+    position: usize,
+    checksum: Checksum,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Whole,
-    Tcp,
-    Udp,
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// Not a super-packet: passes as it is.
+    None,
+    /// Where the TCP header is.
+    Tcp(usize),
+    /// Where the UDP header is.
+    Udp(usize),
 }
 
-impl<'a> Splitter<'a> {
-    /// Checks the virtio-net header against the packet, which [`super::inspect`] has accepted.
+#[derive(Clone, Copy, Debug)]
+enum Checksum {
+    /// Complete already, or none.
+    Left,
+    /// To be completed by the receiver. Of a super-packet: the pseudo-header sum without its length.
+    Partial { sum: u16 },
+    /// To be completed here.
+    Complete { sum: u16, start: usize, at: usize },
+}
+
+impl<'p> Splitter<'p> {
+    /// Checks a packet of the host and the header that came with it.
     ///
     /// # Errors
-    /// [`DropReason::TunMalformed`] when they contradict each other, [`DropReason::TunTooBig`] when a
-    /// segment would be larger than `mtu`.
-    pub fn new(header: &TunHeader, packet: &'a [u8], mtu: u16) -> Result<Self, DropReason> {
-        let malformed = DropReason::TunMalformed;
-        if packet.len() < IPV6_LEN {
-            return Err(malformed);
-        }
-        let partial = header.flags & NEEDS_CSUM != 0;
-        let (kind, headers) = match header.gso_type & !GSO_ECN {
-            GSO_NONE => (Kind::Whole, packet.len()),
-            GSO_TCPV6 if packet[6] == TCP => {
-                let offset = packet.get(IPV6_LEN + 12).ok_or(malformed)? >> 4;
-                (Kind::Tcp, IPV6_LEN + usize::from(offset) * 4)
-            }
-            GSO_UDP_L4 if packet[6] == UDP => (Kind::Udp, IPV6_LEN + 8),
-            _ => return Err(malformed),
-        };
-        let least = match kind {
-            Kind::Whole => IPV6_LEN,
-            Kind::Tcp => IPV6_LEN + 20,
-            Kind::Udp => IPV6_LEN + 8,
-        };
-        if headers < least || headers > packet.len() {
-            return Err(malformed);
-        }
-        let payload = packet.len() - headers;
-        let size = if kind == Kind::Whole { 0 } else { usize::from(header.gso_size.get()) };
-        let contradiction = match kind {
-            Kind::Whole => {
-                let start = usize::from(header.csum_start.get());
-                let field = start + usize::from(header.csum_offset.get());
-                partial && (start < IPV6_LEN || field + 2 > packet.len())
-            }
-            Kind::Tcp | Kind::Udp => size == 0 || payload == 0 || !partial,
-        };
-        if contradiction {
-            return Err(malformed);
-        }
-        if headers + size.min(payload) > usize::from(mtu) {
+    /// [`DropReason::TunNotIpv6`]; [`DropReason::TunMalformed`] when the two contradict each other;
+    /// [`DropReason::TunTooBig`] when a segment is longer than `mtu`.
+    pub fn new(header: &TunHeader, packet: &'p [u8], mtu: u16) -> Result<Self, DropReason> {
+        let ipv6 = packet::ipv6(packet).map_err(|not| not.host_reason())?;
+        let splitter = Self::parse(header, ipv6, packet).ok_or(DropReason::TunMalformed)?;
+        if splitter.segment_len() > usize::from(mtu) {
             return Err(DropReason::TunTooBig);
         }
-        Ok(Self { packet, kind, headers, size, at: 0, done: false, partial })
+        Ok(splitter)
     }
 
-    /// Bytes of every packet but the last, which may be shorter.
-    pub fn segment_len(&self) -> usize {
-        self.headers + self.size.min(self.packet.len() - self.headers)
-    }
-
-    /// Packets still to be written.
-    pub fn remaining(&self) -> usize {
-        match (self.done, self.kind) {
-            (true, _) => 0,
-            (false, Kind::Whole) => 1,
-            (false, _) => (self.packet.len() - self.headers - self.at).div_ceil(self.size),
-        }
-    }
-
-    /// Bytes of the next packet.
-    pub fn next_len(&self) -> Option<usize> {
-        if self.done {
+    fn parse(header: &TunHeader, ipv6: &Ipv6Header, packet: &'p [u8]) -> Option<Self> {
+        // A flag of an offload that was not asked for says that the packet is not what it seems.
+        let unknown = header.flags & !(TunHeader::NEEDS_CSUM | TunHeader::DATA_VALID) != 0;
+        if unknown || usize::from(header.hdr_len.get()) > packet.len() {
             return None;
         }
-        let rest = self.packet.len() - self.headers - self.at;
-        Some(self.headers + if self.kind == Kind::Whole { 0 } else { rest.min(self.size) })
-    }
-
-    /// Whether the checksum of the packets is to be completed by whoever delivers them.
-    pub fn partial_checksum(&self) -> bool {
-        self.partial
-    }
-
-    /// Passes over the first `packets` packets, which were written before.
-    pub fn skip(&mut self, packets: usize) {
-        self.at = (packets * self.size).min(self.packet.len() - self.headers);
-        self.done = packets > 0 && self.headers + self.at == self.packet.len();
-    }
-
-    /// Writes the next packet.
-    ///
-    /// # Panics
-    /// When `out` is not [`Self::next_len`] bytes, or nothing remains.
-    pub fn write_next(&mut self, out: &mut [u8]) {
-        assert_eq!(Some(out.len()), self.next_len(), "room for exactly the next packet");
-        let size = out.len() - self.headers;
-        let from = self.headers + self.at;
-        out[..self.headers].copy_from_slice(&self.packet[..self.headers]);
-        out[self.headers..].copy_from_slice(&self.packet[from..from + size]);
-        let first = self.at == 0;
-        let last = from + size == self.packet.len();
-        if self.kind != Kind::Whole {
-            self.rewrite(out, first, last);
-        }
-        self.at += size;
-        self.done = last;
-    }
-
-    fn rewrite(&self, out: &mut [u8], first: bool, last: bool) {
-        // A segment is not longer than the super-packet, whose length field fits.
-        let transport_len = out.len() - IPV6_LEN;
-        let len = (transport_len as u16).to_be_bytes();
-        out[4..6].copy_from_slice(&len);
-        let (protocol, field) = match self.kind {
-            Kind::Tcp => {
-                let sequence = &mut out[IPV6_LEN + 4..IPV6_LEN + 8];
-                let start = u32::from_be_bytes([sequence[0], sequence[1], sequence[2], sequence[3]]);
-                // At most 64 KiB in.
-                sequence.copy_from_slice(&start.wrapping_add(self.at as u32).to_be_bytes());
-                let flags = &mut out[IPV6_LEN + 13];
-                if !last {
-                    *flags &= !(TCP_FIN | TCP_PSH);
+        let (cut, headers) = cut(header, ipv6, packet)?;
+        let payload_all = packet.len() - headers;
+        let (payload, count) = match cut {
+            Cut::None => (payload_all, 1),
+            Cut::Tcp(_) | Cut::Udp(_) => {
+                let size = usize::from(header.gso_size.get());
+                if size == 0 || payload_all == 0 {
+                    return None;
                 }
-                if !first {
-                    *flags &= !TCP_CWR;
-                }
-                (TCP, IPV6_LEN + 16)
-            }
-            Kind::Udp | Kind::Whole => {
-                out[IPV6_LEN + 4..IPV6_LEN + 6].copy_from_slice(&len);
-                (UDP, IPV6_LEN + 6)
+                (size.min(payload_all), payload_all.div_ceil(size))
             }
         };
-        let sum = pseudo_header(out, protocol, transport_len);
-        out[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+        let checksum = checksum(header, ipv6, packet, cut)?;
+        Some(Self {
+            packet,
+            cut,
+            headers,
+            payload,
+            count,
+            position: 0,
+            checksum,
+        })
+    }
+
+    /// Bytes of every segment but the last, which may be shorter.
+    pub fn segment_len(&self) -> usize {
+        self.headers + self.payload
+    }
+
+    /// Segments not written yet.
+    pub fn remaining(&self) -> usize {
+        self.count - self.position
+    }
+
+    /// Segments written: what [`Self::seek`] takes to return to this place.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Makes segment `position` the next, to write it again; past the end there is none.
+    pub fn seek(&mut self, position: usize) {
+        self.position = position.min(self.count);
+    }
+
+    /// Bytes of the next segment; `None` when all are written.
+    pub fn next_len(&self) -> Option<usize> {
+        (self.position < self.count).then(|| {
+            let written = self.headers + self.position * self.payload;
+            self.headers + self.payload.min(self.packet.len() - written)
+        })
+    }
+
+    /// Whether the segments leave with a checksum that the receiver has to complete
+    /// ([`hyphae_wire::frame::FLAG_PARTIAL_CHECKSUM`]).
+    pub fn partial_checksum(&self) -> bool {
+        matches!(self.checksum, Checksum::Partial { .. })
+    }
+
+    /// Writes the next segment to the start of `out` and returns its length. `None`, with nothing
+    /// done, when all are written or `out` is shorter than [`Self::next_len`].
+    pub fn write_next(&mut self, out: &mut [u8]) -> Option<usize> {
+        let len = self.next_len()?;
+        let out = out.get_mut(..len)?;
+        let (headers, payload) = out.split_at_mut(self.headers);
+        let from = self.headers + self.position * self.payload;
+        headers.copy_from_slice(&self.packet[..self.headers]);
+        payload.copy_from_slice(&self.packet[from..from + payload.len()]);
+        self.patch(headers, len);
+        if let Checksum::Complete { start, at, .. } = self.checksum {
+            checksum::complete(out, start, at);
+        }
+        self.position += 1;
+        Some(len)
+    }
+
+    /// Makes copied headers those of the segment of `len` bytes at the current position.
+    fn patch(&self, headers: &mut [u8], len: usize) {
+        let (Cut::Tcp(at) | Cut::Udp(at)) = self.cut else {
+            return;
+        };
+        let transport_len = length(len - at);
+        let sum = match self.checksum {
+            Checksum::Left => return,
+            Checksum::Partial { sum } | Checksum::Complete { sum, .. } => {
+                checksum::add(sum, transport_len)
+            }
+        };
+        let (network, transport) = headers.split_at_mut(at);
+        if let Ok((ipv6, _)) = Ipv6Header::mut_from_prefix(network) {
+            ipv6.payload_len.set(length(len - packet::IPV6_HEADER_LEN));
+        }
+        match self.cut {
+            Cut::None => {}
+            Cut::Tcp(_) => {
+                let Ok((tcp, _)) = TcpHeader::mut_from_prefix(transport) else {
+                    return;
+                };
+                let before = u32::from(length(self.position * self.payload));
+                tcp.sequence.set(tcp.sequence.get().wrapping_add(before));
+                if self.position > 0 {
+                    tcp.flags &= !flag::CWR;
+                }
+                if self.remaining() > 1 {
+                    tcp.flags &= !(flag::FIN | flag::PSH);
+                }
+                tcp.checksum.set(sum);
+            }
+            Cut::Udp(_) => {
+                let Ok((udp, _)) = UdpHeader::mut_from_prefix(transport) else {
+                    return;
+                };
+                udp.len.set(transport_len);
+                udp.checksum.set(sum);
+            }
+        }
     }
 }
+
+/// How a packet is to be cut and the bytes of its headers; `None` when it cannot be.
+fn cut(header: &TunHeader, ipv6: &Ipv6Header, packet: &[u8]) -> Option<(Cut, usize)> {
+    let wanted = match header.gso_type & !TunHeader::GSO_ECN {
+        TunHeader::GSO_NONE if header.gso_type == TunHeader::GSO_NONE => {
+            return Some((Cut::None, packet::IPV6_HEADER_LEN));
+        }
+        TunHeader::GSO_TCPV6 => protocol::TCP,
+        TunHeader::GSO_UDP_L4 if header.gso_type == TunHeader::GSO_UDP_L4 => protocol::UDP,
+        _ => return None,
+    };
+    let packet::Transport { protocol, at } = packet::transport(ipv6, packet)?;
+    let transport = packet.get(at..)?;
+    let (cut, header_len, checksum_at) = if protocol == protocol::TCP {
+        let (tcp, _) = TcpHeader::ref_from_prefix(transport).ok()?;
+        let header_len = tcp.header_len();
+        // Neither has a meaning in the middle of a stream, where segments would repeat it.
+        let alone = tcp.flags & (flag::SYN | flag::RST) != 0;
+        if alone || header_len < packet::TCP_HEADER_LEN || header_len > transport.len() {
+            return None;
+        }
+        (Cut::Tcp(at), header_len, packet::TCP_CHECKSUM_AT)
+    } else {
+        let (udp, _) = UdpHeader::ref_from_prefix(transport).ok()?;
+        if usize::from(udp.len.get()) != transport.len() {
+            return None;
+        }
+        (
+            Cut::Udp(at),
+            packet::UDP_HEADER_LEN,
+            packet::UDP_CHECKSUM_AT,
+        )
+    };
+    let agree = protocol == wanted
+        && header.flags & TunHeader::NEEDS_CSUM != 0
+        && usize::from(header.csum_start.get()) == at
+        && usize::from(header.csum_offset.get()) == checksum_at;
+    agree.then_some((cut, at + header_len))
+}
+
+/// What is to be done about the checksum; `None` when it is said to be where it cannot be.
+fn checksum(header: &TunHeader, ipv6: &Ipv6Header, packet: &[u8], cut: Cut) -> Option<Checksum> {
+    if header.flags & TunHeader::NEEDS_CSUM == 0 {
+        return Some(Checksum::Left);
+    }
+    let (start, offset) = (header.csum_start.get(), header.csum_offset.get());
+    let at = usize::from(start) + usize::from(offset);
+    let field = packet.get(at..)?.first_chunk()?;
+    let start_at = usize::from(start);
+    if start_at < packet::IPV6_HEADER_LEN {
+        return None;
+    }
+    let sum = u16::from_be_bytes(*field);
+    let sum = match cut {
+        Cut::None => sum,
+        Cut::Tcp(_) | Cut::Udp(_) => checksum::subtract(sum, length(packet.len() - start_at)),
+    };
+    Some(
+        if packet::partial_checksum_at(ipv6, packet) == Some((start, offset)) {
+            Checksum::Partial { sum }
+        } else {
+            Checksum::Complete {
+                sum,
+                start: start_at,
+                at,
+            }
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests;

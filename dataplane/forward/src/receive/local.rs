@@ -97,8 +97,9 @@ impl Engine {
 
     /// An IPv6 packet for the host.
     fn deliver(&mut self, headers: &SealedHeaders, packet: &mut [u8]) -> Verdict {
-        let Some(inner) = host::inspect(packet) else {
-            return Verdict::Drop(DropReason::InnerMalformed);
+        let inner = match host::inspect(packet) {
+            Ok(inner) => inner,
+            Err(error) => return Verdict::Drop(error.overlay_reason()),
         };
         let routing = &headers.routing;
         // The routing source was held against the session's key.

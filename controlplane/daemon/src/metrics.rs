@@ -1,0 +1,118 @@
+//! `GET /metrics`: what the workers count and what the engines know, gathered when asked.
+//!
+//! Workers are not disturbed: their counters are read from the segment. [`FAMILIES`] declares what
+//! does not come from there.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyphae_shm::stats::{Counter, DropReason, counter_at, drop_at};
+use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::node::{Command, Scrape};
+
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// Families of the control plane: name, kind, help.
+const FAMILIES: &[(&str, Kind, &str)] = &[
+    ("hyphae_build_info", Kind::Gauge, "Always 1; the version is in the label"),
+    ("hyphae_attach_generation", Kind::Gauge, "Control planes that this dataplane has seen; 0 while not attached"),
+    ("hyphae_program_backlog", Kind::Gauge, "Records that wait for room in the program rings"),
+    ("hyphae_peers", Kind::Gauge, "Peers by state"),
+    ("hyphae_sessions", Kind::Gauge, "End-to-end sessions"),
+    ("hyphae_routes", Kind::Gauge, "Routes in use"),
+    ("hyphae_peer_up_total", Kind::Counter, "Times a peer came up"),
+    ("hyphae_peer_down_total", Kind::Counter, "Times a peer went down"),
+    ("hyphae_peer_moves_total", Kind::Counter, "Times a peer came from a new underlay address"),
+    ("hyphae_session_up_total", Kind::Counter, "End-to-end sessions made"),
+    ("hyphae_session_down_total", Kind::Counter, "End-to-end sessions ended"),
+    ("hyphae_session_failed_total", Kind::Counter, "Addresses for which no session could be made"),
+    ("hyphae_handshakes_refused_total", Kind::Counter, "Handshakes refused, by reason"),
+];
+
+/// Name of the family of a worker's counter.
+fn counter_family(counter: Counter) -> String {
+    format!("hyphae_dataplane_{}_total", counter.name())
+}
+
+const DROPS: &str = "hyphae_dataplane_drops_total";
+
+pub(crate) struct Exporter {
+    recorder: PrometheusRecorder,
+    commands: mpsc::Sender<Command>,
+}
+
+pub(crate) fn router(commands: mpsc::Sender<Command>) -> Router {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    with_local_recorder(&recorder, || {
+        for (name, kind, help) in FAMILIES {
+            match kind {
+                Kind::Counter => describe_counter!(*name, *help),
+                Kind::Gauge => describe_gauge!(*name, *help),
+            }
+        }
+        for counter in Counter::ALL {
+            describe_counter!(counter_family(*counter), counter.gloss());
+        }
+        describe_counter!(DROPS, "Packets dropped, by reason");
+    });
+    let exporter = Arc::new(Exporter { recorder, commands });
+    Router::new().route("/metrics", get(scrape)).with_state(exporter)
+}
+
+async fn scrape(State(exporter): State<Arc<Exporter>>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    let asked = exporter.commands.send(Command::Scrape(reply)).await;
+    let Ok(scrape) = answer.await.map_err(|_| ()).and_then(|s| asked.map(|()| s).map_err(|_| ()))
+    else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response();
+    };
+    with_local_recorder(&exporter.recorder, || record(&scrape));
+    let text = exporter.recorder.handle().render();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+fn record(scrape: &Scrape) {
+    gauge!("hyphae_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!("hyphae_attach_generation").set(scrape.generation as f64);
+    gauge!("hyphae_program_backlog").set(scrape.backlog as f64);
+    gauge!("hyphae_sessions").set(scrape.sessions as f64);
+    gauge!("hyphae_routes").set(scrape.routes as f64);
+    for (state, count) in &scrape.peers_by_state {
+        gauge!("hyphae_peers", "state" => *state).set(*count as f64);
+    }
+    let totals = &scrape.totals;
+    for (name, total) in [
+        ("hyphae_peer_up_total", totals.peers_up),
+        ("hyphae_peer_down_total", totals.peers_down),
+        ("hyphae_peer_moves_total", totals.peer_moves),
+        ("hyphae_session_up_total", totals.sessions_up),
+        ("hyphae_session_down_total", totals.sessions_down),
+        ("hyphae_session_failed_total", totals.sessions_failed),
+    ] {
+        counter!(name).absolute(total);
+    }
+    for (reason, total) in &totals.refusals {
+        counter!("hyphae_handshakes_refused_total", "reason" => *reason).absolute(*total);
+    }
+    for (n, worker) in scrape.workers.iter().enumerate() {
+        let (worker, n) = (worker.counters(), n.to_string());
+        for counter in Counter::ALL {
+            let total = worker[counter_at(*counter)];
+            counter!(counter_family(*counter), "worker" => n.clone()).absolute(total);
+        }
+        for reason in DropReason::ALL {
+            let total = worker[drop_at(*reason)];
+            counter!(DROPS, "worker" => n.clone(), "reason" => reason.name()).absolute(total);
+        }
+    }
+}

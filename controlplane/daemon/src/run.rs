@@ -1,0 +1,171 @@
+//! Start, serve, stop.
+
+use std::path::PathBuf;
+
+use hyphae_overlay::{Config as OverlayConfig, Overlay};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::attach::Attachment;
+use crate::config::Config;
+use crate::node::{Command, Node};
+use crate::state::{self, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile, StateError};
+use crate::{metrics, pump, rpc};
+
+/// What a control plane is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Settings.
+    pub config: Config,
+    /// State directory; exists.
+    pub state_directory: PathBuf,
+    /// Socket directory; exists.
+    pub socket_directory: PathBuf,
+}
+
+/// Why a control plane could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// State directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Listening sockets.
+    #[error(transparent)]
+    Listen(#[from] rpc::ListenError),
+    /// A configured route.
+    #[error("route {route}: {source}")]
+    Route {
+        /// As configured.
+        route: String,
+        /// Why not.
+        source: hyphae_routing::RouteError,
+    },
+    /// The system failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What for.
+        what: &'static str,
+        /// How.
+        source: std::io::Error,
+    },
+    /// No randomness.
+    #[error("cannot seed: {0}")]
+    Random(getrandom::Error),
+}
+
+/// Runs a control plane until a signal ends it.
+///
+/// # Errors
+/// When it cannot start. Errors name the likely cause and the way out.
+pub fn run(options: Options) -> Result<(), RunError> {
+    let system = |what| move |source| RunError::System { what, source };
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("runtime"))?
+        .block_on(serve(options))
+}
+
+async fn serve(options: Options) -> Result<(), RunError> {
+    let system = |what| move |source| RunError::System { what, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
+    let _lock = state::lock(&options.state_directory)?;
+    let identity = state::load_or_create_key(&options.state_directory)?;
+    let peers: PeersFile = state::read_toml(&options.state_directory.join(PEERS_FILE))?;
+    let routes: RoutesFile = state::read_toml(&options.state_directory.join(ROUTES_FILE))?;
+    let unix = rpc::listen_unix(&options.socket_directory)?;
+    let config = options.config;
+    let (metrics_at, rpc_at) = (config.metrics, config.rpc);
+    let (commands, receiver) = mpsc::channel(256);
+
+    // Ports and hardware are the dataplane's to tell: the engines are made when it is there.
+    let waiting = wait_for_dataplane(&options.socket_directory);
+    let attachment = tokio::select! {
+        attachment = waiting => attachment,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let hello = attachment.hello;
+    let ports = hello.ports.iter().take(hello.workers.get().into());
+    let ports: Vec<u16> = ports.map(|port| port.get()).collect();
+    let mut overlay_config = OverlayConfig::new(identity.clone(), ports.clone());
+    overlay_config.suites = config.suites(hello.aes_hardware != 0);
+    overlay_config.mtu = config.mtu();
+    overlay_config.rekey_after = config.session.rekey_after;
+    overlay_config.keepalive = config.session.keepalive;
+    overlay_config.dead_after = config.session.dead_after;
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(RunError::Random)?;
+    let now = pump::now();
+    let overlay = Overlay::new(overlay_config, seed);
+    let mut node = Node::new(
+        config,
+        identity,
+        overlay,
+        ports,
+        options.state_directory,
+        options.socket_directory,
+        now,
+    );
+    for route in node.config.routes.clone().into_iter().chain(routes.routes) {
+        let refused = |source| RunError::Route { route: route.to_string(), source };
+        node.rib.add_static(route.route()).map_err(refused)?;
+    }
+    let stored = peers.peers.into_iter().map(|peer| (peer, true));
+    let given: Vec<_> = node.config.peers.iter().cloned().map(|peer| (peer, false)).collect();
+    for (peer, stored) in given.into_iter().chain(stored) {
+        node.add_peer(now, peer, stored);
+    }
+
+    serve_unix(unix, &commands);
+    if let Some(address) = rpc_at {
+        let listener = rpc::listen_tcp(address, "--rpc").await?;
+        serve_tcp(listener, rpc::router(commands.clone()), "JSON-RPC");
+    }
+    if let Some(address) = metrics_at {
+        let listener = rpc::listen_tcp(address, "--metrics").await?;
+        serve_tcp(listener, metrics::router(commands.clone()), "metrics");
+    }
+    let stopper = commands.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        // The engine task may have ended already.
+        let _ = stopper.send(Command::Shutdown).await;
+    });
+    let path = node.socket_directory.join(rpc::SOCKET_NAME);
+    pump::run(node, attachment, receiver).await;
+    // Ours: `listen_unix` made it. If it is gone already, so much the better.
+    let _ = std::fs::remove_file(path);
+    Ok(())
+}
+
+async fn wait_for_dataplane(directory: &std::path::Path) -> Attachment {
+    let mut patience = pump::Patience::default();
+    loop {
+        match Attachment::connect(directory) {
+            Ok(attachment) => return attachment,
+            Err(error) => patience.wait(&error).await,
+        }
+    }
+}
+
+fn serve_unix(listener: tokio::net::UnixListener, commands: &mpsc::Sender<Command>) {
+    let router = rpc::router(commands.clone());
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "serving JSON-RPC on the Unix socket ended");
+        }
+    });
+}
+
+fn serve_tcp(listener: tokio::net::TcpListener, router: axum::Router, what: &'static str) {
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, what, "serving over TCP ended");
+        }
+    });
+}

@@ -1,0 +1,485 @@
+//! Attach: taking over what the workers have, and the resync that follows.
+//!
+//! ```text
+//! begin_attach ──▶ Collecting: SnapshotRequest to all, Snapshot… from all (or the deadline, once more)
+//!              ──▶ Resync: begin, own address, peers, Retain of every lane that stays, event ResyncFib
+//! finish_resync ─▶ Attached: end; what was not named is swept
+//! ```
+//!
+//! What the engine knew before counts for nothing against the snapshot: a lane that no worker names is
+//! gone. Sessions are numbered on from the highest number seen, so that new ones are newer everywhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hyphae_shm::record::{
+    FLAG_INITIATOR, Generation, LinkInstall, LocalInstall, Program, Punt, RETAIN_LINK,
+    RETAIN_SESSION, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, Retain, SessionInstall,
+};
+use hyphae_wire::{Endpoint, Nanos, PublicKey, SessionIndex, Suite, WorkerId};
+use zerocopy::little_endian::{U16, U32, U64};
+
+use crate::engine::Timer;
+use crate::event::Direction;
+use crate::handshake::HalfOpens;
+use crate::index::Indices;
+use crate::install::LaneRef;
+use crate::keys::Kind;
+use crate::session::{Association, LaneState, Owner, Session};
+use crate::{DownReason, Event, Overlay};
+
+/// Wait for the snapshots of all workers. Those that are missing are asked once more, because the
+/// way up may lose records.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_millis(250);
+const SNAPSHOT_ATTEMPTS: u32 = 2;
+/// Slots whose past is unknown are not used before this much more than the age limit has passed.
+const UNKNOWN_REST: Duration = Duration::from_secs(20);
+
+/// How far the attach is.
+pub(crate) enum Phase {
+    /// No dataplane yet.
+    Idle,
+    Collecting(Box<Collected>),
+    Resync(u64),
+    Attached,
+}
+
+/// Snapshot so far.
+pub(crate) struct Collected {
+    generation: u64,
+    attempts: u32,
+    missing: BTreeSet<WorkerId>,
+    peers: BTreeMap<u32, PublicKey>,
+    /// Lanes by session: owner and epoch, then by lane number.
+    sessions: BTreeMap<(Owner, u32), BTreeMap<u16, Adopted>>,
+    /// Keys of the nodes of end-to-end sessions.
+    remotes: BTreeMap<Owner, PublicKey>,
+}
+
+/// What both kinds of snapshot records say of a lane.
+struct Adopted {
+    receive: SessionIndex,
+    suite: Suite,
+    role: u8,
+    direction: Direction,
+    endpoint: Endpoint,
+    created: Nanos,
+}
+
+impl Overlay {
+    /// Takes over what the workers of a dataplane have: asks for snapshots, keeps what they name, and
+    /// goes through a resync. Call it once per attach, before anything is expected of the engine.
+    pub fn begin_attach(&mut self, now: Nanos, generation: u64) {
+        let missing: BTreeSet<_> = (0..self.workers).map(WorkerId).collect();
+        self.phase = Phase::Collecting(Box::new(Collected {
+            generation,
+            attempts: 1,
+            missing: missing.clone(),
+            peers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            remotes: BTreeMap::new(),
+        }));
+        // Handshakes in flight belong to the previous attach.
+        let outgoing: Vec<_> = self.outgoing.keys().copied().collect();
+        for id in outgoing {
+            self.abandon(id);
+        }
+        self.half_opens = HalfOpens::new(
+            self.config.half_open_max,
+            self.config.half_open_per_source_max,
+        );
+        self.timers.set(Timer::HalfOpens, Nanos::NEVER);
+        self.request_snapshots(now, generation, missing);
+    }
+
+    /// Ends the resync: call it when every FIB entry is pushed after [`Event::ResyncFib`].
+    pub fn finish_resync(&mut self, _now: Nanos) {
+        if let Phase::Resync(generation) = self.phase {
+            self.phase = Phase::Attached;
+            let generation = Generation {
+                generation: U64::new(generation),
+            };
+            self.output
+                .program_all(self.workers, &Program::ResyncEnd(&generation));
+        }
+    }
+
+    /// Whether the workers' state is taken over and the resync has ended.
+    pub fn is_attached(&self) -> bool {
+        matches!(self.phase, Phase::Attached)
+    }
+
+    /// Whether peers and sessions are being handled: from the resync on.
+    pub(crate) fn is_active(&self) -> bool {
+        matches!(self.phase, Phase::Resync(_) | Phase::Attached)
+    }
+
+    fn request_snapshots(&mut self, now: Nanos, generation: u64, from: BTreeSet<WorkerId>) {
+        let generation = Generation {
+            generation: U64::new(generation),
+        };
+        for worker in from {
+            self.output
+                .program(worker, &Program::SnapshotRequest(&generation));
+        }
+        self.timers.set(Timer::Attach, now + SNAPSHOT_TIMEOUT);
+    }
+
+    /// Takes a snapshot record; false for any other.
+    pub(crate) fn handle_snapshot(
+        &mut self,
+        now: Nanos,
+        worker: WorkerId,
+        punt: &Punt<'_>,
+    ) -> bool {
+        let Phase::Collecting(collected) = &mut self.phase else {
+            return false;
+        };
+        match punt {
+            Punt::SnapshotPeer(peer) => {
+                collected.peers.insert(peer.peer.get(), peer.key);
+            }
+            Punt::SnapshotLink(link) => collected.link(link),
+            Punt::SnapshotSession(session) => collected.session(session),
+            Punt::SnapshotEnd(end) => {
+                if end.generation.get() == collected.generation {
+                    collected.missing.remove(&worker);
+                    if collected.missing.is_empty() {
+                        self.adopt(now);
+                    }
+                }
+            }
+            Punt::NeedSession(_)
+            | Punt::EndpointMoved(_)
+            | Punt::LaneActive(_)
+            | Punt::RekeyDue(_)
+            | Punt::Handshake(..)
+            | Punt::LinkLocal(..)
+            | Punt::Service(..) => return false,
+        }
+        true
+    }
+
+    /// Not every worker has answered.
+    pub(crate) fn attach_deadline(&mut self, now: Nanos) {
+        let Phase::Collecting(collected) = &mut self.phase else {
+            return;
+        };
+        if collected.attempts < SNAPSHOT_ATTEMPTS {
+            collected.attempts += 1;
+            let (generation, missing) = (collected.generation, collected.missing.clone());
+            self.request_snapshots(now, generation, missing);
+        } else {
+            self.adopt(now);
+        }
+    }
+
+    /// Replaces what the engine knows by what the workers have, and begins the resync.
+    fn adopt(&mut self, now: Nanos) {
+        let generation = match &self.phase {
+            Phase::Collecting(collected) => collected.generation,
+            Phase::Idle | Phase::Resync(_) | Phase::Attached => return,
+        };
+        let phase = std::mem::replace(&mut self.phase, Phase::Resync(generation));
+        let Phase::Collecting(collected) = phase else {
+            return;
+        };
+        self.timers.set(Timer::Attach, Nanos::NEVER);
+        let before = std::mem::take(&mut self.associations);
+        for owner in before.keys() {
+            self.timers.set(Timer::Association(*owner), Nanos::NEVER);
+        }
+        self.lanes.clear();
+        self.finished.clear();
+        self.peer_numbers.clear();
+        self.link_indices = Indices::new(self.workers, self.config.link_slots);
+        self.session_indices = Indices::new(self.workers, self.config.session_slots);
+
+        let Collected {
+            peers,
+            sessions,
+            remotes,
+            ..
+        } = *collected;
+        for ((owner, epoch), lanes) in sessions {
+            let key = match owner {
+                Owner::Peer(peer) => peers.get(&peer),
+                Owner::Remote(_) => remotes.get(&owner),
+            };
+            if let Some(key) = key {
+                self.adopt_session(now, owner, *key, epoch, &lanes);
+            }
+        }
+        self.begin_resync(generation);
+        let owners: Vec<_> = self.associations.keys().copied().collect();
+        for owner in &owners {
+            self.retain(*owner);
+        }
+        self.tell_lost(&before);
+        for owner in owners {
+            self.resume(now, owner, before.get(&owner));
+        }
+        let targets: Vec<_> = self.targets.keys().copied().collect();
+        for id in targets {
+            self.find_target(id);
+            self.connect_target(now, id);
+        }
+        self.output.event(Event::ResyncFib { generation });
+    }
+
+    fn adopt_session(
+        &mut self,
+        now: Nanos,
+        owner: Owner,
+        key: PublicKey,
+        epoch: u32,
+        lanes: &BTreeMap<u16, Adopted>,
+    ) {
+        let Some(first) = lanes.get(&0) else { return };
+        let expires = first.created + self.config.reject_after;
+        let complete = (0u16..)
+            .zip(lanes.keys())
+            .all(|(expected, lane)| expected == *lane);
+        if !complete || expires <= now {
+            return;
+        }
+        let rested = now + self.config.reject_after + UNKNOWN_REST;
+        let (kind, receive_only) = (owner.kind(), first.role == ROLE_RECEIVE_ONLY);
+        let taken = lanes
+            .values()
+            .filter(|lane| self.indices(kind).adopt(lane.receive, rested))
+            .count();
+        if taken != lanes.len() {
+            return;
+        }
+        for (number, lane) in lanes {
+            let lane_ref = LaneRef {
+                owner,
+                epoch,
+                lane: *number,
+            };
+            self.lanes.insert((kind, lane.receive.0), lane_ref);
+        }
+        let state = |lane: &Adopted| LaneState {
+            receive: lane.receive,
+            endpoint: lane.endpoint,
+            active: lane.role == ROLE_ACTIVE,
+            heard: now,
+        };
+        let session = Session {
+            epoch,
+            direction: first.direction,
+            suite: first.suite,
+            created: first.created,
+            confirmed: None,
+            receive_only,
+            remove_at: expires,
+            retiring: receive_only,
+            lanes: lanes.values().map(state).collect(),
+            handshake: None,
+        };
+        let fresh = || Association::new(Some(key), key.address(), first.endpoint);
+        self.associations
+            .entry(owner)
+            .or_insert_with(fresh)
+            .adopt(session);
+        if let Owner::Peer(peer) = owner {
+            self.peer_numbers.insert(key, peer);
+        }
+    }
+
+    fn begin_resync(&mut self, generation: u64) {
+        let generation = Generation {
+            generation: U64::new(generation),
+        };
+        self.output
+            .program_all(self.workers, &Program::ResyncBegin(&generation));
+        let local = LocalInstall {
+            address: self.address,
+            mtu: U16::new(self.config.mtu),
+            reserved: [0; 6],
+        };
+        self.output
+            .program_all(self.workers, &Program::LocalInstall(&local));
+    }
+
+    /// Names a node's entries in the resync.
+    fn retain(&mut self, owner: Owner) {
+        let Some(association) = self.associations.get(&owner) else {
+            return;
+        };
+        let key = association.key;
+        let lanes: Vec<_> = association
+            .sessions
+            .iter()
+            .flat_map(|session| session.lanes.iter().map(|lane| lane.receive))
+            .collect();
+        if let (Owner::Peer(peer), Some(key)) = (owner, key) {
+            self.install_peer(peer, key);
+        }
+        let retain_kind = match owner.kind() {
+            Kind::Link => RETAIN_LINK,
+            Kind::EndToEnd => RETAIN_SESSION,
+        };
+        for receive in lanes {
+            let retain = Retain {
+                kind: U32::new(retain_kind),
+                id: U32::new(receive.0),
+            };
+            self.output
+                .program(receive.worker(), &Program::Retain(&retain));
+        }
+    }
+
+    /// Carries on with an adopted association. The session in use is the newest one whose first lane
+    /// sends; if none does, the newest that may: probes tell soon whether it is any good.
+    fn resume(&mut self, now: Nanos, owner: Owner, before: Option<&Association>) {
+        let Some(association) = self.associations.get(&owner) else {
+            return;
+        };
+        let usable = || {
+            association
+                .sessions
+                .iter()
+                .rev()
+                .filter(|s| !s.receive_only)
+        };
+        let sending = usable().find(|s| s.lanes.first().is_some_and(|lane| lane.active));
+        let Some((epoch, created, outbound, lanes_idle)) =
+            sending.or_else(|| usable().next()).map(|s| {
+                (
+                    s.epoch,
+                    s.created,
+                    s.outbound(),
+                    s.lanes_active() < s.lane_count(),
+                )
+            })
+        else {
+            self.settle(now, owner, DownReason::Lost);
+            return;
+        };
+        let rekey_at = self.rekey_time(created, outbound);
+        let probe_at = now + self.rng.jitter(self.config.keepalive / 5, 0, 100);
+        let grace = now + self.config.grace;
+        let overdue = now.since(created) >= self.config.rekey_after;
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        for session in &mut association.sessions {
+            if session.epoch == epoch {
+                session.confirmed = Some(created);
+                association.endpoint = session
+                    .lanes
+                    .first()
+                    .map(|lane| lane.endpoint)
+                    .unwrap_or_default();
+            } else {
+                session.remove_at = session.remove_at.min(grace);
+                session.retiring |= session.epoch < epoch;
+            }
+        }
+        association.rekey_at = match owner.kind() {
+            Kind::Link => rekey_at,
+            // The worker has said so already, to the control plane before this one.
+            Kind::EndToEnd if overdue => rekey_at,
+            Kind::EndToEnd => Nanos::NEVER,
+        };
+        association.liveness.heard = now;
+        association.liveness.probe_at = probe_at;
+        if outbound && lanes_idle {
+            association.activate_at = probe_at;
+        }
+        if let Some(before) = before.filter(|before| before.key == association.key) {
+            association.up = before.up;
+            association.since = before.since;
+            association.liveness.rtt = before.liveness.rtt;
+            association.handshakes = before.handshakes;
+        }
+        self.rise(now, owner);
+        self.schedule(owner);
+    }
+
+    /// Tells of nodes that were up before this attach and are not among the adopted ones.
+    fn tell_lost(&mut self, before: &BTreeMap<Owner, Association>) {
+        for (owner, association) in before.iter().filter(|(_, a)| a.up) {
+            let Some(key) = association.key else { continue };
+            let reason = DownReason::Lost;
+            if self
+                .associations
+                .get(owner)
+                .is_some_and(|now| now.key == Some(key))
+            {
+                continue;
+            }
+            self.output.event(match owner {
+                Owner::Peer(peer) => Event::PeerDown {
+                    peer: *peer,
+                    key,
+                    reason,
+                },
+                Owner::Remote(_) => Event::SessionDown {
+                    address: key.address(),
+                    key,
+                    reason,
+                },
+            });
+        }
+    }
+}
+
+impl Collected {
+    fn link(&mut self, link: &LinkInstall) {
+        let owner = Owner::Peer(link.peer.get());
+        let adopted = Adopted::new(
+            link.receive_index.get(),
+            (link.suite, link.role, link.flags),
+            link.endpoint,
+            link.created.get(),
+        );
+        self.add(owner, link.epoch.get(), link.lane.get(), adopted);
+    }
+
+    fn session(&mut self, session: &SessionInstall) {
+        let owner = Owner::Remote(session.address.subnet_id());
+        self.remotes.insert(owner, session.key);
+        let adopted = Adopted::new(
+            session.receive_index.get(),
+            (session.suite, session.role, session.flags),
+            Endpoint::default(),
+            session.created.get(),
+        );
+        self.add(owner, session.epoch.get(), session.lane.get(), adopted);
+    }
+
+    fn add(&mut self, owner: Owner, epoch: u32, lane: u16, adopted: Option<Adopted>) {
+        if let Some(adopted) = adopted {
+            self.sessions
+                .entry((owner, epoch))
+                .or_default()
+                .insert(lane, adopted);
+        }
+    }
+}
+
+impl Adopted {
+    fn new(
+        receive: u32,
+        (suite, role, flags): (u8, u8, u8),
+        endpoint: Endpoint,
+        created: u64,
+    ) -> Option<Self> {
+        let outbound = flags & FLAG_INITIATOR != 0;
+        Some(Self {
+            receive: SessionIndex(receive),
+            suite: Suite::from_code(suite)?,
+            role,
+            direction: if outbound {
+                Direction::Outbound
+            } else {
+                Direction::Inbound
+            },
+            endpoint,
+            created: Nanos(created),
+        })
+    }
+}

@@ -1,0 +1,401 @@
+//! What becomes of the sessions with a node: confirmation, renewal, retirement, going up and down.
+
+use std::time::Duration;
+
+use hyphae_wire::{Endpoint, Nanos};
+
+use crate::engine::Timer;
+use crate::handshake::{Carrier, Goal};
+use crate::install::FIRST_WORKER;
+use crate::keys::Kind;
+use crate::session::Owner;
+use crate::{DownReason, Event, Overlay};
+
+/// No new attempt at an end-to-end session for this long after one that failed.
+const HOLD: Duration = Duration::from_secs(2);
+/// First interval between attempts to activate the lanes beyond the first.
+const ACTIVATE_MIN: Duration = Duration::from_millis(250);
+/// Attempts before only the regular probes are left.
+const ACTIVATIONS_MAX: u32 = 5;
+
+impl Overlay {
+    /// Something authentic came on a lane, so the other end uses it.
+    pub(crate) fn heard(&mut self, now: Nanos, kind: Kind, index: u32, received: Nanos) {
+        let Some(lane) = self.lanes.get(&(kind, index)).copied() else {
+            return;
+        };
+        let Some(association) = self.associations.get_mut(&lane.owner) else {
+            return;
+        };
+        association.liveness.heard = association.liveness.heard.max(received);
+        let outgoing = association.outgoing;
+        let Some(session) = association.session(lane.epoch) else {
+            return;
+        };
+        if let Some(state) = session.lanes.get_mut(usize::from(lane.lane)) {
+            state.active = !session.receive_only;
+            state.heard = state.heard.max(received);
+        }
+        if session.confirmed.is_none() && !session.receive_only {
+            // A handshake that this confirms ends; another one with the same node goes on.
+            let confirms = outgoing.filter(|id| self.outgoing.get(id).is_some_and(|o| {
+                matches!(o.stage, crate::handshake::Stage::Confirm { epoch, .. } if epoch == lane.epoch)
+            }));
+            let ended = confirms.and_then(|id| self.abandon(id));
+            let fresh = ended.is_none_or(|o| match o.goal {
+                Goal::Target(_) => true,
+                Goal::Node { fresh, .. } => fresh,
+            });
+            self.confirmed(now, lane.owner, lane.epoch, fresh);
+        }
+    }
+
+    /// Session `epoch` works both ways. `fresh` when it does not renew one that worked.
+    pub(crate) fn confirmed(&mut self, now: Nanos, owner: Owner, epoch: u32, fresh: bool) {
+        let grace = now + self.config.grace;
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        let newest = association
+            .current()
+            .is_none_or(|current| current.epoch < epoch);
+        let Some(session) = association.session(epoch) else {
+            return;
+        };
+        session.confirmed = Some(now);
+        if !newest {
+            self.schedule(owner);
+            return;
+        }
+        if !session.retiring {
+            session.remove_at = session.created + self.config.reject_after;
+        }
+        let (outbound, created) = (session.outbound(), session.created);
+        let lanes = session.lane_count();
+        association.retire_older(epoch, grace);
+        association.handshakes += 1;
+        let rekey_at = match owner.kind() {
+            Kind::Link => self.rekey_time(created, outbound),
+            // End to end, only a session that carries traffic is renewed: the workers say which.
+            Kind::EndToEnd => Nanos::NEVER,
+        };
+        let probe_at = now + self.rng.jitter(self.probe_interval(owner.kind()), 50, 100);
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        association.rekey_at = rekey_at;
+        association.liveness.missed = 0;
+        association.liveness.outstanding.clear();
+        association.liveness.heard = association.liveness.heard.max(now);
+        association.liveness.probe_at = probe_at;
+        association.hold_until = Nanos(0);
+        association.activations = 0;
+        association.activate_at = if outbound && lanes > 1 {
+            now
+        } else {
+            Nanos::NEVER
+        };
+        self.rise(now, owner);
+        self.activate_lanes(now, owner);
+        if fresh {
+            self.renew_beyond(now, owner);
+        }
+        self.send_pings(now, owner);
+        self.schedule(owner);
+    }
+
+    /// Says that a node is up, unless it was.
+    pub(crate) fn rise(&mut self, now: Nanos, owner: Owner) {
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        let Some(key) = association.key else { return };
+        let endpoint = association.endpoint;
+        if !std::mem::replace(&mut association.up, true) {
+            association.since = Some(now);
+            self.output.event(match owner {
+                Owner::Peer(peer) => Event::PeerUp {
+                    peer,
+                    key,
+                    endpoint,
+                },
+                Owner::Remote(_) => Event::SessionUp {
+                    address: key.address(),
+                    key,
+                },
+            });
+        }
+        if let Owner::Peer(_) = owner {
+            self.satisfy_targets(key);
+        }
+    }
+
+    /// A peer came back without its link sessions: it will not know its end-to-end session either.
+    fn renew_beyond(&mut self, now: Nanos, owner: Owner) {
+        let Owner::Peer(_) = owner else { return };
+        let Some(key) = self.associations.get(&owner).and_then(|a| a.key) else {
+            return;
+        };
+        let remote = Owner::Remote(key.address().subnet_id());
+        if self.associations.get(&remote).is_some_and(|a| a.up) {
+            self.renew(now, remote, true);
+        }
+    }
+
+    /// When a session is renewed: by the side that began it soon before the age at which lanes become
+    /// due, by the other only if nothing came.
+    pub(crate) fn rekey_time(&mut self, created: Nanos, outbound: bool) -> Nanos {
+        if outbound {
+            created + self.rng.jitter(self.config.rekey_after, 90, 100)
+        } else {
+            created + self.config.rekey_after + self.rng.jitter(self.rekey_margin() / 4, 100, 150)
+        }
+    }
+
+    /// Time between due and dead.
+    pub(crate) fn rekey_margin(&self) -> Duration {
+        self.config.reject_after - self.config.rekey_after
+    }
+
+    /// A worker says that a lane which carries traffic is due.
+    pub(crate) fn rekey_due(&mut self, now: Nanos, kind: Kind, index: u32) {
+        let Some(lane) = self.lanes.get(&(kind, index)).copied() else {
+            return;
+        };
+        let margin = self.rekey_margin();
+        let Some(association) = self.associations.get_mut(&lane.owner) else {
+            return;
+        };
+        let Some(session) = association.current().filter(|s| s.epoch == lane.epoch) else {
+            return;
+        };
+        let at = if session.outbound() {
+            now
+        } else {
+            now + margin / 4
+        };
+        association.rekey_at = association.rekey_at.min(at);
+        self.schedule(lane.owner);
+    }
+
+    /// Begins a handshake with a known node, unless one is in flight.
+    pub(crate) fn renew(&mut self, now: Nanos, owner: Owner, fresh: bool) {
+        let Some(association) = self.associations.get(&owner) else {
+            return;
+        };
+        if association.outgoing.is_some() {
+            return;
+        }
+        let carriers = match owner {
+            Owner::Peer(_) => {
+                let configured = association.key.map(|key| {
+                    let targets = self.targets_of(key).filter_map(|id| self.targets.get(&id));
+                    targets
+                        .flat_map(|target| target.addresses.iter().copied())
+                        .collect::<Vec<_>>()
+                });
+                let mut endpoints = vec![association.endpoint];
+                endpoints.extend(configured.unwrap_or_default());
+                endpoints.retain(|endpoint| !endpoint.is_unset());
+                endpoints.dedup();
+                let carrier = |endpoint| Carrier::Underlay {
+                    worker: FIRST_WORKER,
+                    endpoint,
+                };
+                endpoints.into_iter().map(carrier).collect()
+            }
+            Owner::Remote(_) => {
+                vec![Carrier::Overlay {
+                    worker: FIRST_WORKER,
+                    address: association.address,
+                }]
+            }
+        };
+        let outgoing = self.begin(now, Goal::Node { owner, fresh }, carriers, false);
+        if let Some(association) = self.associations.get_mut(&owner) {
+            association.outgoing = outgoing;
+        }
+    }
+
+    /// A handshake with a known node came to nothing.
+    pub(crate) fn renewal_failed(&mut self, now: Nanos, owner: Owner) {
+        let retry = now + self.rng.jitter(self.rekey_margin() / 8, 75, 125);
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        if association.up {
+            association.rekey_at = retry;
+        } else if let Owner::Remote(_) = owner {
+            association.hold_until = now + HOLD;
+            association.pings.clear();
+            let address = association.address;
+            self.drop_pending(address);
+            self.output.event(Event::SessionFailed { address });
+        }
+        self.settle(now, owner, DownReason::Dead);
+    }
+
+    /// Removes all sessions with a node.
+    pub(crate) fn end_sessions(
+        &mut self,
+        now: Nanos,
+        owner: Owner,
+        close: bool,
+        reason: DownReason,
+    ) {
+        let Some(association) = self.associations.get(&owner) else {
+            return;
+        };
+        let epochs: Vec<_> = association.sessions.iter().map(|s| s.epoch).collect();
+        for epoch in epochs {
+            self.remove_session(now, owner, epoch, close);
+        }
+        self.settle(now, owner, reason);
+    }
+
+    /// Draws the consequences of a session or handshake that has ended.
+    pub(crate) fn settle(&mut self, now: Nanos, owner: Owner, reason: DownReason) {
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        let key = association.key;
+        if association.up && association.current().is_none() {
+            association.up = false;
+            association.since = Some(now);
+            association.rekey_at = Nanos::NEVER;
+            association.activate_at = Nanos::NEVER;
+            association.liveness.probe_at = Nanos::NEVER;
+            if let Some(key) = key {
+                self.output.event(match owner {
+                    Owner::Peer(peer) => Event::PeerDown { peer, key, reason },
+                    Owner::Remote(_) => Event::SessionDown {
+                        address: key.address(),
+                        key,
+                        reason,
+                    },
+                });
+                if let Owner::Peer(_) = owner {
+                    self.reconnect_targets(now, key);
+                }
+            }
+        }
+        let Some(association) = self.associations.get(&owner) else {
+            return;
+        };
+        let forget = association.is_idle()
+            && match owner {
+                Owner::Peer(_) => key.is_none_or(|key| self.targets_of(key).next().is_none()),
+                Owner::Remote(_) => association.hold_until <= now,
+            };
+        if forget {
+            self.forget(owner);
+        } else {
+            self.schedule(owner);
+        }
+    }
+
+    /// Drops the memory of a node.
+    fn forget(&mut self, owner: Owner) {
+        self.timers.set(Timer::Association(owner), Nanos::NEVER);
+        let Some(association) = self.associations.remove(&owner) else {
+            return;
+        };
+        if let (Owner::Peer(peer), Some(key)) = (owner, association.key) {
+            self.peer_numbers.remove(&key);
+            self.uninstall_peer(peer);
+        }
+    }
+
+    pub(crate) fn schedule(&mut self, owner: Owner) {
+        let at = self
+            .associations
+            .get(&owner)
+            .map_or(Nanos::NEVER, |a| a.deadline());
+        self.timers.set(Timer::Association(owner), at);
+    }
+
+    /// Does what is due for a node.
+    pub(crate) fn association_due(&mut self, now: Nanos, owner: Owner) {
+        let Some(association) = self.associations.get(&owner) else {
+            return;
+        };
+        let ended: Vec<_> = association
+            .sessions
+            .iter()
+            .filter(|s| s.remove_at <= now)
+            .map(|s| (s.epoch, s.retiring))
+            .collect();
+        for (epoch, retired) in ended {
+            self.remove_session(now, owner, epoch, retired);
+        }
+        self.settle(now, owner, DownReason::Expired);
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        if association.rekey_at <= now {
+            association.rekey_at = Nanos::NEVER;
+            self.renew(now, owner, false);
+        }
+        self.activate_lanes(now, owner);
+        self.probe_due(now, owner);
+        self.pings_due(now, owner);
+        self.settle(now, owner, DownReason::Dead);
+    }
+
+    /// Sends a first frame on every lane that stands by, so that both ends use it (and a NAT lets the
+    /// other end's frames pass). The other end's worker answers.
+    pub(crate) fn activate_lanes(&mut self, now: Nanos, owner: Owner) {
+        let Some(association) = self
+            .associations
+            .get(&owner)
+            .filter(|a| a.activate_at <= now)
+        else {
+            return;
+        };
+        let idle: Vec<_> = association.current().map_or_else(Vec::new, |session| {
+            session
+                .lanes
+                .iter()
+                .skip(1)
+                .filter(|l| !l.active)
+                .map(|l| l.receive)
+                .collect()
+        });
+        for receive in &idle {
+            self.send_probe(now, owner, *receive);
+        }
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        association.activations += 1;
+        let done = idle.is_empty() || association.activations > ACTIVATIONS_MAX;
+        association.activate_at = if done {
+            Nanos::NEVER
+        } else {
+            let wait = ACTIVATE_MIN * (1 << association.activations.min(5)) / 2;
+            now + self.rng.jitter(wait, 75, 125)
+        };
+    }
+
+    /// A lane's frames come from a new address.
+    pub(crate) fn endpoint_moved(&mut self, peer: u32, lane: u16, endpoint: Endpoint) {
+        let Some(association) = self.associations.get_mut(&Owner::Peer(peer)) else {
+            return;
+        };
+        for session in &mut association.sessions {
+            if let Some(state) = session.lanes.get_mut(usize::from(lane)) {
+                state.endpoint = endpoint;
+            }
+        }
+        if lane == 0 && association.endpoint != endpoint {
+            association.endpoint = endpoint;
+            if let Some(key) = association.key.filter(|_| association.up) {
+                self.output.event(Event::PeerMoved {
+                    peer,
+                    key,
+                    endpoint,
+                });
+            }
+        }
+    }
+}

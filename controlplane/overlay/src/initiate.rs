@@ -1,0 +1,418 @@
+//! Handshakes begun here: first message, its repetition, the answer, and the wait for confirmation.
+
+use std::collections::BTreeSet;
+
+use hyphae_wire::handshake::{HandshakeError, Message, Offer, Step};
+use hyphae_wire::{Endpoint, Lane, Nanos, PublicKey, SessionIndex, Suite, SuiteSet};
+
+use crate::engine::Timer;
+use crate::event::{Direction, Origin};
+use crate::handshake::{
+    CONFIRM_TIMEOUT, Carrier, Goal, LINK_TIMEOUT, Outgoing, RETRANSMIT_MAX, RETRANSMIT_MIN,
+    SESSION_TIMEOUT, Stage,
+};
+use crate::install::NewSession;
+use crate::keys::Kind;
+use crate::noise::Noise;
+use crate::session::Owner;
+use crate::{ConfiguredPeer, Ephemerals, Event, Overlay, Refusal};
+
+/// Smallest inner packet that every end must take: the IPv6 minimum.
+const MTU_MIN: u16 = 1280;
+
+impl Overlay {
+    /// Begins a handshake; `patient` when the other side has not answered for long. `None` when there
+    /// is no way to it, or no randomness.
+    pub(crate) fn begin(
+        &mut self,
+        now: Nanos,
+        goal: Goal,
+        carriers: Vec<Carrier>,
+        patient: bool,
+    ) -> Option<u32> {
+        let kind = carriers.first()?.kind();
+        let mut noise = self.noise(kind, true);
+        let offer = self.offer(kind, self.config.suites, Vec::new());
+        let message = noise.write(&offer.encode())?;
+        let id = self.handshake_number();
+        let interval = if patient {
+            RETRANSMIT_MAX
+        } else {
+            RETRANSMIT_MIN
+        };
+        let timeout = match kind {
+            Kind::Link => LINK_TIMEOUT,
+            Kind::EndToEnd => SESSION_TIMEOUT,
+        };
+        let outgoing = Outgoing {
+            goal,
+            stage: Stage::Response(Box::new(noise)),
+            message: Self::frame(kind, Step::Init, id, 0, &message),
+            carriers,
+            attempts: 0,
+            began: now,
+            next_at: now,
+            interval,
+            expires_at: now + timeout,
+        };
+        self.outgoing.insert(id, outgoing);
+        self.outgoing_due(now, id);
+        Some(id)
+    }
+
+    /// Repeats the message of a handshake, or gives it up.
+    pub(crate) fn outgoing_due(&mut self, now: Nanos, id: u32) {
+        let Some(outgoing) = self.outgoing.get_mut(&id) else {
+            return;
+        };
+        if now >= outgoing.expires_at {
+            self.fail(now, id, None);
+            return;
+        }
+        if now >= outgoing.next_at {
+            let turn = usize::try_from(outgoing.attempts).unwrap_or(0) % outgoing.carriers.len();
+            let (carrier, message) = (outgoing.carriers[turn], outgoing.message.clone());
+            outgoing.attempts = outgoing.attempts.wrapping_add(1);
+            outgoing.next_at = now + self.rng.jitter(outgoing.interval, 75, 125);
+            outgoing.interval = (outgoing.interval * 2).min(RETRANSMIT_MAX);
+            let due = outgoing.next_at.min(outgoing.expires_at);
+            self.timers.set(Timer::Outgoing(id), due);
+            self.send_handshake(carrier, &message);
+        }
+    }
+
+    /// Forgets a handshake begun here without judging it.
+    pub(crate) fn abandon(&mut self, id: u32) -> Option<Outgoing> {
+        self.timers.set(Timer::Outgoing(id), Nanos::NEVER);
+        let outgoing = self.outgoing.remove(&id)?;
+        let mut owners = Vec::new();
+        match outgoing.goal {
+            Goal::Target(target) => {
+                if let Some(target) = self.targets.get_mut(&target) {
+                    target.outgoing = None;
+                }
+            }
+            Goal::Node { owner, .. } => owners.push(owner),
+        }
+        if let Stage::Confirm { owner, .. } = outgoing.stage {
+            owners.push(owner);
+        }
+        for owner in owners {
+            if let Some(association) = self.associations.get_mut(&owner)
+                && association.outgoing == Some(id)
+            {
+                association.outgoing = None;
+            }
+        }
+        Some(outgoing)
+    }
+
+    /// A handshake begun here came to nothing.
+    pub(crate) fn fail(&mut self, now: Nanos, id: u32, refusal: Option<Refusal>) {
+        let Some(outgoing) = self.abandon(id) else {
+            return;
+        };
+        if let Stage::Confirm { owner, epoch } = outgoing.stage {
+            self.remove_session(now, owner, epoch, false);
+            self.settle(now, owner, crate::DownReason::Dead);
+        }
+        match outgoing.goal {
+            Goal::Target(target) => self.target_failed(now, target, refusal),
+            Goal::Node { owner, .. } => self.renewal_failed(now, owner),
+        }
+    }
+
+    /// Takes a second message.
+    pub(crate) fn on_response(&mut self, now: Nanos, carrier: Carrier, message: &Message<'_>) {
+        let id = message.header.receiver.get();
+        let kind = carrier.kind();
+        let Some(outgoing) = self.outgoing.get_mut(&id) else {
+            return;
+        };
+        let Stage::Response(noise) = &mut outgoing.stage else {
+            return;
+        };
+        if outgoing.carriers.first().map(|c| c.kind()) != Some(kind) {
+            return;
+        }
+        let Some(payload) = noise.read(message.noise) else {
+            return;
+        };
+        let Some(key) = noise.remote_key() else {
+            return;
+        };
+        let goal = outgoing.goal;
+        // A time that a repetition may have blurred says nothing.
+        let rtt = Some(now.since(outgoing.began)).filter(|_| outgoing.attempts == 1);
+        let checked = self.check_response(carrier, goal, key, &payload);
+        let (offer, suite) = match checked {
+            Ok(checked) => checked,
+            Err(reason) => {
+                self.refuse(Some(key), carrier, reason);
+                self.fail(now, id, Some(reason));
+                return;
+            }
+        };
+        let Some(owner) = self.owner_of(goal, key) else {
+            self.refuse(Some(key), carrier, Refusal::PeersMax);
+            self.fail(now, id, Some(Refusal::PeersMax));
+            return;
+        };
+        if let Goal::Target(target) = goal
+            && self.bind_target(now, target, key)
+        {
+            // Another entry, or the peer itself, was faster: one link is enough.
+            self.abandon(id);
+            return;
+        }
+        let lanes = self.workers.max(offer.workers);
+        let Some(ours) = self.allocate(now, kind, lanes) else {
+            self.refuse(Some(key), carrier, Refusal::Slots);
+            self.fail(now, id, Some(Refusal::Slots));
+            self.settle(now, owner, crate::DownReason::Dead);
+            return;
+        };
+        let choice = self.offer(kind, SuiteSet::only(suite), ours.clone());
+        let Some(outgoing) = self.outgoing.get_mut(&id) else {
+            return;
+        };
+        let placeholder = Stage::Confirm { owner, epoch: 0 };
+        let Stage::Response(mut noise) = std::mem::replace(&mut outgoing.stage, placeholder) else {
+            return;
+        };
+        let Some(finish) = noise.write(&choice.encode()) else {
+            return;
+        };
+        let endpoints = self.lane_endpoints(owner, carrier, &offer, lanes, true);
+        let epoch = self.install(
+            now,
+            NewSession {
+                owner,
+                key,
+                direction: Direction::Outbound,
+                receive_only: false,
+                suite,
+                secrets: noise.secrets(),
+                ours: &ours,
+                theirs: &offer.lanes,
+                endpoints: &endpoints,
+                mtu: offer.mtu,
+                handshake: None,
+            },
+        );
+        if let Some(association) = self.associations.get_mut(&owner) {
+            association.key = Some(key);
+            association.outgoing = Some(id);
+            if !association.up {
+                association.endpoint = endpoints.first().copied().unwrap_or_default();
+            }
+            if let Some(rtt) = rtt {
+                association.liveness.rtt.sample(rtt);
+            }
+        }
+        let (Some(epoch), Some(outgoing)) = (epoch, self.outgoing.get_mut(&id)) else {
+            return;
+        };
+        outgoing.stage = Stage::Confirm { owner, epoch };
+        outgoing.message =
+            Self::frame(kind, Step::Finish, id, message.header.sender.get(), &finish);
+        outgoing.carriers = vec![carrier];
+        outgoing.next_at = now;
+        outgoing.interval = RETRANSMIT_MIN;
+        outgoing.expires_at = now + CONFIRM_TIMEOUT;
+        self.schedule(owner);
+        self.outgoing_due(now, id);
+    }
+
+    /// Whether a second message is what this handshake may accept.
+    fn check_response(
+        &self,
+        carrier: Carrier,
+        goal: Goal,
+        key: PublicKey,
+        payload: &[u8],
+    ) -> Result<(Offer, Suite), Refusal> {
+        if key == self.key {
+            return Err(Refusal::OwnKey);
+        }
+        let expected = match goal {
+            Goal::Target(id) => self.targets.get(&id).and_then(|target| target.key),
+            Goal::Node {
+                owner: owner @ Owner::Peer(_),
+                ..
+            } => self.associations.get(&owner).and_then(|a| a.key),
+            Goal::Node {
+                owner: Owner::Remote(subnet),
+                ..
+            } => {
+                if key.address().subnet_id() != subnet {
+                    return Err(Refusal::Address);
+                }
+                None
+            }
+        };
+        if let Some(expected) = expected.filter(|expected| *expected != key) {
+            return Err(Refusal::Pinned { expected });
+        }
+        let offer = parse_offer(payload, carrier.kind())?;
+        let suite = self
+            .config
+            .suites
+            .agree(offer.suites)
+            .ok_or(Refusal::Suite(offer.suites.0))?;
+        let lanes = self.workers.max(offer.workers);
+        let valid = offer.suites == SuiteSet::only(suite) && lanes_valid(&offer, lanes);
+        if valid {
+            Ok((offer, suite))
+        } else {
+            Err(Refusal::Offer)
+        }
+    }
+
+    /// Dispatches a handshake message, or refuses what is not one.
+    pub(crate) fn handle_handshake(
+        &mut self,
+        now: Nanos,
+        carrier: Carrier,
+        message: Result<Message<'_>, HandshakeError>,
+    ) {
+        match message {
+            Ok(message) => match message.step {
+                Step::Init => self.on_init(now, carrier, &message),
+                Step::Response => self.on_response(now, carrier, &message),
+                Step::Finish => self.on_finish(now, carrier, &message),
+            },
+            Err(HandshakeError::Version(version)) => {
+                self.refuse(None, carrier, Refusal::Version(version));
+            }
+            Err(HandshakeError::Short | HandshakeError::Step(_) | HandshakeError::Offer) => {}
+        }
+    }
+
+    pub(crate) fn refuse(&mut self, key: Option<PublicKey>, carrier: Carrier, reason: Refusal) {
+        let from = match carrier {
+            Carrier::Underlay { endpoint, .. } => Origin::Underlay(endpoint),
+            Carrier::Overlay { address, .. } => Origin::Overlay(address),
+        };
+        self.output.event(Event::Refused { key, from, reason });
+    }
+
+    /// A payload of ours.
+    pub(crate) fn offer(&self, kind: Kind, suites: SuiteSet, lanes: Vec<SessionIndex>) -> Offer {
+        let ports = match kind {
+            Kind::Link => self.config.ports.clone(),
+            Kind::EndToEnd => Vec::new(),
+        };
+        Offer {
+            suites,
+            workers: self.workers,
+            mtu: self.config.mtu,
+            ports,
+            lanes,
+        }
+    }
+
+    pub(crate) fn noise(&mut self, kind: Kind, initiator: bool) -> Noise {
+        let seed = match self.config.ephemerals {
+            Ephemerals::System => None,
+            Ephemerals::Seeded => Some(self.rng.array()),
+        };
+        Noise::new(&self.config.identity, kind, initiator, seed)
+    }
+
+    /// A random number for a handshake that none of ours has.
+    pub(crate) fn handshake_number(&mut self) -> u32 {
+        let Self {
+            rng,
+            outgoing,
+            half_opens,
+            finished,
+            ..
+        } = self;
+        rng.number(|n| {
+            outgoing.contains_key(&n) || half_opens.contains(n) || finished.contains_key(&n)
+        })
+    }
+
+    /// Where each lane of a new session leads. Lane 0 follows the handshake. The other lanes follow
+    /// what the peer's own frames have said on the session in use, else the ports that it
+    /// states, moved by as much as a port forwarding moves lane 0.
+    pub(crate) fn lane_endpoints(
+        &self,
+        owner: Owner,
+        carrier: Carrier,
+        offer: &Offer,
+        lanes: u16,
+        initiator: bool,
+    ) -> Vec<Endpoint> {
+        let Carrier::Underlay { endpoint: from, .. } = carrier else {
+            return vec![Endpoint::default(); usize::from(lanes)];
+        };
+        let current = self.associations.get(&owner).and_then(|a| a.current());
+        let known = current.filter(|session| session.lane_count() == lanes);
+        let here = from.port.get();
+        let first = offer.ports.first().copied().unwrap_or(here);
+        let shift = if offer.ports.contains(&here) {
+            0
+        } else {
+            here.wrapping_sub(first)
+        };
+        let lane_endpoint = |lane: u16| {
+            let learnt = known
+                .and_then(|session| session.lanes.get(usize::from(lane)))
+                .filter(|state| state.active && state.endpoint.ip == from.ip);
+            if let Some(state) = learnt.filter(|_| lane > 0) {
+                return state.endpoint;
+            }
+            if lane == 0 && !initiator {
+                return from;
+            }
+            let worker = Lane(lane).worker(offer.workers).as_usize();
+            let stated = offer.ports.get(worker).copied().unwrap_or(here);
+            from.with_port(stated.wrapping_add(shift))
+        };
+        (0..lanes).map(lane_endpoint).collect()
+    }
+
+    /// The association that a handshake of ours leads to, made when there is none.
+    fn owner_of(&mut self, goal: Goal, key: PublicKey) -> Option<Owner> {
+        match goal {
+            Goal::Node { owner, .. } => Some(owner),
+            Goal::Target(_) => self.ensure_peer(key),
+        }
+    }
+
+    /// The handshake that leads to a configured peer, if it has no answer yet.
+    pub(crate) fn unanswered(&self, target: ConfiguredPeer) -> Option<u32> {
+        let id = self.targets.get(&target)?.outgoing?;
+        matches!(self.outgoing.get(&id)?.stage, Stage::Response(_)).then_some(id)
+    }
+}
+
+/// Reads a payload and checks what does not depend on its step.
+pub(crate) fn parse_offer(payload: &[u8], kind: Kind) -> Result<Offer, Refusal> {
+    let offer = Offer::parse(payload).map_err(|error| match error {
+        HandshakeError::Version(version) => Refusal::Version(version),
+        HandshakeError::Short | HandshakeError::Step(_) | HandshakeError::Offer => Refusal::Offer,
+    })?;
+    let ports = match kind {
+        Kind::Link => usize::from(offer.workers),
+        Kind::EndToEnd => 0,
+    };
+    let valid = offer.mtu >= MTU_MIN && offer.ports.len() == ports && !offer.ports.contains(&0);
+    if valid {
+        Ok(offer)
+    } else {
+        Err(Refusal::Offer)
+    }
+}
+
+/// Whether an offer lists a distinct index for each lane, at the worker that owns it.
+pub(crate) fn lanes_valid(offer: &Offer, lanes: u16) -> bool {
+    let distinct: BTreeSet<_> = offer.lanes.iter().collect();
+    offer.lanes.len() == usize::from(lanes)
+        && distinct.len() == offer.lanes.len()
+        && (0..lanes)
+            .zip(&offer.lanes)
+            .all(|(lane, index)| index.0 != 0 && index.worker() == Lane(lane).worker(offer.workers))
+}

@@ -1,0 +1,337 @@
+//! Sessions in the workers: what is installed, removed and injected there.
+
+use hyphae_shm::record::{
+    FLAG_INITIATOR, InjectLinkLocal, InjectRaw, InjectRouted, LinkInstall, PeerInstall, PeerRemove,
+    PendingDrop, Program, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, ROLE_STANDBY, SessionInstall,
+    SessionRemove,
+};
+use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::handshake::{Step, encode, encode_frame};
+use hyphae_wire::{
+    Endpoint, Lane, Nanos, OverlayAddress, PublicKey, Service, SessionIndex, Suite, WorkerId,
+};
+use std::time::Duration;
+use zerocopy::little_endian::{U16, U32, U64};
+use zeroize::Zeroize;
+
+use crate::Overlay;
+use crate::event::Direction;
+use crate::handshake::Carrier;
+use crate::keys::{Kind, Secrets};
+use crate::session::{LaneState, Owner, Session};
+
+/// How much longer than the age limit the other end may go on sending: it finished the handshake a
+/// little later, and frames take time.
+const INDEX_REST: Duration = Duration::from_secs(20);
+
+/// Which lane an index of ours is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LaneRef {
+    pub(crate) owner: Owner,
+    pub(crate) epoch: u32,
+    pub(crate) lane: u16,
+}
+
+/// A finished handshake, about to become a session.
+pub(crate) struct NewSession<'a> {
+    pub(crate) owner: Owner,
+    pub(crate) key: PublicKey,
+    pub(crate) direction: Direction,
+    pub(crate) receive_only: bool,
+    pub(crate) suite: Suite,
+    pub(crate) secrets: Secrets,
+    /// Our index of each lane, theirs, and where it leads.
+    pub(crate) ours: &'a [SessionIndex],
+    pub(crate) theirs: &'a [SessionIndex],
+    pub(crate) endpoints: &'a [Endpoint],
+    /// Largest inner packet of the other end.
+    pub(crate) mtu: u16,
+    pub(crate) handshake: Option<u32>,
+}
+
+impl Overlay {
+    /// Installs every lane and returns the epoch. Lanes of a session begun here stand by; of one begun
+    /// there the first is active at once, because the other end has shown its keys.
+    pub(crate) fn install(&mut self, now: Nanos, new: NewSession<'_>) -> Option<u32> {
+        let NewSession {
+            owner,
+            key,
+            direction,
+            receive_only,
+            suite,
+            secrets,
+            ..
+        } = new;
+        let association = self.associations.get_mut(&owner)?;
+        let epoch = association.epoch_next();
+        let rekey_after = self.rng.jitter(self.config.rekey_after, 90, 100);
+        let outbound = direction == Direction::Outbound;
+        let flags = if outbound { FLAG_INITIATOR } else { 0 };
+        let mut lanes = Vec::with_capacity(new.ours.len());
+        for (lane, ((receive, send), endpoint)) in
+            (0u16..).zip(new.ours.iter().zip(new.theirs).zip(new.endpoints))
+        {
+            let role = match (receive_only, outbound, lane) {
+                (true, _, _) => ROLE_RECEIVE_ONLY,
+                (false, false, 0) => ROLE_ACTIVE,
+                (false, _, _) => ROLE_STANDBY,
+            };
+            let mut keys = secrets.lane(owner.kind(), Lane(lane), outbound);
+            let created = U64::new(now.0);
+            let rekey_after_ms = millis(rekey_after);
+            let reject_after_ms = millis(self.config.reject_after);
+            let (receive_index, send_index) = (U32::new(receive.0), U32::new(send.0));
+            let (lane_field, epoch_field) = (U16::new(lane), U32::new(epoch));
+            match owner {
+                Owner::Peer(peer) => {
+                    let mut install = LinkInstall {
+                        peer: U32::new(peer),
+                        receive_index,
+                        send_index,
+                        lane: lane_field,
+                        suite: suite.code(),
+                        role,
+                        epoch: epoch_field,
+                        flags,
+                        reserved: [0; 3],
+                        endpoint: *endpoint,
+                        created,
+                        rekey_after_ms,
+                        reject_after_ms,
+                        keys,
+                    };
+                    self.output
+                        .program(receive.worker(), &Program::LinkInstall(&install));
+                    install.keys.zeroize();
+                }
+                Owner::Remote(_) => {
+                    let mut install = SessionInstall {
+                        address: key.address(),
+                        key,
+                        receive_index,
+                        send_index,
+                        lane: lane_field,
+                        suite: suite.code(),
+                        role,
+                        epoch: epoch_field,
+                        flags,
+                        reserved: 0,
+                        mtu: U16::new(new.mtu),
+                        reserved2: U32::ZERO,
+                        created,
+                        rekey_after_ms,
+                        reject_after_ms,
+                        reserved3: U64::ZERO,
+                        keys,
+                    };
+                    self.output
+                        .program(receive.worker(), &Program::SessionInstall(&install));
+                    install.keys.zeroize();
+                }
+            }
+            keys.zeroize();
+            self.lanes
+                .insert((owner.kind(), receive.0), LaneRef { owner, epoch, lane });
+            lanes.push(LaneState {
+                receive: *receive,
+                endpoint: *endpoint,
+                active: role == ROLE_ACTIVE,
+                heard: now,
+            });
+        }
+        if let Some(id) = new.handshake {
+            self.finished.insert(id, (owner, epoch));
+        }
+        let session = Session {
+            epoch,
+            direction,
+            suite,
+            created: now,
+            confirmed: None,
+            receive_only,
+            remove_at: now
+                + if receive_only {
+                    self.config.grace
+                } else {
+                    self.config.reject_after
+                },
+            retiring: receive_only,
+            lanes,
+            handshake: new.handshake,
+        };
+        self.associations.get_mut(&owner)?.adopt(session);
+        Some(epoch)
+    }
+
+    /// Takes a session out of the workers. With `close` the other end is told, so that an end that
+    /// came to another opinion about which session is in use learns of it at once.
+    pub(crate) fn remove_session(&mut self, now: Nanos, owner: Owner, epoch: u32, close: bool) {
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        let Some(at) = association.sessions.iter().position(|s| s.epoch == epoch) else {
+            return;
+        };
+        let session = association.sessions.remove(at);
+        if close && session.confirmed.is_some() && !session.receive_only {
+            self.close_session(owner, &session);
+        }
+        let rested = (session.created + self.config.reject_after).max(now) + INDEX_REST;
+        for lane in &session.lanes {
+            let remove = SessionRemove {
+                receive_index: U32::new(lane.receive.0),
+                reserved: U32::ZERO,
+            };
+            let program = match owner.kind() {
+                Kind::Link => Program::LinkRemove(&remove),
+                Kind::EndToEnd => Program::SessionRemove(&remove),
+            };
+            self.output.program(lane.receive.worker(), &program);
+            self.lanes.remove(&(owner.kind(), lane.receive.0));
+            self.indices(owner.kind()).release(lane.receive, rested);
+        }
+        if let Some(id) = session.handshake {
+            self.finished.remove(&id);
+        }
+    }
+
+    /// Sends `Close` on the session in use.
+    pub(crate) fn say_close(&mut self, owner: Owner) {
+        let Some(session) = self.associations.get(&owner).and_then(|a| a.current()) else {
+            return;
+        };
+        if let Some(receive) = session.lanes.first().map(|lane| lane.receive) {
+            self.send_control(owner, receive, &control::message(ControlKind::Close));
+        }
+    }
+
+    fn close_session(&mut self, owner: Owner, session: &Session) {
+        if let Some(lane) = session.lanes.first() {
+            self.send_control(owner, lane.receive, &control::message(ControlKind::Close));
+        }
+    }
+
+    /// Sends a control message on one lane.
+    pub(crate) fn send_control(&mut self, owner: Owner, receive: SessionIndex, message: &[u8]) {
+        match owner {
+            Owner::Peer(peer) => {
+                let inject = InjectLinkLocal {
+                    peer: U32::new(peer),
+                    receive_index: U32::new(receive.0),
+                    reserved: U64::ZERO,
+                };
+                let program = Program::InjectLinkLocal(&inject, message);
+                self.output.program(receive.worker(), &program);
+            }
+            Owner::Remote(_) => {
+                let Some(association) = self.associations.get(&owner) else {
+                    return;
+                };
+                let inject = InjectRouted {
+                    destination: association.address,
+                    service: Service::Control.code(),
+                    reserved: [0; 3],
+                    receive_index: U32::new(receive.0),
+                };
+                self.output
+                    .program(receive.worker(), &Program::InjectRouted(&inject, message));
+            }
+        }
+    }
+
+    /// A handshake message with its header, as [`Self::send_handshake`] takes it.
+    pub(crate) fn frame(
+        kind: Kind,
+        step: Step,
+        sender: u32,
+        receiver: u32,
+        noise: &[u8],
+    ) -> Vec<u8> {
+        match kind {
+            Kind::Link => encode_frame(step, sender, receiver, noise),
+            Kind::EndToEnd => encode(step, sender, receiver, noise),
+        }
+    }
+
+    /// Sends a handshake message.
+    pub(crate) fn send_handshake(&mut self, carrier: Carrier, message: &[u8]) {
+        match carrier {
+            Carrier::Underlay { worker, endpoint } => {
+                let inject = InjectRaw { endpoint };
+                self.output
+                    .program(worker, &Program::InjectRaw(&inject, message));
+            }
+            Carrier::Overlay { worker, address } => {
+                let inject = InjectRouted {
+                    destination: address,
+                    service: Service::Handshake.code(),
+                    reserved: [0; 3],
+                    receive_index: U32::ZERO,
+                };
+                self.output
+                    .program(worker, &Program::InjectRouted(&inject, message));
+            }
+        }
+    }
+
+    /// Names a peer to every worker.
+    pub(crate) fn install_peer(&mut self, peer: u32, key: PublicKey) {
+        let install = PeerInstall {
+            peer: U32::new(peer),
+            reserved: U32::ZERO,
+            key,
+        };
+        self.output
+            .program_all(self.workers, &Program::PeerInstall(&install));
+    }
+
+    /// Makes every worker forget a peer.
+    pub(crate) fn uninstall_peer(&mut self, peer: u32) {
+        let remove = PeerRemove {
+            peer: U32::new(peer),
+            reserved: U32::ZERO,
+        };
+        self.output
+            .program_all(self.workers, &Program::PeerRemove(&remove));
+    }
+
+    /// Makes every worker drop what waits for a session.
+    pub(crate) fn drop_pending(&mut self, address: OverlayAddress) {
+        let drop = PendingDrop { address };
+        self.output
+            .program_all(self.workers, &Program::PendingDrop(&drop));
+    }
+
+    pub(crate) fn indices(&mut self, kind: Kind) -> &mut crate::index::Indices {
+        match kind {
+            Kind::Link => &mut self.link_indices,
+            Kind::EndToEnd => &mut self.session_indices,
+        }
+    }
+
+    pub(crate) fn allocate(
+        &mut self,
+        now: Nanos,
+        kind: Kind,
+        lanes: u16,
+    ) -> Option<Vec<SessionIndex>> {
+        match kind {
+            Kind::Link => self.link_indices.allocate(now, lanes, &mut self.rng),
+            Kind::EndToEnd => self.session_indices.allocate(now, lanes, &mut self.rng),
+        }
+    }
+
+    /// Gives back indices that nobody could ever use.
+    pub(crate) fn release_unused(&mut self, now: Nanos, kind: Kind, indices: &[SessionIndex]) {
+        indices
+            .iter()
+            .for_each(|index| self.indices(kind).release(*index, now));
+    }
+}
+
+/// The worker that sends what no lane decides.
+pub(crate) const FIRST_WORKER: WorkerId = WorkerId(0);
+
+fn millis(duration: Duration) -> U32 {
+    U32::new(u32::try_from(duration.as_millis()).unwrap_or(u32::MAX))
+}

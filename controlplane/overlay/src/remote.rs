@@ -1,0 +1,96 @@
+//! End-to-end sessions on demand: for packets that wait, and for pings.
+
+use std::time::Duration;
+
+use hyphae_wire::{Endpoint, Nanos, OverlayAddress};
+
+use crate::session::{Association, Owner, Ping};
+use crate::{Event, Overlay};
+
+/// Pings of one node that wait for their answer; an older one gives way.
+const PINGS_MAX: usize = 64;
+/// A session younger than this may not have reached the worker that asks for one.
+const SETTLING: Duration = Duration::from_secs(1);
+
+impl Overlay {
+    /// A worker holds packets for an address without a session.
+    pub(crate) fn need_session(&mut self, now: Nanos, address: OverlayAddress) {
+        if !address.is_overlay() || self.address.subnet().contains(address) {
+            self.drop_pending(address);
+            return;
+        }
+        let Some(owner) = self.ensure_remote(address) else {
+            self.drop_pending(address);
+            self.output.event(Event::SessionFailed { address });
+            return;
+        };
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        if let Some(session) = association.current() {
+            if now.since(session.created) >= SETTLING {
+                self.renew(now, owner, true);
+            }
+        } else if now < association.hold_until {
+            self.drop_pending(address);
+        } else {
+            association.address = address;
+            self.renew(now, owner, true);
+        }
+        self.schedule(owner);
+    }
+
+    /// Sends an end-to-end probe, making a session first if there is none. The answer is
+    /// [`Event::EchoReply`] with `id`. There may be none, so the caller keeps a deadline.
+    pub fn ping(&mut self, now: Nanos, address: OverlayAddress, id: u64) {
+        if self.address.subnet().contains(address) {
+            self.output.event(Event::EchoReply {
+                id,
+                address,
+                rtt: Duration::ZERO,
+            });
+            return;
+        }
+        if !self.is_active() || !address.is_overlay() {
+            return;
+        }
+        let Some(owner) = self.ensure_remote(address) else {
+            self.output.event(Event::SessionFailed { address });
+            return;
+        };
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        if association.pings.len() >= PINGS_MAX {
+            association.pings.pop_front();
+        }
+        association.pings.push_back(Ping {
+            id,
+            probe: None,
+            asked: now,
+            retry_at: Nanos::NEVER,
+        });
+        if association.up {
+            self.send_pings(now, owner);
+        } else {
+            association.address = address;
+            self.renew(now, owner, true);
+        }
+        self.schedule(owner);
+    }
+
+    /// The association of a node's /64, made when there is none and there is room.
+    pub(crate) fn ensure_remote(&mut self, address: OverlayAddress) -> Option<Owner> {
+        let owner = Owner::Remote(address.subnet_id());
+        // Every peer has a number, so the rest are end-to-end associations.
+        let count = self.associations.len() - self.peer_numbers.len();
+        if !self.associations.contains_key(&owner) {
+            if count >= self.config.sessions_max {
+                return None;
+            }
+            let association = Association::new(None, address, Endpoint::default());
+            self.associations.insert(owner, association);
+        }
+        Some(owner)
+    }
+}

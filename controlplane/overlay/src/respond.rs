@@ -1,0 +1,274 @@
+//! Handshakes begun by others: the answer to a first message, and what a third message proves.
+//!
+//! A first message creates bounded state and nothing else. Only a third message that completes the
+//! transcript reaches sessions; one that is repeated, late or lost to a glare never replaces a
+//! session that is in use.
+
+use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::handshake::{Message, Step};
+use hyphae_wire::{Nanos, PublicKey, SuiteSet};
+
+use crate::engine::Timer;
+use crate::event::Direction;
+use crate::handshake::{Carrier, HalfOpen, Stage};
+use crate::initiate::{lanes_valid, parse_offer};
+use crate::install::NewSession;
+use crate::session::{Association, Owner};
+use crate::{Overlay, Refusal};
+
+/// A new link session before this share of the renewal age (in percent) is not a renewal: the peer was
+/// restarted, or lost its sessions otherwise.
+const RENEWAL_PERCENT: u32 = 85;
+
+impl Overlay {
+    /// Takes a first message.
+    pub(crate) fn on_init(&mut self, now: Nanos, carrier: Carrier, message: &Message<'_>) {
+        let kind = carrier.kind();
+        let sender = message.header.sender.get();
+        let digest = carrier.digest(sender, message.noise);
+        if let Some(half) = self.half_opens.find(&digest) {
+            let response = half.response.clone();
+            self.send_handshake(carrier, &response);
+            return;
+        }
+        if message.header.receiver.get() != 0 || sender == 0 {
+            return;
+        }
+        let mut noise = self.noise(kind, false);
+        let Some(payload) = noise.read(message.noise) else {
+            return;
+        };
+        let agreed = parse_offer(&payload, kind).and_then(|offer| {
+            let suite = self.config.suites.agree(offer.suites);
+            suite
+                .map(|suite| (offer.clone(), suite))
+                .ok_or(Refusal::Suite(offer.suites.0))
+        });
+        let (offer, suite) = match agreed {
+            Ok((offer, _)) if !offer.lanes.is_empty() => return,
+            Ok(agreed) => agreed,
+            Err(reason) => {
+                self.refuse(None, carrier, reason);
+                return;
+            }
+        };
+        let Some(indices) = self.allocate(now, kind, self.workers.max(offer.workers)) else {
+            self.refuse(None, carrier, Refusal::Slots);
+            return;
+        };
+        let choice = self.offer(kind, SuiteSet::only(suite), indices.clone());
+        let Some(answer) = noise.write(&choice.encode()) else {
+            self.release_unused(now, kind, &indices);
+            return;
+        };
+        let id = self.handshake_number();
+        let response = Self::frame(kind, Step::Response, id, sender, &answer);
+        self.send_handshake(carrier, &response);
+        let half = HalfOpen {
+            carrier,
+            digest,
+            order: self.half_opens.next_order(),
+            created: now,
+            noise: Box::new(noise),
+            offer,
+            suite,
+            indices,
+            response,
+        };
+        for evicted in self.half_opens.insert(id, half) {
+            self.release_unused(now, evicted.carrier.kind(), &evicted.indices);
+        }
+        self.timers.set(
+            Timer::HalfOpens,
+            self.half_opens.next_expiry().unwrap_or(Nanos::NEVER),
+        );
+    }
+
+    /// Forgets first messages that nothing followed.
+    pub(crate) fn expire_half_opens(&mut self, now: Nanos) {
+        while let Some(half) = self.half_opens.expire(now) {
+            self.release_unused(now, half.carrier.kind(), &half.indices);
+        }
+        self.timers.set(
+            Timer::HalfOpens,
+            self.half_opens.next_expiry().unwrap_or(Nanos::NEVER),
+        );
+    }
+
+    /// Takes a third message.
+    pub(crate) fn on_finish(&mut self, now: Nanos, carrier: Carrier, message: &Message<'_>) {
+        let id = message.header.receiver.get();
+        let kind = carrier.kind();
+        if let Some((owner, epoch)) = self.finished.get(&id).copied() {
+            // The confirmation was lost. It goes to the proven end, whoever sent this.
+            if owner.kind() == kind {
+                self.confirm_again(owner, epoch);
+            }
+            return;
+        }
+        let Some(half) = self.half_opens.get_mut(id) else {
+            return;
+        };
+        if half.carrier.kind() != kind {
+            return;
+        }
+        let Some(payload) = half.noise.read(message.noise) else {
+            return;
+        };
+        let (Some(key), Some(half)) = (half.noise.remote_key(), self.half_opens.remove(id)) else {
+            return;
+        };
+        let indices = half.indices.clone();
+        if let Err(reason) = self.accept(now, carrier, id, half, key, &payload) {
+            self.release_unused(now, kind, &indices);
+            if let Some(reason) = reason {
+                self.refuse(Some(key), carrier, reason);
+            }
+        }
+    }
+
+    /// Makes a session of a finished handshake, unless there is a reason (`None`: a newer handshake
+    /// has overtaken it) not to.
+    fn accept(
+        &mut self,
+        now: Nanos,
+        carrier: Carrier,
+        id: u32,
+        half: HalfOpen,
+        key: PublicKey,
+        payload: &[u8],
+    ) -> Result<(), Option<Refusal>> {
+        let kind = carrier.kind();
+        if key == self.key {
+            return Err(Some(Refusal::OwnKey));
+        }
+        let offer = parse_offer(payload, kind).map_err(Some)?;
+        let lanes = self.workers.max(offer.workers);
+        if offer.workers != half.offer.workers
+            || offer.suites != SuiteSet::only(half.suite)
+            || !lanes_valid(&offer, lanes)
+        {
+            return Err(Some(Refusal::Offer));
+        }
+        let owner = match carrier {
+            Carrier::Underlay { .. } => self.admit_peer(key).ok_or(Some(Refusal::PeersMax))?,
+            Carrier::Overlay { address, .. } => {
+                if key.address().subnet_id() != address.subnet_id() {
+                    return Err(Some(Refusal::Address));
+                }
+                self.ensure_remote(key.address())
+                    .ok_or(Some(Refusal::SessionsMax))?
+            }
+        };
+        let own_key = self.key;
+        let association = self.associations.get_mut(&owner).ok_or(None)?;
+        if association.key.is_some_and(|known| known != key) && association.up {
+            return Err(Some(Refusal::Address));
+        }
+        if half.order < association.order {
+            return Err(None);
+        }
+        association.order = half.order;
+        association.key = Some(key);
+        let receive_only = loses_glare(association, own_key, key, half.created);
+        let fresh = !association.up
+            || association.current().is_none_or(|session| {
+                now.since(session.created) < self.config.rekey_after * RENEWAL_PERCENT / 100
+            });
+        if !receive_only {
+            association.address = key.address();
+            self.yield_to(now, owner, key);
+        }
+        let endpoints = self.lane_endpoints(owner, carrier, &offer, lanes, false);
+        let epoch = self
+            .install(
+                now,
+                NewSession {
+                    owner,
+                    key,
+                    direction: Direction::Inbound,
+                    receive_only,
+                    suite: half.suite,
+                    secrets: half.noise.secrets(),
+                    ours: &half.indices,
+                    theirs: &offer.lanes,
+                    endpoints: &endpoints,
+                    mtu: offer.mtu,
+                    handshake: Some(id),
+                },
+            )
+            .ok_or(None)?;
+        if receive_only {
+            self.schedule(owner);
+            return Ok(());
+        }
+        if let Some(endpoint) = endpoints.first()
+            && let Some(association) = self.associations.get_mut(&owner)
+        {
+            association.endpoint = *endpoint;
+        }
+        self.confirm_again(owner, epoch);
+        self.confirmed(now, owner, epoch, fresh);
+        Ok(())
+    }
+
+    /// A session begun by the other end is taken into use: handshakes of ours with the same end give
+    /// way. One that has no answer yet is forgotten; of one that waits for confirmation, which
+    /// the other end has judged to be the loser, the lanes go on receiving for the grace time.
+    fn yield_to(&mut self, now: Nanos, owner: Owner, key: PublicKey) {
+        let ours = self.associations.get(&owner).and_then(|a| a.outgoing);
+        let unanswered: Vec<_> = match owner {
+            Owner::Peer(_) => self
+                .targets_of(key)
+                .filter_map(|t| self.unanswered(t))
+                .collect(),
+            Owner::Remote(_) => Vec::new(),
+        };
+        for id in ours.into_iter().chain(unanswered) {
+            if let Some(outgoing) = self.abandon(id)
+                && let Stage::Confirm { epoch, .. } = outgoing.stage
+                && let Some(session) = self
+                    .associations
+                    .get_mut(&owner)
+                    .and_then(|a| a.session(epoch))
+            {
+                session.retiring = true;
+                session.remove_at = session.remove_at.min(now + self.config.grace);
+            }
+        }
+    }
+
+    /// Tells the initiator that its session works.
+    fn confirm_again(&mut self, owner: Owner, epoch: u32) {
+        let Some(session) = self
+            .associations
+            .get_mut(&owner)
+            .and_then(|a| a.session(epoch))
+        else {
+            return;
+        };
+        if let Some(lane) = session.lanes.first().filter(|_| !session.receive_only) {
+            let receive = lane.receive;
+            self.send_control(owner, receive, &control::message(ControlKind::Keepalive));
+        }
+    }
+}
+
+/// Whether a handshake of theirs loses against one of ours. One of ours that waits for confirmation
+/// wins when our key is smaller; both ends judge alike. One that was confirmed after theirs began
+/// wins in any case: the other end has used it since, so theirs is a straggler.
+fn loses_glare(
+    association: &Association,
+    own_key: PublicKey,
+    their_key: PublicKey,
+    began: Nanos,
+) -> bool {
+    association
+        .sessions
+        .iter()
+        .filter(|s| s.outbound() && !s.retiring)
+        .any(|s| match s.confirmed {
+            None => own_key < their_key,
+            Some(at) => at >= began,
+        })
+}

@@ -1,0 +1,274 @@
+//! Configured peers: who is to be connected, and when the next attempt is due.
+//!
+//! An entry is an address, with or without a key. Until it has answered, nobody knows whom it leads
+//! to; entries that lead to the same key share one peer and one link.
+
+use std::time::Duration;
+
+use hyphae_shm::record::PEERS_MAX;
+use hyphae_wire::{Endpoint, Nanos, PublicKey};
+
+use crate::engine::Timer;
+use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal, RETRANSMIT_MIN};
+use crate::install::FIRST_WORKER;
+use crate::session::{Association, Owner};
+use crate::{ConfiguredPeer, DownReason, Overlay, PeerConfig, Refusal};
+
+/// Time to the next attempt at an entry that was refused: it is not going to change soon.
+const REFUSED_RETRY: Duration = Duration::from_secs(30);
+
+/// A configured peer.
+pub(crate) struct Target {
+    pub(crate) addresses: Vec<Endpoint>,
+    /// Pinned key.
+    pub(crate) key: Option<PublicKey>,
+    /// Key of the peer that it was last found to lead to.
+    pub(crate) peer: Option<PublicKey>,
+    pub(crate) outgoing: Option<u32>,
+    /// Attempts that came to nothing since the last success.
+    pub(crate) failures: u32,
+    pub(crate) refusal: Option<Refusal>,
+}
+
+impl Target {
+    fn leads_to(&self, key: PublicKey) -> bool {
+        self.key.or(self.peer) == Some(key)
+    }
+}
+
+impl Overlay {
+    pub(crate) fn add_target(&mut self, now: Nanos, peer: PeerConfig) {
+        self.drop_target(peer.id);
+        let target = Target {
+            addresses: peer.addresses,
+            key: peer.key,
+            peer: None,
+            outgoing: None,
+            failures: 0,
+            refusal: None,
+        };
+        self.targets.insert(peer.id, target);
+        self.find_target(peer.id);
+        self.connect_target(now, peer.id);
+    }
+
+    pub(crate) fn set_target_addresses(
+        &mut self,
+        now: Nanos,
+        id: ConfiguredPeer,
+        addresses: Vec<Endpoint>,
+    ) {
+        let Some(target) = self
+            .targets
+            .get_mut(&id)
+            .filter(|t| t.addresses != addresses)
+        else {
+            return;
+        };
+        target.addresses = addresses;
+        target.failures = 0;
+        if let Some(outgoing) = self.unanswered(id) {
+            self.abandon(outgoing);
+        }
+        self.find_target(id);
+        self.connect_target(now, id);
+    }
+
+    pub(crate) fn remove_target(&mut self, now: Nanos, id: ConfiguredPeer) -> bool {
+        let Some(target) = self.drop_target(id) else {
+            return false;
+        };
+        if let Some(key) = target.key.or(target.peer)
+            && self.targets_of(key).next().is_none()
+        {
+            self.end_peer(now, key);
+        }
+        true
+    }
+
+    pub(crate) fn remove_key(&mut self, now: Nanos, key: &PublicKey) -> bool {
+        let targets: Vec<_> = self.targets_of(*key).collect();
+        for id in &targets {
+            self.drop_target(*id);
+        }
+        self.end_peer(now, *key) || !targets.is_empty()
+    }
+
+    fn drop_target(&mut self, id: ConfiguredPeer) -> Option<Target> {
+        let target = self.targets.remove(&id)?;
+        self.timers.set(Timer::Target(id), Nanos::NEVER);
+        // One that waits for confirmation is about to be the peer's session, and ends with it.
+        if let Some(outgoing) = target.outgoing {
+            self.abandon(outgoing);
+        }
+        Some(target)
+    }
+
+    /// Ends the link with a peer.
+    fn end_peer(&mut self, now: Nanos, key: PublicKey) -> bool {
+        let Some(owner) = self.peer_numbers.get(&key).map(|peer| Owner::Peer(*peer)) else {
+            return false;
+        };
+        if let Some(id) = self.associations.get(&owner).and_then(|a| a.outgoing) {
+            self.abandon(id);
+        }
+        self.end_sessions(now, owner, true, DownReason::Removed);
+        true
+    }
+
+    /// Entries that lead to a key.
+    pub(crate) fn targets_of(&self, key: PublicKey) -> impl Iterator<Item = ConfiguredPeer> {
+        self.targets
+            .iter()
+            .filter(move |(_, t)| t.leads_to(key))
+            .map(|(id, _)| *id)
+    }
+
+    /// Recognises an entry by the address of a peer that is up.
+    pub(crate) fn find_target(&mut self, id: ConfiguredPeer) {
+        let Some(target) = self.targets.get_mut(&id) else {
+            return;
+        };
+        let found = self.associations.iter().filter(|(owner, a)| {
+            matches!(owner, Owner::Peer(_)) && a.up && target.addresses.contains(&a.endpoint)
+        });
+        target.peer = found
+            .filter_map(|(_, a)| a.key)
+            .find(|key| target.key.is_none_or(|k| k == *key));
+    }
+
+    /// Begins a handshake with a configured peer unless there is a link or a handshake.
+    pub(crate) fn connect_target(&mut self, now: Nanos, id: ConfiguredPeer) {
+        if !self.is_active() {
+            return;
+        }
+        let Some(target) = self.targets.get(&id).filter(|t| t.outgoing.is_none()) else {
+            return;
+        };
+        if target
+            .key
+            .or(target.peer)
+            .is_some_and(|key| self.is_up(key))
+        {
+            return;
+        }
+        if target.key == Some(self.key) {
+            self.target_failed(now, id, Some(Refusal::OwnKey));
+            return;
+        }
+        let carriers = target
+            .addresses
+            .iter()
+            .filter(|endpoint| !endpoint.is_unset());
+        let carriers = carriers
+            .map(|endpoint| Carrier::Underlay {
+                worker: FIRST_WORKER,
+                endpoint: *endpoint,
+            })
+            .collect();
+        let outgoing = self.begin(now, Goal::Target(id), carriers, target.failures > 0);
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.outgoing = outgoing;
+        }
+    }
+
+    /// An attempt came to nothing.
+    pub(crate) fn target_failed(
+        &mut self,
+        now: Nanos,
+        id: ConfiguredPeer,
+        refusal: Option<Refusal>,
+    ) {
+        let Some(target) = self.targets.get_mut(&id) else {
+            return;
+        };
+        target.failures = target.failures.saturating_add(1);
+        target.refusal = refusal;
+        let wait = if refusal.is_some() {
+            REFUSED_RETRY
+        } else {
+            RETRANSMIT_MIN
+        };
+        let at = now + self.rng.jitter(wait, 50, 150);
+        self.timers.set(Timer::Target(id), at);
+    }
+
+    /// Tries every entry of a peer that went down again, soon but not in step with others.
+    pub(crate) fn reconnect_targets(&mut self, now: Nanos, key: PublicKey) {
+        let targets: Vec<_> = self.targets_of(key).collect();
+        for id in targets {
+            let at = now + self.rng.jitter(RETRANSMIT_MIN, 0, 100);
+            if let Some(target) = self.targets.get_mut(&id) {
+                target.failures = 0;
+            }
+            self.timers.set(Timer::Target(id), at);
+        }
+    }
+
+    /// Learns whom an entry leads to. True when that peer has a link already or is about to.
+    pub(crate) fn bind_target(&mut self, now: Nanos, id: ConfiguredPeer, key: PublicKey) -> bool {
+        let served = self.is_up(key)
+            || self
+                .peer(key)
+                .is_some_and(|association| association.outgoing.is_some());
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.peer = Some(key);
+            target.refusal = None;
+        }
+        if served {
+            self.timers
+                .set(Timer::Target(id), now + CONFIRM_TIMEOUT * 2);
+        }
+        served
+    }
+
+    /// A peer is up: its entries have reached what they wanted.
+    pub(crate) fn satisfy_targets(&mut self, key: PublicKey) {
+        let targets: Vec<_> = self.targets_of(key).collect();
+        for id in targets {
+            if let Some(outgoing) = self.targets.get(&id).and_then(|target| target.outgoing) {
+                self.abandon(outgoing);
+            }
+            if let Some(target) = self.targets.get_mut(&id) {
+                target.failures = 0;
+                target.refusal = None;
+            }
+        }
+    }
+
+    pub(crate) fn peer(&self, key: PublicKey) -> Option<&Association> {
+        self.associations
+            .get(&Owner::Peer(*self.peer_numbers.get(&key)?))
+    }
+
+    pub(crate) fn is_up(&self, key: PublicKey) -> bool {
+        self.peer(key).is_some_and(|association| association.up)
+    }
+
+    /// The peer of a key whose handshake came from outside: a new one only within the bound.
+    pub(crate) fn admit_peer(&mut self, key: PublicKey) -> Option<Owner> {
+        let known = self.peer_numbers.contains_key(&key) || self.targets_of(key).next().is_some();
+        if !known && self.peer_numbers.len() >= self.config.peers_max {
+            return None;
+        }
+        self.ensure_peer(key)
+    }
+
+    /// The peer of a key, made when there is none. Numbers go round, so that one is not soon given to
+    /// another peer.
+    pub(crate) fn ensure_peer(&mut self, key: PublicKey) -> Option<Owner> {
+        if let Some(peer) = self.peer_numbers.get(&key) {
+            return Some(Owner::Peer(*peer));
+        }
+        let last = self.peer_number_last;
+        let peer = (1..=PEERS_MAX)
+            .map(|step| (last + step) % PEERS_MAX)
+            .find(|peer| !self.associations.contains_key(&Owner::Peer(*peer)))?;
+        self.peer_number_last = peer;
+        self.peer_numbers.insert(key, peer);
+        let association = Association::new(Some(key), key.address(), Endpoint::default());
+        self.associations.insert(Owner::Peer(peer), association);
+        self.install_peer(peer, key);
+        Some(Owner::Peer(peer))
+    }
+}

@@ -1,0 +1,154 @@
+//! The command line: what can be asked, and how answers and errors are shown.
+//!
+//! Every flag is optional, and a flag that is not given changes nothing: defaults live in the
+//! configuration. Exit codes: 0 done, 1 failed, 2 the command line itself is wrong.
+
+mod key;
+mod node;
+mod output;
+mod plane;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use hyphae_controlplane::state;
+
+pub(crate) use output::{document, line, table};
+pub(crate) use plane::{SUPERVISED, end_with_parent};
+pub use up::NodeArgs;
+
+/// An encrypted IPv6 overlay router.
+#[derive(Debug, Parser)]
+#[command(name = "hyphae", version, propagate_version = true, infer_long_args = false)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print one JSON document instead of text; errors too.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a node.
+    #[command(after_help = "Examples:\n  hyphae up\n  hyphae up --peer udp://192.0.2.1:9670\n  \
+        hyphae up --config /etc/hyphae.toml --no-tun\n  hyphae up --peer udp://relay.example:9670#KEY \
+        --route 400:1234:5678:9abc::/64=KEY")]
+    Up(NodeArgs),
+    /// Make or show the node's key.
+    #[command(after_help = "Examples:\n  hyphae key generate\n  hyphae key show --json")]
+    Key {
+        #[command(subcommand)]
+        command: key::KeyCommand,
+    },
+    /// Show how a running node is doing.
+    #[command(after_help = "Examples:\n  hyphae status\n  hyphae status --json | jq .drops")]
+    Status(NodeRef),
+    /// List, add and remove peers of a running node.
+    #[command(after_help = "Examples:\n  hyphae peer list\n  hyphae peer add udp://192.0.2.1:9670\n  \
+        hyphae peer remove udp://192.0.2.1:9670")]
+    Peer {
+        #[command(subcommand)]
+        command: node::PeerCommand,
+    },
+    /// List, add and remove static routes of a running node.
+    #[command(after_help = "Examples:\n  hyphae route list\n  hyphae route add 400:1:2:3::/64 KEY\n  \
+        hyphae route remove 400:1:2:3::/64")]
+    Route {
+        #[command(subcommand)]
+        command: node::RouteCommand,
+    },
+    /// Measure the round trip to another node through the overlay.
+    #[command(after_help = "Examples:\n  hyphae ping 400:1234::1\n  hyphae ping 400:1234::1 --count 3 --json")]
+    Ping(node::PingArgs),
+    /// Try the product: client, relay and server in namespaces of their own, measured.
+    #[command(after_help = "Examples:\n  sudo hyphae lab --seconds 10\n  sudo hyphae lab --driver epoll --json\n  \
+        hyphae lab           (without root: on loopback, without TUN devices)")]
+    Lab(crate::lab::LabArgs),
+    /// Run the dataplane only (systemd units use this).
+    #[command(hide = true, after_help = "Examples:\n  hyphae dataplane --no-tun")]
+    Dataplane(NodeArgs),
+    /// Run the control plane only (systemd units use this).
+    #[command(hide = true, after_help = "Examples:\n  hyphae controlplane --no-tun")]
+    Controlplane(NodeArgs),
+}
+
+/// Which running node.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NodeRef {
+    /// Directory of the node's sockets [default: /run/hyphae as root, else $XDG_RUNTIME_DIR/hyphae].
+    #[arg(long, value_name = "DIR")]
+    socket_dir: Option<PathBuf>,
+    /// State directory of the node [default: /var/lib/hyphae as root, else $XDG_STATE_HOME/hyphae].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl NodeRef {
+    fn state_directory(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(state::default_directory)
+    }
+
+    fn socket_directory(&self) -> PathBuf {
+        let state = self.state_directory();
+        self.socket_dir.clone().unwrap_or_else(|| state::default_socket_directory(&state))
+    }
+
+    fn client(&self) -> hyphae_rpc::Client {
+        hyphae_rpc::Client::new(self.socket_directory().join("rpc.sock"))
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    let result = match cli.command {
+        Command::Up(args) => crate::supervisor::up(&args, json),
+        Command::Key { command } => key::run(command, json),
+        Command::Status(node) => node::status(&node, json),
+        Command::Peer { command } => node::peer(command, json),
+        Command::Route { command } => node::route(command, json),
+        Command::Ping(args) => node::ping(&args, json),
+        Command::Lab(args) => crate::lab::run(&args, json),
+        Command::Dataplane(args) => plane::dataplane(&args),
+        Command::Controlplane(args) => plane::controlplane(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error, json);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_help_with_examples_and_takes_json() {
+        let mut command = Cli::command();
+        command.build();
+        command.debug_assert();
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("hyphae"), "{} shows no example", sub.get_name());
+            assert!(sub.get_arguments().any(|arg| arg.get_id() == "json"), "{}", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn flags_that_are_not_given_override_nothing() {
+        let cli = Cli::parse_from(["hyphae", "up"]);
+        let Command::Up(args) = cli.command else { panic!("up") };
+        let overrides = args.overrides().unwrap();
+        let plain = hyphae_controlplane::config::Overrides::default();
+        assert_eq!(format!("{overrides:?}"), format!("{plain:?}"));
+    }
+}

@@ -1,0 +1,60 @@
+//! `hyphae key`: the identity.
+
+use anyhow::bail;
+use clap::Subcommand;
+use hyphae_controlplane::state;
+use hyphae_wire::PublicKey;
+use serde_json::json;
+
+use super::{NodeRef, output};
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key where there is none.
+    #[command(after_help = "Examples:\n  hyphae key generate\n  hyphae key generate --state-dir ./node --force")]
+    Generate {
+        #[command(flatten)]
+        node: NodeRef,
+        /// Replace the key that is there; the node gets another address.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show public key, address and subnet.
+    #[command(after_help = "Examples:\n  hyphae key show\n  hyphae key show --state-dir ./node --json")]
+    Show {
+        #[command(flatten)]
+        node: NodeRef,
+    },
+}
+
+pub(crate) fn run(command: KeyCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        KeyCommand::Generate { node, force } => {
+            let directory = node.state_directory();
+            state::prepare_directory(&directory)?;
+            show(state::generate_key(&directory, force)?.public_key(), json)
+        }
+        KeyCommand::Show { node } => {
+            let directory = node.state_directory();
+            match state::read_key(&directory)? {
+                Some(key) => show(key.public_key(), json),
+                None => bail!(
+                    "no key in {}: `hyphae key generate` or `hyphae up` makes one",
+                    directory.display()
+                ),
+            }
+        }
+    }
+}
+
+fn show(key: PublicKey, json: bool) -> anyhow::Result<()> {
+    let (address, subnet) = (key.address(), key.address().subnet());
+    if json {
+        let document = json!({ "publicKey": key, "address": address, "subnet": subnet });
+        return output::document(&document);
+    }
+    output::line(format_args!("key      {key}"));
+    output::line(format_args!("address  {address}"));
+    output::line(format_args!("subnet   {subnet}"));
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! Commands that ask a running node.
+
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use hyphae_rpc::method::{
+    EndpointParams, Peer, PingParams, Pong, Route, RouteParams, StaticRoute, Status,
+};
+use hyphae_rpc::ClientError;
+use serde_json::json;
+
+use super::{NodeRef, output};
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum PeerCommand {
+    /// All peers, configured and inbound.
+    #[command(after_help = "Examples:\n  hyphae peer list\n  hyphae peer list --json")]
+    List(NodeRef),
+    /// Connect to a peer, now and after every restart.
+    #[command(after_help = "Examples:\n  hyphae peer add udp://192.0.2.1:9670#KEY")]
+    Add {
+        /// udp://HOST:PORT, optionally #KEY.
+        endpoint: String,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Stop connecting to a peer and end the link.
+    #[command(after_help = "Examples:\n  hyphae peer remove udp://192.0.2.1:9670")]
+    Remove {
+        /// udp://HOST:PORT as it was added.
+        endpoint: String,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum RouteCommand {
+    /// Routes in use, and static ones that are not.
+    #[command(after_help = "Examples:\n  hyphae route list\n  hyphae route list --json")]
+    List(NodeRef),
+    /// Send packets for PREFIX to the node with this key or overlay address next.
+    #[command(after_help = "Examples:\n  hyphae route add 400:1:2:3::/64 KEY")]
+    Add {
+        /// Destinations, such as 400:1:2:3::/64.
+        prefix: String,
+        /// Public key of a peer, or overlay address.
+        via: String,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Remove a static route.
+    #[command(after_help = "Examples:\n  hyphae route remove 400:1:2:3::/64")]
+    Remove {
+        /// Destinations.
+        prefix: String,
+        /// Only the route with this next hop.
+        via: Option<String>,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PingArgs {
+    /// Overlay address of the other node.
+    address: Ipv6Addr,
+    /// How many.
+    #[arg(long, short, default_value_t = 4)]
+    count: u32,
+    /// Time between two, milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    interval_ms: u64,
+    /// How long to wait for each answer, milliseconds.
+    #[arg(long, default_value_t = 5000)]
+    timeout_ms: u64,
+    #[command(flatten)]
+    node: NodeRef,
+}
+
+pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
+    let status: Status = node.client().call("node.status", json!({}))?;
+    if json {
+        return output::document(&status);
+    }
+    let info = &status.info;
+    output::line(format_args!("hyphae {}  up {}", status.version, age(status.uptime)));
+    output::line(format_args!("key      {}", info.node_pubkey));
+    output::line(format_args!("address  {}", info.node_ip));
+    output::line(format_args!("subnet   {}", info.node_subnet));
+    match &status.dataplane {
+        None => output::line("dataplane  not attached"),
+        Some(plane) => {
+            let workers = plane.workers.iter().map(|worker| match worker.core {
+                Some(core) => format!("port {} on core {core}", worker.port),
+                None => format!("port {}, not pinned", worker.port),
+            });
+            output::line(format_args!(
+                "dataplane  pid {}, up {}, {} ({})",
+                plane.pid,
+                age(plane.uptime),
+                plane.driver,
+                plane.driver_reason
+            ));
+            output::line(format_args!("workers  {}", workers.collect::<Vec<_>>().join("; ")));
+            output::line(format_args!(
+                "tun      {}, MTU {}",
+                plane.tun.as_deref().unwrap_or("none"),
+                status.mtu
+            ));
+            output::line(format_args!(
+                "attach   generation {}, control plane pid {}",
+                plane.generation, status.pid
+            ));
+        }
+    }
+    output::line(format_args!("suites   {}", status.suites.join(", ")));
+    output::line(format_args!(
+        "peers    {} up of {}; {} sessions; {} routes",
+        status.peers_up, status.peers, status.sessions, status.routes
+    ));
+    for (title, counts) in [("counters", &status.counters), ("drops", &status.drops)] {
+        output::line(title);
+        counts.iter().for_each(|(name, n)| output::line(format_args!("  {name:<28} {n}")));
+    }
+    Ok(())
+}
+
+pub(crate) fn peer(command: PeerCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        PeerCommand::List(node) => {
+            let peers: Vec<Peer> = node.client().call("getPeers", json!({}))?;
+            if json {
+                return output::document(&peers);
+            }
+            let none = || "-".to_owned();
+            let row = |peer: &Peer| {
+                vec![
+                    format!("{}://{}", peer.endpoint.proto, peer.endpoint.socket_addr),
+                    peer.connection_state.clone(),
+                    peer.kind.clone(),
+                    peer.rtt_micros.map_or_else(none, |us| format!("{:.2} ms", us as f64 / 1e3)),
+                    format!("{}/{}", bytes(peer.rx_bytes), bytes(peer.tx_bytes)),
+                    peer.suite.clone().unwrap_or_else(none),
+                    format!("{}/{}", peer.lanes_active, peer.lanes),
+                    peer.last_connected.map_or_else(none, age),
+                    peer.pubkey.clone().or(peer.refusal.clone()).unwrap_or_else(none),
+                ]
+            };
+            let heads =
+                ["ENDPOINT", "STATE", "TYPE", "RTT", "RX/TX", "SUITE", "LANES", "SINCE", "KEY"];
+            output::table(&heads, &peers.iter().map(row).collect::<Vec<_>>());
+            Ok(())
+        }
+        PeerCommand::Add { endpoint, node } => {
+            let done: bool = node.client().call("addPeer", EndpointParams { endpoint })?;
+            said(done, json)
+        }
+        PeerCommand::Remove { endpoint, node } => {
+            let done: bool = node.client().call("deletePeer", EndpointParams { endpoint })?;
+            said(done, json)
+        }
+    }
+}
+
+pub(crate) fn route(command: RouteCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        RouteCommand::List(node) => {
+            let client = node.client();
+            let selected: Vec<Route> = client.call("getSelectedRoutes", json!({}))?;
+            let configured: Vec<StaticRoute> = client.call("route.list", json!({}))?;
+            if json {
+                return output::document(&json!({ "selected": selected, "static": configured }));
+            }
+            let used = selected.iter().map(|route| {
+                let metric = route.metric.to_string();
+                vec![route.subnet.clone(), route.next_hop.clone(), metric, route.origin.clone()]
+            });
+            let unused = configured.iter().filter(|route| !route.reachable).map(|route| {
+                let state = "static, next hop is down".to_owned();
+                vec![route.prefix.clone(), route.via.clone(), "-".to_owned(), state]
+            });
+            let rows: Vec<_> = used.chain(unused).collect();
+            output::table(&["PREFIX", "NEXT HOP", "METRIC", "ORIGIN"], &rows);
+            Ok(())
+        }
+        RouteCommand::Add { prefix, via, node } => {
+            let params = RouteParams { prefix, via: Some(via) };
+            said(node.client().call("route.add", params)?, json)
+        }
+        RouteCommand::Remove { prefix, via, node } => {
+            said(node.client().call("route.remove", RouteParams { prefix, via })?, json)
+        }
+    }
+}
+
+pub(crate) fn ping(args: &PingArgs, json: bool) -> anyhow::Result<()> {
+    let client = args.node.client();
+    let (mut round_trips, mut lost) = (Vec::new(), 0u32);
+    for n in 0..args.count {
+        let started = Instant::now();
+        let params = PingParams { address: args.address.to_string(), timeout_ms: args.timeout_ms };
+        match client.call::<Pong>("node.ping", params) {
+            Ok(pong) => {
+                if !json {
+                    let ms = pong.rtt_micros as f64 / 1e3;
+                    output::line(format_args!("{} answered in {ms:.3} ms", args.address));
+                }
+                round_trips.push(pong.rtt_micros);
+            }
+            Err(ClientError::Call(error))
+                if error.code == hyphae_rpc::code::NO_ANSWER =>
+            {
+                lost += 1;
+                if !json {
+                    output::line(format_args!("{}: no answer", args.address));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let rest = Duration::from_millis(args.interval_ms).saturating_sub(started.elapsed());
+        if n + 1 < args.count {
+            std::thread::sleep(rest);
+        }
+    }
+    let (sent, received) = (args.count, args.count - lost);
+    let mean = round_trips.iter().sum::<u64>().checked_div(round_trips.len() as u64);
+    if json {
+        output::document(&json!({
+            "address": args.address,
+            "sent": sent,
+            "received": received,
+            "rttMicros": { "min": round_trips.iter().min(), "mean": mean, "max": round_trips.iter().max() },
+        }))?;
+    } else {
+        output::line(format_args!("{sent} sent, {received} answered"));
+    }
+    if received == 0 && sent > 0 {
+        bail!("{} does not answer", args.address);
+    }
+    Ok(())
+}
+
+fn said(done: bool, json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::document(&json!({ "changed": done }));
+    }
+    output::line(if done { "done" } else { "nothing to change" });
+    Ok(())
+}
+
+fn age(seconds: u64) -> String {
+    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    match (d, h, m) {
+        (0, 0, 0) => format!("{s}s"),
+        (0, 0, _) => format!("{m}m{s:02}s"),
+        (0, ..) => format!("{h}h{m:02}m"),
+        _ => format!("{d}d{h:02}h"),
+    }
+}
+
+fn bytes(n: u64) -> String {
+    let mut scaled = n as f64;
+    let mut units = ["B", "KiB", "MiB", "GiB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    for next in units {
+        if scaled < 1024.0 {
+            break;
+        }
+        scaled /= 1024.0;
+        unit = next;
+    }
+    if unit == "B" { format!("{n} B") } else { format!("{scaled:.1} {unit}") }
+}

@@ -1,0 +1,55 @@
+//! The two planes as processes of their own.
+
+use anyhow::Context;
+use hyphae_controlplane::config::Config;
+
+use super::NodeArgs;
+
+/// Set by the supervisor: the plane is to end with it.
+pub(crate) const SUPERVISED: &str = "HYPHAE_SUPERVISED";
+
+pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
+    let config = start(args)?;
+    let (_, sockets) = args.directories()?;
+    let options = hyphae_dataplane::Options {
+        listen: config.listen,
+        cores: config.cores.parse().context("--cores")?,
+        tun: config.tun,
+        driver: config.driver.parse().context("--driver")?,
+        socket_dir: sockets,
+        receive_buffers: 32,
+        transmit_buffers: 32,
+    };
+    Ok(hyphae_dataplane::run(&options)?)
+}
+
+pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<()> {
+    let config = start(args)?;
+    let (state, sockets) = args.directories()?;
+    let options = hyphae_controlplane::Options {
+        config,
+        state_directory: state,
+        socket_directory: sockets,
+    };
+    Ok(hyphae_controlplane::run(options)?)
+}
+
+fn start(args: &NodeArgs) -> anyhow::Result<Config> {
+    end_with_parent()?;
+    let config = args.load()?;
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)
+        .with_context(|| format!("--log-level '{}'", config.log_level))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(config)
+}
+
+/// Ties this process to the one that started it, if that one asked for it.
+pub(crate) fn end_with_parent() -> anyhow::Result<()> {
+    let Some(parent) = std::env::var_os(SUPERVISED) else { return Ok(()) };
+    let kill = Some(rustix::process::Signal::KILL);
+    rustix::process::set_parent_process_death_signal(kill).context("prctl")?;
+    // The parent may have died before the call above.
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
+    anyhow::ensure!(now.as_deref() == parent.to_str(), "the supervisor is gone");
+    Ok(())
+}

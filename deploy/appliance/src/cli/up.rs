@@ -1,0 +1,131 @@
+//! Flags of a node, shared by `up` and the two planes, so that a supervisor can hand them on.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use hyphae_controlplane::config::{Config, Overrides};
+use hyphae_controlplane::endpoint::{PeerUrl, RouteSpec};
+use hyphae_controlplane::state;
+
+use super::NodeRef;
+
+/// Settings of a node; each overrides the configuration file only when given.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NodeArgs {
+    /// Configuration file (TOML); deploy/default.toml documents every key.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where key, peers and routes are kept [default: /var/lib/hyphae as root, else
+    /// $XDG_STATE_HOME/hyphae].
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where sockets are made [default: /run/hyphae as root, else $XDG_RUNTIME_DIR/hyphae].
+    #[arg(long, value_name = "DIR")]
+    pub socket_dir: Option<PathBuf>,
+    /// Underlay address of worker 0 [default: [::]:9670, which serves IPv4 too].
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
+    /// Peer to keep connecting to; may be given several times. #KEY accepts only that key there.
+    #[arg(long = "peer", value_name = "udp://HOST:PORT[#KEY]")]
+    pub peers: Vec<PeerUrl>,
+    /// Static route; may be given several times.
+    #[arg(long = "route", value_name = "PREFIX=KEY|ADDRESS")]
+    pub routes: Vec<RouteSpec>,
+    /// Name of the TUN device [default: hyphae0].
+    #[arg(long, value_name = "NAME", conflicts_with = "no_tun")]
+    pub tun_name: Option<String>,
+    /// Do not carry this host's own traffic.
+    #[arg(long)]
+    pub no_tun: bool,
+    /// One worker per core: 'auto', a list such as 1-3,6, or 'any:N' for N unpinned [default: auto].
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<String>,
+    /// Prometheus metrics over HTTP, or 'off' [default: 127.0.0.1:9469].
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    pub metrics: Option<String>,
+    /// JSON-RPC over HTTP, or 'off' [default: 127.0.0.1:8990].
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    pub rpc: Option<String>,
+    /// 'auto', 'uring' or 'epoll' [default: auto].
+    #[arg(long, value_name = "DRIVER")]
+    pub driver: Option<String>,
+    /// 'auto', 'chacha20-poly1305' or 'aes-256-gcm' [default: auto].
+    #[arg(long, value_name = "SUITE")]
+    pub suite: Option<String>,
+    /// error, warn, info, debug or trace, or a filter by module [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+impl NodeArgs {
+    /// The flags as the configuration takes them.
+    ///
+    /// # Errors
+    /// Never yet; values are checked where they are used.
+    pub fn overrides(&self) -> anyhow::Result<Overrides> {
+        Ok(Overrides {
+            listen: self.listen.clone(),
+            peers: self.peers.clone(),
+            routes: self.routes.clone(),
+            tun_name: self.tun_name.clone(),
+            no_tun: self.no_tun,
+            cores: self.cores.clone(),
+            driver: self.driver.clone(),
+            suite: self.suite.clone(),
+            metrics: self.metrics.clone(),
+            rpc: self.rpc.clone(),
+            log_level: self.log_level.clone(),
+        })
+    }
+
+    /// File and flags together.
+    ///
+    /// # Errors
+    /// With file, line, key and cause.
+    pub fn load(&self) -> anyhow::Result<Config> {
+        Config::load(self.config.as_deref(), self.overrides()?).context("configuration")
+    }
+
+    /// State and socket directory, made if needed.
+    ///
+    /// # Errors
+    /// When either cannot be made or is another user's.
+    pub fn directories(&self) -> anyhow::Result<(PathBuf, PathBuf)> {
+        let node = NodeRef { socket_dir: self.socket_dir.clone(), state_dir: self.state_dir.clone() };
+        let (state, sockets) = (node.state_directory(), node.socket_directory());
+        state::prepare_directory(&state)?;
+        state::prepare_directory(&sockets).context("socket directory (--socket-dir)")?;
+        Ok((state, sockets))
+    }
+
+    /// The command line of a plane that is to run with these settings.
+    pub fn to_command_line(&self, plane: &str, tun: bool) -> Vec<String> {
+        let mut line = vec![plane.to_owned()];
+        let mut give = |flag: &str, value: String| line.extend([flag.to_owned(), value]);
+        let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+        for (flag, value) in [
+            ("--config", self.config.as_ref().map(path)),
+            ("--state-dir", self.state_dir.as_ref().map(path)),
+            ("--socket-dir", self.socket_dir.as_ref().map(path)),
+            ("--listen", self.listen.clone()),
+            ("--tun-name", self.tun_name.clone().filter(|_| tun)),
+            ("--cores", self.cores.clone()),
+            ("--metrics", self.metrics.clone()),
+            ("--rpc", self.rpc.clone()),
+            ("--driver", self.driver.clone()),
+            ("--suite", self.suite.clone()),
+            ("--log-level", self.log_level.clone()),
+        ] {
+            if let Some(value) = value {
+                give(flag, value);
+            }
+        }
+        self.peers.iter().for_each(|peer| give("--peer", peer.to_string()));
+        self.routes.iter().for_each(|route| give("--route", route.to_string()));
+        if self.no_tun || !tun {
+            line.push("--no-tun".to_owned());
+        }
+        line
+    }
+}

@@ -1,0 +1,291 @@
+//! The three nodes of the lab.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use hyphae_controlplane::state;
+use hyphae_rpc::Client;
+use hyphae_rpc::method::{PingParams, Pong, Status};
+use hyphae_wire::PublicKey;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::Namespace;
+use crate::cli;
+
+/// What all nodes of a lab have in common.
+#[derive(Clone, Debug, Default)]
+pub struct Spec {
+    /// `--driver` of every node.
+    pub driver: Option<String>,
+    /// `--suite` of every node.
+    pub suite: Option<String>,
+    /// `--cores` of the relay.
+    pub relay_cores: Option<String>,
+    /// Configuration file of every node.
+    pub config: Option<PathBuf>,
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct LabNode {
+    /// Its name.
+    pub name: &'static str,
+    /// Its key.
+    pub key: PublicKey,
+    /// Its RPC client.
+    pub client: Client,
+    directory: PathBuf,
+    supervisor: Child,
+}
+
+/// Client, relay and server.
+#[derive(Debug)]
+pub struct Lab {
+    /// The client; reaches only the relay.
+    pub client: LabNode,
+    /// The relay.
+    pub relay: LabNode,
+    /// The server; reaches only the relay.
+    pub server: LabNode,
+    /// Their namespaces in the same order; none on loopback.
+    pub namespaces: Option<[Namespace; 3]>,
+    _directory: TempDir,
+}
+
+const NAMES: [&str; 3] = ["client", "relay", "server"];
+const PORT: u16 = 9670;
+const RELAY_TO_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
+const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
+const RELAY_TO_SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 1);
+const SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 2);
+
+impl Lab {
+    /// Three namespaces in a row, the relay in the middle, a TUN device in each. The addresses are of
+    /// the range reserved for benchmarks (RFC 2544).
+    ///
+    /// # Errors
+    /// Without root, or when a node does not start.
+    pub fn namespaces(spec: &Spec) -> anyhow::Result<Self> {
+        let namespaces = [Namespace::new()?, Namespace::new()?, Namespace::new()?];
+        let [client, relay, server] = &namespaces;
+        let net = |ip: Ipv4Addr| (IpAddr::V4(ip), 24);
+        relay.join("to-client", net(RELAY_TO_CLIENT), client, "to-relay", net(CLIENT))?;
+        relay.join("to-server", net(RELAY_TO_SERVER), server, "to-relay", net(SERVER))?;
+        let places = [RELAY_TO_CLIENT, RELAY_TO_SERVER].map(|ip| format!("{ip}:{PORT}"));
+        Self::start(spec, Some(namespaces), [PORT; 3], places)
+    }
+
+    /// Three nodes on loopback without TUN devices.
+    ///
+    /// # Errors
+    /// When a node does not start.
+    pub fn loopback(spec: &Spec) -> anyhow::Result<Self> {
+        let free = || -> anyhow::Result<u16> {
+            Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port())
+        };
+        let ports = [free()?, free()?, free()?];
+        let place = format!("127.0.0.1:{}", ports[1]);
+        Self::start(spec, None, ports, [place.clone(), place])
+    }
+
+    fn start(
+        spec: &Spec,
+        namespaces: Option<[Namespace; 3]>,
+        ports: [u16; 3],
+        relay_at: [String; 2],
+    ) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("hyphae-lab-").tempdir()?;
+        let mut keys = Vec::new();
+        for name in NAMES {
+            let state = directory.path().join(name);
+            state::prepare_directory(&state)?;
+            keys.push(state::generate_key(&state, false)?.public_key());
+        }
+        let (client, relay, server) = (keys[0], keys[1], keys[2]);
+        let node = |n: usize, links: Vec<String>| -> anyhow::Result<LabNode> {
+            let namespace = namespaces.as_ref().map(|all| &all[n]);
+            let at = directory.path().join(NAMES[n]);
+            let mut line = spec.command_line(n == 1, namespace.is_some());
+            let listen = if namespace.is_some() { "0.0.0.0" } else { "127.0.0.1" };
+            line.extend(["--listen".to_owned(), format!("{listen}:{}", ports[n])]);
+            line.extend(links);
+            LabNode::start(NAMES[n], keys[n], at, line, namespace)
+        };
+        let links = |at: &str, to: PublicKey| {
+            let (peer, route) = (format!("udp://{at}#{relay}"), to.address().subnet());
+            vec!["--peer".to_owned(), peer, "--route".to_owned(), format!("{route}={relay}")]
+        };
+        Ok(Self {
+            relay: node(1, Vec::new())?,
+            client: node(0, links(&relay_at[0], server))?,
+            server: node(2, links(&relay_at[1], client))?,
+            namespaces,
+            _directory: directory,
+        })
+    }
+
+    /// Waits until client and server reach each other through the relay.
+    ///
+    /// # Errors
+    /// When they do not in time.
+    pub fn wait_until_connected(&self, timeout: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + timeout;
+        for (from, to) in [(&self.client, &self.server), (&self.server, &self.client)] {
+            loop {
+                match from.ping(to.address(), Duration::from_millis(300)) {
+                    Ok(_) => break,
+                    Err(error) if Instant::now() >= deadline => {
+                        let (from, to) = (from.name, to.name);
+                        return Err(error).with_context(|| format!("{from} does not reach {to}"));
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Spec {
+    fn command_line(&self, is_relay: bool, tun: bool) -> Vec<String> {
+        let mut line: Vec<String> = ["up", "--metrics", "off", "--rpc", "off", "--log-level", "warn"]
+            .map(str::to_owned)
+            .into();
+        let last = std::thread::available_parallelism().map_or(0, |n| n.get() - 1);
+        let relay = self.relay_cores.clone().unwrap_or_else(|| last.to_string());
+        // The ends share what the relay leaves: the scheduler knows best.
+        let cores = if is_relay { relay } else { "any:1".to_owned() };
+        for (flag, value) in [
+            ("--cores", Some(cores)),
+            ("--driver", self.driver.clone()),
+            ("--suite", self.suite.clone()),
+            ("--config", self.config.as_ref().map(|path| path.to_string_lossy().into_owned())),
+        ] {
+            line.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
+        }
+        if !tun {
+            line.push("--no-tun".to_owned());
+        }
+        line
+    }
+}
+
+impl LabNode {
+    fn start(
+        name: &'static str,
+        key: PublicKey,
+        directory: PathBuf,
+        line: Vec<String>,
+        namespace: Option<&Namespace>,
+    ) -> anyhow::Result<Self> {
+        let sockets = directory.join("run");
+        let log = std::fs::File::create(directory.join("log"))?;
+        let mut command = Command::new(program()?);
+        command
+            .args(line)
+            .arg("--state-dir")
+            .arg(&directory)
+            .arg("--socket-dir")
+            .arg(&sockets)
+            .env(cli::SUPERVISED, std::process::id().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let spawned = match namespace {
+            Some(namespace) => namespace.run(move || command.spawn())?,
+            None => command.spawn(),
+        };
+        let supervisor = spawned.with_context(|| format!("starting the {name}"))?;
+        let client = Client::new(sockets.join("rpc.sock")).with_timeout(Duration::from_secs(10));
+        let mut node = Self { name, key, client, directory, supervisor };
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while node.status().is_err() {
+            if let Some(status) = node.supervisor.try_wait()? {
+                bail!("the {name} ended with {status}: {}", node.log());
+            }
+            if Instant::now() >= deadline {
+                bail!("the {name} does not answer: {}", node.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(node)
+    }
+
+    /// Its overlay address.
+    pub fn address(&self) -> Ipv6Addr {
+        self.key.address().ip()
+    }
+
+    /// What it says of itself; an error while its planes are not joined.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self) -> anyhow::Result<Status> {
+        let status: Status = self.client.call("node.status", json!({}))?;
+        if status.dataplane.is_none() {
+            bail!("the {}'s planes are not joined", self.name);
+        }
+        Ok(status)
+    }
+
+    /// Round trip of a probe to another node.
+    ///
+    /// # Errors
+    /// When there is no answer in time.
+    pub fn ping(&self, address: Ipv6Addr, timeout: Duration) -> anyhow::Result<Duration> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let params = PingParams { address: address.to_string(), timeout_ms };
+        let pong: Pong = self.client.call("node.ping", params)?;
+        Ok(Duration::from_micros(pong.rtt_micros))
+    }
+
+    /// Directory of its state; `run` inside holds its sockets.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// Kills one of its processes on the spot.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn kill(&self, pid: u32) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?)
+    }
+
+    /// Stops it as an operator would; returns whether it ended cleanly.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn stop(&mut self) -> anyhow::Result<bool> {
+        let pid = Pid::from_raw(i32::try_from(self.supervisor.id())?);
+        // It may have ended just now.
+        let _ = kill(pid, Signal::SIGTERM);
+        Ok(self.supervisor.wait()?.success())
+    }
+}
+
+impl Drop for LabNode {
+    fn drop(&mut self) {
+        // Nobody is there to tell if it does not stop; the kernel ends it with this process.
+        let _ = self.stop();
+    }
+}
+
+/// The `hyphae` binary: this one, or for tests the one beside them.
+fn program() -> anyhow::Result<PathBuf> {
+    match std::env::var_os("HYPHAE_BINARY") {
+        Some(path) => Ok(path.into()),
+        None => std::env::current_exe().context("finding this program"),
+    }
+}

@@ -1,0 +1,122 @@
+//! Progress while the lab works, and its results.
+
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
+
+use super::Lab;
+use super::measure::{Percentiles, Results};
+use crate::cli;
+
+/// Says what is being done: one live line on a terminal, plain lines elsewhere, on standard error.
+pub(crate) struct Progress {
+    live: bool,
+    quiet: bool,
+    started: Instant,
+}
+
+impl Progress {
+    pub(crate) fn new(json: bool) -> Self {
+        let live = std::io::stderr().is_terminal();
+        Self { live, quiet: json && !live, started: Instant::now() }
+    }
+
+    pub(crate) fn note(&mut self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    pub(crate) fn step(&mut self, what: &str) {
+        let at = self.started.elapsed().as_secs_f64();
+        if self.live {
+            eprint!("\r\x1b[K[{at:5.1} s] {what} ...");
+            // A progress line that cannot be shown is no reason to fail.
+            let _ = std::io::stderr().flush();
+        } else if !self.quiet {
+            eprintln!("[{at:5.1} s] {what}");
+        }
+    }
+
+    pub(crate) fn finish(&mut self) {
+        if self.live {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// Leaves the lab running until interrupted.
+pub(crate) fn hold(lab: &Lab) -> anyhow::Result<()> {
+    for node in [&lab.client, &lab.relay, &lab.server] {
+        let status = node.status()?;
+        cli::line(format_args!(
+            "{:<7} {}  control plane pid {}  sockets {}",
+            node.name,
+            node.address(),
+            status.pid,
+            node.directory().join("run").display()
+        ));
+    }
+    cli::line("enter one with: nsenter --net=/proc/PID/ns/net; Ctrl-C ends the lab");
+    let mut signals = nix::sys::signal::SigSet::empty();
+    signals.add(nix::sys::signal::Signal::SIGINT);
+    signals.add(nix::sys::signal::Signal::SIGTERM);
+    signals.thread_block()?;
+    signals.wait()?;
+    Ok(())
+}
+
+pub(crate) fn show(results: &Results, json: bool) -> anyhow::Result<()> {
+    if json {
+        return cli::document(results);
+    }
+    let mut rows = Vec::new();
+    let mut row = |what: String, value: String, note: String| rows.push(vec![what, value, note]);
+    let rtt = |p: &Percentiles| format!("{} µs p50, {} µs p99", p.p50, p.p99);
+    row("hyphae ping".into(), rtt(&results.probe_rtt_micros), String::new());
+    if let Some(udp) = &results.udp_rtt_micros {
+        row("UDP round trip".into(), rtt(udp), "between the hosts".into());
+    }
+    for tcp in &results.tcp {
+        row(
+            format!("TCP {} x{}", tcp.direction, tcp.streams),
+            format!("{:.2} Gbit/s", tcp.gbit_per_second),
+            format!("relay {:.2} CPU s/GB", tcp.relay_cpu_seconds_per_gigabyte),
+        );
+    }
+    if let Some(small) = &results.small_packets {
+        row(
+            format!("UDP {} B", small.payload_bytes),
+            format!("{:.0} packets/s", small.delivered_per_second),
+            format!("{:.1} % of {:.0}/s lost", small.loss_percent, small.offered_per_second),
+        );
+    }
+    if let Some(messages) = &results.messages {
+        row(
+            "messages".into(),
+            format!("{:.0} answered/s", messages.answered_per_second),
+            format!("{} lost", messages.lost),
+        );
+    }
+    let kill = &results.control_plane_kill;
+    row(
+        "control plane killed".into(),
+        format!("{} of {} packets lost", kill.packets_lost, kill.packets_sent),
+        format!(
+            "back after {:.0} ms, longest gap {:.1} ms, {} handshakes",
+            kill.reattached_after_millis, kill.longest_gap_millis, kill.handshakes_caused
+        ),
+    );
+    if let (Some(mean), Some(worst)) =
+        (kill.tcp_gbit_per_second, kill.tcp_worst_100ms_gbit_per_second)
+    {
+        row(
+            "  TCP meanwhile".into(),
+            format!("{mean:.2} Gbit/s"),
+            format!("worst 100 ms: {worst:.2} Gbit/s"),
+        );
+    }
+    let suite = results.suite.as_deref().unwrap_or("unknown suite");
+    cli::line(format_args!("driver {}, {suite}", results.driver));
+    cli::table(&["WHAT", "RESULT", ""], &rows);
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! The Hyphae appliance: command line, supervisor of the two planes, and the lab.
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod lab;
+mod supervisor;

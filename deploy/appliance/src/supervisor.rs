@@ -1,0 +1,285 @@
+//! `hyphae up`: starts both planes, keeps them running, stops them.
+//!
+//! A plane that dies is started again, at most [`RESTARTS_MAX`] times in [`RESTARTS_WINDOW`]; one that
+//! cannot even start ends the node, because its error says what the operator has to do. If the
+//! supervisor itself is killed, the kernel kills both planes (parent-death signal).
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use hyphae_controlplane::config::Config;
+use hyphae_controlplane::state;
+use hyphae_rpc::Client;
+use hyphae_rpc::method::Status;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::json;
+
+use crate::cli::{self, NodeArgs};
+
+/// Restarts of one plane that are allowed in the window.
+const RESTARTS_MAX: usize = 5;
+/// The window.
+const RESTARTS_WINDOW: Duration = Duration::from_secs(30);
+/// How long a plane may take to stop before it is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the node may take to answer for the first time.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often it is asked until then.
+const START_POLL: Duration = Duration::from_millis(50);
+
+/// Runs a node until a signal ends it.
+pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
+    cli::end_with_parent()?;
+    let config = args.load()?;
+    config.cores.parse::<hyphae_dataplane::Cores>().context("--cores")?.resolve().context("--cores")?;
+    let (state_directory, sockets) = args.directories()?;
+    // Made here, so that a key that cannot be used is an error of `up` itself.
+    drop(state::load_or_create_key(&state_directory)?);
+    let tun = tun_possible(&config);
+    if !tun && config.tun.is_some() {
+        eprintln!(
+            "hyphae: starting without a TUN device, so this host's own traffic is not carried: that \
+             needs CAP_NET_ADMIN (run as root, or `setcap cap_net_admin+ep` on the binary); \
+             --no-tun says that this is meant"
+        );
+    }
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_block().context("signals")?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&signals, flags).context("signals")?;
+
+    let line = |plane: &str| args.to_command_line(plane, tun);
+    let mut planes = [
+        Plane::start("dataplane", line("dataplane"))?,
+        Plane::start("controlplane", line("controlplane"))?,
+    ];
+    let result = ready(&mut planes, &signals, &sockets).and_then(|status| match status {
+        None => Ok(()),
+        Some(status) => {
+            announce(&config, &sockets, &status, json)?;
+            watch(&mut planes, &signals)
+        }
+    });
+    // The control plane first: it says good-bye to the peers through the dataplane.
+    let [dataplane, controlplane] = &mut planes;
+    let stopped = controlplane.stop().and(dataplane.stop());
+    result.and(stopped)
+}
+
+/// Whether this process may make a TUN device.
+fn tun_possible(config: &Config) -> bool {
+    const CAP_NET_ADMIN: u32 = 12;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    config.tun.is_some() && bits >> CAP_NET_ADMIN & 1 == 1
+}
+
+/// One plane: the process that runs it now, and when it was restarted.
+struct Plane {
+    name: &'static str,
+    line: Vec<String>,
+    child: Option<Child>,
+    restarts: Restarts,
+}
+
+/// Limits the rate of restarts.
+#[derive(Default)]
+struct Restarts(VecDeque<Instant>);
+
+impl Restarts {
+    /// Notes one more; false when it is one too many.
+    fn allow(&mut self, now: Instant) -> bool {
+        while self.0.front().is_some_and(|at| now - *at >= RESTARTS_WINDOW) {
+            self.0.pop_front();
+        }
+        self.0.push_back(now);
+        self.0.len() <= RESTARTS_MAX
+    }
+}
+
+impl Plane {
+    fn start(name: &'static str, line: Vec<String>) -> anyhow::Result<Self> {
+        let mut plane = Self { name, line, child: None, restarts: Restarts::default() };
+        plane.spawn()?;
+        Ok(plane)
+    }
+
+    fn spawn(&mut self) -> anyhow::Result<()> {
+        let program = PathBuf::from("/proc/self/exe");
+        let child = Command::new(program)
+            .args(&self.line)
+            .env(cli::SUPERVISED, std::process::id().to_string())
+            .stdin(std::process::Stdio::null())
+            .spawn()
+            .with_context(|| format!("starting the {}", self.name))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// The exit status, if the process has ended.
+    fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.child else { return Ok(None) };
+        let status = child.try_wait().context("waiting for a plane")?;
+        if status.is_some() {
+            self.child = None;
+        }
+        Ok(status)
+    }
+
+    fn restart(&mut self, status: ExitStatus) -> anyhow::Result<()> {
+        if !self.restarts.allow(Instant::now()) {
+            bail!(
+                "the {} ended {} times within {} s (last: {status}); giving up",
+                self.name,
+                RESTARTS_MAX + 1,
+                RESTARTS_WINDOW.as_secs()
+            );
+        }
+        eprintln!("hyphae: the {} ended ({status}); starting it again", self.name);
+        self.spawn()
+    }
+
+    fn stop(&mut self) -> anyhow::Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        let pid = Pid::from_raw(i32::try_from(child.id()).context("process number")?);
+        // It may have ended just now; then there is nothing to signal.
+        let _ = kill(pid, Signal::SIGTERM);
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                ensure!(status.success(), "the {} ended with {status}", self.name);
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.kill().context("killing a plane")?;
+        child.wait().context("waiting for a plane")?;
+        self.child = None;
+        bail!("the {} did not stop within {} s and was killed", self.name, STOP_TIMEOUT.as_secs())
+    }
+}
+
+/// What the signals say.
+enum Told {
+    Stop,
+    ChildEnded,
+    Nothing,
+}
+
+fn told(signals: &SignalFd, timeout: Option<Duration>) -> anyhow::Result<Told> {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    match poll(&mut [PollFd::new(signals, PollFlags::IN)], timeout.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error).context("poll"),
+    }
+    let mut told = Told::Nothing;
+    while let Some(info) = signals.read_signal().context("signals")? {
+        if i32::try_from(info.ssi_signo) == Ok(Signal::SIGCHLD as i32) {
+            told = Told::ChildEnded;
+        } else {
+            return Ok(Told::Stop);
+        }
+    }
+    Ok(told)
+}
+
+/// Waits until the node answers; `None` when it was told to stop first.
+fn ready(
+    planes: &mut [Plane],
+    signals: &SignalFd,
+    sockets: &Path,
+) -> anyhow::Result<Option<Status>> {
+    let client = Client::new(sockets.join("rpc.sock")).with_timeout(Duration::from_secs(2));
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        if matches!(told(signals, Some(START_POLL))?, Told::Stop) {
+            return Ok(None);
+        }
+        for plane in planes.iter_mut() {
+            if let Some(status) = plane.ended()? {
+                // Its own message says why.
+                bail!("the {} could not start ({status})", plane.name);
+            }
+        }
+        let status = client.call::<Status>("node.status", json!({}));
+        match status {
+            Ok(status) if status.dataplane.is_some() => return Ok(Some(status)),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error).context("the node did not come up");
+            }
+            Ok(_) if Instant::now() >= deadline => bail!("the planes did not find each other"),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// Says that the node is up, and how to go on.
+fn announce(config: &Config, sockets: &Path, status: &Status, json: bool) -> anyhow::Result<()> {
+    if json {
+        return cli::document(status);
+    }
+    let info = &status.info;
+    let Some(plane) = &status.dataplane else { return Ok(()) };
+    let ports: Vec<_> = plane.workers.iter().map(|worker| worker.port.to_string()).collect();
+    let where_to = |at: Option<std::net::SocketAddr>| at.map_or("off".to_owned(), |at| at.to_string());
+    cli::line(format_args!("hyphae {} is up", status.version));
+    cli::line(format_args!("  key      {}", info.node_pubkey));
+    cli::line(format_args!("  address  {}", info.node_ip));
+    cli::line(format_args!("  subnet   {}", info.node_subnet));
+    cli::line(format_args!("  listens  UDP {} ({})", ports.join(", "), plane.driver));
+    cli::line(format_args!("  tun      {}", plane.tun.as_deref().unwrap_or("none")));
+    cli::line(format_args!(
+        "  rpc      {} and {}",
+        sockets.join("rpc.sock").display(),
+        where_to(config.rpc)
+    ));
+    cli::line(format_args!("  metrics  {}", where_to(config.metrics)));
+    if status.peers == 0 {
+        cli::line("no peers yet: `hyphae peer add udp://HOST:PORT` adds one; others reach this node at");
+        cli::line(format_args!("  udp://THIS-HOST:{}#{}", ports[0], info.node_pubkey));
+    }
+    Ok(())
+}
+
+/// Keeps the planes running until told to stop.
+fn watch(planes: &mut [Plane], signals: &SignalFd) -> anyhow::Result<()> {
+    loop {
+        match told(signals, None)? {
+            Told::Stop => return Ok(()),
+            Told::Nothing => {}
+            Told::ChildEnded => {
+                for plane in planes.iter_mut() {
+                    if let Some(status) = plane.ended()? {
+                        plane.restart(status)?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_are_limited_in_a_window_and_only_there() {
+        let start = Instant::now();
+        let mut restarts = Restarts::default();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!((0..5).all(|n| restarts.allow(at(n))));
+        assert!(!restarts.allow(at(5)));
+        assert!(restarts.allow(at(60)));
+    }
+}
