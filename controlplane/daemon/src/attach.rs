@@ -37,7 +37,6 @@ pub(crate) enum AttachFailure {
 /// A dataplane that this control plane is attached to.
 pub(crate) struct Attachment {
     pub(crate) hello: Hello,
-    pub(crate) segment: Segment,
     lease: AsyncFd<UnixStream>,
     bell: AsyncFd<Doorbell>,
     workers: Vec<Worker>,
@@ -96,7 +95,6 @@ impl Attachment {
         }
         Ok(Self {
             hello,
-            segment: segment.clone(),
             lease: watch(stream)?,
             bell: watch(bell)?,
             workers,

@@ -22,7 +22,7 @@ use crate::node::Command;
 pub(crate) use methods::{ping_params, state_name};
 
 /// File name of the Unix socket.
-pub const SOCKET_NAME: &str = "rpc.sock";
+pub(crate) const SOCKET_NAME: &str = "rpc.sock";
 /// Largest request taken.
 const REQUEST_MAX: usize = 8 << 20;
 /// Calls of one batch.

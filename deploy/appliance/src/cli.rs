@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use hyphae_controlplane::state;
+use nix::sys::signal::Signal;
 
 pub(crate) use output::{document, line, table};
 pub(crate) use plane::{SUPERVISED, end_with_parent};
@@ -103,6 +104,14 @@ impl NodeRef {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // A supervisor blocks signals to wait for them, and what it starts inherits that.
+    let mut signals = nix::sys::signal::SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    if let Err(error) = signals.thread_unblock() {
+        eprintln!("hyphae: signals cannot be unblocked ({error}); stopping may need SIGKILL");
+    }
     let cli = Cli::parse();
     let json = cli.json;
     let result = match cli.command {

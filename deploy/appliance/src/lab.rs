@@ -11,6 +11,7 @@ mod report;
 use std::time::Duration;
 
 use clap::Args;
+use nix::sys::signal::{SigSet, Signal};
 
 pub use namespace::Namespace;
 pub use nodes::{Lab, LabNode, Spec};
@@ -52,13 +53,35 @@ pub(crate) fn run(args: &LabArgs, json: bool) -> anyhow::Result<()> {
         );
     }
     progress.step("starting client, relay and server");
+    clean_up_when_interrupted()?;
     let lab = if root { Lab::namespaces(&spec)? } else { Lab::loopback(&spec)? };
     lab.wait_until_connected(Duration::from_secs(15))?;
     if args.hold {
-        return report::hold(&lab);
+        report::hold(&lab)?;
+        std::thread::park();
     }
     let results = measure::all(&lab, Duration::from_secs(args.seconds), &mut progress)?;
     progress.finish();
     drop(lab);
     report::show(&results, json)
+}
+
+/// Waits for a signal on a thread of its own. The nodes end with this process (parent-death signal),
+/// and with them namespaces and devices; only the temporary directory has to be removed by hand.
+fn clean_up_when_interrupted() -> anyhow::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    // Blocked here, before any other thread exists, so that only the one below sees them.
+    signals.thread_block()?;
+    std::thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
+        // It cannot fail with a valid set.
+        let _ = signals.wait();
+        if let Some(directory) = nodes::directory_in_use() {
+            // Best effort: it holds nothing but state of nodes that are gone.
+            let _ = std::fs::remove_dir_all(directory);
+        }
+        std::process::exit(130);
+    })?;
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -58,6 +59,14 @@ pub struct Lab {
     _directory: TempDir,
 }
 
+/// Directory of the lab of this process.
+static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+
+/// The temporary directory to remove if this process ends early.
+pub(super) fn directory_in_use() -> Option<&'static Path> {
+    DIRECTORY.get().map(PathBuf::as_path)
+}
+
 const NAMES: [&str; 3] = ["client", "relay", "server"];
 const PORT: u16 = 9670;
 const RELAY_TO_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
@@ -101,6 +110,8 @@ impl Lab {
         relay_at: [String; 2],
     ) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("hyphae-lab-").tempdir()?;
+        // The first lab of the process; the command makes only one.
+        let _ = DIRECTORY.set(directory.path().to_owned());
         let mut keys = Vec::new();
         for name in NAMES {
             let state = directory.path().join(name);

@@ -44,7 +44,7 @@ impl Progress {
     }
 }
 
-/// Leaves the lab running until interrupted.
+/// Says how to enter the lab.
 pub(crate) fn hold(lab: &Lab) -> anyhow::Result<()> {
     for node in [&lab.client, &lab.relay, &lab.server] {
         let status = node.status()?;
@@ -57,11 +57,6 @@ pub(crate) fn hold(lab: &Lab) -> anyhow::Result<()> {
         ));
     }
     cli::line("enter one with: nsenter --net=/proc/PID/ns/net; Ctrl-C ends the lab");
-    let mut signals = nix::sys::signal::SigSet::empty();
-    signals.add(nix::sys::signal::Signal::SIGINT);
-    signals.add(nix::sys::signal::Signal::SIGTERM);
-    signals.thread_block()?;
-    signals.wait()?;
     Ok(())
 }
 
