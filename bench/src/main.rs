@@ -1,2 +1,42 @@
-//! Room under construction.
-fn main() {}
+//! `hyphae-bench`: load generators and comparisons, each with its baseline in the same run.
+
+#![forbid(unsafe_code)]
+
+mod transit;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "hyphae-bench", version, about = "Measures Hyphae against baselines in the same run")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print one JSON document.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A relay worker alone on a core: cost of a forwarded packet, against the same driver without
+    /// cryptography.
+    #[command(after_help = "Examples:\n  sudo hyphae-bench transit\n  sudo hyphae-bench transit \
+        --sizes 64,1400 --suites aes-256-gcm --seconds 2 --json")]
+    Transit(transit::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Transit(args) => transit::run(args, cli.json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hyphae-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

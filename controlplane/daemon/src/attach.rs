@@ -8,7 +8,9 @@ use std::path::Path;
 
 use hyphae_overlay::OwnedProgram;
 use hyphae_shm::attach::{AttachError, Hello, accept};
-use hyphae_shm::{Consumer, Doorbell, Producer, PushError, RECORD_MAX, Segment, SegmentError, StatsReader};
+use hyphae_shm::{
+    Consumer, Doorbell, Producer, PushError, RECORD_MAX, Segment, SegmentError, StatsReader,
+};
 use hyphae_wire::WorkerId;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -71,7 +73,10 @@ impl Attachment {
         let (hello, fds) = accept(stream.as_fd())?;
         stream.set_nonblocking(true)?;
         let mut fds = fds.into_iter();
-        let mut next = || fds.next().ok_or(AttachFailure::Refused(AttachError::Protocol));
+        let mut next = || {
+            fds.next()
+                .ok_or(AttachFailure::Refused(AttachError::Protocol))
+        };
         let memory: OwnedFd = next()?;
         let bell = Doorbell::from_fd(next()?);
         let segment = Segment::attach(&memory)?;
@@ -105,7 +110,9 @@ impl Attachment {
     /// Queues a record for a worker. False when the backlog is at its limit: the dataplane does not
     /// take records any more.
     pub(crate) fn push(&mut self, worker: WorkerId, program: OwnedProgram) -> bool {
-        let Some(worker) = self.workers.get_mut(worker.as_usize()) else { return true };
+        let Some(worker) = self.workers.get_mut(worker.as_usize()) else {
+            return true;
+        };
         worker.backlog.push_back(program);
         worker.backlog.len() < BACKLOG_MAX
     }
@@ -145,7 +152,9 @@ impl Attachment {
 
     /// Gives the room of popped records back.
     pub(crate) fn release(&mut self) {
-        self.workers.iter_mut().for_each(|worker| worker.punt.release());
+        self.workers
+            .iter_mut()
+            .for_each(|worker| worker.punt.release());
     }
 
     /// Announces sleep; false when there are records.
@@ -155,7 +164,9 @@ impl Attachment {
 
     /// Takes the announcement back.
     pub(crate) fn wake(&mut self) {
-        self.workers.iter_mut().for_each(|worker| worker.punt.wake());
+        self.workers
+            .iter_mut()
+            .for_each(|worker| worker.punt.wake());
     }
 
     /// Waits until a worker rings.
@@ -169,7 +180,9 @@ impl Attachment {
     /// Waits until the dataplane is gone.
     pub(crate) async fn gone(&self) {
         loop {
-            let Ok(mut guard) = self.lease.readable().await else { return };
+            let Ok(mut guard) = self.lease.readable().await else {
+                return;
+            };
             match rustix::io::read(self.lease.get_ref(), &mut [0u8; 16]) {
                 Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
                 Ok(0) | Err(_) => return,
@@ -180,7 +193,10 @@ impl Attachment {
 
     /// Statistics of every worker.
     pub(crate) fn stats(&self) -> Vec<StatsReader> {
-        self.workers.iter().map(|worker| worker.stats.clone()).collect()
+        self.workers
+            .iter()
+            .map(|worker| worker.stats.clone())
+            .collect()
     }
 
     /// Records that wait for room.

@@ -157,8 +157,10 @@ impl Config {
         let raw = match path {
             None => Raw::default(),
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?;
                 toml::from_str(&text).map_err(|error| ConfigError::Parse {
                     path: path.to_owned(),
                     message: explain(&error),
@@ -177,7 +179,10 @@ impl Config {
         let tun_name = text(over.tun_name, raw.tun.name, TUN_NAME_DEFAULT);
         let suite = match text(over.suite, raw.suite, "auto").as_str() {
             "auto" => None,
-            name => Some(name.parse::<Suite>().map_err(|error| value("suite", error))?),
+            name => Some(
+                name.parse::<Suite>()
+                    .map_err(|error| value("suite", error))?,
+            ),
         };
         let mut peers = raw.peers;
         for peer in over.peers {
@@ -224,31 +229,63 @@ impl SessionConfig {
                 return Ok(Duration::from_secs(given));
             }
             let (low, high) = range.into_inner();
-            Err(value(key, format!("{given} is out of range; use {low} to {high} seconds")))
+            Err(value(
+                key,
+                format!("{given} is out of range; use {low} to {high} seconds"),
+            ))
         };
-        let keepalive = seconds("session.keepalive_seconds", raw.keepalive_seconds, 5, 1..=60)?;
-        let dead = seconds("session.dead_after_seconds", raw.dead_after_seconds, 15, 2..=600)?;
+        let keepalive = seconds(
+            "session.keepalive_seconds",
+            raw.keepalive_seconds,
+            5,
+            1..=60,
+        )?;
+        let dead = seconds(
+            "session.dead_after_seconds",
+            raw.dead_after_seconds,
+            15,
+            2..=600,
+        )?;
         if dead < keepalive * 2 {
             let message = "must be at least twice session.keepalive_seconds".to_owned();
             return Err(value("session.dead_after_seconds", message));
         }
-        let rekey = seconds("session.rekey_after_seconds", raw.rekey_after_seconds, 120, 2..=120)?;
-        Ok(Self { rekey_after: rekey, keepalive, dead_after: dead })
+        let rekey = seconds(
+            "session.rekey_after_seconds",
+            raw.rekey_after_seconds,
+            120,
+            2..=120,
+        )?;
+        Ok(Self {
+            rekey_after: rekey,
+            keepalive,
+            dead_after: dead,
+        })
     }
 }
 
 fn value(key: &'static str, message: impl ToString) -> ConfigError {
-    ConfigError::Value { key, message: message.to_string() }
+    ConfigError::Value {
+        key,
+        message: message.to_string(),
+    }
 }
 
 fn socket(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
     text.parse().map_err(|_| {
-        value(key, format!("'{text}' is not ADDRESS:PORT, such as 127.0.0.1:9670 or [::]:9670"))
+        value(
+            key,
+            format!("'{text}' is not ADDRESS:PORT, such as 127.0.0.1:9670 or [::]:9670"),
+        )
     })
 }
 
 fn optional_socket(key: &'static str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {
-    if text == "off" { Ok(None) } else { socket(key, text).map(Some) }
+    if text == "off" {
+        Ok(None)
+    } else {
+        socket(key, text).map(Some)
+    }
 }
 
 /// The error of the parser, with the nearest key where one is unknown.
@@ -298,14 +335,22 @@ mod tests {
         assert_eq!(config.listen.port(), 1);
         assert_eq!((config.metrics, config.tun), (None, None));
         assert_eq!(config.suite, Some(Suite::Aes256Gcm));
-        let flags = Overrides { listen: Some("127.0.0.1:2".into()), ..Overrides::default() };
+        let flags = Overrides {
+            listen: Some("127.0.0.1:2".into()),
+            ..Overrides::default()
+        };
         assert_eq!(load(text, flags).unwrap().listen.port(), 2);
     }
 
     #[test]
     fn an_unknown_key_is_refused_with_line_and_suggestion() {
-        let error = load("listn = \"[::]:1\"", Overrides::default()).unwrap_err().to_string();
-        assert!(error.contains("line 1") && error.contains("did you mean `listen`?"), "{error}");
+        let error = load("listn = \"[::]:1\"", Overrides::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("line 1") && error.contains("did you mean `listen`?"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -313,8 +358,14 @@ mod tests {
         for (text, key) in [
             ("listen = \"9670\"", "listen"),
             ("suite = \"rot13\"", "suite"),
-            ("[session]\nrekey_after_seconds = 0", "session.rekey_after_seconds"),
-            ("[session]\nkeepalive_seconds = 10", "session.dead_after_seconds"),
+            (
+                "[session]\nrekey_after_seconds = 0",
+                "session.rekey_after_seconds",
+            ),
+            (
+                "[session]\nkeepalive_seconds = 10",
+                "session.dead_after_seconds",
+            ),
         ] {
             let error = load(text, Overrides::default()).unwrap_err().to_string();
             assert!(error.starts_with(key), "{error}");

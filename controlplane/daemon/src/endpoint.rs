@@ -26,10 +26,14 @@ pub struct PeerUrl {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPeer {
     /// Another or no scheme.
-    #[error("'{0}' is not a peer: expected udp://HOST:PORT, optionally #KEY; only udp is supported")]
+    #[error(
+        "'{0}' is not a peer: expected udp://HOST:PORT, optionally #KEY; only udp is supported"
+    )]
     Scheme(String),
     /// Host or port is missing or wrong.
-    #[error("'{0}': expected udp://HOST:PORT with a port from 1 to 65535; IPv6 addresses in brackets")]
+    #[error(
+        "'{0}': expected udp://HOST:PORT with a port from 1 to 65535; IPv6 addresses in brackets"
+    )]
     HostPort(String),
     /// The part after '#'.
     #[error("'{0}': {1}")]
@@ -40,17 +44,26 @@ impl FromStr for PeerUrl {
     type Err = InvalidPeer;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let rest = s.strip_prefix("udp://").ok_or_else(|| InvalidPeer::Scheme(s.to_owned()))?;
+        let rest = s
+            .strip_prefix("udp://")
+            .ok_or_else(|| InvalidPeer::Scheme(s.to_owned()))?;
         let (place, key) = match rest.split_once('#') {
             Some((place, key)) => (place, Some(key)),
             None => (rest, None),
         };
         let bad = || InvalidPeer::HostPort(s.to_owned());
-        let (host, port) = place.trim_end_matches('/').rsplit_once(':').ok_or_else(bad)?;
+        let (host, port) = place
+            .trim_end_matches('/')
+            .rsplit_once(':')
+            .ok_or_else(bad)?;
         let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or_else(bad)?;
-        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let bracketed = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'));
         let host = match bracketed {
-            Some(inside) if matches!(inside.parse(), Ok(IpAddr::V6(_))) || inside.contains('%') => inside,
+            Some(inside) if matches!(inside.parse(), Ok(IpAddr::V6(_))) || inside.contains('%') => {
+                inside
+            }
             Some(_) => return Err(bad()),
             None if host.contains(':') => return Err(bad()),
             None => host,
@@ -60,9 +73,16 @@ impl FromStr for PeerUrl {
             return Err(bad());
         }
         let key = key
-            .map(|key| key.parse().map_err(|error| InvalidPeer::Key(s.to_owned(), error)))
+            .map(|key| {
+                key.parse()
+                    .map_err(|error| InvalidPeer::Key(s.to_owned(), error))
+            })
             .transpose()?;
-        Ok(Self { host: host.to_owned(), port, key })
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+            key,
+        })
     }
 }
 
@@ -83,7 +103,9 @@ impl Serialize for PeerUrl {
 
 impl<'de> Deserialize<'de> for PeerUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -137,7 +159,11 @@ pub fn via_text(via: Via) -> String {
 impl RouteSpec {
     /// The route for the RIB.
     pub fn route(self) -> StaticRoute {
-        StaticRoute { prefix: self.prefix, via: self.via, metric: METRIC }
+        StaticRoute {
+            prefix: self.prefix,
+            via: self.via,
+            metric: METRIC,
+        }
     }
 }
 
@@ -145,8 +171,13 @@ impl FromStr for RouteSpec {
     type Err = InvalidRoute;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let (prefix, via) = s.split_once('=').ok_or_else(|| InvalidRoute::Form(s.to_owned()))?;
-        Ok(Self { prefix: prefix.parse()?, via: parse_via(via)? })
+        let (prefix, via) = s
+            .split_once('=')
+            .ok_or_else(|| InvalidRoute::Form(s.to_owned()))?;
+        Ok(Self {
+            prefix: prefix.parse()?,
+            via: parse_via(via)?,
+        })
     }
 }
 
@@ -164,7 +195,9 @@ impl Serialize for RouteSpec {
 
 impl<'de> Deserialize<'de> for RouteSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -187,17 +220,42 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_peer_is_named() {
-        assert!(matches!("tcp://a:1".parse::<PeerUrl>(), Err(InvalidPeer::Scheme(_))));
-        for bad in ["udp://a", "udp://:1", "udp://a:0", "udp://a:70000", "udp://2001:db8::1:9670", "udp://a b:1"] {
-            assert!(matches!(bad.parse::<PeerUrl>(), Err(InvalidPeer::HostPort(_))), "{bad}");
+        assert!(matches!(
+            "tcp://a:1".parse::<PeerUrl>(),
+            Err(InvalidPeer::Scheme(_))
+        ));
+        for bad in [
+            "udp://a",
+            "udp://:1",
+            "udp://a:0",
+            "udp://a:70000",
+            "udp://2001:db8::1:9670",
+            "udp://a b:1",
+        ] {
+            assert!(
+                matches!(bad.parse::<PeerUrl>(), Err(InvalidPeer::HostPort(_))),
+                "{bad}"
+            );
         }
-        assert!(matches!("udp://a:1#12".parse::<PeerUrl>(), Err(InvalidPeer::Key(..))));
+        assert!(matches!(
+            "udp://a:1#12".parse::<PeerUrl>(),
+            Err(InvalidPeer::Key(..))
+        ));
     }
 
     #[test]
     fn routes_take_keys_and_overlay_addresses() {
-        assert!(matches!(format!("400:1::/64={KEY}").parse::<RouteSpec>().unwrap().via, Via::Peer(_)));
-        assert!(matches!("400:1::/64=500::1".parse::<RouteSpec>().unwrap().via, Via::Address(_)));
+        assert!(matches!(
+            format!("400:1::/64={KEY}")
+                .parse::<RouteSpec>()
+                .unwrap()
+                .via,
+            Via::Peer(_)
+        ));
+        assert!(matches!(
+            "400:1::/64=500::1".parse::<RouteSpec>().unwrap().via,
+            Via::Address(_)
+        ));
         assert!("400:1::/64=2001:db8::1".parse::<RouteSpec>().is_err());
         assert!("400:1::/64".parse::<RouteSpec>().is_err());
     }

@@ -30,7 +30,9 @@ pub(crate) enum HostError {
         source: rtnetlink::Error,
     },
     /// IPv6 is off.
-    #[error("IPv6 is switched off on this host (net.ipv6.conf.all.disable_ipv6); the overlay needs it")]
+    #[error(
+        "IPv6 is switched off on this host (net.ipv6.conf.all.disable_ipv6); the overlay needs it"
+    )]
     NoIpv6,
 }
 
@@ -42,16 +44,30 @@ pub(crate) async fn configure(device: &str, address: Ipv6Addr, mtu: u16) -> Resu
     }
     let (connection, handle, _) = new_connection()?;
     let connection = tokio::spawn(connection);
-    let refused =
-        |what| move |source| HostError::Refused { device: device.to_owned(), what, source };
+    let refused = |what| {
+        move |source| HostError::Refused {
+            device: device.to_owned(),
+            what,
+            source,
+        }
+    };
     let index = device_index(device)?;
     let link = LinkUnspec::new_with_index(index)
         .mtu(u32::from(mtu))
         .append_extra_attribute(LinkAttribute::GsoMaxSize(GSO_BYTES_MAX))
         .up()
         .build();
-    handle.link().set(link).execute().await.map_err(refused("MTU and up"))?;
-    let added = handle.address().add(index, IpAddr::V6(address), RANGE_LEN).execute().await;
+    handle
+        .link()
+        .set(link)
+        .execute()
+        .await
+        .map_err(refused("MTU and up"))?;
+    let added = handle
+        .address()
+        .add(index, IpAddr::V6(address), RANGE_LEN)
+        .execute()
+        .await;
     match added {
         Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -17 => {}
         other => other.map_err(refused("address"))?,

@@ -24,19 +24,59 @@ enum Kind {
 
 /// Families of the control plane: name, kind, help.
 const FAMILIES: &[(&str, Kind, &str)] = &[
-    ("hyphae_build_info", Kind::Gauge, "Always 1; the version is in the label"),
-    ("hyphae_attach_generation", Kind::Gauge, "Control planes that this dataplane has seen; 0 while not attached"),
-    ("hyphae_program_backlog", Kind::Gauge, "Records that wait for room in the program rings"),
+    (
+        "hyphae_build_info",
+        Kind::Gauge,
+        "Always 1; the version is in the label",
+    ),
+    (
+        "hyphae_attach_generation",
+        Kind::Gauge,
+        "Control planes that this dataplane has seen; 0 while not attached",
+    ),
+    (
+        "hyphae_program_backlog",
+        Kind::Gauge,
+        "Records that wait for room in the program rings",
+    ),
     ("hyphae_peers", Kind::Gauge, "Peers by state"),
     ("hyphae_sessions", Kind::Gauge, "End-to-end sessions"),
     ("hyphae_routes", Kind::Gauge, "Routes in use"),
-    ("hyphae_peer_up_total", Kind::Counter, "Times a peer came up"),
-    ("hyphae_peer_down_total", Kind::Counter, "Times a peer went down"),
-    ("hyphae_peer_moves_total", Kind::Counter, "Times a peer came from a new underlay address"),
-    ("hyphae_session_up_total", Kind::Counter, "End-to-end sessions made"),
-    ("hyphae_session_down_total", Kind::Counter, "End-to-end sessions ended"),
-    ("hyphae_session_failed_total", Kind::Counter, "Addresses for which no session could be made"),
-    ("hyphae_handshakes_refused_total", Kind::Counter, "Handshakes refused, by reason"),
+    (
+        "hyphae_peer_up_total",
+        Kind::Counter,
+        "Times a peer came up",
+    ),
+    (
+        "hyphae_peer_down_total",
+        Kind::Counter,
+        "Times a peer went down",
+    ),
+    (
+        "hyphae_peer_moves_total",
+        Kind::Counter,
+        "Times a peer came from a new underlay address",
+    ),
+    (
+        "hyphae_session_up_total",
+        Kind::Counter,
+        "End-to-end sessions made",
+    ),
+    (
+        "hyphae_session_down_total",
+        Kind::Counter,
+        "End-to-end sessions ended",
+    ),
+    (
+        "hyphae_session_failed_total",
+        Kind::Counter,
+        "Addresses for which no session could be made",
+    ),
+    (
+        "hyphae_handshakes_refused_total",
+        Kind::Counter,
+        "Handshakes refused, by reason",
+    ),
 ];
 
 /// Name of the family of a worker's counter.
@@ -66,15 +106,24 @@ pub(crate) fn router(commands: mpsc::Sender<Command>) -> Router {
         describe_counter!(DROPS, "Packets dropped, by reason");
     });
     let exporter = Arc::new(Exporter { recorder, commands });
-    Router::new().route("/metrics", get(scrape)).with_state(exporter)
+    Router::new()
+        .route("/metrics", get(scrape))
+        .with_state(exporter)
 }
 
 async fn scrape(State(exporter): State<Arc<Exporter>>) -> Response {
     let (reply, answer) = oneshot::channel();
     let asked = exporter.commands.send(Command::Scrape(reply)).await;
-    let Ok(scrape) = answer.await.map_err(|_| ()).and_then(|s| asked.map(|()| s).map_err(|_| ()))
+    let Ok(scrape) = answer
+        .await
+        .map_err(|_| ())
+        .and_then(|s| asked.map(|()| s).map_err(|_| ()))
     else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response();
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the node is shutting down\n",
+        )
+            .into_response();
     };
     with_local_recorder(&exporter.recorder, || record(&scrape));
     let text = exporter.recorder.handle().render();

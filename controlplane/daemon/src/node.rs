@@ -28,7 +28,11 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 /// Something asked of the engine task.
 pub(crate) enum Command {
     /// An RPC call.
-    Call { method: String, params: Value, reply: oneshot::Sender<Result<Value, Error>> },
+    Call {
+        method: String,
+        params: Value,
+        reply: oneshot::Sender<Result<Value, Error>>,
+    },
     /// What metrics show.
     Scrape(oneshot::Sender<Scrape>),
     /// End.
@@ -89,7 +93,9 @@ impl Node {
         now: Nanos,
     ) -> Self {
         let own = identity.public_key().address();
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Self {
             config,
             identity,
@@ -119,10 +125,21 @@ impl Node {
         let key = url.key;
         self.overlay.add_peer(
             now,
-            PeerConfig { id: ConfiguredPeer(id), addresses: Vec::new(), key },
+            PeerConfig {
+                id: ConfiguredPeer(id),
+                addresses: Vec::new(),
+                key,
+            },
         );
         self.resolver.start(id, &url);
-        self.configured.insert(id, Configured { url, stored, since: now });
+        self.configured.insert(
+            id,
+            Configured {
+                url,
+                stored,
+                since: now,
+            },
+        );
     }
 
     /// Stops connecting to a peer, and ends its link.
@@ -138,15 +155,21 @@ impl Node {
             IpAddr::V4(_) => address.is_ipv4(),
             IpAddr::V6(ip) => ip.is_unspecified() || address.is_ipv6(),
         };
-        let Some(configured) = self.configured.get(&id) else { return };
-        let addresses: Vec<_> =
-            found.iter().filter(|a| reachable(a)).map(|a| Endpoint::from(*a)).collect();
+        let Some(configured) = self.configured.get(&id) else {
+            return;
+        };
+        let addresses: Vec<_> = found
+            .iter()
+            .filter(|a| reachable(a))
+            .map(|a| Endpoint::from(*a))
+            .collect();
         if addresses.is_empty() {
             let url = &configured.url;
             tracing::warn!(peer = %url, "name does not resolve to an address of a usable family");
             return;
         }
-        self.overlay.set_addresses(now, ConfiguredPeer(id), addresses);
+        self.overlay
+            .set_addresses(now, ConfiguredPeer(id), addresses);
     }
 
     /// Whether a dataplane is one that the engines were made for: same ports, same workers.
@@ -159,7 +182,12 @@ impl Node {
     pub(crate) fn attached(&mut self, now: Nanos, attachment: Attachment) {
         let hello = &attachment.hello;
         let generation = hello.generation.get();
-        tracing::info!(generation, driver = hello.driver(), pid = hello.pid.get(), "attached");
+        tracing::info!(
+            generation,
+            driver = hello.driver(),
+            pid = hello.pid.get(),
+            "attached"
+        );
         if let (Some(name), Some(_)) = (hello.tun_name(), &self.config.tun) {
             let (name, ip) = (name.to_owned(), self.identity.public_key().address().ip());
             let mtu = self.config.mtu();
@@ -191,8 +219,12 @@ impl Node {
                 }
             }
         }
-        let late: Vec<u64> =
-            self.pings.iter().filter(|(_, (at, _))| *at <= now).map(|(id, _)| *id).collect();
+        let late: Vec<u64> = self
+            .pings
+            .iter()
+            .filter(|(_, (at, _))| *at <= now)
+            .map(|(id, _)| *id)
+            .collect();
         for id in late {
             if let Some((_, reply)) = self.pings.remove(&id) {
                 let error = Error::new(code::NO_ANSWER, "no answer in time");
@@ -204,7 +236,10 @@ impl Node {
 
     pub(crate) fn poll_timeout(&self) -> Option<Nanos> {
         let pings = self.pings.values().map(|(at, _)| *at).min();
-        [self.overlay.poll_timeout(), pings, Some(self.resolve_at)].into_iter().flatten().min()
+        [self.overlay.poll_timeout(), pings, Some(self.resolve_at)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Moves everything that the engines want done into the rings. True when something has to wait
@@ -234,7 +269,9 @@ impl Node {
 
     fn push(&mut self, worker: WorkerId, program: hyphae_overlay::OwnedProgram) {
         // Without a dataplane there is nobody to tell; the next one is told everything.
-        let Some(attachment) = &mut self.attachment else { return };
+        let Some(attachment) = &mut self.attachment else {
+            return;
+        };
         if !attachment.push(worker, program) {
             tracing::error!("the dataplane takes no more records; detaching from it");
             self.attachment = None;
@@ -242,7 +279,10 @@ impl Node {
     }
 
     fn push_all(&mut self, program: &Program<'_>) {
-        let workers = self.attachment.as_ref().map_or(0, |a| a.hello.workers.get());
+        let workers = self
+            .attachment
+            .as_ref()
+            .map_or(0, |a| a.hello.workers.get());
         for worker in 0..workers {
             self.push(WorkerId(worker), hyphae_overlay::OwnedProgram::new(program));
         }
@@ -283,7 +323,11 @@ impl Node {
     /// Does what a command asks; true when it asks to end.
     pub(crate) fn handle_command(&mut self, now: Nanos, command: Command) -> bool {
         match command {
-            Command::Call { method, params, reply } => {
+            Command::Call {
+                method,
+                params,
+                reply,
+            } => {
                 if method == "node.ping" {
                     self.start_ping(now, params, reply);
                 } else {
@@ -325,7 +369,9 @@ impl Node {
     fn scrape(&self) -> Scrape {
         let mut peers_by_state = BTreeMap::from([("alive", 0), ("connecting", 0), ("dead", 0)]);
         for peer in self.overlay.peers() {
-            *peers_by_state.entry(crate::rpc::state_name(peer.state)).or_default() += 1;
+            *peers_by_state
+                .entry(crate::rpc::state_name(peer.state))
+                .or_default() += 1;
         }
         let attachment = self.attachment.as_ref();
         Scrape {

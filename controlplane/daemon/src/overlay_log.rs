@@ -43,7 +43,9 @@ impl Totals {
                 self.sessions_up += 1;
                 tracing::info!(%address, %key, "session is up");
             }
-            Event::SessionDown { address, reason, .. } => {
+            Event::SessionDown {
+                address, reason, ..
+            } => {
                 self.sessions_down += 1;
                 tracing::info!(%address, %reason, "session has ended");
             }
@@ -54,7 +56,10 @@ impl Totals {
             Event::Refused { key, from, reason } => {
                 *self.refusals.entry(refusal_name(reason)).or_default() += 1;
                 let line = format!("{key:?} {from} {reason}");
-                let due = self.logged.get(&line).is_none_or(|at| now.since(*at) >= REFUSAL_AGAIN);
+                let due = self
+                    .logged
+                    .get(&line)
+                    .is_none_or(|at| now.since(*at) >= REFUSAL_AGAIN);
                 if due {
                     if self.logged.len() >= REFUSALS_MAX {
                         self.logged.clear();

@@ -85,16 +85,22 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool 
         let punts = take_punts(node);
         node.handle_timeout(now());
         let left = node.drain();
-        let Some(attachment) = &mut node.attachment else { return false };
+        let Some(attachment) = &mut node.attachment else {
+            return false;
+        };
         let more = punts == PUNT_BUDGET || !attachment.sleep();
-        let mut wait = node.poll_timeout().map_or(Duration::from_secs(1), |at| at.since(now()));
+        let mut wait = node
+            .poll_timeout()
+            .map_or(Duration::from_secs(1), |at| at.since(now()));
         if left {
             wait = wait.min(BACKLOG_RETRY);
         }
         if more {
             wait = Duration::ZERO;
         }
-        let Some(attachment) = &node.attachment else { return false };
+        let Some(attachment) = &node.attachment else {
+            return false;
+        };
         tokio::select! {
             biased;
             () = attachment.gone() => return false,
@@ -118,8 +124,12 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool 
 fn take_punts(node: &mut Node) -> usize {
     let mut taken = 0;
     while taken < PUNT_BUDGET {
-        let Some(attachment) = &mut node.attachment else { break };
-        let Some((worker, code, len)) = attachment.pop() else { break };
+        let Some(attachment) = &mut node.attachment else {
+            break;
+        };
+        let Some((worker, code, len)) = attachment.pop() else {
+            break;
+        };
         taken += 1;
         let scratch = std::mem::take(&mut attachment.scratch);
         match Punt::parse(code, &scratch[..len]) {

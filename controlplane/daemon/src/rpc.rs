@@ -62,12 +62,12 @@ async fn handle(State(commands): State<Commands>, body: Bytes) -> HttpResponse {
     match answer {
         // Notifications only.
         None => StatusCode::NO_CONTENT.into_response(),
-        Some(Ok(value)) => {
-            ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
-        }
-        Some(Err(error)) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
-        }
+        Some(Ok(value)) => (
+            [(header::CONTENT_TYPE, "application/json")],
+            value.to_string(),
+        )
+            .into_response(),
+        Some(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
@@ -81,7 +81,11 @@ async fn answer(commands: &Commands, call: Value) -> Option<Response> {
         }
     };
     let (reply, result) = oneshot::channel();
-    let command = Command::Call { method: request.method, params: request.params, reply };
+    let command = Command::Call {
+        method: request.method,
+        params: request.params,
+        reply,
+    };
     let ending = || Error::new(code::INTERNAL, "the node is shutting down");
     let result = match commands.send(command).await {
         Ok(()) => result.await.unwrap_or_else(|_| Err(ending())),
@@ -119,7 +123,10 @@ pub enum ListenError {
 /// Takes over `rpc.sock`; a socket file that nobody listens on is replaced.
 pub(crate) fn listen_unix(directory: &Path) -> Result<UnixListener, ListenError> {
     let path = directory.join(SOCKET_NAME);
-    let fail = |source| ListenError::Unix { path: path.clone(), source };
+    let fail = |source| ListenError::Unix {
+        path: path.clone(),
+        source,
+    };
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
         return Err(ListenError::InUse(path));
     }
@@ -136,6 +143,10 @@ pub(crate) async fn listen_tcp(
     address: std::net::SocketAddr,
     flag: &'static str,
 ) -> Result<TcpListener, ListenError> {
-    let fail = |source| ListenError::Tcp { address, flag, source };
+    let fail = |source| ListenError::Tcp {
+        address,
+        flag,
+        source,
+    };
     TcpListener::bind(address).await.map_err(fail)
 }

@@ -109,11 +109,20 @@ async fn serve(options: Options) -> Result<(), RunError> {
         now,
     );
     for route in node.config.routes.clone().into_iter().chain(routes.routes) {
-        let refused = |source| RunError::Route { route: route.to_string(), source };
+        let refused = |source| RunError::Route {
+            route: route.to_string(),
+            source,
+        };
         node.rib.add_static(route.route()).map_err(refused)?;
     }
     let stored = peers.peers.into_iter().map(|peer| (peer, true));
-    let given: Vec<_> = node.config.peers.iter().cloned().map(|peer| (peer, false)).collect();
+    let given: Vec<_> = node
+        .config
+        .peers
+        .iter()
+        .cloned()
+        .map(|peer| (peer, false))
+        .collect();
     for (peer, stored) in given.into_iter().chain(stored) {
         node.add_peer(now, peer, stored);
     }

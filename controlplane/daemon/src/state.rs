@@ -62,7 +62,9 @@ pub enum StateError {
         source: io::Error,
     },
     /// The key file is not one.
-    #[error("key file {path}: {source}; restore it from a backup, or remove it to get a new identity")]
+    #[error(
+        "key file {path}: {source}; restore it from a backup, or remove it to get a new identity"
+    )]
     Key {
         /// File.
         path: PathBuf,
@@ -103,9 +105,11 @@ pub fn default_directory() -> PathBuf {
     if rustix::process::geteuid().is_root() {
         return "/var/lib/hyphae".into();
     }
-    let base = variable("XDG_STATE_HOME").map(PathBuf::from).unwrap_or_else(|| {
-        PathBuf::from(variable("HOME").unwrap_or_else(|| "/tmp".into())).join(".local/state")
-    });
+    let base = variable("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            PathBuf::from(variable("HOME").unwrap_or_else(|| "/tmp".into())).join(".local/state")
+        });
     base.join("hyphae")
 }
 
@@ -136,15 +140,27 @@ pub fn prepare_directory(path: &Path) -> Result<(), StateError> {
             }
             _ => "",
         };
-        StateError::Directory { path: path.to_owned(), source, hint }
+        StateError::Directory {
+            path: path.to_owned(),
+            source,
+            hint,
+        }
     };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(fail)?;
     let (owner, us) = (
         fs::metadata(path).map_err(fail)?.uid(),
         rustix::process::geteuid().as_raw(),
     );
     if owner != us && us != 0 {
-        return Err(StateError::Owner { path: path.to_owned(), owner, us });
+        return Err(StateError::Owner {
+            path: path.to_owned(),
+            owner,
+            us,
+        });
     }
     Ok(())
 }
@@ -159,9 +175,17 @@ pub struct Lock(#[allow(dead_code, reason = "holding the descriptor is the point
 /// When another process has it.
 pub fn lock(directory: &Path) -> Result<Lock, StateError> {
     let path = directory.join("lock");
-    let io = |source| StateError::Io { path: path.clone(), source };
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
+    let io = |source| StateError::Io {
+        path: path.clone(),
+        source,
+    };
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Lock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::InUse(directory.to_owned())),
@@ -183,7 +207,8 @@ pub fn read_key(directory: &Path) -> Result<Option<SecretKey>, StateError> {
         Err(source) => return Err(StateError::KeyIo { path, source }),
     };
     zeroize::Zeroize::zeroize(&mut bytes);
-    key.map(Some).map_err(|source| StateError::Key { path, source })
+    key.map(Some)
+        .map_err(|source| StateError::Key { path, source })
 }
 
 /// Makes and stores a key.
@@ -196,8 +221,10 @@ pub fn generate_key(directory: &Path, force: bool) -> Result<SecretKey, StateErr
         return Err(StateError::KeyExists(path));
     }
     let key = SecretKey::generate().map_err(|error| StateError::Random(error.to_string()))?;
-    write_atomic(&path, key.as_bytes(), 0o640)
-        .map_err(|source| StateError::KeyIo { path: path.clone(), source })?;
+    write_atomic(&path, key.as_bytes(), 0o640).map_err(|source| StateError::KeyIo {
+        path: path.clone(),
+        source,
+    })?;
     Ok(key)
 }
 
@@ -236,7 +263,12 @@ pub fn read_toml<T: DeserializeOwned + Default>(path: &Path) -> Result<T, StateE
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
-        Err(source) => return Err(StateError::Io { path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(StateError::Io {
+                path: path.to_owned(),
+                source,
+            });
+        }
     };
     toml::from_str(&text).map_err(|error| StateError::Malformed {
         path: path.to_owned(),
@@ -249,7 +281,10 @@ pub fn read_toml<T: DeserializeOwned + Default>(path: &Path) -> Result<T, StateE
 /// # Errors
 /// When it cannot be written; the old one is then still there.
 pub fn write_toml<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
-    let io = |source| StateError::Io { path: path.to_owned(), source };
+    let io = |source| StateError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let text = toml::to_string_pretty(value).map_err(|error| io(io::Error::other(error)))?;
     write_atomic(path, text.as_bytes(), 0o644).map_err(io)
 }
@@ -288,9 +323,15 @@ mod tests {
         let first = load_or_create_key(directory.path()).unwrap();
         let second = load_or_create_key(directory.path()).unwrap();
         assert_eq!(first.public_key(), second.public_key());
-        let mode = fs::metadata(directory.path().join(KEY_FILE)).unwrap().permissions().mode();
+        let mode = fs::metadata(directory.path().join(KEY_FILE))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777 & !0o640, 0);
-        assert!(matches!(generate_key(directory.path(), false), Err(StateError::KeyExists(_))));
+        assert!(matches!(
+            generate_key(directory.path(), false),
+            Err(StateError::KeyExists(_))
+        ));
         let third = generate_key(directory.path(), true).unwrap();
         assert_ne!(first.public_key(), third.public_key());
     }
@@ -301,7 +342,10 @@ mod tests {
         let path = directory.path().join(KEY_FILE);
         for bytes in [&[1u8; 31][..], &[1; 33], &[], &[0; 32]] {
             fs::write(&path, bytes).unwrap();
-            assert!(matches!(load_or_create_key(directory.path()), Err(StateError::Key { .. })));
+            assert!(matches!(
+                load_or_create_key(directory.path()),
+                Err(StateError::Key { .. })
+            ));
             assert_eq!(fs::read(&path).unwrap(), bytes);
         }
     }
@@ -311,12 +355,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(PEERS_FILE);
         assert_eq!(read_toml::<PeersFile>(&path).unwrap(), PeersFile::default());
-        let peers = PeersFile { peers: vec!["udp://192.0.2.1:9670".parse().unwrap()] };
+        let peers = PeersFile {
+            peers: vec!["udp://192.0.2.1:9670".parse().unwrap()],
+        };
         write_toml(&path, &peers).unwrap();
         assert_eq!(read_toml::<PeersFile>(&path).unwrap(), peers);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         fs::write(&path, "peers = 3").unwrap();
-        assert!(matches!(read_toml::<PeersFile>(&path), Err(StateError::Malformed { .. })));
+        assert!(matches!(
+            read_toml::<PeersFile>(&path),
+            Err(StateError::Malformed { .. })
+        ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "peers = 3");
     }
 

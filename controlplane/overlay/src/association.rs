@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyphae_wire::{Endpoint, Nanos};
 
 use crate::engine::Timer;
-use crate::handshake::{Carrier, Goal};
+use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal};
 use crate::install::FIRST_WORKER;
 use crate::keys::Kind;
 use crate::session::Owner;
@@ -52,7 +52,6 @@ impl Overlay {
 
     /// Session `epoch` works both ways. `fresh` when it does not renew one that worked.
     pub(crate) fn confirmed(&mut self, now: Nanos, owner: Owner, epoch: u32, fresh: bool) {
-        let grace = now + self.config.grace;
         let Some(association) = self.associations.get_mut(&owner) else {
             return;
         };
@@ -67,12 +66,18 @@ impl Overlay {
             self.schedule(owner);
             return;
         }
-        if !session.retiring {
-            session.remove_at = session.created + self.config.reject_after;
-        }
+        session.retiring = false;
+        session.remove_at = session.created + self.config.reject_after;
         let (outbound, created) = (session.outbound(), session.created);
         let lanes = session.lane_count();
-        association.retire_older(epoch, grace);
+        // The side that began it may learn only by a repetition that it works, and sends on the
+        // previous one until then.
+        let late = if outbound {
+            Duration::ZERO
+        } else {
+            CONFIRM_TIMEOUT
+        };
+        association.retire_older(epoch, now + self.config.grace + late);
         association.handshakes += 1;
         let rekey_at = match owner.kind() {
             Kind::Link => self.rekey_time(created, outbound),
@@ -169,12 +174,12 @@ impl Overlay {
         let Some(session) = association.current().filter(|s| s.epoch == lane.epoch) else {
             return;
         };
-        let at = if session.outbound() {
-            now
+        if session.outbound() {
+            association.rekey_at = Nanos::NEVER;
+            self.renew(now, lane.owner, false);
         } else {
-            now + margin / 4
-        };
-        association.rekey_at = association.rekey_at.min(at);
+            association.rekey_at = association.rekey_at.min(now + margin / 4);
+        }
         self.schedule(lane.owner);
     }
 
@@ -316,15 +321,28 @@ impl Overlay {
 
     /// Does what is due for a node.
     pub(crate) fn association_due(&mut self, now: Nanos, owner: Owner) {
-        let Some(association) = self.associations.get(&owner) else {
+        let (grace, reject_after) = (self.config.grace, self.config.reject_after);
+        let Some(association) = self.associations.get_mut(&owner) else {
             return;
         };
-        let ended: Vec<_> = association
+        // Some lane of the session in use may still stand by, while its predecessor carries traffic.
+        let partial = association
+            .current()
+            .is_some_and(|s| s.lanes_active() < s.lane_count());
+        let mut ended = Vec::new();
+        for session in association
             .sessions
-            .iter()
+            .iter_mut()
             .filter(|s| s.remove_at <= now)
-            .map(|s| (s.epoch, s.retiring))
-            .collect();
+        {
+            let limit = session.created + reject_after;
+            let replaced = session.retiring && session.confirmed.is_some() && !session.receive_only;
+            if partial && replaced && now < limit {
+                session.remove_at = limit.min(now + grace);
+            } else {
+                ended.push((session.epoch, session.retiring));
+            }
+        }
         for (epoch, retired) in ended {
             self.remove_session(now, owner, epoch, retired);
         }

@@ -113,8 +113,18 @@ impl Overlay {
             return;
         };
         if let Stage::Confirm { owner, epoch } = outgoing.stage {
-            self.remove_session(now, owner, epoch, false);
-            self.settle(now, owner, crate::DownReason::Dead);
+            // The third message may have come through and only the confirmations not: then the other
+            // end sends on this session now. So it goes on receiving, and a late frame confirms it.
+            let until = now + self.config.grace;
+            if let Some(session) = self
+                .associations
+                .get_mut(&owner)
+                .and_then(|a| a.session(epoch))
+            {
+                session.retiring = true;
+                session.remove_at = session.remove_at.min(until);
+            }
+            self.schedule(owner);
         }
         match outgoing.goal {
             Goal::Target(target) => self.target_failed(now, target, refusal),

@@ -217,7 +217,7 @@ impl Association {
             .pings
             .iter()
             .map(|p| p.retry_at.min(p.asked + PING_TIMEOUT));
-        let hold = Some(self.hold_until).filter(|_| self.is_idle());
+        let hold = Some(self.hold_until).filter(|at| *at > Nanos(0) && self.is_idle());
         [self.rekey_at, self.activate_at, self.liveness.probe_at]
             .into_iter()
             .chain(sessions)

@@ -160,15 +160,21 @@ impl Overlay {
             .addresses
             .iter()
             .filter(|endpoint| !endpoint.is_unset());
-        let carriers = carriers
+        let carriers: Vec<_> = carriers
             .map(|endpoint| Carrier::Underlay {
                 worker: FIRST_WORKER,
                 endpoint: *endpoint,
             })
             .collect();
+        if carriers.is_empty() {
+            return;
+        }
         let outgoing = self.begin(now, Goal::Target(id), carriers, target.failures > 0);
         if let Some(target) = self.targets.get_mut(&id) {
             target.outgoing = outgoing;
+        }
+        if outgoing.is_none() {
+            self.target_failed(now, id, None);
         }
     }
 

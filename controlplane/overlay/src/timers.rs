@@ -32,6 +32,12 @@ impl<K: Ord + Copy> Timers<K> {
         self.by_time.first().map(|(at, _)| *at)
     }
 
+    /// The next deadline and its name, for tests.
+    #[cfg(test)]
+    pub(crate) fn first(&self) -> Option<(Nanos, K)> {
+        self.by_time.first().copied()
+    }
+
     /// Takes what is due at `now`: each name at most once, so a deadline that its owner sets to the
     /// past cannot hold the caller.
     pub(crate) fn take_due(&mut self, now: Nanos) -> Vec<K> {

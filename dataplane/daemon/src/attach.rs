@@ -19,7 +19,9 @@ pub(crate) const SOCKET_NAME: &str = "dataplane.sock";
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Somebody listens there.
-    #[error("{0}: another dataplane is running with this socket directory; stop it or use another --socket-dir")]
+    #[error(
+        "{0}: another dataplane is running with this socket directory; stop it or use another --socket-dir"
+    )]
     InUse(PathBuf),
     /// Another failure.
     #[error("{path}: {source}")]
@@ -54,7 +56,10 @@ impl Server {
         hello: Hello,
     ) -> Result<Self, SocketError> {
         let path = directory.join(SOCKET_NAME);
-        let fail = |source| SocketError::Io { path: path.clone(), source };
+        let fail = |source| SocketError::Io {
+            path: path.clone(),
+            source,
+        };
         if UnixStream::connect(&path).is_ok() {
             return Err(SocketError::InUse(path));
         }
@@ -95,7 +100,9 @@ impl Server {
 
     /// Somebody knocks.
     pub(crate) fn admit(&mut self) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
+        let Ok((stream, _)) = self.listener.accept() else {
+            return;
+        };
         // The holder of the lease may have died just before the newcomer came.
         if let Some(lease) = &self.lease
             && lease.set_nonblocking(true).is_ok()
@@ -105,7 +112,10 @@ impl Server {
         }
         match self.offer(&stream) {
             Ok(true) => {
-                tracing::info!(generation = self.segment.generation(), "control plane attached");
+                tracing::info!(
+                    generation = self.segment.generation(),
+                    "control plane attached"
+                );
                 self.lease = Some(stream);
             }
             Ok(false) => {}
@@ -117,7 +127,11 @@ impl Server {
         let refusal = self.refusal(stream);
         if refusal != WELCOME {
             tracing::warn!(
-                reason = if refusal == BUSY { "another one is attached" } else { "other user" },
+                reason = if refusal == BUSY {
+                    "another one is attached"
+                } else {
+                    "other user"
+                },
                 "control plane refused"
             );
             attach::offer(stream.as_fd(), &Hello::blank(refusal), &[])?;

@@ -36,7 +36,14 @@ pub(crate) enum Taken {
 impl Control {
     pub(crate) fn new(program: Consumer, punt: Producer, bell: Arc<Doorbell>) -> Self {
         let scratch = vec![0; RECORD_MAX].into_boxed_slice();
-        Self { program, punt, bell, dirty: false, scratch, snapshot: None }
+        Self {
+            program,
+            punt,
+            bell,
+            dirty: false,
+            scratch,
+            snapshot: None,
+        }
     }
 
     pub(crate) fn take(&mut self) -> Taken {
@@ -79,25 +86,32 @@ impl Control {
     }
 
     pub(crate) fn push_event(&mut self, event: &EngineEvent) -> bool {
-        let lane = |kind, index| LaneEvent { kind: U32::new(kind), receive_index: U32::new(index) };
+        let lane = |kind, index| LaneEvent {
+            kind: U32::new(kind),
+            receive_index: U32::new(index),
+        };
         match *event {
             EngineEvent::NeedSession(address) => {
                 self.push(&Punt::NeedSession(&NeedSession { address }))
             }
-            EngineEvent::EndpointMoved { peer, lane, endpoint } => {
-                self.push(&Punt::EndpointMoved(&EndpointMoved {
-                    peer: U32::new(peer),
-                    lane: U16::new(lane),
-                    reserved: U16::ZERO,
-                    endpoint,
-                }))
-            }
-            EngineEvent::LaneActive { kind, receive_index } => {
-                self.push(&Punt::LaneActive(&lane(kind, receive_index)))
-            }
-            EngineEvent::RekeyDue { kind, receive_index } => {
-                self.push(&Punt::RekeyDue(&lane(kind, receive_index)))
-            }
+            EngineEvent::EndpointMoved {
+                peer,
+                lane,
+                endpoint,
+            } => self.push(&Punt::EndpointMoved(&EndpointMoved {
+                peer: U32::new(peer),
+                lane: U16::new(lane),
+                reserved: U16::ZERO,
+                endpoint,
+            })),
+            EngineEvent::LaneActive {
+                kind,
+                receive_index,
+            } => self.push(&Punt::LaneActive(&lane(kind, receive_index))),
+            EngineEvent::RekeyDue {
+                kind,
+                receive_index,
+            } => self.push(&Punt::RekeyDue(&lane(kind, receive_index))),
         }
     }
 
@@ -111,13 +125,20 @@ impl Control {
         frame: &[u8],
     ) -> bool {
         let part = |offset: u32, len: u32| {
-            frame.get(offset as usize..(offset + len) as usize).unwrap_or_default()
+            frame
+                .get(offset as usize..(offset + len) as usize)
+                .unwrap_or_default()
         };
         match *verdict {
             Verdict::PuntHandshake => {
                 self.push(&Punt::Handshake(&PuntHandshake { endpoint: *from }, frame))
             }
-            Verdict::PuntLinkLocal { peer, receive_index, offset, len } => {
+            Verdict::PuntLinkLocal {
+                peer,
+                receive_index,
+                offset,
+                len,
+            } => {
                 let fixed = PuntLinkLocal {
                     peer: U32::new(peer),
                     receive_index: U32::new(receive_index),

@@ -102,13 +102,20 @@ impl Cores {
             Self::Auto => {
                 let rest = available.iter().skip(1).take(usize::from(WORKERS_MAX));
                 let cores: Vec<_> = rest.map(|core| Some(*core)).collect();
-                Ok(if cores.is_empty() { vec![available.first().copied()] } else { cores })
+                Ok(if cores.is_empty() {
+                    vec![available.first().copied()]
+                } else {
+                    cores
+                })
             }
             Self::List(cores) => cores
                 .iter()
                 .map(|core| match available.contains(core) {
                     true => Ok(Some(*core)),
-                    false => Err(CoresError::Absent { core: *core, available: join(&available) }),
+                    false => Err(CoresError::Absent {
+                        core: *core,
+                        available: join(&available),
+                    }),
                 })
                 .collect(),
         }
@@ -119,19 +126,27 @@ impl Cores {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(crate) fn pin(core: usize) -> rustix::io::Result<()> {
+pub fn pin(core: usize) -> rustix::io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core);
     sched_setaffinity(None, &set)
 }
 
 fn available() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(None) else { return vec![0] };
-    (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect()
+    let Ok(set) = sched_getaffinity(None) else {
+        return vec![0];
+    };
+    (0..CpuSet::MAX_CPU)
+        .filter(|core| set.is_set(*core))
+        .collect()
 }
 
 fn join(cores: &[usize]) -> String {
-    cores.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    cores
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 #[cfg(test)]
@@ -151,10 +166,16 @@ mod tests {
         assert_eq!("1,1".parse::<Cores>(), Err(CoresError::Twice(1)));
         assert_eq!("any:65".parse::<Cores>(), Err(CoresError::TooMany(65)));
         for bad in ["", "a", "3-1", "any:0", "any:", "1,,2", "-1"] {
-            assert!(matches!(bad.parse::<Cores>(), Err(CoresError::Form(_))), "{bad}");
+            assert!(
+                matches!(bad.parse::<Cores>(), Err(CoresError::Form(_))),
+                "{bad}"
+            );
         }
         let absent = Cores::List(vec![100_000]).resolve();
-        assert!(matches!(absent, Err(CoresError::Absent { core: 100_000, .. })));
+        assert!(matches!(
+            absent,
+            Err(CoresError::Absent { core: 100_000, .. })
+        ));
     }
 
     #[test]

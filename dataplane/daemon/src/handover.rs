@@ -57,7 +57,11 @@ pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handover> {
             let outlet = (from != to).then(|| {
                 let (ring, consumer) = hyphae_shm::heap(RING_BYTES);
                 ends[to].from.push(consumer);
-                Outlet { ring, bell: Arc::clone(bell), dirty: false }
+                Outlet {
+                    ring,
+                    bell: Arc::clone(bell),
+                    dirty: false,
+                }
             });
             ends[from].to.push(outlet);
         }
@@ -68,18 +72,32 @@ pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handover> {
 impl Handover {
     /// Hands over a datagram as received. False when it could not be.
     pub(crate) fn raw(&mut self, to: WorkerId, from: &Endpoint, frame: &[u8]) -> bool {
-        self.push(to, RAW, Header { from: *from, peer: U32::ZERO, reserved: U32::ZERO }, frame)
+        self.push(
+            to,
+            RAW,
+            Header {
+                from: *from,
+                peer: U32::ZERO,
+                reserved: U32::ZERO,
+            },
+            frame,
+        )
     }
 
     /// Hands over a frame whose link part is open. False when it could not be.
     pub(crate) fn opened(&mut self, to: WorkerId, peer: u32, frame: &[u8]) -> bool {
-        let header =
-            Header { from: Endpoint::default(), peer: U32::new(peer), reserved: U32::ZERO };
+        let header = Header {
+            from: Endpoint::default(),
+            peer: U32::new(peer),
+            reserved: U32::ZERO,
+        };
         self.push(to, OPENED, header, frame)
     }
 
     fn push(&mut self, to: WorkerId, code: u16, header: Header, frame: &[u8]) -> bool {
-        let Some(Some(outlet)) = self.to.get_mut(to.as_usize()) else { return false };
+        let Some(Some(outlet)) = self.to.get_mut(to.as_usize()) else {
+            return false;
+        };
         let pushed = outlet.ring.push(code, &[header.as_bytes(), frame]).is_ok();
         outlet.dirty |= pushed;
         pushed
@@ -106,14 +124,22 @@ impl Handover {
         for ring in &mut self.from {
             for _ in 0..budget {
                 // These rings live in this process: a corrupt one is a bug, not an input.
-                let Ok(Some((code, len))) = ring.pop(scratch) else { break };
+                let Ok(Some((code, len))) = ring.pop(scratch) else {
+                    break;
+                };
                 any = true;
                 let Ok((header, frame)) = Ref::<_, Header>::from_prefix(&mut scratch[..len]) else {
                     continue;
                 };
                 each(match code {
-                    RAW => Taken::Raw { from: header.from, frame },
-                    _ => Taken::Opened { peer: header.peer.get(), frame },
+                    RAW => Taken::Raw {
+                        from: header.from,
+                        frame,
+                    },
+                    _ => Taken::Opened {
+                        peer: header.peer.get(),
+                        frame,
+                    },
                 });
             }
             ring.release();

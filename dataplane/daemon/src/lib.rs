@@ -16,6 +16,6 @@ mod run;
 mod turn;
 mod worker;
 
-pub use cores::{Cores, CoresError};
+pub use cores::{Cores, CoresError, pin};
 pub use options::Options;
 pub use run::{RunError, run};

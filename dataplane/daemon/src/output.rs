@@ -8,9 +8,7 @@
 //!
 //! Owned by one worker. Buffers stay referenced by the turn (see [`crate::turn`]) until `flush`.
 
-use hyphae_uring::{
-    BufferId, Driver, SEGMENTS_MAX, SLOT_BYTES, SendError, Span, TRAIN_BYTES_MAX,
-};
+use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, SLOT_BYTES, SendError, Span, TRAIN_BYTES_MAX};
 use hyphae_wire::Endpoint;
 
 /// Trains that can be open at once; one more closes the oldest.
@@ -76,7 +74,11 @@ impl Output {
     ) {
         debug_assert!(segment > 0 && span.len > 0, "a train has bytes");
         let count = span.len.div_ceil(segment) as usize;
-        if let Some(at) = self.open.iter().position(|train| train.lane == lane && train.to == *to) {
+        if let Some(at) = self
+            .open
+            .iter()
+            .position(|train| train.lane == lane && train.to == *to)
+        {
             if self.open[at].takes(span, segment, count) {
                 self.open[at].append(span, count);
                 return;
@@ -86,7 +88,9 @@ impl Output {
             self.close(driver, 0);
         }
         // One of OPEN_MAX trains is spare whenever fewer than OPEN_MAX are open.
-        let Some(mut train) = self.spare.pop() else { return };
+        let Some(mut train) = self.spare.pop() else {
+            return;
+        };
         train.start(lane, *to, segment);
         train.append(span, count);
         self.open.push(train);

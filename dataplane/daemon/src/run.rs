@@ -75,7 +75,10 @@ pub enum RunError {
 }
 
 fn system(call: &'static str) -> impl Fn(rustix::io::Errno) -> RunError {
-    move |error| RunError::System { call, source: error.into() }
+    move |error| RunError::System {
+        call,
+        source: error.into(),
+    }
 }
 
 /// What a worker thread is started with; the driver is opened on the thread itself.
@@ -102,7 +105,10 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
-    let blocked = |error: nix::Error| RunError::System { call: "signalfd", source: error.into() };
+    let blocked = |error: nix::Error| RunError::System {
+        call: "signalfd",
+        source: error.into(),
+    };
     signals.thread_block().map_err(blocked)?;
     let signal_fd = SignalFd::new(&signals).map_err(blocked)?;
 
@@ -111,24 +117,49 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     let workers = cores.len() as u16;
     let (kind, reason) = choose(options.driver)?;
     let sockets = bind(options.listen, workers)?;
-    let ports: Vec<u16> = sockets.iter().map(|(_, report)| report.local.port()).collect();
-    let receive_bytes = sockets.first().map_or(0, |(_, report)| report.receive_bytes);
-    let tun = options.tun.as_deref().map(|name| tun::open(name, workers)).transpose()?;
+    let ports: Vec<u16> = sockets
+        .iter()
+        .map(|(_, report)| report.local.port())
+        .collect();
+    let receive_bytes = sockets
+        .first()
+        .map_or(0, |(_, report)| report.receive_bytes);
+    let tun = options
+        .tun
+        .as_deref()
+        .map(|name| tun::open(name, workers))
+        .transpose()?;
 
     let (segment, memory) = Segment::create(Layout::new(workers))?;
     let control_bell = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
-    let bells: Vec<_> =
-        (0..workers).map(|_| Doorbell::new().map(Arc::new)).collect::<Result<_, _>>().map_err(system("eventfd"))?;
-    let hello = describe(options, &cores, &ports, receive_bytes, tun.as_ref(), kind, &reason);
+    let bells: Vec<_> = (0..workers)
+        .map(|_| Doorbell::new().map(Arc::new))
+        .collect::<Result<_, _>>()
+        .map_err(system("eventfd"))?;
+    let hello = describe(
+        options,
+        &cores,
+        &ports,
+        receive_bytes,
+        tun.as_ref(),
+        kind,
+        &reason,
+    );
     let clone = |bell: &Doorbell| {
-        bell.try_clone().map_err(|source| RunError::System { call: "dup", source })
+        bell.try_clone().map_err(|source| RunError::System {
+            call: "dup",
+            source,
+        })
     };
     let server = Server::listen(
         &options.socket_dir,
         segment.clone(),
         memory,
         clone(&control_bell)?,
-        bells.iter().map(|bell| clone(bell)).collect::<Result<_, _>>()?,
+        bells
+            .iter()
+            .map(|bell| clone(bell))
+            .collect::<Result<_, _>>()?,
         hello,
     )?;
 
@@ -141,7 +172,11 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     for (((n, (socket, _)), handover), core) in (0..).zip(sockets).zip(handovers).zip(cores) {
         let id = WorkerId(n);
         let queue: Option<OwnedFd> = queues.next();
-        let config = EngineConfig { worker: id, workers, has_tun: queue.is_some() };
+        let config = EngineConfig {
+            worker: id,
+            workers,
+            has_tun: queue.is_some(),
+        };
         let seat = Seat {
             id,
             core,
@@ -168,7 +203,10 @@ pub fn run(options: &Options) -> Result<(), RunError> {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{n}"))
             .spawn(move || sit(seat))
-            .map_err(|source| RunError::System { call: "thread", source })?;
+            .map_err(|source| RunError::System {
+                call: "thread",
+                source,
+            })?;
         threads.push((n, thread));
     }
     tracing::info!(
@@ -201,16 +239,16 @@ fn choose(wanted: DriverKind) -> Result<(DriverKind, String), RunError> {
     Ok((kind, reason))
 }
 
-fn bind(
-    listen: SocketAddr,
-    workers: u16,
-) -> Result<Vec<(OwnedFd, udp::SocketReport)>, RunError> {
+fn bind(listen: SocketAddr, workers: u16) -> Result<Vec<(OwnedFd, udp::SocketReport)>, RunError> {
     let mut bound = Vec::new();
     for n in 0..workers {
         let mut address = listen;
         // Port 0 lets the kernel choose for every worker.
         if listen.port() != 0 {
-            let port = listen.port().checked_add(n).ok_or(RunError::Ports(listen.port()))?;
+            let port = listen
+                .port()
+                .checked_add(n)
+                .ok_or(RunError::Ports(listen.port()))?;
             address.set_port(port);
         }
         bound.push(udp::bind(address, udp::SocketOptions::default())?);
@@ -237,12 +275,19 @@ fn describe(
         place.set(*port);
     }
     for (place, core) in hello.cores.iter_mut().zip(cores) {
-        place.set(core.and_then(|core| u16::try_from(core).ok()).unwrap_or(u16::MAX));
+        place.set(
+            core.and_then(|core| u16::try_from(core).ok())
+                .unwrap_or(u16::MAX),
+        );
     }
     if let Some(tun) = tun {
         hello.tun_name_len = store_text(&mut hello.tun_name, &tun.name);
     }
-    let name = if kind == DriverKind::Epoll { "epoll" } else { "io_uring" };
+    let name = if kind == DriverKind::Epoll {
+        "epoll"
+    } else {
+        "io_uring"
+    };
     hello.driver_len = store_text(&mut hello.driver, name);
     let reason = format!("--driver {}: {reason}", options.driver);
     hello.driver_reason_len = store_text(&mut hello.driver_reason, &reason);
@@ -264,8 +309,23 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         cores::pin(core).map_err(system("sched_setaffinity"))?;
     }
     let open = |source| RunError::Driver { worker, source };
-    let Seat { engine, control, handover, stats, udp_segmentation, stop, .. } = seat;
-    let parts = WorkerParts { engine, control, handover, stats, udp_segmentation, stop };
+    let Seat {
+        engine,
+        control,
+        handover,
+        stats,
+        udp_segmentation,
+        stop,
+        ..
+    } = seat;
+    let parts = WorkerParts {
+        engine,
+        control,
+        handover,
+        stats,
+        udp_segmentation,
+        stop,
+    };
     let result = match hyphae_uring::open(seat.kind, seat.parts).map_err(open)? {
         AnyDriver::Uring(driver) => Worker::new(*driver, parts).run(),
         AnyDriver::Epoll(driver) => Worker::new(*driver, parts).run(),

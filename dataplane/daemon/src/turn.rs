@@ -1,7 +1,9 @@
 //! What a turn does with each thing that arrives: carries out the engine's verdicts.
 
 use hyphae_forward::host::{Part, Splitter, TUN_HEADER_LEN, TunHeader, TunSink};
-use hyphae_forward::{Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict};
+use hyphae_forward::{
+    Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict,
+};
 use hyphae_shm::record::{Program, Punt};
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, Span};
@@ -26,7 +28,8 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn receive(&mut self, now: Nanos, from: &Endpoint, span: Span, segment: u32) {
         let mut verdicts = std::mem::take(&mut self.verdicts);
         let train = self.driver.spans(span);
-        self.engine.receive(now, from, train, segment as usize, &mut verdicts);
+        self.engine
+            .receive(now, from, train, segment as usize, &mut verdicts);
         let mut offset = 0;
         for verdict in verdicts.drain(..) {
             let len = segment.min(span.len - offset);
@@ -40,7 +43,11 @@ impl<D: Driver> Worker<D> {
         match *verdict {
             Verdict::Drop(_) | Verdict::Done => {}
             Verdict::Transmit(lane) => self.transmit(lane, frame, frame.len),
-            Verdict::Deliver { offset, len, partial_checksum } => {
+            Verdict::Deliver {
+                offset,
+                len,
+                partial_checksum,
+            } => {
                 self.deliver(Self::part(frame, offset, len), partial_checksum);
             }
             Verdict::Handover(worker) => {
@@ -51,7 +58,9 @@ impl<D: Driver> Worker<D> {
                 let taken = self.handover.opened(worker, peer, self.driver.spans(frame));
                 self.count_handover(taken);
             }
-            Verdict::PuntHandshake | Verdict::PuntLinkLocal { .. } | Verdict::PuntService { .. } => {
+            Verdict::PuntHandshake
+            | Verdict::PuntLinkLocal { .. }
+            | Verdict::PuntService { .. } => {
                 let bytes = self.driver.spans(frame);
                 let taken = self.control.push_verdict(now, from, verdict, bytes);
                 self.count_punt(taken);
@@ -68,18 +77,27 @@ impl<D: Driver> Worker<D> {
         };
         // A frame is at most 64 KiB.
         let len = frame.len() as u32;
-        let space = self.turn.arena.space(&mut self.driver, len, &mut self.turn.held);
+        let space = self
+            .turn
+            .arena
+            .space(&mut self.driver, len, &mut self.turn.held);
         let Some((buffer, offset)) = space else {
             self.engine.counters.drop(DropReason::NoBuffer);
             return;
         };
         self.turn.arena.take(len);
-        let span = Span { buffer, offset, len };
+        let span = Span {
+            buffer,
+            offset,
+            len,
+        };
         self.driver.spans(span).copy_from_slice(frame);
         match taken {
             handover::Taken::Raw { .. } => self.receive(now, &from, span, len),
             handover::Taken::Opened { peer, .. } => {
-                let verdict = self.engine.receive_opened(now, peer, self.driver.spans(span));
+                let verdict = self
+                    .engine
+                    .receive_opened(now, peer, self.driver.spans(span));
                 self.carry_out(now, &from, &verdict, span);
             }
         }
@@ -93,12 +111,18 @@ impl<D: Driver> Worker<D> {
             self.engine.counters.drop(DropReason::TunMalformed);
             return;
         };
-        self.engine.counters.add(Counter::TunRxBytes, packet.len() as u64);
+        self.engine
+            .counters
+            .add(Counter::TunRxBytes, packet.len() as u64);
         let departure = match self.engine.route_host(now, &header, packet) {
             HostVerdict::Depart(departure) => departure,
             HostVerdict::Wait | HostVerdict::Drop(_) => return,
         };
-        let packet = Self::part(span, TUN_HEADER_LEN as u32, span.len - TUN_HEADER_LEN as u32);
+        let packet = Self::part(
+            span,
+            TUN_HEADER_LEN as u32,
+            span.len - TUN_HEADER_LEN as u32,
+        );
         let frames = match Splitter::new(&header, self.driver.spans(packet), departure.mtu()) {
             Ok(splitter) => splitter.remaining(),
             Err(reason) => {
@@ -114,7 +138,9 @@ impl<D: Driver> Worker<D> {
             // Bounded by the buffer.
             let wanted = wanted.min(BUFFER_BYTES as usize) as u32;
             let Some((buffer, offset)) =
-                self.turn.arena.space(&mut self.driver, wanted, &mut self.turn.held)
+                self.turn
+                    .arena
+                    .space(&mut self.driver, wanted, &mut self.turn.held)
             else {
                 self.engine.counters.drop(DropReason::NoBuffer);
                 return;
@@ -123,7 +149,9 @@ impl<D: Driver> Worker<D> {
             let read = &read[packet.offset as usize..(packet.offset + packet.len) as usize];
             let write = &mut write[offset as usize..];
             // Made anew for every buffer: it borrows the packet from the driver that lends the space.
-            let Ok(mut splitter) = Splitter::new(&header, read, departure.mtu()) else { return };
+            let Ok(mut splitter) = Splitter::new(&header, read, departure.mtu()) else {
+                return;
+            };
             splitter.seek(position);
             let Some(train) = self.engine.originate(now, &departure, &mut splitter, write) else {
                 return;
@@ -142,7 +170,11 @@ impl<D: Driver> Worker<D> {
             return;
         };
         self.turn.held.push(buffer);
-        let span = Span { buffer, offset: 0, len };
+        let span = Span {
+            buffer,
+            offset: 0,
+            len,
+        };
         let bytes = self.driver.spans(span);
         bytes[..TUN_HEADER_LEN].copy_from_slice(ready.header.as_bytes());
         bytes[TUN_HEADER_LEN..].copy_from_slice(&ready.packet);
@@ -187,14 +219,14 @@ impl<D: Driver> Worker<D> {
                 true
             }
             Program::InjectRaw(record, frame) => self.inject_raw(&record.endpoint, frame),
-            Program::InjectLinkLocal(record, payload) => {
-                self.inject(payload.len(), |engine, space| {
+            Program::InjectLinkLocal(record, payload) => self
+                .inject(payload.len(), |engine, space| {
                     engine.inject_link_local(now, record, payload, space)
-                })
-            }
-            Program::InjectRouted(record, payload) => self.inject(payload.len(), |engine, space| {
-                engine.inject_routed(now, record, payload, space)
-            }),
+                }),
+            Program::InjectRouted(record, payload) => self
+                .inject(payload.len(), |engine, space| {
+                    engine.inject_routed(now, record, payload, space)
+                }),
             Program::PeerRemove(record) => {
                 self.stats.clear_peer(record.peer.get());
                 self.engine.apply(now, program).is_ok()
@@ -205,12 +237,23 @@ impl<D: Driver> Worker<D> {
 
     fn inject_raw(&mut self, to: &Endpoint, frame: &[u8]) -> bool {
         // Records are at most 64 KiB and a little.
-        let Ok(len) = u16::try_from(frame.len()) else { return false };
+        let Ok(len) = u16::try_from(frame.len()) else {
+            return false;
+        };
         let len = u32::from(len);
-        let space = self.turn.arena.space(&mut self.driver, len, &mut self.turn.held);
-        let Some((buffer, offset)) = space.filter(|_| len > 0) else { return false };
+        let space = self
+            .turn
+            .arena
+            .space(&mut self.driver, len, &mut self.turn.held);
+        let Some((buffer, offset)) = space.filter(|_| len > 0) else {
+            return false;
+        };
         self.turn.arena.take(len);
-        let span = Span { buffer, offset, len };
+        let span = Span {
+            buffer,
+            offset,
+            len,
+        };
         self.driver.spans(span).copy_from_slice(frame);
         self.turn.output.send_raw(&mut self.driver, to, span);
         true
@@ -226,12 +269,19 @@ impl<D: Driver> Worker<D> {
         if wanted > BUFFER_BYTES {
             return false;
         }
-        let space = self.turn.arena.space(&mut self.driver, wanted, &mut self.turn.held);
+        let space = self
+            .turn
+            .arena
+            .space(&mut self.driver, wanted, &mut self.turn.held);
         let Some((buffer, offset)) = space else {
             self.engine.counters.drop(DropReason::NoBuffer);
             return true;
         };
-        let bytes = self.driver.spans(Span { buffer, offset, len: wanted });
+        let bytes = self.driver.spans(Span {
+            buffer,
+            offset,
+            len: wanted,
+        });
         match build(&mut self.engine, bytes) {
             Ok(train) => self.send_built(buffer, offset, &train),
             Err(reason) => self.engine.counters.drop(reason),
@@ -243,18 +293,43 @@ impl<D: Driver> Worker<D> {
         // A train fits a buffer.
         let (len, segment) = (train.len as u32, train.segment as u32);
         self.turn.arena.take(len);
-        self.transmit(train.lane, Span { buffer, offset, len }, segment);
+        self.transmit(
+            train.lane,
+            Span {
+                buffer,
+                offset,
+                len,
+            },
+            segment,
+        );
     }
 
     fn transmit(&mut self, lane: LinkSlot, span: Span, segment: u32) {
-        self.engine.note_sent(lane, u64::from(span.len.div_ceil(segment)), u64::from(span.len));
-        let Some(to) = self.engine.endpoint(lane) else { return };
-        self.turn.output.add(&mut self.driver, lane.0, to, span, segment);
+        self.engine.note_sent(
+            lane,
+            u64::from(span.len.div_ceil(segment)),
+            u64::from(span.len),
+        );
+        let Some(to) = self.engine.endpoint(lane) else {
+            return;
+        };
+        self.turn
+            .output
+            .add(&mut self.driver, lane.0, to, span, segment);
     }
 
     fn deliver(&mut self, packet: Span, partial: bool) {
-        let part = Part { buffer: packet.buffer.index(), offset: packet.offset, len: packet.len };
-        let mut sink = Sink { driver: &mut self.driver, writes: 0, bytes: 0, refused: 0 };
+        let part = Part {
+            buffer: packet.buffer.index(),
+            offset: packet.offset,
+            len: packet.len,
+        };
+        let mut sink = Sink {
+            driver: &mut self.driver,
+            writes: 0,
+            bytes: 0,
+            refused: 0,
+        };
         let result = self.turn.coalescer.push(&mut sink, part, partial);
         let (writes, bytes, refused) = (sink.writes, sink.bytes, sink.refused);
         self.count_writes(writes, bytes, refused);
@@ -265,7 +340,12 @@ impl<D: Driver> Worker<D> {
 
     /// Writes what the coalescer still holds.
     pub(crate) fn flush_host(&mut self) {
-        let mut sink = Sink { driver: &mut self.driver, writes: 0, bytes: 0, refused: 0 };
+        let mut sink = Sink {
+            driver: &mut self.driver,
+            writes: 0,
+            bytes: 0,
+            refused: 0,
+        };
         self.turn.coalescer.flush(&mut sink);
         let (writes, bytes, refused) = (sink.writes, sink.bytes, sink.refused);
         self.count_writes(writes, bytes, refused);
@@ -296,12 +376,20 @@ impl<D: Driver> Worker<D> {
     }
 
     fn count_handover(&mut self, taken: bool) {
-        let counter = if taken { Counter::Handovers } else { Counter::HandoverOverruns };
+        let counter = if taken {
+            Counter::Handovers
+        } else {
+            Counter::HandoverOverruns
+        };
         self.engine.counters.add(counter, 1);
     }
 
     fn count_punt(&mut self, taken: bool) {
-        let counter = if taken { Counter::Punts } else { Counter::PuntOverruns };
+        let counter = if taken {
+            Counter::Punts
+        } else {
+            Counter::PuntOverruns
+        };
         self.engine.counters.add(counter, 1);
     }
 
@@ -323,15 +411,27 @@ struct Sink<'a, D: Driver> {
 
 impl<D: Driver> TunSink for Sink<'_, D> {
     fn slice(&mut self, buffer: u16, offset: u32, len: u32) -> &mut [u8] {
-        self.driver.spans(Span { buffer: BufferId::new(buffer), offset, len })
+        self.driver.spans(Span {
+            buffer: BufferId::new(buffer),
+            offset,
+            len,
+        })
     }
 
     fn write(&mut self, header: &TunHeader, parts: &[Part]) {
-        let mut spans = [Span { buffer: BufferId::new(0), offset: 0, len: 0 }; SEGMENTS_MAX];
+        let mut spans = [Span {
+            buffer: BufferId::new(0),
+            offset: 0,
+            len: 0,
+        }; SEGMENTS_MAX];
         for (span, part) in spans.iter_mut().zip(parts) {
             *span = span_of(*part);
         }
-        if self.driver.write_tun(&header.to_bytes(), &spans[..parts.len()]).is_ok() {
+        if self
+            .driver
+            .write_tun(&header.to_bytes(), &spans[..parts.len()])
+            .is_ok()
+        {
             self.writes += 1;
             self.bytes += parts.iter().map(|part| u64::from(part.len)).sum::<u64>();
         } else {
@@ -341,5 +441,9 @@ impl<D: Driver> TunSink for Sink<'_, D> {
 }
 
 fn span_of(part: Part) -> Span {
-    Span { buffer: BufferId::new(part.buffer), offset: part.offset, len: part.len }
+    Span {
+        buffer: BufferId::new(part.buffer),
+        offset: part.offset,
+        len: part.len,
+    }
 }

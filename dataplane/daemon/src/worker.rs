@@ -64,7 +64,14 @@ pub(crate) struct Turn {
 
 impl<D: Driver> Worker<D> {
     pub(crate) fn new(driver: D, parts: WorkerParts) -> Self {
-        let WorkerParts { engine, control, handover, stats, udp_segmentation, stop } = parts;
+        let WorkerParts {
+            engine,
+            control,
+            handover,
+            stats,
+            udp_segmentation,
+            stop,
+        } = parts;
         let turn = Turn {
             output: Output::new(),
             arena: Arena::new(),
@@ -107,13 +114,39 @@ impl<D: Driver> Worker<D> {
         while let Some(event) = self.driver.next() {
             busy = true;
             match event {
-                Event::Datagrams { buffer, offset, len, segment, from } => {
+                Event::Datagrams {
+                    buffer,
+                    offset,
+                    len,
+                    segment,
+                    from,
+                } => {
                     self.turn.held.push(buffer);
-                    self.receive(now, &from, Span { buffer, offset, len }, segment);
+                    self.receive(
+                        now,
+                        &from,
+                        Span {
+                            buffer,
+                            offset,
+                            len,
+                        },
+                        segment,
+                    );
                 }
-                Event::Tun { buffer, offset, len } => {
+                Event::Tun {
+                    buffer,
+                    offset,
+                    len,
+                } => {
                     self.turn.held.push(buffer);
-                    self.host_packet(now, Span { buffer, offset, len });
+                    self.host_packet(
+                        now,
+                        Span {
+                            buffer,
+                            offset,
+                            len,
+                        },
+                    );
                 }
             }
         }
@@ -160,8 +193,9 @@ impl<D: Driver> Worker<D> {
     fn take_handovers(&mut self, now: Nanos) -> bool {
         let mut handover = std::mem::take(&mut self.handover);
         let mut scratch = std::mem::take(&mut self.control.scratch);
-        let any = handover
-            .take(HANDOVER_BUDGET, &mut scratch, |taken| self.take_handover(now, taken));
+        let any = handover.take(HANDOVER_BUDGET, &mut scratch, |taken| {
+            self.take_handover(now, taken)
+        });
         self.control.scratch = scratch;
         // Nothing is handed on twice, so nothing was pushed meanwhile.
         self.handover = handover;
@@ -179,7 +213,10 @@ impl<D: Driver> Worker<D> {
             (Counter::RxTruncated, driver.rx_truncated),
             (Counter::RxErrors, driver.rx_errors),
             (Counter::TxErrors, driver.tx_errors),
-            (Counter::TxBackpressure, driver.tx_backpressure + sent.refused),
+            (
+                Counter::TxBackpressure,
+                driver.tx_backpressure + sent.refused,
+            ),
             (Counter::TunErrors, driver.tun_errors),
             (Counter::Wakeups, driver.wakeups),
             (Counter::UnderlayTxTrains, sent.trains),
@@ -202,7 +239,11 @@ impl<D: Driver> Worker<D> {
 
     /// A span of an event's buffer.
     pub(crate) fn part(span: Span, offset: u32, len: u32) -> Span {
-        Span { buffer: span.buffer, offset: span.offset + offset, len }
+        Span {
+            buffer: span.buffer,
+            offset: span.offset + offset,
+            len,
+        }
     }
 }
 

@@ -1,8 +1,6 @@
 //! The AEADs of the packet path: keys expanded once, nonces from counters, everything in place.
 
-use aws_lc_rs::aead::{
-    AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
-};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use hyphae_wire::Suite;
 use hyphae_wire::frame::{TAG_LEN, nonce};
 
@@ -29,13 +27,18 @@ impl Aead {
         let Ok(key) = UnboundKey::new(algorithm, key) else {
             unreachable!("both suites take keys of 32 bytes")
         };
-        Self { key: LessSafeKey::new(key) }
+        Self {
+            key: LessSafeKey::new(key),
+        }
     }
 
     /// Encrypts `bytes` in place under `counter`, which the caller never uses again with this key.
     pub fn seal(&self, counter: u64, aad: &[u8], bytes: &mut [u8]) -> [u8; TAG_LEN] {
         let nonce = Nonce::assume_unique_for_key(nonce(counter));
-        let Ok(tag) = self.key.seal_in_place_separate_tag(nonce, Aad::from(aad), bytes) else {
+        let Ok(tag) = self
+            .key
+            .seal_in_place_separate_tag(nonce, Aad::from(aad), bytes)
+        else {
             unreachable!("sealing fails only beyond 64 GiB")
         };
         let mut out = [0; TAG_LEN];
@@ -49,7 +52,10 @@ impl Aead {
     /// When the tag does not verify. The bytes are then not to be used.
     pub fn open(&self, counter: u64, aad: &[u8], bytes: &mut [u8]) -> Result<(), AuthError> {
         let nonce = Nonce::assume_unique_for_key(nonce(counter));
-        self.key.open_in_place(nonce, Aad::from(aad), bytes).map(drop).map_err(|_| AuthError)
+        self.key
+            .open_in_place(nonce, Aad::from(aad), bytes)
+            .map(drop)
+            .map_err(|_| AuthError)
     }
 }
 

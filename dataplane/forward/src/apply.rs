@@ -4,8 +4,8 @@
 //! is in use is refused, so that no key ever meets its counter again.
 
 use hyphae_shm::record::{
-    FibRemove, FibReplace, LinkInstall, LocalInstall, PEERS_MAX,
-    PeerInstall, Program, RETAIN_LINK, RETAIN_PEER, RETAIN_SESSION, Retain, SessionInstall,
+    FibRemove, FibReplace, LinkInstall, LocalInstall, PEERS_MAX, PeerInstall, Program, RETAIN_LINK,
+    RETAIN_PEER, RETAIN_SESSION, Retain, SessionInstall,
 };
 use hyphae_shm::stats::DropReason;
 use hyphae_wire::{Nanos, SessionIndex};
@@ -55,14 +55,20 @@ impl Engine {
                 Ok(())
             }
             Program::FibReplace(record) => self.replace_route(record),
-            Program::FibRemove(FibRemove { prefix, prefix_len, .. }) => {
-                self.fib.remove(*prefix, *prefix_len).map_err(|_| ApplyError::Malformed)
-            }
+            Program::FibRemove(FibRemove {
+                prefix, prefix_len, ..
+            }) => self
+                .fib
+                .remove(*prefix, *prefix_len)
+                .map_err(|_| ApplyError::Malformed),
             Program::LocalInstall(LocalInstall { address, mtu, .. }) => {
                 if !address.is_overlay() || mtu.get() < 1280 {
                     return Err(ApplyError::Malformed);
                 }
-                self.local = Some(Local { address: *address, mtu: mtu.get() });
+                self.local = Some(Local {
+                    address: *address,
+                    mtu: mtu.get(),
+                });
                 Ok(())
             }
             Program::ResyncBegin(record) => {
@@ -112,7 +118,10 @@ impl Engine {
     }
 
     fn remove_peer(&mut self, number: u32) -> Result<(), ApplyError> {
-        let place = self.peers.get_mut(number as usize).ok_or(ApplyError::Unknown)?;
+        let place = self
+            .peers
+            .get_mut(number as usize)
+            .ok_or(ApplyError::Unknown)?;
         place.take().ok_or(ApplyError::Unknown)?;
         self.remove_links_of(number);
         Ok(())
@@ -131,7 +140,11 @@ impl Engine {
         }
         let peer = record.peer.get();
         self.peer_mut(peer).ok_or(ApplyError::Unknown)?;
-        if self.links.get(index.slot()).is_some_and(|held| held.lane.expired(now)) {
+        if self
+            .links
+            .get(index.slot())
+            .is_some_and(|held| held.lane.expired(now))
+        {
             self.remove_link(index.slot());
         }
         let lane = LinkLane::install(record, self.generation).ok_or(ApplyError::Malformed)?;
@@ -151,7 +164,11 @@ impl Engine {
         if index.0 == 0 || index.worker() != self.config.worker || !belongs {
             return Err(ApplyError::Malformed);
         }
-        if self.sessions.get(index.slot()).is_some_and(|held| held.lane.expired(now)) {
+        if self
+            .sessions
+            .get(index.slot())
+            .is_some_and(|held| held.lane.expired(now))
+        {
             self.remove_session(index.slot());
         }
         let lane = SessionLane::install(record, self.generation).ok_or(ApplyError::Malformed)?;
@@ -166,7 +183,9 @@ impl Engine {
     }
 
     pub(crate) fn remove_link(&mut self, slot: usize) {
-        let Some(link) = self.links.remove(slot) else { return };
+        let Some(link) = self.links.remove(slot) else {
+            return;
+        };
         if let Some(peer) = self.peer_mut(link.peer) {
             // Slots have 16 bits.
             peer.lanes.withdraw(slot as u32);
@@ -174,7 +193,9 @@ impl Engine {
     }
 
     pub(crate) fn remove_session(&mut self, slot: usize) {
-        let Some(session) = self.sessions.remove(slot) else { return };
+        let Some(session) = self.sessions.remove(slot) else {
+            return;
+        };
         let id = session.address.subnet_id();
         if let Some(destination) = self.destinations.get_mut(&id) {
             destination.lanes.withdraw(slot as u32);
@@ -185,7 +206,9 @@ impl Engine {
     }
 
     fn replace_route(&mut self, record: &FibReplace) -> Result<(), ApplyError> {
-        self.fib.replace(record, self.generation).map_err(|_| ApplyError::Malformed)
+        self.fib
+            .replace(record, self.generation)
+            .map_err(|_| ApplyError::Malformed)
     }
 
     fn retain(&mut self, record: &Retain) -> Result<(), ApplyError> {
@@ -199,7 +222,9 @@ impl Engine {
             }
             RETAIN_SESSION => {
                 let slot = self.sessions.find(index).ok_or(ApplyError::Unknown)?;
-                self.sessions.get_mut(slot).map(|session| &mut session.lane.mark)
+                self.sessions
+                    .get_mut(slot)
+                    .map(|session| &mut session.lane.mark)
             }
             _ => return Err(ApplyError::Malformed),
         };
@@ -215,14 +240,27 @@ impl Engine {
             return Err(ApplyError::Malformed);
         }
         let stale = |mark: u64| mark != generation;
-        let links: Vec<_> =
-            self.links.held(0).filter(|(_, l)| stale(l.mark())).map(|(slot, _)| slot).collect();
+        let links: Vec<_> = self
+            .links
+            .held(0)
+            .filter(|(_, l)| stale(l.mark()))
+            .map(|(slot, _)| slot)
+            .collect();
         links.into_iter().for_each(|slot| self.remove_link(slot));
-        let sessions: Vec<_> =
-            self.sessions.held(0).filter(|(_, s)| stale(s.mark())).map(|(slot, _)| slot).collect();
-        sessions.into_iter().for_each(|slot| self.remove_session(slot));
+        let sessions: Vec<_> = self
+            .sessions
+            .held(0)
+            .filter(|(_, s)| stale(s.mark()))
+            .map(|(slot, _)| slot)
+            .collect();
+        sessions
+            .into_iter()
+            .for_each(|slot| self.remove_session(slot));
         for number in 0..self.peers.len() {
-            if self.peers[number].as_ref().is_some_and(|peer| stale(peer.mark)) {
+            if self.peers[number]
+                .as_ref()
+                .is_some_and(|peer| stale(peer.mark))
+            {
                 // Peer numbers are below PEERS_MAX.
                 self.remove_peer(number as u32)?;
             }

@@ -102,7 +102,9 @@ impl Engine {
     /// Calls `each` for every peer that had traffic since the last call.
     pub fn drain_traffic(&mut self, mut each: impl FnMut(u32, Traffic)) {
         for number in self.dirty_peers.drain(..) {
-            let Some(Some(peer)) = self.peers.get_mut(number as usize) else { continue };
+            let Some(Some(peer)) = self.peers.get_mut(number as usize) else {
+                continue;
+            };
             peer.dirty = false;
             each(number, std::mem::take(&mut peer.traffic));
         }
@@ -132,7 +134,9 @@ impl Engine {
 
     /// Adds to a peer's traffic.
     pub(crate) fn note_traffic(&mut self, number: u32, add: impl FnOnce(&mut Traffic)) {
-        let Some(Some(peer)) = self.peers.get_mut(number as usize) else { return };
+        let Some(Some(peer)) = self.peers.get_mut(number as usize) else {
+            return;
+        };
         add(&mut peer.traffic);
         if !peer.dirty {
             peer.dirty = true;
@@ -142,7 +146,9 @@ impl Engine {
 
     /// Counts frames that left on a lane.
     pub fn note_sent(&mut self, lane: LinkSlot, packets: u64, bytes: u64) {
-        let Some(peer) = self.links.get(lane.0 as usize).map(|link| link.peer) else { return };
+        let Some(peer) = self.links.get(lane.0 as usize).map(|link| link.peer) else {
+            return;
+        };
         self.note_traffic(peer, |traffic| {
             traffic.tx_packets += packets;
             traffic.tx_bytes += bytes;
@@ -150,7 +156,8 @@ impl Engine {
     }
 
     pub(crate) fn is_local(&self, address: OverlayAddress) -> bool {
-        self.local.is_some_and(|local| local.address.subnet_id() == address.subnet_id())
+        self.local
+            .is_some_and(|local| local.address.subnet_id() == address.subnet_id())
     }
 
     /// The lane on which a frame for `destination` leaves.
@@ -172,7 +179,8 @@ impl Engine {
         } else {
             peer.lanes.pick(flow_hash)
         };
-        slot.map(|slot| slot as usize).ok_or(DropReason::AdjacencyDown)
+        slot.map(|slot| slot as usize)
+            .ok_or(DropReason::AdjacencyDown)
     }
 
     /// Seals the link part of a transit frame whose routing and session headers are in place and
@@ -186,8 +194,7 @@ impl Engine {
         let link = self.links.get_mut(slot).ok_or(DropReason::AdjacencyDown)?;
         let counter = link.lane.next_counter(now).ok_or(DropReason::LinkExpired)?;
         let index = link.lane.receive_index;
-        let header =
-            LinkHeader::new(FrameKind::Transit, link.lane.send_index.0, counter.value);
+        let header = LinkHeader::new(FrameKind::Transit, link.lane.send_index.0, counter.value);
         let aad = link_aad(header.as_bytes(), frame);
         frame[..SEALED_HEADERS_AT].copy_from_slice(header.as_bytes());
         let sealed = &mut frame[SEALED_HEADERS_AT..LINK_TAG_AT];
@@ -195,7 +202,10 @@ impl Engine {
         frame[LINK_TAG_AT..PAYLOAD_AT].copy_from_slice(&tag);
         self.counters.add(Counter::Sealed, 1);
         if counter.rekey_due {
-            self.report(EngineEvent::RekeyDue { kind: LANE_LINK, receive_index: index.0 });
+            self.report(EngineEvent::RekeyDue {
+                kind: LANE_LINK,
+                receive_index: index.0,
+            });
         }
         Ok(())
     }
@@ -209,20 +219,32 @@ impl Engine {
         headers: &mut SealedHeaders,
         frame: &mut [u8],
     ) -> Result<(), DropReason> {
-        let session = self.sessions.get_mut(slot).ok_or(DropReason::SessionUnknown)?;
-        let counter = session.lane.next_counter(now).ok_or(DropReason::SessionExpired)?;
+        let session = self
+            .sessions
+            .get_mut(slot)
+            .ok_or(DropReason::SessionUnknown)?;
+        let counter = session
+            .lane
+            .next_counter(now)
+            .ok_or(DropReason::SessionExpired)?;
         headers.session.receiver.set(session.lane.send_index.0);
         headers.session.reserved.set(0);
         headers.session.counter.set(counter.value);
         let index = session.lane.receive_index;
         let end = frame.len() - TAG_LEN;
         let aad = headers.associated_data();
-        let tag = session.lane.seal.seal(counter.value, &aad, &mut frame[PAYLOAD_AT..end]);
+        let tag = session
+            .lane
+            .seal
+            .seal(counter.value, &aad, &mut frame[PAYLOAD_AT..end]);
         frame[end..].copy_from_slice(&tag);
         frame[SEALED_HEADERS_AT..LINK_TAG_AT].copy_from_slice(headers.as_bytes());
         self.counters.add(Counter::Sealed, 1);
         if counter.rekey_due {
-            self.report(EngineEvent::RekeyDue { kind: LANE_SESSION, receive_index: index.0 });
+            self.report(EngineEvent::RekeyDue {
+                kind: LANE_SESSION,
+                receive_index: index.0,
+            });
         }
         Ok(())
     }
@@ -230,29 +252,42 @@ impl Engine {
     /// First authentic frame on a link lane that was standing by: from now on it sends.
     pub(crate) fn activate_link(&mut self, slot: usize) {
         let workers = usize::from(self.config.workers);
-        let Some(link) = self.links.get_mut(slot) else { return };
+        let Some(link) = self.links.get_mut(slot) else {
+            return;
+        };
         link.lane.role = Role::Active;
         let (peer, number, epoch) = (link.peer, link.lane.number, link.lane.epoch);
         let (index, remote) = (link.lane.receive_index, link.lane.send_index.worker());
         if let Some(peer) = self.peer_mut(peer) {
             // Slots have 16 bits.
-            peer.lanes.offer(usize::from(number) / workers, slot as u32, epoch, remote);
+            peer.lanes
+                .offer(usize::from(number) / workers, slot as u32, epoch, remote);
         }
-        self.report(EngineEvent::LaneActive { kind: LANE_LINK, receive_index: index.0 });
+        self.report(EngineEvent::LaneActive {
+            kind: LANE_LINK,
+            receive_index: index.0,
+        });
     }
 
     /// Likewise for a session lane; packets that waited for it can go.
     pub(crate) fn activate_session(&mut self, slot: usize) {
         let workers = usize::from(self.config.workers);
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         session.lane.role = Role::Active;
         let (address, number) = (session.address, session.lane.number);
         let (epoch, index) = (session.lane.epoch, session.lane.receive_index);
         let remote = session.lane.send_index.worker();
         let destination = self.destinations.entry(address.subnet_id()).or_default();
-        destination.lanes.offer(usize::from(number) / workers, slot as u32, epoch, remote);
+        destination
+            .lanes
+            .offer(usize::from(number) / workers, slot as u32, epoch, remote);
         self.pending.release(address);
-        self.report(EngineEvent::LaneActive { kind: LANE_SESSION, receive_index: index.0 });
+        self.report(EngineEvent::LaneActive {
+            kind: LANE_SESSION,
+            receive_index: index.0,
+        });
     }
 }
 

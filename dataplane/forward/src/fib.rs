@@ -36,7 +36,9 @@ impl NextHops {
         }
         // Scales the hash to the sum of weights: 16 bits times at most 19 bits.
         let point = (u64::from(flow_hash) * u64::from(self.bounds[last])) >> 16;
-        let at = self.bounds[..last].iter().position(|bound| point < u64::from(*bound));
+        let at = self.bounds[..last]
+            .iter()
+            .position(|bound| point < u64::from(*bound));
         self.peers[at.unwrap_or(last)]
     }
 }
@@ -61,27 +63,41 @@ pub(crate) struct Fib {
 
 impl Fib {
     pub(crate) fn new() -> Self {
-        Self { exact: Map::new(), others: BTreeMap::new() }
+        Self {
+            exact: Map::new(),
+            others: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn lookup(&self, destination: OverlayAddress) -> Option<Target> {
         if self.others.is_empty() {
-            return self.exact.get(destination.subnet_id()).map(|entry| entry.target);
+            return self
+                .exact
+                .get(destination.subnet_id())
+                .map(|entry| entry.target);
         }
         let longer = self.others.range(65..).rev();
-        if let Some(target) = longer.filter_map(|(len, table)| at(table, destination, *len)).next() {
+        if let Some(target) = longer
+            .filter_map(|(len, table)| at(table, destination, *len))
+            .next()
+        {
             return Some(target);
         }
         if let Some(entry) = self.exact.get(destination.subnet_id()) {
             return Some(entry.target);
         }
         let shorter = self.others.range(..64).rev();
-        shorter.filter_map(|(len, table)| at(table, destination, *len)).next()
+        shorter
+            .filter_map(|(len, table)| at(table, destination, *len))
+            .next()
     }
 
     pub(crate) fn replace(&mut self, record: &FibReplace, mark: u64) -> Result<(), InvalidEntry> {
         let prefix = prefix_of(record.prefix, record.prefix_len)?;
-        let entry = Entry { target: target_of(record)?, mark };
+        let entry = Entry {
+            target: target_of(record)?,
+            mark,
+        };
         if prefix.len() == 64 {
             self.exact.insert(prefix.address().subnet_id(), entry);
         } else {
@@ -106,24 +122,36 @@ impl Fib {
 
     /// Removes what `mark` did not name.
     pub(crate) fn sweep(&mut self, mark: u64) {
-        let stale: Vec<_> =
-            self.exact.iter().filter(|(_, entry)| entry.mark != mark).map(|(key, _)| key).collect();
+        let stale: Vec<_> = self
+            .exact
+            .iter()
+            .filter(|(_, entry)| entry.mark != mark)
+            .map(|(key, _)| key)
+            .collect();
         for key in stale {
             self.exact.remove(key);
         }
-        self.others.values_mut().for_each(|table| table.retain(|_, entry| entry.mark == mark));
+        self.others
+            .values_mut()
+            .for_each(|table| table.retain(|_, entry| entry.mark == mark));
         self.others.retain(|_, table| !table.is_empty());
     }
 }
 
 fn at(table: &BTreeMap<u128, Entry>, address: OverlayAddress, len: u8) -> Option<Target> {
     let prefix = Prefix::new(address, len).address();
-    table.get(&u128::from_be_bytes(prefix.0)).map(|entry| entry.target)
+    table
+        .get(&u128::from_be_bytes(prefix.0))
+        .map(|entry| entry.target)
 }
 
 fn prefix_of(address: OverlayAddress, len: u8) -> Result<Prefix, InvalidEntry> {
     let prefix = Prefix::new(address, len);
-    if len <= 128 && prefix.address() == address { Ok(prefix) } else { Err(InvalidEntry) }
+    if len <= 128 && prefix.address() == address {
+        Ok(prefix)
+    } else {
+        Err(InvalidEntry)
+    }
 }
 
 fn target_of(record: &FibReplace) -> Result<Target, InvalidEntry> {
@@ -131,8 +159,15 @@ fn target_of(record: &FibReplace) -> Result<Target, InvalidEntry> {
         ACTION_BLACKHOLE => Ok(Target::Discard),
         ACTION_FORWARD => {
             let count = usize::from(record.next_hop_count);
-            let hops = record.next_hops.get(..count).filter(|hops| !hops.is_empty());
-            let mut next = NextHops { peers: [0; 8], bounds: [0; 8], count: record.next_hop_count };
+            let hops = record
+                .next_hops
+                .get(..count)
+                .filter(|hops| !hops.is_empty());
+            let mut next = NextHops {
+                peers: [0; 8],
+                bounds: [0; 8],
+                count: record.next_hop_count,
+            };
             let mut sum = 0;
             for (n, hop) in hops.ok_or(InvalidEntry)?.iter().enumerate() {
                 sum += u32::from(hop.weight.get().max(1));
@@ -209,7 +244,9 @@ mod tests {
         let prefix: Prefix = "400:1::/64".parse().unwrap();
         let mut fib = Fib::new();
         fib.replace(&record(prefix, &[(1, 1), (2, 3)]), 1).unwrap();
-        let Some(Target::Forward(hops)) = fib.lookup(prefix.address()) else { panic!("forward") };
+        let Some(Target::Forward(hops)) = fib.lookup(prefix.address()) else {
+            panic!("forward")
+        };
         let second = (0..=u16::MAX).filter(|hash| hops.pick(*hash) == 2).count();
         assert_eq!(second, 65_536 / 4 * 3);
         assert_eq!(hops.pick(7), hops.pick(7));
@@ -221,10 +258,14 @@ mod tests {
         let mut fib = Fib::new();
         for (n, prefix) in [a, b, c].iter().enumerate() {
             let mark = u64::from(n == 0) + 1;
-            fib.replace(&record(prefix.parse().unwrap(), &[(1, 1)]), mark).unwrap();
+            fib.replace(&record(prefix.parse().unwrap(), &[(1, 1)]), mark)
+                .unwrap();
         }
         fib.sweep(2);
-        let known = |text: &str| fib.lookup(text.parse::<Prefix>().unwrap().address()).is_some();
+        let known = |text: &str| {
+            fib.lookup(text.parse::<Prefix>().unwrap().address())
+                .is_some()
+        };
         assert_eq!((known(a), known(b), known(c)), (true, false, false));
     }
 
@@ -233,12 +274,27 @@ mod tests {
         let mut fib = Fib::new();
         let good = record("400:1::/64".parse().unwrap(), &[(1, 1)]);
         let bad = [
-            FibReplace { prefix_len: 129, ..good },
-            FibReplace { prefix_len: 8, ..good },
-            FibReplace { next_hop_count: 0, ..good },
-            FibReplace { next_hop_count: 9, ..good },
+            FibReplace {
+                prefix_len: 129,
+                ..good
+            },
+            FibReplace {
+                prefix_len: 8,
+                ..good
+            },
+            FibReplace {
+                next_hop_count: 0,
+                ..good
+            },
+            FibReplace {
+                next_hop_count: 9,
+                ..good
+            },
             FibReplace { action: 7, ..good },
         ];
-        assert!(bad.iter().all(|record| fib.replace(record, 1) == Err(InvalidEntry)));
+        assert!(
+            bad.iter()
+                .all(|record| fib.replace(record, 1) == Err(InvalidEntry))
+        );
     }
 }

@@ -28,7 +28,9 @@ impl Engine {
     ) -> Result<Train, DropReason> {
         let index = SessionIndex(record.receive_index.get());
         let slot = if index.0 == 0 {
-            let peer = self.peer_mut(record.peer.get()).ok_or(DropReason::AdjacencyDown)?;
+            let peer = self
+                .peer_mut(record.peer.get())
+                .ok_or(DropReason::AdjacencyDown)?;
             peer.lanes.pick(0).ok_or(DropReason::AdjacencyDown)? as usize
         } else {
             self.links.find(index).ok_or(DropReason::LinkUnknown)?
@@ -38,7 +40,11 @@ impl Engine {
         frame[LINK_HEADER_LEN..len - TAG_LEN].copy_from_slice(payload);
         self.seal_link_local(now, slot, frame)?;
         // Slots have 16 bits.
-        Ok(Train { lane: LinkSlot(slot as u32), len, segment: len })
+        Ok(Train {
+            lane: LinkSlot(slot as u32),
+            len,
+            segment: len,
+        })
     }
 
     /// Seals a link-local frame whose payload is in place.
@@ -51,18 +57,23 @@ impl Engine {
         let link = self.links.get_mut(slot).ok_or(DropReason::LinkUnknown)?;
         let counter = link.lane.next_counter(now).ok_or(DropReason::LinkExpired)?;
         let index = link.lane.receive_index.0;
-        let header =
-            LinkHeader::new(FrameKind::LinkLocal, link.lane.send_index.0, counter.value);
+        let header = LinkHeader::new(FrameKind::LinkLocal, link.lane.send_index.0, counter.value);
         frame[..LINK_HEADER_LEN].copy_from_slice(header.as_bytes());
         let end = frame.len() - TAG_LEN;
         let sealed = &mut frame[LINK_HEADER_LEN..end];
-        let tag = link.lane.seal.seal(counter.value, header.as_bytes(), sealed);
+        let tag = link
+            .lane
+            .seal
+            .seal(counter.value, header.as_bytes(), sealed);
         frame[end..].copy_from_slice(&tag);
         self.counters.add(Counter::Sealed, 1);
         self.counters.add(Counter::LinkLocalTx, 1);
         if counter.rekey_due {
             let kind = hyphae_shm::record::LANE_LINK;
-            self.report(EngineEvent::RekeyDue { kind, receive_index: index });
+            self.report(EngineEvent::RekeyDue {
+                kind,
+                receive_index: index,
+            });
         }
         Ok(())
     }
@@ -88,10 +99,15 @@ impl Engine {
         let index = SessionIndex(record.receive_index.get());
         let slot = if index.0 == 0 {
             let id = record.destination.subnet_id();
-            let found = self.destinations.get(&id).and_then(|found| found.lanes.pick(0));
+            let found = self
+                .destinations
+                .get(&id)
+                .and_then(|found| found.lanes.pick(0));
             found.ok_or(DropReason::SessionUnknown)? as usize
         } else {
-            self.sessions.find(index).ok_or(DropReason::SessionUnknown)?
+            self.sessions
+                .find(index)
+                .ok_or(DropReason::SessionUnknown)?
         };
         let departure = self.departure_on(slot, record.destination, HOP_LIMIT_DEFAULT)?;
         self.originate_service(now, &departure, service, payload, space)
@@ -121,6 +137,10 @@ impl Engine {
         let egress = self.egress(record.destination, 0, SessionIndex(0))?;
         self.seal_transit(now, egress, frame)?;
         // Slots have 16 bits.
-        Ok(Train { lane: LinkSlot(egress as u32), len, segment: len })
+        Ok(Train {
+            lane: LinkSlot(egress as u32),
+            len,
+            segment: len,
+        })
     }
 }

@@ -14,7 +14,11 @@ pub(crate) struct Map<V> {
 
 impl<V: Copy> Map<V> {
     pub(crate) fn new() -> Self {
-        Self { slots: vec![None; 64], len: 0, hasher: RandomState::new() }
+        Self {
+            slots: vec![None; 64],
+            len: 0,
+            hasher: RandomState::new(),
+        }
     }
 
     fn home(&self, key: u64) -> usize {
@@ -64,7 +68,9 @@ impl<V: Copy> Map<V> {
         let mut at = hole;
         loop {
             at = (at + 1) & mask;
-            let Some((key, _)) = self.slots[at] else { return Some(value) };
+            let Some((key, _)) = self.slots[at] else {
+                return Some(value);
+            };
             // Whoever probed past the hole moves into it.
             let home = self.home(key);
             if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {

@@ -101,7 +101,10 @@ impl Engine {
             }
             return Ok(None);
         };
-        let session = self.sessions.get(slot as usize).ok_or(DropReason::SessionUnknown)?;
+        let session = self
+            .sessions
+            .get(slot as usize)
+            .ok_or(DropReason::SessionUnknown)?;
         let (mtu, remote) = (session.mtu, session.lane.send_index);
         let egress = self.egress(inner.destination, inner.flow_hash, remote)?;
         Ok(Some(Departure {
@@ -133,14 +136,25 @@ impl Engine {
                 break;
             }
             let frame = &mut space[at..end];
-            if splitter.write_next(&mut frame[PAYLOAD_AT..PAYLOAD_AT + len]).is_none() {
+            if splitter
+                .write_next(&mut frame[PAYLOAD_AT..PAYLOAD_AT + len])
+                .is_none()
+            {
                 break;
             }
-            let flags = if splitter.partial_checksum() { FLAG_PARTIAL_CHECKSUM } else { 0 };
+            let flags = if splitter.partial_checksum() {
+                FLAG_PARTIAL_CHECKSUM
+            } else {
+                0
+            };
             let mut headers = departure.headers(Service::Ipv6, len, flags);
-            if let Err(reason) =
-                self.seal_both(now, departure.session, departure.egress, &mut headers, frame)
-            {
+            if let Err(reason) = self.seal_both(
+                now,
+                departure.session,
+                departure.egress,
+                &mut headers,
+                frame,
+            ) {
                 self.counters.drop(reason);
                 break;
             }
@@ -151,7 +165,11 @@ impl Engine {
             return None;
         }
         self.counters.add(Counter::TunRxPackets, frames as u64);
-        Some(Train { lane: LinkSlot(departure.egress), len: at, segment })
+        Some(Train {
+            lane: LinkSlot(departure.egress),
+            len: at,
+            segment,
+        })
     }
 
     /// Builds one frame of a service of this node in `space`.
@@ -167,8 +185,18 @@ impl Engine {
         let frame = space.get_mut(..len).ok_or(DropReason::NoBuffer)?;
         frame[PAYLOAD_AT..len - TAG_LEN].copy_from_slice(payload);
         let mut headers = departure.headers(service, payload.len(), 0);
-        self.seal_both(now, departure.session, departure.egress, &mut headers, frame)?;
-        Ok(Train { lane: LinkSlot(departure.egress), len, segment: len })
+        self.seal_both(
+            now,
+            departure.session,
+            departure.egress,
+            &mut headers,
+            frame,
+        )?;
+        Ok(Train {
+            lane: LinkSlot(departure.egress),
+            len,
+            segment: len,
+        })
     }
 
     fn seal_both(
@@ -191,7 +219,10 @@ impl Engine {
         hop_limit: u8,
     ) -> Result<Departure, DropReason> {
         let source = self.local.ok_or(DropReason::SourceSpoofed)?.address;
-        let held = self.sessions.get(session).ok_or(DropReason::SessionUnknown)?;
+        let held = self
+            .sessions
+            .get(session)
+            .ok_or(DropReason::SessionUnknown)?;
         let (mtu, remote) = (held.mtu, held.lane.send_index);
         let egress = self.egress(destination, 0, remote)?;
         Ok(Departure {

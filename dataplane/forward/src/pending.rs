@@ -56,7 +56,11 @@ pub(crate) enum Queued {
 
 impl Pending {
     pub(crate) fn new() -> Self {
-        Self { queues: BTreeMap::new(), ready: VecDeque::new(), bytes: 0 }
+        Self {
+            queues: BTreeMap::new(),
+            ready: VecDeque::new(),
+            bytes: 0,
+        }
     }
 
     pub(crate) fn push(
@@ -68,7 +72,8 @@ impl Pending {
     ) -> Queued {
         let id = to.subnet_id();
         let known = self.queues.contains_key(&id);
-        if self.bytes + packet.len() > BYTES_MAX || (!known && self.queues.len() == DESTINATIONS_MAX)
+        if self.bytes + packet.len() > BYTES_MAX
+            || (!known && self.queues.len() == DESTINATIONS_MAX)
         {
             return Queued::Full;
         }
@@ -81,7 +86,10 @@ impl Pending {
             return if tell { Queued::Tell } else { Queued::Full };
         }
         self.bytes += packet.len();
-        let pending = PendingPacket { header: *header, packet: packet.to_vec() };
+        let pending = PendingPacket {
+            header: *header,
+            packet: packet.to_vec(),
+        };
         queue.packets.push_back((now, pending));
         if tell { Queued::Tell } else { Queued::Quiet }
     }
@@ -89,14 +97,21 @@ impl Pending {
     /// A session to `to` is there: its packets can go.
     pub(crate) fn release(&mut self, to: OverlayAddress) {
         if let Some(queue) = self.queues.remove(&to.subnet_id()) {
-            self.ready.extend(queue.packets.into_iter().map(|(_, packet)| packet));
+            self.ready
+                .extend(queue.packets.into_iter().map(|(_, packet)| packet));
         }
     }
 
     /// A session to `to` will not come. Returns how many packets are lost.
     pub(crate) fn abandon(&mut self, to: OverlayAddress) -> u64 {
-        let Some(queue) = self.queues.remove(&to.subnet_id()) else { return 0 };
-        self.bytes -= queue.packets.iter().map(|(_, p)| p.packet.len()).sum::<usize>();
+        let Some(queue) = self.queues.remove(&to.subnet_id()) else {
+            return 0;
+        };
+        self.bytes -= queue
+            .packets
+            .iter()
+            .map(|(_, p)| p.packet.len())
+            .sum::<usize>();
         queue.packets.len() as u64
     }
 

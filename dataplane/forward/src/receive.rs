@@ -37,9 +37,13 @@ impl Engine {
         verdicts: &mut Vec<Verdict>,
     ) {
         self.counters.add(Counter::UnderlayRxTrains, 1);
-        self.counters.add(Counter::UnderlayRxBytes, train.len() as u64);
+        self.counters
+            .add(Counter::UnderlayRxBytes, train.len() as u64);
         let segment = segment.max(1);
-        self.counters.add(Counter::UnderlayRxPackets, train.len().div_ceil(segment) as u64);
+        self.counters.add(
+            Counter::UnderlayRxPackets,
+            train.len().div_ceil(segment) as u64,
+        );
         for part in train.chunks_mut(segment * TRAIN_MAX) {
             self.receive_part(now, from, part, segment, verdicts);
         }

@@ -22,7 +22,12 @@ impl Engine {
     ) -> bool {
         loop {
             let next = match cursor.stage {
-                0 => self.peers.iter().enumerate().skip(cursor.at).find(|(_, p)| p.is_some()),
+                0 => self
+                    .peers
+                    .iter()
+                    .enumerate()
+                    .skip(cursor.at)
+                    .find(|(_, p)| p.is_some()),
                 _ => None,
             };
             if let Some((number, Some(peer))) = next {
@@ -72,7 +77,10 @@ impl Engine {
             if cursor.stage >= 2 {
                 return false;
             }
-            *cursor = SnapshotCursor { stage: cursor.stage + 1, at: 0 };
+            *cursor = SnapshotCursor {
+                stage: cursor.stage + 1,
+                at: 0,
+            };
         }
     }
 }

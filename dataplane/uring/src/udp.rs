@@ -47,7 +47,7 @@ pub enum BindError {
     /// The port is taken.
     #[error(
         "bind {address}: EADDRINUSE: another process has UDP port {}, perhaps another hyphae; \
-         stop it (`ss -ulpn` names it) or listen on another port", address.port()
+         stop it (`ss -ulpn` names it) or listen on another port (--listen)", address.port()
     )]
     InUse {
         /// The address asked for.
@@ -55,8 +55,8 @@ pub enum BindError {
     },
     /// No interface has the address.
     #[error(
-        "bind {address}: EADDRNOTAVAIL: no interface of this host has the address; listen on \
-         [::] for all of them"
+        "bind {address}: EADDRNOTAVAIL: no interface of this host has the address; --listen \
+         [::]:PORT takes all of them"
     )]
     NotAvailable {
         /// The address asked for.

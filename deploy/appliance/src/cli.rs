@@ -22,7 +22,12 @@ pub use up::NodeArgs;
 
 /// An encrypted IPv6 overlay router.
 #[derive(Debug, Parser)]
-#[command(name = "hyphae", version, propagate_version = true, infer_long_args = false)]
+#[command(
+    name = "hyphae",
+    version,
+    propagate_version = true,
+    infer_long_args = false
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -34,9 +39,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start a node.
-    #[command(after_help = "Examples:\n  hyphae up\n  hyphae up --peer udp://192.0.2.1:9670\n  \
+    #[command(
+        after_help = "Examples:\n  hyphae up\n  hyphae up --peer udp://192.0.2.1:9670\n  \
         hyphae up --config /etc/hyphae.toml --no-tun\n  hyphae up --peer udp://relay.example:9670#KEY \
-        --route 400:1234:5678:9abc::/64=KEY")]
+        --route 400:1234:5678:9abc::/64=KEY"
+    )]
     Up(NodeArgs),
     /// Make or show the node's key.
     #[command(after_help = "Examples:\n  hyphae key generate\n  hyphae key show --json")]
@@ -48,25 +55,33 @@ enum Command {
     #[command(after_help = "Examples:\n  hyphae status\n  hyphae status --json | jq .drops")]
     Status(NodeRef),
     /// List, add and remove peers of a running node.
-    #[command(after_help = "Examples:\n  hyphae peer list\n  hyphae peer add udp://192.0.2.1:9670\n  \
-        hyphae peer remove udp://192.0.2.1:9670")]
+    #[command(
+        after_help = "Examples:\n  hyphae peer list\n  hyphae peer add udp://192.0.2.1:9670\n  \
+        hyphae peer remove udp://192.0.2.1:9670"
+    )]
     Peer {
         #[command(subcommand)]
         command: node::PeerCommand,
     },
     /// List, add and remove static routes of a running node.
-    #[command(after_help = "Examples:\n  hyphae route list\n  hyphae route add 400:1:2:3::/64 KEY\n  \
-        hyphae route remove 400:1:2:3::/64")]
+    #[command(
+        after_help = "Examples:\n  hyphae route list\n  hyphae route add 400:1:2:3::/64 KEY\n  \
+        hyphae route remove 400:1:2:3::/64"
+    )]
     Route {
         #[command(subcommand)]
         command: node::RouteCommand,
     },
     /// Measure the round trip to another node through the overlay.
-    #[command(after_help = "Examples:\n  hyphae ping 400:1234::1\n  hyphae ping 400:1234::1 --count 3 --json")]
+    #[command(
+        after_help = "Examples:\n  hyphae ping 400:1234::1\n  hyphae ping 400:1234::1 --count 3 --json"
+    )]
     Ping(node::PingArgs),
     /// Try the product: client, relay and server in namespaces of their own, measured.
-    #[command(after_help = "Examples:\n  sudo hyphae lab --seconds 10\n  sudo hyphae lab --driver epoll --json\n  \
-        hyphae lab           (without root: on loopback, without TUN devices)")]
+    #[command(
+        after_help = "Examples:\n  sudo hyphae lab --seconds 10\n  sudo hyphae lab --driver epoll --json\n  \
+        hyphae lab           (without root: on loopback, without TUN devices)"
+    )]
     Lab(crate::lab::LabArgs),
     /// Run the dataplane only (systemd units use this).
     #[command(hide = true, after_help = "Examples:\n  hyphae dataplane --no-tun")]
@@ -89,12 +104,16 @@ pub struct NodeRef {
 
 impl NodeRef {
     fn state_directory(&self) -> PathBuf {
-        self.state_dir.clone().unwrap_or_else(state::default_directory)
+        self.state_dir
+            .clone()
+            .unwrap_or_else(state::default_directory)
     }
 
     fn socket_directory(&self) -> PathBuf {
         let state = self.state_directory();
-        self.socket_dir.clone().unwrap_or_else(|| state::default_socket_directory(&state))
+        self.socket_dir
+            .clone()
+            .unwrap_or_else(|| state::default_socket_directory(&state))
     }
 
     fn client(&self) -> hyphae_rpc::Client {
@@ -145,17 +164,33 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         command.debug_assert();
-        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
-            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("hyphae"), "{} shows no example", sub.get_name());
-            assert!(sub.get_arguments().any(|arg| arg.get_id() == "json"), "{}", sub.get_name());
+        for sub in command
+            .get_subcommands()
+            .filter(|sub| sub.get_name() != "help")
+        {
+            let help = sub
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains("hyphae"),
+                "{} shows no example",
+                sub.get_name()
+            );
+            assert!(
+                sub.get_arguments().any(|arg| arg.get_id() == "json"),
+                "{}",
+                sub.get_name()
+            );
         }
     }
 
     #[test]
     fn flags_that_are_not_given_override_nothing() {
         let cli = Cli::parse_from(["hyphae", "up"]);
-        let Command::Up(args) = cli.command else { panic!("up") };
+        let Command::Up(args) = cli.command else {
+            panic!("up")
+        };
         let overrides = args.overrides().unwrap();
         let plain = hyphae_controlplane::config::Overrides::default();
         assert_eq!(format!("{overrides:?}"), format!("{plain:?}"));

@@ -41,8 +41,8 @@ pub(crate) fn run(args: &LabArgs, json: bool) -> anyhow::Result<()> {
     let spec = Spec {
         driver: args.driver.clone(),
         suite: args.suite.clone(),
-        relay_cores: args.cores.clone(),
-        config: None,
+        cores: [None, args.cores.clone(), None],
+        ..Spec::default()
     };
     let mut progress = report::Progress::new(json);
     let root = rustix::process::geteuid().is_root();
@@ -54,7 +54,11 @@ pub(crate) fn run(args: &LabArgs, json: bool) -> anyhow::Result<()> {
     }
     progress.step("starting client, relay and server");
     clean_up_when_interrupted()?;
-    let lab = if root { Lab::namespaces(&spec)? } else { Lab::loopback(&spec)? };
+    let lab = if root {
+        Lab::namespaces(&spec)?
+    } else {
+        Lab::loopback(&spec)?
+    };
     lab.wait_until_connected(Duration::from_secs(15))?;
     if args.hold {
         report::hold(&lab)?;
@@ -74,14 +78,16 @@ fn clean_up_when_interrupted() -> anyhow::Result<()> {
     signals.add(Signal::SIGTERM);
     // Blocked here, before any other thread exists, so that only the one below sees them.
     signals.thread_block()?;
-    std::thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
-        // It cannot fail with a valid set.
-        let _ = signals.wait();
-        if let Some(directory) = nodes::directory_in_use() {
-            // Best effort: it holds nothing but state of nodes that are gone.
-            let _ = std::fs::remove_dir_all(directory);
-        }
-        std::process::exit(130);
-    })?;
+    std::thread::Builder::new()
+        .name("interrupt".to_owned())
+        .spawn(move || {
+            // It cannot fail with a valid set.
+            let _ = signals.wait();
+            if let Some(directory) = nodes::directory_in_use() {
+                // Best effort: it holds nothing but state of nodes that are gone.
+                let _ = std::fs::remove_dir_all(directory);
+            }
+            std::process::exit(130);
+        })?;
     Ok(())
 }

@@ -37,7 +37,12 @@ const START_POLL: Duration = Duration::from_millis(50);
 pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
     cli::end_with_parent()?;
     let config = args.load()?;
-    config.cores.parse::<hyphae_dataplane::Cores>().context("--cores")?.resolve().context("--cores")?;
+    config
+        .cores
+        .parse::<hyphae_dataplane::Cores>()
+        .context("--cores")?
+        .resolve()
+        .context("--cores")?;
     let (state_directory, sockets) = args.directories()?;
     // Made here, so that a key that cannot be used is an error of `up` itself.
     drop(state::load_or_create_key(&state_directory)?);
@@ -80,7 +85,9 @@ fn tun_possible(config: &Config) -> bool {
     const CAP_NET_ADMIN: u32 = 12;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    let bits = effective
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
     config.tun.is_some() && bits >> CAP_NET_ADMIN & 1 == 1
 }
 
@@ -99,7 +106,11 @@ struct Restarts(VecDeque<Instant>);
 impl Restarts {
     /// Notes one more; false when it is one too many.
     fn allow(&mut self, now: Instant) -> bool {
-        while self.0.front().is_some_and(|at| now - *at >= RESTARTS_WINDOW) {
+        while self
+            .0
+            .front()
+            .is_some_and(|at| now - *at >= RESTARTS_WINDOW)
+        {
             self.0.pop_front();
         }
         self.0.push_back(now);
@@ -109,7 +120,12 @@ impl Restarts {
 
 impl Plane {
     fn start(name: &'static str, line: Vec<String>) -> anyhow::Result<Self> {
-        let mut plane = Self { name, line, child: None, restarts: Restarts::default() };
+        let mut plane = Self {
+            name,
+            line,
+            child: None,
+            restarts: Restarts::default(),
+        };
         plane.spawn()?;
         Ok(plane)
     }
@@ -128,7 +144,9 @@ impl Plane {
 
     /// The exit status, if the process has ended.
     fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
-        let Some(child) = &mut self.child else { return Ok(None) };
+        let Some(child) = &mut self.child else {
+            return Ok(None);
+        };
         let status = child.try_wait().context("waiting for a plane")?;
         if status.is_some() {
             self.child = None;
@@ -145,12 +163,17 @@ impl Plane {
                 RESTARTS_WINDOW.as_secs()
             );
         }
-        eprintln!("hyphae: the {} ended ({status}); starting it again", self.name);
+        eprintln!(
+            "hyphae: the {} ended ({status}); starting it again",
+            self.name
+        );
         self.spawn()
     }
 
     fn stop(&mut self) -> anyhow::Result<()> {
-        let Some(child) = &mut self.child else { return Ok(()) };
+        let Some(child) = &mut self.child else {
+            return Ok(());
+        };
         let pid = Pid::from_raw(i32::try_from(child.id()).context("process number")?);
         // It may have ended just now; then there is nothing to signal.
         let _ = kill(pid, Signal::SIGTERM);
@@ -166,7 +189,11 @@ impl Plane {
         child.kill().context("killing a plane")?;
         child.wait().context("waiting for a plane")?;
         self.child = None;
-        bail!("the {} did not stop within {} s and was killed", self.name, STOP_TIMEOUT.as_secs())
+        bail!(
+            "the {} did not stop within {} s and was killed",
+            self.name,
+            STOP_TIMEOUT.as_secs()
+        )
     }
 }
 
@@ -230,15 +257,29 @@ fn announce(config: &Config, sockets: &Path, status: &Status, json: bool) -> any
         return cli::document(status);
     }
     let info = &status.info;
-    let Some(plane) = &status.dataplane else { return Ok(()) };
-    let ports: Vec<_> = plane.workers.iter().map(|worker| worker.port.to_string()).collect();
-    let where_to = |at: Option<std::net::SocketAddr>| at.map_or("off".to_owned(), |at| at.to_string());
+    let Some(plane) = &status.dataplane else {
+        return Ok(());
+    };
+    let ports: Vec<_> = plane
+        .workers
+        .iter()
+        .map(|worker| worker.port.to_string())
+        .collect();
+    let where_to =
+        |at: Option<std::net::SocketAddr>| at.map_or("off".to_owned(), |at| at.to_string());
     cli::line(format_args!("hyphae {} is up", status.version));
     cli::line(format_args!("  key      {}", info.node_pubkey));
     cli::line(format_args!("  address  {}", info.node_ip));
     cli::line(format_args!("  subnet   {}", info.node_subnet));
-    cli::line(format_args!("  listens  UDP {} ({})", ports.join(", "), plane.driver));
-    cli::line(format_args!("  tun      {}", plane.tun.as_deref().unwrap_or("none")));
+    cli::line(format_args!(
+        "  listens  UDP {} ({})",
+        ports.join(", "),
+        plane.driver
+    ));
+    cli::line(format_args!(
+        "  tun      {}",
+        plane.tun.as_deref().unwrap_or("none")
+    ));
     cli::line(format_args!(
         "  rpc      {} and {}",
         sockets.join("rpc.sock").display(),
@@ -246,8 +287,13 @@ fn announce(config: &Config, sockets: &Path, status: &Status, json: bool) -> any
     ));
     cli::line(format_args!("  metrics  {}", where_to(config.metrics)));
     if status.peers == 0 {
-        cli::line("no peers yet: `hyphae peer add udp://HOST:PORT` adds one; others reach this node at");
-        cli::line(format_args!("  udp://THIS-HOST:{}#{}", ports[0], info.node_pubkey));
+        cli::line(
+            "no peers yet: `hyphae peer add udp://HOST:PORT` adds one; others reach this node at",
+        );
+        cli::line(format_args!(
+            "  udp://THIS-HOST:{}#{}",
+            ports[0], info.node_pubkey
+        ));
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::message::{Error, Request, Response};
@@ -65,7 +65,10 @@ pub struct Client {
 impl Client {
     /// A client of the node whose `rpc.sock` is at `path`.
     pub fn new(path: impl AsRef<Path>) -> Self {
-        Self { path: path.as_ref().to_owned(), timeout: Duration::from_secs(70) }
+        Self {
+            path: path.as_ref().to_owned(),
+            timeout: Duration::from_secs(70),
+        }
     }
 
     /// Gives up waiting for a response after `timeout`.
@@ -82,7 +85,10 @@ impl Client {
         method: &str,
         params: impl Serialize,
     ) -> Result<R, ClientError> {
-        let protocol = |what: String| ClientError::Protocol { path: self.path.clone(), what };
+        let protocol = |what: String| ClientError::Protocol {
+            path: self.path.clone(),
+            what,
+        };
         let params = serde_json::to_value(params).map_err(|e| protocol(e.to_string()))?;
         let request = Request {
             jsonrpc: "2.0".to_owned(),
@@ -103,11 +109,17 @@ impl Client {
 
     fn post(&self, body: &[u8]) -> Result<Vec<u8>, ClientError> {
         let fail = |source: io::Error| match source.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Denied { path: self.path.clone() },
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::Absent { path: self.path.clone(), source }
-            }
-            _ => ClientError::Io { path: self.path.clone(), source },
+            io::ErrorKind::PermissionDenied => ClientError::Denied {
+                path: self.path.clone(),
+            },
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::Absent {
+                path: self.path.clone(),
+                source,
+            },
+            _ => ClientError::Io {
+                path: self.path.clone(),
+                source,
+            },
         };
         let protocol = |what: &str| ClientError::Protocol {
             path: self.path.clone(),
@@ -121,7 +133,9 @@ impl Client {
              Content-Length: {}\r\nConnection: close\r\n\r\n",
             body.len()
         );
-        stream.write_all(&[head.as_bytes(), body].concat()).map_err(fail)?;
+        stream
+            .write_all(&[head.as_bytes(), body].concat())
+            .map_err(fail)?;
         let mut reader = BufReader::new(stream.take(RESPONSE_MAX));
         let mut line = String::new();
         reader.read_line(&mut line).map_err(fail)?;

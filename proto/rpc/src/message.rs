@@ -74,7 +74,12 @@ impl Response {
             Ok(result) => (Some(result), None),
             Err(error) => (None, Some(error)),
         };
-        Self { jsonrpc: "2.0".to_owned(), result, error, id }
+        Self {
+            jsonrpc: "2.0".to_owned(),
+            result,
+            error,
+            id,
+        }
     }
 }
 
@@ -94,6 +99,10 @@ pub struct Error {
 impl Error {
     /// An error without data.
     pub fn new(code: i64, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), data: None }
+        Self {
+            code,
+            message: message.into(),
+            data: None,
+        }
     }
 }

@@ -150,7 +150,10 @@ pub fn offer(
     hello: &Hello,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(), AttachError> {
-    assert!(fds.len() <= FDS_MAX, "descriptors of at most {WORKERS_MAX} workers");
+    assert!(
+        fds.len() <= FDS_MAX,
+        "descriptors of at most {WORKERS_MAX} workers"
+    );
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
@@ -158,7 +161,11 @@ pub fn offer(
     }
     let bytes = [IoSlice::new(hello.as_bytes())];
     let sent = sendmsg(stream, &bytes, &mut control, SendFlags::NOSIGNAL)?;
-    if sent == size_of::<Hello>() { Ok(()) } else { Err(AttachError::Protocol) }
+    if sent == size_of::<Hello>() {
+        Ok(())
+    } else {
+        Err(AttachError::Protocol)
+    }
 }
 
 /// Receives what [`offer`] sent.
@@ -170,7 +177,12 @@ pub fn accept(stream: BorrowedFd<'_>) -> Result<(Hello, Vec<OwnedFd>), AttachErr
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
-    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut hello)], &mut control, flags)?;
+    let received = recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut hello)],
+        &mut control,
+        flags,
+    )?;
     let fds: Vec<OwnedFd> = control
         .drain()
         .flat_map(|message| match message {
@@ -183,7 +195,9 @@ pub fn accept(stream: BorrowedFd<'_>) -> Result<(Hello, Vec<OwnedFd>), AttachErr
         return Err(AttachError::Protocol);
     }
     if hello.abi_version.get() != ABI_VERSION {
-        return Err(AttachError::Version { found: hello.abi_version.get() });
+        return Err(AttachError::Version {
+            found: hello.abi_version.get(),
+        });
     }
     match hello.verdict.get() {
         WELCOME => {}

@@ -14,7 +14,10 @@ impl Doorbell {
     /// # Errors
     /// When the process has no descriptors left.
     pub fn new() -> rustix::io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Self(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
     }
 
     /// Takes over a descriptor that the other side sent.

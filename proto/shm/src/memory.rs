@@ -56,8 +56,18 @@ impl RingMemory {
         capacity: usize,
         owner: Box<dyn std::any::Any + Send + Sync>,
     ) -> Self {
-        assert!(capacity.is_power_of_two(), "ring capacity is a power of two");
-        Self { backing: Arc::new(Backing { indices, data, capacity, _owner: owner }) }
+        assert!(
+            capacity.is_power_of_two(),
+            "ring capacity is a power of two"
+        );
+        Self {
+            backing: Arc::new(Backing {
+                indices,
+                data,
+                capacity,
+                _owner: owner,
+            }),
+        }
     }
 
     pub(crate) fn heap(capacity: usize) -> Self {
@@ -76,7 +86,10 @@ impl RingMemory {
             }
         }
 
-        assert!(capacity.is_power_of_two(), "ring capacity is a power of two");
+        assert!(
+            capacity.is_power_of_two(),
+            "ring capacity is a power of two"
+        );
         let at = size_of::<Indices>();
         let Ok(layout) = Layout::from_size_align(at + capacity, align_of::<Indices>()) else {
             panic!("ring capacity fits the address space");
@@ -124,7 +137,9 @@ impl RingMemory {
 
     /// Overwrites `len` bytes at position `at` with zeros.
     pub(crate) fn wipe(&self, at: u64, len: u64) {
-        let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.backing.capacity);
+        let len = usize::try_from(len)
+            .unwrap_or(usize::MAX)
+            .min(self.backing.capacity);
         self.two_parts(at, len, |place, _, len| {
             // SAFETY: as in `write`. Volatile is not needed: the memory is shared, so the compiler
             // must assume that the store is seen.
@@ -165,9 +180,19 @@ unsafe impl Sync for Backing {}
 #[cfg(loom)]
 impl RingMemory {
     pub(crate) fn heap(capacity: usize) -> Self {
-        assert!(capacity.is_power_of_two(), "ring capacity is a power of two");
-        let data = (0..capacity).map(|_| loom::cell::UnsafeCell::new(0)).collect();
-        Self { backing: Arc::new(Backing { indices: Indices::new(), data }) }
+        assert!(
+            capacity.is_power_of_two(),
+            "ring capacity is a power of two"
+        );
+        let data = (0..capacity)
+            .map(|_| loom::cell::UnsafeCell::new(0))
+            .collect();
+        Self {
+            backing: Arc::new(Backing {
+                indices: Indices::new(),
+                data,
+            }),
+        }
     }
 
     pub(crate) fn indices(&self) -> &Indices {

@@ -54,8 +54,13 @@ const _: () = assert!(size_of::<Indices>() == 256);
 impl Indices {
     pub(crate) fn new() -> Self {
         Self {
-            producer: Line(ProducerLine { tail: AtomicU64::new(0) }),
-            consumer: Line(ConsumerLine { head: AtomicU64::new(0), asleep: AtomicU64::new(0) }),
+            producer: Line(ProducerLine {
+                tail: AtomicU64::new(0),
+            }),
+            consumer: Line(ConsumerLine {
+                head: AtomicU64::new(0),
+                asleep: AtomicU64::new(0),
+            }),
         }
     }
 }
@@ -95,7 +100,12 @@ impl Producer {
         let tail = memory.indices().producer.0.tail.load(Ordering::Acquire);
         let head = memory.indices().consumer.0.head.load(Ordering::Acquire);
         let corrupt = tail.wrapping_sub(head) > memory.capacity() || tail % 8 != 0;
-        Self { memory, tail, head, corrupt }
+        Self {
+            memory,
+            tail,
+            head,
+            corrupt,
+        }
     }
 
     /// Bytes that could be written now, record headers included.
@@ -148,7 +158,13 @@ impl Producer {
     }
 
     fn refresh(&mut self) {
-        let head = self.memory.indices().consumer.0.head.load(Ordering::Acquire);
+        let head = self
+            .memory
+            .indices()
+            .consumer
+            .0
+            .head
+            .load(Ordering::Acquire);
         // The consumer may only move towards the tail.
         if self.tail.wrapping_sub(head) > self.tail.wrapping_sub(self.head) {
             self.corrupt = true;
@@ -158,7 +174,11 @@ impl Producer {
     }
 
     fn free(&self) -> u64 {
-        if self.corrupt { 0 } else { self.memory.capacity() - (self.tail - self.head) }
+        if self.corrupt {
+            0
+        } else {
+            self.memory.capacity() - (self.tail - self.head)
+        }
     }
 }
 
@@ -178,7 +198,13 @@ impl Consumer {
     /// Takes the reading end, resuming where the last consumer released.
     pub(crate) fn new(memory: RingMemory, wipe: bool) -> Self {
         let head = memory.indices().consumer.0.head.load(Ordering::Acquire);
-        Self { memory, head, tail: head, wipe, corrupt: head % 8 != 0 }
+        Self {
+            memory,
+            head,
+            tail: head,
+            wipe,
+            corrupt: head % 8 != 0,
+        }
     }
 
     /// Copies the next record's payload into `scratch`. Returns its code and length; `None` when there
@@ -206,7 +232,8 @@ impl Consumer {
             return Err(self.detach());
         }
         let len = len as usize;
-        self.memory.read(self.head + HEADER_LEN, &mut scratch[..len]);
+        self.memory
+            .read(self.head + HEADER_LEN, &mut scratch[..len]);
         if self.wipe {
             self.memory.wipe(self.head, size);
         }
@@ -217,17 +244,33 @@ impl Consumer {
     /// Gives the room of everything popped back to the producer.
     pub fn release(&mut self) {
         if !self.corrupt {
-            self.memory.indices().consumer.0.head.store(self.head, Ordering::Release);
+            self.memory
+                .indices()
+                .consumer
+                .0
+                .head
+                .store(self.head, Ordering::Release);
         }
     }
 
     /// Announces that this side is about to sleep. False when there are records after all: do not
     /// sleep then.
     pub fn sleep(&mut self) -> bool {
-        self.memory.indices().consumer.0.asleep.store(1, Ordering::Relaxed);
+        self.memory
+            .indices()
+            .consumer
+            .0
+            .asleep
+            .store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         // Acquire is not needed to decide, only to read; `pop` loads again.
-        let tail = self.memory.indices().producer.0.tail.load(Ordering::Relaxed);
+        let tail = self
+            .memory
+            .indices()
+            .producer
+            .0
+            .tail
+            .load(Ordering::Relaxed);
         let idle = self.corrupt || tail == self.head;
         if !idle {
             self.wake();
@@ -237,7 +280,12 @@ impl Consumer {
 
     /// Takes the announcement of [`Self::sleep`] back.
     pub fn wake(&mut self) {
-        self.memory.indices().consumer.0.asleep.store(0, Ordering::Relaxed);
+        self.memory
+            .indices()
+            .consumer
+            .0
+            .asleep
+            .store(0, Ordering::Relaxed);
     }
 
     /// Whether the ring was given up.
@@ -246,7 +294,13 @@ impl Consumer {
     }
 
     fn refresh(&mut self) -> Result<bool, Corrupt> {
-        let tail = self.memory.indices().producer.0.tail.load(Ordering::Acquire);
+        let tail = self
+            .memory
+            .indices()
+            .producer
+            .0
+            .tail
+            .load(Ordering::Acquire);
         if tail.wrapping_sub(self.head) > self.memory.capacity() || tail % 8 != 0 {
             return Err(self.detach());
         }

@@ -48,7 +48,11 @@ pub struct Layout {
 impl Layout {
     /// The usual sizes.
     pub fn new(workers: u16) -> Self {
-        Self { workers, program_bytes: 256 * 1024, punt_bytes: 1024 * 1024 }
+        Self {
+            workers,
+            program_bytes: 256 * 1024,
+            punt_bytes: 1024 * 1024,
+        }
     }
 
     fn check(self) -> Result<Self, SegmentError> {
@@ -58,7 +62,11 @@ impl Layout {
         let ok = (1..=WORKERS_MAX).contains(&self.workers)
             && ring(self.program_bytes)
             && ring(self.punt_bytes);
-        if ok { Ok(self) } else { Err(SegmentError::Layout(self)) }
+        if ok {
+            Ok(self)
+        } else {
+            Err(SegmentError::Layout(self))
+        }
     }
 
     /// Offset of a worker's parts: program ring, punt ring, counters, peers, end.
@@ -86,11 +94,22 @@ impl Layout {
     /// Differs when either side was built with other counters, records or limits.
     fn hash(self) -> u64 {
         let mut names: Vec<u8> = Vec::new();
-        crate::stats::Counter::ALL.iter().for_each(|c| names.extend(c.name().as_bytes()));
-        crate::stats::DropReason::ALL.iter().for_each(|r| names.extend(r.name().as_bytes()));
+        crate::stats::Counter::ALL
+            .iter()
+            .for_each(|c| names.extend(c.name().as_bytes()));
+        crate::stats::DropReason::ALL
+            .iter()
+            .for_each(|r| names.extend(r.name().as_bytes()));
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let sizes = [self.total() as u64, u64::from(PEERS_MAX), size_of::<PeerLine>() as u64];
-        for byte in names.into_iter().chain(sizes.iter().flat_map(|size| size.to_le_bytes())) {
+        let sizes = [
+            self.total() as u64,
+            u64::from(PEERS_MAX),
+            size_of::<PeerLine>() as u64,
+        ];
+        for byte in names
+            .into_iter()
+            .chain(sizes.iter().flat_map(|size| size.to_le_bytes()))
+        {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         }
         hash
@@ -170,7 +189,9 @@ impl Drop for Mapping {
 #[derive(Clone)]
 pub struct Segment(Arc<Mapping>);
 
-const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+const SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::SEAL);
 
 impl Segment {
     /// Makes a segment and maps it. The descriptor is for control planes.
@@ -195,7 +216,9 @@ impl Segment {
             (&header.hash, layout.hash()),
             (&header.cookie, COOKIE),
         ];
-        fields.into_iter().for_each(|(field, value)| field.store(value, Ordering::Release));
+        fields
+            .into_iter()
+            .for_each(|(field, value)| field.store(value, Ordering::Release));
         Ok((segment, fd))
     }
 
@@ -249,11 +272,20 @@ impl Segment {
         // The file is at least `len` long and sealed against shrinking (create, attach).
         let base = unsafe {
             let protection = ProtFlags::READ | ProtFlags::WRITE;
-            rustix::mm::mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, fd, 0)
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )
         }
         .map_err(system("mapping"))?;
-        let base = NonNull::new(base.cast::<u8>())
-            .ok_or(SegmentError::System { call: "mapping", source: rustix::io::Errno::INVAL })?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(SegmentError::System {
+            call: "mapping",
+            source: rustix::io::Errno::INVAL,
+        })?;
         // SAFETY: the range is the mapping made above; neither call touches its contents. Both are
         // hardening only: an unprivileged process may not be allowed to lock this much.
         let locked = unsafe {
@@ -262,7 +294,13 @@ impl Segment {
             rustix::mm::mlock(base.as_ptr().cast(), rings).is_ok()
         };
         let taken = Mutex::new(vec![false; usize::from(layout.workers) * 8]);
-        Ok(Self(Arc::new(Mapping { base, len, locked, layout, taken })))
+        Ok(Self(Arc::new(Mapping {
+            base,
+            len,
+            locked,
+            layout,
+            taken,
+        })))
     }
 
     /// What it holds.
@@ -331,7 +369,11 @@ impl Segment {
     /// # Panics
     /// When the worker does not exist.
     pub fn stats_reader(&self, worker: WorkerId) -> StatsReader {
-        assert!(worker.0 < self.0.layout.workers, "worker {} exists", worker.0);
+        assert!(
+            worker.0 < self.0.layout.workers,
+            "worker {} exists",
+            worker.0
+        );
         let offsets = self.0.layout.offsets(worker.0);
         // SAFETY: both offsets are inside the mapping with their whole arrays (Layout::offsets and
         // total), page aligned, zeroed by the kernel, and only ever accessed as atomics. The clone
@@ -367,10 +409,21 @@ impl Segment {
     }
 
     fn take(&self, worker: WorkerId, end: usize) {
-        assert!(worker.0 < self.0.layout.workers, "worker {} exists", worker.0);
-        let mut taken = self.0.taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        assert!(
+            worker.0 < self.0.layout.workers,
+            "worker {} exists",
+            worker.0
+        );
+        let mut taken = self
+            .0
+            .taken
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let slot = &mut taken[worker.as_usize() * 8 + end];
-        assert!(!std::mem::replace(slot, true), "each end of the segment is taken once");
+        assert!(
+            !std::mem::replace(slot, true),
+            "each end of the segment is taken once"
+        );
     }
 
     fn header(&self) -> &Header {

@@ -148,7 +148,12 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), COUNTERS);
-        assert!(Counter::ALL.iter().enumerate().all(|(i, c)| counter_at(*c) == i));
+        assert!(
+            Counter::ALL
+                .iter()
+                .enumerate()
+                .all(|(i, c)| counter_at(*c) == i)
+        );
         assert_eq!(drop_at(DropReason::NoBuffer), COUNTERS - 1);
     }
 }

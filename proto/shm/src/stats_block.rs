@@ -44,7 +44,11 @@ impl StatsReader {
         peers: NonNull<[PeerLine; PEERS_MAX as usize]>,
         owner: Arc<Segment>,
     ) -> Self {
-        Self { counters, peers, _owner: owner }
+        Self {
+            counters,
+            peers,
+            _owner: owner,
+        }
     }
 
     /// All counters, in the order of [`crate::stats`].
@@ -54,7 +58,9 @@ impl StatsReader {
 
     /// Traffic of a peer; zero for numbers that do not exist.
     pub fn peer(&self, peer: u32) -> PeerStats {
-        let Some(line) = self.line(peer) else { return PeerStats::default() };
+        let Some(line) = self.line(peer) else {
+            return PeerStats::default();
+        };
         PeerStats {
             rx_packets: line.rx_packets.load(Ordering::Relaxed),
             rx_bytes: line.rx_bytes.load(Ordering::Relaxed),
@@ -92,7 +98,9 @@ impl StatsWriter {
 
     /// Adds what came from a peer.
     pub fn add_rx(&mut self, peer: u32, packets: u64, bytes: u64, now: Nanos) {
-        let Some(line) = self.0.line(peer) else { return };
+        let Some(line) = self.0.line(peer) else {
+            return;
+        };
         add(&line.rx_packets, packets);
         add(&line.rx_bytes, bytes);
         line.last_rx.store(now.0, Ordering::Relaxed);
@@ -100,21 +108,35 @@ impl StatsWriter {
 
     /// Adds what left for a peer.
     pub fn add_tx(&mut self, peer: u32, packets: u64, bytes: u64) {
-        let Some(line) = self.0.line(peer) else { return };
+        let Some(line) = self.0.line(peer) else {
+            return;
+        };
         add(&line.tx_packets, packets);
         add(&line.tx_bytes, bytes);
     }
 
     /// Starts a peer number from zero.
     pub fn clear_peer(&mut self, peer: u32) {
-        let Some(line) = self.0.line(peer) else { return };
-        let fields =
-            [&line.rx_packets, &line.rx_bytes, &line.tx_packets, &line.tx_bytes, &line.last_rx];
-        fields.into_iter().for_each(|field| field.store(0, Ordering::Relaxed));
+        let Some(line) = self.0.line(peer) else {
+            return;
+        };
+        let fields = [
+            &line.rx_packets,
+            &line.rx_bytes,
+            &line.tx_packets,
+            &line.tx_bytes,
+            &line.last_rx,
+        ];
+        fields
+            .into_iter()
+            .for_each(|field| field.store(0, Ordering::Relaxed));
     }
 }
 
 /// A plain addition: there is one writer, so no locked instruction is needed.
 fn add(place: &AtomicU64, value: u64) {
-    place.store(place.load(Ordering::Relaxed).wrapping_add(value), Ordering::Relaxed);
+    place.store(
+        place.load(Ordering::Relaxed).wrapping_add(value),
+        Ordering::Relaxed,
+    );
 }

@@ -10,12 +10,26 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::PublicKey;
 
 /// The range of overlay addresses, 400::/7.
-pub const OVERLAY_RANGE: Prefix =
-    Prefix { address: OverlayAddress([4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), len: 7 };
+pub const OVERLAY_RANGE: Prefix = Prefix {
+    address: OverlayAddress([4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    len: 7,
+};
 
 /// An IPv6 address of the overlay, network byte order.
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(transparent)]
 pub struct OverlayAddress(pub [u8; 16]);
@@ -26,7 +40,10 @@ impl OverlayAddress {
     /// derives addresses in the same way, so an existing key file keeps its address.
     pub fn from_key(key: &PublicKey) -> Self {
         let mut address = [0; 16];
-        blake3::Hasher::new().update(&key.0).finalize_xof().fill(&mut address);
+        blake3::Hasher::new()
+            .update(&key.0)
+            .finalize_xof()
+            .fill(&mut address);
         address[0] = 4 | u8::from(address[0].count_ones() % 2 == 1);
         Self(address)
     }
@@ -84,7 +101,10 @@ impl Prefix {
     pub fn new(address: OverlayAddress, len: u8) -> Self {
         let len = len.min(128);
         let bits = u128::from_be_bytes(address.0) & Self::mask(len);
-        Self { address: OverlayAddress(bits.to_be_bytes()), len }
+        Self {
+            address: OverlayAddress(bits.to_be_bytes()),
+            len,
+        }
     }
 
     /// The lowest address.
@@ -93,7 +113,10 @@ impl Prefix {
     }
 
     /// Bits of the prefix.
-    #[allow(clippy::len_without_is_empty, reason = "a prefix length, not a container")]
+    #[allow(
+        clippy::len_without_is_empty,
+        reason = "a prefix length, not a container"
+    )]
     pub fn len(self) -> u8 {
         self.len
     }
@@ -143,7 +166,11 @@ impl FromStr for Prefix {
         let form = || InvalidPrefix::Form(s.to_owned());
         let (address, len) = s.split_once('/').ok_or_else(form)?;
         let address: Ipv6Addr = address.parse().map_err(|_| form())?;
-        let len: u8 = len.parse().ok().filter(|len| *len <= 128).ok_or_else(form)?;
+        let len: u8 = len
+            .parse()
+            .ok()
+            .filter(|len| *len <= 128)
+            .ok_or_else(form)?;
         let prefix = Self::new(address.into(), len);
         if prefix.address.ip() != address {
             return Err(InvalidPrefix::HostBits(s.to_owned(), prefix));
@@ -160,7 +187,9 @@ impl Serialize for Prefix {
 
 impl<'de> Deserialize<'de> for Prefix {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -172,7 +201,9 @@ impl Serialize for OverlayAddress {
 
 impl<'de> Deserialize<'de> for OverlayAddress {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ip: Ipv6Addr = String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)?;
+        let ip: Ipv6Addr = String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)?;
         Ok(ip.into())
     }
 }
@@ -185,9 +216,15 @@ mod tests {
     fn prefixes_parse_and_refuse() {
         let prefix: Prefix = "400:1::/64".parse().unwrap();
         assert_eq!(prefix.to_string(), "400:1::/64");
-        assert!(matches!("400:1::1/64".parse::<Prefix>(), Err(InvalidPrefix::HostBits(..))));
+        assert!(matches!(
+            "400:1::1/64".parse::<Prefix>(),
+            Err(InvalidPrefix::HostBits(..))
+        ));
         for bad in ["", "400::", "400::/129", "1.2.3.4/8", "400::/-1"] {
-            assert!(matches!(bad.parse::<Prefix>(), Err(InvalidPrefix::Form(_))), "{bad}");
+            assert!(
+                matches!(bad.parse::<Prefix>(), Err(InvalidPrefix::Form(_))),
+                "{bad}"
+            );
         }
     }
 

@@ -64,7 +64,9 @@ pub const CONTROL_HEADER_LEN: usize = size_of::<ControlHeader>();
 const _: () = assert!(CONTROL_HEADER_LEN == 8);
 
 /// Body of a probe. The asker fills both; the answerer returns them untouched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Probe {
     /// Names the probe.

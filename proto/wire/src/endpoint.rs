@@ -9,7 +9,17 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// An underlay UDP address, 24 bytes. IPv4 is kept as an IPv4-mapped IPv6 address, which is also
 /// how a dual-stack socket reports it, so two equal addresses are always equal bytes.
 #[derive(
-    Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct Endpoint {
@@ -37,7 +47,10 @@ impl Endpoint {
 
     /// The same address with another port.
     pub fn with_port(self, port: u16) -> Self {
-        Self { port: U16::new(port), ..self }
+        Self {
+            port: U16::new(port),
+            ..self
+        }
     }
 
     /// Whether nothing was ever stored here.

@@ -139,8 +139,14 @@ impl<'a> Message<'a> {
             return Err(HandshakeError::Version(header.version));
         }
         let step = Step::from_code(header.step).ok_or(HandshakeError::Step(header.step))?;
-        let noise = rest.get(..usize::from(header.noise_len.get())).ok_or(HandshakeError::Short)?;
-        Ok(Self { step, header, noise })
+        let noise = rest
+            .get(..usize::from(header.noise_len.get()))
+            .ok_or(HandshakeError::Short)?;
+        Ok(Self {
+            step,
+            header,
+            noise,
+        })
     }
 
     /// Takes apart a whole link frame.
@@ -166,7 +172,10 @@ impl<'a> Message<'a> {
 /// # Panics
 /// When `noise` is longer than [`NOISE_MAX`].
 pub fn encode(step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
-    assert!(noise.len() <= NOISE_MAX, "a Noise message of this protocol fits the first frame");
+    assert!(
+        noise.len() <= NOISE_MAX,
+        "a Noise message of this protocol fits the first frame"
+    );
     let header = HandshakeHeader {
         version: VERSION,
         step: step.code(),
@@ -222,8 +231,12 @@ impl Offer {
         ];
         out.extend(self.mtu.to_le_bytes());
         out.extend([byte(self.ports.len()), 0]);
-        self.ports.iter().for_each(|port| out.extend(port.to_le_bytes()));
-        self.lanes.iter().for_each(|index| out.extend(index.0.to_le_bytes()));
+        self.ports
+            .iter()
+            .for_each(|port| out.extend(port.to_le_bytes()));
+        self.lanes
+            .iter()
+            .for_each(|index| out.extend(index.0.to_le_bytes()));
         out
     }
 
@@ -232,8 +245,9 @@ impl Offer {
     /// # Errors
     /// [`HandshakeError::Version`] for another version, [`HandshakeError::Offer`] for anything else.
     pub fn parse(bytes: &[u8]) -> Result<Self, HandshakeError> {
-        let (fixed, rest) =
-            bytes.split_at_checked(OFFER_FIXED_LEN).ok_or(HandshakeError::Offer)?;
+        let (fixed, rest) = bytes
+            .split_at_checked(OFFER_FIXED_LEN)
+            .ok_or(HandshakeError::Offer)?;
         if fixed[0] != VERSION {
             return Err(HandshakeError::Version(fixed[0]));
         }
@@ -250,7 +264,10 @@ impl Offer {
             suites: SuiteSet(fixed[1]),
             workers,
             mtu: u16::from_le_bytes([fixed[4], fixed[5]]),
-            ports: ports.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect(),
+            ports: ports
+                .chunks_exact(2)
+                .map(|b| u16::from_le_bytes([b[0], b[1]]))
+                .collect(),
             lanes: lanes
                 .chunks_exact(4)
                 .map(|b| SessionIndex(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))

@@ -17,7 +17,18 @@ pub const KEY_LEN: usize = 32;
 
 /// An X25519 public key. Written as 64 lower-case hex digits.
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(transparent)]
 pub struct PublicKey(pub [u8; KEY_LEN]);
@@ -71,7 +82,9 @@ impl Serialize for PublicKey {
 
 impl<'de> Deserialize<'de> for PublicKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -106,8 +119,9 @@ impl SecretKey {
     /// # Errors
     /// When it is not 32 bytes, or all zero.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidSecretKey> {
-        let key: [u8; KEY_LEN] =
-            bytes.try_into().map_err(|_| InvalidSecretKey::Length(bytes.len()))?;
+        let key: [u8; KEY_LEN] = bytes
+            .try_into()
+            .map_err(|_| InvalidSecretKey::Length(bytes.len()))?;
         if key == [0; KEY_LEN] {
             return Err(InvalidSecretKey::Zero);
         }

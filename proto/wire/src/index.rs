@@ -80,7 +80,10 @@ mod tests {
     #[test]
     fn index_keeps_worker_and_slot() {
         let index = SessionIndex::new(WorkerId(63), 0x3ff, 0xffff);
-        assert_eq!((index.worker(), index.slot(), index.0), (WorkerId(63), 0xffff, u32::MAX));
+        assert_eq!(
+            (index.worker(), index.slot(), index.0),
+            (WorkerId(63), 0xffff, u32::MAX)
+        );
         let index = SessionIndex::new(WorkerId(1), 0xffff, 2);
         assert_eq!((index.worker(), index.slot()), (WorkerId(1), 2));
     }

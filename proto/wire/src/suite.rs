@@ -98,7 +98,10 @@ mod tests {
     fn agreement_prefers_aes_and_is_symmetric() {
         let chacha = SuiteSet::only(Suite::ChaCha20Poly1305);
         let aes = SuiteSet::only(Suite::Aes256Gcm);
-        assert_eq!(SuiteSet::all().agree(SuiteSet::all()), Some(Suite::Aes256Gcm));
+        assert_eq!(
+            SuiteSet::all().agree(SuiteSet::all()),
+            Some(Suite::Aes256Gcm)
+        );
         assert_eq!(SuiteSet::all().agree(chacha), Some(Suite::ChaCha20Poly1305));
         assert_eq!(chacha.agree(SuiteSet::all()), Some(Suite::ChaCha20Poly1305));
         assert_eq!(chacha.agree(aes), None);

@@ -1,1 +1,4 @@
-//! Placeholder replaced by the room owner.
+//! Tests with real processes: nodes in network namespaces, and the command line. The tests are in
+//! `tests/`; engines and drivers are tested in their own packages.
+
+#![forbid(unsafe_code)]

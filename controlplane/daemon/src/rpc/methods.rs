@@ -40,7 +40,10 @@ impl Node {
             "route.add" => self.rpc_add_route(params),
             "route.remove" => self.rpc_remove_route(params),
             "node.status" => value(self.status(now)),
-            _ => Err(Error::new(code::METHOD_NOT_FOUND, format!("no method '{method}'"))),
+            _ => Err(Error::new(
+                code::METHOD_NOT_FOUND,
+                format!("no method '{method}'"),
+            )),
         }
     }
 
@@ -61,15 +64,29 @@ impl Node {
             return value(self.identity.public_key());
         }
         let key = self.overlay.key_of(address);
-        key.map_or_else(|| Err(Error::new(code::NO_KEY, "the key of that address is not known")), value)
+        key.map_or_else(
+            || {
+                Err(Error::new(
+                    code::NO_KEY,
+                    "the key of that address is not known",
+                ))
+            },
+            value,
+        )
     }
 
     fn peers(&self, now: Nanos) -> Vec<Peer> {
-        self.overlay.peers().map(|peer| self.peer(now, &peer)).collect()
+        self.overlay
+            .peers()
+            .map(|peer| self.peer(now, &peer))
+            .collect()
     }
 
     fn peer(&self, now: Nanos, peer: &PeerStatus) -> Peer {
-        let configured = peer.configured.iter().find_map(|id| self.configured.get(&id.0));
+        let configured = peer
+            .configured
+            .iter()
+            .find_map(|id| self.configured.get(&id.0));
         let place = match (peer.endpoint.is_unset(), configured) {
             (true, Some(configured)) => {
                 format!("{}:{}", configured.url.host, configured.url.port)
@@ -78,16 +95,29 @@ impl Node {
         };
         let key = peer.key.map(|key| key.to_string());
         let seen = key.as_ref().and_then(|key| self.seen.get(key));
-        let first = seen.map(|seen| seen.0).or(configured.map(|c| c.since)).or(peer.since);
+        let first = seen
+            .map(|seen| seen.0)
+            .or(configured.map(|c| c.since))
+            .or(peer.since);
         let stats = match (peer.peer, &self.attachment) {
-            (Some(number), Some(attachment)) => {
-                attachment.stats().iter().map(|stats| stats.peer(number)).collect()
-            }
+            (Some(number), Some(attachment)) => attachment
+                .stats()
+                .iter()
+                .map(|stats| stats.peer(number))
+                .collect(),
             _ => Vec::new(),
         };
         Peer {
-            endpoint: PeerEndpoint { proto: "udp".to_owned(), socket_addr: place },
-            kind: if configured.is_some() { "static" } else { "inbound" }.to_owned(),
+            endpoint: PeerEndpoint {
+                proto: "udp".to_owned(),
+                socket_addr: place,
+            },
+            kind: if configured.is_some() {
+                "static"
+            } else {
+                "inbound"
+            }
+            .to_owned(),
             connection_state: state_name(peer.state).to_owned(),
             tx_bytes: stats.iter().map(|stats| stats.tx_bytes).sum(),
             rx_bytes: stats.iter().map(|stats| stats.rx_bytes).sum(),
@@ -103,7 +133,9 @@ impl Node {
             suite: peer.suite.map(|suite| suite.to_string()),
             lanes: peer.lanes,
             lanes_active: peer.lanes_active,
-            rtt_micros: peer.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            rtt_micros: peer
+                .rtt
+                .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
             handshakes: peer.handshakes,
             refusal: peer.refusal.map(|refusal| refusal.to_string()),
         }
@@ -114,10 +146,19 @@ impl Node {
         let url: PeerUrl = params
             .endpoint
             .parse()
-            .map_err(|e: crate::endpoint::InvalidPeer| Error::new(code::BAD_ENDPOINT, e.to_string()))?;
+            .map_err(|e: crate::endpoint::InvalidPeer| {
+                Error::new(code::BAD_ENDPOINT, e.to_string())
+            })?;
         let same = |other: &PeerUrl| (&other.host, other.port) == (&url.host, url.port);
-        if self.configured.values().any(|configured| same(&configured.url)) {
-            return Err(Error::new(code::PEER_EXISTS, format!("{url} is a peer already")));
+        if self
+            .configured
+            .values()
+            .any(|configured| same(&configured.url))
+        {
+            return Err(Error::new(
+                code::PEER_EXISTS,
+                format!("{url} is a peer already"),
+            ));
         }
         let mut file = self.stored_peers();
         file.peers.push(url.clone());
@@ -132,7 +173,10 @@ impl Node {
             |e: crate::endpoint::InvalidPeer| Error::new(code::BAD_ENDPOINT_DELETE, e.to_string());
         let url: PeerUrl = params.endpoint.parse().map_err(bad)?;
         let same = |other: &PeerUrl| (&other.host, other.port) == (&url.host, url.port);
-        let found = self.configured.iter().find(|(_, configured)| same(&configured.url));
+        let found = self
+            .configured
+            .iter()
+            .find(|(_, configured)| same(&configured.url));
         let Some(id) = found.map(|(id, _)| *id) else {
             let message = format!("{url} is not a configured peer");
             return Err(Error::new(code::PEER_NOT_FOUND, message));
@@ -145,8 +189,13 @@ impl Node {
     }
 
     fn stored_peers(&self) -> PeersFile {
-        let stored = self.configured.values().filter(|configured| configured.stored);
-        PeersFile { peers: stored.map(|configured| configured.url.clone()).collect() }
+        let stored = self
+            .configured
+            .values()
+            .filter(|configured| configured.stored);
+        PeersFile {
+            peers: stored.map(|configured| configured.url.clone()).collect(),
+        }
     }
 
     fn routes(&self) -> Vec<Route> {
@@ -166,7 +215,9 @@ impl Node {
 
     fn static_routes(&self) -> Vec<StaticRoute> {
         let in_use = |prefix: Prefix| {
-            self.rib.routes().any(|route| route.prefix == prefix && route.origin == Origin::Static)
+            self.rib
+                .routes()
+                .any(|route| route.prefix == prefix && route.origin == Origin::Static)
         };
         let route = |route: hyphae_routing::StaticRoute| StaticRoute {
             prefix: route.prefix.to_string(),
@@ -179,33 +230,57 @@ impl Node {
     fn rpc_add_route(&mut self, params: Value) -> Outcome {
         let params: RouteParams = parse(params, &["prefix", "via"])?;
         let bad = |message: String| Error::new(code::BAD_ROUTE, message);
-        let prefix = params.prefix.parse::<Prefix>().map_err(|e| bad(e.to_string()))?;
+        let prefix = params
+            .prefix
+            .parse::<Prefix>()
+            .map_err(|e| bad(e.to_string()))?;
         let via = params.via.ok_or_else(|| bad("via is missing".to_owned()))?;
-        let spec = RouteSpec { prefix, via: parse_via(&via).map_err(|e| bad(e.to_string()))? };
+        let spec = RouteSpec {
+            prefix,
+            via: parse_via(&via).map_err(|e| bad(e.to_string()))?,
+        };
         // Held against the rules before it is written, written before it is used.
         let mut trial = hyphae_routing::Rib::new(self.identity.public_key().address());
-        trial.add_static(spec.route()).map_err(|e| bad(e.to_string()))?;
+        trial
+            .add_static(spec.route())
+            .map_err(|e| bad(e.to_string()))?;
         let mut file = self.stored_routes()?;
         if !file.routes.contains(&spec) {
             file.routes.push(spec);
         }
         self.persist(ROUTES_FILE, &file)?;
-        let changed = self.rib.add_static(spec.route()).map_err(|e| bad(e.to_string()))?;
+        let changed = self
+            .rib
+            .add_static(spec.route())
+            .map_err(|e| bad(e.to_string()))?;
         value(changed)
     }
 
     fn rpc_remove_route(&mut self, params: Value) -> Outcome {
         let params: RouteParams = parse(params, &["prefix", "via"])?;
         let bad = |message: String| Error::new(code::BAD_ROUTE, message);
-        let prefix = params.prefix.parse::<Prefix>().map_err(|e| bad(e.to_string()))?;
-        let via = params.via.as_deref().map(parse_via).transpose().map_err(|e| bad(e.to_string()))?;
+        let prefix = params
+            .prefix
+            .parse::<Prefix>()
+            .map_err(|e| bad(e.to_string()))?;
+        let via = params
+            .via
+            .as_deref()
+            .map(parse_via)
+            .transpose()
+            .map_err(|e| bad(e.to_string()))?;
         let matches = |p: Prefix, v: Via| p == prefix && via.is_none_or(|via| via == v);
-        if !self.rib.static_routes().any(|route| matches(route.prefix, route.via)) {
+        if !self
+            .rib
+            .static_routes()
+            .any(|route| matches(route.prefix, route.via))
+        {
             let message = format!("no static route for {prefix}");
             return Err(Error::new(code::ROUTE_NOT_FOUND, message));
         }
         let mut file = self.stored_routes()?;
-        file.routes.retain(|route| !matches(route.prefix, route.via));
+        file.routes
+            .retain(|route| !matches(route.prefix, route.via));
         self.persist(ROUTES_FILE, &file)?;
         value(self.rib.remove_static(prefix, via))
     }
@@ -218,16 +293,24 @@ impl Node {
     fn persist<T: Serialize>(&self, file: &str, content: &T) -> Result<(), Error> {
         state::write_toml(&self.state_directory.join(file), content).map_err(|error| {
             tracing::error!(%error, "state file was not written; the change was not made");
-            Error::new(code::PERSIST_FAILED, format!("not stored, so not changed: {error}"))
+            Error::new(
+                code::PERSIST_FAILED,
+                format!("not stored, so not changed: {error}"),
+            )
         })
     }
 
     fn status(&self, now: Nanos) -> Status {
         let (mut counters, mut drops) = (BTreeMap::new(), BTreeMap::new());
-        let stats = self.attachment.as_ref().map(|a| a.stats()).unwrap_or_default();
+        let stats = self
+            .attachment
+            .as_ref()
+            .map(|a| a.stats())
+            .unwrap_or_default();
         for all in stats.iter().map(hyphae_shm::StatsReader::counters) {
             for counter in Counter::ALL {
-                *counters.entry(counter.name().to_owned()).or_default() += all[counter_at(*counter)];
+                *counters.entry(counter.name().to_owned()).or_default() +=
+                    all[counter_at(*counter)];
             }
             for reason in DropReason::ALL {
                 *drops.entry(reason.name().to_owned()).or_default() += all[drop_at(*reason)];
@@ -237,7 +320,11 @@ impl Node {
         drops.retain(|_, total| *total != 0);
         let dataplane = self.attachment.as_ref().map(|attachment| {
             let hello = &attachment.hello;
-            let workers = hello.ports.iter().zip(&hello.cores).take(hello.workers.get().into());
+            let workers = hello
+                .ports
+                .iter()
+                .zip(&hello.cores)
+                .take(hello.workers.get().into());
             Dataplane {
                 pid: hello.pid.get(),
                 uptime: now.since(Nanos(hello.started.get())).as_secs(),
@@ -255,7 +342,9 @@ impl Node {
                 aes_hardware: hello.aes_hardware != 0,
             }
         });
-        let suites = self.config.suites(dataplane.as_ref().is_some_and(|d| d.aes_hardware));
+        let suites = self
+            .config
+            .suites(dataplane.as_ref().is_some_and(|d| d.aes_hardware));
         let offered = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305];
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -269,7 +358,11 @@ impl Node {
                 .filter(|suite| suites.contains(**suite))
                 .map(ToString::to_string)
                 .collect(),
-            peers_up: self.overlay.peers().filter(|peer| peer.state == PeerState::Up).count(),
+            peers_up: self
+                .overlay
+                .peers()
+                .filter(|peer| peer.state == PeerState::Up)
+                .count(),
             peers: self.overlay.peers().count(),
             sessions: self.overlay.sessions().count(),
             routes: self.rib.routes().count(),
@@ -296,9 +389,16 @@ pub(crate) fn state_name(state: PeerState) -> &'static str {
 }
 
 fn overlay_address(text: &str) -> Result<OverlayAddress, Error> {
-    let bad = || Error::new(code::BAD_IP, format!("'{text}' is not an overlay address (400::/7)"));
+    let bad = || {
+        Error::new(
+            code::BAD_IP,
+            format!("'{text}' is not an overlay address (400::/7)"),
+        )
+    };
     let ip: Ipv6Addr = text.parse().map_err(|_| bad())?;
-    Some(OverlayAddress::from(ip)).filter(|address| address.is_overlay()).ok_or_else(bad)
+    Some(OverlayAddress::from(ip))
+        .filter(|address| address.is_overlay())
+        .ok_or_else(bad)
 }
 
 /// Parameters by name, or by position in the order of `names`.

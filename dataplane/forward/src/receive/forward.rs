@@ -18,7 +18,9 @@ impl Engine {
     ) {
         let (mut packets, mut bytes) = (0, 0);
         for (n, frame) in part.chunks_mut(segment).enumerate() {
-            let Step::Forward { egress } = steps[n] else { continue };
+            let Step::Forward { egress } = steps[n] else {
+                continue;
+            };
             let slot = egress as usize;
             verdicts[n] = match self.seal_transit(now, slot, frame) {
                 Ok(()) => {

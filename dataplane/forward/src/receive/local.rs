@@ -20,7 +20,9 @@ impl Engine {
     /// checked by the route pass.
     pub(super) fn receive_local(&mut self, now: Nanos, peer: u32, frame: &mut [u8]) -> Verdict {
         let headers = SealedHeaders::read_from_bytes(&frame[SEALED_HEADERS_AT..LINK_TAG_AT]);
-        let Ok(headers) = headers else { return Verdict::Drop(DropReason::FrameTooShort) };
+        let Ok(headers) = headers else {
+            return Verdict::Drop(DropReason::FrameTooShort);
+        };
         let Some(service) = Service::from_code(headers.routing.service) else {
             return Verdict::Drop(DropReason::ServiceUnknown);
         };
@@ -39,12 +41,19 @@ impl Engine {
         if service == Service::Handshake {
             let (payload, trailer) = frame[PAYLOAD_AT..].split_at(end - PAYLOAD_AT);
             let whole = handshake_trailer(payload) == *trailer;
-            return if whole { punt(0) } else { Verdict::Drop(DropReason::HandshakeMalformed) };
+            return if whole {
+                punt(0)
+            } else {
+                Verdict::Drop(DropReason::HandshakeMalformed)
+            };
         }
         let index = SessionIndex(headers.session.receiver.get());
         let owner = index.worker();
         if owner != self.config.worker && owner.0 < self.config.workers {
-            return Verdict::HandoverOpened { worker: owner, peer };
+            return Verdict::HandoverOpened {
+                worker: owner,
+                peer,
+            };
         }
         let slot = match self.open_payload(now, &headers, index, frame) {
             Ok(slot) => slot,
@@ -72,8 +81,14 @@ impl Engine {
         index: SessionIndex,
         frame: &mut [u8],
     ) -> Result<usize, DropReason> {
-        let slot = self.sessions.find(index).ok_or(DropReason::SessionUnknown)?;
-        let session = self.sessions.get_mut(slot).ok_or(DropReason::SessionUnknown)?;
+        let slot = self
+            .sessions
+            .find(index)
+            .ok_or(DropReason::SessionUnknown)?;
+        let session = self
+            .sessions
+            .get_mut(slot)
+            .ok_or(DropReason::SessionUnknown)?;
         if session.lane.expired(now) {
             return Err(DropReason::SessionExpired);
         }
@@ -86,7 +101,10 @@ impl Engine {
         }
         self.counters.add(Counter::Opened, 1);
         let aad = headers.associated_data();
-        let opened = session.lane.open.open(counter, &aad, &mut frame[PAYLOAD_AT..]);
+        let opened = session
+            .lane
+            .open
+            .open(counter, &aad, &mut frame[PAYLOAD_AT..]);
         opened.map_err(|_| DropReason::SessionAuth)?;
         session.lane.replay.note(counter);
         if session.lane.role == Role::Standby {
@@ -136,12 +154,14 @@ impl Engine {
         std::mem::swap(&mut routing.destination, &mut routing.source);
         routing.hop_limit = HOP_LIMIT_DEFAULT;
         let (destination, flow_hash) = (routing.destination, routing.flow_hash.get());
-        let sent = self.seal_payload(now, slot, &mut headers, frame).and_then(|()| {
-            let session = SessionIndex(headers.session.receiver.get());
-            let egress = self.egress(destination, flow_hash, session)?;
-            self.seal_transit(now, egress, frame)?;
-            Ok(egress)
-        });
+        let sent = self
+            .seal_payload(now, slot, &mut headers, frame)
+            .and_then(|()| {
+                let session = SessionIndex(headers.session.receiver.get());
+                let egress = self.egress(destination, flow_hash, session)?;
+                self.seal_transit(now, egress, frame)?;
+                Ok(egress)
+            });
         match sent {
             Ok(egress) => transmit(egress),
             Err(reason) => Verdict::Drop(reason),

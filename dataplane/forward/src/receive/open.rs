@@ -26,8 +26,7 @@ impl Engine {
     ) -> Result<u32, Verdict> {
         let (header, _) = LinkHeader::split(frame).ok_or(drop(DropReason::FrameTooShort))?;
         let header = *header;
-        let kind =
-            FrameKind::from_code(header.kind).ok_or(drop(DropReason::FrameKindUnknown))?;
+        let kind = FrameKind::from_code(header.kind).ok_or(drop(DropReason::FrameKindUnknown))?;
         if header.flags != 0 || header.reserved.get() != 0 {
             return Err(drop(DropReason::FrameReservedBits));
         }
@@ -81,8 +80,14 @@ impl Engine {
                 drop(DropReason::LinkUnknown)
             });
         }
-        let slot = self.links.find(index).ok_or(drop(DropReason::LinkUnknown))?;
-        let link = self.links.get_mut(slot).ok_or(drop(DropReason::LinkUnknown))?;
+        let slot = self
+            .links
+            .find(index)
+            .ok_or(drop(DropReason::LinkUnknown))?;
+        let link = self
+            .links
+            .get_mut(slot)
+            .ok_or(drop(DropReason::LinkUnknown))?;
         if link.lane.expired(now) {
             return Err(drop(DropReason::LinkExpired));
         }
@@ -90,7 +95,10 @@ impl Engine {
             return Err(drop(DropReason::LinkReplay));
         }
         self.counters.add(Counter::Opened, 1);
-        link.lane.open.open(counter, aad, sealed).map_err(|_| drop(DropReason::LinkAuth))?;
+        link.lane
+            .open
+            .open(counter, aad, sealed)
+            .map_err(|_| drop(DropReason::LinkAuth))?;
         let newest = link.lane.replay.note(counter);
         let standby = link.lane.role == Role::Standby;
         // Only the newest frame says where the peer is: a late one may come from where it was.
@@ -98,7 +106,11 @@ impl Engine {
             link.endpoint = *from;
             let (peer, lane) = (link.peer, link.lane.number);
             self.counters.add(Counter::EndpointMoves, 1);
-            self.report(EngineEvent::EndpointMoved { peer, lane, endpoint: *from });
+            self.report(EngineEvent::EndpointMoved {
+                peer,
+                lane,
+                endpoint: *from,
+            });
         }
         if standby {
             self.activate_link(slot);
@@ -107,7 +119,9 @@ impl Engine {
     }
 
     fn note_received(&mut self, slot: usize, len: usize) {
-        let Some(peer) = self.links.get(slot).map(|link| link.peer) else { return };
+        let Some(peer) = self.links.get(slot).map(|link| link.peer) else {
+            return;
+        };
         self.note_traffic(peer, |traffic| {
             traffic.rx_packets += 1;
             traffic.rx_bytes += len as u64;

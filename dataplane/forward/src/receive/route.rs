@@ -30,7 +30,9 @@ impl Engine {
     ) {
         let mut recent = None;
         for (n, frame) in part.chunks_mut(segment).enumerate() {
-            let Step::Opened { ingress } = steps[n] else { continue };
+            let Step::Opened { ingress } = steps[n] else {
+                continue;
+            };
             match self.route_frame(frame, ingress, &mut recent) {
                 Ok(step) => steps[n] = step,
                 Err(reason) => {
@@ -60,7 +62,10 @@ impl Engine {
         Service::from_code(routing.service).ok_or(DropReason::ServiceUnknown)?;
         let destination = routing.destination;
         if self.is_local(destination) {
-            let link = self.links.get(ingress as usize).ok_or(DropReason::LinkUnknown)?;
+            let link = self
+                .links
+                .get(ingress as usize)
+                .ok_or(DropReason::LinkUnknown)?;
             return Ok(Step::Local { peer: link.peer });
         }
         if routing.hop_limit <= 1 {
@@ -78,11 +83,18 @@ impl Engine {
             }
             _ => {
                 let egress = self.egress(destination, flow_hash, SessionIndex(session));
-                *recent = Some(Recent { destination, flow_hash, session, egress });
+                *recent = Some(Recent {
+                    destination,
+                    flow_hash,
+                    session,
+                    egress,
+                });
                 egress
             }
         };
         // Slots have 16 bits.
-        egress.map(|slot| Step::Forward { egress: slot as u32 })
+        egress.map(|slot| Step::Forward {
+            egress: slot as u32,
+        })
     }
 }

@@ -25,9 +25,15 @@ struct Current {
 impl LaneSet {
     /// Uses a slot for sending on its lane if its epoch is newer than what is in use.
     pub(crate) fn offer(&mut self, position: usize, slot: u32, epoch: u32, remote: WorkerId) {
-        let Some(place) = self.current.get_mut(position) else { return };
+        let Some(place) = self.current.get_mut(position) else {
+            return;
+        };
         if place.is_none_or(|current| current.epoch < epoch) {
-            *place = Some(Current { slot, epoch, remote });
+            *place = Some(Current {
+                slot,
+                epoch,
+                remote,
+            });
             self.collect();
         }
     }

@@ -96,7 +96,10 @@ impl Lane {
         self.counter += 1;
         let due = !self.rekey_told && (now >= self.rekey_at || value >= REKEY_AFTER_PACKETS);
         self.rekey_told |= due;
-        Some(Counter { value, rekey_due: due })
+        Some(Counter {
+            value,
+            rekey_due: due,
+        })
     }
 }
 
@@ -167,7 +170,11 @@ impl LinkLane {
             keys: &record.keys,
         };
         let lane = common.lane(mark)?;
-        Some(Self { lane, peer: record.peer.get(), endpoint: record.endpoint })
+        Some(Self {
+            lane,
+            peer: record.peer.get(),
+            endpoint: record.endpoint,
+        })
     }
 }
 
@@ -196,7 +203,12 @@ impl SessionLane {
             keys: &record.keys,
         };
         let lane = common.lane(mark)?;
-        Some(Self { lane, address: record.address, key: record.key, mtu: record.mtu.get() })
+        Some(Self {
+            lane,
+            address: record.address,
+            key: record.key,
+            mtu: record.mtu.get(),
+        })
     }
 }
 

@@ -13,7 +13,10 @@ pub(crate) struct Replay {
 
 impl Replay {
     pub(crate) fn new() -> Self {
-        Self { next: 0, bits: [0; WORDS as usize] }
+        Self {
+            next: 0,
+            bits: [0; WORDS as usize],
+        }
     }
 
     /// Whether a counter has not been seen and is not older than the window. To be asked before the

@@ -11,7 +11,9 @@ use super::{NodeRef, output};
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum KeyCommand {
     /// Make a key where there is none.
-    #[command(after_help = "Examples:\n  hyphae key generate\n  hyphae key generate --state-dir ./node --force")]
+    #[command(
+        after_help = "Examples:\n  hyphae key generate\n  hyphae key generate --state-dir ./node --force"
+    )]
     Generate {
         #[command(flatten)]
         node: NodeRef,
@@ -20,7 +22,9 @@ pub(crate) enum KeyCommand {
         force: bool,
     },
     /// Show public key, address and subnet.
-    #[command(after_help = "Examples:\n  hyphae key show\n  hyphae key show --state-dir ./node --json")]
+    #[command(
+        after_help = "Examples:\n  hyphae key show\n  hyphae key show --state-dir ./node --json"
+    )]
     Show {
         #[command(flatten)]
         node: NodeRef,

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
+use hyphae_rpc::ClientError;
 use hyphae_rpc::method::{
     EndpointParams, Peer, PingParams, Pong, Route, RouteParams, StaticRoute, Status,
 };
-use hyphae_rpc::ClientError;
 use serde_json::json;
 
 use super::{NodeRef, output};
@@ -86,7 +86,11 @@ pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
         return output::document(&status);
     }
     let info = &status.info;
-    output::line(format_args!("hyphae {}  up {}", status.version, age(status.uptime)));
+    output::line(format_args!(
+        "hyphae {}  up {}",
+        status.version,
+        age(status.uptime)
+    ));
     output::line(format_args!("key      {}", info.node_pubkey));
     output::line(format_args!("address  {}", info.node_ip));
     output::line(format_args!("subnet   {}", info.node_subnet));
@@ -104,7 +108,10 @@ pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
                 plane.driver,
                 plane.driver_reason
             ));
-            output::line(format_args!("workers  {}", workers.collect::<Vec<_>>().join("; ")));
+            output::line(format_args!(
+                "workers  {}",
+                workers.collect::<Vec<_>>().join("; ")
+            ));
             output::line(format_args!(
                 "tun      {}, MTU {}",
                 plane.tun.as_deref().unwrap_or("none"),
@@ -123,7 +130,9 @@ pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
     ));
     for (title, counts) in [("counters", &status.counters), ("drops", &status.drops)] {
         output::line(title);
-        counts.iter().for_each(|(name, n)| output::line(format_args!("  {name:<28} {n}")));
+        counts
+            .iter()
+            .for_each(|(name, n)| output::line(format_args!("  {name:<28} {n}")));
     }
     Ok(())
 }
@@ -141,16 +150,21 @@ pub(crate) fn peer(command: PeerCommand, json: bool) -> anyhow::Result<()> {
                     format!("{}://{}", peer.endpoint.proto, peer.endpoint.socket_addr),
                     peer.connection_state.clone(),
                     peer.kind.clone(),
-                    peer.rtt_micros.map_or_else(none, |us| format!("{:.2} ms", us as f64 / 1e3)),
+                    peer.rtt_micros
+                        .map_or_else(none, |us| format!("{:.2} ms", us as f64 / 1e3)),
                     format!("{}/{}", bytes(peer.rx_bytes), bytes(peer.tx_bytes)),
                     peer.suite.clone().unwrap_or_else(none),
                     format!("{}/{}", peer.lanes_active, peer.lanes),
                     peer.last_connected.map_or_else(none, age),
-                    peer.pubkey.clone().or(peer.refusal.clone()).unwrap_or_else(none),
+                    peer.pubkey
+                        .clone()
+                        .or(peer.refusal.clone())
+                        .unwrap_or_else(none),
                 ]
             };
-            let heads =
-                ["ENDPOINT", "STATE", "TYPE", "RTT", "RX/TX", "SUITE", "LANES", "SINCE", "KEY"];
+            let heads = [
+                "ENDPOINT", "STATE", "TYPE", "RTT", "RX/TX", "SUITE", "LANES", "SINCE", "KEY",
+            ];
             output::table(&heads, &peers.iter().map(row).collect::<Vec<_>>());
             Ok(())
         }
@@ -159,7 +173,9 @@ pub(crate) fn peer(command: PeerCommand, json: bool) -> anyhow::Result<()> {
             said(done, json)
         }
         PeerCommand::Remove { endpoint, node } => {
-            let done: bool = node.client().call("deletePeer", EndpointParams { endpoint })?;
+            let done: bool = node
+                .client()
+                .call("deletePeer", EndpointParams { endpoint })?;
             said(done, json)
         }
     }
@@ -176,23 +192,41 @@ pub(crate) fn route(command: RouteCommand, json: bool) -> anyhow::Result<()> {
             }
             let used = selected.iter().map(|route| {
                 let metric = route.metric.to_string();
-                vec![route.subnet.clone(), route.next_hop.clone(), metric, route.origin.clone()]
+                vec![
+                    route.subnet.clone(),
+                    route.next_hop.clone(),
+                    metric,
+                    route.origin.clone(),
+                ]
             });
-            let unused = configured.iter().filter(|route| !route.reachable).map(|route| {
-                let state = "static, next hop is down".to_owned();
-                vec![route.prefix.clone(), route.via.clone(), "-".to_owned(), state]
-            });
+            let unused = configured
+                .iter()
+                .filter(|route| !route.reachable)
+                .map(|route| {
+                    let state = "static, next hop is down".to_owned();
+                    vec![
+                        route.prefix.clone(),
+                        route.via.clone(),
+                        "-".to_owned(),
+                        state,
+                    ]
+                });
             let rows: Vec<_> = used.chain(unused).collect();
             output::table(&["PREFIX", "NEXT HOP", "METRIC", "ORIGIN"], &rows);
             Ok(())
         }
         RouteCommand::Add { prefix, via, node } => {
-            let params = RouteParams { prefix, via: Some(via) };
+            let params = RouteParams {
+                prefix,
+                via: Some(via),
+            };
             said(node.client().call("route.add", params)?, json)
         }
-        RouteCommand::Remove { prefix, via, node } => {
-            said(node.client().call("route.remove", RouteParams { prefix, via })?, json)
-        }
+        RouteCommand::Remove { prefix, via, node } => said(
+            node.client()
+                .call("route.remove", RouteParams { prefix, via })?,
+            json,
+        ),
     }
 }
 
@@ -201,7 +235,10 @@ pub(crate) fn ping(args: &PingArgs, json: bool) -> anyhow::Result<()> {
     let (mut round_trips, mut lost) = (Vec::new(), 0u32);
     for n in 0..args.count {
         let started = Instant::now();
-        let params = PingParams { address: args.address.to_string(), timeout_ms: args.timeout_ms };
+        let params = PingParams {
+            address: args.address.to_string(),
+            timeout_ms: args.timeout_ms,
+        };
         match client.call::<Pong>("node.ping", params) {
             Ok(pong) => {
                 if !json {
@@ -210,9 +247,7 @@ pub(crate) fn ping(args: &PingArgs, json: bool) -> anyhow::Result<()> {
                 }
                 round_trips.push(pong.rtt_micros);
             }
-            Err(ClientError::Call(error))
-                if error.code == hyphae_rpc::code::NO_ANSWER =>
-            {
+            Err(ClientError::Call(error)) if error.code == hyphae_rpc::code::NO_ANSWER => {
                 lost += 1;
                 if !json {
                     output::line(format_args!("{}: no answer", args.address));
@@ -226,7 +261,10 @@ pub(crate) fn ping(args: &PingArgs, json: bool) -> anyhow::Result<()> {
         }
     }
     let (sent, received) = (args.count, args.count - lost);
-    let mean = round_trips.iter().sum::<u64>().checked_div(round_trips.len() as u64);
+    let mean = round_trips
+        .iter()
+        .sum::<u64>()
+        .checked_div(round_trips.len() as u64);
     if json {
         output::document(&json!({
             "address": args.address,
@@ -252,7 +290,12 @@ fn said(done: bool, json: bool) -> anyhow::Result<()> {
 }
 
 fn age(seconds: u64) -> String {
-    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let (d, h, m, s) = (
+        seconds / 86_400,
+        seconds / 3600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+    );
     match (d, h, m) {
         (0, 0, 0) => format!("{s}s"),
         (0, 0, _) => format!("{m}m{s:02}s"),
@@ -272,5 +315,9 @@ fn bytes(n: u64) -> String {
         scaled /= 1024.0;
         unit = next;
     }
-    if unit == "B" { format!("{n} B") } else { format!("{scaled:.1} {unit}") }
+    if unit == "B" {
+        format!("{n} B")
+    } else {
+        format!("{scaled:.1} {unit}")
+    }
 }

@@ -19,16 +19,23 @@ pub(crate) fn line(text: impl std::fmt::Display) {
 /// Prints a table with aligned columns.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) {
     let width = |n: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count());
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(n))
+            .map(|cell| cell.chars().count());
         cells.chain([heads[n].len()]).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..heads.len()).map(width).collect();
     let show = |cells: Vec<&str>| {
-        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let padded = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
         line(padded.collect::<Vec<_>>().join("  ").trim_end());
     };
     show(heads.to_vec());
-    rows.iter().for_each(|row| show(row.iter().map(String::as_str).collect()));
+    rows.iter()
+        .for_each(|row| show(row.iter().map(String::as_str).collect()));
 }
 
 /// Prints an error: one sentence, or a document.

@@ -39,13 +39,18 @@ fn start(args: &NodeArgs) -> anyhow::Result<Config> {
     let config = args.load()?;
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)
         .with_context(|| format!("--log-level '{}'", config.log_level))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     Ok(config)
 }
 
 /// Ties this process to the one that started it, if that one asked for it.
 pub(crate) fn end_with_parent() -> anyhow::Result<()> {
-    let Some(parent) = std::env::var_os(SUPERVISED) else { return Ok(()) };
+    let Some(parent) = std::env::var_os(SUPERVISED) else {
+        return Ok(());
+    };
     let kill = Some(rustix::process::Signal::KILL);
     rustix::process::set_parent_process_death_signal(kill).context("prctl")?;
     // The parent may have died before the call above.

@@ -92,7 +92,10 @@ impl NodeArgs {
     /// # Errors
     /// When either cannot be made or is another user's.
     pub fn directories(&self) -> anyhow::Result<(PathBuf, PathBuf)> {
-        let node = NodeRef { socket_dir: self.socket_dir.clone(), state_dir: self.state_dir.clone() };
+        let node = NodeRef {
+            socket_dir: self.socket_dir.clone(),
+            state_dir: self.state_dir.clone(),
+        };
         let (state, sockets) = (node.state_directory(), node.socket_directory());
         state::prepare_directory(&state)?;
         state::prepare_directory(&sockets).context("socket directory (--socket-dir)")?;
@@ -121,8 +124,12 @@ impl NodeArgs {
                 give(flag, value);
             }
         }
-        self.peers.iter().for_each(|peer| give("--peer", peer.to_string()));
-        self.routes.iter().for_each(|route| give("--route", route.to_string()));
+        self.peers
+            .iter()
+            .for_each(|peer| give("--peer", peer.to_string()));
+        self.routes
+            .iter()
+            .for_each(|route| give("--route", route.to_string()));
         if self.no_tun || !tun {
             line.push("--no-tun".to_owned());
         }

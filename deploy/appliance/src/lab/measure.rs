@@ -80,18 +80,17 @@ pub(crate) struct ControlPlaneKill {
 }
 
 /// Measures everything that this lab can.
-pub(crate) fn all(
-    lab: &Lab,
-    budget: Duration,
-    progress: &mut Progress,
-) -> anyhow::Result<Results> {
+pub(crate) fn all(lab: &Lab, budget: Duration, progress: &mut Progress) -> anyhow::Result<Results> {
     let status = lab.relay.status()?;
     let peers: Vec<hyphae_rpc::method::Peer> =
         lab.relay.client.call("getPeers", serde_json::json!({}))?;
     progress.step("round trips");
     let probe_rtt_micros = probes(lab, 200)?;
     let mut results = Results {
-        driver: status.dataplane.map(|plane| plane.driver).unwrap_or_default(),
+        driver: status
+            .dataplane
+            .map(|plane| plane.driver)
+            .unwrap_or_default(),
         suite: peers.iter().find_map(|peer| peer.suite.clone()),
         with_tun: lab.namespaces.is_some(),
         probe_rtt_micros,
@@ -114,9 +113,15 @@ pub(crate) fn all(
     if lab.namespaces.is_some() {
         results.udp_rtt_micros = Some(generator::udp_round_trips(lab, 2000)?);
         for (to_server, streams) in [(true, 1), (false, 1), (true, 4), (false, 4)] {
-            let direction = if to_server { "client to server" } else { "server to client" };
+            let direction = if to_server {
+                "client to server"
+            } else {
+                "server to client"
+            };
             progress.step(&format!("TCP, {direction}, {streams} streams"));
-            results.tcp.push(tcp(lab, to_server, streams, slice, direction)?);
+            results
+                .tcp
+                .push(tcp(lab, to_server, streams, slice, direction)?);
         }
         progress.step("small UDP packets");
         results.small_packets = Some(generator::small_packets(lab, slice)?);
@@ -132,7 +137,9 @@ pub(crate) fn all(
 fn probes(lab: &Lab, count: usize) -> anyhow::Result<Percentiles> {
     let mut samples = Vec::with_capacity(count);
     for _ in 0..count {
-        let rtt = lab.client.ping(lab.server.address(), Duration::from_secs(2))?;
+        let rtt = lab
+            .client
+            .ping(lab.server.address(), Duration::from_secs(2))?;
         samples.push(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
     }
     Ok(percentiles(samples))
@@ -142,7 +149,11 @@ pub(crate) fn percentiles(mut samples: Vec<u64>) -> Percentiles {
     samples.sort_unstable();
     let at = |part: usize| samples.get((samples.len() * part / 100).min(samples.len().max(1) - 1));
     let value = |part| at(part).copied().unwrap_or(0);
-    Percentiles { p50: value(50), p99: value(99), samples: samples.len() }
+    Percentiles {
+        p50: value(50),
+        p99: value(99),
+        samples: samples.len(),
+    }
 }
 
 fn tcp(
@@ -167,20 +178,34 @@ fn tcp(
 
 /// CPU time of a node's dataplane process.
 fn dataplane_cpu(node: &LabNode) -> anyhow::Result<Duration> {
-    let pid = node.status()?.dataplane.map(|plane| plane.pid).context("a dataplane")?;
+    let pid = node
+        .status()?
+        .dataplane
+        .map(|plane| plane.pid)
+        .context("a dataplane")?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // Fields after the name, which may hold spaces: user and system time are the 12th and 13th.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split(' ').collect();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split(' ')
+        .collect();
     let ticks = |n: usize| fields.get(n).and_then(|field| field.parse::<u64>().ok());
     let sum = ticks(12).zip(ticks(13)).map(|(user, system)| user + system);
     let per_second = rustix::param::clock_ticks_per_second();
-    Ok(Duration::from_secs_f64(sum.context("CPU time")? as f64 / per_second as f64))
+    Ok(Duration::from_secs_f64(
+        sum.context("CPU time")? as f64 / per_second as f64,
+    ))
 }
 
 /// Kills the relay's control plane while TCP and a paced stream of probes run.
 fn control_plane_kill(lab: &Lab, time: Duration) -> anyhow::Result<ControlPlaneKill> {
     let before = lab.relay.status()?;
-    let generation = before.dataplane.as_ref().map_or(0, |plane| plane.generation);
+    let generation = before
+        .dataplane
+        .as_ref()
+        .map_or(0, |plane| plane.generation);
     let handshakes_before = handshakes(lab)?;
     let transfer = match lab.namespaces {
         Some(_) => Some(generator::Transfer::start(lab, true, 1)?),
@@ -196,7 +221,10 @@ fn control_plane_kill(lab: &Lab, time: Duration) -> anyhow::Result<ControlPlaneK
         if attached.is_some_and(|plane| plane.generation > generation) {
             break killed.elapsed();
         }
-        anyhow::ensure!(killed.elapsed() < ATTACH_TIMEOUT, "no control plane came back");
+        anyhow::ensure!(
+            killed.elapsed() < ATTACH_TIMEOUT,
+            "no control plane came back"
+        );
         std::thread::sleep(Duration::from_millis(2));
     };
     std::thread::sleep(time.saturating_sub(time / 3 + reattached));

@@ -24,19 +24,27 @@ impl Namespace {
     pub fn new() -> anyhow::Result<Self> {
         let (jobs, todo) = mpsc::channel::<Job>();
         let (made, result) = mpsc::channel();
-        std::thread::Builder::new().name("namespace".to_owned()).spawn(move || {
-            let fd = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-                .map_err(std::io::Error::from)
-                .and_then(|()| std::fs::File::open("/proc/thread-self/ns/net"));
-            // Nobody waits any more if the maker has gone.
-            let _ = made.send(fd.map(OwnedFd::from));
-            todo.into_iter().for_each(|job| job());
-        })?;
-        let fd = result.recv()?.context("making a network namespace (needs root)")?;
+        std::thread::Builder::new()
+            .name("namespace".to_owned())
+            .spawn(move || {
+                let fd = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                    .map_err(std::io::Error::from)
+                    .and_then(|()| std::fs::File::open("/proc/thread-self/ns/net"));
+                // Nobody waits any more if the maker has gone.
+                let _ = made.send(fd.map(OwnedFd::from));
+                todo.into_iter().for_each(|job| job());
+            })?;
+        let fd = result
+            .recv()?
+            .context("making a network namespace (needs root)")?;
         let namespace = Self { jobs, fd };
         namespace.netlink(|handle| async move {
             let index = index_of("lo")?;
-            Ok(handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?)
+            Ok(handle
+                .link()
+                .set(LinkUnspec::new_with_index(index).up().build())
+                .execute()
+                .await?)
         })?;
         Ok(namespace)
     }
@@ -54,7 +62,9 @@ impl Namespace {
             // The caller waits below.
             let _ = done.send(job());
         });
-        self.jobs.send(job).map_err(|_| anyhow!("the namespace's thread has ended"))?;
+        self.jobs
+            .send(job)
+            .map_err(|_| anyhow!("the namespace's thread has ended"))?;
         result.recv().context("a job in the namespace has panicked")
     }
 
@@ -73,7 +83,11 @@ impl Namespace {
         let (there, target) = (other_name.to_owned(), other.fd.as_fd().as_raw_fd());
         let here = name.to_owned();
         self.netlink(move |handle| async move {
-            handle.link().add(LinkVeth::new(&here, &there).build()).execute().await?;
+            handle
+                .link()
+                .add(LinkVeth::new(&here, &there).build())
+                .execute()
+                .await?;
             let peer = index_of(&there)?;
             let moved = LinkUnspec::new_with_index(peer).setns_by_fd(target).build();
             Ok(handle.link().set(moved).execute().await?)
@@ -87,7 +101,11 @@ impl Namespace {
         self.netlink(move |handle| async move {
             let index = index_of(&name)?;
             handle.address().add(index, address, bits).execute().await?;
-            Ok(handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?)
+            Ok(handle
+                .link()
+                .set(LinkUnspec::new_with_index(index).up().build())
+                .execute()
+                .await?)
         })
     }
 
@@ -99,11 +117,14 @@ impl Namespace {
         F: Future<Output = anyhow::Result<()>>,
     {
         self.run(move || {
-            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-                let (connection, handle, _) = new_connection()?;
-                tokio::spawn(connection);
-                work(handle).await
-            })
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(async {
+                    let (connection, handle, _) = new_connection()?;
+                    tokio::spawn(connection);
+                    work(handle).await
+                })
         })?
     }
 }

@@ -26,10 +26,12 @@ pub struct Spec {
     pub driver: Option<String>,
     /// `--suite` of every node.
     pub suite: Option<String>,
-    /// `--cores` of the relay.
-    pub relay_cores: Option<String>,
+    /// `--cores` of client, relay and server.
+    pub cores: [Option<String>; 3],
     /// Configuration file of every node.
     pub config: Option<PathBuf>,
+    /// The `hyphae` binary; this program unless named.
+    pub program: Option<PathBuf>,
 }
 
 /// A running node.
@@ -84,8 +86,20 @@ impl Lab {
         let namespaces = [Namespace::new()?, Namespace::new()?, Namespace::new()?];
         let [client, relay, server] = &namespaces;
         let net = |ip: Ipv4Addr| (IpAddr::V4(ip), 24);
-        relay.join("to-client", net(RELAY_TO_CLIENT), client, "to-relay", net(CLIENT))?;
-        relay.join("to-server", net(RELAY_TO_SERVER), server, "to-relay", net(SERVER))?;
+        relay.join(
+            "to-client",
+            net(RELAY_TO_CLIENT),
+            client,
+            "to-relay",
+            net(CLIENT),
+        )?;
+        relay.join(
+            "to-server",
+            net(RELAY_TO_SERVER),
+            server,
+            "to-relay",
+            net(SERVER),
+        )?;
         let places = [RELAY_TO_CLIENT, RELAY_TO_SERVER].map(|ip| format!("{ip}:{PORT}"));
         Self::start(spec, Some(namespaces), [PORT; 3], places)
     }
@@ -95,9 +109,8 @@ impl Lab {
     /// # Errors
     /// When a node does not start.
     pub fn loopback(spec: &Spec) -> anyhow::Result<Self> {
-        let free = || -> anyhow::Result<u16> {
-            Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port())
-        };
+        let free =
+            || -> anyhow::Result<u16> { Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port()) };
         let ports = [free()?, free()?, free()?];
         let place = format!("127.0.0.1:{}", ports[1]);
         Self::start(spec, None, ports, [place.clone(), place])
@@ -119,18 +132,31 @@ impl Lab {
             keys.push(state::generate_key(&state, false)?.public_key());
         }
         let (client, relay, server) = (keys[0], keys[1], keys[2]);
+        let program = match &spec.program {
+            Some(program) => program.clone(),
+            None => std::env::current_exe().context("finding this program")?,
+        };
         let node = |n: usize, links: Vec<String>| -> anyhow::Result<LabNode> {
             let namespace = namespaces.as_ref().map(|all| &all[n]);
             let at = directory.path().join(NAMES[n]);
-            let mut line = spec.command_line(n == 1, namespace.is_some());
-            let listen = if namespace.is_some() { "0.0.0.0" } else { "127.0.0.1" };
+            let mut line = spec.command_line(n, namespace.is_some());
+            let listen = if namespace.is_some() {
+                "0.0.0.0"
+            } else {
+                "127.0.0.1"
+            };
             line.extend(["--listen".to_owned(), format!("{listen}:{}", ports[n])]);
             line.extend(links);
-            LabNode::start(NAMES[n], keys[n], at, line, namespace)
+            LabNode::start(NAMES[n], keys[n], at, line, namespace, program.clone())
         };
         let links = |at: &str, to: PublicKey| {
             let (peer, route) = (format!("udp://{at}#{relay}"), to.address().subnet());
-            vec!["--peer".to_owned(), peer, "--route".to_owned(), format!("{route}={relay}")]
+            vec![
+                "--peer".to_owned(),
+                peer,
+                "--route".to_owned(),
+                format!("{route}={relay}"),
+            ]
         };
         Ok(Self {
             relay: node(1, Vec::new())?,
@@ -164,19 +190,36 @@ impl Lab {
 }
 
 impl Spec {
-    fn command_line(&self, is_relay: bool, tun: bool) -> Vec<String> {
-        let mut line: Vec<String> = ["up", "--metrics", "off", "--rpc", "off", "--log-level", "warn"]
-            .map(str::to_owned)
-            .into();
+    fn command_line(&self, n: usize, tun: bool) -> Vec<String> {
+        let mut line: Vec<String> = [
+            "up",
+            "--metrics",
+            "off",
+            "--rpc",
+            "off",
+            "--log-level",
+            "warn",
+        ]
+        .map(str::to_owned)
+        .into();
         let last = std::thread::available_parallelism().map_or(0, |n| n.get() - 1);
-        let relay = self.relay_cores.clone().unwrap_or_else(|| last.to_string());
         // The ends share what the relay leaves: the scheduler knows best.
-        let cores = if is_relay { relay } else { "any:1".to_owned() };
+        let usual = if n == 1 {
+            last.to_string()
+        } else {
+            "any:1".to_owned()
+        };
+        let cores = self.cores[n].clone().unwrap_or(usual);
         for (flag, value) in [
             ("--cores", Some(cores)),
             ("--driver", self.driver.clone()),
             ("--suite", self.suite.clone()),
-            ("--config", self.config.as_ref().map(|path| path.to_string_lossy().into_owned())),
+            (
+                "--config",
+                self.config
+                    .as_ref()
+                    .map(|path| path.to_string_lossy().into_owned()),
+            ),
         ] {
             line.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
         }
@@ -194,10 +237,11 @@ impl LabNode {
         directory: PathBuf,
         line: Vec<String>,
         namespace: Option<&Namespace>,
+        program: PathBuf,
     ) -> anyhow::Result<Self> {
         let sockets = directory.join("run");
         let log = std::fs::File::create(directory.join("log"))?;
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(program);
         command
             .args(line)
             .arg("--state-dir")
@@ -214,7 +258,13 @@ impl LabNode {
         };
         let supervisor = spawned.with_context(|| format!("starting the {name}"))?;
         let client = Client::new(sockets.join("rpc.sock")).with_timeout(Duration::from_secs(10));
-        let mut node = Self { name, key, client, directory, supervisor };
+        let mut node = Self {
+            name,
+            key,
+            client,
+            directory,
+            supervisor,
+        };
         let deadline = Instant::now() + Duration::from_secs(15);
         while node.status().is_err() {
             if let Some(status) = node.supervisor.try_wait()? {
@@ -251,7 +301,10 @@ impl LabNode {
     /// When there is no answer in time.
     pub fn ping(&self, address: Ipv6Addr, timeout: Duration) -> anyhow::Result<Duration> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        let params = PingParams { address: address.to_string(), timeout_ms };
+        let params = PingParams {
+            address: address.to_string(),
+            timeout_ms,
+        };
         let pong: Pong = self.client.call("node.ping", params)?;
         Ok(Duration::from_micros(pong.rtt_micros))
     }
@@ -290,13 +343,5 @@ impl Drop for LabNode {
     fn drop(&mut self) {
         // Nobody is there to tell if it does not stop; the kernel ends it with this process.
         let _ = self.stop();
-    }
-}
-
-/// The `hyphae` binary: this one, or for tests the one beside them.
-fn program() -> anyhow::Result<PathBuf> {
-    match std::env::var_os("HYPHAE_BINARY") {
-        Some(path) => Ok(path.into()),
-        None => std::env::current_exe().context("finding this program"),
     }
 }

@@ -17,7 +17,11 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn new(json: bool) -> Self {
         let live = std::io::stderr().is_terminal();
-        Self { live, quiet: json && !live, started: Instant::now() }
+        Self {
+            live,
+            quiet: json && !live,
+            started: Instant::now(),
+        }
     }
 
     pub(crate) fn note(&mut self, text: &str) {
@@ -67,9 +71,17 @@ pub(crate) fn show(results: &Results, json: bool) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     let mut row = |what: String, value: String, note: String| rows.push(vec![what, value, note]);
     let rtt = |p: &Percentiles| format!("{} µs p50, {} µs p99", p.p50, p.p99);
-    row("hyphae ping".into(), rtt(&results.probe_rtt_micros), String::new());
+    row(
+        "hyphae ping".into(),
+        rtt(&results.probe_rtt_micros),
+        String::new(),
+    );
     if let Some(udp) = &results.udp_rtt_micros {
-        row("UDP round trip".into(), rtt(udp), "between the hosts".into());
+        row(
+            "UDP round trip".into(),
+            rtt(udp),
+            "between the hosts".into(),
+        );
     }
     for tcp in &results.tcp {
         row(
@@ -82,7 +94,10 @@ pub(crate) fn show(results: &Results, json: bool) -> anyhow::Result<()> {
         row(
             format!("UDP {} B", small.payload_bytes),
             format!("{:.0} packets/s", small.delivered_per_second),
-            format!("{:.1} % of {:.0}/s lost", small.loss_percent, small.offered_per_second),
+            format!(
+                "{:.1} % of {:.0}/s lost",
+                small.loss_percent, small.offered_per_second
+            ),
         );
     }
     if let Some(messages) = &results.messages {
@@ -95,15 +110,19 @@ pub(crate) fn show(results: &Results, json: bool) -> anyhow::Result<()> {
     let kill = &results.control_plane_kill;
     row(
         "control plane killed".into(),
-        format!("{} of {} packets lost", kill.packets_lost, kill.packets_sent),
+        format!(
+            "{} of {} packets lost",
+            kill.packets_lost, kill.packets_sent
+        ),
         format!(
             "back after {:.0} ms, longest gap {:.1} ms, {} handshakes",
             kill.reattached_after_millis, kill.longest_gap_millis, kill.handshakes_caused
         ),
     );
-    if let (Some(mean), Some(worst)) =
-        (kill.tcp_gbit_per_second, kill.tcp_worst_100ms_gbit_per_second)
-    {
+    if let (Some(mean), Some(worst)) = (
+        kill.tcp_gbit_per_second,
+        kill.tcp_worst_100ms_gbit_per_second,
+    ) {
         row(
             "  TCP meanwhile".into(),
             format!("{mean:.2} Gbit/s"),

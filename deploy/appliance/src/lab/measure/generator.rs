@@ -35,7 +35,10 @@ fn udp(namespace: &Namespace, address: Ipv6Addr) -> anyhow::Result<UdpSocket> {
 /// Round trips of single small packets between the hosts.
 pub(super) fn udp_round_trips(lab: &Lab, count: usize) -> anyhow::Result<Percentiles> {
     let (client, server) = ends(lab)?;
-    let (here, there) = (udp(client, lab.client.address())?, udp(server, lab.server.address())?);
+    let (here, there) = (
+        udp(client, lab.client.address())?,
+        udp(server, lab.server.address())?,
+    );
     let to = there.local_addr()?;
     let stop = Arc::new(AtomicBool::new(false));
     let echo = {
@@ -62,14 +65,18 @@ pub(super) fn udp_round_trips(lab: &Lab, count: usize) -> anyhow::Result<Percent
         }
     }
     stop.store(true, Ordering::Relaxed);
-    echo.join().map_err(|_| anyhow!("the echo thread has panicked"))?;
+    echo.join()
+        .map_err(|_| anyhow!("the echo thread has panicked"))?;
     Ok(percentiles(samples))
 }
 
 /// Small packets as fast as one sender can.
 pub(super) fn small_packets(lab: &Lab, time: Duration) -> anyhow::Result<SmallPackets> {
     let (client, server) = ends(lab)?;
-    let (here, there) = (udp(client, lab.client.address())?, udp(server, lab.server.address())?);
+    let (here, there) = (
+        udp(client, lab.client.address())?,
+        udp(server, lab.server.address())?,
+    );
     here.connect(there.local_addr()?)?;
     let received = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
@@ -95,7 +102,8 @@ pub(super) fn small_packets(lab: &Lab, time: Duration) -> anyhow::Result<SmallPa
     }
     let took = started.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
-    sink.join().map_err(|_| anyhow!("the sink thread has panicked"))?;
+    sink.join()
+        .map_err(|_| anyhow!("the sink thread has panicked"))?;
     let received = received.load(Ordering::Relaxed);
     Ok(SmallPackets {
         payload_bytes: SMALL,
@@ -113,7 +121,9 @@ pub(super) fn messages(lab: &Lab, time: Duration) -> anyhow::Result<Messages> {
         for _ in 0..MESSAGES_IN_FLIGHT {
             scope.spawn(|| {
                 while started.elapsed() < time {
-                    let result = lab.client.ping(lab.server.address(), Duration::from_secs(1));
+                    let result = lab
+                        .client
+                        .ping(lab.server.address(), Duration::from_secs(1));
                     let counter = if result.is_ok() { &answered } else { &lost };
                     counter.fetch_add(1, Ordering::Relaxed);
                 }
@@ -121,7 +131,8 @@ pub(super) fn messages(lab: &Lab, time: Duration) -> anyhow::Result<Messages> {
         }
     });
     Ok(Messages {
-        answered_per_second: answered.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64(),
+        answered_per_second: answered.load(Ordering::Relaxed) as f64
+            / started.elapsed().as_secs_f64(),
         lost: lost.load(Ordering::Relaxed),
     })
 }
@@ -157,7 +168,11 @@ impl Transfer {
             let counter = Arc::clone(&received);
             threads.push(std::thread::spawn(move || receive(receiving, &counter)));
         }
-        Ok(Self { received, stop, threads })
+        Ok(Self {
+            received,
+            stop,
+            threads,
+        })
     }
 
     /// Lets it run; returns what was received, and in what time.
@@ -188,13 +203,19 @@ impl Transfer {
             }
             windows
         });
-        Watched { transfer: self, done, watcher }
+        Watched {
+            transfer: self,
+            done,
+            watcher,
+        }
     }
 
     fn end(self) -> anyhow::Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
-            thread.join().map_err(|_| anyhow!("a TCP thread has panicked"))?;
+            thread
+                .join()
+                .map_err(|_| anyhow!("a TCP thread has panicked"))?;
         }
         Ok(())
     }
@@ -216,7 +237,10 @@ pub(super) struct Windows {
 impl Watched {
     pub(super) fn stop(self) -> anyhow::Result<Windows> {
         self.done.store(true, Ordering::Relaxed);
-        let windows = self.watcher.join().map_err(|_| anyhow!("the watcher has panicked"))?;
+        let windows = self
+            .watcher
+            .join()
+            .map_err(|_| anyhow!("the watcher has panicked"))?;
         self.transfer.end()?;
         // The first windows hold slow start.
         let steady = windows.get(3..).unwrap_or_default();
@@ -271,7 +295,10 @@ impl Paced {
             return Ok(Self::of_probes(lab, stop, answered));
         }
         let (client, server) = ends(lab)?;
-        let (here, there) = (udp(client, lab.client.address())?, udp(server, lab.server.address())?);
+        let (here, there) = (
+            udp(client, lab.client.address())?,
+            udp(server, lab.server.address())?,
+        );
         here.connect(there.local_addr()?)?;
         let ended = Arc::clone(&stop);
         let sender = std::thread::spawn(move || {
@@ -299,7 +326,12 @@ impl Paced {
                 }
             }
         });
-        Ok(Self { stop, sender, receiver: Some(receiver), answered })
+        Ok(Self {
+            stop,
+            sender,
+            receiver: Some(receiver),
+            answered,
+        })
     }
 
     fn of_probes(lab: &Lab, stop: Arc<AtomicBool>, answered: Arc<AtomicU64>) -> Self {
@@ -308,15 +340,22 @@ impl Paced {
         let sender = std::thread::spawn(move || {
             let mut sent = 0;
             while !ended.load(Ordering::Relaxed) {
-                let params =
-                    hyphae_rpc::method::PingParams { address: address.clone(), timeout_ms: 500 };
+                let params = hyphae_rpc::method::PingParams {
+                    address: address.clone(),
+                    timeout_ms: 500,
+                };
                 sent += 1;
                 let pong = client.call::<hyphae_rpc::method::Pong>("node.ping", params);
                 counter.fetch_add(u64::from(pong.is_ok()), Ordering::Relaxed);
             }
             sent
         });
-        Self { stop, sender, receiver: None, answered }
+        Self {
+            stop,
+            sender,
+            receiver: None,
+            answered,
+        }
     }
 
     pub(super) fn stop(self) -> anyhow::Result<PacedResult> {
@@ -324,9 +363,15 @@ impl Paced {
         let panicked = |_| anyhow!("a thread of the paced stream has panicked");
         let sent = self.sender.join().map_err(panicked)?;
         let (received, longest_gap) = match self.receiver {
-            Some(receiver) => receiver.join().map_err(|_| anyhow!("the receiver has panicked"))?,
+            Some(receiver) => receiver
+                .join()
+                .map_err(|_| anyhow!("the receiver has panicked"))?,
             None => (self.answered.load(Ordering::Relaxed), Duration::ZERO),
         };
-        Ok(PacedResult { sent, received, longest_gap })
+        Ok(PacedResult {
+            sent,
+            received,
+            longest_gap,
+        })
     }
 }

@@ -1,0 +1,468 @@
+//! Covers: two hosts that reach each other only through a relay, with TUN devices, in namespaces:
+//! ICMPv6, UDP and TCP, full-size packets, renewal of keys, both drivers, both suites, several workers,
+//! death of either plane, garbage at the port, idleness, clean stop. The command line is tested in
+//! `cli.rs`.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use common::{binary, eventually};
+use hyphae::lab::{Lab, LabNode, Namespace, Spec};
+use hyphae_rpc::method::Peer;
+use serde_json::json;
+
+const CONNECT: Duration = Duration::from_secs(20);
+
+/// Labs are heavy and some of them measure time: one after the other.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Whether this process may make namespaces. A failure under CI, a loud skip elsewhere.
+fn privileged(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{test} needs root, which CI has"
+    );
+    eprintln!("SKIPPED: {test} needs root for network namespaces");
+    false
+}
+
+fn lab(spec: &Spec) -> Lab {
+    let lab = Lab::namespaces(&Spec {
+        program: Some(binary()),
+        ..spec.clone()
+    })
+    .unwrap();
+    lab.wait_until_connected(CONNECT).unwrap();
+    lab
+}
+
+fn namespaces(lab: &Lab) -> &[Namespace; 3] {
+    lab.namespaces.as_ref().unwrap()
+}
+
+/// Sends bytes that depend on their position one way, and checks them at the other end.
+fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
+    let listener = to
+        .run(move || TcpListener::bind((address, 0)))
+        .unwrap()
+        .unwrap();
+    let place = listener.local_addr().unwrap();
+    let connect = move || TcpStream::connect_timeout(&place, Duration::from_secs(10));
+    let mut sending = from.run(connect).unwrap().unwrap();
+    let (mut receiving, _) = listener.accept().unwrap();
+    receiving
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let pattern = |at: usize| (at.wrapping_mul(2_654_435_761) >> 13) as u8;
+    let sender = std::thread::spawn(move || {
+        let all: Vec<u8> = (0..bytes).map(pattern).collect();
+        sending.write_all(&all).unwrap();
+    });
+    let mut received = vec![0; bytes];
+    receiving.read_exact(&mut received).unwrap();
+    sender.join().unwrap();
+    let wrong = received
+        .iter()
+        .enumerate()
+        .find(|(at, byte)| **byte != pattern(*at));
+    assert_eq!(wrong, None, "every byte arrives as it was sent");
+}
+
+fn ping(from: &Namespace, to: Ipv6Addr, size: u32) -> bool {
+    let run = move || {
+        Command::new("ping")
+            .args([
+                "-6",
+                "-c",
+                "3",
+                "-i",
+                "0.2",
+                "-W",
+                "2",
+                "-M",
+                "do",
+                "-s",
+                &size.to_string(),
+            ])
+            .arg(to.to_string())
+            .output()
+    };
+    from.run(run).unwrap().unwrap().status.success()
+}
+
+fn handshakes(node: &LabNode) -> u64 {
+    let peers: Vec<Peer> = node.client.call("getPeers", json!({})).unwrap();
+    peers.iter().map(|peer| peer.handshakes).sum()
+}
+
+fn counter(node: &LabNode, name: &str) -> u64 {
+    node.status()
+        .unwrap()
+        .counters
+        .get(name)
+        .copied()
+        .unwrap_or(0)
+}
+
+fn dropped(node: &LabNode, reason: &str) -> u64 {
+    node.status()
+        .unwrap()
+        .drops
+        .get(reason)
+        .copied()
+        .unwrap_or(0)
+}
+
+fn both_ways(lab: &Lab) {
+    let [client, _, server] = namespaces(lab);
+    transfer(client, server, lab.server.address(), 8 << 20);
+    transfer(server, client, lab.client.address(), 8 << 20);
+}
+
+#[test]
+fn hosts_talk_through_the_relay_in_packets_of_every_size() {
+    if !privileged("hosts_talk_through_the_relay_in_packets_of_every_size") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let lab = lab(&Spec::default());
+    let [client, _, server] = namespaces(&lab);
+    for size in [8, 56, 1000, 1292] {
+        assert!(
+            ping(client, lab.server.address(), size),
+            "{size} bytes to the server"
+        );
+        assert!(
+            ping(server, lab.client.address(), size),
+            "{size} bytes to the client"
+        );
+    }
+    assert!(
+        !ping(client, lab.server.address(), 1293),
+        "more than the MTU does not fit"
+    );
+    both_ways(&lab);
+    assert!(counter(&lab.relay, "transit_packets") > 10_000);
+    assert_eq!(
+        counter(&lab.relay, "tx_errors"),
+        0,
+        "nothing is too large for the underlay"
+    );
+    // Super-packets went through whole: far fewer reads than packets.
+    let (reads, packets) = (
+        counter(&lab.client, "tun_rx_reads"),
+        counter(&lab.client, "tun_rx_packets"),
+    );
+    assert!(reads * 2 < packets, "{reads} reads, {packets} packets");
+}
+
+#[test]
+fn both_drivers_and_both_suites_carry_traffic() {
+    if !privileged("both_drivers_and_both_suites_carry_traffic") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let with = |driver: &str, suite: &str| Spec {
+        driver: Some(driver.to_owned()),
+        suite: Some(suite.to_owned()),
+        ..Spec::default()
+    };
+    for (driver, suite) in [("epoll", "aes-256-gcm"), ("uring", "chacha20-poly1305")] {
+        let lab = lab(&with(driver, suite));
+        let plane = lab.relay.status().unwrap().dataplane.unwrap();
+        assert_eq!(
+            plane.driver,
+            if driver == "uring" {
+                "io_uring"
+            } else {
+                driver
+            }
+        );
+        let peers: Vec<Peer> = lab.relay.client.call("getPeers", json!({})).unwrap();
+        assert!(
+            peers
+                .iter()
+                .all(|peer| peer.suite.as_deref() == Some(suite)),
+            "{peers:?}"
+        );
+        both_ways(&lab);
+    }
+}
+
+#[test]
+fn nodes_with_different_numbers_of_workers_understand_each_other() {
+    if !privileged("nodes_with_different_numbers_of_workers_understand_each_other") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let cores = ["any:2", "any:1", "any:3"].map(|cores| Some(cores.to_owned()));
+    let lab = lab(&Spec {
+        cores,
+        ..Spec::default()
+    });
+    both_ways(&lab);
+    for _ in 0..4 {
+        both_ways(&lab);
+    }
+    let peers: Vec<Peer> = lab.relay.client.call("getPeers", json!({})).unwrap();
+    let lanes: Vec<_> = peers
+        .iter()
+        .map(|peer| (peer.lanes, peer.lanes_active))
+        .collect();
+    assert!(
+        lanes.contains(&(2, 2)) && lanes.contains(&(3, 3)),
+        "{lanes:?}"
+    );
+    assert_eq!(counter(&lab.server, "handover_overruns"), 0);
+}
+
+#[test]
+fn a_long_connection_lives_through_renewals_of_all_keys() {
+    if !privileged("a_long_connection_lives_through_renewals_of_all_keys") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[session]\nrekey_after_seconds = 2\n").unwrap();
+    let lab = lab(&Spec {
+        config: Some(file.path().to_owned()),
+        ..Spec::default()
+    });
+    let [client, _, server] = namespaces(&lab);
+    let address = lab.server.address();
+    let listener = server
+        .run(move || TcpListener::bind((address, 0)))
+        .unwrap()
+        .unwrap();
+    let place = listener.local_addr().unwrap();
+    let mut near = client
+        .run(move || TcpStream::connect(place))
+        .unwrap()
+        .unwrap();
+    let (mut far, _) = listener.accept().unwrap();
+    for stream in [&near, &far] {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        stream.set_nodelay(true).unwrap();
+    }
+    let before = handshakes(&lab.client);
+    let started = Instant::now();
+    let mut slowest = Duration::ZERO;
+    // A shell session: a key, its echo.
+    while started.elapsed() < Duration::from_secs(8) {
+        let sent = Instant::now();
+        near.write_all(b"k").unwrap();
+        let mut byte = [0];
+        far.read_exact(&mut byte).unwrap();
+        far.write_all(&byte).unwrap();
+        near.read_exact(&mut byte).unwrap();
+        slowest = slowest.max(sent.elapsed());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let renewals = handshakes(&lab.client) - before;
+    assert!(renewals >= 3, "{renewals} renewals in 8 s");
+    // A lost packet would cost a retransmission, at least 200 ms.
+    assert!(
+        slowest < Duration::from_millis(200),
+        "slowest echo {slowest:?}"
+    );
+}
+
+#[test]
+fn killing_the_control_plane_loses_nothing_and_the_next_one_takes_over() {
+    if !privileged("killing_the_control_plane_loses_nothing_and_the_next_one_takes_over") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let lab = lab(&Spec::default());
+    let [client, _, server] = namespaces(&lab);
+    let before = lab.relay.status().unwrap();
+    let generation = before.dataplane.unwrap().generation;
+    let made = handshakes(&lab.client) + handshakes(&lab.server);
+    let drops = |lab: &Lab| lab.relay.status().unwrap().drops;
+    let drops_before = drops(&lab);
+    std::thread::scope(|scope| {
+        let address = lab.server.address();
+        let flow = scope.spawn(move || transfer(client, server, address, 256 << 20));
+        eventually("the transfer runs", CONNECT, || {
+            counter(&lab.relay, "transit_packets") > 5000
+        });
+        lab.relay.kill(before.pid).unwrap();
+        let killed = Instant::now();
+        eventually(
+            "the next control plane has attached",
+            Duration::from_secs(1),
+            || {
+                let plane = lab.relay.status().ok().and_then(|status| status.dataplane);
+                plane.is_some_and(|plane| plane.generation == generation + 1)
+            },
+        );
+        eprintln!("took over after {:?}", killed.elapsed());
+        flow.join().unwrap();
+    });
+    let after = lab.relay.status().unwrap();
+    assert_eq!(
+        (after.peers_up, after.routes),
+        (2, 2),
+        "peers and routes are taken over"
+    );
+    assert_eq!(drops(&lab), drops_before, "the relay dropped nothing");
+    assert_eq!(
+        handshakes(&lab.client) + handshakes(&lab.server),
+        made,
+        "no new handshakes"
+    );
+    both_ways(&lab);
+}
+
+#[test]
+fn a_dataplane_that_dies_is_replaced_and_traffic_comes_back() {
+    if !privileged("a_dataplane_that_dies_is_replaced_and_traffic_comes_back") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let lab = lab(&Spec::default());
+    let pid = lab.client.status().unwrap().dataplane.unwrap().pid;
+    lab.client.kill(pid).unwrap();
+    eventually("a new dataplane is there", CONNECT, || {
+        let plane = lab.client.status().ok().and_then(|status| status.dataplane);
+        plane.is_some_and(|plane| plane.pid != pid)
+    });
+    lab.wait_until_connected(CONNECT).unwrap();
+    both_ways(&lab);
+}
+
+#[test]
+fn garbage_at_the_port_is_counted_and_costs_no_memory() {
+    if !privileged("garbage_at_the_port_is_counted_and_costs_no_memory") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let lab = lab(&Spec::default());
+    let [client, _, _] = namespaces(&lab);
+    let socket = client
+        .run(|| UdpSocket::bind("198.18.1.2:0"))
+        .unwrap()
+        .unwrap();
+    socket.connect("198.18.1.1:9670").unwrap();
+    let resident = || {
+        let pid = lab.relay.status().unwrap().dataplane.unwrap().pid;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS"))
+            .unwrap()
+            .to_owned();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let mut blast = |count: usize| {
+        for _ in 0..count {
+            let len = 1 + (random() % 1400) as usize;
+            let mut packet: Vec<u8> = (0..len).map(|_| random() as u8).collect();
+            // Every kind of frame, known and unknown, with and without plausible headers.
+            packet[0] = (random() % 8) as u8;
+            if len > 4 && random() % 2 == 0 {
+                packet[1..4].fill(0);
+            }
+            // A full socket buffer on the way is fine.
+            let _ = socket.send(&packet);
+        }
+    };
+    blast(20_000);
+    let before = resident();
+    blast(100_000);
+    let grown = resident().saturating_sub(before);
+    assert!(
+        grown < 2048,
+        "{grown} KiB more after 100,000 packets of garbage"
+    );
+    for reason in [
+        "frame_too_short",
+        "frame_kind_unknown",
+        "frame_reserved_bits",
+        "link_unknown",
+        "handshake_malformed",
+    ] {
+        assert!(dropped(&lab.relay, reason) > 0, "{reason} was counted");
+    }
+    both_ways(&lab);
+}
+
+#[test]
+fn an_idle_node_sleeps() {
+    if !privileged("an_idle_node_sleeps") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let lab = lab(&Spec::default());
+    let status = lab.relay.status().unwrap();
+    let pids = [status.pid, status.dataplane.unwrap().pid];
+    let ticks = || -> u64 {
+        let of = |pid: &u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            let fields: Vec<_> = stat.rsplit(')').next().unwrap().split(' ').collect();
+            fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
+        };
+        pids.iter().map(of).sum()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(10));
+    let used = ticks() - before;
+    let per_second = rustix::param::clock_ticks_per_second();
+    assert!(
+        used * 10 < per_second,
+        "{used} ticks of {per_second} per second in 10 s: over 1 %"
+    );
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_leaves_nothing_behind() {
+    if !privileged("a_node_that_is_told_to_stop_leaves_nothing_behind") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let mut lab = lab(&Spec::default());
+    let device = |namespace: &Namespace| {
+        namespace
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap())
+            .unwrap()
+    };
+    assert!(device(&namespaces(&lab)[0]).contains("hyphae0"));
+    assert!(
+        lab.client.stop().unwrap(),
+        "exit code 0: {}",
+        lab.client.log()
+    );
+    assert!(
+        !device(&namespaces(&lab)[0]).contains("hyphae0"),
+        "the device is gone"
+    );
+    let left: Vec<_> = std::fs::read_dir(lab.client.directory().join("run"))
+        .unwrap()
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    // The relay was told, so it need not wait for silence.
+    eventually("the relay knows", Duration::from_secs(3), || {
+        lab.relay.status().unwrap().peers_up == 1
+    });
+}

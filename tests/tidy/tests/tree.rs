@@ -1,0 +1,238 @@
+//! Covers: file and line lengths, where `unsafe` may be, manifests, the documentation's claims about
+//! files, words that do not belong here. Lints cover the code itself.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const LINES_MAX: usize = 800;
+const MAIN_LINES_MAX: usize = 60;
+const COLUMNS_MAX: usize = 100;
+const UNSAFE_ROOMS: [&str; 2] = ["proto/shm/", "dataplane/uring/"];
+const TOP_LEVEL: [&str; 12] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "docs",
+    "dataplane",
+    "controlplane",
+    "proto",
+    "bench",
+    "tests",
+    "deploy",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
+}
+
+/// Files that git tracks, or would.
+fn files() -> Vec<String> {
+    let output = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root())
+        .output()
+        .expect("git is there");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let all: BTreeSet<_> = text.lines().map(str::to_owned).collect();
+    all.into_iter()
+        .filter(|file| root().join(file).exists())
+        .collect()
+}
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(root().join(file)).unwrap_or_default()
+}
+
+fn sources() -> Vec<String> {
+    files()
+        .into_iter()
+        .filter(|file| file.ends_with(".rs"))
+        .collect()
+}
+
+fn assert_none(offenders: Vec<String>, rule: &str) {
+    assert!(
+        offenders.is_empty(),
+        "{rule}:\n  {}",
+        offenders.join("\n  ")
+    );
+}
+
+#[test]
+fn files_and_lines_are_short() {
+    let mut offenders = Vec::new();
+    for file in sources() {
+        let text = read(&file);
+        let most = if file.ends_with("main.rs") {
+            MAIN_LINES_MAX
+        } else {
+            LINES_MAX
+        };
+        if text.lines().count() > most {
+            offenders.push(format!(
+                "{file}: {} lines, at most {most}",
+                text.lines().count()
+            ));
+        }
+        let long = text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| line.chars().count() > COLUMNS_MAX);
+        offenders
+            .extend(long.map(|(n, _)| format!("{file}:{}: over {COLUMNS_MAX} columns", n + 1)));
+    }
+    assert_none(offenders, "files and lines have limits");
+}
+
+#[test]
+fn unsafe_stays_in_its_rooms() {
+    let mut offenders = Vec::new();
+    for file in sources()
+        .into_iter()
+        .filter(|file| !UNSAFE_ROOMS.iter().any(|room| file.starts_with(room)))
+    {
+        let text = read(&file);
+        let used = ["unsafe {", "unsafe fn", "unsafe impl"]
+            .iter()
+            .any(|word| text.contains(word));
+        if used && !file.starts_with("tests/tidy/") {
+            offenders.push(format!("{file}: unsafe code"));
+        }
+        let is_root = file.ends_with("src/lib.rs") || file.ends_with("src/main.rs");
+        if is_root && !text.contains("#![forbid(unsafe_code)]") {
+            offenders.push(format!("{file}: does not forbid unsafe code"));
+        }
+    }
+    assert_none(
+        offenders,
+        "unsafe code lives in proto/shm and dataplane/uring only",
+    );
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let words = ["todo!", "unimplemented!", "FIXME", "TODO", "#[ignore"];
+    let found = sources()
+        .into_iter()
+        .filter(|file| !file.starts_with("tests/tidy/"))
+        .filter(|file| {
+            let text = read(file);
+            words.iter().any(|word| text.contains(word))
+        });
+    assert_none(
+        found.collect(),
+        "finish it, or write down in an issue what is missing",
+    );
+}
+
+#[test]
+fn manifests_share_what_is_shared() {
+    let mut offenders = Vec::new();
+    for file in files()
+        .into_iter()
+        .filter(|file| file.ends_with("/Cargo.toml") && !file.contains("libfuzzer"))
+    {
+        let text = read(&file);
+        for line in [
+            "version.workspace = true",
+            "edition.workspace = true",
+            "license.workspace = true",
+            "[lints]\nworkspace = true",
+        ] {
+            if !text.contains(line) {
+                offenders.push(format!("{file}: lacks `{}`", line.replace('\n', " ")));
+            }
+        }
+    }
+    assert_none(
+        offenders,
+        "packages take version, edition, licence and lints of the workspace",
+    );
+}
+
+#[test]
+fn every_dependency_is_explained() {
+    let (manifest, document) = (read("Cargo.toml"), read("docs/dependencies.md"));
+    let table = manifest.split("[workspace.dependencies]").nth(1).unwrap();
+    let names = table
+        .lines()
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split([' ', '=']).next());
+    let unexplained = names
+        .filter(|name| !name.is_empty() && !name.starts_with("hyphae") && !name.starts_with('#'))
+        .filter(|name| !document.contains(&format!("`{name}`")));
+    assert_none(
+        unexplained.map(str::to_owned).collect(),
+        "docs/dependencies.md says why each is here",
+    );
+}
+
+#[test]
+fn paths_named_in_documents_exist() {
+    let rooms = [
+        "dataplane/",
+        "controlplane/",
+        "proto/",
+        "bench/",
+        "tests/",
+        "deploy/",
+        "docs/",
+        "internals/",
+    ];
+    let mut offenders = Vec::new();
+    for file in files()
+        .into_iter()
+        .filter(|file| file.ends_with(".md") && file != "CHANGELOG.md")
+    {
+        let text = read(&file);
+        let quoted = text.split('`').skip(1).step_by(2);
+        let linked = text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split([')', '#']).next());
+        for path in quoted.chain(linked) {
+            let plain = path
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+            if plain && rooms.iter().any(|room| path.starts_with(room)) {
+                let beside = root().join(&file).parent().unwrap().join(path);
+                if !root().join(path).exists() && !beside.exists() {
+                    offenders.push(format!("{file}: {path}"));
+                }
+            }
+        }
+    }
+    assert_none(offenders, "documents name files that do not exist");
+}
+
+#[test]
+fn the_top_level_is_the_owners() {
+    let top: BTreeSet<_> = files()
+        .iter()
+        .filter_map(|file| file.split('/').next().map(str::to_owned))
+        .collect();
+    let offenders = top
+        .into_iter()
+        .filter(|entry| !entry.starts_with('.') && !TOP_LEVEL.contains(&entry.as_str()));
+    assert_none(offenders.collect(), "the top level is given");
+}
+
+#[test]
+fn no_path_of_a_build_machine_is_written_down() {
+    let words = ["/wo", "/ro"]
+        .map(|start| format!("{start}{}", if start == "/wo" { "rk/" } else { "ot/" }));
+    let found = files()
+        .into_iter()
+        .filter(|file| file != "Cargo.lock")
+        .filter(|file| {
+            let text = read(file);
+            words.iter().any(|word| text.contains(word.as_str()))
+        });
+    assert_none(found.collect(), "paths of somebody's machine");
+}
