@@ -9,7 +9,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "hyphae-bench", version, about = "Measures Hyphae against baselines in the same run")]
+#[command(
+    name = "hyphae-bench",
+    version,
+    about = "Measures Hyphae against baselines in the same run"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -22,8 +26,10 @@ struct Cli {
 enum Command {
     /// A relay worker alone on a core: cost of a forwarded packet, against the same driver without
     /// cryptography.
-    #[command(after_help = "Examples:\n  sudo hyphae-bench transit\n  sudo hyphae-bench transit \
-        --sizes 64,1400 --suites aes-256-gcm --seconds 2 --json")]
+    #[command(
+        after_help = "Examples:\n  sudo hyphae-bench transit\n  sudo hyphae-bench transit \
+        --sizes 64,1400 --suites aes-256-gcm --seconds 2 --json"
+    )]
     Transit(transit::Args),
 }
 

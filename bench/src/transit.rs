@@ -33,7 +33,11 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', default_value = "64")]
     trains: Vec<usize>,
     /// Cipher suites of the links.
-    #[arg(long, value_delimiter = ',', default_value = "aes-256-gcm,chacha20-poly1305")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "aes-256-gcm,chacha20-poly1305"
+    )]
     suites: Vec<Suite>,
     /// 'uring' or 'epoll', for the relay and the baseline.
     #[arg(long, default_value = "uring")]
@@ -89,8 +93,14 @@ impl Sample {
 }
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "network namespaces need root");
-    ensure!(args.runs > 0 && args.seconds > 0.0, "at least one run of some length");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "network namespaces need root"
+    );
+    ensure!(
+        args.runs > 0 && args.seconds > 0.0,
+        "at least one run of some length"
+    );
     let time = Duration::from_secs_f64(args.seconds);
     let mut rows = Vec::new();
     for suite in &args.suites {
@@ -126,7 +136,10 @@ fn row(
         values[values.len() / 2]
     };
     let rate = median(&relayed, Sample::rate);
-    let (nanos, plain_nanos) = (median(&relayed, Sample::nanos), median(&plain, Sample::nanos));
+    let (nanos, plain_nanos) = (
+        median(&relayed, Sample::nanos),
+        median(&plain, Sample::nanos),
+    );
     Ok(Row {
         suite: suite.to_string(),
         payload_bytes: payload,
@@ -156,11 +169,24 @@ const PORT: u16 = 9670;
 
 impl Net {
     fn new() -> anyhow::Result<Self> {
-        let net =
-            Self { source: Namespace::new()?, relay: Namespace::new()?, sink: Namespace::new()? };
+        let net = Self {
+            source: Namespace::new()?,
+            relay: Namespace::new()?,
+            sink: Namespace::new()?,
+        };
         let at = |ip: &str| -> anyhow::Result<_> { Ok((ip.parse().context("address")?, 24)) };
-        let Self { source, relay, sink } = &net;
-        relay.join("to-source", at(RELAY_TO_SOURCE)?, source, "to-relay", at(SOURCE)?)?;
+        let Self {
+            source,
+            relay,
+            sink,
+        } = &net;
+        relay.join(
+            "to-source",
+            at(RELAY_TO_SOURCE)?,
+            source,
+            "to-relay",
+            at(SOURCE)?,
+        )?;
         relay.join("to-sink", at(RELAY_TO_SINK)?, sink, "to-relay", at(SINK)?)?;
         Ok(net)
     }
@@ -174,7 +200,16 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
     }
     println!(
         "{:<18} {:>5} {:>5} {:>8} {:>8} {:>8} {:>6} {:>13} {:>12} {:>6}",
-        "suite", "bytes", "train", "Mpps", "Gbit/s", "ns/pkt", "busy", "baseline Mpps", "baseline ns", "ratio"
+        "suite",
+        "bytes",
+        "train",
+        "Mpps",
+        "Gbit/s",
+        "ns/pkt",
+        "busy",
+        "baseline Mpps",
+        "baseline ns",
+        "ratio"
     );
     for row in rows {
         println!(

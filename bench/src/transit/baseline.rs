@@ -20,7 +20,10 @@ pub(super) fn measure(
     let received = Arc::new(AtomicU64::new(0));
     let sinking = sink(&net.sink, address(SINK, PORT)?, Arc::clone(&received))?;
     let at = address("0.0.0.0", PORT)?;
-    let socket = net.relay.run(move || udp::bind(at, udp::SocketOptions::default()))??.0;
+    let socket = net
+        .relay
+        .run(move || udp::bind(at, udp::SocketOptions::default()))??
+        .0;
     let (kind, to) = (args.driver, Endpoint::from(address(SINK, PORT)?));
     let forwarded = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&forwarded);
@@ -32,14 +35,32 @@ pub(super) fn measure(
         while !stop.load(Ordering::Relaxed) {
             driver.wait(Some(Duration::from_millis(50)))?;
             while let Some(event) = driver.next() {
-                let Event::Datagrams { buffer, offset, len, segment, .. } = event else { continue };
-                let span = Span { buffer, offset, len };
+                let Event::Datagrams {
+                    buffer,
+                    offset,
+                    len,
+                    segment,
+                    ..
+                } = event
+                else {
+                    continue;
+                };
+                let span = Span {
+                    buffer,
+                    offset,
+                    len,
+                };
                 for one in driver.spans(span).chunks_mut(segment as usize) {
-                    one.iter_mut().take(16).for_each(|byte| *byte = byte.wrapping_add(1));
+                    one.iter_mut()
+                        .take(16)
+                        .for_each(|byte| *byte = byte.wrapping_add(1));
                 }
                 // A full slab is loss, as it would be in the relay.
                 let sent = driver.send(&to, u16::try_from(segment)?, &[span]).is_ok();
-                counter.fetch_add(u64::from(sent) * u64::from(len.div_ceil(segment)), Ordering::Relaxed);
+                counter.fetch_add(
+                    u64::from(sent) * u64::from(len.div_ceil(segment)),
+                    Ordering::Relaxed,
+                );
                 held.push(buffer);
             }
             driver.submit()?;
@@ -53,7 +74,11 @@ pub(super) fn measure(
     let (from, to) = (address(SOURCE, PORT)?, address(RELAY_TO_SOURCE, PORT)?);
     let generating = generator(&net.source, from, to, frame, train, |frame| frame[0] = 1)?;
     std::thread::sleep(Duration::from_millis(300));
-    let before = (forwarded.load(Ordering::Relaxed), cpu.load(Ordering::Relaxed), Instant::now());
+    let before = (
+        forwarded.load(Ordering::Relaxed),
+        cpu.load(Ordering::Relaxed),
+        Instant::now(),
+    );
     std::thread::sleep(time);
     let sample = Sample {
         packets: forwarded.load(Ordering::Relaxed) - before.0,

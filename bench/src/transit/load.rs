@@ -24,7 +24,9 @@ pub(super) struct Running<T> {
 impl<T> Running<T> {
     pub(super) fn stop(self) -> anyhow::Result<T> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("a load thread has panicked"))?
+        self.thread
+            .join()
+            .map_err(|_| anyhow!("a load thread has panicked"))?
     }
 }
 
@@ -51,13 +53,21 @@ pub(super) fn sink(
     address: SocketAddr,
     received: Arc<AtomicU64>,
 ) -> anyhow::Result<Running<()>> {
-    let socket = namespace.run(move || udp::bind(address, udp::SocketOptions::default()))??.0;
+    let socket = namespace
+        .run(move || udp::bind(address, udp::SocketOptions::default()))??
+        .0;
     spawn(namespace, CORE, move |stop| {
         let mut driver = open(socket, DriverKind::Epoll)?;
         while !stop.load(Ordering::Relaxed) {
             driver.wait(Some(Duration::from_millis(50)))?;
             while let Some(event) = driver.next() {
-                if let Event::Datagrams { buffer, len, segment, .. } = event {
+                if let Event::Datagrams {
+                    buffer,
+                    len,
+                    segment,
+                    ..
+                } = event
+                {
                     received.fetch_add(u64::from(len.div_ceil(segment)), Ordering::Relaxed);
                     driver.release(buffer);
                 }
@@ -76,7 +86,9 @@ pub(super) fn generator(
     train: usize,
     mut fill: impl FnMut(&mut [u8]) + Send + 'static,
 ) -> anyhow::Result<Running<()>> {
-    let socket = namespace.run(move || udp::bind(from, udp::SocketOptions::default()))??.0;
+    let socket = namespace
+        .run(move || udp::bind(from, udp::SocketOptions::default()))??
+        .0;
     let to = Endpoint::from(to);
     spawn(namespace, CORE, move |stop| {
         let mut driver = open(socket, DriverKind::Epoll)?;
@@ -84,9 +96,18 @@ pub(super) fn generator(
         let segment = u16::try_from(frame)?;
         while !stop.load(Ordering::Relaxed) {
             for _ in 0..4 {
-                let Some(buffer) = driver.allocate() else { break };
-                let span = Span { buffer, offset: 0, len };
-                driver.spans(span).chunks_exact_mut(frame).for_each(&mut fill);
+                let Some(buffer) = driver.allocate() else {
+                    break;
+                };
+                let span = Span {
+                    buffer,
+                    offset: 0,
+                    len,
+                };
+                driver
+                    .spans(span)
+                    .chunks_exact_mut(frame)
+                    .for_each(&mut fill);
                 driver.send(&to, segment, &[span])?;
                 driver.release(buffer);
             }
@@ -96,12 +117,15 @@ pub(super) fn generator(
     })
 }
 
-pub(super) fn open(
-    socket: OwnedFd,
-    kind: DriverKind,
-) -> anyhow::Result<hyphae_uring::AnyDriver> {
+pub(super) fn open(socket: OwnedFd, kind: DriverKind) -> anyhow::Result<hyphae_uring::AnyDriver> {
     let doorbell = hyphae_shm::Doorbell::new()?.into_fd();
-    let parts = Parts { socket, tun: None, doorbell, receive_buffers: 32, transmit_buffers: 32 };
+    let parts = Parts {
+        socket,
+        tun: None,
+        doorbell,
+        receive_buffers: 32,
+        transmit_buffers: 32,
+    };
     Ok(hyphae_uring::open(kind, parts)?)
 }
 

@@ -85,12 +85,21 @@ pub(super) fn measure(
 
 fn start(net: &Net, args: &Args, directory: &std::path::Path) -> anyhow::Result<Process> {
     let program = std::env::current_exe()?.with_file_name("hyphae");
-    ensure!(program.exists(), "{} is not built: cargo build --release", program.display());
+    ensure!(
+        program.exists(),
+        "{} is not built: cargo build --release",
+        program.display()
+    );
     let mut command = Command::new(program);
     command
         .args(["dataplane", "--no-tun", "--log-level", "warn", "--listen"])
         .arg(format!("0.0.0.0:{PORT}"))
-        .args(["--cores", &args.core.to_string(), "--driver", &args.driver.to_string()])
+        .args([
+            "--cores",
+            &args.core.to_string(),
+            "--driver",
+            &args.driver.to_string(),
+        ])
         .arg("--state-dir")
         .arg(directory.join("state"))
         .arg("--socket-dir")
@@ -132,7 +141,11 @@ fn install(segment: &Segment, bell: &Doorbell, suite: Suite) -> anyhow::Result<O
         (0, key(2)?, SOURCE, KEY_FROM_SOURCE, UNUSED_KEY),
         (1, far, SINK, UNUSED_KEY, KEY_TO_SINK),
     ] {
-        let record = PeerInstall { peer: U32::new(peer), reserved: U32::ZERO, key };
+        let record = PeerInstall {
+            peer: U32::new(peer),
+            reserved: U32::ZERO,
+            key,
+        };
         push(Program::PeerInstall(&record))?;
         let mut link = LinkInstall::new_zeroed();
         link.peer = U32::new(peer);
@@ -145,7 +158,10 @@ fn install(segment: &Segment, bell: &Doorbell, suite: Suite) -> anyhow::Result<O
         link.created = U64::new(created);
         link.rekey_after_ms = U32::new(3_600_000);
         link.reject_after_ms = U32::new(3_600_000);
-        link.keys = LaneKeys { receive: open, send: seal };
+        link.keys = LaneKeys {
+            receive: open,
+            send: seal,
+        };
         push(Program::LinkInstall(&link))?;
     }
     let mut route = FibReplace::new_zeroed();
@@ -153,7 +169,11 @@ fn install(segment: &Segment, bell: &Doorbell, suite: Suite) -> anyhow::Result<O
     route.prefix_len = 64;
     route.action = ACTION_FORWARD;
     route.next_hop_count = 1;
-    route.next_hops[0] = NextHop { peer: U32::new(1), weight: U16::new(1), reserved: U16::ZERO };
+    route.next_hops[0] = NextHop {
+        peer: U32::new(1),
+        weight: U16::new(1),
+        reserved: U16::ZERO,
+    };
     push(Program::FibReplace(&route))?;
     if ring.publish() {
         bell.ring();
@@ -180,7 +200,11 @@ impl Source {
         // Payloads of a benchmark fit a datagram.
         headers.routing.payload_len = U16::new(u16::try_from(payload).unwrap_or(u16::MAX));
         headers.session.receiver = U32::new(1);
-        Self { seal: Aead::new(suite, &KEY_FROM_SOURCE), headers, counter: 0 }
+        Self {
+            seal: Aead::new(suite, &KEY_FROM_SOURCE),
+            headers,
+            counter: 0,
+        }
     }
 
     fn write(&mut self, frame: &mut [u8]) {
@@ -206,7 +230,11 @@ fn cpu(pid: u32) -> anyhow::Result<Duration> {
     let schedstat = std::fs::read_dir(format!("/proc/{pid}/task"))?
         .filter_map(Result::ok)
         .filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok())
-        .filter_map(|text| text.split(' ').next().and_then(|field| field.parse::<u64>().ok()))
+        .filter_map(|text| {
+            text.split(' ')
+                .next()
+                .and_then(|field| field.parse::<u64>().ok())
+        })
         .sum();
     Ok(Duration::from_nanos(schedstat))
 }

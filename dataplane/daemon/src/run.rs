@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use hyphae_forward::{Engine, EngineConfig, aes_in_hardware};
 use hyphae_shm::attach::{Hello, WELCOME, store_text};
@@ -23,6 +24,11 @@ use crate::cores::{self, CoresError};
 use crate::handover;
 use crate::options::Options;
 use crate::worker::{Worker, WorkerParts, clock};
+
+/// How long a port may still be in use at start.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is tried meanwhile.
+const PORT_RETRY: Duration = Duration::from_millis(10);
 
 /// Why a dataplane could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -251,9 +257,23 @@ fn bind(listen: SocketAddr, workers: u16) -> Result<Vec<(OwnedFd, udp::SocketRep
                 .ok_or(RunError::Ports(listen.port()))?;
             address.set_port(port);
         }
-        bound.push(udp::bind(address, udp::SocketOptions::default())?);
+        bound.push(bind_patiently(address)?);
     }
     Ok(bound)
+}
+
+/// Binds, waiting a moment for a port that is in use: the kernel closes the sockets of a ring only
+/// some time after their process has ended, and the process may have been this one's predecessor.
+fn bind_patiently(address: SocketAddr) -> Result<(OwnedFd, udp::SocketReport), udp::BindError> {
+    let deadline = Instant::now() + PORT_PATIENCE;
+    loop {
+        match udp::bind(address, udp::SocketOptions::default()) {
+            Err(udp::BindError::InUse { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(PORT_RETRY);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn describe(

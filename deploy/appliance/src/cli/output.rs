@@ -38,9 +38,22 @@ pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) {
         .for_each(|row| show(row.iter().map(String::as_str).collect()));
 }
 
+/// The error and its causes in one sentence; causes that the sentence has already are left out.
+fn chain(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
+}
+
 /// Prints an error: one sentence, or a document.
 pub(crate) fn error(error: &anyhow::Error, as_json: bool) {
-    let message = format!("{error:#}");
+    let message = chain(error);
     if as_json {
         let code = error
             .downcast_ref::<hyphae_rpc::ClientError>()
