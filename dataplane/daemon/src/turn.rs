@@ -30,11 +30,31 @@ impl<D: Driver> Worker<D> {
         let train = self.driver.spans(span);
         self.engine
             .receive(now, from, train, segment as usize, &mut verdicts);
+        // Neighbouring frames for one lane leave as one span: most trains pass through whole.
+        let mut run: Option<(LinkSlot, Span)> = None;
         let mut offset = 0;
         for verdict in verdicts.drain(..) {
             let len = segment.min(span.len - offset);
-            self.carry_out(now, from, &verdict, Self::part(span, offset, len));
+            let frame = Self::part(span, offset, len);
             offset += len;
+            match (verdict, &mut run) {
+                (Verdict::Transmit(lane), Some((last, whole)))
+                    if lane == *last
+                        && whole.offset + whole.len == frame.offset
+                        && whole.len < segment * SEGMENTS_MAX as u32 =>
+                {
+                    whole.len += len;
+                }
+                (Verdict::Transmit(lane), _) => {
+                    if let Some((last, whole)) = run.replace((lane, frame)) {
+                        self.transmit(last, whole, segment.min(whole.len));
+                    }
+                }
+                (verdict, _) => self.carry_out(now, from, &verdict, frame),
+            }
+        }
+        if let Some((lane, whole)) = run {
+            self.transmit(lane, whole, segment.min(whole.len));
         }
         self.verdicts = verdicts;
     }

@@ -44,7 +44,7 @@ impl Engine {
             Counter::UnderlayRxPackets,
             train.len().div_ceil(segment) as u64,
         );
-        for part in train.chunks_mut(segment * TRAIN_MAX) {
+        for part in train.chunks_mut(segment.saturating_mul(TRAIN_MAX)) {
             self.receive_part(now, from, part, segment, verdicts);
         }
     }

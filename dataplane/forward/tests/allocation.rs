@@ -68,13 +68,21 @@ fn transit_and_delivery_allocate_nothing() {
 fn frames_that_are_dropped_allocate_nothing() {
     let mut line = Line::new(1, Suite::Aes256Gcm);
     let (mut bytes, segment) = input(&mut line, 100);
-    bytes.iter_mut().skip(40).step_by(segment).for_each(|byte| *byte ^= 1);
+    bytes
+        .iter_mut()
+        .skip(40)
+        .step_by(segment)
+        .for_each(|byte| *byte ^= 1);
     let mut verdicts = Vec::with_capacity(bytes.len() / segment + 1);
     let from = line.client.endpoint;
     let engine = line.relay.engine();
     let info = measure(|| engine.receive(NOW, &from, &mut bytes, segment, &mut verdicts));
     assert_eq!(info.count_total, 0, "{info:?}");
-    assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::Drop(_))));
+    assert!(
+        verdicts
+            .iter()
+            .all(|verdict| matches!(verdict, Verdict::Drop(_)))
+    );
 }
 
 #[test]

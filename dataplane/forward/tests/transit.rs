@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    BOTH_SUITES, HOPS, Host, Lane, Line, MTU, NOW, Node, depart, index, install_link, install_route,
-    link_local, noise, open_headers, receive, receive_one, send, trains, transit,
+    BOTH_SUITES, HOPS, Host, Lane, Line, MTU, NOW, Node, depart, index, install_link,
+    install_route, link_local, noise, open_headers, receive, receive_one, send, trains, transit,
 };
 use hyphae_forward::host::{Splitter, TunHeader};
 use hyphae_forward::{LinkSlot, Verdict};
@@ -29,11 +29,7 @@ fn frames(train: &[u8], segment: usize, verdicts: &[Verdict]) -> Vec<Vec<u8>> {
         };
         frame[offset as usize..(offset + len) as usize].to_vec()
     };
-    train
-        .chunks(segment)
-        .zip(verdicts)
-        .map(deliver)
-        .collect()
+    train.chunks(segment).zip(verdicts).map(deliver).collect()
 }
 
 /// Sends a super-packet of `count` segments over the relay, all trains joined to one.
@@ -85,9 +81,14 @@ fn cross(suite: Suite, tcp: bool, count: usize, backwards: bool) {
     }
     let payload: Vec<u8> = got.iter().flat_map(|p| p[headers..].to_vec()).collect();
     assert_eq!(payload, packet[headers..]);
-    let partial = |v: &Verdict| matches!(v, Verdict::Deliver { partial_checksum, .. }
-        if *partial_checksum == (count > 1));
-    assert!(verdicts.iter().all(partial), "flag follows the host's offload");
+    let partial = |v: &Verdict| {
+        matches!(v, Verdict::Deliver { partial_checksum, .. }
+        if *partial_checksum == (count > 1))
+    };
+    assert!(
+        verdicts.iter().all(partial),
+        "flag follows the host's offload"
+    );
 }
 
 #[test]
@@ -115,7 +116,11 @@ fn neighbours_reach_each_other_without_a_relay() {
     let from = line.server.endpoint;
     let verdict = receive_one(line.relay.engine(), NOW, from, &mut frame);
     let got = frames(&frame, frame.len(), &[verdict]);
-    assert_eq!(got, [packet], "not forwarded, so the hop limit is as it was");
+    assert_eq!(
+        got,
+        [packet],
+        "not forwarded, so the hop limit is as it was"
+    );
 }
 
 #[test]
@@ -146,7 +151,10 @@ fn link_local_probe_returns_to_its_sender() {
     let from = line.client.endpoint;
     let verdict = receive_one(line.relay.engine(), NOW, from, &mut frame);
     assert_eq!(verdict, Verdict::Transmit(TO_CLIENT));
-    assert_eq!(line.relay.engine().counters.total(Counter::ProbesAnswered), 1);
+    assert_eq!(
+        line.relay.engine().counters.total(Counter::ProbesAnswered),
+        1
+    );
 
     let from = line.relay.endpoint;
     let verdict = receive_one(line.client.engine(), NOW, from, &mut frame);
@@ -200,7 +208,10 @@ fn end_to_end_probe_returns_over_the_relay() {
         };
         assert_eq!(source, line.server.address);
         assert_eq!(receive_index, line.session[0][0].receive.0);
-        assert_eq!((service, hop_limit), (Service::Control, HOP_LIMIT_DEFAULT - 1));
+        assert_eq!(
+            (service, hop_limit),
+            (Service::Control, HOP_LIMIT_DEFAULT - 1)
+        );
         let reply = &frame[offset as usize..(offset + len) as usize];
         assert_eq!(reply, probe(ControlKind::ProbeReply, body));
     }
@@ -243,7 +254,11 @@ fn injected_link_local_messages_reach_the_neighbours_control_plane() {
     let mut line = Line::new(1, Suite::ChaCha20Poly1305);
     let lanes = line.second[0];
     for chosen in [0, lanes[0].receive.0] {
-        for kind in [ControlKind::Routing, ControlKind::Close, ControlKind::ProbeReply] {
+        for kind in [
+            ControlKind::Routing,
+            ControlKind::Close,
+            ControlKind::ProbeReply,
+        ] {
             let payload = [&message(kind)[..], &noise(300, 5)].concat();
             let mut space = vec![0; 2000];
             let engine = line.relay.engine();
@@ -276,24 +291,47 @@ fn injection_that_cannot_be_sent_says_why() {
     let down = Err(DropReason::AdjacencyDown);
     assert_eq!(local(neighbour(5, 0), &mut space), down);
     let unknown = index(0, 99).0;
-    assert_eq!(local(neighbour(1, unknown), &mut space), Err(DropReason::LinkUnknown));
-    assert_eq!(local(neighbour(1, 0), &mut space[..31]), Err(DropReason::NoBuffer));
+    assert_eq!(
+        local(neighbour(1, unknown), &mut space),
+        Err(DropReason::LinkUnknown)
+    );
+    assert_eq!(
+        local(neighbour(1, 0), &mut space[..31]),
+        Err(DropReason::NoBuffer)
+    );
 
     let client = line.client.engine();
     let mut route = |record: &InjectRouted, len, space: &mut [u8]| {
         let payload = vec![0; len];
-        client.inject_routed(NOW, record, &payload, space).map(|_| ())
+        client
+            .inject_routed(NOW, record, &payload, space)
+            .map(|_| ())
     };
     let mut record = routed(server, Service::Message);
-    assert_eq!(route(&record, 9, &mut space[..OVERHEAD]), Err(DropReason::NoBuffer));
-    assert_eq!(route(&record, PAYLOAD_MAX + 1, &mut space), Err(DropReason::TunTooBig));
+    assert_eq!(
+        route(&record, 9, &mut space[..OVERHEAD]),
+        Err(DropReason::NoBuffer)
+    );
+    assert_eq!(
+        route(&record, PAYLOAD_MAX + 1, &mut space),
+        Err(DropReason::TunTooBig)
+    );
     record.receive_index = U32::new(unknown);
-    assert_eq!(route(&record, 9, &mut space), Err(DropReason::SessionUnknown));
+    assert_eq!(
+        route(&record, 9, &mut space),
+        Err(DropReason::SessionUnknown)
+    );
     record.service = 9;
-    assert_eq!(route(&record, 9, &mut space), Err(DropReason::ServiceUnknown));
+    assert_eq!(
+        route(&record, 9, &mut space),
+        Err(DropReason::ServiceUnknown)
+    );
     let stranger = Node::new(8, 1).address;
     let record = routed(stranger, Service::Message);
-    assert_eq!(route(&record, 9, &mut space), Err(DropReason::SessionUnknown));
+    assert_eq!(
+        route(&record, 9, &mut space),
+        Err(DropReason::SessionUnknown)
+    );
     let record = routed(stranger, Service::Handshake);
     assert_eq!(route(&record, 9, &mut space), Err(DropReason::NoRoute));
 }
@@ -380,7 +418,10 @@ fn flows_spread_over_equal_routes_by_weight_and_each_stays_on_its_own() {
             assert_eq!(lane(&mut client), chosen);
             first += u32::from(chosen == LinkSlot(11));
         }
-        assert!((low..=high).contains(&first), "{first} of 1000 with {weights:?}");
+        assert!(
+            (low..=high).contains(&first),
+            "{first} of 1000 with {weights:?}"
+        );
     }
 }
 
