@@ -134,11 +134,11 @@ pub fn default_socket_directory(state: &Path) -> PathBuf {
 /// When it cannot be made or belongs to another user.
 pub fn prepare_directory(path: &Path) -> Result<(), StateError> {
     let fail = |source: io::Error| {
-        let hint = match source.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                "; run as root, or name another with --state-dir"
-            }
-            _ => "",
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        let hint = if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) {
+            "; run as root, or name another with --state-dir"
+        } else {
+            ""
         };
         StateError::Directory {
             path: path.to_owned(),

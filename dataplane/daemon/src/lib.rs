@@ -5,6 +5,11 @@
 //! for a worker that ended. Workers never wait for it.
 
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "buffers have 68 KiB, trains 64 segments, a node 64 workers; every cast stands beside \
+              what bounds it"
+)]
 
 mod attach;
 mod control;

@@ -251,7 +251,18 @@ impl<D: Driver> Worker<D> {
                 self.stats.clear_peer(record.peer.get());
                 self.engine.apply(now, program).is_ok()
             }
-            _ => self.engine.apply(now, program).is_ok(),
+            Program::PeerInstall(_)
+            | Program::LinkInstall(_)
+            | Program::LinkRemove(_)
+            | Program::SessionInstall(_)
+            | Program::SessionRemove(_)
+            | Program::FibReplace(_)
+            | Program::FibRemove(_)
+            | Program::LocalInstall(_)
+            | Program::ResyncBegin(_)
+            | Program::ResyncEnd(_)
+            | Program::PendingDrop(_)
+            | Program::Retain(_) => self.engine.apply(now, program).is_ok(),
         }
     }
 

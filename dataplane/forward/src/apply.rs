@@ -140,6 +140,7 @@ impl Engine {
         }
         let peer = record.peer.get();
         self.peer_mut(peer).ok_or(ApplyError::Unknown)?;
+        let lane = LinkLane::install(record, self.generation).ok_or(ApplyError::Malformed)?;
         if self
             .links
             .get(index.slot())
@@ -147,7 +148,6 @@ impl Engine {
         {
             self.remove_link(index.slot());
         }
-        let lane = LinkLane::install(record, self.generation).ok_or(ApplyError::Malformed)?;
         let active = lane.lane.role == Role::Active;
         if !self.links.insert(lane) {
             return Err(ApplyError::InUse);
@@ -164,6 +164,7 @@ impl Engine {
         if index.0 == 0 || index.worker() != self.config.worker || !belongs {
             return Err(ApplyError::Malformed);
         }
+        let lane = SessionLane::install(record, self.generation).ok_or(ApplyError::Malformed)?;
         if self
             .sessions
             .get(index.slot())
@@ -171,7 +172,6 @@ impl Engine {
         {
             self.remove_session(index.slot());
         }
-        let lane = SessionLane::install(record, self.generation).ok_or(ApplyError::Malformed)?;
         let active = lane.lane.role == Role::Active;
         if !self.sessions.insert(lane) {
             return Err(ApplyError::InUse);

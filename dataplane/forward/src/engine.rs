@@ -89,6 +89,11 @@ impl Engine {
         self.links.get(slot.0 as usize).map(|link| &link.endpoint)
     }
 
+    /// The neighbour at the other end of a lane.
+    pub fn peer(&self, slot: LinkSlot) -> Option<u32> {
+        self.links.get(slot.0 as usize).map(|link| link.peer)
+    }
+
     /// The next thing to report.
     pub fn next_event(&mut self) -> Option<EngineEvent> {
         self.events.pop_front()
@@ -146,7 +151,7 @@ impl Engine {
 
     /// Counts frames that left on a lane.
     pub fn note_sent(&mut self, lane: LinkSlot, packets: u64, bytes: u64) {
-        let Some(peer) = self.links.get(lane.0 as usize).map(|link| link.peer) else {
+        let Some(peer) = self.peer(lane) else {
             return;
         };
         self.note_traffic(peer, |traffic| {
@@ -160,6 +165,16 @@ impl Engine {
             .is_some_and(|local| local.address.subnet_id() == address.subnet_id())
     }
 
+    /// A flow's hash on this node. Were it the same on all, what a node before us sent this way by
+    /// its hash would all take the same one of our next hops.
+    fn own_hash(&self, flow_hash: u16) -> u16 {
+        const ODD: u64 = 0xff51_afd7_ed55_8ccd;
+        let own = self.local.map_or(0, |local| local.address.subnet_id());
+        let hash = (own ^ u64::from(flow_hash)).wrapping_mul(ODD);
+        let [high, low, ..] = (hash ^ (hash >> 32)).wrapping_mul(ODD).to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+
     /// The lane on which a frame for `destination` leaves.
     pub(crate) fn egress(
         &mut self,
@@ -170,7 +185,7 @@ impl Engine {
         let peer = match self.fib.lookup(destination) {
             None => return Err(DropReason::NoRoute),
             Some(Target::Discard) => return Err(DropReason::RouteBlackhole),
-            Some(Target::Forward(hops)) => hops.pick(flow_hash),
+            Some(Target::Forward(hops)) => hops.pick(self.own_hash(flow_hash)),
         };
         let peer = self.peer_mut(peer).ok_or(DropReason::AdjacencyDown)?;
         // At the last hop the lane that ends at the session's worker saves a hand-over there.
@@ -249,13 +264,14 @@ impl Engine {
         Ok(())
     }
 
-    /// First authentic frame on a link lane that was standing by: from now on it sends.
+    /// A link lane sends from now on: it was installed so, or was standing by and the first authentic
+    /// frame has come on it, which only then is reported.
     pub(crate) fn activate_link(&mut self, slot: usize) {
         let workers = usize::from(self.config.workers);
         let Some(link) = self.links.get_mut(slot) else {
             return;
         };
-        link.lane.role = Role::Active;
+        let stood_by = std::mem::replace(&mut link.lane.role, Role::Active) == Role::Standby;
         let (peer, number, epoch) = (link.peer, link.lane.number, link.lane.epoch);
         let (index, remote) = (link.lane.receive_index, link.lane.send_index.worker());
         if let Some(peer) = self.peer_mut(peer) {
@@ -263,10 +279,12 @@ impl Engine {
             peer.lanes
                 .offer(usize::from(number) / workers, slot as u32, epoch, remote);
         }
-        self.report(EngineEvent::LaneActive {
-            kind: LANE_LINK,
-            receive_index: index.0,
-        });
+        if stood_by {
+            self.report(EngineEvent::LaneActive {
+                kind: LANE_LINK,
+                receive_index: index.0,
+            });
+        }
     }
 
     /// Likewise for a session lane; packets that waited for it can go.
@@ -275,7 +293,7 @@ impl Engine {
         let Some(session) = self.sessions.get_mut(slot) else {
             return;
         };
-        session.lane.role = Role::Active;
+        let stood_by = std::mem::replace(&mut session.lane.role, Role::Active) == Role::Standby;
         let (address, number) = (session.address, session.lane.number);
         let (epoch, index) = (session.lane.epoch, session.lane.receive_index);
         let remote = session.lane.send_index.worker();
@@ -284,10 +302,12 @@ impl Engine {
             .lanes
             .offer(usize::from(number) / workers, slot as u32, epoch, remote);
         self.pending.release(address);
-        self.report(EngineEvent::LaneActive {
-            kind: LANE_SESSION,
-            receive_index: index.0,
-        });
+        if stood_by {
+            self.report(EngineEvent::LaneActive {
+                kind: LANE_SESSION,
+                receive_index: index.0,
+            });
+        }
     }
 }
 

@@ -16,6 +16,11 @@
 //! ```
 
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "slots have 16 bits, peers are bounded by PEERS_MAX, lengths by a datagram; every cast \
+              stands beside what bounds it"
+)]
 
 mod aead;
 mod apply;

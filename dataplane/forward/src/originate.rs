@@ -97,7 +97,12 @@ impl Engine {
             match self.pending.push(now, inner.destination, header, packet) {
                 Queued::Tell => self.report(EngineEvent::NeedSession(inner.destination)),
                 Queued::Quiet => {}
-                Queued::Full => return Err(DropReason::SessionPending),
+                Queued::Full { tell } => {
+                    if tell {
+                        self.report(EngineEvent::NeedSession(inner.destination));
+                    }
+                    return Err(DropReason::SessionPending);
+                }
             }
             return Ok(None);
         };

@@ -51,7 +51,10 @@ pub(crate) enum Queued {
     /// It waits; the control plane knows.
     Quiet,
     /// There was no room.
-    Full,
+    Full {
+        /// The control plane is to be told again all the same.
+        tell: bool,
+    },
 }
 
 impl Pending {
@@ -75,7 +78,7 @@ impl Pending {
         if self.bytes + packet.len() > BYTES_MAX
             || (!known && self.queues.len() == DESTINATIONS_MAX)
         {
-            return Queued::Full;
+            return Queued::Full { tell: false };
         }
         let queue = self.queues.entry(id).or_default();
         let tell = !known || now.since(queue.told) >= TELL_AGAIN;
@@ -83,7 +86,7 @@ impl Pending {
             queue.told = now;
         }
         if queue.packets.len() == PACKETS_MAX {
-            return if tell { Queued::Tell } else { Queued::Full };
+            return Queued::Full { tell };
         }
         self.bytes += packet.len();
         let pending = PendingPacket {

@@ -2,8 +2,9 @@
 //! what was sealed is noticed.
 
 #![allow(
+    clippy::unwrap_used,
     clippy::cast_possible_truncation,
-    reason = "positions are cut to their range"
+    reason = "helpers of tests; positions are cut to their range"
 )]
 
 use aes_gcm::Aes256Gcm;

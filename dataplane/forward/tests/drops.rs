@@ -1,6 +1,11 @@
 //! Covers everything that is refused: each drop reason by a named case that moves its counter by one
 //! and no other, every flipped bit, every length, replays, wrong keys, expired lanes, random bytes.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests; clippy excuses only the tests themselves"
+)]
+
 mod common;
 
 use std::collections::BTreeSet;

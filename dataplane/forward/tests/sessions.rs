@@ -1,6 +1,11 @@
 //! Covers the life of lanes: roles, epochs, limits, endpoints, packets that wait for a session,
 //! resync, snapshot, and hand-over between two workers.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests; clippy excuses only the tests themselves"
+)]
+
 mod common;
 
 use std::time::Duration;
@@ -88,7 +93,10 @@ fn standby_link_lane_sends_after_its_first_authentic_frame() {
 
     receive_one(line.relay.engine(), NOW, from, &mut keepalive(&near, 0));
     assert_eq!(relay_sends_on(&mut line), Ok(LinkSlot(20)));
-    assert_eq!(events(line.relay.engine()), [active(LANE_LINK, far.receive)]);
+    assert_eq!(
+        events(line.relay.engine()),
+        [active(LANE_LINK, far.receive)]
+    );
     receive_one(line.relay.engine(), NOW, from, &mut keepalive(&near, 1));
     assert_eq!(events(line.relay.engine()), [], "told once");
 }
@@ -103,7 +111,11 @@ fn a_lower_epoch_does_not_take_over() {
         install_link(line.relay.engine(), &far, 1, client);
         let verdict = receive_one(line.relay.engine(), NOW, from, &mut keepalive(&near, 0));
         assert_eq!(verdict, Verdict::Done, "it receives all the same");
-        assert_eq!(relay_sends_on(&mut line), Ok(LinkSlot(expected)), "epoch {epoch}");
+        assert_eq!(
+            relay_sends_on(&mut line),
+            Ok(LinkSlot(expected)),
+            "epoch {epoch}"
+        );
     }
 }
 
@@ -116,7 +128,10 @@ fn standby_session_lane_sends_after_its_first_authentic_frame() {
     assert_eq!(client_seals_for(&mut line), line.session[0][1].receive.0);
     let payload = message(ControlKind::Keepalive);
     let mut headers = line.headers(Service::Control, payload.len());
-    std::mem::swap(&mut headers.routing.destination, &mut headers.routing.source);
+    std::mem::swap(
+        &mut headers.routing.destination,
+        &mut headers.routing.source,
+    );
     let mut frame = transit((&line.first[0][1], 900), (&far, 0), headers, &payload);
     let from = line.relay.endpoint;
     let verdict = receive_one(line.client.engine(), NOW, from, &mut frame);
@@ -174,17 +189,31 @@ fn a_held_index_is_refused_and_its_counter_goes_on() {
         let (relay, server) = (line.relay.endpoint, line.server.key);
         let engine = line.client.engine();
         let again = link.link(1, relay);
-        assert_eq!(engine.apply(NOW, &Program::LinkInstall(&again)), Err(ApplyError::InUse));
+        assert_eq!(
+            engine.apply(NOW, &Program::LinkInstall(&again)),
+            Err(ApplyError::InUse)
+        );
         let again = session.session(server);
-        assert_eq!(engine.apply(NOW, &Program::SessionInstall(&again)), Err(ApplyError::InUse));
+        assert_eq!(
+            engine.apply(NOW, &Program::SessionInstall(&again)),
+            Err(ApplyError::InUse)
+        );
         let mut salted = link;
         salted.receive.0 ^= 1 << 16;
         let salted = salted.link(1, relay);
         let refused = engine.apply(NOW, &Program::LinkInstall(&salted));
-        assert_eq!(refused, Err(ApplyError::InUse), "the slot is held, whatever the salt");
+        assert_eq!(
+            refused,
+            Err(ApplyError::InUse),
+            "the slot is held, whatever the salt"
+        );
         let frame = send(engine, NOW, &second);
         assert_eq!((before[8], frame[8]), (0, 1));
-        let counter = |frame| common::open_headers(&line.first[0][1], frame).session.counter;
+        let counter = |frame| {
+            common::open_headers(&line.first[0][1], frame)
+                .session
+                .counter
+        };
         assert_eq!((counter(&before).get(), counter(&frame).get()), (0, 1));
     }
 }
@@ -201,8 +230,14 @@ fn an_expired_lane_gives_way_but_not_to_a_malformed_record() {
     let mut bad = lane.link(1, relay);
     bad.suite = 77;
     let engine = line.client.engine();
-    assert_eq!(engine.apply(now, &Program::LinkInstall(&bad)), Err(ApplyError::Malformed));
-    assert!(engine.endpoint(LinkSlot(2)).is_some(), "nothing has changed");
+    assert_eq!(
+        engine.apply(now, &Program::LinkInstall(&bad)),
+        Err(ApplyError::Malformed)
+    );
+    assert!(
+        engine.endpoint(LinkSlot(2)).is_some(),
+        "nothing has changed"
+    );
     let good = lane.link(1, relay);
     assert_eq!(engine.apply(now, &Program::LinkInstall(&good)), Ok(()));
 
@@ -212,7 +247,10 @@ fn an_expired_lane_gives_way_but_not_to_a_malformed_record() {
     let mut bad = lane.session(line.server.key);
     bad.role = 77;
     let engine = line.client.engine();
-    assert_eq!(engine.apply(now, &Program::SessionInstall(&bad)), Err(ApplyError::Malformed));
+    assert_eq!(
+        engine.apply(now, &Program::SessionInstall(&bad)),
+        Err(ApplyError::Malformed)
+    );
     assert_eq!(snapshot(engine).2.len(), 1, "nothing has changed");
     let good = lane.session(line.server.key);
     assert_eq!(engine.apply(now, &Program::SessionInstall(&good)), Ok(()));
@@ -239,7 +277,11 @@ fn records_with_impossible_values_are_refused() {
     let mut record = lane.session(server);
     record.address = client.address();
     let program = Program::SessionInstall(&record);
-    assert_eq!(refused(engine, &program), malformed, "address of another key");
+    assert_eq!(
+        refused(engine, &program),
+        malformed,
+        "address of another key"
+    );
     assert_eq!(remove_link(engine, lane.receive), unknown);
     let record = Retain {
         kind: U32::new(9),
@@ -332,7 +374,10 @@ fn queue(line: &mut Line, now: Nanos, packet: &[u8]) {
 }
 
 fn pending_drops(line: &mut Line) -> u64 {
-    line.client.engine().counters.dropped(DropReason::SessionPending)
+    line.client
+        .engine()
+        .counters
+        .dropped(DropReason::SessionPending)
 }
 
 #[test]
@@ -341,7 +386,9 @@ fn packets_wait_for_their_session_and_leave_in_order() {
     let server = line.server.address;
     let packets: Vec<_> = (1..6).map(|len| line.packet(len)).collect();
     assert_eq!(line.client.engine().idle_for(), None);
-    packets.iter().for_each(|packet| queue(&mut line, NOW, packet));
+    packets
+        .iter()
+        .for_each(|packet| queue(&mut line, NOW, packet));
     let engine = line.client.engine();
     assert_eq!(events(engine), [EngineEvent::NeedSession(server)]);
     assert!(engine.idle_for().is_some());
@@ -350,7 +397,11 @@ fn packets_wait_for_their_session_and_leave_in_order() {
     let ready: Vec<_> = std::iter::from_fn(|| engine.next_ready()).collect();
     let ready: Vec<_> = ready.into_iter().map(|ready| ready.packet).collect();
     assert_eq!(ready, packets);
-    assert_eq!(events(engine), [active(LANE_SESSION, lane.receive)]);
+    assert_eq!(
+        events(engine),
+        [],
+        "who installs a lane active knows that it is"
+    );
     assert_eq!(engine.idle_for(), None);
     for packet in &packets {
         send(engine, NOW, packet);
@@ -420,7 +471,10 @@ fn the_control_plane_is_reminded_and_what_does_not_fit_is_counted() {
     for (ms, told, lost) in [(999, 0, 1), (1000, 1, 2), (1001, 0, 3)] {
         let header = TunHeader::default();
         let verdict = line.client.engine().route_host(after(ms), &header, &packet);
-        assert!(matches!(verdict, HostVerdict::Drop(DropReason::SessionPending)), "{ms}");
+        assert!(
+            matches!(verdict, HostVerdict::Drop(DropReason::SessionPending)),
+            "{ms}"
+        );
         assert_eq!(events(line.client.engine()).len(), told, "{ms}");
         assert_eq!(pending_drops(&mut line), lost, "{ms}");
     }
@@ -495,15 +549,25 @@ fn resync_sweeps_what_it_does_not_name_and_keeps_the_rest() {
     begin(line.client.engine(), 1);
     retain_all(&mut line);
     line.client.route(server, &[(1, 1)]);
-    assert_eq!(snapshot(line.client.engine()).1.len(), 2, "nothing goes before the end");
+    assert_eq!(
+        snapshot(line.client.engine()).1.len(),
+        2,
+        "nothing goes before the end"
+    );
     end(line.client.engine(), 1).unwrap();
     let links = vec![line.first[0][0].receive.0];
     let sessions = vec![line.session[0][0].receive.0];
     assert_eq!(snapshot(line.client.engine()), (vec![1], links, sessions));
     assert!(can_send(&mut line, server));
     let packet = Host::udp(line.client.address, other.address).packet(10);
-    let verdict = line.client.engine().route_host(NOW, &TunHeader::default(), &packet);
-    assert!(matches!(verdict, HostVerdict::Drop(DropReason::NoRoute)), "{verdict:?}");
+    let verdict = line
+        .client
+        .engine()
+        .route_host(NOW, &TunHeader::default(), &packet);
+    assert!(
+        matches!(verdict, HostVerdict::Drop(DropReason::NoRoute)),
+        "{verdict:?}"
+    );
 }
 
 #[test]
@@ -587,7 +651,10 @@ fn snapshots_have_every_lane_without_keys_and_go_on_where_they_stopped() {
     };
     assert_eq!(parts(link), parts(&original));
     for (code, bytes) in &got {
-        assert!(*code == 5 || bytes[bytes.len() - 64..] == [0; 64], "keys are blank");
+        assert!(
+            *code == 5 || bytes[bytes.len() - 64..] == [0; 64],
+            "keys are blank"
+        );
     }
     let session = got.iter().find(|(code, _)| *code == 7).unwrap();
     let mut original = renewed(60, 40, 40, ROLE_STANDBY)[0].session(key);
@@ -669,7 +736,10 @@ fn the_last_hop_prefers_the_lane_that_ends_at_the_sessions_worker() {
             let mut session = line.session[0][0];
             session.send = index(worker, 3);
             let mut headers = line.headers(Service::Ipv6, 10);
-            headers.routing.flow_hash.set(u16::try_from(counter * 3001).unwrap());
+            headers
+                .routing
+                .flow_hash
+                .set(u16::try_from(counter * 3001).unwrap());
             let counter = 100 * u64::from(worker) + u64::try_from(counter).unwrap();
             let link = (&line.first[0][0], counter);
             let mut frame = transit(link, (&session, counter), headers, &[0; 10]);

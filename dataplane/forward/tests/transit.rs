@@ -1,6 +1,11 @@
 //! Covers packets that arrive: from a host over a relay to a host, in both suites, directions and all
 //! train lengths; probes; packets of the control plane; equal-cost routes; traffic per peer.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests; clippy excuses only the tests themselves"
+)]
+
 mod common;
 
 use common::{
@@ -446,13 +451,47 @@ fn a_relay_keeps_a_flow_on_one_of_its_equal_routes() {
         let from = line.client.endpoint;
         let verdicts = receive(line.relay.engine(), NOW, from, &mut train, segment);
         assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]));
-        match verdicts[0] {
-            Verdict::Transmit(TO_SERVER) => seen[0] += 1,
-            Verdict::Transmit(LinkSlot(7)) => seen[1] += 1,
-            other => panic!("{other:?}"),
-        }
+        assert!(
+            [TO_SERVER, LinkSlot(7)]
+                .map(Verdict::Transmit)
+                .contains(&verdicts[0])
+        );
+        seen[usize::from(verdicts[0] != Verdict::Transmit(TO_SERVER))] += 1;
     }
     assert!(seen.iter().all(|n| (60..=140).contains(n)), "{seen:?}");
+}
+
+#[test]
+fn flows_that_one_node_sent_this_way_spread_again_over_the_next_ones_routes() {
+    let mut line = Line::new(1, Suite::Aes256Gcm);
+    let other = Node::new(9, 1);
+    let server = line.server.address;
+    let [lane, _] = Lane::pair(90, Suite::Aes256Gcm, index(0, 7), index(0, 7));
+    for (node, known) in [(&mut line.client, 1), (&mut line.relay, 2)] {
+        node.peer(3, other.key);
+        install_link(node.engine(), &lane, 3, other.endpoint);
+        node.route(server, &[(known, 1), (3, 1)]);
+    }
+    let (mut came, mut first) = (0, 0);
+    for port in 0..400 {
+        let mut host = Host::udp(line.client.address, server);
+        host.ports.0 = port;
+        let packet = host.packet(20);
+        let (train, mut frame) =
+            trains(line.client.engine(), &TunHeader::default(), &packet).remove(0);
+        if train.lane == LinkSlot(2) {
+            let from = line.client.endpoint;
+            let verdict = receive_one(line.relay.engine(), NOW, from, &mut frame);
+            assert!(matches!(verdict, Verdict::Transmit(_)), "{verdict:?}");
+            came += 1;
+            first += u32::from(verdict == Verdict::Transmit(TO_SERVER));
+        }
+    }
+    assert!((150..=250).contains(&came), "{came} of 400");
+    assert!(
+        (came / 3..=2 * came / 3).contains(&first),
+        "{first} of {came}"
+    );
 }
 
 #[test]

@@ -108,18 +108,18 @@ impl Client {
     }
 
     fn post(&self, body: &[u8]) -> Result<Vec<u8>, ClientError> {
-        let fail = |source: io::Error| match source.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Denied {
-                path: self.path.clone(),
-            },
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::Absent {
-                path: self.path.clone(),
-                source,
-            },
-            _ => ClientError::Io {
-                path: self.path.clone(),
-                source,
-            },
+        let fail = |source: io::Error| {
+            let (path, kind) = (self.path.clone(), source.kind());
+            if kind == io::ErrorKind::PermissionDenied {
+                ClientError::Denied { path }
+            } else if matches!(
+                kind,
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) {
+                ClientError::Absent { path, source }
+            } else {
+                ClientError::Io { path, source }
+            }
         };
         let protocol = |what: &str| ClientError::Protocol {
             path: self.path.clone(),

@@ -1,6 +1,6 @@
 //! How a control plane gets hold of a dataplane's segment: one message with descriptors over a Unix
 //! stream socket. The connection stays open as the lease; either side sees the other's death as its
-//! end.
+//! end. The dataplane checks who connects with [`check_peer`] before it offers anything.
 //!
 //! Descriptors, in order: the segment, the control plane's doorbell, one doorbell per worker.
 
@@ -9,6 +9,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use hyphae_wire::index::WORKERS_MAX;
+use rustix::io::retry_on_intr;
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -138,6 +140,20 @@ pub enum AttachError {
     Forbidden,
 }
 
+/// Checks that the process at the other end of a Unix socket may attach: it runs as root or as the
+/// same user as this one. Returns its process number.
+///
+/// # Errors
+/// [`AttachError::Forbidden`] for other users; socket errors.
+pub fn check_peer(stream: BorrowedFd<'_>) -> Result<i32, AttachError> {
+    let peer = socket_peercred(stream)?;
+    if peer.uid.is_root() || peer.uid == rustix::process::geteuid() {
+        Ok(peer.pid.as_raw_pid())
+    } else {
+        Err(AttachError::Forbidden)
+    }
+}
+
 /// Sends `hello` and descriptors.
 ///
 /// # Errors
@@ -160,7 +176,7 @@ pub fn offer(
         control.push(SendAncillaryMessage::ScmRights(fds));
     }
     let bytes = [IoSlice::new(hello.as_bytes())];
-    let sent = sendmsg(stream, &bytes, &mut control, SendFlags::NOSIGNAL)?;
+    let sent = retry_on_intr(|| sendmsg(stream, &bytes, &mut control, SendFlags::NOSIGNAL))?;
     if sent == size_of::<Hello>() {
         Ok(())
     } else {
@@ -177,17 +193,21 @@ pub fn accept(stream: BorrowedFd<'_>) -> Result<(Hello, Vec<OwnedFd>), AttachErr
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
-    let received = recvmsg(
-        stream,
-        &mut [IoSliceMut::new(&mut hello)],
-        &mut control,
-        flags,
-    )?;
+    let received = retry_on_intr(|| {
+        recvmsg(
+            stream,
+            &mut [IoSliceMut::new(&mut hello)],
+            &mut control,
+            flags,
+        )
+    })?;
     let fds: Vec<OwnedFd> = control
         .drain()
-        .flat_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => fds.collect(),
-            _ => Vec::new(),
+        .flat_map(|message| {
+            let RecvAncillaryMessage::ScmRights(fds) = message else {
+                return Vec::new();
+            };
+            fds.collect()
         })
         .collect();
     let hello: Hello = zerocopy::transmute!(hello);
@@ -211,3 +231,6 @@ pub fn accept(stream: BorrowedFd<'_>) -> Result<(Hello, Vec<OwnedFd>), AttachErr
     }
     Ok((hello, fds))
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,18 +3,28 @@
 //!
 //! Who trusts whom: the dataplane trusts nothing that it reads here. Control-plane code may trust the
 //! dataplane, which owns the segment, but uses the same checked readers.
+//!
+//! Under `cfg(loom)` only the rings are built, over loom's atomics and cells, for the model in
+//! `ring/model.rs`: `RUSTFLAGS="--cfg loom" cargo test -p hyphae-shm --lib --release`.
 
+#[cfg(not(loom))]
 pub mod attach;
+#[cfg(not(loom))]
 mod doorbell;
 mod memory;
 pub mod record;
 mod ring;
+#[cfg(not(loom))]
 mod segment;
 pub mod stats;
+#[cfg(not(loom))]
 mod stats_block;
 mod sync;
 
+#[cfg(not(loom))]
 pub use doorbell::Doorbell;
 pub use ring::{Consumer, Corrupt, Producer, PushError, RECORD_MAX, heap};
+#[cfg(not(loom))]
 pub use segment::{ABI_VERSION, Layout, Segment, SegmentError};
+#[cfg(not(loom))]
 pub use stats_block::{StatsReader, StatsWriter};

@@ -3,6 +3,10 @@
 //! This is the only file that touches ring bytes by pointer. A position is a byte count that never
 //! wraps; its place in the data is its low bits, so every access is inside the data by construction
 //! whatever the other process wrote into the indices.
+//!
+//! Another process that breaks the protocol can write bytes while they are copied here. That is
+//! outside of what Rust's memory model describes; the copy then holds any bytes, and any bytes are
+//! what its readers expect.
 
 use std::sync::Arc;
 
@@ -14,22 +18,29 @@ pub(crate) struct RingMemory {
     backing: Arc<Backing>,
 }
 
+/// Who keeps a ring's memory alive.
+#[cfg(not(loom))]
+pub(crate) trait Owner: Send + Sync {
+    /// Runs `act` while nobody in this process has or takes the ring's other end. False, without
+    /// running it, when somebody has.
+    fn alone(&self, act: &mut dyn FnMut()) -> bool;
+}
+
 #[cfg(not(loom))]
 mod backing {
-    use std::any::Any;
     use std::ptr::NonNull;
 
-    use super::Indices;
+    use super::{Indices, Owner};
 
     pub(crate) struct Backing {
         pub(super) indices: NonNull<Indices>,
         pub(super) data: NonNull<u8>,
         pub(super) capacity: usize,
         /// Keeps the memory alive: the mapping, or the heap allocation.
-        pub(super) _owner: Box<dyn Any + Send + Sync>,
+        pub(super) owner: Box<dyn Owner>,
     }
 
-    // SAFETY: the pointers stay valid wherever the value is, because `_owner` keeps the memory alive
+    // SAFETY: the pointers stay valid wherever the value is, because `owner` keeps the memory alive
     // and does not move it. Indices are atomics. Data bytes are only touched through `RingMemory`,
     // by one producer in the part between tail and head and by one consumer in the part between head
     // and tail; the ends are handed out once (segment.rs, ring::heap).
@@ -54,10 +65,10 @@ impl RingMemory {
         indices: std::ptr::NonNull<Indices>,
         data: std::ptr::NonNull<u8>,
         capacity: usize,
-        owner: Box<dyn std::any::Any + Send + Sync>,
+        owner: Box<dyn Owner>,
     ) -> Self {
         assert!(
-            capacity.is_power_of_two(),
+            capacity.is_power_of_two() && capacity >= 8,
             "ring capacity is a power of two"
         );
         Self {
@@ -65,7 +76,7 @@ impl RingMemory {
                 indices,
                 data,
                 capacity,
-                _owner: owner,
+                owner,
             }),
         }
     }
@@ -74,12 +85,17 @@ impl RingMemory {
         use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
         use std::ptr::NonNull;
 
-        struct Owner(NonNull<u8>, Layout);
+        struct Allocation(NonNull<u8>, Layout);
         // SAFETY: a plain allocation; freeing it from another thread is fine.
-        unsafe impl Send for Owner {}
-        // SAFETY: the owner gives no access to the memory.
-        unsafe impl Sync for Owner {}
-        impl Drop for Owner {
+        unsafe impl Send for Allocation {}
+        // SAFETY: it gives no access to the memory.
+        unsafe impl Sync for Allocation {}
+        impl Owner for Allocation {
+            fn alone(&self, _: &mut dyn FnMut()) -> bool {
+                false
+            }
+        }
+        impl Drop for Allocation {
             fn drop(&mut self) {
                 // SAFETY: allocated below with this layout, freed once.
                 unsafe { dealloc(self.0.as_ptr(), self.1) }
@@ -87,7 +103,7 @@ impl RingMemory {
         }
 
         assert!(
-            capacity.is_power_of_two(),
+            capacity.is_power_of_two() && capacity >= 8,
             "ring capacity is a power of two"
         );
         let at = size_of::<Indices>();
@@ -98,20 +114,25 @@ impl RingMemory {
         let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
         };
-        let owner = Box::new(Owner(base, layout));
+        let owner = Box::new(Allocation(base, layout));
         // SAFETY: the allocation holds both parts, is aligned for `Indices`, and zero bytes are valid
         // atomics; it lives as long as `owner`; nothing else knows it.
         unsafe { Self::mapped(base.cast(), base.add(at), capacity, owner) }
     }
 
     pub(crate) fn indices(&self) -> &Indices {
-        // SAFETY: valid while `_owner` lives (see `mapped`); all fields are atomics, so sharing with
+        // SAFETY: valid while `owner` lives (see `mapped`); all fields are atomics, so sharing with
         // the other process is what the type allows.
         unsafe { self.backing.indices.as_ref() }
     }
 
     pub(crate) fn capacity(&self) -> u64 {
         self.backing.capacity as u64
+    }
+
+    /// See [`Owner::alone`].
+    pub(crate) fn alone(&self, act: &mut dyn FnMut()) -> bool {
+        self.backing.owner.alone(act)
     }
 
     /// Copies `bytes` to position `at`.
@@ -141,8 +162,10 @@ impl RingMemory {
             .unwrap_or(usize::MAX)
             .min(self.backing.capacity);
         self.two_parts(at, len, |place, _, len| {
-            // SAFETY: as in `write`. Volatile is not needed: the memory is shared, so the compiler
-            // must assume that the store is seen.
+            // SAFETY: `place` is valid for `len` bytes (two_parts); the caller owns this part of the
+            // data: a consumer what it has not released (Consumer::pop), a producer the free room
+            // (Producer::wipe_free), either of them all when alone (reset). Volatile is not needed: the release store of an index that
+            // follows makes these stores visible to the other end, so they cannot be left out.
             unsafe { place.write_bytes(0, len) }
         });
     }
@@ -152,8 +175,7 @@ impl RingMemory {
     fn two_parts(&self, at: u64, len: usize, copy: impl Fn(*mut u8, usize, usize)) {
         let capacity = self.backing.capacity;
         assert!(len <= capacity, "a record is not longer than its ring");
-        // The low bits fit `usize` because the capacity does.
-        let start = (at & (capacity as u64 - 1)) as usize;
+        let start = low_bits(at, capacity);
         let first = len.min(capacity - start);
         let data = self.backing.data.as_ptr();
         // SAFETY: `start < capacity`, so the place is inside the data.
@@ -162,6 +184,15 @@ impl RingMemory {
             copy(data, first, len - first);
         }
     }
+}
+
+/// The place in the data of a position.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the result is below the capacity"
+)]
+fn low_bits(at: u64, capacity: usize) -> usize {
+    (at & (capacity as u64 - 1)) as usize
 }
 
 #[cfg(loom)]
@@ -181,7 +212,7 @@ unsafe impl Sync for Backing {}
 impl RingMemory {
     pub(crate) fn heap(capacity: usize) -> Self {
         assert!(
-            capacity.is_power_of_two(),
+            capacity.is_power_of_two() && capacity >= 8,
             "ring capacity is a power of two"
         );
         let data = (0..capacity)
@@ -206,22 +237,25 @@ impl RingMemory {
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
         for (n, byte) in bytes.iter().enumerate() {
             // SAFETY: loom reports a race if another thread touches the cell.
-            self.cell(at, n).with_mut(|place| unsafe { *place = *byte });
+            self.cell(at.wrapping_add(n as u64))
+                .with_mut(|place| unsafe { *place = *byte });
         }
     }
 
     pub(crate) fn read(&self, at: u64, bytes: &mut [u8]) {
         for (n, byte) in bytes.iter_mut().enumerate() {
             // SAFETY: loom reports a race if another thread writes the cell.
-            *byte = self.cell(at, n).with(|place| unsafe { *place });
+            *byte = self
+                .cell(at.wrapping_add(n as u64))
+                .with(|place| unsafe { *place });
         }
     }
 
     pub(crate) fn wipe(&self, at: u64, len: u64) {
-        self.write(at, &vec![0; len as usize]);
+        (0..len).for_each(|n| self.write(at.wrapping_add(n), &[0]));
     }
 
-    fn cell(&self, at: u64, n: usize) -> &loom::cell::UnsafeCell<u8> {
-        &self.backing.data[(at as usize + n) % self.backing.data.len()]
+    fn cell(&self, at: u64) -> &loom::cell::UnsafeCell<u8> {
+        &self.backing.data[low_bits(at, self.backing.data.len())]
     }
 }

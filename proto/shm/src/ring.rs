@@ -2,21 +2,28 @@
 //!
 //! ```text
 //! memory   | producer line 128 | consumer line 128 | data, a power of two of bytes            |
-//!            tail, (pad)         head, asleep
+//!            tail                head, asleep
 //! record   | len u32 | code u16 | 0 u16 | payload … | padding to 8 |     len: payload bytes
 //! ```
 //!
-//! `head` and `tail` count bytes and never wrap; a position in the data is their low bits. A record
-//! may run over the end of the data: both sides copy in two parts then.
+//! `head` and `tail` count bytes and are multiples of 8; a position in the data is their low bits. A
+//! record may run over the end of the data: both sides copy in two parts then.
 //!
-//! The producer stores `tail` after the record is complete, so one that dies in the middle leaves
-//! nothing behind. The consumer believes nothing it reads: indices and lengths are checked before they
-//! are used, the record is copied out before it is looked at, and the first contradiction detaches
-//! the ring for good ([`Corrupt`]).
+//! The producer stores `tail` after its records are complete, so one that dies in the middle leaves
+//! nothing behind, and the next one resumes at the stored `tail`. The consumer believes nothing it
+//! reads: indices and lengths are checked before they are used, the record is copied out before it is
+//! looked at, and the first contradiction detaches the ring for good ([`Corrupt`]), until its owner
+//! resets it for the next process at the other end. Each side works with its own copy of its own
+//! index; what is in memory is for the other side.
 //!
-//! Sleep and wake (proven in the model under `cfg(loom)`): the consumer stores `asleep`, fences, looks
+//! Sleep and wake (proven by the model under `cfg(loom)`): the consumer stores `asleep`, fences, looks
 //! at `tail` once more and only then sleeps; the producer stores `tail`, fences, and looks at
 //! `asleep`. One of the two sees the other, so no record waits for a doorbell that nobody rings.
+
+#[cfg(all(test, loom))]
+mod model;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use crate::memory::RingMemory;
 use crate::sync::{AtomicU64, Ordering, fence};
@@ -24,7 +31,8 @@ use crate::sync::{AtomicU64, Ordering, fence};
 /// Largest payload of a record: a UDP payload and the fixed part of any record around it.
 pub const RECORD_MAX: usize = 65_535 + 256;
 
-const HEADER_LEN: u64 = 8;
+const HEADER_LEN: usize = 8;
+const ALIGN: u64 = 8;
 
 /// The indices of a ring, at its beginning.
 #[repr(C)]
@@ -33,6 +41,7 @@ pub(crate) struct Indices {
     consumer: Line<ConsumerLine>,
 }
 
+/// Two cache lines: neighbouring lines are fetched in pairs.
 #[repr(C, align(128))]
 struct Line<T>(T);
 
@@ -65,6 +74,28 @@ impl Indices {
     }
 }
 
+impl Indices {
+    fn tail(&self) -> &AtomicU64 {
+        &self.producer.0.tail
+    }
+
+    fn head(&self) -> &AtomicU64 {
+        &self.consumer.0.head
+    }
+
+    fn asleep(&self) -> &AtomicU64 {
+        &self.consumer.0.asleep
+    }
+
+    /// Starts over, empty and awake.
+    #[cfg(not(loom))]
+    fn clear(&self) {
+        self.asleep().store(0, Ordering::Relaxed);
+        self.head().store(0, Ordering::Release);
+        self.tail().store(0, Ordering::Release);
+    }
+}
+
 /// Why a record was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
@@ -89,7 +120,7 @@ pub struct Producer {
     memory: RingMemory,
     /// Next byte to write; ahead of the published tail until [`Self::publish`].
     tail: u64,
-    /// What was last seen of the consumer.
+    /// What was last seen of the consumer. Unless corrupt, `tail - head` is at most the capacity.
     head: u64,
     corrupt: bool,
 }
@@ -97,9 +128,11 @@ pub struct Producer {
 impl Producer {
     /// Takes the writing end, resuming where the last producer published.
     pub(crate) fn new(memory: RingMemory) -> Self {
-        let tail = memory.indices().producer.0.tail.load(Ordering::Acquire);
-        let head = memory.indices().consumer.0.head.load(Ordering::Acquire);
-        let corrupt = tail.wrapping_sub(head) > memory.capacity() || tail % 8 != 0;
+        let tail = memory.indices().tail().load(Ordering::Acquire);
+        let head = memory.indices().head().load(Ordering::Acquire);
+        let corrupt = tail.wrapping_sub(head) > memory.capacity()
+            || !tail.is_multiple_of(ALIGN)
+            || !head.is_multiple_of(ALIGN);
         Self {
             memory,
             tail,
@@ -120,9 +153,10 @@ impl Producer {
     /// # Errors
     /// When there is no room (nothing is written then), or the record can never fit.
     pub fn push(&mut self, code: u16, parts: &[&[u8]]) -> Result<(), PushError> {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        let size = record_size(len as u64);
-        if len > RECORD_MAX || size > self.memory.capacity() {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let len = u32::try_from(bytes).map_err(|_| PushError::TooBig)?;
+        let size = record_size(len);
+        if bytes > RECORD_MAX || size > self.memory.capacity() {
             return Err(PushError::TooBig);
         }
         if self.free() < size {
@@ -134,39 +168,60 @@ impl Producer {
                 return Err(PushError::Full);
             }
         }
-        let len = u32::try_from(len).map_err(|_| PushError::TooBig)?;
-        let mut header = [0; HEADER_LEN as usize];
+        let mut header = [0; HEADER_LEN];
         header[..4].copy_from_slice(&len.to_le_bytes());
         header[4..6].copy_from_slice(&code.to_le_bytes());
         let mut at = self.tail;
         for part in std::iter::once(&header[..]).chain(parts.iter().copied()) {
             self.memory.write(at, part);
-            at += part.len() as u64;
+            at = at.wrapping_add(part.len() as u64);
         }
-        self.tail += size;
+        self.tail = self.tail.wrapping_add(size);
         Ok(())
     }
 
     /// Makes everything pushed visible. True when the consumer sleeps and its doorbell must be rung.
     #[must_use = "a sleeping consumer waits for its doorbell"]
     pub fn publish(&mut self) -> bool {
+        if self.corrupt {
+            return false;
+        }
         let indices = self.memory.indices();
-        indices.producer.0.tail.store(self.tail, Ordering::Release);
+        indices.tail().store(self.tail, Ordering::Release);
         fence(Ordering::SeqCst);
         // Relaxed: the fence orders this against the store above.
-        indices.consumer.0.asleep.load(Ordering::Relaxed) != 0
+        indices.asleep().load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the ring was given up.
+    pub fn is_corrupt(&self) -> bool {
+        self.corrupt
+    }
+
+    /// Starts over with an empty ring; what is in it is lost. For the side that owns the segment, while
+    /// no process is attached at the other end: one that still were would see a corrupt ring.
+    ///
+    /// # Panics
+    /// When this process has the other end, which it does of every [`heap`] ring.
+    #[cfg(not(loom))]
+    pub fn reset(&mut self) {
+        let alone = self.memory.alone(&mut || self.memory.indices().clear());
+        assert!(alone, "the other end is not in this process");
+        (self.tail, self.head, self.corrupt) = (0, 0, false);
+    }
+
+    /// Overwrites what is free: a predecessor may have died with keys written but not published.
+    #[cfg(not(loom))]
+    pub(crate) fn wipe_free(&mut self) {
+        let free = self.free();
+        self.memory.wipe(self.tail, free);
     }
 
     fn refresh(&mut self) {
-        let head = self
-            .memory
-            .indices()
-            .consumer
-            .0
-            .head
-            .load(Ordering::Acquire);
+        let head = self.memory.indices().head().load(Ordering::Acquire);
         // The consumer may only move towards the tail.
-        if self.tail.wrapping_sub(head) > self.tail.wrapping_sub(self.head) {
+        let used = self.tail.wrapping_sub(head);
+        if used > self.tail.wrapping_sub(self.head) || !used.is_multiple_of(ALIGN) {
             self.corrupt = true;
         } else {
             self.head = head;
@@ -177,17 +232,20 @@ impl Producer {
         if self.corrupt {
             0
         } else {
-            self.memory.capacity() - (self.tail - self.head)
+            self.memory.capacity() - self.tail.wrapping_sub(self.head)
         }
     }
 }
 
-/// The reading end. There is one; it may move between threads.
+/// The reading end. There is one; it may move between threads. Dropping it releases what was popped.
 pub struct Consumer {
     memory: RingMemory,
-    /// Next byte to read; ahead of the published head until [`Self::release`].
+    /// Next byte to read.
     head: u64,
-    /// What was last seen of the producer.
+    /// The published head: `head` as of the last [`Self::release`].
+    released: u64,
+    /// What was last seen of the producer. Unless corrupt, `tail - released` is at most the capacity
+    /// and `head` lies between the two.
     tail: u64,
     /// Overwrite records with zeros once read: they may carry keys.
     wipe: bool,
@@ -197,13 +255,17 @@ pub struct Consumer {
 impl Consumer {
     /// Takes the reading end, resuming where the last consumer released.
     pub(crate) fn new(memory: RingMemory, wipe: bool) -> Self {
-        let head = memory.indices().consumer.0.head.load(Ordering::Acquire);
+        let head = memory.indices().head().load(Ordering::Acquire);
+        // The last consumer may have died asleep; this one is awake.
+        memory.indices().asleep().store(0, Ordering::Relaxed);
+        let corrupt = !head.is_multiple_of(ALIGN);
         Self {
             memory,
             head,
+            released: head,
             tail: head,
             wipe,
-            corrupt: head % 8 != 0,
+            corrupt,
         }
     }
 
@@ -223,54 +285,43 @@ impl Consumer {
         if self.tail == self.head && !self.refresh()? {
             return Ok(None);
         }
-        let mut header = [0; HEADER_LEN as usize];
+        let mut header = [0; HEADER_LEN];
         self.memory.read(self.head, &mut header);
-        let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
-        let code = u16::from_le_bytes([header[4], header[5]]);
-        let size = record_size(u64::from(len));
-        if len as usize > RECORD_MAX || size > self.tail - self.head {
+        let [l0, l1, l2, l3, c0, c1, reserved @ ..] = header;
+        let len = u32::from_le_bytes([l0, l1, l2, l3]);
+        let size = record_size(len);
+        let published = self.tail.wrapping_sub(self.head);
+        let payload = usize::try_from(len).ok().filter(|len| *len <= RECORD_MAX);
+        let (Some(payload), true, [0, 0]) = (payload, size <= published, reserved) else {
             return Err(self.detach());
-        }
-        let len = len as usize;
-        self.memory
-            .read(self.head + HEADER_LEN, &mut scratch[..len]);
+        };
+        let body = self.head.wrapping_add(HEADER_LEN as u64);
+        self.memory.read(body, &mut scratch[..payload]);
         if self.wipe {
             self.memory.wipe(self.head, size);
         }
-        self.head += size;
-        Ok(Some((code, len)))
+        self.head = self.head.wrapping_add(size);
+        Ok(Some((u16::from_le_bytes([c0, c1]), payload)))
     }
 
     /// Gives the room of everything popped back to the producer.
     pub fn release(&mut self) {
-        if !self.corrupt {
+        if !self.corrupt && self.released != self.head {
             self.memory
                 .indices()
-                .consumer
-                .0
-                .head
+                .head()
                 .store(self.head, Ordering::Release);
+            self.released = self.head;
         }
     }
 
     /// Announces that this side is about to sleep. False when there are records after all: do not
-    /// sleep then.
+    /// sleep then. A corrupt ring wakes nobody.
     pub fn sleep(&mut self) -> bool {
-        self.memory
-            .indices()
-            .consumer
-            .0
-            .asleep
-            .store(1, Ordering::Relaxed);
+        self.memory.indices().asleep().store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         // Acquire is not needed to decide, only to read; `pop` loads again.
-        let tail = self
-            .memory
-            .indices()
-            .producer
-            .0
-            .tail
-            .load(Ordering::Relaxed);
+        let tail = self.memory.indices().tail().load(Ordering::Relaxed);
         let idle = self.corrupt || tail == self.head;
         if !idle {
             self.wake();
@@ -280,12 +331,7 @@ impl Consumer {
 
     /// Takes the announcement of [`Self::sleep`] back.
     pub fn wake(&mut self) {
-        self.memory
-            .indices()
-            .consumer
-            .0
-            .asleep
-            .store(0, Ordering::Relaxed);
+        self.memory.indices().asleep().store(0, Ordering::Relaxed);
     }
 
     /// Whether the ring was given up.
@@ -293,15 +339,28 @@ impl Consumer {
         self.corrupt
     }
 
+    /// Starts over with an empty ring; what is in it is lost. For the side that owns the segment, while
+    /// no process is attached at the other end: one that still were would see a corrupt ring.
+    ///
+    /// # Panics
+    /// When this process has the other end, which it does of every [`heap`] ring.
+    #[cfg(not(loom))]
+    pub fn reset(&mut self) {
+        let alone = self.memory.alone(&mut || {
+            if self.wipe {
+                self.memory.wipe(0, self.memory.capacity());
+            }
+            self.memory.indices().clear();
+        });
+        assert!(alone, "the other end is not in this process");
+        (self.head, self.released, self.tail, self.corrupt) = (0, 0, 0, false);
+    }
+
     fn refresh(&mut self) -> Result<bool, Corrupt> {
-        let tail = self
-            .memory
-            .indices()
-            .producer
-            .0
-            .tail
-            .load(Ordering::Acquire);
-        if tail.wrapping_sub(self.head) > self.memory.capacity() || tail % 8 != 0 {
+        let tail = self.memory.indices().tail().load(Ordering::Acquire);
+        // The producer may only move forward, and not over what is not released.
+        let room = self.memory.capacity() - self.head.wrapping_sub(self.released);
+        if tail.wrapping_sub(self.head) > room || !tail.is_multiple_of(ALIGN) {
             return Err(self.detach());
         }
         self.tail = tail;
@@ -314,16 +373,23 @@ impl Consumer {
     }
 }
 
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // What was popped may be wiped: the next consumer must not find it.
+        self.release();
+    }
+}
+
 /// A ring in ordinary memory, for two threads of one process.
 ///
 /// # Panics
-/// When `capacity_bytes` is not a power of two.
+/// When `capacity_bytes` is not a power of two or is less than 8.
 pub fn heap(capacity_bytes: usize) -> (Producer, Consumer) {
     let memory = RingMemory::heap(capacity_bytes);
     (Producer::new(memory.clone()), Consumer::new(memory, false))
 }
 
 /// Bytes that a record takes in the ring.
-fn record_size(len: u64) -> u64 {
-    (HEADER_LEN + len).next_multiple_of(8)
+fn record_size(len: u32) -> u64 {
+    (HEADER_LEN as u64 + u64::from(len)).next_multiple_of(ALIGN)
 }

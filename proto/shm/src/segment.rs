@@ -6,33 +6,47 @@
 //!
 //! The dataplane creates it, maps it and keeps the descriptor; a control plane receives the
 //! descriptor when it attaches. The seals forbid resizing, so a mapping can never fault. Every part
-//! begins on a page. The mapping is locked in memory where the limits allow, and left out of core
-//! dumps, because program records carry keys.
+//! begins on a page. Program records carry keys: their rings are locked in memory where the limits
+//! allow, and the whole mapping is left out of core dumps.
 //!
-//! Each end of each ring and each stats writer may be taken once per mapping; a second take while the
-//! first lives is a bug and panics. One control plane at a time is the attach server's duty.
+//! Each end of each ring and each stats writer is taken by one holder at a time per mapping; a second
+//! take while the first lives is a bug and panics. One control plane at a time is the attach server's
+//! duty: in one process the table of taken ends keeps producers and consumers single, between
+//! processes the lease does.
+
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyphae_wire::WorkerId;
 use hyphae_wire::index::WORKERS_MAX;
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use crate::memory::RingMemory;
-use crate::record::PEERS_MAX;
+use crate::memory::{Owner, RingMemory};
+use crate::record::{FibReplace, LinkInstall, NEXT_HOPS_MAX, PEERS_MAX, SessionInstall};
 use crate::ring::{Consumer, Indices, Producer, RECORD_MAX};
-use crate::stats::COUNTERS;
+use crate::stats::{COUNTERS, Counter, DropReason};
 use crate::stats_block::{PeerLine, StatsReader, StatsWriter};
 
 /// Version of everything in the segment; raised with every change of a record or of the layout.
 pub const ABI_VERSION: u64 = 1;
 
-const COOKIE: u64 = u64::from_le_bytes(*b"hyphae\0\x01");
+const COOKIE: u64 = u64::from_ne_bytes(*b"hyphae\0\x01");
 const PAGE: usize = 4096;
+
+// Ends of a worker's parts, as they are counted in the table of taken ones.
+const PROGRAM_PRODUCER: usize = 0;
+const PROGRAM_CONSUMER: usize = 1;
+const PUNT_PRODUCER: usize = 2;
+const PUNT_CONSUMER: usize = 3;
+const STATS_WRITER: usize = 4;
+const ENDS: usize = 5;
 
 /// What a segment holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,28 +105,32 @@ impl Layout {
         self.offsets(self.workers - 1)[4]
     }
 
-    /// Differs when either side was built with other counters, records or limits.
+    /// Differs when either side was built with other counters, limits or sizes of the large records.
+    /// A change of meaning is what [`ABI_VERSION`] is raised for.
     fn hash(self) -> u64 {
-        let mut names: Vec<u8> = Vec::new();
-        crate::stats::Counter::ALL
-            .iter()
-            .for_each(|c| names.extend(c.name().as_bytes()));
-        crate::stats::DropReason::ALL
-            .iter()
-            .for_each(|r| names.extend(r.name().as_bytes()));
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let counters = Counter::ALL.iter().map(|counter| counter.name());
+        let drops = DropReason::ALL.iter().map(|reason| reason.name());
         let sizes = [
-            self.total() as u64,
-            u64::from(PEERS_MAX),
-            size_of::<PeerLine>() as u64,
-        ];
-        for byte in names
-            .into_iter()
-            .chain(sizes.iter().flat_map(|size| size.to_le_bytes()))
-        {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
-        hash
+            self.total(),
+            PEERS_MAX as usize,
+            NEXT_HOPS_MAX,
+            RECORD_MAX,
+            size_of::<PeerLine>(),
+            size_of::<Indices>(),
+            size_of::<LinkInstall>(),
+            size_of::<SessionInstall>(),
+            size_of::<FibReplace>(),
+        ]
+        .map(usize::to_le_bytes);
+        let names = counters
+            .chain(drops)
+            .flat_map(|name| name.bytes().chain([0]));
+        // FNV-1a: short, and the same in every build.
+        names
+            .chain(sizes.into_iter().flatten())
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+            })
     }
 }
 
@@ -128,7 +146,7 @@ pub enum SegmentError {
         /// Which.
         call: &'static str,
         /// How.
-        source: rustix::io::Errno,
+        source: Errno,
     },
     /// Not a Hyphae segment.
     #[error("the descriptor is not a Hyphae segment")]
@@ -162,12 +180,13 @@ struct Header {
     generation: AtomicU64,
 }
 
+/// One mapping of a segment in this process.
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
     locked: bool,
     layout: Layout,
-    /// Ends handed out, one bit each: worker * 8 + part.
+    /// Ends handed out, [`ENDS`] per worker.
     taken: Mutex<Vec<bool>>,
 }
 
@@ -177,10 +196,17 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above; `taken` is behind a mutex.
 unsafe impl Sync for Mapping {}
 
+impl Mapping {
+    fn taken(&self) -> MutexGuard<'_, Vec<bool>> {
+        // A panic on a second take leaves the table as it should be.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped in `map` with this length; rings and stats hold an `Arc` of the mapping, so
-        // nothing refers to it any more. Unmapping our own mapping does not fail.
+        // SAFETY: mapped in `map` with this length; rings and stats hold a clone of the segment,
+        // so nothing refers to it any more. Unmapping our own mapping does not fail.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
@@ -202,7 +228,18 @@ impl Segment {
         let layout = layout.check()?;
         let system = |call| move |source| SegmentError::System { call, source };
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let fd = rustix::fs::memfd_create("hyphae-segment", flags).map_err(system("creation"))?;
+        let memfd = |flags| rustix::fs::memfd_create("hyphae-segment", flags);
+        // Some hosts demand that memory files are never executable (vm.memfd_noexec); kernels before
+        // 6.3 do not know the flag.
+        let fd = memfd(flags | MemfdFlags::NOEXEC_SEAL)
+            .or_else(|error| {
+                if error == Errno::INVAL {
+                    memfd(flags)
+                } else {
+                    Err(error)
+                }
+            })
+            .map_err(system("creation"))?;
         rustix::fs::ftruncate(&fd, layout.total() as u64).map_err(system("sizing"))?;
         rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(system("sealing"))?;
         let segment = Self::map(&fd, layout)?;
@@ -230,17 +267,15 @@ impl Segment {
         let system = |call| move |source| SegmentError::System { call, source };
         let seals = rustix::fs::fcntl_get_seals(fd).map_err(|_| SegmentError::Cookie)?;
         let size = rustix::fs::fstat(fd).map_err(system("size"))?.st_size;
-        if !seals.contains(SEALS) || size < PAGE as i64 {
+        let size = usize::try_from(size).unwrap_or(0);
+        if !seals.contains(SEALS) || size < PAGE {
             return Err(SegmentError::Seals);
         }
         // The header is read through the file first: nothing is mapped before its size is known.
         let mut words = [0u8; size_of::<Header>()];
         rustix::io::pread(fd, &mut words, 0).map_err(system("reading"))?;
-        let mut words = words.chunks_exact(8).map(|word| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(word);
-            u64::from_le_bytes(bytes)
-        });
+        let (words, _) = words.as_chunks();
+        let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
         let mut next = || words.next().unwrap_or(0);
         if next() != COOKIE {
             return Err(SegmentError::Cookie);
@@ -259,7 +294,7 @@ impl Segment {
         if hash != layout.hash() {
             return Err(SegmentError::LayoutHash);
         }
-        if total != layout.total() as u64 || i64::try_from(total) != Ok(size) {
+        if total != layout.total() as u64 || size != layout.total() {
             return Err(SegmentError::Seals);
         }
         Self::map(fd, layout)
@@ -284,16 +319,19 @@ impl Segment {
         .map_err(system("mapping"))?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(SegmentError::System {
             call: "mapping",
-            source: rustix::io::Errno::INVAL,
+            source: Errno::INVAL,
         })?;
-        // SAFETY: the range is the mapping made above; neither call touches its contents. Both are
-        // hardening only: an unprivileged process may not be allowed to lock this much.
-        let locked = unsafe {
-            let _ = rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontDump);
-            let rings = layout.offsets(0)[2];
-            rustix::mm::mlock(base.as_ptr().cast(), rings).is_ok()
+        // Both are hardening only: an unprivileged process may not be allowed to lock this much.
+        let lock = |worker| {
+            let [program, punt, ..] = layout.offsets(worker);
+            // SAFETY: the range is inside the mapping made above (Layout::offsets); locking does not
+            // touch its contents.
+            unsafe { rustix::mm::mlock(base.add(program).as_ptr().cast(), punt - program).is_ok() }
         };
-        let taken = Mutex::new(vec![false; usize::from(layout.workers) * 8]);
+        let locked = (0..layout.workers).all(lock);
+        // SAFETY: the range is the mapping made above; this advice does not touch its contents.
+        let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontDump) };
+        let taken = Mutex::new(vec![false; usize::from(layout.workers) * ENDS]);
         Ok(Self(Arc::new(Mapping {
             base,
             len,
@@ -308,7 +346,8 @@ impl Segment {
         self.0.layout
     }
 
-    /// Whether the rings are locked in memory, so that keys in flight never reach a swap device.
+    /// Whether the program rings are locked in memory, so that keys in flight never reach a swap
+    /// device.
     pub fn is_locked(&self) -> bool {
         self.0.locked
     }
@@ -320,15 +359,22 @@ impl Segment {
 
     /// Counts an attach; returns the new generation.
     pub fn raise_generation(&self) -> u64 {
-        self.header().generation.fetch_add(1, Ordering::AcqRel) + 1
+        // Wraps: any process that maps the segment can have stored anything here.
+        self.header()
+            .generation
+            .fetch_add(1, Ordering::AcqRel)
+            .wrapping_add(1)
     }
 
-    /// The control plane's end of a worker's program ring.
+    /// The control plane's end of a worker's program ring. What a predecessor wrote and did not
+    /// publish is wiped.
     ///
     /// # Panics
     /// When the worker does not exist or the end is taken.
     pub fn program_producer(&self, worker: WorkerId) -> Producer {
-        Producer::new(self.ring(worker, Part::Program, 0))
+        let mut producer = Producer::new(self.ring(worker, PROGRAM_PRODUCER));
+        producer.wipe_free();
+        producer
     }
 
     /// A worker's end of its program ring. Records are wiped as they are read.
@@ -336,7 +382,7 @@ impl Segment {
     /// # Panics
     /// When the worker does not exist or the end is taken.
     pub fn program_consumer(&self, worker: WorkerId) -> Consumer {
-        Consumer::new(self.ring(worker, Part::Program, 1), true)
+        Consumer::new(self.ring(worker, PROGRAM_CONSUMER), true)
     }
 
     /// A worker's end of its punt ring.
@@ -344,7 +390,7 @@ impl Segment {
     /// # Panics
     /// When the worker does not exist or the end is taken.
     pub fn punt_producer(&self, worker: WorkerId) -> Producer {
-        Producer::new(self.ring(worker, Part::Punt, 2))
+        Producer::new(self.ring(worker, PUNT_PRODUCER))
     }
 
     /// The control plane's end of a worker's punt ring.
@@ -352,7 +398,7 @@ impl Segment {
     /// # Panics
     /// When the worker does not exist or the end is taken.
     pub fn punt_consumer(&self, worker: WorkerId) -> Consumer {
-        Consumer::new(self.ring(worker, Part::Punt, 3), false)
+        Consumer::new(self.ring(worker, PUNT_CONSUMER), false)
     }
 
     /// A worker's stats block, to write.
@@ -360,8 +406,7 @@ impl Segment {
     /// # Panics
     /// When the worker does not exist or the writer is taken.
     pub fn stats_writer(&self, worker: WorkerId) -> StatsWriter {
-        self.take(worker, 4);
-        StatsWriter::new(self.stats_reader(worker))
+        StatsWriter::new(self.stats_reader(worker), self.take(worker, STATS_WRITER))
     }
 
     /// A worker's stats block, to read; any number of readers may exist.
@@ -374,65 +419,79 @@ impl Segment {
             "worker {} exists",
             worker.0
         );
-        let offsets = self.0.layout.offsets(worker.0);
+        let [.., counters, peers, _] = self.0.layout.offsets(worker.0);
         // SAFETY: both offsets are inside the mapping with their whole arrays (Layout::offsets and
         // total), page aligned, zeroed by the kernel, and only ever accessed as atomics. The clone
         // keeps the mapping alive.
         unsafe {
-            StatsReader::new(
-                self.0.base.add(offsets[2]).cast(),
-                self.0.base.add(offsets[3]).cast(),
-                Arc::new(self.clone()),
-            )
+            let (counters, peers) = (self.0.base.add(counters), self.0.base.add(peers));
+            StatsReader::new(counters.cast(), peers.cast(), self.clone())
         }
     }
 
-    fn ring(&self, worker: WorkerId, part: Part, end: usize) -> RingMemory {
-        self.take(worker, end);
+    fn ring(&self, worker: WorkerId, end: usize) -> RingMemory {
+        let held = self.take(worker, end);
         let layout = self.0.layout;
-        let offsets = layout.offsets(worker.0);
-        let (offset, capacity) = match part {
-            Part::Program => (offsets[0], layout.program_bytes),
-            Part::Punt => (offsets[1], layout.punt_bytes),
+        let [program, punt, ..] = layout.offsets(worker.0);
+        let (offset, capacity) = match end {
+            PROGRAM_PRODUCER | PROGRAM_CONSUMER => (program, layout.program_bytes),
+            _ => (punt, layout.punt_bytes),
         };
         // SAFETY: indices and data lie inside the mapping (Layout::offsets), page aligned; the owner
-        // keeps it mapped. `take` hands each end out once, so there is one producer and one consumer
-        // in this process and, by the attach lease, one process on either side.
+        // keeps it mapped. `take` hands each end to one holder at a time, so there is one producer and
+        // one consumer in this process and, by the attach lease, one process on either side.
         unsafe {
             RingMemory::mapped(
                 self.0.base.add(offset).cast(),
                 self.0.base.add(offset + size_of::<Indices>()),
                 capacity as usize,
-                Box::new(self.clone()),
+                Box::new(held),
             )
         }
     }
 
-    fn take(&self, worker: WorkerId, end: usize) {
+    fn take(&self, worker: WorkerId, end: usize) -> Held {
         assert!(
             worker.0 < self.0.layout.workers,
             "worker {} exists",
             worker.0
         );
-        let mut taken = self
-            .0
-            .taken
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let slot = &mut taken[worker.as_usize() * 8 + end];
-        assert!(
-            !std::mem::replace(slot, true),
-            "each end of the segment is taken once"
-        );
+        let slot = worker.as_usize() * ENDS + end;
+        let taken = std::mem::replace(&mut self.0.taken()[slot], true);
+        assert!(!taken, "each end of the segment has one holder");
+        Held {
+            segment: self.clone(),
+            slot,
+        }
     }
 
     fn header(&self) -> &Header {
-        // SAFETY: the first page of the mapping; all fields are atomics.
+        // SAFETY: the first page of the mapping, which `self` keeps; all fields are atomics.
         unsafe { self.0.base.cast::<Header>().as_ref() }
     }
 }
 
-enum Part {
-    Program,
-    Punt,
+/// An end that is taken, until this is dropped. Keeps the mapping alive.
+pub(crate) struct Held {
+    segment: Segment,
+    slot: usize,
+}
+
+impl Owner for Held {
+    fn alone(&self, act: &mut dyn FnMut()) -> bool {
+        let taken = self.segment.0.taken();
+        let end = self.slot % ENDS;
+        // The two ends of a ring are an even number and the next.
+        let alone = !taken[self.slot - end + (end ^ 1)];
+        if alone {
+            act();
+        }
+        alone
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.segment.0.taken()[self.slot] = false;
+    }
 }

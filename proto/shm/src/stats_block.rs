@@ -1,13 +1,12 @@
 //! The stats block of a worker: written by the worker, read at scrape time, without stopping anyone.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyphae_wire::Nanos;
 
 use crate::record::PEERS_MAX;
-use crate::segment::Segment;
+use crate::segment::{Held, Segment};
 use crate::stats::{COUNTERS, PeerStats};
 
 /// What a worker keeps per peer: one cache line.
@@ -27,7 +26,7 @@ const _: () = assert!(size_of::<PeerLine>() == 64);
 pub struct StatsReader {
     counters: NonNull<[AtomicU64; COUNTERS]>,
     peers: NonNull<[PeerLine; PEERS_MAX as usize]>,
-    _owner: Arc<Segment>,
+    _owner: Segment,
 }
 
 // SAFETY: both pointers stay valid while `_owner` lives; the memory is only accessed as atomics.
@@ -42,7 +41,7 @@ impl StatsReader {
     pub(crate) unsafe fn new(
         counters: NonNull<[AtomicU64; COUNTERS]>,
         peers: NonNull<[PeerLine; PEERS_MAX as usize]>,
-        owner: Arc<Segment>,
+        owner: Segment,
     ) -> Self {
         Self {
             counters,
@@ -71,34 +70,37 @@ impl StatsReader {
     }
 
     fn block(&self) -> &[AtomicU64; COUNTERS] {
-        // SAFETY: see `new`.
+        // SAFETY: valid while `_owner` lives, which Segment::stats_reader promised in `new`.
         unsafe { self.counters.as_ref() }
     }
 
     fn line(&self, peer: u32) -> Option<&PeerLine> {
-        // SAFETY: see `new`.
+        // SAFETY: valid while `_owner` lives, which Segment::stats_reader promised in `new`.
         unsafe { self.peers.as_ref() }.get(peer as usize)
     }
 }
 
 /// Writes a worker's counters; there is one.
-pub struct StatsWriter(StatsReader);
+pub struct StatsWriter {
+    block: StatsReader,
+    _held: Held,
+}
 
 impl StatsWriter {
-    pub(crate) fn new(reader: StatsReader) -> Self {
-        Self(reader)
+    pub(crate) fn new(block: StatsReader, held: Held) -> Self {
+        Self { block, _held: held }
     }
 
     /// Makes the worker's counters visible.
     pub fn publish(&mut self, counters: &[u64; COUNTERS]) {
-        for (place, value) in self.0.block().iter().zip(counters) {
+        for (place, value) in self.block.block().iter().zip(counters) {
             place.store(*value, Ordering::Relaxed);
         }
     }
 
     /// Adds what came from a peer.
     pub fn add_rx(&mut self, peer: u32, packets: u64, bytes: u64, now: Nanos) {
-        let Some(line) = self.0.line(peer) else {
+        let Some(line) = self.block.line(peer) else {
             return;
         };
         add(&line.rx_packets, packets);
@@ -108,7 +110,7 @@ impl StatsWriter {
 
     /// Adds what left for a peer.
     pub fn add_tx(&mut self, peer: u32, packets: u64, bytes: u64) {
-        let Some(line) = self.0.line(peer) else {
+        let Some(line) = self.block.line(peer) else {
             return;
         };
         add(&line.tx_packets, packets);
@@ -117,7 +119,7 @@ impl StatsWriter {
 
     /// Starts a peer number from zero.
     pub fn clear_peer(&mut self, peer: u32) {
-        let Some(line) = self.0.line(peer) else {
+        let Some(line) = self.block.line(peer) else {
             return;
         };
         let fields = [

@@ -166,10 +166,12 @@ impl FromStr for Prefix {
         let form = || InvalidPrefix::Form(s.to_owned());
         let (address, len) = s.split_once('/').ok_or_else(form)?;
         let address: Ipv6Addr = address.parse().map_err(|_| form())?;
+        // The integer parser would take a plus sign.
+        let digits = !len.starts_with('+');
         let len: u8 = len
             .parse()
             .ok()
-            .filter(|len| *len <= 128)
+            .filter(|len| digits && *len <= 128)
             .ok_or_else(form)?;
         let prefix = Self::new(address.into(), len);
         if prefix.address.ip() != address {
@@ -220,7 +222,16 @@ mod tests {
             "400:1::1/64".parse::<Prefix>(),
             Err(InvalidPrefix::HostBits(..))
         ));
-        for bad in ["", "400::", "400::/129", "1.2.3.4/8", "400::/-1"] {
+        for bad in [
+            "",
+            "400::",
+            "400::/129",
+            "1.2.3.4/8",
+            "400::/-1",
+            "400::/+7",
+            "400::/",
+            "/7",
+        ] {
             assert!(
                 matches!(bad.parse::<Prefix>(), Err(InvalidPrefix::Form(_))),
                 "{bad}"

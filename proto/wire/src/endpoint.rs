@@ -63,7 +63,8 @@ impl From<SocketAddr> for Endpoint {
     fn from(addr: SocketAddr) -> Self {
         let (ip, scope) = match addr {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
-            SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
+            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => (*v6.ip(), v6.scope_id()),
+            SocketAddr::V6(v6) => (*v6.ip(), 0),
         };
         Self {
             ip: ip.octets(),
@@ -103,5 +104,27 @@ mod tests {
         let plain: SocketAddr = "192.0.2.7:9670".parse().unwrap();
         let mapped: SocketAddr = "[::ffff:192.0.2.7]:9670".parse().unwrap();
         assert_eq!(Endpoint::from(plain), Endpoint::from(mapped));
+    }
+
+    #[test]
+    fn scope_counts_for_link_local_addresses_only() {
+        for (scoped, plain) in [
+            ("[2001:db8::1%3]:9670", "[2001:db8::1]:9670"),
+            ("[::ffff:192.0.2.7%3]:9670", "192.0.2.7:9670"),
+        ] {
+            let [scoped, plain] = [scoped, plain].map(|text| text.parse::<SocketAddr>().unwrap());
+            assert_eq!(Endpoint::from(scoped), Endpoint::from(plain));
+        }
+        let [a, b] = ["[fe80::1%3]:9670", "[fe80::1%4]:9670"]
+            .map(|text| Endpoint::from(text.parse::<SocketAddr>().unwrap()));
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn only_the_port_says_whether_it_is_set() {
+        assert!(Endpoint::default().is_unset());
+        let endpoint = Endpoint::from("[2001:db8::1]:0".parse::<SocketAddr>().unwrap());
+        assert!(endpoint.is_unset());
+        assert_eq!(endpoint.with_port(7).to_string(), "[2001:db8::1]:7");
     }
 }

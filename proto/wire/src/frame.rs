@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! transit frame (UDP payload), OVERHEAD = 104 bytes around the payload
-//! +-----------------+-------------------+-------------------+----------+--------------------+---------+
-//! | link header 16  | routing header 40 | session header 16 | link tag | payload ciphertext | e2e tag |
-//! |                 |    sealed per hop by the link AEAD    |    16    | sealed end to end  |   16    |
-//! +-----------------+-------------------+-------------------+----------+--------------------+---------+
-//!   link AAD = link header || e2e tag       e2e AAD = routing header with hop limit 0 || session header
+//! +----------------+-------------------+-------------------+----------+-------------+---------+
+//! | link header 16 | routing header 40 | session header 16 | link tag | payload     | e2e tag |
+//! |                |    sealed per hop by the link AEAD    |    16    | sealed by   |   16    |
+//! |                |                                       |          | the sender  |         |
+//! +----------------+-------------------+-------------------+----------+-------------+---------+
+//!   link AAD = link header || e2e tag
+//!   e2e AAD = routing header with hop limit 0 || session header
 //!
 //! link-local frame
 //! +-----------------+----------------------------+----------+

@@ -6,7 +6,7 @@
 //! what provoked it.
 //!
 //! ```text
-//! link:        | link header 16 | handshake header 32 | Noise message | padding (first message only) |
+//! link:        | link header 16 | handshake header 32 | Noise message | padding (first only) |
 //! end to end:                   | handshake header 32 | Noise message |
 //! ```
 //!
@@ -243,7 +243,8 @@ impl Offer {
     /// Reads a payload. It must be exactly as long as it says.
     ///
     /// # Errors
-    /// [`HandshakeError::Version`] for another version, [`HandshakeError::Offer`] for anything else.
+    /// [`HandshakeError::Version`] for another version, [`HandshakeError::Offer`] for anything
+    /// else.
     pub fn parse(bytes: &[u8]) -> Result<Self, HandshakeError> {
         let (fixed, rest) = bytes
             .split_at_checked(OFFER_FIXED_LEN)

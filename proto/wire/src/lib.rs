@@ -23,3 +23,6 @@ pub use identity::{PublicKey, SecretKey};
 pub use index::{Lane, SessionIndex, WorkerId};
 pub use suite::{Suite, SuiteSet};
 pub use time::Nanos;
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,86 @@
-//! Placeholder replaced by the room owner.
+//! One function per parser that reads what somebody else wrote: any bytes go in, nothing may panic,
+//! and what is accepted must mean the same when it is written again.
+//!
+//! Each is driven in two ways: `tests/replay.rs` runs it over its corpus and over seeded mutations
+//! of it on every `cargo test`; the harnesses in `libfuzzer/` let libFuzzer loose on it
+//! (docs/testing.md). A finding becomes a file in `corpus/<target>/`.
+
+#![forbid(unsafe_code)]
+
+mod engine;
+mod host;
+mod records;
+mod rpc;
+mod text;
+mod wire;
+
+pub use engine::engine;
+pub use host::{coalesce, inspect, split};
+pub use records::records;
+pub use rpc::rpc;
+pub use text::text;
+pub use wire::{control, frame, handshake, offer};
+
+/// A target and its name, which is that of its corpus folder and of its harness.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Name.
+    pub name: &'static str,
+    /// Panics when the parser, or a property of what it accepts, is broken.
+    pub run: fn(&[u8]),
+}
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "frame",
+        run: frame,
+    },
+    Target {
+        name: "handshake",
+        run: handshake,
+    },
+    Target {
+        name: "offer",
+        run: offer,
+    },
+    Target {
+        name: "control",
+        run: control,
+    },
+    Target {
+        name: "text",
+        run: text,
+    },
+    Target {
+        name: "records",
+        run: records,
+    },
+    Target {
+        name: "engine",
+        run: engine,
+    },
+    Target {
+        name: "inspect",
+        run: inspect,
+    },
+    Target {
+        name: "split",
+        run: split,
+    },
+    Target {
+        name: "coalesce",
+        run: coalesce,
+    },
+    Target {
+        name: "rpc",
+        run: rpc,
+    },
+];
+
+/// Cuts the first `N` bytes off.
+fn take<const N: usize>(data: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = data.split_first_chunk()?;
+    *data = rest;
+    Some(*head)
+}

@@ -3,6 +3,12 @@
 //! death of either plane, garbage at the port, idleness, clean stop. The command line is tested in
 //! `cli.rs`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test"
+)]
+
 mod common;
 
 use std::io::{Read, Write};

@@ -409,7 +409,7 @@ fn parse<T: DeserializeOwned>(params: Value, names: &[&str]) -> Result<T, Error>
             Value::Object(pairs.collect())
         }
         Value::Null => Value::Object(serde_json::Map::new()),
-        other => other,
+        Value::Object(_) | Value::Bool(_) | Value::Number(_) | Value::String(_) => params,
     };
     serde_json::from_value(named)
         .map_err(|error| Error::new(code::INVALID_PARAMS, error.to_string()))

@@ -1,5 +1,6 @@
 //! How answers and errors reach people and programs.
 
+use hyphae_rpc::ClientError;
 use serde::Serialize;
 use serde_json::json;
 
@@ -55,12 +56,16 @@ fn chain(error: &anyhow::Error) -> String {
 pub(crate) fn error(error: &anyhow::Error, as_json: bool) {
     let message = chain(error);
     if as_json {
-        let code = error
-            .downcast_ref::<hyphae_rpc::ClientError>()
-            .and_then(|error| match error {
-                hyphae_rpc::ClientError::Call(error) => Some(error.code),
-                _ => None,
-            });
+        let code = match error.downcast_ref::<ClientError>() {
+            Some(ClientError::Call(error)) => Some(error.code),
+            Some(
+                ClientError::Absent { .. }
+                | ClientError::Denied { .. }
+                | ClientError::Io { .. }
+                | ClientError::Protocol { .. },
+            )
+            | None => None,
+        };
         line(json!({ "error": { "message": message, "code": code } }));
     } else {
         eprintln!("hyphae: {message}");

@@ -1,0 +1,186 @@
+//! Handshake framing and offers.
+
+use proptest::prelude::*;
+
+use super::config;
+use crate::frame::LINK_HEADER_LEN;
+use crate::handshake::{
+    HandshakeError, INIT_LEN, Message, NOISE_MAX, Offer, Step, VERSION, encode, encode_frame,
+};
+use crate::{FrameKind, SessionIndex, SuiteSet};
+
+const STEPS: [Step; 3] = [Step::Init, Step::Response, Step::Finish];
+
+fn step() -> impl Strategy<Value = Step> {
+    prop::sample::select(&STEPS[..])
+}
+
+fn offer() -> impl Strategy<Value = Offer> {
+    let ports = prop::collection::vec(any::<u16>(), 0..=64);
+    let lanes = prop::collection::vec(any::<u32>().prop_map(SessionIndex), 0..=64);
+    (any::<u8>(), 1u16..=64, any::<u16>(), ports, lanes).prop_map(
+        |(suites, workers, mtu, ports, lanes)| Offer {
+            suites: SuiteSet(suites),
+            workers,
+            mtu,
+            ports,
+            lanes,
+        },
+    )
+}
+
+#[test]
+fn steps_and_frame_kinds_belong_together() {
+    for step in STEPS {
+        assert_eq!(Step::from_code(step.code()), Some(step));
+        assert_eq!(step.frame_kind().code(), step.code() + 2);
+    }
+    assert_eq!((Step::from_code(0), Step::from_code(4)), (None, None));
+}
+
+#[test]
+fn no_answer_is_longer_than_the_first_message() {
+    assert_eq!(encode_frame(Step::Init, 1, 0, &[0; 32]).len(), INIT_LEN);
+    for step in STEPS {
+        assert_eq!(encode_frame(step, 1, 2, &[0; NOISE_MAX]).len(), INIT_LEN);
+    }
+    // The largest offer of this version, a key and two tags fit.
+    const { assert!(32 + 48 + 16 + 8 + 64 * 2 + 64 * 4 <= NOISE_MAX) };
+}
+
+#[test]
+fn a_first_message_without_its_padding_is_refused() {
+    let frame = encode_frame(Step::Init, 1, 0, &[0; 32]);
+    assert!(Message::parse_frame(&frame).is_ok());
+    assert_eq!(
+        Message::parse_frame(&frame[..INIT_LEN - 1]).unwrap_err(),
+        HandshakeError::Short
+    );
+}
+
+#[test]
+fn frame_kind_and_step_must_agree() {
+    for step in STEPS {
+        for kind in 0..=u8::MAX {
+            let mut frame = encode_frame(step, 1, 2, &[9; 48]);
+            frame[0] = kind;
+            let agrees = kind == step.frame_kind().code();
+            assert_eq!(
+                Message::parse_frame(&frame).is_ok(),
+                agrees,
+                "{step:?} {kind}"
+            );
+        }
+    }
+}
+
+#[test]
+fn another_version_is_named() {
+    let mut frame = encode_frame(Step::Finish, 1, 2, &[]);
+    frame[LINK_HEADER_LEN] = VERSION + 1;
+    let error = Message::parse_frame(&frame).unwrap_err();
+    assert_eq!(error, HandshakeError::Version(VERSION + 1));
+    assert!(error.to_string().contains("version 2"), "{error}");
+    assert_eq!(
+        Offer::parse(&[2, 0, 1, 0, 0, 0, 0, 0]),
+        Err(HandshakeError::Version(2))
+    );
+}
+
+#[test]
+fn offers_outside_the_limits_are_refused() {
+    let valid = Offer {
+        suites: SuiteSet::all(),
+        workers: 64,
+        mtu: 1340,
+        ports: vec![],
+        lanes: vec![],
+    };
+    assert_eq!(Offer::parse(&valid.encode()), Ok(valid.clone()));
+    for workers in [0, 65, 255, 256] {
+        let offer = Offer {
+            workers,
+            ..valid.clone()
+        };
+        assert_eq!(
+            Offer::parse(&offer.encode()),
+            Err(HandshakeError::Offer),
+            "{workers}"
+        );
+    }
+    let ports = Offer {
+        ports: vec![1; 65],
+        ..valid.clone()
+    };
+    assert_eq!(Offer::parse(&ports.encode()), Err(HandshakeError::Offer));
+    let lanes = Offer {
+        lanes: vec![SessionIndex(1); 65],
+        ..valid
+    };
+    assert_eq!(Offer::parse(&lanes.encode()), Err(HandshakeError::Offer));
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn messages_round_trip_in_a_frame_and_alone(
+        step in step(), sender: u32, receiver: u32,
+        noise in prop::collection::vec(any::<u8>(), 0..=NOISE_MAX),
+    ) {
+        let frame = encode_frame(step, sender, receiver, &noise);
+        let bare = encode(step, sender, receiver, &noise);
+        for message in [Message::parse_frame(&frame).unwrap(), Message::parse(&bare).unwrap()] {
+            prop_assert_eq!(message.step, step);
+            prop_assert_eq!(message.noise, &noise[..]);
+            let header = message.header;
+            prop_assert_eq!((header.sender.get(), header.receiver.get()), (sender, receiver));
+            prop_assert_eq!((header.reserved.get(), header.cookie), (0, [0; 16]));
+        }
+        prop_assert_eq!(FrameKind::from_code(frame[0]), Some(step.frame_kind()));
+        let padding = &frame[LINK_HEADER_LEN + bare.len()..];
+        prop_assert!(padding.iter().all(|byte| *byte == 0));
+        prop_assert!(padding.is_empty() || step == Step::Init);
+    }
+
+    #[test]
+    fn a_message_cut_anywhere_is_refused(
+        step in step(),
+        noise in prop::collection::vec(any::<u8>(), 0..200),
+        cut: prop::sample::Index,
+    ) {
+        let bare = encode(step, 1, 2, &noise);
+        let cut = cut.index(bare.len());
+        prop_assert_eq!(Message::parse(&bare[..cut]).unwrap_err(), HandshakeError::Short);
+    }
+
+    #[test]
+    fn offers_round_trip(offer in offer()) {
+        prop_assert_eq!(Offer::parse(&offer.encode()), Ok(offer));
+    }
+
+    #[test]
+    fn an_offer_is_exactly_as_long_as_it_says(
+        offer in offer(), cut: prop::sample::Index, extra in 1usize..9,
+    ) {
+        let mut bytes = offer.encode();
+        let cut = cut.index(bytes.len());
+        prop_assert_eq!(Offer::parse(&bytes[..cut]), Err(HandshakeError::Offer));
+        bytes.resize(bytes.len() + extra, 0);
+        prop_assert_eq!(Offer::parse(&bytes), Err(HandshakeError::Offer));
+    }
+
+    /// What is accepted means the same when it is written again (the reserved byte is ignored).
+    #[test]
+    fn any_accepted_bytes_are_an_offer(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..40), version: bool,
+    ) {
+        if let (true, Some(first)) = (version, bytes.first_mut()) {
+            *first = VERSION;
+        }
+        if let Ok(offer) = Offer::parse(&bytes) {
+            bytes[7] = 0;
+            prop_assert_eq!(offer.encode(), bytes);
+        }
+    }
+}
