@@ -6,10 +6,10 @@
 //!     core 0                        core 1, one worker                      core 0
 //! ```
 //!
-//! The generator seals every header (the relay refuses replays) and sends whole trains; the sink counts.
-//! This program is the relay's control plane: it attaches to the dataplane and installs two links, a
-//! route, and nothing else. The baseline is a forwarder over the same driver, on the same core, in the
-//! same namespaces, that changes 16 bytes of each segment and sends the train on.
+//! The generator seals every header (the relay refuses replays) and sends whole trains; the sink
+//! counts. This program is the relay's control plane: it attaches to the dataplane and installs
+//! two links, a route, and nothing else. The baseline is a forwarder over the same driver, on the
+//! same core, in the same namespaces, that changes 16 bytes of each segment and sends the train on.
 
 mod baseline;
 mod load;

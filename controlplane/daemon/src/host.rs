@@ -1,5 +1,5 @@
-//! The host's side of the TUN device: address, MTU, up. Routes follow from the address, whose prefix
-//! is the overlay's range; all of it goes when the dataplane closes the device.
+//! The host's side of the TUN device: address, MTU, up. Routes follow from the address, whose
+//! prefix is the overlay's range; all of it goes when the dataplane closes the device.
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -3,8 +3,6 @@
 //! Workers are not disturbed: their counters are read from the segment. [`FAMILIES`] declares what
 //! does not come from there.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -12,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyphae_shm::stats::{Counter, DropReason, counter_at, drop_at};
 use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::node::{Command, Scrape};
@@ -86,34 +84,15 @@ fn counter_family(counter: Counter) -> String {
 
 const DROPS: &str = "hyphae_dataplane_drops_total";
 
-pub(crate) struct Exporter {
-    recorder: PrometheusRecorder,
-    commands: mpsc::Sender<Command>,
-}
-
 pub(crate) fn router(commands: mpsc::Sender<Command>) -> Router {
-    let recorder = PrometheusBuilder::new().build_recorder();
-    with_local_recorder(&recorder, || {
-        for (name, kind, help) in FAMILIES {
-            match kind {
-                Kind::Counter => describe_counter!(*name, *help),
-                Kind::Gauge => describe_gauge!(*name, *help),
-            }
-        }
-        for counter in Counter::ALL {
-            describe_counter!(counter_family(*counter), counter.gloss());
-        }
-        describe_counter!(DROPS, "Packets dropped, by reason");
-    });
-    let exporter = Arc::new(Exporter { recorder, commands });
     Router::new()
         .route("/metrics", get(scrape))
-        .with_state(exporter)
+        .with_state(commands)
 }
 
-async fn scrape(State(exporter): State<Arc<Exporter>>) -> Response {
+async fn scrape(State(commands): State<mpsc::Sender<Command>>) -> Response {
     let (reply, answer) = oneshot::channel();
-    let asked = exporter.commands.send(Command::Scrape(reply)).await;
+    let asked = commands.send(Command::Scrape(reply)).await;
     let Ok(scrape) = answer
         .await
         .map_err(|_| ())
@@ -125,9 +104,28 @@ async fn scrape(State(exporter): State<Arc<Exporter>>) -> Response {
         )
             .into_response();
     };
-    with_local_recorder(&exporter.recorder, || record(&scrape));
-    let text = exporter.recorder.handle().render();
+    // A recorder of its own for every scrape: a kept one would hide that a dataplane's counters
+    // have started over, because it only ever raises them.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    with_local_recorder(&recorder, || {
+        describe();
+        record(&scrape);
+    });
+    let text = recorder.handle().render();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+fn describe() {
+    for (name, kind, help) in FAMILIES {
+        match kind {
+            Kind::Counter => describe_counter!(*name, *help),
+            Kind::Gauge => describe_gauge!(*name, *help),
+        }
+    }
+    for counter in Counter::ALL {
+        describe_counter!(counter_family(*counter), counter.gloss());
+    }
+    describe_counter!(DROPS, "Packets dropped, by reason");
 }
 
 fn record(scrape: &Scrape) {

@@ -7,12 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, Request, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::{get, post};
-use hyphae_rpc::message::{Error, Request, Response, code};
+use hyphae_rpc::message::{Error, Request as Call, Response, code};
 use serde_json::Value;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
@@ -37,6 +38,41 @@ pub(crate) fn router(commands: Commands) -> Router {
         .route("/health", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(REQUEST_MAX))
         .with_state(commands)
+}
+
+/// The same over TCP, where a page in a browser of this host could call too: only JSON, which a page
+/// of another origin may not send unasked, and only to an address or localhost, so that a name that
+/// was pointed here (DNS rebinding) does not help.
+pub(crate) fn tcp_router(commands: Commands) -> Router {
+    router(commands).layer(axum::middleware::from_fn(only_programs))
+}
+
+async fn only_programs(request: Request<Body>, next: Next) -> HttpResponse {
+    match refusal(&request) {
+        Some(refusal) => refusal.into_response(),
+        None => next.run(request).await,
+    }
+}
+
+fn refusal(request: &Request<Body>) -> Option<(StatusCode, &'static str)> {
+    let text = |name| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let host = text(header::HOST).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    if bare != "localhost" && bare.parse::<std::net::IpAddr>().is_err() {
+        return Some((
+            StatusCode::FORBIDDEN,
+            "call this node by address or as localhost\n",
+        ));
+    }
+    let json = text(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/json"));
+    let say = "Content-Type must be application/json\n";
+    (request.method() == Method::POST && !json).then_some((StatusCode::UNSUPPORTED_MEDIA_TYPE, say))
 }
 
 async fn handle(State(commands): State<Commands>, body: Bytes) -> HttpResponse {
@@ -73,7 +109,7 @@ async fn handle(State(commands): State<Commands>, body: Bytes) -> HttpResponse {
 
 /// Answers one call; `None` for a notification.
 async fn answer(commands: &Commands, call: Value) -> Option<Response> {
-    let request = match serde_json::from_value::<Request>(call) {
+    let request = match serde_json::from_value::<Call>(call) {
         Ok(request) if request.jsonrpc == "2.0" => request,
         Ok(_) | Err(_) => {
             let error = Error::new(code::INVALID_REQUEST, "not a JSON-RPC 2.0 request");

@@ -130,7 +130,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
     serve_unix(unix, &commands);
     if let Some(address) = rpc_at {
         let listener = rpc::listen_tcp(address, "--rpc").await?;
-        serve_tcp(listener, rpc::router(commands.clone()), "JSON-RPC");
+        serve_tcp(listener, rpc::tcp_router(commands.clone()), "JSON-RPC");
     }
     if let Some(address) = metrics_at {
         let listener = rpc::listen_tcp(address, "--metrics").await?;

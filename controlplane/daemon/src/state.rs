@@ -1,7 +1,7 @@
 //! The state directory: key file, peers and routes added at run time, lock.
 //!
-//! A file is replaced whole: written beside, synced, renamed, and the directory synced. A kill at any
-//! instant leaves the old file or the new one.
+//! A file is replaced whole: written beside, synced, renamed, and the directory synced. A kill at
+//! any instant leaves the old file or the new one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -113,8 +113,8 @@ pub fn default_directory() -> PathBuf {
     base.join("hyphae")
 }
 
-/// Where sockets are unless told otherwise: /run/hyphae for root, else below `XDG_RUNTIME_DIR`, else
-/// in the state directory.
+/// Where sockets are unless told otherwise: /run/hyphae for root, else below `XDG_RUNTIME_DIR`,
+/// else in the state directory.
 pub fn default_socket_directory(state: &Path) -> PathBuf {
     if let Some(path) = std::env::var_os("HYPHAE_SOCKET_DIR").filter(|value| !value.is_empty()) {
         return path.into();

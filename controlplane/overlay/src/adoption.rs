@@ -6,8 +6,9 @@
 //! finish_resync ─▶ Attached: end; what was not named is swept
 //! ```
 //!
-//! What the engine knew before counts for nothing against the snapshot: a lane that no worker names is
-//! gone. Sessions are numbered on from the highest number seen, so that new ones are newer everywhere.
+//! What the engine knew before counts for nothing against the snapshot: a lane that no worker
+//! names is gone. Sessions are numbered on from the highest number seen, so that new ones are
+//! newer everywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -67,8 +68,9 @@ struct Adopted {
 }
 
 impl Overlay {
-    /// Takes over what the workers of a dataplane have: asks for snapshots, keeps what they name, and
-    /// goes through a resync. Call it once per attach, before anything is expected of the engine.
+    /// Takes over what the workers of a dataplane have: asks for snapshots, keeps what they name,
+    /// and goes through a resync. Call it once per attach, before anything is expected of the
+    /// engine.
     pub fn begin_attach(&mut self, now: Nanos, generation: u64) {
         let missing: BTreeSet<_> = (0..self.workers).map(WorkerId).collect();
         self.phase = Phase::Collecting(Box::new(Collected {
@@ -331,8 +333,8 @@ impl Overlay {
         }
     }
 
-    /// Carries on with an adopted association. The session in use is the newest one whose first lane
-    /// sends; if none does, the newest that may: probes tell soon whether it is any good.
+    /// Carries on with an adopted association. The session in use is the newest one whose first
+    /// lane sends; if none does, the newest that may: probes tell soon whether it is any good.
     fn resume(&mut self, now: Nanos, owner: Owner, before: Option<&Association>) {
         let Some(association) = self.associations.get(&owner) else {
             return;

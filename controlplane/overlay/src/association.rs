@@ -147,8 +147,8 @@ impl Overlay {
         }
     }
 
-    /// When a session is renewed: by the side that began it soon before the age at which lanes become
-    /// due, by the other only if nothing came.
+    /// When a session is renewed: by the side that began it soon before the age at which lanes
+    /// become due, by the other only if nothing came.
     pub(crate) fn rekey_time(&mut self, created: Nanos, outbound: bool) -> Nanos {
         if outbound {
             created + self.rng.jitter(self.config.rekey_after, 90, 100)
@@ -325,7 +325,8 @@ impl Overlay {
         let Some(association) = self.associations.get_mut(&owner) else {
             return;
         };
-        // Some lane of the session in use may still stand by, while its predecessor carries traffic.
+        // Some lane of the session in use may still stand by, while its predecessor carries
+        // traffic.
         let partial = association
             .current()
             .is_some_and(|s| s.lanes_active() < s.lane_count());
@@ -360,8 +361,8 @@ impl Overlay {
         self.settle(now, owner, DownReason::Dead);
     }
 
-    /// Sends a first frame on every lane that stands by, so that both ends use it (and a NAT lets the
-    /// other end's frames pass). The other end's worker answers.
+    /// Sends a first frame on every lane that stands by, so that both ends use it (and a NAT lets
+    /// the other end's frames pass). The other end's worker answers.
     pub(crate) fn activate_lanes(&mut self, now: Nanos, owner: Owner) {
         let Some(association) = self
             .associations

@@ -1,7 +1,9 @@
 //! The engine: its state, its public calls, and where each input goes.
 //!
-//! The mechanisms are in sibling files, each an `impl Overlay`: `initiate` and `respond` (handshakes),
-//! `install` (lanes in the workers), `association` (up, down, renewal), `target` (configured peers),
+//! The mechanisms are in sibling files, each an `impl Overlay`: `initiate` and `respond`
+//! (handshakes),
+//! `install` (lanes in the workers), `association` (up, down, renewal), `target` (configured
+//! peers),
 //! `remote` (end-to-end sessions on demand), `liveness` (probes and control messages), `adoption`
 //! (attach and resync), `status`.
 
@@ -61,8 +63,8 @@ pub(crate) enum Timer {
 }
 
 impl Overlay {
-    /// An engine that knows nobody yet and does nothing before [`Self::begin_attach`]. `seed` must be
-    /// random.
+    /// An engine that knows nobody yet and does nothing before [`Self::begin_attach`]. `seed` must
+    /// be random.
     ///
     /// # Panics
     /// When `config` names no port or more than 64, or times that contradict each other.
@@ -126,13 +128,14 @@ impl Overlay {
         self.set_target_addresses(now, id, addresses);
     }
 
-    /// Forgets a configured peer; its link ends when no other entry leads to it. False when unknown.
+    /// Forgets a configured peer; its link ends when no other entry leads to it. False when
+    /// unknown.
     pub fn remove_peer(&mut self, now: Nanos, id: ConfiguredPeer) -> bool {
         self.remove_target(now, id)
     }
 
-    /// Ends the link with a peer, configured or inbound, and forgets the entries that lead to it. It
-    /// may connect again. False when there is none.
+    /// Ends the link with a peer, configured or inbound, and forgets the entries that lead to it.
+    /// It may connect again. False when there is none.
     pub fn remove_peer_by_key(&mut self, now: Nanos, key: &PublicKey) -> bool {
         self.remove_key(now, key)
     }
@@ -223,8 +226,8 @@ impl Overlay {
         self.output.poll_event()
     }
 
-    /// Says good-bye to every node: the dataplane is about to stop. Drain the programs afterwards. A
-    /// control plane that ends alone must not call it: its successor takes the sessions over.
+    /// Says good-bye to every node: the dataplane is about to stop. Drain the programs afterwards.
+    /// A control plane that ends alone must not call it: its successor takes the sessions over.
     pub fn shutdown(&mut self, _now: Nanos) {
         // Sessions first: their messages travel over the links.
         let owners: Vec<_> = self.associations.keys().rev().copied().collect();

@@ -6,8 +6,8 @@ use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, Suite};
 
 use crate::ConfiguredPeer;
 
-/// Something that happened. Act on it only after [`crate::Overlay::poll_program`] is drained, so that
-/// a FIB entry never reaches a worker before the peer that it names.
+/// Something that happened. Act on it only after [`crate::Overlay::poll_program`] is drained, so
+/// that a FIB entry never reaches a worker before the peer that it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A link session with a peer is in use; before, there was none.

@@ -1,7 +1,7 @@
 //! Handshakes in flight: those begun here ([`Outgoing`]) and those begun by others ([`HalfOpen`]).
 //!
-//! The table of half-open handshakes is bounded, overall and per source; the oldest gives way. None of
-//! this touches a session before a third message has proven who is there.
+//! The table of half-open handshakes is bounded, overall and per source; the oldest gives way.
+//! None of this touches a session before a third message has proven who is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,8 +22,8 @@ pub(crate) const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
 pub(crate) const LINK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Wait for a second message end to end, before what waits for the session is dropped.
 pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Wait for the first frame after a third message. Shorter than [`HALF_OPEN_LIFE`], so that a session
-/// given up here is not completed there.
+/// Wait for the first frame after a third message. Shorter than [`HALF_OPEN_LIFE`], so that a
+/// session given up here is not completed there.
 pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answered first message is remembered.
 pub(crate) const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);

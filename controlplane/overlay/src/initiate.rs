@@ -21,8 +21,8 @@ use crate::{ConfiguredPeer, Ephemerals, Event, Overlay, Refusal};
 const MTU_MIN: u16 = 1280;
 
 impl Overlay {
-    /// Begins a handshake; `patient` when the other side has not answered for long. `None` when there
-    /// is no way to it, or no randomness.
+    /// Begins a handshake; `patient` when the other side has not answered for long. `None` when
+    /// there is no way to it, or no randomness.
     pub(crate) fn begin(
         &mut self,
         now: Nanos,
@@ -113,8 +113,9 @@ impl Overlay {
             return;
         };
         if let Stage::Confirm { owner, epoch } = outgoing.stage {
-            // The third message may have come through and only the confirmations not: then the other
-            // end sends on this session now. So it goes on receiving, and a late frame confirms it.
+            // The third message may have come through and only the confirmations not: then the
+            // other end sends on this session now. So it goes on receiving, and a late frame
+            // confirms it.
             let until = now + self.config.grace;
             if let Some(session) = self
                 .associations

@@ -50,8 +50,8 @@ pub(crate) struct NewSession<'a> {
 }
 
 impl Overlay {
-    /// Installs every lane and returns the epoch. Lanes of a session begun here stand by; of one begun
-    /// there the first is active at once, because the other end has shown its keys.
+    /// Installs every lane and returns the epoch. Lanes of a session begun here stand by; of one
+    /// begun there the first is active at once, because the other end has shown its keys.
     pub(crate) fn install(&mut self, now: Nanos, new: NewSession<'_>) -> Option<u32> {
         let NewSession {
             owner,

@@ -9,8 +9,8 @@
 //!                                                    ──▶ poll_timeout (call handle_timeout then)
 //! ```
 //!
-//! After attaching to a dataplane call [`Overlay::begin_attach`]; nothing else is sent until the engine
-//! has taken over what the workers have.
+//! After attaching to a dataplane call [`Overlay::begin_attach`]; nothing else is sent until the
+//! engine has taken over what the workers have.
 
 #![forbid(unsafe_code)]
 

@@ -1,13 +1,14 @@
 //! Probes and the control messages that answer them.
 //!
-//! Links are probed all the time, on every lane: that keeps NATs open, measures the round-trip time and
-//! finds a peer that is gone. A missed answer is followed by quicker probes; after two, a new handshake
-//! begins while the old session stays; after [`crate::Config::dead_after`] the peer is down.
+//! Links are probed all the time, on every lane: that keeps NATs open, measures the round-trip
+//! time and finds a peer that is gone. A missed answer is followed by quicker probes; after two, a
+//! new handshake begins while the old session stays; after [`crate::Config::dead_after`] the peer
+//! is down.
 //!
 //! End-to-end sessions are probed from both ends at three times the interval, only while they are
-//! young (under three quarters of the renewal age). So probes never make an idle session look used: it
-//! ends at its age limit. A node that lost its sessions is noticed so within seconds; an older session
-//! that carries traffic is about to be renewed anyway.
+//! young (under three quarters of the renewal age). So probes never make an idle session look
+//! used: it ends at its age limit. A node that lost its sessions is noticed so within seconds; an
+//! older session that carries traffic is about to be renewed anyway.
 
 use std::time::Duration;
 

@@ -35,7 +35,8 @@ impl CryptoResolver for Seeded {
 }
 
 impl Noise {
-    /// Starts a side. `seed` is for simulations; without it ephemeral keys are the operating system's.
+    /// Starts a side. `seed` is for simulations; without it ephemeral keys are the operating
+    /// system's.
     ///
     /// # Panics
     /// When the pattern of this protocol is not built into `snow`: a broken build.
@@ -66,8 +67,8 @@ impl Noise {
         }
     }
 
-    /// The next message of this side. `None` when the operating system has no randomness to give, or
-    /// the exchange is not at that point.
+    /// The next message of this side. `None` when the operating system has no randomness to give,
+    /// or the exchange is not at that point.
     pub(crate) fn write(&mut self, payload: &[u8]) -> Option<Vec<u8>> {
         let mut message = vec![0; NOISE_MAX];
         let len = self.0.write_message(payload, &mut message).ok()?;

@@ -55,7 +55,8 @@ impl fmt::Debug for OwnedProgram {
     }
 }
 
-/// Outputs that wait to be polled. Bounded by the work of one call, because callers drain it after each.
+/// Outputs that wait to be polled. Bounded by the work of one call, because callers drain it after
+/// each.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     programs: VecDeque<(WorkerId, OwnedProgram)>,

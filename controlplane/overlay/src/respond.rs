@@ -16,8 +16,8 @@ use crate::install::NewSession;
 use crate::session::{Association, Owner};
 use crate::{Overlay, Refusal};
 
-/// A new link session before this share of the renewal age (in percent) is not a renewal: the peer was
-/// restarted, or lost its sessions otherwise.
+/// A new link session before this share of the renewal age (in percent) is not a renewal: the peer
+/// was restarted, or lost its sessions otherwise.
 const RENEWAL_PERCENT: u32 = 85;
 
 impl Overlay {
@@ -212,8 +212,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// A session begun by the other end is taken into use: handshakes of ours with the same end give
-    /// way. One that has no answer yet is forgotten; of one that waits for confirmation, which
+    /// A session begun by the other end is taken into use: handshakes of ours with the same end
+    /// give way. One that has no answer yet is forgotten; of one that waits for confirmation, which
     /// the other end has judged to be the loser, the lanes go on receiving for the grace time.
     fn yield_to(&mut self, now: Nanos, owner: Owner, key: PublicKey) {
         let ours = self.associations.get(&owner).and_then(|a| a.outgoing);

@@ -1,7 +1,8 @@
-//! Seeded randomness for jitter, indices and handshake numbers (and, in simulations, ephemeral keys).
+//! Seeded randomness for jitter, indices and handshake numbers (and, in simulations, ephemeral
+//! keys).
 //!
-//! Each draw replaces the key before it gives bytes out (fast key erasure), so the state at one time
-//! does not tell what was drawn before.
+//! Each draw replaces the key before it gives bytes out (fast key erasure), so the state at one
+//! time does not tell what was drawn before.
 
 use std::time::Duration;
 

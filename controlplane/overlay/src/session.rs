@@ -1,4 +1,5 @@
-//! Sessions with one node, of one kind: which lanes exist, which session is in use, which one ends when.
+//! Sessions with one node, of one kind: which lanes exist, which session is in use, which one ends
+//! when.
 //!
 //! ```text
 //!   begun here:   unconfirmed ──first frame on it──▶ confirmed ──newer one confirmed──▶ retiring ──grace──▶ gone
@@ -6,7 +7,8 @@
 //!   lost a glare: receive only, retiring from the start
 //! ```
 //!
-//! Invariant: `sessions` is in ascending order of epoch, and what is in it is installed in the workers.
+//! Invariant: `sessions` is in ascending order of epoch, and what is in it is installed in the
+//! workers.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -61,7 +63,8 @@ pub(crate) struct Session {
     pub(crate) remove_at: Nanos,
     pub(crate) retiring: bool,
     pub(crate) lanes: Vec<LaneState>,
-    /// Our number of the handshake, when the other side began it: a repeated third message finds it.
+    /// Our number of the handshake, when the other side began it: a repeated third message finds
+    /// it.
     pub(crate) handshake: Option<u32>,
 }
 

@@ -260,8 +260,8 @@ impl Overlay {
         self.ensure_peer(key)
     }
 
-    /// The peer of a key, made when there is none. Numbers go round, so that one is not soon given to
-    /// another peer.
+    /// The peer of a key, made when there is none. Numbers go round, so that one is not soon given
+    /// to another peer.
     pub(crate) fn ensure_peer(&mut self, key: PublicKey) -> Option<Owner> {
         if let Some(peer) = self.peer_numbers.get(&key) {
             return Some(Owner::Peer(*peer));

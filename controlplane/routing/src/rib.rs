@@ -1,12 +1,12 @@
 //! Candidate routes and the selection among them.
 //!
-//! Two kinds of candidates: *connected* (the /64 of every peer that is up) and *static* (a prefix via a
-//! peer's key or via an overlay address, which is resolved through the other routes). A candidate
-//! whose next hop is not up is kept, but has no FIB entry. Among the candidates of one prefix the
-//! lowest metric wins, then connected before static, then the lower [`Via`].
+//! Two kinds of candidates: *connected* (the /64 of every peer that is up) and *static* (a prefix
+//! via a peer's key or via an overlay address, which is resolved through the other routes). A
+//! candidate whose next hop is not up is kept, but has no FIB entry. Among the candidates of one
+//! prefix the lowest metric wins, then connected before static, then the lower [`Via`].
 //!
-//! Invariant: after a mutation, `selected` is what the candidates say, and `dirty` names every prefix
-//! whose entry in the workers may differ from it.
+//! Invariant: after a mutation, `selected` is what the candidates say, and `dirty` names every
+//! prefix whose entry in the workers may differ from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

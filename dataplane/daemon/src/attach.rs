@@ -46,7 +46,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Takes over `dataplane.sock` in `directory`; a socket file that nobody listens on is replaced.
+    /// Takes over `dataplane.sock` in `directory`; a socket file that nobody listens on is
+    /// replaced.
     pub(crate) fn listen(
         directory: &Path,
         segment: Segment,

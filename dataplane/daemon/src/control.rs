@@ -115,8 +115,8 @@ impl Control {
         }
     }
 
-    /// Hands over what a punt verdict names in `frame`; false when the ring is full or the verdict is
-    /// another.
+    /// Hands over what a punt verdict names in `frame`; false when the ring is full or the verdict
+    /// is another.
     pub(crate) fn push_verdict(
         &mut self,
         now: Nanos,

@@ -1,8 +1,8 @@
 //! Frames that reached a worker which does not own their session.
 //!
 //! Every pair of workers has a ring in ordinary memory; a frame is copied into it and the owner's
-//! doorbell is rung if it sleeps. This is the only thing workers share, and no flow between nodes of
-//! equal worker counts uses it.
+//! doorbell is rung if it sleeps. This is the only thing workers share, and no flow between nodes
+//! of equal worker counts uses it.
 
 use std::sync::Arc;
 

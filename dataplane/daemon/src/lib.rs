@@ -1,8 +1,8 @@
 //! The dataplane process: one worker per core, and a main thread that lets control planes attach.
 //!
 //! The main thread opens everything that can fail for an operator's reason (sockets, TUN device,
-//! segment, attach socket), starts the workers, and then only waits: for control planes, for signals,
-//! for a worker that ended. Workers never wait for it.
+//! segment, attach socket), starts the workers, and then only waits: for control planes, for
+//! signals, for a worker that ended. Workers never wait for it.
 
 #![forbid(unsafe_code)]
 #![allow(

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hyphae_uring::DriverKind;
 
@@ -22,6 +23,8 @@ pub struct Options {
     pub socket_dir: PathBuf,
     /// Receive buffers per worker, 64 KiB each, a power of two.
     pub receive_buffers: u16,
+    /// How long a port or device may still be held by this process's predecessor.
+    pub patience: Duration,
     /// Transmit buffers per worker, 64 KiB each.
     pub transmit_buffers: u16,
 }

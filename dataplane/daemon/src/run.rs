@@ -25,10 +25,8 @@ use crate::handover;
 use crate::options::Options;
 use crate::worker::{Worker, WorkerParts, clock};
 
-/// How long a port may still be in use at start.
-const PORT_PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is tried meanwhile.
-const PORT_RETRY: Duration = Duration::from_millis(10);
+/// How often a port or device that is in use is tried again.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Why a dataplane could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +120,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     // At most 64 (Cores).
     let workers = cores.len() as u16;
     let (kind, reason) = choose(options.driver)?;
-    let sockets = bind(options.listen, workers)?;
+    let sockets = bind(options.listen, workers, options.patience)?;
     let ports: Vec<u16> = sockets
         .iter()
         .map(|(_, report)| report.local.port())
@@ -245,7 +243,11 @@ fn choose(wanted: DriverKind) -> Result<(DriverKind, String), RunError> {
     Ok((kind, reason))
 }
 
-fn bind(listen: SocketAddr, workers: u16) -> Result<Vec<(OwnedFd, udp::SocketReport)>, RunError> {
+fn bind(
+    listen: SocketAddr,
+    workers: u16,
+    patience: Duration,
+) -> Result<Vec<(OwnedFd, udp::SocketReport)>, RunError> {
     let mut bound = Vec::new();
     for n in 0..workers {
         let mut address = listen;
@@ -257,19 +259,26 @@ fn bind(listen: SocketAddr, workers: u16) -> Result<Vec<(OwnedFd, udp::SocketRep
                 .ok_or(RunError::Ports(listen.port()))?;
             address.set_port(port);
         }
-        bound.push(bind_patiently(address)?);
+        let in_use = |error: &udp::BindError| matches!(error, udp::BindError::InUse { .. });
+        let bind = || udp::bind(address, udp::SocketOptions::default());
+        bound.push(patiently(patience, in_use, bind)?);
     }
     Ok(bound)
 }
 
-/// Binds, waiting a moment for a port that is in use: the kernel closes the sockets of a ring only
-/// some time after their process has ended, and the process may have been this one's predecessor.
-fn bind_patiently(address: SocketAddr) -> Result<(OwnedFd, udp::SocketReport), udp::BindError> {
-    let deadline = Instant::now() + PORT_PATIENCE;
+/// Tries until it works, fails for another reason than `in_use`, or patience ends: the kernel closes
+/// what a ring holds only some time after its process has ended, and that process may have been this
+/// one's predecessor.
+fn patiently<T, E>(
+    patience: Duration,
+    in_use: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let deadline = Instant::now() + patience;
     loop {
-        match udp::bind(address, udp::SocketOptions::default()) {
-            Err(udp::BindError::InUse { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(PORT_RETRY);
+        match attempt() {
+            Err(error) if in_use(&error) && Instant::now() < deadline => {
+                std::thread::sleep(RETRY);
             }
             result => return result,
         }

@@ -88,8 +88,8 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    /// A frame that another worker received. It is copied into a buffer of ours, because what becomes
-    /// of it may have to outlive this call.
+    /// A frame that another worker received. It is copied into a buffer of ours, because what
+    /// becomes of it may have to outlive this call.
     pub(crate) fn take_handover(&mut self, now: Nanos, taken: handover::Taken<'_>) {
         let (from, frame) = match &taken {
             handover::Taken::Raw { from, frame } => (*from, &**frame),
@@ -168,7 +168,8 @@ impl<D: Driver> Worker<D> {
             let (read, write) = self.driver.pair(packet.buffer, buffer);
             let read = &read[packet.offset as usize..(packet.offset + packet.len) as usize];
             let write = &mut write[offset as usize..];
-            // Made anew for every buffer: it borrows the packet from the driver that lends the space.
+            // Made anew for every buffer: it borrows the packet from the driver that lends the
+            // space.
             let Ok(mut splitter) = Splitter::new(&header, read, departure.mtu()) else {
                 return;
             };

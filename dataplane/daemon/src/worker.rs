@@ -1,8 +1,8 @@
 //! The loop of one worker: control records, hand-overs, driver events, flush, sleep.
 //!
-//! Everything here belongs to one thread. A turn takes bounded amounts from every source, so none of
-//! them can starve the others; buffers that a turn receives stay referenced until the turn ends, so
-//! trains and TUN writes may gather spans of them meanwhile.
+//! Everything here belongs to one thread. A turn takes bounded amounts from every source, so none
+//! of them can starve the others; buffers that a turn receives stay referenced until the turn
+//! ends, so trains and TUN writes may gather spans of them meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

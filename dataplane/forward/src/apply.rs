@@ -1,7 +1,7 @@
 //! Records of the control plane, applied between packets.
 //!
-//! Nothing in a record is trusted: numbers are bounded, codes are checked, and a receiver index that
-//! is in use is refused, so that no key ever meets its counter again.
+//! Nothing in a record is trusted: numbers are bounded, codes are checked, and a receiver index
+//! that is in use is refused, so that no key ever meets its counter again.
 
 use hyphae_shm::record::{
     FibRemove, FibReplace, LinkInstall, LocalInstall, PEERS_MAX, PeerInstall, Program, RETAIN_LINK,

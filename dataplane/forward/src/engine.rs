@@ -264,8 +264,8 @@ impl Engine {
         Ok(())
     }
 
-    /// A link lane sends from now on: it was installed so, or was standing by and the first authentic
-    /// frame has come on it, which only then is reported.
+    /// A link lane sends from now on: it was installed so, or was standing by and the first
+    /// authentic frame has come on it, which only then is reported.
     pub(crate) fn activate_link(&mut self, slot: usize) {
         let workers = usize::from(self.config.workers);
         let Some(link) = self.links.get_mut(slot) else {

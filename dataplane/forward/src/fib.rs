@@ -1,8 +1,8 @@
 //! The FIB: exact match on /64 first, longest prefix match for every other length.
 //!
-//! Nearly every entry is a node's /64, found by one probe of a hash table. Other prefixes sit in one
-//! table per length, longest first. An entry says whether to discard, or names up to 8 next hops with
-//! weights; a flow always takes the same one while the entry stands.
+//! Nearly every entry is a node's /64, found by one probe of a hash table. Other prefixes sit in
+//! one table per length, longest first. An entry says whether to discard, or names up to 8 next
+//! hops with weights; a flow always takes the same one while the entry stands.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! The forwarding engine of one worker: sessions, FIB, verdicts.
 //!
-//! No system calls, no clock, no locks; nothing allocates for a packet. A train comes in as bytes, is
-//! worked on in place in passes over up to [`TRAIN_MAX`] segments, and leaves as one [`Verdict`] per
-//! segment. The worker (dataplane/daemon) carries verdicts out.
+//! No system calls, no clock, no locks; nothing allocates for a packet. A train comes in as bytes,
+//! is worked on in place in passes over up to [`TRAIN_MAX`] segments, and leaves as one
+//! [`Verdict`] per segment. The worker (dataplane/daemon) carries verdicts out.
 //!
 //! The way of a packet, one step a file:
 //!

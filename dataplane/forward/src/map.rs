@@ -1,8 +1,8 @@
 //! A table from 64-bit keys to small values: open addressing, linear probing, keyed hash.
 //!
-//! The key of a /64 is its first 8 bytes, which strangers choose by choosing keys; the hash is seeded
-//! per process so that nobody can aim for one chain. Deletion shifts back, so there are no tombstones
-//! and a lookup ends at the first free slot.
+//! The key of a /64 is its first 8 bytes, which strangers choose by choosing keys; the hash is
+//! seeded per process so that nobody can aim for one chain. Deletion shifts back, so there are no
+//! tombstones and a lookup ends at the first free slot.
 
 use ahash::RandomState;
 

@@ -1,8 +1,8 @@
 //! Packets of the host that wait for an end-to-end session.
 //!
-//! Bounded per destination and overall, in packets and bytes; what does not fit, and what waited too
-//! long, is dropped and counted. Copies are made here, off the fast path: a destination waits once
-//! per session, not once per packet.
+//! Bounded per destination and overall, in packets and bytes; what does not fit, and what waited
+//! too long, is dropped and counted. Copies are made here, off the fast path: a destination waits
+//! once per session, not once per packet.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -26,8 +26,8 @@ enum Step {
 }
 
 impl Engine {
-    /// Works through a train of `segment`-byte frames (the last may be shorter) from `from`, in place.
-    /// Appends one verdict per segment to `verdicts`.
+    /// Works through a train of `segment`-byte frames (the last may be shorter) from `from`, in
+    /// place. Appends one verdict per segment to `verdicts`.
     pub fn receive(
         &mut self,
         now: Nanos,

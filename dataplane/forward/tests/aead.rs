@@ -1,5 +1,5 @@
-//! Covers the AEADs of the packet path against the pure Rust implementations, and that any change to
-//! what was sealed is noticed.
+//! Covers the AEADs of the packet path against the pure Rust implementations, and that any change
+//! to what was sealed is noticed.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Covers the promise that nothing allocates for a packet: trains of transit frames and of packets of
-//! the host, after the first few.
+//! Covers the promise that nothing allocates for a packet: trains of transit frames and of packets
+//! of the host, after the first few.
 
 mod common;
 

@@ -1,5 +1,6 @@
-//! Covers everything that is refused: each drop reason by a named case that moves its counter by one
-//! and no other, every flipped bit, every length, replays, wrong keys, expired lanes, random bytes.
+//! Covers everything that is refused: each drop reason by a named case that moves its counter by
+//! one and no other, every flipped bit, every length, replays, wrong keys, expired lanes, random
+//! bytes.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Covers packets that arrive: from a host over a relay to a host, in both suites, directions and all
-//! train lengths; probes; packets of the control plane; equal-cost routes; traffic per peer.
+//! Covers packets that arrive: from a host over a relay to a host, in both suites, directions and
+//! all train lengths; probes; packets of the control plane; equal-cost routes; traffic per peer.
 
 #![allow(
     clippy::unwrap_used,

@@ -6,7 +6,7 @@
 //!
 //! | operation | how | armed again |
 //! |---|---|---|
-//! | receive | `recvmsg` multishot into the buffer ring | when the kernel ends it (`MORE` clear), once a buffer is there |
+//! | receive | `recvmsg` multishot into the buffer ring | when the kernel ends it, once a buffer is there |
 //! | doorbell | poll multishot | when the kernel ends it |
 //! | TUN read | one poll, then batches of one-shot reads until `EAGAIN` | after `EAGAIN` |
 //! | send, TUN write | one-shot, never waiting | - |

@@ -17,7 +17,7 @@ use hyphae_controlplane::state;
 use nix::sys::signal::Signal;
 
 pub(crate) use output::{document, line, table};
-pub(crate) use plane::{SUPERVISED, end_with_parent};
+pub(crate) use plane::{RESTARTED, SUPERVISED, end_with_parent};
 pub use up::NodeArgs;
 
 /// An encrypted IPv6 overlay router.
@@ -94,7 +94,8 @@ enum Command {
 /// Which running node.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NodeRef {
-    /// Directory of the node's sockets [default: /run/hyphae as root, else $XDG_RUNTIME_DIR/hyphae].
+    /// Directory of the node's sockets [default: /run/hyphae as root, else
+    /// $XDG_RUNTIME_DIR/hyphae].
     #[arg(long, value_name = "DIR")]
     socket_dir: Option<PathBuf>,
     /// State directory of the node [default: /var/lib/hyphae as root, else $XDG_STATE_HOME/hyphae].

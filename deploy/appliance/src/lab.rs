@@ -1,6 +1,6 @@
 //! `hyphae lab`: a client, a relay and a server, real nodes in namespaces of their own, measured
-//! through the relay. Everything it makes goes with it, however it ends: namespaces are anonymous and
-//! held by threads of this process, node processes carry a parent-death signal, state is in a
+//! through the relay. Everything it makes goes with it, however it ends: namespaces are anonymous
+//! and held by threads of this process, node processes carry a parent-death signal, state is in a
 //! temporary directory.
 
 mod measure;
@@ -70,8 +70,9 @@ pub(crate) fn run(args: &LabArgs, json: bool) -> anyhow::Result<()> {
     report::show(&results, json)
 }
 
-/// Waits for a signal on a thread of its own. The nodes end with this process (parent-death signal),
-/// and with them namespaces and devices; only the temporary directory has to be removed by hand.
+/// Waits for a signal on a thread of its own. The nodes end with this process (parent-death
+/// signal), and with them namespaces and devices; only the temporary directory has to be removed
+/// by hand.
 fn clean_up_when_interrupted() -> anyhow::Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);

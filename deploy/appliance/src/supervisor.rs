@@ -1,7 +1,7 @@
 //! `hyphae up`: starts both planes, keeps them running, stops them.
 //!
-//! A plane that dies is started again, at most [`RESTARTS_MAX`] times in [`RESTARTS_WINDOW`]; one that
-//! cannot even start ends the node, because its error says what the operator has to do. If the
+//! A plane that dies is started again, at most [`RESTARTS_MAX`] times in [`RESTARTS_WINDOW`]; one
+//! that cannot even start ends the node, because its error says what the operator has to do. If the
 //! supervisor itself is killed, the kernel kills both planes (parent-death signal).
 
 use std::collections::VecDeque;
@@ -132,7 +132,11 @@ impl Plane {
 
     fn spawn(&mut self) -> anyhow::Result<()> {
         let program = PathBuf::from("/proc/self/exe");
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        if !self.restarts.0.is_empty() {
+            command.env(cli::RESTARTED, "1");
+        }
+        let child = command
             .args(&self.line)
             .env(cli::SUPERVISED, std::process::id().to_string())
             .stdin(std::process::Stdio::null())

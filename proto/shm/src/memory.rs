@@ -164,7 +164,8 @@ impl RingMemory {
         self.two_parts(at, len, |place, _, len| {
             // SAFETY: `place` is valid for `len` bytes (two_parts); the caller owns this part of the
             // data: a consumer what it has not released (Consumer::pop), a producer the free room
-            // (Producer::wipe_free), either of them all when alone (reset). Volatile is not needed: the release store of an index that
+            // (Producer::wipe_free), either of them all when alone (reset). Volatile is not
+            // needed: the release store of an index that
             // follows makes these stores visible to the other end, so they cannot be left out.
             unsafe { place.write_bytes(0, len) }
         });

@@ -1,5 +1,5 @@
-//! Covers: start-up failures of the real binary and what it says about them; peers and routes at run
-//! time and after a restart; exit codes and `--json`. Runs as an ordinary user too.
+//! Covers: start-up failures of the real binary and what it says about them; peers and routes at
+//! run time and after a restart; exit codes and `--json`. Runs as an ordinary user too.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 

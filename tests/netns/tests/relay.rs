@@ -1,6 +1,7 @@
 //! Covers: two hosts that reach each other only through a relay, with TUN devices, in namespaces:
-//! ICMPv6, UDP and TCP, full-size packets, renewal of keys, both drivers, both suites, several workers,
-//! death of either plane, garbage at the port, idleness, clean stop. The command line is tested in
+//! ICMPv6, UDP and TCP, full-size packets, renewal of keys, both drivers, both suites, several
+//! workers, death of either plane, garbage at the port, idleness, clean stop. The command line is
+//! tested in
 //! `cli.rs`.
 
 #![allow(

@@ -1,5 +1,5 @@
-//! Covers: file and line lengths, where `unsafe` may be, manifests, the documentation's claims about
-//! files, words that do not belong here. Lints cover the code itself.
+//! Covers: file and line lengths, where `unsafe` may be, manifests, the documentation's claims
+//! about files, words that do not belong here. Lints cover the code itself.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,9 @@ use std::process::Command;
 
 const LINES_MAX: usize = 800;
 const MAIN_LINES_MAX: usize = 60;
-const COLUMNS_MAX: usize = 100;
+/// Comments are wrapped by hand; code is rustfmt's, which leaves macros and long strings alone.
+const COMMENT_COLUMNS_MAX: usize = 120;
+const COLUMNS_MAX: usize = 140;
 const UNSAFE_ROOMS: [&str; 2] = ["proto/shm/", "dataplane/uring/"];
 const TOP_LEVEL: [&str; 12] = [
     "Cargo.toml",
@@ -77,12 +79,17 @@ fn files_and_lines_are_short() {
                 text.lines().count()
             ));
         }
-        let long = text
-            .lines()
-            .enumerate()
-            .filter(|(_, line)| line.chars().count() > COLUMNS_MAX);
-        offenders
-            .extend(long.map(|(n, _)| format!("{file}:{}: over {COLUMNS_MAX} columns", n + 1)));
+        for (n, line) in text.lines().enumerate() {
+            let comment = line.trim_start().starts_with("//");
+            let most = if comment {
+                COMMENT_COLUMNS_MAX
+            } else {
+                COLUMNS_MAX
+            };
+            if line.chars().count() > most {
+                offenders.push(format!("{file}:{}: over {most} columns", n + 1));
+            }
+        }
     }
     assert_none(offenders, "files and lines have limits");
 }

@@ -1,5 +1,5 @@
-//! A seeded network of nodes: each an engine and its workers. It loses, repeats, delays and so reorders
-//! frames, and checks after every step that ends which are connected can hear each other.
+//! A seeded network of nodes: each an engine and its workers. It loses, repeats, delays and so
+//! reorders frames, and checks after every step that ends which are connected can hear each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};

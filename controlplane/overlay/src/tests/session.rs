@@ -1,4 +1,5 @@
-//! End-to-end sessions through a relay: on demand, renewal under traffic, glare, loss of one end, pings.
+//! End-to-end sessions through a relay: on demand, renewal under traffic, glare, loss of one end,
+//! pings.
 
 use std::time::Duration;
 

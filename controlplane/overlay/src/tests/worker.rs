@@ -1,5 +1,5 @@
-//! A worker as the engine sees it: it executes program records, keeps lanes, decides which one sends,
-//! answers probes and punts the rest.
+//! A worker as the engine sees it: it executes program records, keeps lanes, decides which one
+//! sends, answers probes and punts the rest.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! Merges packets for the host into super-packets: one TUN write instead of up to 64.
 //!
 //! Packets of a turn are pushed as places in driver buffers; groups of consecutive segments of a
-//! flow grow until they cannot, and are then written as parts: the first packet whole, of the others
-//! the payload. No byte moves; only the first packet's headers are patched, in its buffer.
+//! flow grow until they cannot, and are then written as parts: the first packet whole, of the
+//! others the payload. No byte moves; only the first packet's headers are patched, in its buffer.
 //!
 //! Invariants: packets of a flow are written in the order in which they were pushed. A packet that
 //! does not join its flow's open group writes that group first; one without ports (a fragment, say)

@@ -70,8 +70,8 @@ struct Headers {
 }
 
 impl Candidate {
-    /// A TCP segment with data and no flags but ACK, PSH and FIN, or a UDP datagram with data; either
-    /// without extension headers. `None` for anything else.
+    /// A TCP segment with data and no flags but ACK, PSH and FIN, or a UDP datagram with data;
+    /// either without extension headers. `None` for anything else.
     pub(super) fn parse(ipv6: &Ipv6Header, packet: &[u8]) -> Option<Self> {
         let flow = Flow::of(ipv6, packet)?;
         let transport = &packet[IPV6_HEADER_LEN..];

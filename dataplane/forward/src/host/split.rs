@@ -50,7 +50,8 @@ enum Cut {
 enum Checksum {
     /// Complete already, or none.
     Left,
-    /// To be completed by the receiver. Of a super-packet: the pseudo-header sum without its length.
+    /// To be completed by the receiver. Of a super-packet: the pseudo-header sum without its
+    /// length.
     Partial { sum: u16 },
     /// To be completed here.
     Complete { sum: u16, start: usize, at: usize },

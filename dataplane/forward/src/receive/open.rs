@@ -16,8 +16,8 @@ use crate::session::Role;
 use crate::verdict::Verdict;
 
 impl Engine {
-    /// Opens the link part of a frame. Returns the slot of its lane for a transit frame, or what is to
-    /// become of anything else.
+    /// Opens the link part of a frame. Returns the slot of its lane for a transit frame, or what
+    /// is to become of anything else.
     pub(super) fn open_frame(
         &mut self,
         now: Nanos,

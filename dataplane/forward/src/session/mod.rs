@@ -1,8 +1,8 @@
 //! Lanes of links and of end-to-end sessions: keys, counters, replay windows, limits.
 //!
-//! A lane belongs to one worker, which alone counts its packets: no counter is ever used twice and no
-//! window is raced. A lane is found by its receiver index; the salt in the index tells the present
-//! holder of a slot from the previous one.
+//! A lane belongs to one worker, which alone counts its packets: no counter is ever used twice and
+//! no window is raced. A lane is found by its receiver index; the salt in the index tells the
+//! present holder of a slot from the previous one.
 
 mod lane_set;
 mod replay;

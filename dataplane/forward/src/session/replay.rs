@@ -29,8 +29,8 @@ impl Replay {
         self.next - counter <= WINDOW && self.bits[word] & bit == 0
     }
 
-    /// Notes a counter whose frame was authentic and which was fresh. True when it is the highest so
-    /// far.
+    /// Notes a counter whose frame was authentic and which was fresh. True when it is the highest
+    /// so far.
     pub(crate) fn note(&mut self, counter: u64) -> bool {
         let newest = counter >= self.next;
         if newest {

@@ -1,5 +1,7 @@
 //! The two planes as processes of their own.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use hyphae_controlplane::config::Config;
 
@@ -7,6 +9,8 @@ use super::NodeArgs;
 
 /// Set by the supervisor: the plane is to end with it.
 pub(crate) const SUPERVISED: &str = "HYPHAE_SUPERVISED";
+/// Set by the supervisor: the plane replaces one that has ended just now.
+pub(crate) const RESTARTED: &str = "HYPHAE_RESTARTED";
 
 pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
     let config = start(args)?;
@@ -17,6 +21,10 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
         tun: config.tun,
         driver: config.driver.parse().context("--driver")?,
         socket_dir: sockets,
+        patience: match std::env::var_os(RESTARTED) {
+            Some(_) => Duration::from_secs(10),
+            None => Duration::from_millis(500),
+        },
         receive_buffers: 32,
         transmit_buffers: 32,
     };

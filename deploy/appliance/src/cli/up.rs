@@ -38,7 +38,8 @@ pub struct NodeArgs {
     /// Do not carry this host's own traffic.
     #[arg(long)]
     pub no_tun: bool,
-    /// One worker per core: 'auto', a list such as 1-3,6, or 'any:N' for N unpinned [default: auto].
+    /// One worker per core: 'auto', a list such as 1-3,6, or 'any:N' for N unpinned [default:
+    /// auto].
     #[arg(long, value_name = "LIST")]
     pub cores: Option<String>,
     /// Prometheus metrics over HTTP, or 'off' [default: 127.0.0.1:9469].

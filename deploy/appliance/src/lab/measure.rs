@@ -242,8 +242,8 @@ fn control_plane_kill(lab: &Lab, time: Duration) -> anyhow::Result<ControlPlaneK
     })
 }
 
-/// Handshakes that client and server have finished with the relay: the relay's own count starts over
-/// with its control plane, theirs does not.
+/// Handshakes that client and server have finished with the relay: the relay's own count starts
+/// over with its control plane, theirs does not.
 fn handshakes(lab: &Lab) -> anyhow::Result<u64> {
     let mut sum = 0;
     for node in [&lab.client, &lab.server] {

@@ -77,8 +77,8 @@ const RELAY_TO_SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 2);
 
 impl Lab {
-    /// Three namespaces in a row, the relay in the middle, a TUN device in each. The addresses are of
-    /// the range reserved for benchmarks (RFC 2544).
+    /// Three namespaces in a row, the relay in the middle, a TUN device in each. The addresses are
+    /// of the range reserved for benchmarks (RFC 2544).
     ///
     /// # Errors
     /// Without root, or when a node does not start.

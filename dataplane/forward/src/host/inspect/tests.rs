@@ -121,7 +121,8 @@ fn extension_headers_without_end_are_not_followed_for_ever() {
     assert_eq!(behind(9), hashes[0]);
 }
 
-/// Flows that differ in few bits spread evenly over any number of next hops, by any bits of the hash.
+/// Flows that differ in few bits spread evenly over any number of next hops, by any bits of the
+/// hash.
 #[test]
 fn similar_flows_spread_over_next_hops() {
     let similar: [fn(u16) -> Spec; 3] = [
