@@ -197,7 +197,8 @@ impl<D: Driver> Worker<D> {
             self.take_handover(now, taken)
         });
         self.control.scratch = scratch;
-        // Nothing is handed on twice, so nothing was pushed meanwhile.
+        // A frame that would have to be handed on a second time is lost and counted: that takes a
+        // peer that sends to another worker's port than it was told.
         self.handover = handover;
         any
     }

@@ -1,5 +1,6 @@
 //! The two planes as processes of their own.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -48,6 +49,7 @@ fn start(args: &NodeArgs) -> anyhow::Result<Config> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)
         .with_context(|| format!("--log-level '{}'", config.log_level))?;
     tracing_subscriber::fmt()
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
