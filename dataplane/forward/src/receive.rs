@@ -5,7 +5,8 @@ mod local;
 mod open;
 mod route;
 
-use hyphae_shm::stats::Counter;
+use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::{Endpoint, Nanos};
 
 use crate::TRAIN_MAX;
@@ -84,7 +85,11 @@ impl Engine {
 
     /// A frame whose link part another worker has opened; its end-to-end session is ours.
     pub fn receive_opened(&mut self, now: Nanos, peer: u32, frame: &mut [u8]) -> Verdict {
-        let verdict = self.receive_local(now, peer, frame);
+        let verdict = if frame.len() < OVERHEAD {
+            Verdict::Drop(DropReason::FrameTooShort)
+        } else {
+            self.receive_local(now, peer, frame)
+        };
         self.count(&verdict);
         verdict
     }
