@@ -69,7 +69,7 @@ pub(crate) struct ControlPlaneKill {
     /// Probe packets that were on their way while the control plane was dead.
     pub(crate) packets_sent: u64,
     pub(crate) packets_lost: u64,
-    pub(crate) longest_gap_millis: f64,
+    pub(crate) longest_gap_millis: Option<f64>,
     /// TCP through the relay meanwhile, and the worst 100 ms of it.
     pub(crate) tcp_gbit_per_second: Option<f64>,
     pub(crate) tcp_worst_100ms_gbit_per_second: Option<f64>,
@@ -101,7 +101,7 @@ pub(crate) fn all(lab: &Lab, budget: Duration, progress: &mut Progress) -> anyho
         control_plane_kill: ControlPlaneKill {
             packets_sent: 0,
             packets_lost: 0,
-            longest_gap_millis: 0.0,
+            longest_gap_millis: None,
             tcp_gbit_per_second: None,
             tcp_worst_100ms_gbit_per_second: None,
             reattached_after_millis: 0.0,
@@ -234,7 +234,7 @@ fn control_plane_kill(lab: &Lab, time: Duration) -> anyhow::Result<ControlPlaneK
     Ok(ControlPlaneKill {
         packets_sent: paced.sent,
         packets_lost: paced.sent.saturating_sub(paced.received),
-        longest_gap_millis: paced.longest_gap.as_secs_f64() * 1e3,
+        longest_gap_millis: paced.longest_gap.map(|gap| gap.as_secs_f64() * 1e3),
         tcp_gbit_per_second: transfer.as_ref().map(|result| result.mean),
         tcp_worst_100ms_gbit_per_second: transfer.as_ref().map(|result| result.worst),
         reattached_after_millis: reattached.as_secs_f64() * 1e3,

@@ -108,6 +108,8 @@ pub(crate) fn show(results: &Results, json: bool) -> anyhow::Result<()> {
         );
     }
     let kill = &results.control_plane_kill;
+    let gap = kill.longest_gap_millis;
+    let gap = gap.map_or_else(String::new, |gap| format!("longest gap {gap:.1} ms, "));
     row(
         "control plane killed".into(),
         format!(
@@ -115,8 +117,8 @@ pub(crate) fn show(results: &Results, json: bool) -> anyhow::Result<()> {
             kill.packets_lost, kill.packets_sent
         ),
         format!(
-            "back after {:.0} ms, longest gap {:.1} ms, {} handshakes",
-            kill.reattached_after_millis, kill.longest_gap_millis, kill.handshakes_caused
+            "back after {:.0} ms, {gap}{} handshakes",
+            kill.reattached_after_millis, kill.handshakes_caused
         ),
     );
     if let (Some(mean), Some(worst)) = (

@@ -284,7 +284,8 @@ pub(super) struct Paced {
 pub(super) struct PacedResult {
     pub(super) sent: u64,
     pub(super) received: u64,
-    pub(super) longest_gap: Duration,
+    /// Not known for probes, which are answered one after the other.
+    pub(super) longest_gap: Option<Duration>,
 }
 
 impl Paced {
@@ -363,10 +364,12 @@ impl Paced {
         let panicked = |_| anyhow!("a thread of the paced stream has panicked");
         let sent = self.sender.join().map_err(panicked)?;
         let (received, longest_gap) = match self.receiver {
-            Some(receiver) => receiver
-                .join()
-                .map_err(|_| anyhow!("the receiver has panicked"))?,
-            None => (self.answered.load(Ordering::Relaxed), Duration::ZERO),
+            Some(receiver) => {
+                let panicked = |_| anyhow!("the receiver has panicked");
+                let (received, gap) = receiver.join().map_err(panicked)?;
+                (received, Some(gap))
+            }
+            None => (self.answered.load(Ordering::Relaxed), None),
         };
         Ok(PacedResult {
             sent,
