@@ -131,7 +131,10 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     let tun = options
         .tun
         .as_deref()
-        .map(|name| tun::open(name, workers))
+        .map(|name| {
+            let in_use = |error: &tun::TunError| matches!(error, tun::TunError::Busy { .. });
+            patiently(options.patience, in_use, || tun::open(name, workers))
+        })
         .transpose()?;
 
     let (segment, memory) = Segment::create(Layout::new(workers))?;

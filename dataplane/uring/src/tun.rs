@@ -7,8 +7,6 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::thread;
-use std::time::Duration;
 
 use crate::driver::TUN_HEADER_LEN;
 
@@ -21,10 +19,6 @@ const QUEUES_MAX: u16 = 256;
 /// Bits of `TUNSETOFFLOAD`; the last two are younger (6.2) than the others.
 const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 const OFFLOADS_UDP: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-/// How often and how long a device that a just ended process had is waited for: the kernel takes
-/// a moment to let go of descriptors that were registered with io_uring.
-const BUSY_TRIES: u32 = 20;
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// An open device.
 #[derive(Debug)]
@@ -153,31 +147,18 @@ fn clone_device() -> Result<OwnedFd, TunError> {
 
 /// Makes `fd` a queue of `name`; returns the interface's name.
 fn attach(fd: &OwnedFd, name: &str, first: bool) -> Result<String, TunError> {
-    for attempt in 1.. {
-        match set_interface(fd, name, first) {
-            Ok(name) => return Ok(name),
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                if attempt == BUSY_TRIES {
-                    break;
-                }
-                thread::sleep(BUSY_PAUSE);
-            }
-            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(TunError::NotPermitted {
-                    name: name.into(),
-                    source,
-                });
-            }
-            Err(source) => {
-                return Err(TunError::Other {
-                    name: name.into(),
-                    call: "TUNSETIFF",
-                    source,
-                });
-            }
-        }
-    }
-    Err(TunError::Busy { name: name.into() })
+    set_interface(fd, name, first).map_err(|source| match source.kind() {
+        io::ErrorKind::ResourceBusy => TunError::Busy { name: name.into() },
+        io::ErrorKind::PermissionDenied => TunError::NotPermitted {
+            name: name.into(),
+            source,
+        },
+        _ => TunError::Other {
+            name: name.into(),
+            call: "TUNSETIFF",
+            source,
+        },
+    })
 }
 
 fn control(name: &str, call: &'static str, result: io::Result<()>) -> Result<(), TunError> {

@@ -238,9 +238,12 @@ fn ready(
             return Ok(None);
         }
         for plane in planes.iter_mut() {
-            if let Some(status) = plane.ended()? {
+            match plane.ended()? {
+                None => {}
+                // Killed, not ended by itself: nothing that the operator has to put right.
+                Some(status) if status.code().is_none() => plane.restart(status)?,
                 // Its own message says why.
-                bail!("the {} could not start ({status})", plane.name);
+                Some(status) => bail!("the {} could not start ({status})", plane.name),
             }
         }
         let status = client.call::<Status>("node.status", json!({}));

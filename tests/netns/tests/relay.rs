@@ -340,10 +340,19 @@ fn a_dataplane_that_dies_is_replaced_and_traffic_comes_back() {
     let lab = lab(&Spec::default());
     let pid = lab.client.status().unwrap().dataplane.unwrap().pid;
     lab.client.kill(pid).unwrap();
-    eventually("a new dataplane is there", CONNECT, || {
-        let plane = lab.client.status().ok().and_then(|status| status.dataplane);
-        plane.is_some_and(|plane| plane.pid != pid)
-    });
+    let deadline = Instant::now() + CONNECT;
+    let replaced = || {
+        let plane = lab.client.status().ok()?.dataplane?;
+        (plane.pid != pid).then_some(())
+    };
+    while replaced().is_none() {
+        assert!(
+            Instant::now() < deadline,
+            "a new dataplane is there in time; the log: {}",
+            lab.client.log()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
     lab.wait_until_connected(CONNECT).unwrap();
     both_ways(&lab);
 }

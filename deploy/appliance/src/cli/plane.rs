@@ -24,7 +24,7 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
         socket_dir: sockets,
         patience: match std::env::var_os(RESTARTED) {
             Some(_) => Duration::from_secs(10),
-            None => Duration::from_millis(500),
+            None => Duration::from_secs(3),
         },
         receive_buffers: 32,
         transmit_buffers: 32,
