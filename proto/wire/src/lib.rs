@@ -13,6 +13,7 @@ pub mod frame;
 pub mod handshake;
 pub mod identity;
 pub mod index;
+pub mod signature;
 pub mod suite;
 pub mod time;
 
@@ -21,6 +22,7 @@ pub use endpoint::Endpoint;
 pub use frame::{FrameKind, LinkHeader, RoutingHeader, Service, SessionHeader};
 pub use identity::{PublicKey, SecretKey};
 pub use index::{Lane, SessionIndex, WorkerId};
+pub use signature::{Signature, SignatureError};
 pub use suite::{Suite, SuiteSet};
 pub use time::Nanos;
 

@@ -4,6 +4,7 @@
 
 mod frame;
 mod handshake;
+mod signature;
 mod text;
 
 use proptest::test_runner::{Config, RngAlgorithm};
