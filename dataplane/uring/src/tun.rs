@@ -147,17 +147,16 @@ fn clone_device() -> Result<OwnedFd, TunError> {
 
 /// Makes `fd` a queue of `name`; returns the interface's name.
 fn attach(fd: &OwnedFd, name: &str, first: bool) -> Result<String, TunError> {
-    set_interface(fd, name, first).map_err(|source| match source.kind() {
-        io::ErrorKind::ResourceBusy => TunError::Busy { name: name.into() },
-        io::ErrorKind::PermissionDenied => TunError::NotPermitted {
-            name: name.into(),
-            source,
-        },
-        _ => TunError::Other {
-            name: name.into(),
-            call: "TUNSETIFF",
-            source,
-        },
+    set_interface(fd, name, first).map_err(|source| {
+        let name = name.into();
+        if source.kind() == io::ErrorKind::ResourceBusy {
+            TunError::Busy { name }
+        } else if source.kind() == io::ErrorKind::PermissionDenied {
+            TunError::NotPermitted { name, source }
+        } else {
+            let call = "TUNSETIFF";
+            TunError::Other { name, call, source }
+        }
     })
 }
 
