@@ -24,7 +24,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
 
 use crate::frame::{FrameKind, LINK_HEADER_LEN, LinkHeader};
 use crate::index::{LANES_MAX, WORKERS_MAX};
-use crate::{SessionIndex, SuiteSet};
+use crate::{NetworkId, SessionIndex, SuiteSet};
 
 /// Version of handshake and frames; a node refuses every other.
 pub const VERSION: u8 = 1;
@@ -34,6 +34,8 @@ pub const INIT_LEN: usize = 1200;
 pub const NOISE_MAX: usize = INIT_LEN - LINK_HEADER_LEN - size_of::<HandshakeHeader>();
 /// The Noise protocol of both handshakes.
 pub const NOISE_PATTERN: &str = "Noise_XX_25519_ChaChaPoly_BLAKE2s";
+/// The same within a private network: its key goes into the third message.
+pub const NOISE_PATTERN_PRIVATE: &str = "Noise_XXpsk3_25519_ChaChaPoly_BLAKE2s";
 
 /// Which of the three messages this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,8 +92,9 @@ pub struct HandshakeHeader {
     pub sender: U32,
     /// The other side's `sender`; 0 in the first message.
     pub receiver: U32,
-    /// Zero.
-    pub reserved: U32,
+    /// Number of the sender's network ([`NetworkId`]). It only explains refusals: what keeps others
+    /// out is the network's key in the transcript.
+    pub network: U32,
     /// Proof of address under load, else zero.
     pub cookie: [u8; 16],
 }
@@ -167,11 +170,25 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Writes handshake header and Noise message.
+/// Writes handshake header and Noise message, in the public network.
 ///
 /// # Panics
 /// When `noise` is longer than [`NOISE_MAX`].
 pub fn encode(step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+    encode_in(NetworkId::PUBLIC, step, sender, receiver, noise)
+}
+
+/// Writes handshake header and Noise message.
+///
+/// # Panics
+/// When `noise` is longer than [`NOISE_MAX`].
+pub fn encode_in(
+    network: NetworkId,
+    step: Step,
+    sender: u32,
+    receiver: u32,
+    noise: &[u8],
+) -> Vec<u8> {
     assert!(
         noise.len() <= NOISE_MAX,
         "a Noise message of this protocol fits the first frame"
@@ -182,19 +199,34 @@ pub fn encode(step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
         noise_len: U16::new(u16::try_from(noise.len()).unwrap_or(u16::MAX)),
         sender: U32::new(sender),
         receiver: U32::new(receiver),
-        reserved: U32::ZERO,
+        network: U32::new(network.0),
         cookie: [0; 16],
     };
     [header.as_bytes(), noise].concat()
+}
+
+/// Writes a whole link frame, the first message padded, in the public network.
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_frame(step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+    encode_frame_in(NetworkId::PUBLIC, step, sender, receiver, noise)
 }
 
 /// Writes a whole link frame, the first message padded.
 ///
 /// # Panics
 /// As [`encode`].
-pub fn encode_frame(step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+pub fn encode_frame_in(
+    network: NetworkId,
+    step: Step,
+    sender: u32,
+    receiver: u32,
+    noise: &[u8],
+) -> Vec<u8> {
     let link = LinkHeader::new(step.frame_kind(), 0, 0);
-    let mut frame = [link.as_bytes(), &encode(step, sender, receiver, noise)].concat();
+    let message = encode_in(network, step, sender, receiver, noise);
+    let mut frame = [link.as_bytes(), &message].concat();
     if step == Step::Init {
         frame.resize(INIT_LEN, 0);
     }

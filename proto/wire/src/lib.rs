@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod beacon;
 pub mod control;
 pub mod endpoint;
 pub mod frame;
 pub mod handshake;
 pub mod identity;
 pub mod index;
+pub mod network;
 pub mod signature;
 pub mod suite;
 pub mod time;
@@ -22,6 +24,7 @@ pub use endpoint::Endpoint;
 pub use frame::{FrameKind, LinkHeader, RoutingHeader, Service, SessionHeader};
 pub use identity::{PublicKey, SecretKey};
 pub use index::{Lane, SessionIndex, WorkerId};
+pub use network::{Network, NetworkId};
 pub use signature::{Signature, SignatureError};
 pub use suite::{Suite, SuiteSet};
 pub use time::Nanos;

@@ -135,7 +135,7 @@ proptest! {
             prop_assert_eq!(message.noise, &noise[..]);
             let header = message.header;
             prop_assert_eq!((header.sender.get(), header.receiver.get()), (sender, receiver));
-            prop_assert_eq!((header.reserved.get(), header.cookie), (0, [0; 16]));
+            prop_assert_eq!((header.network.get(), header.cookie), (0, [0; 16]));
         }
         prop_assert_eq!(FrameKind::from_code(frame[0]), Some(step.frame_kind()));
         let padding = &frame[LINK_HEADER_LEN + bare.len()..];
