@@ -1,6 +1,8 @@
-//! A blocking client over the Unix socket: one HTTP/1.1 request per call.
+//! A blocking client over the Unix socket or HTTP: one HTTP/1.1 request per call. The functions per
+//! method are made by the method table.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,44 +11,45 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::message::{Error, Request, Response};
+use crate::message::{Error, Response};
+use crate::table::request;
 
-/// Largest response taken.
-const RESPONSE_MAX: u64 = 64 << 20;
+/// Largest response taken: a message of 64 MiB in base64, and what surrounds it.
+const RESPONSE_MAX: u64 = 96 << 20;
 
 /// A call did not come back with a result.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
     #[error(
-        "no node answers at {path}: is `hyphae up` running? If it uses another directory, name it \
+        "no node answers at {place}: is `hyphae up` running? If it uses another directory, name it \
          with --socket-dir ({source})"
     )]
     Absent {
         /// The socket.
-        path: PathBuf,
+        place: String,
         /// How.
         source: io::Error,
     },
     /// Not ours to use.
-    #[error("{path}: permission denied; run as the user that the node runs as, or as root")]
+    #[error("{place}: permission denied; run as the user that the node runs as, or as root")]
     Denied {
         /// The socket.
-        path: PathBuf,
+        place: String,
     },
     /// The connection failed.
-    #[error("{path}: {source}")]
+    #[error("{place}: {source}")]
     Io {
         /// The socket.
-        path: PathBuf,
+        place: String,
         /// How.
         source: io::Error,
     },
     /// The other side does not speak JSON-RPC.
-    #[error("{path}: not a Hyphae node: {what}")]
+    #[error("{place}: not a Hyphae node: {what}")]
     Protocol {
         /// The socket.
-        path: PathBuf,
+        place: String,
         /// What was wrong.
         what: String,
     },
@@ -55,10 +58,17 @@ pub enum ClientError {
     Call(#[from] Error),
 }
 
+#[derive(Clone, Debug)]
+enum Place {
+    Unix(PathBuf),
+    /// HOST:PORT
+    Http(String),
+}
+
 /// A client of one node.
 #[derive(Clone, Debug)]
 pub struct Client {
-    path: PathBuf,
+    place: Place,
     timeout: Duration,
 }
 
@@ -66,17 +76,25 @@ impl Client {
     /// A client of the node whose `rpc.sock` is at `path`.
     pub fn new(path: impl AsRef<Path>) -> Self {
         Self {
-            path: path.as_ref().to_owned(),
+            place: Place::Unix(path.as_ref().to_owned()),
             timeout: Duration::from_secs(70),
         }
     }
 
-    /// Gives up waiting for a response after `timeout`.
+    /// A client of the node that serves JSON-RPC over HTTP at `address`, such as `127.0.0.1:8990`.
+    pub fn http(address: impl Into<String>) -> Self {
+        Self {
+            place: Place::Http(address.into()),
+            timeout: Duration::from_secs(70),
+        }
+    }
+
+    /// Gives up waiting for a response after `timeout`, and the time that the call itself may wait.
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// Calls a method.
+    /// Calls a method by name. The functions named after the methods do this with their types.
     ///
     /// # Errors
     /// When there is no node, or it refuses.
@@ -85,19 +103,11 @@ impl Client {
         method: &str,
         params: impl Serialize,
     ) -> Result<R, ClientError> {
-        let protocol = |what: String| ClientError::Protocol {
-            path: self.path.clone(),
-            what,
-        };
+        let protocol = |what: String| self.protocol(what);
         let params = serde_json::to_value(params).map_err(|e| protocol(e.to_string()))?;
-        let request = Request {
-            jsonrpc: "2.0".to_owned(),
-            method: method.to_owned(),
-            params,
-            id: Some(Value::from(1)),
-        };
-        let body = serde_json::to_vec(&request).map_err(|e| protocol(e.to_string()))?;
-        let body = self.post(&body)?;
+        let timeout = self.timeout.saturating_add(asked_to_wait(&params));
+        let body = serde_json::to_vec(&request(method, params));
+        let body = self.post(&body.map_err(|e| protocol(e.to_string()))?, timeout)?;
         let response: Response =
             serde_json::from_slice(&body).map_err(|e| protocol(e.to_string()))?;
         if let Some(error) = response.error {
@@ -107,47 +117,57 @@ impl Client {
             .map_err(|e| protocol(e.to_string()))
     }
 
-    fn post(&self, body: &[u8]) -> Result<Vec<u8>, ClientError> {
-        let fail = |source: io::Error| {
-            let (path, kind) = (self.path.clone(), source.kind());
-            if kind == io::ErrorKind::PermissionDenied {
-                ClientError::Denied { path }
-            } else if matches!(
-                kind,
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            ) {
-                ClientError::Absent { path, source }
-            } else {
-                ClientError::Io { path, source }
+    fn post(&self, body: &[u8], timeout: Duration) -> Result<Vec<u8>, ClientError> {
+        let fail = |source| self.fail(source);
+        let timeout = Some(timeout);
+        match &self.place {
+            Place::Unix(path) => {
+                let stream = UnixStream::connect(path).map_err(fail)?;
+                stream.set_read_timeout(timeout).map_err(fail)?;
+                stream.set_write_timeout(timeout).map_err(fail)?;
+                self.exchange(stream, "hyphae", body)
             }
-        };
-        let protocol = |what: &str| ClientError::Protocol {
-            path: self.path.clone(),
-            what: what.to_owned(),
-        };
-        let mut stream = UnixStream::connect(&self.path).map_err(fail)?;
-        stream.set_read_timeout(Some(self.timeout)).map_err(fail)?;
-        stream.set_write_timeout(Some(self.timeout)).map_err(fail)?;
+            Place::Http(address) => {
+                let stream = TcpStream::connect(address).map_err(fail)?;
+                stream.set_read_timeout(timeout).map_err(fail)?;
+                stream.set_write_timeout(timeout).map_err(fail)?;
+                stream.set_nodelay(true).map_err(fail)?;
+                self.exchange(stream, address, body)
+            }
+        }
+    }
+
+    fn exchange(
+        &self,
+        mut stream: impl Read + Write,
+        host: &str,
+        body: &[u8],
+    ) -> Result<Vec<u8>, ClientError> {
+        let fail = |source| self.fail(source);
         let head = format!(
-            "POST /rpc HTTP/1.1\r\nHost: hyphae\r\nContent-Type: application/json\r\n\
+            "POST /rpc HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n",
             body.len()
         );
-        stream
-            .write_all(&[head.as_bytes(), body].concat())
-            .map_err(fail)?;
+        let written = stream
+            .write_all(head.as_bytes())
+            .and_then(|()| stream.write_all(body));
         let mut reader = BufReader::new(stream.take(RESPONSE_MAX));
         let mut line = String::new();
-        reader.read_line(&mut line).map_err(fail)?;
-        if !line.starts_with("HTTP/1.1 200") {
-            return Err(protocol(line.trim()));
+        // A node that refuses a body early says why before it closes: reading comes first.
+        let read = reader.read_line(&mut line);
+        match (written, read) {
+            (_, Ok(n)) if n > 0 => {}
+            (Err(error), _) | (Ok(()), Err(error)) => return Err(fail(error)),
+            (Ok(()), Ok(_)) => return Err(self.protocol("no response".to_owned())),
         }
+        let status = line.trim().to_owned();
         let mut length = None;
         loop {
             line.clear();
-            reader.read_line(&mut line).map_err(fail)?;
+            let n = reader.read_line(&mut line).map_err(fail)?;
             let header = line.trim();
-            if header.is_empty() {
+            if n == 0 || header.is_empty() {
                 break;
             }
             if let Some((name, value)) = header.split_once(':')
@@ -156,9 +176,52 @@ impl Client {
                 length = value.trim().parse::<u64>().ok();
             }
         }
-        let length = length.ok_or_else(|| protocol("response without a length"))?;
+        let length = length.ok_or_else(|| self.protocol("response without a length".to_owned()))?;
         let mut body = Vec::new();
         reader.take(length).read_to_end(&mut body).map_err(fail)?;
+        // Other statuses carry a JSON-RPC error where the node could still say one.
+        if !status.starts_with("HTTP/1.1 200") && serde_json::from_slice::<Response>(&body).is_err()
+        {
+            let text = String::from_utf8_lossy(&body);
+            return Err(self.protocol(format!("{status}: {}", text.trim())));
+        }
         Ok(body)
     }
+
+    fn named(&self) -> String {
+        match &self.place {
+            Place::Unix(path) => path.display().to_string(),
+            Place::Http(address) => address.clone(),
+        }
+    }
+
+    fn protocol(&self, what: String) -> ClientError {
+        let place = self.named();
+        ClientError::Protocol { place, what }
+    }
+
+    fn fail(&self, source: io::Error) -> ClientError {
+        let (place, kind) = (self.named(), source.kind());
+        if kind == io::ErrorKind::PermissionDenied {
+            ClientError::Denied { place }
+        } else if matches!(
+            kind,
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        ) {
+            ClientError::Absent { place, source }
+        } else {
+            ClientError::Io { place, source }
+        }
+    }
+}
+
+/// How long the parameters of a call let the node wait before it answers.
+fn asked_to_wait(params: &Value) -> Duration {
+    let number = |name| params.get(name).and_then(Value::as_u64);
+    let seconds = ["timeout", "reply_timeout", "timeout_secs"]
+        .into_iter()
+        .filter_map(number)
+        .map(Duration::from_secs);
+    let millis = number("timeoutMs").map(Duration::from_millis);
+    seconds.chain(millis).max().unwrap_or_default()
 }

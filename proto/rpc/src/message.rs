@@ -1,6 +1,7 @@
 //! Requests, responses and errors (JSON-RPC 2.0 specification, sections 4 to 6).
 
-use serde::{Deserialize, Serialize};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// Error codes.
@@ -15,6 +16,10 @@ pub mod code {
     pub const INVALID_PARAMS: i64 = -32602;
     /// Something failed here.
     pub const INTERNAL: i64 = -32603;
+    /// The caller may not do that.
+    pub const DENIED: i64 = -32001;
+    /// Too many calls wait already.
+    pub const BUSY: i64 = -32002;
     /// Not an overlay address.
     pub const BAD_IP: i64 = -32007;
     /// The key of that address is not known.
@@ -27,14 +32,77 @@ pub mod code {
     pub const PEER_NOT_FOUND: i64 = -32011;
     /// deletePeer: not an endpoint.
     pub const BAD_ENDPOINT_DELETE: i64 = -32012;
-    /// route.add and route.remove: not a prefix or next hop, or one that cannot be.
-    pub const BAD_ROUTE: i64 = -32023;
+    /// popMessage: not a topic.
+    pub const BAD_TOPIC_FILTER: i64 = -32013;
+    /// The message was not taken: too long, no room, or rejected by the receiver.
+    pub const PUSH_REFUSED: i64 = -32015;
+    /// No reply came, though one was waited for.
+    pub const REPLY_EMPTY: i64 = -32016;
+    /// The wait for a reply ended early.
+    pub const REPLY_CLOSED: i64 = -32017;
+    /// pushMessageReply: not a message id.
+    pub const BAD_ID: i64 = -32018;
+    /// No message of that id is known.
+    pub const NO_MESSAGE: i64 = -32019;
+    /// getMessageInfo: not a message id.
+    pub const BAD_INFO_ID: i64 = -32020;
+    /// Not a topic, or the reserved one.
+    pub const BAD_TOPIC: i64 = -32021;
+    /// Not a public key.
+    pub const BAD_KEY: i64 = -32022;
+    /// Not a subnet; for route.add and route.remove also not a next hop.
+    pub const BAD_SUBNET: i64 = -32023;
     /// route.remove: not there.
     pub const ROUTE_NOT_FOUND: i64 = -32024;
+    /// A path that cannot name a socket, or an unknown framing.
+    pub const BAD_SOCKET: i64 = -32025;
+    /// admin.setMethodPatterns: not a pattern.
+    pub const BAD_PATTERN: i64 = -32026;
+    /// The topic is not listed. `data.kind` is `topic_not_found`.
+    pub const TOPIC_NOT_FOUND: i64 = -32030;
+    /// The outbound socket could not be made. Shares its code with [`TOPIC_NOT_FOUND`] by history of
+    /// the contract; `data.kind` is `outbound_socket_bind_failed`.
+    pub const OUTBOUND_BIND_FAILED: i64 = -32030;
     /// node.ping: nobody answered in time.
     pub const NO_ANSWER: i64 = -32040;
     /// A change could not be written to the state directory; it was not made.
     pub const PERSIST_FAILED: i64 = -32099;
+
+    /// One line on a code; empty for one that is not listed here.
+    pub fn gloss(code: i64) -> &'static str {
+        match code {
+            PARSE => "not JSON",
+            INVALID_REQUEST => "not a JSON-RPC 2.0 request",
+            METHOD_NOT_FOUND => "no such method",
+            INVALID_PARAMS => "parameters of the wrong shape",
+            INTERNAL => "something failed in the node",
+            DENIED => "not allowed",
+            BUSY => "too many calls wait already",
+            BAD_IP => "not an overlay address",
+            NO_KEY => "the key of that address is not known",
+            BAD_ENDPOINT => "not an endpoint",
+            PEER_EXISTS => "the peer exists",
+            PEER_NOT_FOUND => "no such peer",
+            BAD_ENDPOINT_DELETE => "not an endpoint",
+            BAD_TOPIC_FILTER => "topic is not base64 or longer than 255 bytes",
+            PUSH_REFUSED => "the message was not taken",
+            REPLY_EMPTY => "no reply came",
+            REPLY_CLOSED => "the wait for a reply ended early",
+            BAD_ID => "not a message id",
+            NO_MESSAGE => "no such message",
+            BAD_INFO_ID => "not a message id",
+            BAD_TOPIC => "topic is not base64, longer than 255 bytes, or reserved",
+            BAD_KEY => "not a public key",
+            BAD_SUBNET => "not a subnet",
+            ROUTE_NOT_FOUND => "no such route",
+            BAD_SOCKET => "not a socket path or framing",
+            BAD_PATTERN => "not a method pattern",
+            TOPIC_NOT_FOUND => "topic_not_found or outbound_socket_bind_failed; data.kind tells",
+            NO_ANSWER => "nobody answered in time",
+            PERSIST_FAILED => "not stored, so not changed",
+            _ => "",
+        }
+    }
 }
 
 /// A call.
@@ -48,17 +116,30 @@ pub struct Request {
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub params: Value,
     /// Number or string that the response repeats; a request without one is a notification.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub id: Option<Value>,
 }
 
+/// A member that is there with the value null is there.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
 /// The answer to a call: a result or an error.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Response {
     /// "2.0".
     pub jsonrpc: String,
     /// What the method returned.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub result: Option<Value>,
     /// Why it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,7 +165,7 @@ impl Response {
 }
 
 /// Why a call failed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     /// One of [`code`].
@@ -103,6 +184,14 @@ impl Error {
             code,
             message: message.into(),
             data: None,
+        }
+    }
+
+    /// The same with data for programs, among it what kind of error it is where a code is shared.
+    pub fn with_kind(self, kind: &str) -> Self {
+        Self {
+            data: Some(serde_json::json!({ "kind": kind })),
+            ..self
         }
     }
 }

@@ -229,7 +229,7 @@ impl Node {
 
     fn rpc_add_route(&mut self, params: Value) -> Outcome {
         let params: RouteParams = parse(params, &["prefix", "via"])?;
-        let bad = |message: String| Error::new(code::BAD_ROUTE, message);
+        let bad = |message: String| Error::new(code::BAD_SUBNET, message);
         let prefix = params
             .prefix
             .parse::<Prefix>()
@@ -258,7 +258,7 @@ impl Node {
 
     fn rpc_remove_route(&mut self, params: Value) -> Outcome {
         let params: RouteParams = parse(params, &["prefix", "via"])?;
-        let bad = |message: String| Error::new(code::BAD_ROUTE, message);
+        let bad = |message: String| Error::new(code::BAD_SUBNET, message);
         let prefix = params
             .prefix
             .parse::<Prefix>()

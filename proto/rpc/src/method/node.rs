@@ -1,26 +1,12 @@
-//! The method table and the types of parameters and results.
+//! The node itself: peers, routes, statistics.
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Methods that a node answers, by name.
-pub const METHODS: &[&str] = &[
-    "getInfo",
-    "getPublicKeyFromIp",
-    "getPeers",
-    "addPeer",
-    "deletePeer",
-    "getSelectedRoutes",
-    "node.status",
-    "node.ping",
-    "route.add",
-    "route.remove",
-    "route.list",
-];
-
 /// Result of `getInfo`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Info {
     /// The /64 of the node.
@@ -34,7 +20,7 @@ pub struct Info {
 }
 
 /// Where a peer is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerEndpoint {
     /// "udp".
@@ -44,7 +30,7 @@ pub struct PeerEndpoint {
 }
 
 /// One of `getPeers`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
     /// Where it is.
@@ -81,7 +67,7 @@ pub struct Peer {
 }
 
 /// One of `getSelectedRoutes`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Route {
     /// Destinations.
@@ -96,8 +82,40 @@ pub struct Route {
     pub origin: String,
 }
 
+/// One of `getQueriedSubnets`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QueriedSubnet {
+    /// Destinations that a route is looked for.
+    pub subnet: String,
+    /// Seconds until the search is given up.
+    pub expiration: String,
+}
+
+/// One of the lists of `getPacketStatistics`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PacketStat {
+    /// Overlay address.
+    pub ip: String,
+    /// Packets.
+    pub packet_count: u64,
+    /// Bytes.
+    pub byte_count: u64,
+}
+
+/// Result of `getPacketStatistics`: frames exchanged with each peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PacketStatistics {
+    /// What came from each peer.
+    pub by_source: Vec<PacketStat>,
+    /// What went to each peer.
+    pub by_destination: Vec<PacketStat>,
+}
+
 /// One of `route.list`: a static route, in use or not.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StaticRoute {
     /// Destinations.
@@ -109,21 +127,23 @@ pub struct StaticRoute {
 }
 
 /// Parameters of `addPeer` and `deletePeer`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointParams {
     /// `udp://HOST:PORT`, optionally `#KEY`.
     pub endpoint: String,
 }
 
 /// Parameters of `getPublicKeyFromIp`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct IpParams {
     /// Overlay address.
+    // The reference network's document has the other name, its code this one.
+    #[serde(alias = "mycelium_ip")]
     pub ip: String,
 }
 
 /// Parameters of `route.add` and `route.remove`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RouteParams {
     /// Destinations.
     pub prefix: String,
@@ -133,7 +153,7 @@ pub struct RouteParams {
 }
 
 /// Parameters of `node.ping`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PingParams {
     /// Overlay address.
@@ -148,7 +168,7 @@ fn ping_timeout_ms() -> u64 {
 }
 
 /// Result of `node.ping`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Pong {
     /// Round-trip time between the control plane here and the dataplane there, microseconds.
@@ -156,7 +176,7 @@ pub struct Pong {
 }
 
 /// A worker in `node.status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Worker {
     /// UDP port.
@@ -166,7 +186,7 @@ pub struct Worker {
 }
 
 /// The dataplane in `node.status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Dataplane {
     /// Process number.
@@ -190,7 +210,7 @@ pub struct Dataplane {
 }
 
 /// Result of `node.status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// Version of the program.

@@ -1,0 +1,167 @@
+//! Messages.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Base64;
+
+/// Whom a message is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Destination {
+    /// Overlay address.
+    Ip(String),
+    /// Public key, hex.
+    Pk(String),
+}
+
+impl std::str::FromStr for Destination {
+    type Err = std::convert::Infallible;
+
+    /// A text with a colon is an address, anything else a key.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let make = if text.contains(':') {
+            Self::Ip
+        } else {
+            Self::Pk
+        };
+        Ok(make(text.to_owned()))
+    }
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(text) | Self::Pk(text) => out.write_str(text),
+        }
+    }
+}
+
+/// A message to send.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OutgoingMessage {
+    /// Whom it is for.
+    pub dst: Destination,
+    /// Topic, 0 to 255 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<Base64>,
+    /// Content, 0 bytes to 64 MiB.
+    pub payload: Base64,
+}
+
+/// Parameters of `pushMessage`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PushMessageParams {
+    /// The message.
+    pub message: OutgoingMessage,
+    /// Wait this many seconds for a reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_timeout: Option<u64>,
+}
+
+/// Result of `pushMessage`: the reply when one was waited for and came, else the id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum PushMessageResult {
+    /// The reply.
+    Reply(Box<IncomingMessage>),
+    /// The message is under way.
+    Id {
+        /// Of the message, 16 hexadecimal digits.
+        id: String,
+    },
+}
+
+/// Parameters of `popMessage`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct PopMessageParams {
+    /// Leave the message in the inbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peek: Option<bool>,
+    /// Wait this many seconds for a message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u64>,
+    /// Only messages on exactly this topic, base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+}
+
+/// A message that came in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IncomingMessage {
+    /// Its id, 16 hexadecimal digits; a reply carries the id of the message that it answers.
+    pub id: String,
+    /// Overlay address of the sender.
+    pub src_ip: String,
+    /// Key of the sender, hex; proven, not claimed.
+    pub src_pk: String,
+    /// Overlay address of this node.
+    pub dst_ip: String,
+    /// Key of this node, hex.
+    pub dst_pk: String,
+    /// Topic, when it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<Base64>,
+    /// Content.
+    pub payload: Base64,
+}
+
+/// Parameters of `pushMessageReply`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PushMessageReplyParams {
+    /// Id of the message that is answered.
+    pub id: String,
+    /// The reply; its topic is not sent.
+    pub message: OutgoingMessage,
+}
+
+/// Parameters of `getMessageInfo`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MessageIdParams {
+    /// Id that `pushMessage` returned.
+    pub id: String,
+}
+
+/// How far a message has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum MessageState {
+    /// Nothing was sent yet.
+    Pending,
+    /// Chunks are under way.
+    Sending {
+        /// Chunks not sent yet.
+        pending: u64,
+        /// Chunks sent, not acknowledged yet.
+        sent: u64,
+        /// Chunks acknowledged.
+        acked: u64,
+    },
+    /// The other side has it, whole.
+    Received,
+    /// It was taken out of the other side's inbox.
+    Read,
+    /// It was given up: not delivered in time, or rejected.
+    Aborted,
+}
+
+/// Result of `getMessageInfo`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageInfo {
+    /// Overlay address of the receiver.
+    pub dst: String,
+    /// How far it has come.
+    pub state: MessageState,
+    /// When it was pushed, seconds since 1970.
+    pub created: i64,
+    /// When it is given up, seconds since 1970.
+    pub deadline: i64,
+    /// Bytes of its content.
+    pub msg_len: u64,
+    /// Why it was aborted, where that is known: "timeout" or "rejected".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

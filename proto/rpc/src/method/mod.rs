@@ -1,0 +1,22 @@
+//! Types of parameters and results, one file per group of methods. The table is [`crate::METHODS`].
+//!
+//! Order of fields is part of the contract: parameters may be given by position.
+
+mod admin;
+mod message;
+mod node;
+mod topic;
+
+pub use admin::{BusCallParams, PatternsParams, PubkeyParams};
+pub use message::{
+    Destination, IncomingMessage, MessageIdParams, MessageInfo, MessageState, OutgoingMessage,
+    PopMessageParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
+};
+pub use node::{
+    Dataplane, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer, PeerEndpoint,
+    PingParams, Pong, QueriedSubnet, Route, RouteParams, StaticRoute, Status, Worker,
+};
+pub use topic::{
+    AcceptParams, ForwardSocketParams, OutboundSocket, OutboundSocketParams, TopicParams,
+    TopicPubkeyParams, TopicSubnetParams,
+};

@@ -1,0 +1,76 @@
+//! Topics: who may send to them, and which sockets they lead to. Topics are base64 throughout.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Destination;
+
+/// Parameters of `setDefaultTopicAction`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AcceptParams {
+    /// Whether messages on topics that are not listed are accepted.
+    pub accept: bool,
+}
+
+/// Parameters of methods about one topic.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TopicParams {
+    /// Topic, base64.
+    pub topic: String,
+}
+
+/// Parameters of `addTopicSource` and `removeTopicSource`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TopicSubnetParams {
+    /// Topic, base64.
+    pub topic: String,
+    /// Source addresses, such as 400::/7.
+    pub subnet: String,
+}
+
+/// Parameters of `addTopicPubkeySource` and `removeTopicPubkeySource`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TopicPubkeyParams {
+    /// Topic, base64.
+    pub topic: String,
+    /// Key of a sender, hex.
+    pub pubkey: String,
+}
+
+/// Parameters of `setTopicForwardSocket`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ForwardSocketParams {
+    /// Topic, base64.
+    pub topic: String,
+    /// Unix socket that a local server listens on; absolute.
+    pub socket_path: String,
+    /// Where a request ends on the socket: "eof" (the default), "http" or "json-lines".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub framing: Option<String>,
+    /// Seconds that connecting, writing and reading may take together; 5 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_timeout: Option<u64>,
+}
+
+/// Parameters of `setTopicOutboundSocket`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OutboundSocketParams {
+    /// Topic, base64.
+    pub topic: String,
+    /// Whom requests go to.
+    pub dst: Destination,
+    /// Unix socket that the node makes; absolute.
+    pub path: String,
+    /// Where a request ends on the socket: "eof" (the default), "http" or "json-lines".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub framing: Option<String>,
+}
+
+/// Result of `getTopicOutboundSocket`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OutboundSocket {
+    /// Whom requests go to.
+    pub dst: Destination,
+    /// Unix socket that the node makes.
+    pub path: String,
+}
