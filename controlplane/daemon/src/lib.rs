@@ -13,6 +13,7 @@ mod host;
 mod metrics;
 mod node;
 mod overlay_log;
+pub mod proxy;
 mod pump;
 mod rpc;
 mod run;

@@ -1,0 +1,314 @@
+//! Where a request and an answer end on a stream. Bytes in, requests and answers out; no I/O.
+//!
+//! Bytes are passed on as they came: a framing finds boundaries and refuses what two ends could read
+//! differently, it never rewrites. What is too large is refused, never cut.
+
+mod eof;
+mod http;
+mod json_lines;
+#[cfg(test)]
+mod tests;
+
+use bytes::{Bytes, BytesMut};
+use serde_json::Value;
+
+pub use http::CONTINUE;
+
+/// How requests and answers are told apart on a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Framing {
+    /// Until the end of the stream.
+    #[default]
+    Eof,
+    /// HTTP/1.1.
+    Http,
+    /// JSON-RPC, one value per line.
+    JsonLines,
+}
+
+/// Largest request or answer: it has to fit one message.
+pub const FRAME_MAX: usize = 64 << 20;
+/// Largest head of an HTTP message, and largest trailer.
+pub const HEAD_MAX: usize = 64 << 10;
+
+/// What came over a stream cannot be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// More than one message carries.
+    #[error("larger than the {FRAME_MAX} bytes that one message carries")]
+    TooLarge,
+    /// The head of an HTTP message has no end.
+    #[error("the head is larger than {HEAD_MAX} bytes")]
+    HeadTooLarge,
+    /// Not what the framing says.
+    #[error("malformed: {0}")]
+    Malformed(&'static str),
+    /// A line that is no JSON.
+    #[error("not JSON")]
+    NotJson,
+    /// Well-formed, but nothing that one request and one answer can do.
+    #[error("not supported over messages: {0}")]
+    Unsupported(&'static str),
+    /// The stream ended in the middle.
+    #[error("the stream ended before the end of the frame")]
+    Truncated,
+    /// The stream ended before anything came.
+    #[error("the stream ended without an answer")]
+    Empty,
+}
+
+/// What has to come back for a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expects {
+    /// Nothing: a notification.
+    Nothing,
+    /// Whatever comes until the other end closes.
+    UntilEof,
+    /// One HTTP response.
+    Http {
+        /// The request was HEAD, so the response has no body.
+        head: bool,
+    },
+    /// The JSON-RPC response to an id.
+    Single(Value),
+    /// The array of responses to a batch.
+    Batch(Vec<Value>),
+}
+
+/// One request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// As it came.
+    pub bytes: Bytes,
+    /// What has to come back.
+    pub expects: Expects,
+    /// No other request can follow on the stream.
+    pub last: bool,
+}
+
+/// What [`Requests::poll`] found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// More bytes are needed.
+    More,
+    /// The client waits for `100 Continue` before it sends the body.
+    Continue,
+    /// A request.
+    Request(Request),
+    /// The stream ended between requests.
+    End,
+}
+
+/// Finds requests on a stream.
+#[derive(Debug)]
+pub struct Requests {
+    framing: Framing,
+    buffer: BytesMut,
+    ended: bool,
+    max: usize,
+    http: http::RequestScan,
+    lines: json_lines::LineScan,
+}
+
+impl Requests {
+    /// For the beginning of a stream; refuses requests of more than `max` bytes.
+    pub fn new(framing: Framing, max: usize) -> Self {
+        Self {
+            framing,
+            buffer: BytesMut::new(),
+            ended: false,
+            max,
+            http: http::RequestScan::default(),
+            lines: json_lines::LineScan::default(),
+        }
+    }
+
+    /// Takes the one request that a message is.
+    ///
+    /// # Errors
+    /// When it is none, not whole, or more than one.
+    pub fn only(framing: Framing, message: &[u8]) -> Result<Request, FrameError> {
+        let mut requests = Self::new(framing, FRAME_MAX);
+        requests.feed(message);
+        requests.end();
+        let request = loop {
+            match requests.poll()? {
+                Step::Request(request) => break request,
+                Step::Continue => {}
+                Step::More | Step::End => return Err(FrameError::Truncated),
+            }
+        };
+        if requests.poll() == Ok(Step::End) {
+            Ok(request)
+        } else {
+            Err(FrameError::Malformed("more than one request in a message"))
+        }
+    }
+
+    /// Bytes that came.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// No more bytes will come.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// Bytes that wait here.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// What there is next. After an error nothing on the stream can be trusted any more, except after
+    /// [`FrameError::NotJson`], which costs one line.
+    ///
+    /// # Errors
+    /// See [`FrameError`].
+    pub fn poll(&mut self) -> Result<Step, FrameError> {
+        match self.framing {
+            Framing::Eof => eof::request(&mut self.buffer, self.ended, self.max),
+            Framing::Http => self.http.poll(&mut self.buffer, self.ended, self.max),
+            Framing::JsonLines => self.lines.request(&mut self.buffer, self.ended, self.max),
+        }
+    }
+}
+
+/// A whole answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// As it came; interim `100 Continue` responses are left out, the asking end has made its own.
+    pub bytes: Bytes,
+    /// The stream can carry another answer after this one.
+    pub persistent: bool,
+}
+
+/// Finds the answer to one request on a stream.
+#[derive(Debug)]
+pub struct Answers {
+    expects: Expects,
+    buffer: BytesMut,
+    ended: bool,
+    max: usize,
+    http: http::ResponseScan,
+    lines: json_lines::LineScan,
+}
+
+impl Answers {
+    /// For what a request expects; refuses answers of more than `max` bytes.
+    pub fn new(expects: Expects, max: usize) -> Self {
+        Self {
+            expects,
+            buffer: BytesMut::new(),
+            ended: false,
+            max,
+            http: http::ResponseScan::default(),
+            lines: json_lines::LineScan::default(),
+        }
+    }
+
+    /// Takes the one answer that a message is.
+    ///
+    /// # Errors
+    /// When it is none, not whole, or has bytes after its end.
+    pub fn only(expects: Expects, message: &[u8]) -> Result<Answer, FrameError> {
+        let mut answers = Self::new(expects, FRAME_MAX);
+        answers.feed(message);
+        answers.end();
+        let answer = answers.poll()?.ok_or(FrameError::Truncated)?;
+        if answers.buffer.is_empty() {
+            Ok(answer)
+        } else {
+            Err(FrameError::Malformed("bytes after the end of the answer"))
+        }
+    }
+
+    /// Bytes that came.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// No more bytes will come.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// The answer, once it is whole.
+    ///
+    /// # Errors
+    /// See [`FrameError`].
+    pub fn poll(&mut self) -> Result<Option<Answer>, FrameError> {
+        let (buffer, ended, max) = (&mut self.buffer, self.ended, self.max);
+        let answer = match &self.expects {
+            Expects::Nothing => Some(Answer {
+                bytes: Bytes::new(),
+                persistent: true,
+            }),
+            Expects::UntilEof => eof::answer(buffer, ended, max)?,
+            Expects::Http { head } => self.http.poll(buffer, ended, max, *head)?,
+            Expects::Single(_) | Expects::Batch(_) => {
+                self.lines.answer(buffer, max, &self.expects)?
+            }
+        };
+        match answer {
+            None if ended && self.buffer.is_empty() => Err(FrameError::Empty),
+            None if ended => Err(FrameError::Truncated),
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// Why a program gets an error instead of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// What it sent cannot be passed on.
+    Frame(FrameError),
+    /// The other node cannot be reached.
+    Unreachable,
+    /// The other node does not take messages of this node on this topic.
+    Rejected,
+    /// No answer in time.
+    Timeout,
+    /// The answer is not one.
+    BadAnswer,
+    /// This node has too much to do.
+    Busy,
+}
+
+impl Failure {
+    /// For log lines, labels and programs.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Frame(FrameError::TooLarge | FrameError::HeadTooLarge) => "too_large",
+            Self::Frame(FrameError::Unsupported(_)) => "unsupported",
+            Self::Frame(_) => "malformed",
+            Self::Unreachable => "unreachable",
+            Self::Rejected => "rejected",
+            Self::Timeout => "timeout",
+            Self::BadAnswer => "bad_answer",
+            Self::Busy => "busy",
+        }
+    }
+
+    /// One sentence for whoever asked.
+    pub fn message(self) -> String {
+        match self {
+            Self::Frame(error) => error.to_string(),
+            Self::Unreachable => "the other node could not be reached".to_owned(),
+            Self::Rejected => "the other node does not accept messages from here".to_owned(),
+            Self::Timeout => "no answer in time".to_owned(),
+            Self::BadAnswer => "the answer of the other end is not well-formed".to_owned(),
+            Self::Busy => "too many requests at once".to_owned(),
+        }
+    }
+
+    /// What the program that waits is told, in the terms of its framing; `None` where closing says it.
+    pub fn answer(self, framing: Framing, expects: Option<&Expects>) -> Option<Bytes> {
+        match framing {
+            Framing::Eof => None,
+            Framing::Http => Some(http::refusal(self, expects)),
+            Framing::JsonLines => json_lines::refusal(self, expects),
+        }
+    }
+}
