@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod babel;
 pub mod beacon;
 pub mod control;
 pub mod endpoint;
