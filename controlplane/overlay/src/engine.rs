@@ -23,8 +23,8 @@ use crate::program::Output;
 use crate::rng::Rng;
 use crate::session::{Association, Owner};
 use crate::target::Target;
-use crate::timers::Timers;
 use crate::{Config, ConfiguredPeer, Event, OwnedProgram, PeerConfig};
+use hyphae_wire::Timers;
 
 /// Peering, handshakes and sessions of one node.
 pub struct Overlay {

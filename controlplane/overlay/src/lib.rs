@@ -33,7 +33,6 @@ mod rng;
 mod session;
 mod status;
 mod target;
-mod timers;
 
 pub use config::{Config, ConfiguredPeer, Ephemerals, PeerConfig};
 pub use engine::Overlay;

@@ -19,6 +19,7 @@ pub mod network;
 pub mod signature;
 pub mod suite;
 pub mod time;
+pub mod timers;
 
 pub use address::{OverlayAddress, Prefix};
 pub use endpoint::Endpoint;
@@ -29,6 +30,7 @@ pub use network::{Network, NetworkId};
 pub use signature::{Signature, SignatureError};
 pub use suite::{Suite, SuiteSet};
 pub use time::Nanos;
+pub use timers::Timers;
 
 #[cfg(test)]
 mod tests;

@@ -1,24 +1,33 @@
-//! Deadlines by name, in order of time.
+//! Deadlines by name, in order of time: what every sans-I/O engine keeps for its `poll_timeout`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hyphae_wire::Nanos;
+use crate::Nanos;
 
 /// One deadline per name; [`Nanos::NEVER`] is none.
-pub(crate) struct Timers<K> {
+#[derive(Debug)]
+pub struct Timers<K> {
     by_name: BTreeMap<K, Nanos>,
     by_time: BTreeSet<(Nanos, K)>,
 }
 
+impl<K: Ord + Copy> Default for Timers<K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<K: Ord + Copy> Timers<K> {
-    pub(crate) fn new() -> Self {
+    /// No deadlines.
+    pub const fn new() -> Self {
         Self {
             by_name: BTreeMap::new(),
             by_time: BTreeSet::new(),
         }
     }
 
-    pub(crate) fn set(&mut self, name: K, at: Nanos) {
+    /// Sets the deadline of a name, or takes it away.
+    pub fn set(&mut self, name: K, at: Nanos) {
         if let Some(before) = self.by_name.remove(&name) {
             self.by_time.remove(&(before, name));
         }
@@ -28,19 +37,24 @@ impl<K: Ord + Copy> Timers<K> {
         }
     }
 
-    pub(crate) fn next(&self) -> Option<Nanos> {
+    /// The deadline of a name.
+    pub fn get(&self, name: &K) -> Option<Nanos> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The earliest deadline.
+    pub fn next(&self) -> Option<Nanos> {
         self.by_time.first().map(|(at, _)| *at)
     }
 
-    /// The next deadline and its name, for tests.
-    #[cfg(test)]
-    pub(crate) fn first(&self) -> Option<(Nanos, K)> {
+    /// The earliest deadline and its name.
+    pub fn first(&self) -> Option<(Nanos, K)> {
         self.by_time.first().copied()
     }
 
     /// Takes what is due at `now`: each name at most once, so a deadline that its owner sets to the
     /// past cannot hold the caller.
-    pub(crate) fn take_due(&mut self, now: Nanos) -> Vec<K> {
+    pub fn take_due(&mut self, now: Nanos) -> Vec<K> {
         let mut due = Vec::new();
         while let Some((at, name)) = self.by_time.first().copied()
             && at <= now
