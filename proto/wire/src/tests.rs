@@ -2,6 +2,7 @@
 //! examples are in `tests/golden`, hostile bytes in `tests/fuzz`; what concerns one type only is
 //! tested beside it.
 
+mod babel;
 mod frame;
 mod handshake;
 mod signature;

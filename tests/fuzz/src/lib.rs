@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod babel;
 mod engine;
 mod host;
 mod records;
@@ -14,6 +15,7 @@ mod rpc;
 mod text;
 mod wire;
 
+pub use babel::babel;
 pub use engine::engine;
 pub use host::{coalesce, inspect, split};
 pub use records::records;
@@ -47,6 +49,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "control",
         run: control,
+    },
+    Target {
+        name: "babel",
+        run: babel,
     },
     Target {
         name: "text",
