@@ -15,6 +15,7 @@ pub mod frame;
 pub mod handshake;
 pub mod identity;
 pub mod index;
+pub mod message;
 pub mod network;
 pub mod signature;
 pub mod suite;

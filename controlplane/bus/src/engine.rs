@@ -1,0 +1,426 @@
+//! The engine: its state, its public calls, and where each input goes. Sending is in `sending`,
+//! receiving in `receiving`, each an `impl Bus`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use hyphae_wire::message::{self, Body, MESSAGE_HEADER_LEN, Packet, Status};
+use hyphae_wire::timers::Timers;
+use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+
+use crate::completed::Completed;
+use crate::incoming::Incoming;
+use crate::outgoing::{Send, SendKey};
+use crate::path::Path;
+use crate::rng::Rng;
+use crate::topics::Topics;
+use crate::{
+    Config, DeliveryKey, Event, MessageId, MessageInfo, MessageState, Room, Stats, Transmit,
+};
+
+/// Read receipts that wait for their answer.
+const RECEIPTS_MAX: usize = 16_384;
+/// Times that a read receipt is sent.
+const RECEIPT_TRIES: u32 = 8;
+/// Time to its second sending; doubles from then on.
+const RECEIPT_RETRY: Duration = Duration::from_millis(200);
+
+/// Messages of one node.
+pub struct Bus {
+    pub(crate) config: Config,
+    pub(crate) topics: Topics,
+    pub(crate) rng: Rng,
+    pub(crate) stats: Stats,
+    pub(crate) timers: Timers<Timer>,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) answers: VecDeque<Answer>,
+    // Sending.
+    pub(crate) sends: BTreeMap<SendKey, Send>,
+    pub(crate) outgoing_bytes: usize,
+    /// The way to each /64 that something is sent to.
+    pub(crate) paths: BTreeMap<u64, Path>,
+    /// Paths with something to send and room for it.
+    pub(crate) active: VecDeque<u64>,
+    pub(crate) finished: BTreeMap<SendKey, Finished>,
+    pub(crate) finished_order: VecDeque<(Nanos, SendKey)>,
+    pub(crate) waiting: BTreeMap<MessageId, Waiting>,
+    // Receiving.
+    pub(crate) incoming: BTreeMap<DeliveryKey, Incoming>,
+    pub(crate) incoming_bytes: usize,
+    /// Messages and bytes of each peer in `incoming`.
+    pub(crate) shares: BTreeMap<PublicKey, Room>,
+    pub(crate) completed: Completed,
+    pub(crate) room: Room,
+    /// Senders that were told to wait, in order.
+    pub(crate) held: VecDeque<(DeliveryKey, OverlayAddress)>,
+    receipts: BTreeMap<DeliveryKey, u32>,
+}
+
+/// What has a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    Need(u64),
+    Path(u64),
+    Send(SendKey),
+    Incoming(DeliveryKey),
+    Waiting(MessageId),
+    Receipt(DeliveryKey),
+}
+
+/// An outgoing message that is finished.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Finished {
+    pub(crate) info: MessageInfo,
+    pub(crate) key: Option<PublicKey>,
+}
+
+/// A reply that is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiting {
+    /// Whom the message went to; nobody yet before its first packet.
+    pub(crate) key: Option<PublicKey>,
+    pub(crate) deadline: Nanos,
+    pub(crate) over: bool,
+}
+
+/// A packet that answers another one, or goes without an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Answer {
+    /// What is there of an incoming message.
+    Progress(DeliveryKey),
+    /// An ack that needs no state.
+    Status {
+        address: OverlayAddress,
+        id: MessageId,
+        reply: bool,
+        sequence: u64,
+        status: Status,
+    },
+    /// A packet that is a header alone.
+    Bare {
+        address: OverlayAddress,
+        id: MessageId,
+        reply: bool,
+        sequence: u64,
+        body: Bare,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bare {
+    Query,
+    Read,
+    ReadAck,
+    Abort,
+}
+
+impl Bus {
+    /// An engine without messages. `seed` must be random.
+    ///
+    /// # Panics
+    /// When the MTU leaves no room for a chunk.
+    pub fn new(config: Config, topics: Topics, seed: [u8; 32]) -> Self {
+        let least = message::OPEN_HEADER_LEN + message::TOPIC_MAX + message::CHUNK_MIN;
+        assert!(config.mtu >= least, "a packet holds a topic and a chunk");
+        Self {
+            completed: Completed::new(config.completed_max),
+            config,
+            topics,
+            rng: Rng::new(seed),
+            stats: Stats::default(),
+            timers: Timers::new(),
+            events: VecDeque::new(),
+            answers: VecDeque::new(),
+            sends: BTreeMap::new(),
+            outgoing_bytes: 0,
+            paths: BTreeMap::new(),
+            active: VecDeque::new(),
+            finished: BTreeMap::new(),
+            finished_order: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+            incoming_bytes: 0,
+            shares: BTreeMap::new(),
+            room: Room::ENDLESS,
+            held: VecDeque::new(),
+            receipts: BTreeMap::new(),
+        }
+    }
+
+    /// This node's key.
+    pub fn key(&self) -> PublicKey {
+        self.config.key
+    }
+
+    /// The topics in force.
+    pub fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    /// Puts other topics in force, for messages that begin from now on.
+    pub fn set_topics(&mut self, topics: Topics) {
+        self.topics = topics;
+    }
+
+    /// What has been counted.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            outgoing: self.sends.len(),
+            outgoing_bytes: self.outgoing_bytes,
+            incoming: self.incoming.len(),
+            incoming_bytes: self.incoming_bytes,
+            completed: self.completed.len(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// Where an outgoing message is; the message itself rather than a reply of this node with the
+    /// same id. `None` when unknown, or finished too long ago.
+    pub fn info(&self, id: MessageId) -> Option<MessageInfo> {
+        [false, true].into_iter().find_map(|reply| {
+            let send = self.sends.range(SendKey::any(id, reply)).next();
+            let send = send.map(|(_, send)| {
+                let state = if send.begun {
+                    MessageState::Sending
+                } else {
+                    MessageState::Pending
+                };
+                send.info(state)
+            });
+            let done = self.finished.range(SendKey::any(id, reply)).next();
+            send.or(done.map(|(_, done)| done.info))
+        })
+    }
+
+    /// Messages that were decided before a restart: late copies of them are acknowledged and not
+    /// delivered again.
+    pub fn seed_completed(&mut self, now: Nanos, keys: impl IntoIterator<Item = DeliveryKey>) {
+        for key in keys {
+            self.completed.insert(now, key, Status::Received);
+        }
+    }
+
+    /// Takes the payload of a frame of service `Message`. Key and address of its source are those
+    /// of the session that it came on.
+    pub fn handle_packet(
+        &mut self,
+        now: Nanos,
+        source: PublicKey,
+        address: OverlayAddress,
+        bytes: &[u8],
+    ) {
+        self.stats.packets_received += 1;
+        let Some(packet) = message::parse(bytes) else {
+            self.stats.malformed += 1;
+            return;
+        };
+        let id = MessageId(packet.id);
+        let key = DeliveryKey {
+            peer: source,
+            id,
+            reply: packet.reply,
+        };
+        match packet.body {
+            Body::Open { .. } | Body::Data { .. } | Body::Query | Body::Abort => {
+                self.receive(now, key, address, &packet);
+            }
+            Body::Ack {
+                status,
+                number,
+                ranges,
+            } => {
+                let send = SendKey {
+                    subnet: source.address().subnet_id(),
+                    id,
+                    reply: packet.reply,
+                };
+                if self.sends.get(&send).is_some_and(|s| s.key == Some(source)) {
+                    self.handle_ack(now, send, packet.sequence, status, (number, ranges));
+                }
+            }
+            Body::Read => {
+                self.handle_read(now, key);
+                self.answer(Answer::Bare {
+                    address,
+                    id,
+                    reply: packet.reply,
+                    sequence: 0,
+                    body: Bare::ReadAck,
+                });
+            }
+            Body::ReadAck => {
+                if self.receipts.remove(&key).is_some() {
+                    self.timers.set(Timer::Receipt(key), Nanos::NEVER);
+                }
+            }
+        }
+    }
+
+    fn handle_read(&mut self, now: Nanos, from: DeliveryKey) {
+        let send = SendKey {
+            subnet: from.peer.address().subnet_id(),
+            id: from.id,
+            reply: from.reply,
+        };
+        // The verdict may have been lost on the way.
+        if self
+            .sends
+            .get(&send)
+            .is_some_and(|s| s.key == Some(from.peer))
+        {
+            self.finish(now, send, None);
+        }
+        if let Some(done) = self.finished.get_mut(&send)
+            && done.key == Some(from.peer)
+            && done.info.state == MessageState::Received
+        {
+            done.info.state = MessageState::Read;
+            self.stats.read += 1;
+        }
+    }
+
+    /// A message that came in has been read: its sender is told.
+    pub fn mark_read(&mut self, now: Nanos, key: DeliveryKey) {
+        if key.peer == self.config.key {
+            self.handle_read(now, key);
+            return;
+        }
+        if self.receipts.len() < RECEIPTS_MAX {
+            self.receipts.insert(key, 0);
+        }
+        self.send_receipt(now, key);
+    }
+
+    fn send_receipt(&mut self, now: Nanos, key: DeliveryKey) {
+        if let Some(tries) = self.receipts.get_mut(&key) {
+            let wait = RECEIPT_RETRY * (1 << *tries);
+            *tries += 1;
+            let done = *tries > RECEIPT_TRIES;
+            if done {
+                self.receipts.remove(&key);
+                return;
+            }
+            self.timers.set(Timer::Receipt(key), now + wait);
+        }
+        self.answer(Answer::Bare {
+            address: key.peer.address(),
+            id: key.id,
+            reply: key.reply,
+            sequence: 0,
+            body: Bare::Read,
+        });
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Nanos) {
+        for timer in self.timers.take_due(now) {
+            match timer {
+                Timer::Need(subnet) => self.need_due(now, subnet),
+                Timer::Path(subnet) => self.path_due(now, subnet),
+                Timer::Send(key) => self.send_due(now, key),
+                Timer::Incoming(key) => self.incoming_due(now, key),
+                Timer::Waiting(id) => self.waiting_due(now, id),
+                Timer::Receipt(key) => self.send_receipt(now, key),
+            }
+        }
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Nanos> {
+        self.timers.next()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The next packet to send. The windows bound how many there are; a caller may still stop early
+    /// and come back.
+    pub fn poll_transmit(&mut self, now: Nanos) -> Option<Transmit> {
+        let transmit = self.poll_answer().or_else(|| self.poll_chunk(now))?;
+        self.stats.packets_sent += 1;
+        Some(transmit)
+    }
+
+    /// Whether [`Self::poll_transmit`] may have more.
+    pub fn wants_transmit(&self) -> bool {
+        !self.answers.is_empty() || !self.active.is_empty()
+    }
+
+    pub(crate) fn answer(&mut self, answer: Answer) {
+        if self.answers.len() >= self.config.answers_max {
+            self.stats.answers_dropped += 1;
+            return;
+        }
+        self.answers.push_back(answer);
+    }
+
+    fn poll_answer(&mut self) -> Option<Transmit> {
+        loop {
+            match self.answers.pop_front()? {
+                Answer::Progress(key) => {
+                    let Some(incoming) = self.incoming.get_mut(&key) else {
+                        continue;
+                    };
+                    incoming.answering = false;
+                    let (number, ranges) = incoming.have();
+                    let body = Body::Ack {
+                        status: Status::Progress,
+                        number,
+                        ranges: &ranges,
+                    };
+                    let (address, sequence) = (incoming.address, incoming.sequence);
+                    return Some(packet(address, key.id, key.reply, sequence, body));
+                }
+                Answer::Status {
+                    address,
+                    id,
+                    reply,
+                    sequence,
+                    status,
+                } => {
+                    let body = Body::Ack {
+                        status,
+                        number: 0,
+                        ranges: &[],
+                    };
+                    return Some(packet(address, id, reply, sequence, body));
+                }
+                Answer::Bare {
+                    address,
+                    id,
+                    reply,
+                    sequence,
+                    body,
+                } => {
+                    let body = match body {
+                        Bare::Query => Body::Query,
+                        Bare::Read => Body::Read,
+                        Bare::ReadAck => Body::ReadAck,
+                        Bare::Abort => Body::Abort,
+                    };
+                    return Some(packet(address, id, reply, sequence, body));
+                }
+            }
+        }
+    }
+}
+
+pub(crate) fn packet(
+    address: OverlayAddress,
+    id: MessageId,
+    reply: bool,
+    sequence: u64,
+    body: Body<'_>,
+) -> Transmit {
+    let packet = Packet {
+        id: id.0,
+        reply,
+        sequence,
+        body,
+    };
+    let payload = packet.encode();
+    debug_assert!(payload.len() >= MESSAGE_HEADER_LEN);
+    Transmit { address, payload }
+}

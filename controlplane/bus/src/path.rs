@@ -1,0 +1,268 @@
+//! The way to one node: what is on it, how much may be, and how long it takes.
+//!
+//! All messages to a node share one window, one round-trip time and one numbering of packets, so a
+//! thousand small messages are as considerate as a big one. Losses are found as QUIC does
+//! (RFC 9002): a packet is lost when one sent three later, or clearly earlier than a round trip
+//! ago, has been answered; when nothing is answered at all, a timer sends the oldest ones again.
+//! The window grows by slow start, then by one packet per round trip, and shrinks to 70 % once per
+//! round trip with losses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+
+use crate::config::RETRANSMISSION_DELAY;
+use crate::outgoing::SendKey;
+
+/// A packet is lost when one that was sent this many later has been answered.
+const REORDER_MAX: u64 = 3;
+/// Packets that may go before anything is known about the way.
+const WINDOW_INITIAL_PACKETS: usize = 10;
+const WINDOW_MIN_PACKETS: usize = 2;
+/// A receiver may wait for its disk before it answers.
+const ANSWER_SLACK: Duration = Duration::from_millis(5);
+const TIMEOUT_MIN: Duration = Duration::from_millis(10);
+const TIMEOUT_MAX: Duration = Duration::from_secs(5);
+/// Timeouts in a row after which the window is as small as it gets.
+const TIMEOUTS_PERSISTENT: u32 = 3;
+/// Chunks of one message before the next message gets its turn.
+pub(crate) const TURN: u32 = 8;
+
+/// A chunk on its way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flight {
+    pub(crate) send: SendKey,
+    pub(crate) chunk: u32,
+    pub(crate) bytes: usize,
+    pub(crate) at: Nanos,
+}
+
+pub(crate) struct Path {
+    pub(crate) address: OverlayAddress,
+    /// Key of the node at its other end, while there is a session.
+    pub(crate) session: Option<PublicKey>,
+    /// Attempts to get a session since there was one.
+    pub(crate) needs: u32,
+    pub(crate) messages: BTreeSet<SendKey>,
+    /// Messages with something to send, in the order of their turns.
+    pub(crate) ready: BTreeMap<u64, SendKey>,
+    places: u64,
+    /// It is in the engine's list of paths with something to send.
+    pub(crate) active: bool,
+    /// Chunks sent in the turn of the first ready message.
+    pub(crate) turn: u32,
+    pub(crate) flights: BTreeMap<u64, Flight>,
+    pub(crate) bytes: usize,
+    sequence: u64,
+    answered: Option<u64>,
+    sent_at: Nanos,
+    smoothed: Option<Duration>,
+    variation: Duration,
+    latest: Duration,
+    timeouts: u32,
+    /// Packets that may go in spite of a full window, to learn whether anything arrives.
+    pub(crate) probes: u32,
+    window: usize,
+    threshold: usize,
+    window_max: usize,
+    packet: usize,
+    recovery_from: Nanos,
+}
+
+impl Path {
+    pub(crate) fn new(address: OverlayAddress, packet: usize, window_max: usize) -> Self {
+        Self {
+            address,
+            session: None,
+            needs: 0,
+            messages: BTreeSet::new(),
+            ready: BTreeMap::new(),
+            places: 0,
+            active: false,
+            turn: 0,
+            flights: BTreeMap::new(),
+            bytes: 0,
+            sequence: 0,
+            answered: None,
+            sent_at: Nanos(0),
+            smoothed: None,
+            variation: Duration::ZERO,
+            latest: Duration::ZERO,
+            timeouts: 0,
+            probes: 0,
+            window: WINDOW_INITIAL_PACKETS * packet,
+            threshold: usize::MAX,
+            window_max,
+            packet,
+            recovery_from: Nanos(0),
+        }
+    }
+
+    /// Puts a message at the end of the queue; gives its place.
+    pub(crate) fn queue(&mut self, send: SendKey) -> u64 {
+        self.places += 1;
+        self.ready.insert(self.places, send);
+        self.places
+    }
+
+    /// Takes a message out of the queue; the next one gets a full turn.
+    pub(crate) fn leave(&mut self, place: Option<u64>) {
+        if let Some(place) = place {
+            let first = self.ready.first_key_value().map(|(first, _)| *first);
+            if first == Some(place) {
+                self.turn = 0;
+            }
+            self.ready.remove(&place);
+        }
+    }
+
+    /// Whether another packet may go.
+    pub(crate) fn has_room(&self) -> bool {
+        self.session.is_some()
+            && (self.probes > 0 || self.bytes == 0 || self.bytes + self.packet <= self.window)
+    }
+
+    pub(crate) fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    pub(crate) fn sent(&mut self, sequence: u64, flight: Flight) {
+        self.bytes += flight.bytes;
+        self.sent_at = flight.at;
+        self.probes = self.probes.saturating_sub(1);
+        self.flights.insert(sequence, flight);
+    }
+
+    /// Takes a packet off the way without judging it.
+    pub(crate) fn take(&mut self, sequence: u64) -> Option<Flight> {
+        let flight = self.flights.remove(&sequence)?;
+        self.bytes -= flight.bytes;
+        Some(flight)
+    }
+
+    /// The answer to a packet of this message has come: learn from it.
+    pub(crate) fn answered(&mut self, now: Nanos, send: SendKey, sequence: u64) {
+        let Some(flight) = self.flights.get(&sequence).filter(|f| f.send == send) else {
+            return;
+        };
+        self.answered = self.answered.max(Some(sequence));
+        self.timeouts = 0;
+        let sample = now.since(flight.at);
+        self.latest = sample;
+        // RFC 6298.
+        match self.smoothed {
+            None => {
+                self.smoothed = Some(sample);
+                self.variation = sample / 2;
+            }
+            Some(smoothed) => {
+                self.variation = (self.variation * 3 + smoothed.abs_diff(sample)) / 4;
+                self.smoothed = Some((smoothed * 7 + sample) / 8);
+            }
+        }
+    }
+
+    /// Bytes that were sent at `at` at the latest have arrived.
+    pub(crate) fn arrived(&mut self, bytes: usize, at: Nanos) {
+        // A window that was not filled says nothing about a bigger one.
+        let filled = self.bytes + bytes + 2 * self.packet >= self.window;
+        if at <= self.recovery_from || !filled || bytes == 0 {
+            return;
+        }
+        self.window += if self.window < self.threshold {
+            bytes
+        } else {
+            (self.packet * bytes / self.window).max(1)
+        };
+        self.window = self.window.min(self.window_max);
+    }
+
+    /// Takes what is lost off the way, in order.
+    pub(crate) fn take_lost(&mut self, now: Nanos) -> Vec<Flight> {
+        let Some(answered) = self.answered else {
+            return Vec::new();
+        };
+        let patience = self.patience();
+        let mut lost = Vec::new();
+        while let Some((sequence, flight)) = self.flights.first_key_value()
+            && *sequence < answered
+            && (sequence + REORDER_MAX <= answered || flight.at + patience <= now)
+        {
+            let sequence = *sequence;
+            lost.extend(self.take(sequence));
+        }
+        if let Some(last) = lost.last()
+            && last.at > self.recovery_from
+        {
+            self.recovery_from = now;
+            let floor = WINDOW_MIN_PACKETS * self.packet;
+            self.window = (self.window / 10 * 7).max(floor);
+            self.threshold = self.window;
+        }
+        lost
+    }
+
+    /// Nothing has been answered for too long: takes the two oldest off the way, to be sent again
+    /// whatever the window says.
+    pub(crate) fn take_timed_out(&mut self, now: Nanos) -> Vec<Flight> {
+        if self.timeout_at() > now || self.flights.is_empty() {
+            return Vec::new();
+        }
+        self.timeouts += 1;
+        self.sent_at = now;
+        if self.timeouts == TIMEOUTS_PERSISTENT {
+            self.threshold = (self.window / 2).max(WINDOW_MIN_PACKETS * self.packet);
+            self.window = WINDOW_MIN_PACKETS * self.packet;
+            self.recovery_from = now;
+        }
+        let oldest: Vec<u64> = self.flights.keys().take(2).copied().collect();
+        let taken: Vec<_> = oldest.into_iter().filter_map(|s| self.take(s)).collect();
+        self.probes = 2;
+        taken
+    }
+
+    /// When something has to be judged again.
+    pub(crate) fn deadline(&self) -> Nanos {
+        let Some((sequence, flight)) = self.flights.first_key_value() else {
+            return Nanos::NEVER;
+        };
+        let late = Some(*sequence) < self.answered;
+        let lost = if late {
+            flight.at + self.patience()
+        } else {
+            Nanos::NEVER
+        };
+        lost.min(self.timeout_at())
+    }
+
+    fn timeout_at(&self) -> Nanos {
+        self.sent_at + self.backed_off()
+    }
+
+    fn patience(&self) -> Duration {
+        let rtt = self.smoothed.unwrap_or_default().max(self.latest);
+        (rtt * 9 / 8).max(Duration::from_millis(1))
+    }
+
+    /// Time after which an answer is overdue.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.smoothed.map_or(RETRANSMISSION_DELAY, |smoothed| {
+            (smoothed + self.variation * 4).max(TIMEOUT_MIN) + ANSWER_SLACK
+        })
+    }
+
+    fn backed_off(&self) -> Duration {
+        (self.timeout() * (1 << self.timeouts.min(10))).min(TIMEOUT_MAX)
+    }
+
+    /// The session is gone: what was on the way is, too, and says nothing about the next session.
+    pub(crate) fn reset(&mut self) -> Vec<Flight> {
+        self.session = None;
+        self.timeouts = 0;
+        self.probes = 0;
+        self.bytes = 0;
+        std::mem::take(&mut self.flights).into_values().collect()
+    }
+}

@@ -1,0 +1,443 @@
+//! Incoming messages: who may send what, how much, and what becomes of it.
+
+use hyphae_wire::message::{Body, Cut, Packet, Status};
+use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+
+use crate::engine::{Answer, Timer};
+use crate::incoming::{Incoming, OVERHEAD, Stage, Took};
+use crate::outgoing::SendKey;
+use crate::topics::TopicClass;
+use crate::{AbortReason, Bus, DeliveryKey, Event, Inbound, Refuse, Rejection, Room, Topic};
+
+/// Senders that are remembered to wait for room.
+const HELD_MAX: usize = 1024;
+/// Bytes of the longest call on the topic of administration.
+const ADMIN_MAX: usize = 1 << 20;
+/// Silence after which an unfinished message gives way to another one.
+const STALE: std::time::Duration = std::time::Duration::from_secs(2);
+
+fn rejection(status: Status) -> Option<Rejection> {
+    match status {
+        Status::Forbidden => Some(Rejection::Forbidden),
+        Status::Unasked => Some(Rejection::Unasked),
+        Status::Late => Some(Rejection::Late),
+        Status::Malformed => Some(Rejection::Malformed),
+        Status::Progress | Status::Received | Status::Full | Status::Unknown | Status::Resume => {
+            None
+        }
+    }
+}
+
+impl Bus {
+    pub(crate) fn receive(
+        &mut self,
+        now: Nanos,
+        key: DeliveryKey,
+        address: OverlayAddress,
+        packet: &Packet<'_>,
+    ) {
+        let sequence = packet.sequence;
+        if let Some(status) = self.completed.get(&key) {
+            if let Body::Open { .. } = packet.body {
+                self.stats.duplicates += 1;
+            }
+            if !matches!(packet.body, Body::Abort) {
+                self.say(key, address, sequence, status);
+            }
+            return;
+        }
+        match packet.body {
+            Body::Open {
+                cut,
+                digest,
+                topic,
+                data,
+            } => {
+                if let Err(status) = self.open(now, key, address, (cut, digest, topic)) {
+                    self.refuse_opening(key, address, sequence, status, topic);
+                    return;
+                }
+                self.take_chunk(now, key, sequence, 0, data);
+            }
+            Body::Data { number, data } => {
+                if self.incoming.contains_key(&key) {
+                    self.take_chunk(now, key, sequence, number, data);
+                } else {
+                    self.say(key, address, sequence, Status::Unknown);
+                }
+            }
+            Body::Query => {
+                if self.incoming.contains_key(&key) {
+                    self.note_progress(key, sequence);
+                } else {
+                    self.say(key, address, sequence, Status::Unknown);
+                }
+            }
+            Body::Abort => {
+                if self
+                    .incoming
+                    .get(&key)
+                    .is_some_and(|i| i.stage == Stage::Partial)
+                {
+                    self.drop_incoming(key);
+                }
+                self.held.retain(|(held, _)| *held != key);
+            }
+            Body::Ack { .. } | Body::Read | Body::ReadAck => {}
+        }
+    }
+
+    /// Lets a message begin, unless it has begun already.
+    fn open(
+        &mut self,
+        now: Nanos,
+        key: DeliveryKey,
+        address: OverlayAddress,
+        (cut, digest, topic): (Cut, &[u8; 32], &[u8]),
+    ) -> Result<(), Status> {
+        if let Some(known) = self.incoming.get(&key) {
+            let same = known.cut == cut && known.digest == *digest;
+            return if same { Ok(()) } else { Err(Status::Malformed) };
+        }
+        let topic = Topic::new(topic.to_vec()).map_err(|_| Status::Malformed)?;
+        if key.reply {
+            self.check_waiting(key)?;
+        } else {
+            let access = self.topics.access(&topic, &key.peer, address);
+            if !access.allowed {
+                return Err(Status::Forbidden);
+            }
+            if access.class == TopicClass::Reserved && cut.len > ADMIN_MAX {
+                return Err(Status::Malformed);
+            }
+        }
+        self.check_room(now, key, &topic, cut.len)?;
+        let incoming = Incoming::new(now, address, topic, cut, *digest);
+        self.charge(key.peer, incoming.cost());
+        self.incoming.insert(key, incoming);
+        let at = now + self.config.incoming_idle;
+        self.timers.set(Timer::Incoming(key), at);
+        Ok(())
+    }
+
+    /// A reply is taken from whom the message was sent to, while somebody waits for it.
+    fn check_waiting(&self, key: DeliveryKey) -> Result<(), Status> {
+        let waiting = self.waiting.get(&key.id).ok_or(Status::Unasked)?;
+        if waiting.key != Some(key.peer) {
+            return Err(Status::Unasked);
+        }
+        if waiting.over {
+            Err(Status::Late)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_room(
+        &mut self,
+        now: Nanos,
+        key: DeliveryKey,
+        topic: &Topic,
+        len: usize,
+    ) -> Result<(), Status> {
+        let forwarded = || {
+            let config = self.topics.topics.get(topic);
+            config.is_some_and(|config| config.forward_socket.is_some())
+        };
+        let inbox = !key.reply && !topic.is_admin() && !forwarded();
+        if inbox && (self.room.messages == 0 || self.room.bytes < len) {
+            return Err(Status::Full);
+        }
+        let cost = len + OVERHEAD;
+        let share = self.shares.get(&key.peer).copied();
+        let share = share.unwrap_or(Room {
+            messages: 0,
+            bytes: 0,
+        });
+        if share.messages >= self.config.incoming_per_peer_max
+            || share.bytes + cost > self.config.incoming_per_peer_bytes_max
+        {
+            return Err(Status::Full);
+        }
+        let over = |bus: &Self| {
+            bus.incoming.len() >= bus.config.incoming_max
+                || bus.incoming_bytes + cost > bus.config.incoming_bytes_max
+        };
+        while over(self) {
+            // Only reached under attack, or with very many senders at once.
+            let stale = self
+                .incoming
+                .iter()
+                .filter(|(_, i)| i.stage == Stage::Partial && now.since(i.progress_at) >= STALE)
+                .min_by_key(|(_, i)| i.progress_at);
+            let Some((stale, _)) = stale else {
+                return Err(Status::Full);
+            };
+            let stale = *stale;
+            self.stats.expired += 1;
+            self.drop_incoming(stale);
+        }
+        Ok(())
+    }
+
+    fn refuse_opening(
+        &mut self,
+        key: DeliveryKey,
+        address: OverlayAddress,
+        sequence: u64,
+        status: Status,
+        topic: &[u8],
+    ) {
+        if let Some(rejection) = rejection(status) {
+            let topic = Topic::new(topic.to_vec()).unwrap_or_default();
+            let class = self.topics.class(&topic);
+            *self.stats.rejected.entry((rejection, class)).or_default() += 1;
+        } else {
+            self.push_back(key, address);
+        }
+        self.say(key, address, sequence, status);
+    }
+
+    fn push_back(&mut self, key: DeliveryKey, address: OverlayAddress) {
+        self.stats.pushed_back += 1;
+        if self.held.len() < HELD_MAX && !self.held.iter().any(|(held, _)| *held == key) {
+            self.held.push_back((key, address));
+        }
+    }
+
+    fn take_chunk(
+        &mut self,
+        now: Nanos,
+        key: DeliveryKey,
+        sequence: u64,
+        number: u32,
+        data: &[u8],
+    ) {
+        let Some(incoming) = self.incoming.get_mut(&key) else {
+            return;
+        };
+        let took = incoming.take(now, number, data);
+        let address = incoming.address;
+        match took {
+            Took::Mismatch => self.stats.malformed += 1,
+            Took::Nothing | Took::Chunk => {}
+            Took::Whole(true) => {
+                let inbound = Inbound {
+                    id: key.id,
+                    reply: key.reply,
+                    source_key: key.peer,
+                    source_address: address,
+                    topic: incoming.topic.clone(),
+                    payload: incoming.hand_over().into(),
+                };
+                self.timers.set(Timer::Incoming(key), Nanos::NEVER);
+                self.events.push_back(Event::Deliver(inbound));
+            }
+            Took::Whole(false) => {
+                let class = self.topics.class(&incoming.topic);
+                let entry = self.stats.rejected.entry((Rejection::Malformed, class));
+                *entry.or_default() += 1;
+                self.drop_incoming(key);
+                self.completed.insert(now, key, Status::Malformed);
+                self.say(key, address, sequence, Status::Malformed);
+                return;
+            }
+        }
+        self.note_progress(key, sequence);
+    }
+
+    /// An answer about an incoming message is due; one for all that came of it since the last.
+    fn note_progress(&mut self, key: DeliveryKey, sequence: u64) {
+        let Some(incoming) = self.incoming.get_mut(&key) else {
+            return;
+        };
+        incoming.sequence = incoming.sequence.max(sequence);
+        if !incoming.answering {
+            incoming.answering = true;
+            let before = self.answers.len();
+            self.answer(Answer::Progress(key));
+            if self.answers.len() == before
+                && let Some(incoming) = self.incoming.get_mut(&key)
+            {
+                incoming.answering = false;
+            }
+        }
+    }
+
+    fn say(&mut self, key: DeliveryKey, address: OverlayAddress, sequence: u64, status: Status) {
+        if key.peer == self.config.key {
+            return;
+        }
+        self.answer(Answer::Status {
+            address,
+            id: key.id,
+            reply: key.reply,
+            sequence,
+            status,
+        });
+    }
+
+    /// A message to this node itself.
+    pub(crate) fn deliver_own(&mut self, now: Nanos, send: SendKey) {
+        let Some((payload, topic)) = self.own_payload(send) else {
+            return;
+        };
+        let (peer, id, reply) = (self.config.key, send.id, send.reply);
+        let key = DeliveryKey { peer, id, reply };
+        let address = peer.address();
+        if let Some(waiting) = self.waiting.get_mut(&id).filter(|_| !reply) {
+            waiting.key = Some(peer);
+        }
+        let cut = Cut {
+            len: payload.len(),
+            first: payload.len(),
+            chunk: usize::from(u16::MAX),
+        };
+        // The digest is of no use on a way without wires; the caller's own bytes come out.
+        match self.open(now, key, address, (cut, &[0; 32], topic.as_bytes())) {
+            Ok(()) => {
+                if let Some(incoming) = self.incoming.get_mut(&key) {
+                    incoming.hand_over();
+                }
+                self.timers.set(Timer::Incoming(key), Nanos::NEVER);
+                self.events.push_back(Event::Deliver(Inbound {
+                    id,
+                    reply,
+                    source_key: peer,
+                    source_address: address,
+                    topic,
+                    payload,
+                }));
+            }
+            Err(status) => {
+                if let Some(rejection) = rejection(status) {
+                    let class = self.topics.class(&topic);
+                    *self.stats.rejected.entry((rejection, class)).or_default() += 1;
+                    self.finish(now, send, Some(AbortReason::Rejected(rejection)));
+                } else {
+                    self.stats.pushed_back += 1;
+                    self.hold_own(now, send);
+                }
+            }
+        }
+    }
+
+    /// A delivered message is kept (durably, where that was promised): its sender is told so.
+    pub fn accepted(&mut self, now: Nanos, key: DeliveryKey) {
+        if self.decide(now, key, Status::Received) {
+            self.stats.accepted += 1;
+            if key.reply {
+                self.forget_waiting(key.id);
+            }
+        }
+    }
+
+    /// A delivered message is not kept.
+    pub fn refused(&mut self, now: Nanos, key: DeliveryKey, refuse: Refuse) {
+        match refuse {
+            Refuse::Rejected => {
+                let topic = self.incoming.get(&key).map(|i| i.topic.clone());
+                if self.decide(now, key, Status::Forbidden) {
+                    let class = self.topics.class(&topic.unwrap_or_default());
+                    let entry = self.stats.rejected.entry((Rejection::Forbidden, class));
+                    *entry.or_default() += 1;
+                }
+            }
+            Refuse::Full => {
+                let undecided = |i: &&Incoming| i.stage == Stage::Undecided;
+                let Some(incoming) = self.incoming.get(&key).filter(undecided) else {
+                    return;
+                };
+                let (address, sequence) = (incoming.address, incoming.sequence);
+                self.drop_incoming(key);
+                if key.peer == self.config.key {
+                    self.stats.pushed_back += 1;
+                    self.hold_own(now, own_send(key));
+                } else {
+                    self.push_back(key, address);
+                    self.say(key, address, sequence, Status::Full);
+                }
+            }
+        }
+    }
+
+    fn decide(&mut self, now: Nanos, key: DeliveryKey, status: Status) -> bool {
+        let undecided = |i: &&Incoming| i.stage == Stage::Undecided;
+        let Some(incoming) = self.incoming.get(&key).filter(undecided) else {
+            return false;
+        };
+        let (address, sequence) = (incoming.address, incoming.sequence);
+        self.drop_incoming(key);
+        if key.peer == self.config.key {
+            let reason = rejection(status).map(AbortReason::Rejected);
+            self.finish(now, own_send(key), reason);
+        } else {
+            self.completed.insert(now, key, status);
+            self.say(key, address, sequence, status);
+        }
+        true
+    }
+
+    /// Tells how much room is left for messages that come in. When there is more than before, those
+    /// who were told to wait may go on, as many as there is room for.
+    pub fn set_room(&mut self, room: Room) {
+        let more = room.messages > self.room.messages || room.bytes > self.room.bytes;
+        self.room = room;
+        if !more || room.bytes == 0 {
+            return;
+        }
+        let count = room.messages.min(self.held.len());
+        let resumed: Vec<_> = self.held.drain(..count).collect();
+        for (key, address) in resumed {
+            self.say(key, address, 0, Status::Resume);
+        }
+    }
+
+    /// Nothing has come of a message for some time.
+    pub(crate) fn incoming_due(&mut self, now: Nanos, key: DeliveryKey) {
+        let Some(incoming) = self.incoming.get(&key) else {
+            return;
+        };
+        let at = incoming.progress_at + self.config.incoming_idle;
+        if incoming.stage == Stage::Partial && at <= now {
+            self.stats.expired += 1;
+            self.drop_incoming(key);
+        } else if incoming.stage == Stage::Partial {
+            self.timers.set(Timer::Incoming(key), at);
+        }
+    }
+
+    fn charge(&mut self, peer: PublicKey, cost: usize) {
+        self.incoming_bytes += cost;
+        let share = self.shares.entry(peer).or_insert(Room {
+            messages: 0,
+            bytes: 0,
+        });
+        share.messages += 1;
+        share.bytes += cost;
+    }
+
+    fn drop_incoming(&mut self, key: DeliveryKey) {
+        let Some(incoming) = self.incoming.remove(&key) else {
+            return;
+        };
+        self.timers.set(Timer::Incoming(key), Nanos::NEVER);
+        let cost = incoming.cost();
+        self.incoming_bytes -= cost;
+        if let Some(share) = self.shares.get_mut(&key.peer) {
+            share.messages -= 1;
+            share.bytes -= cost;
+            if share.messages == 0 {
+                self.shares.remove(&key.peer);
+            }
+        }
+    }
+}
+
+fn own_send(key: DeliveryKey) -> SendKey {
+    SendKey {
+        id: key.id,
+        reply: key.reply,
+        subnet: key.peer.address().subnet_id(),
+    }
+}

@@ -1,0 +1,412 @@
+//! What callers and the engine say to each other.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyphae_wire::message::TOPIC_MAX;
+use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Names a message. Random, chosen by its sender; a reply has the id of what it answers. Written
+/// as 16 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId(pub [u8; 8]);
+
+/// Text that is not a message id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a message id: expected 16 hex digits")]
+pub struct InvalidMessageId(pub String);
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MessageId {
+    type Err = InvalidMessageId;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let digits = s.len() == 16 && s.bytes().all(|b| b.is_ascii_hexdigit());
+        let number = u64::from_str_radix(s, 16).ok().filter(|_| digits);
+        let number = number.ok_or_else(|| InvalidMessageId(s.to_owned()))?;
+        Ok(Self(number.to_be_bytes()))
+    }
+}
+
+impl Serialize for MessageId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MessageId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Name of a topic: 0 to 255 bytes, any bytes.
+///
+/// As text (and as a key of topics.toml) it is itself when it is UTF-8 without control characters,
+/// else `hex:` and its bytes as hex digits; a name that begins with `hex:` is written so, too.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Topic(Bytes);
+
+/// Bytes or text that are no topic.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTopic {
+    /// Longer than 255 bytes.
+    #[error("a topic has at most 255 bytes, this one has {0}")]
+    TooLong(usize),
+    /// Not hex digits after `hex:`.
+    #[error("'{0}' is not a topic: expected pairs of hex digits after 'hex:'")]
+    Hex(String),
+}
+
+/// How names that are not plain text begin.
+const HEX: &str = "hex:";
+
+impl Topic {
+    /// A topic of these bytes.
+    ///
+    /// # Errors
+    /// When there are more than 255.
+    pub fn new(bytes: impl Into<Bytes>) -> Result<Self, InvalidTopic> {
+        let bytes = bytes.into();
+        if bytes.len() > TOPIC_MAX {
+            return Err(InvalidTopic::TooLong(bytes.len()));
+        }
+        Ok(Self(bytes))
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether it is reserved for administration; see [`crate::topics::ADMIN_TOPIC`].
+    pub fn is_admin(&self) -> bool {
+        self.as_bytes() == crate::topics::ADMIN_TOPIC.as_bytes()
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match std::str::from_utf8(&self.0) {
+            Ok(text) if !text.starts_with(HEX) && !text.chars().any(char::is_control) => {
+                f.write_str(text)
+            }
+            Ok(_) | Err(_) => {
+                f.write_str(HEX)?;
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Topic {
+    type Err = InvalidTopic;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let Some(digits) = s.strip_prefix(HEX) else {
+            return Self::new(Bytes::copy_from_slice(s.as_bytes()));
+        };
+        let bad = || InvalidTopic::Hex(s.to_owned());
+        if digits.len() % 2 != 0 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
+        let pairs = digits.as_bytes().chunks_exact(2);
+        let bytes = pairs.map(|pair| {
+            let pair = std::str::from_utf8(pair).map_err(|_| bad())?;
+            u8::from_str_radix(pair, 16).map_err(|_| bad())
+        });
+        Self::new(bytes.collect::<Result<Vec<_>, _>>()?)
+    }
+}
+
+impl Serialize for Topic {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Topic {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Whom a message goes to. On disk and in RPC `{ pk = "…" }` or `{ ip = "…" }`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Destination {
+    /// The node with this key.
+    #[serde(rename = "pk")]
+    Key(PublicKey),
+    /// The node that owns this address.
+    #[serde(rename = "ip")]
+    Address(OverlayAddress),
+}
+
+impl Destination {
+    /// Where its packets go.
+    pub fn address(&self) -> OverlayAddress {
+        match self {
+            Self::Key(key) => key.address(),
+            Self::Address(address) => *address,
+        }
+    }
+}
+
+/// A message to send.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// To whom.
+    pub destination: Destination,
+    /// Its topic; empty for none.
+    pub topic: Topic,
+    /// Its bytes.
+    pub payload: Bytes,
+    /// BLAKE3 of the payload; worked out when not given. Give it for long payloads, so that the
+    /// engine's thread does not have to.
+    pub digest: Option<[u8; 32]>,
+    /// How long sending is tried; `None` for [`crate::config::TRY_DURATION_DEFAULT`].
+    pub try_for: Option<Duration>,
+    /// Accept a reply within this time.
+    pub reply_within: Option<Duration>,
+}
+
+/// Where an outgoing message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MessageState {
+    /// There is no session with its receiver yet.
+    Pending,
+    /// Its packets are on their way, or the receiver has no room.
+    Sending,
+    /// The receiver has it and keeps it.
+    Received,
+    /// Somebody has taken it from the receiver's inbox.
+    Read,
+    /// It was given up; [`MessageInfo::reason`] says why.
+    Aborted,
+}
+
+/// Why a message was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum AbortReason {
+    /// Its deadline has passed.
+    #[error("not delivered within its time")]
+    Deadline,
+    /// The receiver refused it.
+    #[error("refused by the receiver: {0}")]
+    Rejected(Rejection),
+    /// The caller withdrew it.
+    #[error("withdrawn")]
+    Cancelled,
+    /// Another node answers at the destination's address.
+    #[error("another node has the address of the destination")]
+    OtherKey,
+}
+
+impl AbortReason {
+    /// Name in metrics and RPC.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deadline => "deadline",
+            Self::Rejected(_) => "rejected",
+            Self::Cancelled => "cancelled",
+            Self::OtherKey => "other_key",
+        }
+    }
+}
+
+/// Why a receiver refuses a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejection {
+    /// The topic is closed to the sender.
+    #[error("its topic is closed to the sender")]
+    Forbidden,
+    /// A reply that nobody waits for.
+    #[error("a reply that nobody asked for")]
+    Unasked,
+    /// A reply after its deadline.
+    #[error("a reply after its deadline")]
+    Late,
+    /// It contradicts the protocol, or its digest is wrong.
+    #[error("it is malformed")]
+    Malformed,
+}
+
+impl Rejection {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Forbidden, Self::Unasked, Self::Late, Self::Malformed];
+
+    /// Name in metrics and RPC.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forbidden => "forbidden",
+            Self::Unasked => "unasked",
+            Self::Late => "late",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// Where an outgoing message is, in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageInfo {
+    /// Where it is.
+    pub state: MessageState,
+    /// To whom it goes.
+    pub destination: Destination,
+    /// When it was pushed.
+    pub created: Nanos,
+    /// When it is given up.
+    pub deadline: Nanos,
+    /// Its bytes.
+    pub len: usize,
+    /// Why it was given up.
+    pub reason: Option<AbortReason>,
+}
+
+/// Why a message is not taken for sending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PushError {
+    /// Longer than 64 MiB.
+    #[error("a message has at most 67108864 bytes, this one has {0}")]
+    TooLong(usize),
+    /// Not an address of the overlay.
+    #[error("{0} is not an address of the overlay (400::/7)")]
+    NotOverlay(OverlayAddress),
+    /// Too many messages, or bytes, wait to be sent.
+    #[error(
+        "{messages} messages with {bytes} bytes wait to be sent; try again when some have left"
+    )]
+    QueueFull {
+        /// Messages that wait.
+        messages: usize,
+        /// Bytes that wait.
+        bytes: usize,
+    },
+    /// A reply to this message is being sent already, or has been.
+    #[error("message {0} has been answered")]
+    Answered(MessageId),
+}
+
+/// Names a message that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DeliveryKey {
+    /// Its sender.
+    pub peer: PublicKey,
+    /// Its id.
+    pub id: MessageId,
+    /// It is a reply.
+    pub reply: bool,
+}
+
+/// A message that came in, whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// Its id; its reply has the same.
+    pub id: MessageId,
+    /// It answers a message of this node, with the same id.
+    pub reply: bool,
+    /// Key of its sender, authenticated.
+    pub source_key: PublicKey,
+    /// Overlay address of its sender, authenticated.
+    pub source_address: OverlayAddress,
+    /// Its topic.
+    pub topic: Topic,
+    /// Its bytes.
+    pub payload: Bytes,
+}
+
+impl Inbound {
+    /// Its name.
+    pub fn key(&self) -> DeliveryKey {
+        DeliveryKey {
+            peer: self.source_key,
+            id: self.id,
+            reply: self.reply,
+        }
+    }
+}
+
+/// Why a delivered message is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refuse {
+    /// There is no room now: its sender tries again later.
+    Full,
+    /// It is not wanted: its sender is told so and gives up.
+    Rejected,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A whole message of an allowed sender. Answer with [`crate::Bus::accepted`] once it is kept
+    /// (durably, where that was promised), or with [`crate::Bus::refused`].
+    Deliver(Inbound),
+    /// A session is wanted with the node of this address: make one and answer with
+    /// [`crate::Bus::session_up`].
+    NeedSession(OverlayAddress),
+    /// Nothing more is done for an outgoing message but to take its read receipt.
+    Finished {
+        /// The message.
+        id: MessageId,
+        /// It is a reply.
+        reply: bool,
+        /// `Received` or `Aborted`.
+        state: MessageState,
+        /// Why it was given up.
+        reason: Option<AbortReason>,
+    },
+    /// The time to wait for the reply to a message is over.
+    ReplyTimeout(MessageId),
+}
+
+/// A packet to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// To the node with this address.
+    pub address: OverlayAddress,
+    /// Payload of a frame of service `Message`.
+    pub payload: Vec<u8>,
+}
+
+/// Room that is left for messages that come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+impl Room {
+    /// As much as there can be.
+    pub const ENDLESS: Self = Self {
+        messages: usize::MAX,
+        bytes: usize::MAX,
+    };
+}

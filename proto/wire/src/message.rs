@@ -1,0 +1,409 @@
+//! Packets of the message bus: the payload of a frame of service [`crate::Service::Message`].
+//!
+//! ```text
+//! +------+-------+--------+-------+---------+---------+------+
+//! | kind | flags | status | topic | number  | sequence|  id  |   header, 24 bytes
+//! |  u8  |  u8   |   u8   | len u8|   u32   |   u64   |  8   |
+//! +------+-------+--------+-------+---------+---------+------+
+//! open:  + length u32 | chunk length u16 | zero u16 | BLAKE3 32 | topic | chunk 0
+//! data:  + chunk `number`
+//! ack:   + up to ACK_RANGES_MAX ranges of chunks, first u32 | end u32
+//! query, read, read-ack, abort: the header alone
+//! ```
+//!
+//! A message is cut into chunk 0, as long as what the opening packet has room for, and chunks of one
+//! length after it, the last as long as the rest. `sequence` numbers the packets that a node sends to
+//! another one; an ack carries that of the packet which it answers. In an ack `number` counts the
+//! chunks from the first on that are there without a gap, and the ranges name those beyond. With
+//! [`Status::Full`] it is the time in milliseconds after which to try again.
+//!
+//! A reply has the id of the message that it answers, and [`FLAG_REPLY`] in every packet of either
+//! direction that is about it, so that the two are never mistaken for each other.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
+
+/// Bytes of the longest message.
+pub const MESSAGE_MAX: usize = 64 << 20;
+/// Bytes of the longest topic.
+pub const TOPIC_MAX: usize = 255;
+/// Bytes of the shortest chunk that a message of several may be cut into.
+pub const CHUNK_MIN: usize = 512;
+/// Ranges of one ack.
+pub const ACK_RANGES_MAX: usize = 64;
+/// [`MessageHeader::flags`]: the packet is about a reply.
+pub const FLAG_REPLY: u8 = 1;
+/// Bytes of a [`MessageHeader`].
+pub const MESSAGE_HEADER_LEN: usize = size_of::<MessageHeader>();
+/// Bytes before the topic in an opening packet.
+pub const OPEN_HEADER_LEN: usize = MESSAGE_HEADER_LEN + size_of::<OpenBody>();
+const _: () = assert!(MESSAGE_HEADER_LEN == 24 && OPEN_HEADER_LEN == 64);
+const _: () = assert!(size_of::<AckRange>() == 8);
+
+/// What a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageKind {
+    /// Start of a message; all of it when it is short.
+    Open,
+    /// A later chunk.
+    Data,
+    /// What the receiver has of a message, or what became of it.
+    Ack,
+    /// Please acknowledge what you have.
+    Query,
+    /// The message has been read.
+    Read,
+    /// The other end knows that it has been read.
+    ReadAck,
+    /// The sender has given up.
+    Abort,
+}
+
+impl MessageKind {
+    /// Code on the wire.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Open => 1,
+            Self::Data => 2,
+            Self::Ack => 3,
+            Self::Query => 4,
+            Self::Read => 5,
+            Self::ReadAck => 6,
+            Self::Abort => 7,
+        }
+    }
+
+    /// The kind of a code, if it is known.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Open,
+            2 => Self::Data,
+            3 => Self::Ack,
+            4 => Self::Query,
+            5 => Self::Read,
+            6 => Self::ReadAck,
+            7 => Self::Abort,
+            _ => return None,
+        })
+    }
+}
+
+/// What an ack says about its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    /// These chunks are there.
+    Progress,
+    /// All of it is there and kept.
+    Received,
+    /// The topic is closed to this sender.
+    Forbidden,
+    /// It is a reply to something that was not asked, or not of this node.
+    Unasked,
+    /// It contradicts the protocol, or its digest is wrong.
+    Malformed,
+    /// There is no room: try again later.
+    Full,
+    /// Nothing is known about the message: start over.
+    Unknown,
+    /// There is room again: try now.
+    Resume,
+    /// A reply that came after its deadline.
+    Late,
+}
+
+impl Status {
+    /// Code on the wire.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Progress => 0,
+            Self::Received => 1,
+            Self::Forbidden => 2,
+            Self::Unasked => 3,
+            Self::Malformed => 4,
+            Self::Full => 5,
+            Self::Unknown => 6,
+            Self::Resume => 7,
+            Self::Late => 8,
+        }
+    }
+
+    /// The status of a code, if it is known.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => Self::Progress,
+            1 => Self::Received,
+            2 => Self::Forbidden,
+            3 => Self::Unasked,
+            4 => Self::Malformed,
+            5 => Self::Full,
+            6 => Self::Unknown,
+            7 => Self::Resume,
+            8 => Self::Late,
+            _ => return None,
+        })
+    }
+}
+
+/// Start of every packet.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct MessageHeader {
+    /// [`MessageKind`] code.
+    pub kind: u8,
+    /// [`FLAG_REPLY`]; other bits are zero, and receivers ignore them.
+    pub flags: u8,
+    /// [`Status`] code in an ack, else zero.
+    pub status: u8,
+    /// Bytes of the topic in an opening packet, else zero.
+    pub topic_len: u8,
+    /// Number of the chunk, or what an ack counts.
+    pub number: U32,
+    /// Number of the packet, or of the packet that an ack answers.
+    pub sequence: U64,
+    /// The message.
+    pub id: [u8; 8],
+}
+
+/// What follows the header of an opening packet.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct OpenBody {
+    /// Bytes of the message.
+    pub len: U32,
+    /// Bytes of each chunk after the first but the last.
+    pub chunk_len: U16,
+    /// Zero; receivers ignore it.
+    pub reserved: U16,
+    /// BLAKE3 of the message.
+    pub digest: [u8; 32],
+}
+
+/// Chunks `first..end` are there.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct AckRange {
+    /// The first of them.
+    pub first: U32,
+    /// The one after the last.
+    pub end: U32,
+}
+
+/// How a message is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Bytes of the message.
+    pub len: usize,
+    /// Bytes of chunk 0.
+    pub first: usize,
+    /// Bytes of each later one but the last.
+    pub chunk: usize,
+}
+
+impl Cut {
+    /// Number of chunks; chunk 0 is there even when it is empty.
+    pub fn count(&self) -> u32 {
+        let later = (self.len - self.first).div_ceil(self.chunk);
+        // A message is at most 64 MiB.
+        u32::try_from(later + 1).unwrap_or(u32::MAX)
+    }
+
+    /// Where a chunk lies in the message; `None` beyond the last.
+    pub fn range(&self, number: u32) -> Option<std::ops::Range<usize>> {
+        let Some(later) = number.checked_sub(1) else {
+            return Some(0..self.first);
+        };
+        let start = usize::try_from(later).ok()?.checked_mul(self.chunk)?;
+        let start = start.checked_add(self.first).filter(|at| *at < self.len)?;
+        Some(start..(start + self.chunk).min(self.len))
+    }
+}
+
+/// A packet, read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// The message.
+    pub id: [u8; 8],
+    /// It is about a reply.
+    pub reply: bool,
+    /// Number of the packet, or of that which an ack answers.
+    pub sequence: u64,
+    /// The rest.
+    pub body: Body<'a>,
+}
+
+/// What a packet says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// Start of a message.
+    Open {
+        /// How it is cut.
+        cut: Cut,
+        /// BLAKE3 of all of it.
+        digest: &'a [u8; 32],
+        /// Its topic.
+        topic: &'a [u8],
+        /// Chunk 0.
+        data: &'a [u8],
+    },
+    /// A later chunk.
+    Data {
+        /// Its number, at least 1.
+        number: u32,
+        /// Its bytes.
+        data: &'a [u8],
+    },
+    /// What the receiver says.
+    Ack {
+        /// About the message.
+        status: Status,
+        /// Chunks there without a gap, or milliseconds.
+        number: u32,
+        /// Chunks beyond.
+        ranges: &'a [AckRange],
+    },
+    /// Please acknowledge.
+    Query,
+    /// It has been read.
+    Read,
+    /// That is known.
+    ReadAck,
+    /// The sender has given up.
+    Abort,
+}
+
+/// Reads a packet; `None` when it contradicts the format.
+pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
+    let (header, rest) = Ref::<_, MessageHeader>::from_prefix(bytes).ok()?;
+    let header = Ref::into_ref(header);
+    let number = header.number.get();
+    let alone = |body| rest.is_empty().then_some(body);
+    let body = match MessageKind::from_code(header.kind)? {
+        MessageKind::Open => parse_open(header, rest)?,
+        MessageKind::Data if number > 0 && !rest.is_empty() => Body::Data { number, data: rest },
+        MessageKind::Data => return None,
+        MessageKind::Ack => {
+            let ranges = <[AckRange]>::ref_from_bytes(rest).ok()?;
+            Body::Ack {
+                status: Status::from_code(header.status)?,
+                number,
+                ranges: Some(ranges).filter(|r| r.len() <= ACK_RANGES_MAX)?,
+            }
+        }
+        MessageKind::Query => alone(Body::Query)?,
+        MessageKind::Read => alone(Body::Read)?,
+        MessageKind::ReadAck => alone(Body::ReadAck)?,
+        MessageKind::Abort => alone(Body::Abort)?,
+    };
+    Some(Packet {
+        id: header.id,
+        reply: header.flags & FLAG_REPLY != 0,
+        sequence: header.sequence.get(),
+        body,
+    })
+}
+
+fn parse_open<'a>(header: &MessageHeader, rest: &'a [u8]) -> Option<Body<'a>> {
+    let (open, rest) = Ref::<_, OpenBody>::from_prefix(rest).ok()?;
+    let open = Ref::into_ref(open);
+    let (topic, data) = rest.split_at_checked(header.topic_len.into())?;
+    let cut = Cut {
+        len: usize::try_from(open.len.get()).ok()?,
+        first: data.len(),
+        chunk: usize::from(open.chunk_len.get()),
+    };
+    let fits = cut.len <= MESSAGE_MAX && cut.first <= cut.len && cut.chunk >= CHUNK_MIN;
+    fits.then_some(Body::Open {
+        cut,
+        digest: &open.digest,
+        topic,
+        data,
+    })
+}
+
+impl Packet<'_> {
+    /// The bytes of the packet.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut header = MessageHeader {
+            kind: MessageKind::Query.code(),
+            flags: if self.reply { FLAG_REPLY } else { 0 },
+            status: 0,
+            topic_len: 0,
+            number: U32::ZERO,
+            sequence: U64::new(self.sequence),
+            id: self.id,
+        };
+        let mut open = None;
+        let (kind, parts): (_, [&[u8]; 2]) = match &self.body {
+            Body::Open {
+                cut,
+                digest,
+                topic,
+                data,
+            } => {
+                // A topic has at most 255 bytes, a message at most 64 MiB, a chunk fits a frame.
+                header.topic_len = u8::try_from(topic.len()).unwrap_or(u8::MAX);
+                open = Some(OpenBody {
+                    len: U32::new(u32::try_from(cut.len).unwrap_or(u32::MAX)),
+                    chunk_len: U16::new(u16::try_from(cut.chunk).unwrap_or(u16::MAX)),
+                    reserved: U16::ZERO,
+                    digest: **digest,
+                });
+                (MessageKind::Open, [topic, data])
+            }
+            Body::Data { number, data } => {
+                header.number = U32::new(*number);
+                (MessageKind::Data, [data, &[]])
+            }
+            Body::Ack {
+                status,
+                number,
+                ranges,
+            } => {
+                header.status = status.code();
+                header.number = U32::new(*number);
+                (MessageKind::Ack, [ranges.as_bytes(), &[]])
+            }
+            Body::Query => (MessageKind::Query, [&[], &[]]),
+            Body::Read => (MessageKind::Read, [&[], &[]]),
+            Body::ReadAck => (MessageKind::ReadAck, [&[], &[]]),
+            Body::Abort => (MessageKind::Abort, [&[], &[]]),
+        };
+        header.kind = kind.code();
+        let len = OPEN_HEADER_LEN + parts[0].len() + parts[1].len();
+        let mut bytes = Vec::with_capacity(len);
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(open.as_ref().map_or(&[], |open| open.as_bytes()));
+        bytes.extend_from_slice(parts[0]);
+        bytes.extend_from_slice(parts[1]);
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn item_01_every_size_class_is_cut_into_chunks_that_cover_it() {
+        for len in 0..8 * CHUNK_MIN {
+            for first in [0, 1, 300, 511, 512, 900] {
+                let cut = Cut {
+                    len,
+                    first: first.min(len),
+                    chunk: CHUNK_MIN,
+                };
+                let mut at = 0;
+                for number in 0..cut.count() {
+                    let range = cut.range(number).unwrap();
+                    assert_eq!(range.start, at);
+                    assert!(number == 0 || !range.is_empty());
+                    at = range.end;
+                }
+                assert_eq!(at, len);
+                assert_eq!(cut.range(cut.count()), None);
+            }
+        }
+    }
+}
