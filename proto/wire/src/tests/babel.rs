@@ -73,7 +73,7 @@ fn tlv() -> impl Strategy<Value = Tlv> {
         (
             prefix(),
             router_id(),
-            any::<(u16, u8)>(),
+            (any::<u16>(), 1..=u8::MAX),
             option::of(origin())
         )
             .prop_map(
