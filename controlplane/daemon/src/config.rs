@@ -47,6 +47,19 @@ pub struct Config {
     pub log_level: String,
     /// Sessions.
     pub session: SessionConfig,
+    /// Stream links.
+    pub stream: StreamConfig,
+}
+
+/// Frames over TCP, where UDP does not pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StreamConfig {
+    /// Accept them, on the port number of worker 0.
+    pub listen: bool,
+    /// Silence after which a peer given as `udp://` is tried over TCP too; `None` for never.
+    pub fallback_after: Option<Duration>,
+    /// While such a peer is connected over TCP, time between attempts over UDP.
+    pub upgrade_every: Duration,
 }
 
 /// Life of sessions.
@@ -104,6 +117,7 @@ struct Raw {
     rpc: Option<String>,
     log_level: Option<String>,
     session: RawSession,
+    stream: RawStream,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -119,6 +133,15 @@ struct RawSession {
     rekey_after_seconds: Option<u64>,
     keepalive_seconds: Option<u64>,
     dead_after_seconds: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawStream {
+    listen: Option<bool>,
+    fallback: Option<bool>,
+    fallback_after_seconds: Option<u64>,
+    upgrade_seconds: Option<u64>,
 }
 
 /// What was given on the command line; `None` and empty lists change nothing.
@@ -203,6 +226,7 @@ impl Config {
             rpc: optional_socket("rpc", &text(over.rpc, raw.rpc, RPC_DEFAULT))?,
             log_level: text(over.log_level, raw.log_level, "info"),
             session: SessionConfig::check(&raw.session)?,
+            stream: StreamConfig::check(&raw.stream)?,
         })
     }
 
@@ -223,17 +247,6 @@ impl Config {
 
 impl SessionConfig {
     fn check(raw: &RawSession) -> Result<Self, ConfigError> {
-        let seconds = |key, given: Option<u64>, default, range: std::ops::RangeInclusive<u64>| {
-            let given = given.unwrap_or(default);
-            if range.contains(&given) {
-                return Ok(Duration::from_secs(given));
-            }
-            let (low, high) = range.into_inner();
-            Err(value(
-                key,
-                format!("{given} is out of range; use {low} to {high} seconds"),
-            ))
-        };
         let keepalive = seconds(
             "session.keepalive_seconds",
             raw.keepalive_seconds,
@@ -262,6 +275,37 @@ impl SessionConfig {
             dead_after: dead,
         })
     }
+}
+
+impl StreamConfig {
+    fn check(raw: &RawStream) -> Result<Self, ConfigError> {
+        let after = seconds(
+            "stream.fallback_after_seconds",
+            raw.fallback_after_seconds,
+            3,
+            0..=60,
+        )?;
+        Ok(Self {
+            listen: raw.listen.unwrap_or(true),
+            fallback_after: raw.fallback.unwrap_or(true).then_some(after),
+            upgrade_every: seconds("stream.upgrade_seconds", raw.upgrade_seconds, 60, 1..=3600)?,
+        })
+    }
+}
+
+fn seconds(
+    key: &'static str,
+    given: Option<u64>,
+    default: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<Duration, ConfigError> {
+    let given = given.unwrap_or(default);
+    if range.contains(&given) {
+        return Ok(Duration::from_secs(given));
+    }
+    let (low, high) = range.into_inner();
+    let message = format!("{given} is out of range; use {low} to {high} seconds");
+    Err(value(key, message))
 }
 
 fn value(key: &'static str, message: impl ToString) -> ConfigError {
@@ -358,6 +402,7 @@ mod tests {
         for (text, key) in [
             ("listen = \"9670\"", "listen"),
             ("suite = \"rot13\"", "suite"),
+            ("[stream]\nupgrade_seconds = 0", "stream.upgrade_seconds"),
             (
                 "[session]\nrekey_after_seconds = 0",
                 "session.rekey_after_seconds",
@@ -370,6 +415,21 @@ mod tests {
             let error = load(text, Overrides::default()).unwrap_err().to_string();
             assert!(error.starts_with(key), "{error}");
         }
+    }
+
+    #[test]
+    fn stream_links_can_be_switched_off_one_way_at_a_time() {
+        let defaults = load("", Overrides::default()).unwrap().stream;
+        assert!(defaults.listen && defaults.fallback_after.is_some());
+        let text = "[stream]\nfallback = false\n";
+        let stream = load(text, Overrides::default()).unwrap().stream;
+        assert_eq!((stream.listen, stream.fallback_after), (true, None));
+        let text = "[stream]\nlisten = false\n";
+        let stream = load(text, Overrides::default()).unwrap().stream;
+        assert_eq!(
+            (stream.listen, stream.fallback_after),
+            (false, defaults.fallback_after)
+        );
     }
 
     #[test]

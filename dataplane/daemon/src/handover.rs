@@ -15,17 +15,35 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
 const RING_BYTES: usize = 256 * 1024;
 
 /// A datagram as received: link index of another worker.
-const RAW: u16 = 1;
+pub(crate) const RAW: u16 = 1;
 /// A frame whose link part is open: end-to-end index of another worker.
 const OPENED: u16 = 2;
+/// What the stream thread has counted.
+pub(crate) const COUNTS: u16 = 3;
 
 /// What precedes the frame in a hand-over record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct Header {
+pub(crate) struct Header {
     from: Endpoint,
     peer: U32,
     reserved: U32,
+}
+
+impl Header {
+    /// Of a frame as received from, or to be sent to, an underlay address.
+    pub(crate) fn raw(endpoint: &Endpoint) -> Self {
+        Self {
+            from: *endpoint,
+            peer: U32::ZERO,
+            reserved: U32::ZERO,
+        }
+    }
+
+    /// That address.
+    pub(crate) fn from(&self) -> Endpoint {
+        self.from
+    }
 }
 
 /// A frame taken over from another worker.
@@ -34,6 +52,8 @@ pub(crate) enum Taken<'a> {
     Raw { from: Endpoint, frame: &'a mut [u8] },
     /// Link part opened by the other worker, from this peer.
     Opened { peer: u32, frame: &'a mut [u8] },
+    /// What the stream thread has counted.
+    Counts(&'a [u8]),
 }
 
 /// One worker's ends of all hand-over rings.
@@ -43,10 +63,38 @@ pub(crate) struct Handover {
     from: Vec<Consumer>,
 }
 
-struct Outlet {
+/// One ring's producing end.
+pub(crate) struct Outlet {
     ring: Producer,
     bell: Arc<Doorbell>,
     dirty: bool,
+}
+
+impl Outlet {
+    /// A ring whose consumer `bell` wakes.
+    pub(crate) fn connect(ring_bytes: usize, bell: &Arc<Doorbell>) -> (Self, Consumer) {
+        let (ring, consumer) = hyphae_shm::heap(ring_bytes);
+        let outlet = Self {
+            ring,
+            bell: Arc::clone(bell),
+            dirty: false,
+        };
+        (outlet, consumer)
+    }
+
+    /// Adds a record; false when there is no room.
+    pub(crate) fn push(&mut self, code: u16, header: &Header, frame: &[u8]) -> bool {
+        let pushed = self.ring.push(code, &[header.as_bytes(), frame]).is_ok();
+        self.dirty |= pushed;
+        pushed
+    }
+
+    /// Makes what was added visible, ringing if the consumer sleeps.
+    pub(crate) fn publish(&mut self) {
+        if std::mem::take(&mut self.dirty) && self.ring.publish() {
+            self.bell.ring();
+        }
+    }
 }
 
 /// Makes the rings between all pairs of workers.
@@ -55,13 +103,9 @@ pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handover> {
     for from in 0..bells.len() {
         for (to, bell) in bells.iter().enumerate() {
             let outlet = (from != to).then(|| {
-                let (ring, consumer) = hyphae_shm::heap(RING_BYTES);
+                let (outlet, consumer) = Outlet::connect(RING_BYTES, bell);
                 ends[to].from.push(consumer);
-                Outlet {
-                    ring,
-                    bell: Arc::clone(bell),
-                    dirty: false,
-                }
+                outlet
             });
             ends[from].to.push(outlet);
         }
@@ -72,16 +116,7 @@ pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handover> {
 impl Handover {
     /// Hands over a datagram as received. False when it could not be.
     pub(crate) fn raw(&mut self, to: WorkerId, from: &Endpoint, frame: &[u8]) -> bool {
-        self.push(
-            to,
-            RAW,
-            Header {
-                from: *from,
-                peer: U32::ZERO,
-                reserved: U32::ZERO,
-            },
-            frame,
-        )
+        self.push(to, RAW, &Header::raw(from), frame)
     }
 
     /// Hands over a frame whose link part is open. False when it could not be.
@@ -91,26 +126,22 @@ impl Handover {
             peer: U32::new(peer),
             reserved: U32::ZERO,
         };
-        self.push(to, OPENED, header, frame)
+        self.push(to, OPENED, &header, frame)
     }
 
-    fn push(&mut self, to: WorkerId, code: u16, header: Header, frame: &[u8]) -> bool {
-        let Some(Some(outlet)) = self.to.get_mut(to.as_usize()) else {
-            return false;
-        };
-        let pushed = outlet.ring.push(code, &[header.as_bytes(), frame]).is_ok();
-        outlet.dirty |= pushed;
-        pushed
+    /// One more ring to take frames from.
+    pub(crate) fn also_from(&mut self, ring: Consumer) {
+        self.from.push(ring);
+    }
+
+    fn push(&mut self, to: WorkerId, code: u16, header: &Header, frame: &[u8]) -> bool {
+        let outlet = self.to.get_mut(to.as_usize()).and_then(Option::as_mut);
+        outlet.is_some_and(|outlet| outlet.push(code, header, frame))
     }
 
     /// Makes what was handed over visible, ringing those who sleep.
     pub(crate) fn publish(&mut self) {
-        for outlet in self.to.iter_mut().flatten().filter(|outlet| outlet.dirty) {
-            outlet.dirty = false;
-            if outlet.ring.publish() {
-                outlet.bell.ring();
-            }
-        }
+        self.to.iter_mut().flatten().for_each(Outlet::publish);
     }
 
     /// Takes at most `budget` frames per ring. Returns whether any was there.
@@ -136,6 +167,7 @@ impl Handover {
                         from: header.from,
                         frame,
                     },
+                    COUNTS => Taken::Counts(frame),
                     _ => Taken::Opened {
                         peer: header.peer.get(),
                         frame,

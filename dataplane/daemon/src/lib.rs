@@ -1,4 +1,5 @@
-//! The dataplane process: one worker per core, and a main thread that lets control planes attach.
+//! The dataplane process: one worker per core, a thread for stream links, and a main thread that
+//! lets control planes attach.
 //!
 //! The main thread opens everything that can fail for an operator's reason (sockets, TUN device,
 //! segment, attach socket), starts the workers, and then only waits: for control planes, for
@@ -18,6 +19,7 @@ mod handover;
 mod options;
 mod output;
 mod run;
+mod stream;
 mod turn;
 mod worker;
 

@@ -13,6 +13,8 @@ use crate::cores::Cores;
 pub struct Options {
     /// Underlay address of worker 0; worker `k` takes the port `k` above.
     pub listen: SocketAddr,
+    /// Whether stream links are accepted too, on worker 0's port number.
+    pub stream_listen: bool,
     /// Which cores the workers get.
     pub cores: Cores,
     /// Name of the TUN device, if there is to be one.

@@ -6,10 +6,14 @@
 //! lone packets. Order on a lane is the order of `add`: a frame that cannot join closes the train
 //! before it starts the next.
 //!
+//! Frames for a stream leave through the ring to the stream thread instead, one by one.
+//!
 //! Owned by one worker. Buffers stay referenced by the turn (see [`crate::turn`]) until `flush`.
 
 use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, SLOT_BYTES, SendError, Span, TRAIN_BYTES_MAX};
 use hyphae_wire::Endpoint;
+
+use crate::stream::StreamOutlet;
 
 /// Trains that can be open at once; one more closes the oldest.
 const OPEN_MAX: usize = 16;
@@ -22,6 +26,8 @@ pub(crate) struct Sent {
     pub(crate) bytes: u64,
     /// Trains that the driver had no room for.
     pub(crate) refused: u64,
+    /// Frames that the ring to the stream thread had no room for, since the last look.
+    pub(crate) stream_refused: u64,
 }
 
 /// Frames gathered per lane.
@@ -30,6 +36,7 @@ pub(crate) struct Output {
     open: Vec<Train>,
     /// Trains not in use, with their preallocated span lists.
     spare: Vec<Train>,
+    stream: StreamOutlet,
     pub(crate) sent: Sent,
 }
 
@@ -45,7 +52,7 @@ struct Train {
 }
 
 impl Output {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(stream: StreamOutlet) -> Self {
         let train = || Train {
             lane: 0,
             to: Endpoint::default(),
@@ -58,6 +65,7 @@ impl Output {
         Self {
             open: Vec::with_capacity(OPEN_MAX),
             spare: (0..OPEN_MAX).map(|_| train()).collect(),
+            stream,
             sent: Sent::default(),
         }
     }
@@ -101,10 +109,15 @@ impl Output {
         while !self.open.is_empty() {
             self.close(driver, 0);
         }
+        self.stream.publish();
     }
 
     /// Sends bytes that belong to no lane (handshakes) at once.
     pub(crate) fn send_raw<D: Driver>(&mut self, driver: &mut D, to: &Endpoint, span: Span) {
+        if to.is_stream() {
+            self.stream(driver, to, span, span.len);
+            return;
+        }
         let segment = u16::try_from(span.len).unwrap_or(u16::MAX);
         let result = driver.send(to, segment, &[span]);
         self.account(result, 1, span.len);
@@ -112,10 +125,29 @@ impl Output {
 
     fn close<D: Driver>(&mut self, driver: &mut D, at: usize) {
         let train = self.open.remove(at);
+        if train.to.is_stream() {
+            for span in &train.spans {
+                self.stream(driver, &train.to, *span, train.segment);
+            }
+            self.spare.push(train);
+            return;
+        }
         let segment = u16::try_from(train.segment).unwrap_or(u16::MAX);
         let result = driver.send(&train.to, segment, &train.spans);
         self.account(result, train.segments as u64, train.bytes);
         self.spare.push(train);
+    }
+
+    /// Hands frames of `segment` bytes, the last maybe shorter, to the stream thread.
+    fn stream<D: Driver>(&mut self, driver: &mut D, to: &Endpoint, span: Span, segment: u32) {
+        for frame in driver.spans(span).chunks(segment as usize) {
+            if self.stream.send(to, frame) {
+                self.sent.packets += 1;
+                self.sent.bytes += frame.len() as u64;
+            } else {
+                self.sent.stream_refused += 1;
+            }
+        }
     }
 
     fn account(&mut self, result: Result<(), SendError>, packets: u64, bytes: u32) {

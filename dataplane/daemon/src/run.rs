@@ -1,7 +1,7 @@
 //! Start, wait, stop.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +23,7 @@ use crate::control::Control;
 use crate::cores::{self, CoresError};
 use crate::handover;
 use crate::options::Options;
+use crate::stream;
 use crate::worker::{Worker, WorkerParts, clock};
 
 /// How often a port or device that is in use is tried again.
@@ -68,6 +69,9 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// The thread of stream links ended.
+    #[error("stream links: {0}")]
+    Stream(io::Error),
     /// Another system call.
     #[error("{call}: {source}")]
     System {
@@ -94,6 +98,7 @@ struct Seat {
     engine: Engine,
     control: Control,
     handover: handover::Handover,
+    stream: stream::StreamOutlet,
     stats: hyphae_shm::StatsWriter,
     udp_segmentation: bool,
     stop: Arc<AtomicBool>,
@@ -171,12 +176,26 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     )?;
 
     let stop = Arc::new(AtomicBool::new(false));
+    // Raised after the workers have handed over their last frames.
+    let stream_stop = Arc::new(AtomicBool::new(false));
+    let stream_bell = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
+    let listener = stream_listener(options, sockets.first().map(|(_, report)| report.local));
     let ended = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
     let udp_segmentation = tun.as_ref().is_some_and(|tun| tun.uso);
     let mut queues = tun.map(|tun| tun.queues).unwrap_or_default().into_iter();
     let mut threads = Vec::new();
-    let handovers = handover::connect(&bells);
-    for (((n, (socket, _)), handover), core) in (0..).zip(sockets).zip(handovers).zip(cores) {
+    let mut handovers = handover::connect(&bells);
+    let (outlets, rings) = stream::connect(&mut handovers, &bells, &stream_bell);
+    let stream_seat = stream::Seat {
+        rings,
+        bell: Arc::clone(&stream_bell),
+        listener,
+        uring: kind == DriverKind::Uring,
+        times: stream::Times::default(),
+        stop: Arc::clone(&stream_stop),
+    };
+    let ends = handovers.into_iter().zip(outlets);
+    for (((n, (socket, _)), (handover, stream)), core) in (0..).zip(sockets).zip(ends).zip(cores) {
         let id = WorkerId(n);
         let queue: Option<OwnedFd> = queues.next();
         let config = EngineConfig {
@@ -202,6 +221,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
                 Arc::clone(&control_bell),
             ),
             handover,
+            stream,
             stats: segment.stats_writer(id),
             udp_segmentation,
             stop: Arc::clone(&stop),
@@ -216,6 +236,17 @@ pub fn run(options: &Options) -> Result<(), RunError> {
             })?;
         threads.push((n, thread));
     }
+    let stream_ended = Arc::clone(&ended);
+    let stream_thread = std::thread::Builder::new()
+        .name("stream".to_owned())
+        .spawn(move || {
+            let _farewell = Farewell(stream_ended);
+            stream::run(stream_seat)
+        })
+        .map_err(|source| RunError::System {
+            call: "thread",
+            source,
+        })?;
     tracing::info!(
         workers,
         driver = %kind,
@@ -228,8 +259,16 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     stop.store(true, Ordering::Relaxed);
     bells.iter().for_each(|bell| bell.ring());
     let joined = join(threads);
+    stream_stop.store(true, Ordering::Relaxed);
+    stream_bell.ring();
+    let ended = stream_thread.join().unwrap_or_else(|_| {
+        Err(io::Error::other(
+            "a broken invariant (see the message above)",
+        ))
+    });
     waited?;
-    joined
+    joined?;
+    ended.map_err(RunError::Stream)
 }
 
 /// The driver to use, and why, in one line for log and status.
@@ -326,15 +365,36 @@ fn describe(
     hello
 }
 
-/// A worker's thread.
-fn sit(seat: Seat) -> Result<(), RunError> {
-    /// Tells the main thread however the worker ends.
-    struct Farewell(Arc<Doorbell>);
-    impl Drop for Farewell {
-        fn drop(&mut self) {
-            self.0.ring();
+/// Tells the main thread however a thread ends.
+struct Farewell(Arc<Doorbell>);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.0.ring();
+    }
+}
+
+/// The listening socket of stream links, if there is to be one and it can be had: datagrams alone
+/// are worth running for.
+fn stream_listener(options: &Options, at: Option<SocketAddr>) -> Option<TcpListener> {
+    let address = at.filter(|_| options.stream_listen)?;
+    let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    match patiently(options.patience, in_use, || stream::listen_at(address)) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(
+                %address,
+                %error,
+                "stream links are not accepted: another process may have the TCP port (`ss -tlpn` \
+                 names it); `[stream] listen = false` makes this message go away"
+            );
+            None
         }
     }
+}
+
+/// A worker's thread.
+fn sit(seat: Seat) -> Result<(), RunError> {
     let _farewell = Farewell(Arc::clone(&seat.ended));
     let worker = seat.id.0;
     if let Some(core) = seat.core {
@@ -345,6 +405,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         engine,
         control,
         handover,
+        stream,
         stats,
         udp_segmentation,
         stop,
@@ -354,6 +415,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         engine,
         control,
         handover,
+        stream,
         stats,
         udp_segmentation,
         stop,

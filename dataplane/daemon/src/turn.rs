@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::control;
 use crate::handover;
 use crate::output::BUFFER_BYTES;
+use crate::stream;
 use crate::worker::Worker;
 
 /// Records taken from the control plane in one turn.
@@ -94,6 +95,10 @@ impl<D: Driver> Worker<D> {
         let (from, frame) = match &taken {
             handover::Taken::Raw { from, frame } => (*from, &**frame),
             handover::Taken::Opened { frame, .. } => (Endpoint::default(), &**frame),
+            handover::Taken::Counts(counts) => {
+                self.count_streams(counts);
+                return;
+            }
         };
         // A frame is at most 64 KiB.
         let len = frame.len() as u32;
@@ -120,7 +125,24 @@ impl<D: Driver> Worker<D> {
                     .receive_opened(now, peer, self.driver.spans(span));
                 self.carry_out(now, &from, &verdict, span);
             }
+            handover::Taken::Counts(_) => {}
         }
+    }
+
+    /// What the stream thread has counted is shown with worker 0's own.
+    fn count_streams(&mut self, counts: &[u8]) {
+        let Some(counts) = stream::parse_counts(counts) else {
+            return;
+        };
+        let counters = &mut self.engine.counters;
+        for (counter, n) in stream::COUNTERS.into_iter().zip(counts) {
+            counters.add(counter, n.get());
+        }
+        let drops = counts.iter().skip(stream::COUNTERS.len());
+        for (reason, n) in stream::DROPS.into_iter().zip(drops) {
+            counters.drop_many(reason, n.get());
+        }
+        counters.add(Counter::HandoverOverruns, counts[stream::OVERRUNS_AT].get());
     }
 
     /// A packet or super-packet of the host.

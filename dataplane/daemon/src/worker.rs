@@ -11,13 +11,14 @@ use std::time::Duration;
 use hyphae_forward::Engine;
 use hyphae_forward::host::Coalescer;
 use hyphae_shm::StatsWriter;
-use hyphae_shm::stats::Counter;
+use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_uring::{BufferId, Driver, Event, Span};
 use hyphae_wire::Nanos;
 
 use crate::control::Control;
 use crate::handover::Handover;
 use crate::output::{Arena, Output};
+use crate::stream::StreamOutlet;
 
 /// Frames taken over per other worker in one turn.
 const HANDOVER_BUDGET: usize = 64;
@@ -48,6 +49,7 @@ pub(crate) struct WorkerParts {
     pub(crate) engine: Engine,
     pub(crate) control: Control,
     pub(crate) handover: Handover,
+    pub(crate) stream: StreamOutlet,
     pub(crate) stats: StatsWriter,
     pub(crate) udp_segmentation: bool,
     pub(crate) stop: Arc<AtomicBool>,
@@ -68,12 +70,13 @@ impl<D: Driver> Worker<D> {
             engine,
             control,
             handover,
+            stream,
             stats,
             udp_segmentation,
             stop,
         } = parts;
         let turn = Turn {
-            output: Output::new(),
+            output: Output::new(stream),
             arena: Arena::new(),
             coalescer: Coalescer::new(udp_segmentation),
             held: Vec::with_capacity(256),
@@ -207,7 +210,9 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn publish(&mut self) {
         let driver = *self.driver.stats();
         let sent = self.turn.output.sent;
+        let stream_refused = std::mem::take(&mut self.turn.output.sent.stream_refused);
         let counters = &mut self.engine.counters;
+        counters.drop_many(DropReason::StreamQueue, stream_refused);
         for (counter, total) in [
             (Counter::BufferExhausted, driver.buffer_exhausted),
             (Counter::SocketOverruns, driver.socket_overruns),

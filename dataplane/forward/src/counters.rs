@@ -28,6 +28,11 @@ impl Counters {
         self.0[drop_at(reason)] += 1;
     }
 
+    /// Counts several packets dropped for one reason.
+    pub fn drop_many(&mut self, reason: DropReason, n: u64) {
+        self.0[drop_at(reason)] += n;
+    }
+
     /// A counter's total.
     pub fn total(&self, counter: Counter) -> u64 {
         self.0[counter_at(counter)]

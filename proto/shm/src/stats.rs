@@ -67,6 +67,17 @@ counters! {
         TunErrors = "tun_errors", "reads and writes of the TUN device that failed";
         Sealed = "sealed", "AEAD seal operations";
         Opened = "opened", "AEAD open operations";
+        StreamAccepted = "stream_accepted", "stream connections accepted";
+        StreamConnected = "stream_connected", "stream connections opened to others";
+        StreamConnectFailed = "stream_connect_failed", "stream connections that could not be opened";
+        StreamEnded = "stream_ended", "stream connections that ended, for whatever reason";
+        StreamRefusedFull = "stream_refused_full", "stream connections refused because there were too many";
+        StreamRefusedSource = "stream_refused_source", "stream connections refused because their source had too many";
+        StreamEndedSilent = "stream_ended_silent", "stream connections ended because a frame did not come, or not whole, in time";
+        StreamEndedMalformed = "stream_ended_malformed", "stream connections ended because what came was no frame";
+        StreamEndedIdle = "stream_ended_idle", "stream connections ended because no session used them";
+        StreamRxFrames = "stream_rx_frames", "frames received from streams";
+        StreamTxFrames = "stream_tx_frames", "frames handed to streams";
         EndpointMoves = "endpoint_moves", "times a peer's frames came from a new underlay address";
     }
 }
@@ -103,6 +114,8 @@ counters! {
         TunTooBig = "tun_too_big", "packet of the host larger than the MTU of its path";
         NoTun = "no_tun", "packet for the host, which has no TUN device";
         SessionPending = "session_pending", "waited for an end-to-end session, and the queue was full or the wait too long";
+        StreamQueue = "stream_queue", "the queue of a stream connection was full: its other end takes frames too slowly";
+        StreamDown = "stream_down", "no stream connection to send on";
         NoBuffer = "no_buffer", "no buffer was free to build the frame in";
     }
 }

@@ -6,7 +6,12 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// An underlay UDP address, 24 bytes. IPv4 is kept as an IPv4-mapped IPv6 address, which is also
+/// [`Endpoint::transport`]: datagrams. Any value that is no other transport means this one.
+pub const TRANSPORT_DATAGRAM: u8 = 0;
+/// [`Endpoint::transport`]: a stream, that is the TCP connection with this remote address.
+pub const TRANSPORT_STREAM: u8 = 1;
+
+/// An underlay address, 24 bytes. IPv4 is kept as an IPv4-mapped IPv6 address, which is also
 /// how a dual-stack socket reports it, so two equal addresses are always equal bytes.
 #[derive(
     Clone,
@@ -27,10 +32,12 @@ pub struct Endpoint {
     pub ip: [u8; 16],
     /// Scope of a link-local address, else 0.
     pub scope: U32,
-    /// UDP port.
+    /// UDP or TCP port.
     pub port: U16,
+    /// `TRANSPORT_…`.
+    pub transport: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 const _: () = assert!(size_of::<Endpoint>() == 24);
@@ -53,6 +60,32 @@ impl Endpoint {
         }
     }
 
+    /// Whether frames for it leave on a stream.
+    pub fn is_stream(self) -> bool {
+        self.transport == TRANSPORT_STREAM
+    }
+
+    /// The stream with this address.
+    pub fn stream(self) -> Self {
+        Self {
+            transport: TRANSPORT_STREAM,
+            ..self
+        }
+    }
+
+    /// Datagrams to this address.
+    pub fn datagram(self) -> Self {
+        Self {
+            transport: TRANSPORT_DATAGRAM,
+            ..self
+        }
+    }
+
+    /// Name of the transport, as in peer URLs.
+    pub fn scheme(self) -> &'static str {
+        if self.is_stream() { "tcp" } else { "udp" }
+    }
+
     /// Whether nothing was ever stored here.
     pub fn is_unset(self) -> bool {
         self.port.get() == 0
@@ -70,20 +103,25 @@ impl From<SocketAddr> for Endpoint {
             ip: ip.octets(),
             scope: U32::new(scope),
             port: U16::new(addr.port()),
-            reserved: [0; 2],
+            transport: TRANSPORT_DATAGRAM,
+            reserved: 0,
         }
     }
 }
 
+/// The address; one of a stream with its scheme before it.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_stream() {
+            write!(f, "{}://", self.scheme())?;
+        }
         self.to_socket_addr().fmt(f)
     }
 }
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.to_socket_addr().fmt(f)
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -118,6 +156,17 @@ mod tests {
         let [a, b] = ["[fe80::1%3]:9670", "[fe80::1%4]:9670"]
             .map(|text| Endpoint::from(text.parse::<SocketAddr>().unwrap()));
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn a_stream_and_datagrams_to_one_address_are_different_endpoints() {
+        let datagram = Endpoint::from("192.0.2.7:9670".parse::<SocketAddr>().unwrap());
+        let stream = datagram.stream();
+        assert_ne!(datagram, stream);
+        assert_eq!((stream.datagram(), stream.scheme()), (datagram, "tcp"));
+        assert_eq!(stream.to_string(), "tcp://192.0.2.7:9670");
+        assert_eq!(stream.to_socket_addr(), datagram.to_socket_addr());
+        assert_eq!(stream.with_port(1).scheme(), "tcp");
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
     let (_, sockets) = args.directories()?;
     let options = hyphae_dataplane::Options {
         listen: config.listen,
+        stream_listen: config.stream.listen,
         cores: config.cores.parse().context("--cores")?,
         tun: config.tun,
         driver: config.driver.parse().context("--driver")?,
