@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod babel;
 mod fib;
 mod rib;
 

@@ -12,11 +12,12 @@
 //! does not know it ignores the TLV):
 //!
 //! ```text
-//! origin (240, in Update and Seqno Request): | key 32 | epoch u32 | signature 64 |
+//! origin (240, in Update and Seqno Request): | key 32 | serial u48 | signature 64 |
 //! ```
 //!
-//! The signature is over [`Origin::message`]. `epoch` extends the 16-bit sequence number to a
-//! [`Serial`] that never wraps, so that an old announcement stays old for ever.
+//! The signature is over [`Origin::message`]. The [`Serial`] extends the 16-bit sequence number so
+//! that it never wraps, and an old announcement stays old for ever; in an Update its low bits are the
+//! sequence number.
 //!
 //! [`Packet`] reads, [`Writer`] writes. What the RFC says to ignore (unknown TLVs, malformed TLVs, address
 //! families that the overlay does not carry) comes out of the iterator as such, to be counted.
@@ -137,8 +138,8 @@ impl Serial {
 pub struct Origin {
     /// The owner.
     pub key: PublicKey,
-    /// Upper bits of the [`Serial`]; the lower are the TLV's sequence number.
-    pub epoch: u32,
+    /// Number of the announcement.
+    pub serial: Serial,
     /// Over [`Origin::message`].
     pub signature: Signature,
 }

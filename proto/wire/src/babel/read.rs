@@ -1,7 +1,7 @@
 //! Reading.
 
 use super::{
-    Echo, HEADER_LEN, HELLO_UNICAST, INFINITY, MAGIC, Origin, RouterId, SeqnoRequest, Tlv,
+    Echo, HEADER_LEN, HELLO_UNICAST, INFINITY, MAGIC, Origin, RouterId, SeqnoRequest, Serial, Tlv,
     UPDATE_PREFIX, UPDATE_ROUTER_ID, Update, VERSION, ae, sub, tlv,
 };
 use crate::signature::{SIGNATURE_LEN, Signature};
@@ -140,11 +140,11 @@ fn subs(mut fields: Fields<'_>) -> Result<Subs, Void> {
             sub::TIMESTAMP => subs.timestamps = [Some(need(body.u32())?), body.u32()],
             sub::ORIGIN => {
                 let key = PublicKey(need(body.array())?);
-                let epoch = need(body.u32())?;
+                let serial = Serial::new(need(body.u32())?, need(body.u16())?);
                 let signature = Signature(need(body.array::<SIGNATURE_LEN>())?);
                 subs.origin = Some(Origin {
                     key,
-                    epoch,
+                    serial,
                     signature,
                 });
             }
@@ -296,7 +296,8 @@ impl Tlvs<'_> {
             }
         }
         let origin = subs(f)?.origin;
-        if self.router_id.is_none() && metric != INFINITY {
+        let other = origin.is_some_and(|origin| origin.serial.seqno() != seqno);
+        if other || (self.router_id.is_none() && metric != INFINITY) {
             return Err(Void::Malformed);
         }
         Ok(Update {

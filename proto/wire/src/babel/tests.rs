@@ -11,7 +11,7 @@ fn all() -> Vec<Tlv> {
     let subnet = key.public_key().address().subnet();
     let origin = Origin {
         key: key.public_key(),
-        epoch: 9,
+        serial,
         signature: key.sign(&Origin::message(subnet, router_id, serial), &[3; 64]),
     };
     let update = Update {

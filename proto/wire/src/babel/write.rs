@@ -156,7 +156,7 @@ impl Writer {
         let start = self.bytes.len();
         self.bytes.extend([kind, 0]);
         body(&mut self.bytes);
-        // The longest, a seqno request with its origin, has 132.
+        // The longest, a seqno request with its origin, has 134.
         self.bytes[start + 1] = u8::try_from(self.bytes.len() - start - 2).unwrap_or(u8::MAX);
     }
 }
@@ -167,9 +167,9 @@ fn put_prefix(bytes: &mut Vec<u8>, prefix: Prefix) {
 
 fn put_origin(bytes: &mut Vec<u8>, origin: Option<&Origin>) {
     if let Some(origin) = origin {
-        bytes.extend([sub::ORIGIN, 100]);
+        bytes.extend([sub::ORIGIN, 102]);
         bytes.extend(origin.key.0);
-        bytes.extend(origin.epoch.to_be_bytes());
+        bytes.extend(&origin.serial.0.to_be_bytes()[2..]);
         bytes.extend(origin.signature.0);
     }
 }

@@ -1,0 +1,382 @@
+//! A link to a neighbour: hellos, loss, round-trip time, cost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hyphae_wire::babel::{Echo, INFINITY, Tlv, Update};
+use hyphae_wire::{Nanos, Prefix, PublicKey};
+
+use super::{Speaker, Timer};
+
+/// Cost of a link without delay and loss.
+const COST_BASE: u32 = 64;
+/// Round-trip time that adds one to the cost.
+const RTT_STEP: Duration = Duration::from_micros(500);
+/// A longer round-trip time costs no more.
+const RTT_MAX: Duration = Duration::from_secs(5);
+/// Cost of perfect reception, as in RFC 8966 appendix A.2.2.
+const PERFECT: u16 = 256;
+/// Samples of which the lowest counts: queues come and go, the path stays.
+const RTT_SAMPLES: usize = 8;
+/// Every so many hellos carry timestamps and an IHU.
+const IHU_EVERY: u16 = 3;
+/// Hello intervals, in tenths, without a hello until the neighbour is taken for lost.
+const LOST_AFTER_TENTHS: u32 = 27;
+
+/// One neighbour.
+pub(super) struct Link {
+    pub(super) key: PublicKey,
+    /// Its bit in the marks of a destination.
+    pub(super) slot: usize,
+    /// Told apart from an earlier link of the same number.
+    pub(super) generation: u64,
+    hello_seqno: u16,
+    hello_interval: Duration,
+    /// The neighbour's hellos: the number expected next, and which of the last 16 came.
+    expected: Option<u16>,
+    history: u16,
+    history_len: u32,
+    /// When the neighbour was heard last, and how often it says it sends.
+    heard: Nanos,
+    its_interval: Duration,
+    /// What the neighbour says of our hellos.
+    txcost: u16,
+    /// Last timestamped hello: its sender's clock, and ours.
+    last_hello: Option<Echo>,
+    rtts: [Option<Duration>; RTT_SAMPLES],
+    rtt_at: usize,
+    pub(super) rtt_smoothed: Option<Duration>,
+    /// In use by routes; follows what is measured with some inertia.
+    pub(super) cost: u16,
+    /// The opening was acknowledged: updates may follow.
+    pub(super) open: bool,
+    /// To be put into the next packet.
+    pub(super) tlvs: Vec<Tlv>,
+    /// Prefixes whose state the neighbour is to be told.
+    pub(super) pending: BTreeSet<Prefix>,
+    /// Packets that are not acknowledged, by their number.
+    pub(super) in_flight: BTreeMap<u16, super::send::InFlight>,
+    pub(super) ack_last: u16,
+    /// Requests for routes sent for want of a proof, since the last hello.
+    pub(super) proofs_asked: u32,
+}
+
+/// A link, for status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// Its number.
+    pub link: u32,
+    /// Key of the neighbour.
+    pub key: PublicKey,
+    /// Its cost; [`INFINITY`] when the neighbour is not heard.
+    pub cost: u16,
+    /// Of the neighbour's last 16 hellos, the share that came, thousandths.
+    pub heard_permille: u16,
+    /// Smoothed round-trip time.
+    pub rtt: Option<Duration>,
+    /// Packets that wait to be acknowledged.
+    pub in_flight: usize,
+    /// Prefixes that wait to be told.
+    pub pending: usize,
+}
+
+impl Link {
+    fn new(now: Nanos, key: PublicKey, slot: usize, generation: u64, interval: Duration) -> Self {
+        Self {
+            key,
+            slot,
+            generation,
+            hello_seqno: 0,
+            hello_interval: interval,
+            expected: None,
+            history: 0,
+            history_len: 0,
+            heard: now,
+            its_interval: interval,
+            // The handshake went both ways.
+            txcost: PERFECT,
+            last_hello: None,
+            rtts: [None; RTT_SAMPLES],
+            rtt_at: 0,
+            rtt_smoothed: None,
+            cost: 64,
+            open: false,
+            tlvs: Vec::new(),
+            pending: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
+            ack_last: 0,
+            proofs_asked: 0,
+        }
+    }
+
+    pub(super) fn status(&self, link: u32) -> LinkStatus {
+        let heard = self.history.count_ones() * 1000;
+        LinkStatus {
+            link,
+            key: self.key,
+            cost: self.cost,
+            // At most 1000.
+            heard_permille: u16::try_from(heard.checked_div(self.history_len).unwrap_or(1000))
+                .unwrap_or(0),
+            rtt: self.rtt_smoothed,
+            in_flight: self.in_flight.len(),
+            pending: self.pending.len(),
+        }
+    }
+
+    /// Bounded: a neighbour that only asks and never acknowledges gets no more than this.
+    pub(super) fn enqueue(&mut self, tlv: Tlv) {
+        const QUEUE_MAX: usize = 4096;
+        if self.tlvs.len() < QUEUE_MAX {
+            self.tlvs.push(tlv);
+        }
+    }
+
+    /// Time after which a packet counts as lost.
+    pub(super) fn patience(&self, tries: u32) -> Duration {
+        let base = self.rtt_smoothed.map_or(Duration::from_millis(200), |rtt| {
+            (rtt * 3).max(Duration::from_millis(100))
+        });
+        (base * (1 << tries.min(5))).min(Duration::from_secs(3))
+    }
+
+    fn heard_hello(&mut self, now: Nanos, seqno: u16, interval: u16) {
+        self.heard = now;
+        if interval > 0 {
+            self.its_interval = Duration::from_millis(u64::from(interval) * 10);
+        }
+        let missed = self
+            .expected
+            .map_or(0, |expected| seqno.wrapping_sub(expected));
+        self.expected = Some(seqno.wrapping_add(1));
+        match missed {
+            0..16 => {
+                self.history = self.history.checked_shl(u32::from(missed) + 1).unwrap_or(0) | 1;
+                self.history_len = (self.history_len + u32::from(missed) + 1).min(16);
+            }
+            // Late ones were already counted as missed.
+            0xfff0.. => {
+                self.expected = Some(seqno.wrapping_add(missed.wrapping_neg()).wrapping_add(1))
+            }
+            // It has started anew.
+            _ => (self.history, self.history_len) = (1, 1),
+        }
+    }
+
+    fn lost(&self, now: Nanos) -> bool {
+        now.since(self.heard) > self.its_interval * LOST_AFTER_TENTHS / 10
+    }
+
+    fn rxcost(&self, now: Nanos) -> u16 {
+        if self.lost(now) {
+            return INFINITY;
+        }
+        if self.history_len == 0 {
+            return PERFECT;
+        }
+        let cost = u32::from(PERFECT) * self.history_len / self.history.count_ones().max(1);
+        u16::try_from(cost).unwrap_or(INFINITY)
+    }
+
+    fn measured(&self, now: Nanos) -> u16 {
+        let (rx, tx) = (self.rxcost(now), self.txcost);
+        if rx == INFINITY || tx == INFINITY {
+            return INFINITY;
+        }
+        let rtt = self
+            .rtts
+            .iter()
+            .flatten()
+            .min()
+            .copied()
+            .unwrap_or_default();
+        let steps = rtt.min(RTT_MAX).as_micros() / RTT_STEP.as_micros();
+        // At most 10,000.
+        let base = u64::from(COST_BASE) + u64::try_from(steps).unwrap_or(0);
+        let loss = u64::from(rx) * u64::from(tx);
+        let perfect = u64::from(PERFECT) * u64::from(PERFECT);
+        u16::try_from(base * loss / perfect).unwrap_or(INFINITY - 1)
+    }
+
+    fn sample_rtt(&mut self, now_micros: u32, hello: u32, echo: Echo) {
+        let total = now_micros.wrapping_sub(echo.origin);
+        let there = hello.wrapping_sub(echo.receive);
+        let micros = total.wrapping_sub(there);
+        // A clock that ran backwards, or an answer to a link before this one.
+        if micros > 60_000_000 || there > 600_000_000 {
+            return;
+        }
+        let rtt = Duration::from_micros(micros.into());
+        self.rtts[self.rtt_at % RTT_SAMPLES] = Some(rtt);
+        self.rtt_at += 1;
+        self.rtt_smoothed = Some(self.rtt_smoothed.map_or(rtt, |s| (s * 7 + rtt) / 8));
+    }
+}
+
+/// Our clock in timestamps.
+#[allow(clippy::cast_possible_truncation, reason = "RFC 9616 lets them wrap")]
+fn micros(at: Nanos) -> u32 {
+    (at.0 / 1000) as u32
+}
+
+impl Speaker {
+    /// A neighbour is there, under this number.
+    pub fn link_up(&mut self, now: Nanos, link: u32, key: PublicKey) {
+        self.link_down(now, link);
+        let slot = self.slots.iter().position(Option::is_none);
+        let slot = slot.unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Some(link);
+        let interval = self.hello_interval();
+        let generation = self.rng;
+        let mut state = Link::new(now, key, slot, generation, interval);
+        // Numbers that an earlier link of this neighbour did not use just now.
+        state.hello_seqno = u16::try_from(self.rng >> 48).unwrap_or(0);
+        self.jitter(interval);
+        self.links.insert(link, state);
+        self.send_opening(now, link);
+    }
+
+    /// A neighbour is gone.
+    pub fn link_down(&mut self, now: Nanos, link: u32) {
+        let Some(state) = self.links.remove(&link) else {
+            return;
+        };
+        for timer in [Timer::Hello(link), Timer::Flush(link), Timer::Ack(link)] {
+            self.timers.set(timer, Nanos::NEVER);
+        }
+        self.slots[state.slot] = None;
+        for own in self.own.values_mut() {
+            own.marks.forget(state.slot);
+        }
+        for destination in self.table.values_mut() {
+            destination.marks.forget(state.slot);
+        }
+        self.drop_candidates(now, link);
+    }
+
+    /// Between hellos: longer where there are very many links.
+    fn hello_interval(&self) -> Duration {
+        let spread = (self.links.len() / self.config.hello_links.max(1)).max(1);
+        self.config.hello * u32::try_from(spread).unwrap_or(u32::MAX)
+    }
+
+    /// The first packet of a link: forget what you had from me, tell me what you have.
+    fn send_opening(&mut self, now: Nanos, link: u32) {
+        self.put_hello(now, link, true);
+        let retraction = Update {
+            prefix: None,
+            router_id: None,
+            interval: 0,
+            seqno: 0,
+            metric: INFINITY,
+            origin: None,
+        };
+        let tlvs = [Tlv::Update(retraction), Tlv::RouteRequest { prefix: None }];
+        self.transmit_opening(now, link, &tlvs);
+        let interval = self.hello_interval();
+        let next = self.jitter(interval);
+        self.timers.set(Timer::Hello(link), now + next);
+    }
+
+    pub(super) fn hello_due(&mut self, now: Nanos, link: u32) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        state.proofs_asked = 0;
+        let full = state.hello_seqno.is_multiple_of(IHU_EVERY);
+        let lost = state.lost(now);
+        self.put_hello(now, link, full || lost);
+        self.flush(now, link);
+        self.cost_changed(now, link);
+        // The share of time that is the same for all: a tenth of jitter around it would make a
+        // neighbour that expects the advertised interval nervous.
+        let interval = self.hello_interval();
+        let next = self.jitter(interval).min(interval);
+        self.timers.set(Timer::Hello(link), now + next);
+    }
+
+    fn put_hello(&mut self, now: Nanos, link: u32, full: bool) {
+        let interval = self.hello_interval();
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        state.hello_interval = interval;
+        let centis = |d: Duration| u16::try_from(d.as_millis().div_ceil(10)).unwrap_or(u16::MAX);
+        let hello = Tlv::Hello {
+            unicast: false,
+            seqno: state.hello_seqno,
+            interval: centis(interval),
+            transmit: full.then(|| micros(now)),
+        };
+        state.hello_seqno = state.hello_seqno.wrapping_add(1);
+        state.enqueue(hello);
+        if full {
+            let ihu = Tlv::Ihu {
+                rxcost: state.rxcost(now),
+                interval: centis(interval * u32::from(IHU_EVERY)),
+                echo: state.last_hello,
+            };
+            state.enqueue(ihu);
+        }
+    }
+
+    pub(super) fn handle_hello(
+        &mut self,
+        now: Nanos,
+        received: Nanos,
+        link: u32,
+        (seqno, interval, transmit): (u16, u16, Option<u32>),
+    ) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        state.heard_hello(now, seqno, interval);
+        if let Some(transmit) = transmit {
+            state.last_hello = Some(Echo {
+                origin: transmit,
+                receive: micros(received),
+            });
+        }
+        self.cost_changed(now, link);
+    }
+
+    pub(super) fn handle_ihu(
+        &mut self,
+        now: Nanos,
+        received: Nanos,
+        link: u32,
+        rxcost: u16,
+        echo: Option<Echo>,
+        hello: Option<u32>,
+    ) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        // Worse than perfect at best: nobody makes a link attractive by praising it.
+        state.txcost = rxcost.max(PERFECT);
+        if let (Some(echo), Some(hello)) = (echo, hello) {
+            state.sample_rtt(micros(received), hello, echo);
+        }
+        self.cost_changed(now, link);
+    }
+
+    /// Takes over the measured cost when it differs enough, and selects anew.
+    pub(super) fn cost_changed(&mut self, now: Nanos, link: u32) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        let (old, new) = (state.cost, state.measured(now));
+        let small = old != INFINITY && new != INFINITY && old.abs_diff(new) <= (old / 8).max(8);
+        if old == new || small {
+            return;
+        }
+        state.cost = new;
+        let prefixes = self.prefixes_of(link);
+        for prefix in prefixes {
+            self.select(now, prefix);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Packets of neighbours.
+//!
+//! Signatures take time, so updates pass through a queue that is worked off a few at a time, in
+//! order. While it is long, packets are put off: they are not acknowledged, so they come again.
+
+use hyphae_wire::babel::{INFINITY, Origin, Packet, RouterId, Serial, Tlv, TlvError, Update};
+use hyphae_wire::{Nanos, Prefix};
+
+use super::origin::{RefusalReason, Refused};
+use super::table::Candidate;
+use super::{Speaker, Timer};
+
+/// Updates that wait for their turn, beyond which packets are put off.
+const WORK_MAX: usize = 2048;
+/// Proofs asked for between two hellos of a link.
+const PROOFS_ASKED_MAX: u32 = 64;
+
+/// An update that waits.
+pub(super) struct Work {
+    link: u32,
+    generation: u64,
+    update: Update,
+}
+
+impl Speaker {
+    /// A packet of a neighbour, and when it arrived.
+    pub fn handle_packet(&mut self, now: Nanos, link: u32, received: Nanos, bytes: &[u8]) {
+        if !self.links.contains_key(&link) {
+            return;
+        }
+        self.counters.packets_received += 1;
+        self.counters.bytes_received += bytes.len() as u64;
+        let Ok(packet) = Packet::parse(bytes) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let busy = self.work.len() > WORK_MAX;
+        if busy {
+            self.counters.put_off += 1;
+        }
+        let mut hello_sent = None;
+        for tlv in packet.tlvs() {
+            let tlv = match tlv {
+                Ok(tlv) => tlv,
+                Err(TlvError::Malformed(_)) => {
+                    self.counters.malformed += 1;
+                    continue;
+                }
+                Err(TlvError::Ignored(_)) => {
+                    self.counters.ignored += 1;
+                    continue;
+                }
+            };
+            match tlv {
+                Tlv::Hello {
+                    unicast: false,
+                    seqno,
+                    interval,
+                    transmit,
+                } => {
+                    hello_sent = transmit;
+                    self.handle_hello(now, received, link, (seqno, interval, transmit));
+                }
+                // Hearing the neighbour at all is what a unicast hello is good for here.
+                Tlv::Hello { unicast: true, .. } => {}
+                Tlv::Ihu { rxcost, echo, .. } => {
+                    self.handle_ihu(now, received, link, rxcost, echo, hello_sent);
+                }
+                Tlv::Ack { opaque } => self.handle_ack(now, link, opaque),
+                Tlv::AckRequest { .. } | Tlv::Update(_) if busy => {}
+                Tlv::AckRequest { opaque, .. } => self.enqueue(now, link, Tlv::Ack { opaque }),
+                Tlv::Update(update) => self.take_in(link, update),
+                Tlv::RouteRequest { prefix } => self.handle_route_request(now, link, prefix),
+                Tlv::SeqnoRequest(request) => self.handle_seqno_request(now, link, &request),
+            }
+        }
+        self.do_work(now);
+    }
+
+    fn take_in(&mut self, link: u32, update: Update) {
+        self.counters.updates_received += 1;
+        let Some(state) = self.links.get(&link) else {
+            return;
+        };
+        self.work.push_back(Work {
+            link,
+            generation: state.generation,
+            update,
+        });
+    }
+
+    /// Works off updates in order, as many as the budget allows.
+    pub(super) fn do_work(&mut self, now: Nanos) {
+        while self.verify_budget > 0 {
+            let Some(work) = self.work.pop_front() else {
+                break;
+            };
+            let same = |link: &super::Link| link.generation == work.generation;
+            if self.links.get(&work.link).is_some_and(same) {
+                self.handle_update(now, work.link, &work.update);
+            }
+        }
+        let at = if self.work.is_empty() {
+            Nanos::NEVER
+        } else {
+            now
+        };
+        self.timers.set(Timer::Work, at);
+    }
+
+    fn handle_update(&mut self, now: Nanos, link: u32, update: &Update) {
+        let Some(prefix) = update.prefix else {
+            self.drop_candidates(now, link);
+            return;
+        };
+        if self.own.contains_key(&prefix) {
+            if let Some(origin) = &update.origin {
+                self.recall(now, prefix, origin);
+            }
+            return;
+        }
+        if update.metric == INFINITY {
+            self.drop_candidate(now, prefix, link);
+            return;
+        }
+        // The reader gives none without.
+        let Some(router_id) = update.router_id else {
+            return;
+        };
+        match self.believe(now, link, prefix, router_id, update) {
+            Ok(Some(serial)) => {
+                let candidate = Candidate {
+                    link,
+                    router_id,
+                    serial,
+                    metric: update.metric,
+                    expires: now,
+                };
+                self.offer(now, prefix, candidate, update.interval);
+                self.answered(now, prefix, router_id, serial);
+            }
+            Ok(None) => self.ask_for_proof(now, link, prefix),
+            Err((origin, reason)) => {
+                let Some(state) = self.links.get(&link) else {
+                    return;
+                };
+                let refused = Refused {
+                    neighbour: state.key,
+                    prefix,
+                    origin: origin.key,
+                    reason,
+                };
+                self.refuse(refused);
+                // What it told before, it tells no longer.
+                self.drop_candidate(now, prefix, link);
+            }
+        }
+    }
+
+    /// The number of an announcement whose origin is proved, by this update or an earlier one;
+    /// `None` when the proof is missing.
+    fn believe(
+        &mut self,
+        now: Nanos,
+        link: u32,
+        prefix: Prefix,
+        router_id: RouterId,
+        update: &Update,
+    ) -> Result<Option<Serial>, (Origin, RefusalReason)> {
+        let destination = self.table.get(&prefix);
+        let source = destination.and_then(|d| d.source(router_id));
+        let Some(origin) = update.origin else {
+            let newest = source.map(|s| s.origin.serial);
+            let known = destination
+                .and_then(|d| d.candidate(link))
+                .filter(|c| c.router_id == router_id)
+                .map(|c| c.serial);
+            let fits = |serial: &Serial| serial.seqno() == update.seqno;
+            return Ok(newest.filter(fits).or(known.filter(fits)));
+        };
+        let serial = origin.serial;
+        if source.is_some_and(|s| s.origin == origin) {
+            return Ok(Some(serial));
+        }
+        let Some(neighbour) = self.links.get(&link).map(|state| state.key) else {
+            return Ok(None);
+        };
+        self.plausible(&neighbour, prefix, router_id, &origin.key)
+            .map_err(|reason| (origin, reason))?;
+        if !self.signed(prefix, router_id, &origin) {
+            return Err((origin, RefusalReason::Signature));
+        }
+        if self.table.len() >= self.config.routes_max && !self.table.contains_key(&prefix) {
+            return Err((origin, RefusalReason::Full));
+        }
+        let destination = self.table.entry(prefix).or_default();
+        destination.learn(now, router_id, origin);
+        Ok(Some(serial))
+    }
+
+    /// The neighbour takes a proof for known that is not (any more).
+    fn ask_for_proof(&mut self, now: Nanos, link: u32, prefix: Prefix) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        if state.proofs_asked < PROOFS_ASKED_MAX {
+            state.proofs_asked += 1;
+            let prefix = Some(prefix);
+            self.enqueue(now, link, Tlv::RouteRequest { prefix });
+        }
+    }
+}

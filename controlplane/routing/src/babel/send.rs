@@ -1,0 +1,402 @@
+//! What neighbours are told: updates, by packets that they acknowledge.
+//!
+//! A link has a set of prefixes whose state the neighbour is to be told. A packet takes some of
+//! them, as they are at that moment; if it is not acknowledged they go back into the set. So a lost
+//! packet never brings old news, and what waits is bounded by the table.
+
+use std::time::Duration;
+
+use hyphae_wire::babel::{INFINITY, RouterId, Serial, Tlv, Update, Writer};
+use hyphae_wire::{Nanos, Prefix};
+
+use super::table::Marks;
+use super::{REFRESH, Speaker, Timer, Transmit};
+
+/// Packets that may be unacknowledged on a link.
+const WINDOW: usize = 32;
+/// Packets sent at once, and the pause after them: 8 Mbit/s at most.
+const BURST: usize = 8;
+const BURST_PAUSE: Duration = Duration::from_millis(10);
+/// Changes that follow one another within this time leave together.
+const GATHER_URGENT: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(200);
+
+/// A packet that is not acknowledged.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    /// Prefixes told in it, with the serial whose proof was part of it.
+    told: Vec<(Prefix, Option<Serial>)>,
+    /// What is sent again as it was: the opening of a link.
+    again: Option<Vec<Tlv>>,
+    deadline: Nanos,
+    tries: u32,
+}
+
+impl Speaker {
+    /// A route or its end has to be told on every link.
+    pub(super) fn tell_all(&mut self, now: Nanos, prefix: Prefix, urgent: bool) {
+        let delay = if urgent { GATHER_URGENT } else { GATHER };
+        let links: Vec<u32> = self.links.keys().copied().collect();
+        for link in links {
+            if let Some(state) = self.links.get_mut(&link) {
+                state.pending.insert(prefix);
+            }
+            self.flush_soon(now, link, delay);
+        }
+    }
+
+    /// Routes are told again, for neighbours that only believe in what is repeated.
+    pub(super) fn tell_again(&mut self, now: Nanos, prefixes: impl Iterator<Item = Prefix>) {
+        let prefixes: Vec<Prefix> = prefixes.collect();
+        if prefixes.is_empty() {
+            return;
+        }
+        let links: Vec<u32> = self.links.keys().copied().collect();
+        for link in links {
+            if let Some(state) = self.links.get_mut(&link) {
+                state.pending.extend(&prefixes);
+            }
+            self.flush_soon(now, link, GATHER);
+        }
+    }
+
+    /// Everything has to be told on a link, with proofs.
+    fn tell_everything(&mut self, now: Nanos, link: u32) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        let marks = self
+            .own
+            .values_mut()
+            .map(|own| &mut own.marks)
+            .chain(self.table.values_mut().map(|d| &mut d.marks));
+        marks.for_each(|marks| marks.forget(state.slot));
+        state
+            .pending
+            .extend(self.own.keys().chain(self.table.keys()));
+        self.flush_soon(now, link, Duration::ZERO);
+    }
+
+    pub(super) fn flush_soon(&mut self, now: Nanos, link: u32, delay: Duration) {
+        let timer = Timer::Flush(link);
+        if self.links.contains_key(&link)
+            && self.timers.get(&timer).is_none_or(|at| at > now + delay)
+        {
+            self.timers.set(timer, now + delay);
+        }
+    }
+
+    /// Sends the opening of a link; nothing else goes out before it is acknowledged.
+    pub(super) fn transmit_opening(&mut self, now: Nanos, link: u32, tlvs: &[Tlv]) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        state.tlvs.extend(tlvs);
+        let again = Some(tlvs.to_vec());
+        self.transmit(now, link, Vec::new(), again, 0);
+    }
+
+    /// Sends what waits for a link, as far as the window allows.
+    pub(super) fn flush(&mut self, now: Nanos, link: u32) {
+        self.timers.set(Timer::Flush(link), Nanos::NEVER);
+        for sent in 0.. {
+            let Some(state) = self.links.get_mut(&link) else {
+                return;
+            };
+            let may_tell = state.open && state.in_flight.len() < WINDOW;
+            if state.tlvs.is_empty() && (state.pending.is_empty() || !may_tell) {
+                return;
+            }
+            if sent == BURST {
+                self.flush_soon(now, link, BURST_PAUSE);
+                return;
+            }
+            let taken = if may_tell {
+                // More than fit are taken and put back.
+                state.pending.iter().copied().take(64).collect()
+            } else {
+                Vec::new()
+            };
+            self.transmit(now, link, taken, None, 0);
+        }
+    }
+
+    /// Builds one packet of a link: what waits as TLVs, then updates for as many of `prefixes` as
+    /// fit.
+    fn transmit(
+        &mut self,
+        now: Nanos,
+        link: u32,
+        prefixes: Vec<Prefix>,
+        again: Option<Vec<Tlv>>,
+        tries: u32,
+    ) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        let mut writer = Writer::new();
+        let patience = state.patience(tries);
+        let opaque = state.ack_last.wrapping_add(1);
+        let ack = Tlv::AckRequest {
+            opaque,
+            interval: u16::try_from(patience.as_millis() / 10).unwrap_or(u16::MAX),
+        };
+        let mut waiting = std::mem::take(&mut state.tlvs);
+        let ask = again.is_some() || !prefixes.is_empty();
+        if ask && !writer.push(&ack) {
+            return;
+        }
+        let fit = waiting.iter().take_while(|tlv| writer.push(tlv)).count();
+        state.tlvs = waiting.split_off(fit);
+        let mut told = Vec::new();
+        let mut updates = 0;
+        for prefix in prefixes {
+            let Some(update) = self.state_of(now, link, prefix) else {
+                self.settle(link, prefix);
+                continue;
+            };
+            if !writer.push(&Tlv::Update(update)) {
+                break;
+            }
+            updates += 1;
+            let proof = update.origin.map(|origin| origin.serial);
+            told.push((prefix, proof));
+            self.note_told(now, link, prefix, &update);
+            self.settle(link, prefix);
+        }
+        self.counters.updates_sent += updates;
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        // With nothing to tell after all, a request alone is no packet.
+        if fit == 0 && told.is_empty() {
+            return;
+        }
+        if ask {
+            state.ack_last = opaque;
+            let deadline = now + patience;
+            state.in_flight.insert(
+                opaque,
+                InFlight {
+                    told,
+                    again,
+                    deadline,
+                    tries,
+                },
+            );
+            let timer = Timer::Ack(link);
+            if self.timers.get(&timer).is_none_or(|at| at > deadline) {
+                self.timers.set(timer, deadline);
+            }
+        }
+        let packet = writer.take();
+        self.counters.packets_sent += 1;
+        self.counters.bytes_sent += packet.len() as u64;
+        self.transmits.push_back(Transmit { link, packet });
+    }
+
+    fn settle(&mut self, link: u32, prefix: Prefix) {
+        if let Some(state) = self.links.get_mut(&link) {
+            state.pending.remove(&prefix);
+        }
+    }
+
+    /// What a neighbour is to be told of a prefix; `None` for nothing.
+    fn state_of(&self, _now: Nanos, link: u32, prefix: Prefix) -> Option<Update> {
+        let state = self.links.get(&link)?;
+        // Below 65,536 centiseconds.
+        let interval = u16::try_from(REFRESH.as_secs() * 100).unwrap_or(u16::MAX);
+        let update = |router_id, serial: Serial, metric, origin| Update {
+            prefix: Some(prefix),
+            router_id: Some(router_id),
+            interval,
+            seqno: serial.seqno(),
+            metric,
+            origin,
+        };
+        let exported = |key| self.config.export.accepts(prefix, key, &state.key);
+        if let Some(own) = self.own.get(&prefix) {
+            if !exported(&self.key) {
+                return None;
+            }
+            let proof = (!own.marks.proved.contains(state.slot)).then_some(own.origin);
+            return Some(update(self.router_id, own.origin.serial, 0, proof));
+        }
+        let destination = self.table.get(&prefix)?;
+        let retraction = || {
+            let told = destination.marks.told.contains(state.slot);
+            told.then_some(Update {
+                prefix: Some(prefix),
+                router_id: None,
+                interval,
+                seqno: 0,
+                metric: INFINITY,
+                origin: None,
+            })
+        };
+        let Some(route) = &destination.selected else {
+            return retraction();
+        };
+        let source = destination.source(route.router_id)?;
+        // Split horizon: where frames go, the route is not told.
+        if route.uses(link) || !exported(&source.origin.key) {
+            return retraction();
+        }
+        // The proof at hand is of the newest number; an older one in use goes without, and a
+        // neighbour that needs it asks again when the newer one has arrived here, too.
+        let proved = destination.marks.proved.contains(state.slot);
+        let proof = (!proved && source.origin.serial == route.serial).then_some(source.origin);
+        Some(update(route.router_id, route.serial, route.metric, proof))
+    }
+
+    /// Notes what was put into a packet.
+    fn note_told(&mut self, now: Nanos, link: u32, prefix: Prefix, update: &Update) {
+        let Some(slot) = self.links.get(&link).map(|state| state.slot) else {
+            return;
+        };
+        if let Some(own) = self.own.get_mut(&prefix) {
+            own.marks.told.insert(slot);
+            return;
+        }
+        let Some(destination) = self.table.get_mut(&prefix) else {
+            return;
+        };
+        if update.metric == INFINITY {
+            destination.marks.told.remove(slot);
+            return;
+        }
+        destination.marks.told.insert(slot);
+        destination.told_metric = update.metric;
+        if let Some((router_id, serial, metric)) = destination
+            .selected
+            .as_ref()
+            .map(|r| (r.router_id, r.serial, r.metric))
+        {
+            destination.bind(now, router_id, serial, metric);
+        }
+    }
+
+    pub(super) fn handle_ack(&mut self, now: Nanos, link: u32, opaque: u16) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        let Some(acknowledged) = state.in_flight.remove(&opaque) else {
+            return;
+        };
+        let slot = state.slot;
+        let opened = acknowledged.again.is_some() && !state.open;
+        state.open |= opened;
+        for (prefix, proof) in acknowledged.told {
+            let Some(serial) = proof else { continue };
+            if let Some(own) = self.own.get_mut(&prefix) {
+                if own.origin.serial == serial {
+                    own.marks.proved.insert(slot);
+                }
+            } else if let Some(destination) = self.table.get_mut(&prefix) {
+                let newest = |router: &super::table::Selected| {
+                    destination
+                        .source(router.router_id)
+                        .is_some_and(|s| s.origin.serial == serial)
+                };
+                if destination.selected.as_ref().is_some_and(newest) {
+                    destination.marks.proved.insert(slot);
+                }
+            }
+        }
+        if opened {
+            self.tell_everything(now, link);
+        } else {
+            self.flush_soon(now, link, Duration::ZERO);
+        }
+    }
+
+    /// Packets that were not acknowledged in time count as lost.
+    pub(super) fn ack_due(&mut self, now: Nanos, link: u32) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        let late: Vec<u16> = state
+            .in_flight
+            .iter()
+            .filter(|(_, packet)| packet.deadline <= now)
+            .map(|(opaque, _)| *opaque)
+            .collect();
+        for opaque in late {
+            let Some(state) = self.links.get_mut(&link) else {
+                return;
+            };
+            let Some(lost) = state.in_flight.remove(&opaque) else {
+                continue;
+            };
+            self.counters.repeated += 1;
+            match lost.again {
+                Some(tlvs) => {
+                    state.tlvs.extend(&tlvs);
+                    self.transmit(now, link, Vec::new(), Some(tlvs), lost.tries + 1);
+                }
+                None => {
+                    let prefixes: Vec<Prefix> = lost.told.into_iter().map(|(p, _)| p).collect();
+                    state.pending.extend(&prefixes);
+                    // What is due first goes out at once and alone, so that patience grows.
+                    self.transmit(now, link, prefixes, None, lost.tries + 1);
+                }
+            }
+        }
+        let next = self
+            .links
+            .get(&link)
+            .and_then(|state| state.in_flight.values().map(|p| p.deadline).min());
+        self.timers
+            .set(Timer::Ack(link), next.unwrap_or(Nanos::NEVER));
+    }
+
+    pub(super) fn handle_route_request(&mut self, now: Nanos, link: u32, prefix: Option<Prefix>) {
+        let Some(prefix) = prefix else {
+            if self.links.get(&link).is_some_and(|state| state.open) {
+                self.tell_everything(now, link);
+            }
+            return;
+        };
+        let Some(slot) = self.links.get(&link).map(|state| state.slot) else {
+            return;
+        };
+        let mark = |marks: &mut Marks| {
+            marks.proved.remove(slot);
+            // Asked for a route, one answers even that there is none.
+            marks.told.insert(slot);
+        };
+        if let Some(own) = self.own.get_mut(&prefix) {
+            mark(&mut own.marks);
+        } else if let Some(destination) = self.table.get_mut(&prefix) {
+            mark(&mut destination.marks);
+        } else {
+            let retraction = Update {
+                prefix: Some(prefix),
+                router_id: None,
+                interval: 0,
+                seqno: 0,
+                metric: INFINITY,
+                origin: None,
+            };
+            self.enqueue(now, link, Tlv::Update(retraction));
+            return;
+        }
+        self.tell_one(now, link, prefix);
+    }
+
+    /// A prefix has to be told on one link, at once.
+    pub(super) fn tell_one(&mut self, now: Nanos, link: u32, prefix: Prefix) {
+        if let Some(state) = self.links.get_mut(&link) {
+            state.pending.insert(prefix);
+        }
+        self.flush_soon(now, link, Duration::ZERO);
+    }
+
+    /// Whether this node has a route of that origin with at least that number.
+    pub(super) fn has(&self, prefix: Prefix, router_id: RouterId, seqno: u16) -> bool {
+        self.table
+            .get(&prefix)
+            .and_then(|d| d.selected.as_ref())
+            .is_some_and(|r| r.router_id == router_id && r.serial >= r.serial.near(seqno))
+    }
+}
