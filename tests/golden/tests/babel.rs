@@ -140,7 +140,7 @@ fn signed(name: &str) -> (Prefix, RouterId, Origin) {
     let key: PublicKey = case.parsed("public");
     let origin = Origin {
         key,
-        epoch: 0x0001_0203,
+        serial: Serial::new(0x0001_0203, 0xfffe),
         signature: Signature(case.array("signature")),
     };
     (key.address().subnet(), RouterId::of(&key), origin)
@@ -174,7 +174,7 @@ fn origins_are_signed_over_the_documented_bytes() {
             continue;
         }
         let (prefix, router_id, origin) = signed(&case.name);
-        let message = Origin::message(prefix, router_id, Serial::new(origin.epoch, 0xfffe));
+        let message = Origin::message(prefix, router_id, origin.serial);
         assert_eq!(message[..], case.bytes("message"), "{}", case.at());
         assert_eq!(origin.key.verify(&message, &origin.signature), Ok(()));
     }

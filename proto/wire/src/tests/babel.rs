@@ -20,16 +20,21 @@ fn router_id() -> impl Strategy<Value = RouterId> {
 }
 
 fn origin() -> impl Strategy<Value = Origin> {
-    (any::<[u8; 32]>(), any::<u32>(), any::<[[u8; 32]; 2]>()).prop_map(|(key, epoch, halves)| {
-        let mut signature = [0; 64];
-        signature[..32].copy_from_slice(&halves[0]);
-        signature[32..].copy_from_slice(&halves[1]);
-        Origin {
-            key: PublicKey(key),
-            epoch,
-            signature: Signature(signature),
-        }
-    })
+    (
+        any::<[u8; 32]>(),
+        any::<(u32, u16)>(),
+        any::<[[u8; 32]; 2]>(),
+    )
+        .prop_map(|(key, serial, halves)| {
+            let mut signature = [0; 64];
+            signature[..32].copy_from_slice(&halves[0]);
+            signature[32..].copy_from_slice(&halves[1]);
+            Origin {
+                key: PublicKey(key),
+                serial: Serial::new(serial.0, serial.1),
+                signature: Signature(signature),
+            }
+        })
 }
 
 fn update() -> impl Strategy<Value = Tlv> {
@@ -40,7 +45,7 @@ fn update() -> impl Strategy<Value = Tlv> {
             prefix,
             router_id: Some(id),
             interval,
-            seqno,
+            seqno: origin.map_or(seqno, |origin| origin.serial.seqno()),
             metric: if prefix.is_some() { metric } else { INFINITY },
             origin,
         })
