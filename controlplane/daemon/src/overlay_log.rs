@@ -1,6 +1,8 @@
-//! Events of the overlay as log lines and totals. Refusals are logged once per cause and minute.
+//! Events of the overlay as log lines and totals. A refusal is logged once per minute for each key,
+//! address and reason, and not more than a few of one reason: whoever sends from many addresses
+//! fills neither log nor memory. Every one is counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hyphae_overlay::{Event, Refusal};
@@ -8,8 +10,8 @@ use hyphae_wire::Nanos;
 
 /// How often the same refusal is logged.
 const REFUSAL_AGAIN: Duration = Duration::from_secs(60);
-/// Causes remembered for that.
-const REFUSALS_MAX: usize = 1024;
+/// Lines about one reason within that time.
+const REFUSALS_MAX: u64 = 16;
 
 /// Totals since start.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +23,25 @@ pub(crate) struct Totals {
     pub(crate) sessions_failed: u64,
     pub(crate) peer_moves: u64,
     pub(crate) refusals: BTreeMap<&'static str, u64>,
-    logged: BTreeMap<String, Nanos>,
+    logged: BTreeMap<&'static str, Logged>,
+}
+
+/// What was logged of one reason in the current minute.
+#[derive(Clone, Debug)]
+struct Logged {
+    since: Nanos,
+    lines: BTreeSet<String>,
+    suppressed: u64,
+}
+
+impl Logged {
+    fn new(since: Nanos) -> Self {
+        Self {
+            since,
+            lines: BTreeSet::new(),
+            suppressed: 0,
+        }
+    }
 }
 
 impl Totals {
@@ -55,22 +75,42 @@ impl Totals {
             }
             Event::Refused { key, from, reason } => {
                 *self.refusals.entry(refusal_name(reason)).or_default() += 1;
-                let line = format!("{key:?} {from} {reason}");
-                let due = self
-                    .logged
-                    .get(&line)
-                    .is_none_or(|at| now.since(*at) >= REFUSAL_AGAIN);
-                if due {
-                    if self.logged.len() >= REFUSALS_MAX {
-                        self.logged.clear();
-                    }
-                    self.logged.insert(line, now);
-                    let key = key.map_or_else(|| "unknown".to_owned(), |key| key.to_string());
+                let key = key.map_or_else(|| "unknown".to_owned(), |key| key.to_string());
+                let line = format!("{key} {from} {reason}");
+                if self.is_news(now, refusal_name(reason), line) {
                     tracing::warn!(key, %from, %reason, "handshake refused");
                 }
             }
             Event::EchoReply { .. } | Event::ResyncFib { .. } => {}
         }
+    }
+}
+
+impl Totals {
+    /// Whether a refusal is to be logged.
+    fn is_news(&mut self, now: Nanos, reason: &'static str, line: String) -> bool {
+        let logged = self
+            .logged
+            .entry(reason)
+            .or_insert_with(|| Logged::new(now));
+        if now.since(logged.since) >= REFUSAL_AGAIN {
+            if logged.suppressed > 0 {
+                let count = logged.suppressed;
+                tracing::warn!(
+                    reason,
+                    count,
+                    "more handshakes were refused for this reason"
+                );
+            }
+            *logged = Logged::new(now);
+        }
+        let known = logged.lines.contains(&line);
+        let full = logged.lines.len() as u64 >= REFUSALS_MAX;
+        if known || full {
+            logged.suppressed += u64::from(!known);
+            return false;
+        }
+        logged.lines.insert(line)
     }
 }
 
@@ -82,8 +122,58 @@ fn refusal_name(reason: &Refusal) -> &'static str {
         Refusal::Suite(_) => "suite",
         Refusal::Offer => "offer",
         Refusal::Address => "address",
+        Refusal::Network { .. } => "network",
+        Refusal::NotAllowed => "not_allowed",
+        Refusal::Denied => "denied",
+        Refusal::InboundMax => "inbound_max",
+        Refusal::SourceMax => "source_max",
         Refusal::PeersMax => "peers_max",
         Refusal::SessionsMax => "sessions_max",
         Refusal::Slots => "slots",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyphae_overlay::Origin;
+
+    use super::*;
+
+    fn refused(port: u16, reason: Refusal) -> Event {
+        let from: std::net::SocketAddr = ([192, 0, 2, 1], port).into();
+        Event::Refused {
+            key: None,
+            from: Origin::Underlay(from.into()),
+            reason,
+        }
+    }
+
+    #[test]
+    fn every_refusal_is_counted_and_few_are_remembered() {
+        let mut totals = Totals::default();
+        for port in 1..=5000 {
+            totals.note(Nanos(1), &refused(port, Refusal::NotAllowed));
+            totals.note(Nanos(1), &refused(1, Refusal::Denied));
+        }
+        assert_eq!(totals.refusals["not_allowed"], 5000);
+        assert_eq!(totals.refusals["denied"], 5000);
+        let logged = |reason| {
+            (
+                totals.logged[reason].lines.len(),
+                totals.logged[reason].suppressed,
+            )
+        };
+        assert_eq!(logged("not_allowed"), (16, 4984));
+        assert_eq!(logged("denied"), (1, 0));
+    }
+
+    #[test]
+    fn the_same_refusal_is_logged_again_after_a_minute() {
+        let mut totals = Totals::default();
+        let mut news = |at: u64| totals.is_news(Nanos(at * 1_000_000_000), "denied", "x".into());
+        assert!(news(1));
+        assert!(!news(30) && !news(60));
+        assert!(news(61));
+        assert!(!news(62));
     }
 }

@@ -221,6 +221,7 @@ impl Overlay {
         for owner in owners {
             self.resume(now, owner, before.get(&owner));
         }
+        self.enforce_policy(now);
         let targets: Vec<_> = self.targets.keys().copied().collect();
         for id in targets {
             self.find_target(id);

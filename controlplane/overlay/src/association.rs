@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyphae_wire::{Endpoint, Nanos};
 
 use crate::engine::Timer;
-use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal};
+use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal, Pace};
 use crate::install::FIRST_WORKER;
 use crate::keys::Kind;
 use crate::session::Owner;
@@ -27,7 +27,7 @@ impl Overlay {
         let Some(association) = self.associations.get_mut(&lane.owner) else {
             return;
         };
-        association.liveness.heard = association.liveness.heard.max(received);
+        association.liveness.alive(received);
         let outgoing = association.outgoing;
         let Some(session) = association.session(lane.epoch) else {
             return;
@@ -43,7 +43,7 @@ impl Overlay {
             }));
             let ended = confirms.and_then(|id| self.abandon(id));
             let fresh = ended.is_none_or(|o| match o.goal {
-                Goal::Target(_) => true,
+                Goal::Target(_) | Goal::Probe { .. } => true,
                 Goal::Node { fresh, .. } => fresh,
             });
             self.confirmed(now, lane.owner, lane.epoch, fresh);
@@ -69,6 +69,7 @@ impl Overlay {
         session.retiring = false;
         session.remove_at = session.created + self.config.reject_after;
         let (outbound, created) = (session.outbound(), session.created);
+        let through = session.lanes.first().map(|lane| lane.endpoint);
         let lanes = session.lane_count();
         // The side that began it may learn only by a repetition that it works, and sends on the
         // previous one until then.
@@ -91,7 +92,7 @@ impl Overlay {
         association.rekey_at = rekey_at;
         association.liveness.missed = 0;
         association.liveness.outstanding.clear();
-        association.liveness.heard = association.liveness.heard.max(now);
+        association.liveness.alive(now);
         association.liveness.probe_at = probe_at;
         association.hold_until = Nanos(0);
         association.activations = 0;
@@ -100,6 +101,9 @@ impl Overlay {
         } else {
             Nanos::NEVER
         };
+        if let (Owner::Peer(_), true, Some(endpoint)) = (owner, outbound, through) {
+            self.use_endpoint(owner, endpoint);
+        }
         self.rise(now, owner);
         self.activate_lanes(now, owner);
         if fresh {
@@ -131,7 +135,8 @@ impl Overlay {
             });
         }
         if let Owner::Peer(_) = owner {
-            self.satisfy_targets(key);
+            self.satisfy_targets(now, key);
+            self.refresh_paths(now, key);
         }
     }
 
@@ -188,10 +193,7 @@ impl Overlay {
         let Some(association) = self.associations.get(&owner) else {
             return;
         };
-        if association.outgoing.is_some() {
-            return;
-        }
-        let carriers = match owner {
+        let endpoints = match owner {
             Owner::Peer(_) => {
                 let configured = association.key.map(|key| {
                     let targets = self.targets_of(key).filter_map(|id| self.targets.get(&id));
@@ -199,24 +201,53 @@ impl Overlay {
                         .flat_map(|target| target.addresses.iter().copied())
                         .collect::<Vec<_>>()
                 });
-                let mut endpoints = vec![association.endpoint];
-                endpoints.extend(configured.unwrap_or_default());
-                endpoints.retain(|endpoint| !endpoint.is_unset());
-                endpoints.dedup();
-                let carrier = |endpoint| Carrier::Underlay {
-                    worker: FIRST_WORKER,
-                    endpoint,
-                };
-                endpoints.into_iter().map(carrier).collect()
+                let used = association.endpoint;
+                let mut endpoints = Vec::new();
+                for endpoint in [used].into_iter().chain(configured.unwrap_or_default()) {
+                    if !endpoint.is_unset() && !endpoints.contains(&endpoint) {
+                        endpoints.push(endpoint);
+                    }
+                }
+                // What has gone silent is asked last.
+                if association.liveness.missed > 0 && endpoints.first() == Some(&used) {
+                    endpoints.rotate_left(1);
+                }
+                endpoints
             }
+            Owner::Remote(_) => Vec::new(),
+        };
+        self.renew_through(now, owner, endpoints, fresh);
+    }
+
+    /// The same, for a peer through these addresses only.
+    pub(crate) fn renew_through(
+        &mut self,
+        now: Nanos,
+        owner: Owner,
+        endpoints: Vec<Endpoint>,
+        fresh: bool,
+    ) {
+        let Some(association) = self.associations.get(&owner) else {
+            return;
+        };
+        if association.outgoing.is_some() {
+            return;
+        }
+        let carrier = |endpoint| Carrier::Underlay {
+            worker: FIRST_WORKER,
+            endpoint,
+        };
+        let (carriers, pace) = match owner {
+            Owner::Peer(_) => (endpoints.into_iter().map(carrier).collect(), Pace::BRISK),
             Owner::Remote(_) => {
-                vec![Carrier::Overlay {
+                let carrier = Carrier::Overlay {
                     worker: FIRST_WORKER,
                     address: association.address,
-                }]
+                };
+                (vec![carrier], Pace::ROUTED)
             }
         };
-        let outgoing = self.begin(now, Goal::Node { owner, fresh }, carriers, false);
+        let outgoing = self.begin(now, Goal::Node { owner, fresh }, carriers, pace);
         if let Some(association) = self.associations.get_mut(&owner) {
             association.outgoing = outgoing;
         }
@@ -358,6 +389,7 @@ impl Overlay {
         self.activate_lanes(now, owner);
         self.probe_due(now, owner);
         self.pings_due(now, owner);
+        self.paths_due(now, owner);
         self.settle(now, owner, DownReason::Dead);
     }
 
@@ -406,15 +438,8 @@ impl Overlay {
                 state.endpoint = endpoint;
             }
         }
-        if lane == 0 && association.endpoint != endpoint {
-            association.endpoint = endpoint;
-            if let Some(key) = association.key.filter(|_| association.up) {
-                self.output.event(Event::PeerMoved {
-                    peer,
-                    key,
-                    endpoint,
-                });
-            }
+        if lane == 0 {
+            self.use_endpoint(Owner::Peer(peer), endpoint);
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use hyphae_wire::frame::MTU_DEFAULT;
-use hyphae_wire::{Endpoint, PublicKey, SecretKey, SuiteSet};
+use hyphae_wire::{Endpoint, Network, PublicKey, SecretKey, SuiteSet};
+
+use crate::Policy;
 
 /// Where ephemeral keys of handshakes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,10 @@ pub struct Config {
     pub identity: SecretKey,
     /// UDP port of each worker, as bound; as many as there are workers, 1 to 64.
     pub ports: Vec<u16>,
+    /// The private network that this node is a member of; `None` for the public one.
+    pub network: Option<Network>,
+    /// Who may be a peer.
+    pub policy: Policy,
     /// Suites to offer.
     pub suites: SuiteSet,
     /// Largest inner packet that this node takes, bytes.
@@ -34,6 +40,11 @@ pub struct Config {
     pub keepalive: Duration,
     /// Silence after which a peer is down; at least twice `keepalive`.
     pub dead_after: Duration,
+    /// The same for a peer to which frames are being sent, at least 1 s; never more than
+    /// `dead_after`.
+    pub lost_after: Duration,
+    /// Longest time between two attempts at a configured peer that was never up.
+    pub retry_max: Duration,
     /// How long a replaced session goes on receiving.
     pub grace: Duration,
     /// Most peers; inbound peers beyond are refused.
@@ -58,12 +69,16 @@ impl Config {
         Self {
             identity,
             ports,
+            network: None,
+            policy: Policy::default(),
             suites: SuiteSet::all(),
             mtu: MTU_DEFAULT,
             rekey_after: Duration::from_secs(120),
             reject_after: Duration::from_secs(180),
             keepalive: Duration::from_secs(5),
             dead_after: Duration::from_secs(15),
+            lost_after: Duration::from_millis(2500),
+            retry_max: Duration::from_secs(30),
             grace: Duration::from_secs(15),
             peers_max: 1024,
             sessions_max: 4096,

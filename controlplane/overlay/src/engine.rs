@@ -82,6 +82,10 @@ impl Overlay {
             config.keepalive * 2 <= config.dead_after,
             "two probes fit into the dead time"
         );
+        assert!(
+            config.lost_after >= std::time::Duration::from_secs(1),
+            "answers need time"
+        );
         let key = config.identity.public_key();
         let mut rng = Rng::new(seed);
         Self {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, Suite};
+use hyphae_wire::{Endpoint, Nanos, NetworkId, OverlayAddress, PublicKey, Suite};
 
 use crate::ConfiguredPeer;
 
@@ -99,6 +99,9 @@ pub enum DownReason {
     /// The operator removed the peer.
     #[error("removed from the configuration")]
     Removed,
+    /// The policy does not allow this peer any more.
+    #[error("its key is not allowed any more")]
+    Refused,
     /// The dataplane does not have it (it was restarted).
     #[error("the dataplane was restarted")]
     Lost,
@@ -148,8 +151,32 @@ pub enum Refusal {
     /// The key does not hash to the overlay address.
     #[error("its key does not belong to its overlay address")]
     Address,
+    /// It is a member of another network.
+    #[error(
+        "it belongs to {theirs}, this node to {ours}; [network] name and key must be the same on both"
+    )]
+    Network {
+        /// Its network.
+        theirs: NetworkId,
+        /// This node's.
+        ours: NetworkId,
+    },
+    /// The key is not one of those that may be peers.
+    #[error("its key is not on the allow-list ([peering] allow)")]
+    NotAllowed,
+    /// The key is one of those that may not.
+    #[error("its key is on the deny-list ([peering] deny)")]
+    Denied,
+    /// Too many nodes connected by themselves.
+    #[error("the limit of inbound peers is reached ([peering] inbound_max)")]
+    InboundMax,
+    /// Too many nodes of one address connected by themselves.
+    #[error(
+        "the limit of inbound peers of one address is reached ([peering] inbound_per_source_max)"
+    )]
+    SourceMax,
     /// There is no room for another peer.
-    #[error("the limit of peers is reached")]
+    #[error("the limit of peers is reached ([peering] peers_max)")]
     PeersMax,
     /// There is no room for another end-to-end session.
     #[error("the limit of end-to-end sessions is reached")]
@@ -202,6 +229,8 @@ pub struct PeerStatus {
     pub lanes_active: u16,
     /// Smoothed round-trip time.
     pub rtt: Option<Duration>,
+    /// Share of its probes that stayed unanswered lately, in thousandths; `None` before the first.
+    pub loss_permille: Option<u16>,
     /// Up since, or down since; `None` when it never was up.
     pub since: Option<Nanos>,
     /// Who began the session in use.

@@ -18,6 +18,12 @@ use crate::session::Owner;
 pub(crate) const RETRANSMIT_MIN: Duration = Duration::from_millis(250);
 /// Longest interval between repetitions of a message.
 pub(crate) const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
+/// Time to the second attempt at a peer.
+pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(150);
+/// Longest time between attempts at a peer that was up lately.
+pub(crate) const RETRY_MAX_RECENT: Duration = Duration::from_secs(2);
+/// Wait for the answer of a peer at another of its addresses.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Wait for a second message: of a link, before the next attempt with fresh keys.
 pub(crate) const LINK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Wait for a second message end to end, before what waits for the session is dropped.
@@ -58,13 +64,7 @@ impl Carrier {
 
     fn source(self) -> Source {
         match self {
-            Self::Underlay { endpoint, .. } => {
-                let mut ip = endpoint.ip;
-                if !endpoint.to_socket_addr().is_ipv4() {
-                    ip[8..].fill(0);
-                }
-                Source::Underlay(ip)
-            }
+            Self::Underlay { endpoint, .. } => source_of(endpoint),
             Self::Overlay { address, .. } => Source::Overlay(address.subnet_id()),
         }
     }
@@ -87,11 +87,22 @@ impl Carrier {
     }
 }
 
+/// The source that an underlay address belongs to.
+pub(crate) fn source_of(endpoint: Endpoint) -> Source {
+    let mut ip = endpoint.ip;
+    if !endpoint.to_socket_addr().is_ipv4() {
+        ip[8..].fill(0);
+    }
+    Source::Underlay(ip)
+}
+
 /// Why a handshake was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
     /// To reach a configured peer.
     Target(ConfiguredPeer),
+    /// To see whether a peer answers at another of its addresses; goes no further than that.
+    Probe { owner: Owner },
     /// To renew the session with a known node; `fresh` when the old one seems lost.
     Node { owner: Owner, fresh: bool },
 }
@@ -107,8 +118,35 @@ pub(crate) struct Outgoing {
     pub(crate) attempts: u32,
     pub(crate) began: Nanos,
     pub(crate) next_at: Nanos,
+    /// Time in which the message goes to every carrier once; doubles up to `interval_max`.
     pub(crate) interval: Duration,
+    pub(crate) interval_max: Duration,
     pub(crate) expires_at: Nanos,
+}
+
+/// How often the first message is repeated.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    pub(crate) first: Duration,
+    pub(crate) max: Duration,
+}
+
+impl Pace {
+    /// The other end was there a moment ago.
+    pub(crate) const BRISK: Self = Self {
+        first: RETRY_FIRST,
+        max: RETRY_MAX_RECENT,
+    };
+    /// End to end: every relay on the way carries each repetition.
+    pub(crate) const ROUTED: Self = Self {
+        first: RETRANSMIT_MIN,
+        max: RETRANSMIT_MAX,
+    };
+    /// Not at all.
+    pub(crate) const ONCE: Self = Self {
+        first: PROBE_TIMEOUT,
+        max: PROBE_TIMEOUT,
+    };
 }
 
 /// How far a handshake begun here is.

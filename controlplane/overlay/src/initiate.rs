@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use hyphae_wire::handshake::{HandshakeError, Message, Offer, Step};
-use hyphae_wire::{Endpoint, Lane, Nanos, PublicKey, SessionIndex, Suite, SuiteSet};
+use hyphae_wire::{Endpoint, Lane, Nanos, NetworkId, PublicKey, SessionIndex, Suite, SuiteSet};
 
 use crate::engine::Timer;
 use crate::event::{Direction, Origin};
 use crate::handshake::{
-    CONFIRM_TIMEOUT, Carrier, Goal, LINK_TIMEOUT, Outgoing, RETRANSMIT_MAX, RETRANSMIT_MIN,
-    SESSION_TIMEOUT, Stage,
+    CONFIRM_TIMEOUT, Carrier, Goal, LINK_TIMEOUT, Outgoing, PROBE_TIMEOUT, Pace, RETRANSMIT_MAX,
+    RETRANSMIT_MIN, SESSION_TIMEOUT, Stage,
 };
 use crate::install::NewSession;
 use crate::keys::Kind;
@@ -21,38 +21,34 @@ use crate::{ConfiguredPeer, Ephemerals, Event, Overlay, Refusal};
 const MTU_MIN: u16 = 1280;
 
 impl Overlay {
-    /// Begins a handshake; `patient` when the other side has not answered for long. `None` when
-    /// there is no way to it, or no randomness.
+    /// Begins a handshake. `None` when there is no way to the other side, or no randomness.
     pub(crate) fn begin(
         &mut self,
         now: Nanos,
         goal: Goal,
         carriers: Vec<Carrier>,
-        patient: bool,
+        pace: Pace,
     ) -> Option<u32> {
         let kind = carriers.first()?.kind();
         let mut noise = self.noise(kind, true);
         let offer = self.offer(kind, self.config.suites, Vec::new());
         let message = noise.write(&offer.encode())?;
         let id = self.handshake_number();
-        let interval = if patient {
-            RETRANSMIT_MAX
-        } else {
-            RETRANSMIT_MIN
-        };
-        let timeout = match kind {
-            Kind::Link => LINK_TIMEOUT,
-            Kind::EndToEnd => SESSION_TIMEOUT,
+        let timeout = match (goal, kind) {
+            (Goal::Probe { .. }, _) => PROBE_TIMEOUT,
+            (_, Kind::Link) => LINK_TIMEOUT,
+            (_, Kind::EndToEnd) => SESSION_TIMEOUT,
         };
         let outgoing = Outgoing {
             goal,
             stage: Stage::Response(Box::new(noise)),
-            message: Self::frame(kind, Step::Init, id, 0, &message),
+            message: self.frame(kind, Step::Init, id, 0, &message),
             carriers,
             attempts: 0,
             began: now,
             next_at: now,
-            interval,
+            interval: pace.first,
+            interval_max: pace.max,
             expires_at: now + timeout,
         };
         self.outgoing.insert(id, outgoing);
@@ -73,8 +69,11 @@ impl Overlay {
             let turn = usize::try_from(outgoing.attempts).unwrap_or(0) % outgoing.carriers.len();
             let (carrier, message) = (outgoing.carriers[turn], outgoing.message.clone());
             outgoing.attempts = outgoing.attempts.wrapping_add(1);
-            outgoing.next_at = now + self.rng.jitter(outgoing.interval, 75, 125);
-            outgoing.interval = (outgoing.interval * 2).min(RETRANSMIT_MAX);
+            let round = u32::try_from(outgoing.carriers.len()).unwrap_or(1).max(1);
+            outgoing.next_at = now + self.rng.jitter(outgoing.interval / round, 75, 125);
+            if outgoing.attempts.is_multiple_of(round) {
+                outgoing.interval = (outgoing.interval * 2).min(outgoing.interval_max);
+            }
             let due = outgoing.next_at.min(outgoing.expires_at);
             self.timers.set(Timer::Outgoing(id), due);
             self.send_handshake(carrier, &message);
@@ -93,6 +92,7 @@ impl Overlay {
                 }
             }
             Goal::Node { owner, .. } => owners.push(owner),
+            Goal::Probe { .. } => {}
         }
         if let Stage::Confirm { owner, .. } = outgoing.stage {
             owners.push(owner);
@@ -128,8 +128,19 @@ impl Overlay {
             self.schedule(owner);
         }
         match outgoing.goal {
-            Goal::Target(target) => self.target_failed(now, target, refusal),
+            Goal::Target(target) => {
+                let unanswered = matches!(outgoing.stage, Stage::Response(_));
+                if let Some(target) = self.targets.get_mut(&target).filter(|_| unanswered) {
+                    target.backoff = outgoing.interval;
+                }
+                self.target_failed(now, target, refusal, outgoing.next_at);
+            }
             Goal::Node { owner, .. } => self.renewal_failed(now, owner),
+            Goal::Probe { owner } => {
+                if let Some(Carrier::Underlay { endpoint, .. }) = outgoing.carriers.first() {
+                    self.path_failed(owner, *endpoint);
+                }
+            }
         }
     }
 
@@ -155,6 +166,19 @@ impl Overlay {
         let goal = outgoing.goal;
         // A time that a repetition may have blurred says nothing.
         let rtt = Some(now.since(outgoing.began)).filter(|_| outgoing.attempts == 1);
+        if let (Goal::Probe { owner }, Carrier::Underlay { endpoint, .. }) = (goal, carrier) {
+            let (probed, took) = (
+                outgoing.carriers.first().copied(),
+                now.since(outgoing.began),
+            );
+            self.abandon(id);
+            if self.associations.get(&owner).and_then(|a| a.key) != Some(key) {
+                self.path_foreign(now, owner, endpoint);
+            } else if probed == Some(carrier) {
+                self.path_answered(now, owner, endpoint, took);
+            }
+            return;
+        }
         let checked = self.check_response(carrier, goal, key, &payload);
         let (offer, suite) = match checked {
             Ok(checked) => checked,
@@ -221,15 +245,16 @@ impl Overlay {
                 association.liveness.rtt.sample(rtt);
             }
         }
+        let message = self.frame(kind, Step::Finish, id, message.header.sender.get(), &finish);
         let (Some(epoch), Some(outgoing)) = (epoch, self.outgoing.get_mut(&id)) else {
             return;
         };
         outgoing.stage = Stage::Confirm { owner, epoch };
-        outgoing.message =
-            Self::frame(kind, Step::Finish, id, message.header.sender.get(), &finish);
+        outgoing.message = message;
         outgoing.carriers = vec![carrier];
         outgoing.next_at = now;
         outgoing.interval = RETRANSMIT_MIN;
+        outgoing.interval_max = RETRANSMIT_MAX;
         outgoing.expires_at = now + CONFIRM_TIMEOUT;
         self.schedule(owner);
         self.outgoing_due(now, id);
@@ -251,7 +276,8 @@ impl Overlay {
             Goal::Node {
                 owner: owner @ Owner::Peer(_),
                 ..
-            } => self.associations.get(&owner).and_then(|a| a.key),
+            }
+            | Goal::Probe { owner } => self.associations.get(&owner).and_then(|a| a.key),
             Goal::Node {
                 owner: Owner::Remote(subnet),
                 ..
@@ -264,6 +290,9 @@ impl Overlay {
         };
         if let Some(expected) = expected.filter(|expected| *expected != key) {
             return Err(Refusal::Pinned { expected });
+        }
+        if carrier.kind() == Kind::Link {
+            self.config.policy.check(&key)?;
         }
         let offer = parse_offer(payload, carrier.kind())?;
         let suite = self
@@ -288,15 +317,54 @@ impl Overlay {
         message: Result<Message<'_>, HandshakeError>,
     ) {
         match message {
-            Ok(message) => match message.step {
-                Step::Init => self.on_init(now, carrier, &message),
-                Step::Response => self.on_response(now, carrier, &message),
-                Step::Finish => self.on_finish(now, carrier, &message),
-            },
+            Ok(message) => {
+                let theirs = NetworkId(message.header.network.get());
+                match message.step {
+                    _ if theirs != self.network() => self.on_foreign(carrier, &message, theirs),
+                    Step::Init => self.on_init(now, carrier, &message),
+                    Step::Response => self.on_response(now, carrier, &message),
+                    Step::Finish => self.on_finish(now, carrier, &message),
+                }
+            }
             Err(HandshakeError::Version(version)) => {
                 self.refuse(None, carrier, Refusal::Version(version));
             }
             Err(HandshakeError::Short | HandshakeError::Step(_) | HandshakeError::Offer) => {}
+        }
+    }
+
+    /// Refuses a message of another network. One that begins a handshake is answered with the number
+    /// of this node's network and nothing else, so that the other side can say why. Nobody has
+    /// proved anything here: an answer of that kind is noted for the operator, and the handshake
+    /// goes on as if it had not come.
+    fn on_foreign(&mut self, carrier: Carrier, message: &Message<'_>, theirs: NetworkId) {
+        let (sender, receiver) = (message.header.sender.get(), message.header.receiver.get());
+        let reason = Refusal::Network {
+            theirs,
+            ours: self.network(),
+        };
+        match message.step {
+            Step::Init if sender != 0 && receiver == 0 => {
+                self.refuse(None, carrier, reason);
+                let number = self.handshake_number();
+                let answer = self.frame(carrier.kind(), Step::Response, number, sender, &[]);
+                self.send_handshake(carrier, &answer);
+            }
+            Step::Response => {
+                let waits = |o: &&Outgoing| {
+                    matches!(o.stage, Stage::Response(_)) && o.carriers.contains(&carrier)
+                };
+                let Some(outgoing) = self.outgoing.get(&receiver).filter(waits) else {
+                    return;
+                };
+                if let Goal::Target(target) = outgoing.goal
+                    && let Some(target) = self.targets.get_mut(&target)
+                {
+                    target.refusal = Some(reason);
+                }
+                self.refuse(None, carrier, reason);
+            }
+            Step::Init | Step::Finish => {}
         }
     }
 
@@ -328,7 +396,8 @@ impl Overlay {
             Ephemerals::System => None,
             Ephemerals::Seeded => Some(self.rng.array()),
         };
-        Noise::new(&self.config.identity, kind, initiator, seed)
+        let network = self.config.network.as_ref();
+        Noise::new(&self.config.identity, kind, initiator, network, seed)
     }
 
     /// A random number for a handshake that none of ours has.
@@ -388,7 +457,7 @@ impl Overlay {
     /// The association that a handshake of ours leads to, made when there is none.
     fn owner_of(&mut self, goal: Goal, key: PublicKey) -> Option<Owner> {
         match goal {
-            Goal::Node { owner, .. } => Some(owner),
+            Goal::Node { owner, .. } | Goal::Probe { owner } => Some(owner),
             Goal::Target(_) => self.ensure_peer(key),
         }
     }

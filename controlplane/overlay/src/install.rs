@@ -6,9 +6,10 @@ use hyphae_shm::record::{
     SessionRemove,
 };
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::handshake::{Step, encode, encode_frame};
+use hyphae_wire::handshake::{Step, encode_frame_in, encode_in};
 use hyphae_wire::{
-    Endpoint, Lane, Nanos, OverlayAddress, PublicKey, Service, SessionIndex, Suite, WorkerId,
+    Endpoint, Lane, Nanos, Network, NetworkId, OverlayAddress, PublicKey, Service, SessionIndex,
+    Suite, WorkerId,
 };
 use std::time::Duration;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -215,6 +216,9 @@ impl Overlay {
     pub(crate) fn send_control(&mut self, owner: Owner, receive: SessionIndex, message: &[u8]) {
         match owner {
             Owner::Peer(peer) => {
+                if let Some(association) = self.associations.get_mut(&owner) {
+                    association.liveness.own_sent += 1;
+                }
                 let inject = InjectLinkLocal {
                     peer: U32::new(peer),
                     receive_index: U32::new(receive.0),
@@ -241,16 +245,26 @@ impl Overlay {
 
     /// A handshake message with its header, as [`Self::send_handshake`] takes it.
     pub(crate) fn frame(
+        &self,
         kind: Kind,
         step: Step,
         sender: u32,
         receiver: u32,
         noise: &[u8],
     ) -> Vec<u8> {
+        let network = self.network();
         match kind {
-            Kind::Link => encode_frame(step, sender, receiver, noise),
-            Kind::EndToEnd => encode(step, sender, receiver, noise),
+            Kind::Link => encode_frame_in(network, step, sender, receiver, noise),
+            Kind::EndToEnd => encode_in(network, step, sender, receiver, noise),
         }
+    }
+
+    /// Number of this node's network.
+    pub(crate) fn network(&self) -> NetworkId {
+        self.config
+            .network
+            .as_ref()
+            .map_or(NetworkId::PUBLIC, Network::id)
     }
 
     /// Sends a handshake message.

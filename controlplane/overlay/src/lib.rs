@@ -26,6 +26,8 @@ mod install;
 mod keys;
 mod liveness;
 mod noise;
+mod paths;
+mod policy;
 mod program;
 mod remote;
 mod respond;
@@ -33,13 +35,16 @@ mod rng;
 mod session;
 mod status;
 mod target;
+mod traffic;
 
 pub use config::{Config, ConfiguredPeer, Ephemerals, PeerConfig};
 pub use engine::Overlay;
 pub use event::{
     Direction, DownReason, Event, Origin, PeerState, PeerStatus, Refusal, SessionStatus,
 };
+pub use policy::Policy;
 pub use program::OwnedProgram;
+pub use traffic::PeerTraffic;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,8 @@
 //! Links are probed all the time, on every lane: that keeps NATs open, measures the round-trip
 //! time and finds a peer that is gone. A missed answer is followed by quicker probes; after two, a
 //! new handshake begins while the old session stays; after [`crate::Config::dead_after`] the peer
-//! is down.
+//! is down. A link that carries traffic and hears nothing is probed faster and given up sooner
+//! (`traffic`).
 //!
 //! End-to-end sessions are probed from both ends at three times the interval, only while they are
 //! young (under three quarters of the renewal age). So probes never make an idle session look
@@ -83,20 +84,26 @@ impl Overlay {
     pub(crate) fn probe_due(&mut self, now: Nanos, owner: Owner) {
         let kind = owner.kind();
         let (interval, dead_after) = (self.probe_interval(kind), self.config.dead_after);
+        let lost_after = self.config.lost_after.min(dead_after);
         let young = self.config.rekey_after * 3 / 4;
         let Some(association) = self.associations.get_mut(&owner) else {
             return;
         };
+        let alternate = association.has_alternate();
         let liveness = &mut association.liveness;
         if liveness.probe_at > now {
             return;
         }
         if !liveness.outstanding.is_empty() {
             liveness.missed += 1;
+            liveness.loss.sample(true);
         }
         let (missed, silence) = (liveness.missed, now.since(liveness.heard));
+        let (urgent, unanswered) = (liveness.urgent, liveness.unanswered_for(now));
+        let fast = liveness.probe_fast();
+        let lost = urgent && missed > MISSED_MAX && unanswered >= lost_after.max(fast * 4);
         liveness.count += 1;
-        let all_lanes = liveness.count.is_multiple_of(2);
+        let all_lanes = liveness.count.is_multiple_of(2) && !urgent;
         let Some(session) = association.current() else {
             association.liveness.probe_at = Nanos::NEVER;
             return;
@@ -110,7 +117,7 @@ impl Overlay {
             mute |= number > 0 && outbound && lane.active && now.since(lane.heard) > dead_after * 2;
         }
         match kind {
-            Kind::Link if missed >= MISSED_MAX && silence >= dead_after => {
+            Kind::Link if lost || (missed >= MISSED_MAX && silence >= dead_after) => {
                 self.end_sessions(now, owner, false, DownReason::Dead);
                 return;
             }
@@ -138,11 +145,15 @@ impl Overlay {
             liveness.probe_at = now
                 + if patient {
                     interval
+                } else if urgent {
+                    fast
                 } else {
                     self.config.keepalive / 5
                 };
         }
-        if missed >= MISSED_MAX || (kind == Kind::Link && mute) {
+        // With another address to go to the first sign is enough.
+        let fail_over = urgent && alternate && missed > 0;
+        if missed >= MISSED_MAX || fail_over || (kind == Kind::Link && mute) {
             self.renew(now, owner, missed >= MISSED_MAX);
         }
     }
@@ -162,6 +173,7 @@ impl Overlay {
             .copied()
         {
             liveness.rtt.sample(received.since(sent));
+            liveness.loss.sample(false);
             liveness.outstanding.clear();
             liveness.missed = 0;
             liveness.probe_at = next;

@@ -1,7 +1,7 @@
 //! The Noise XX exchange of one handshake, by `snow`.
 
-use hyphae_wire::handshake::{NOISE_MAX, NOISE_PATTERN};
-use hyphae_wire::{PublicKey, SecretKey};
+use hyphae_wire::handshake::{NOISE_MAX, NOISE_PATTERN, NOISE_PATTERN_PRIVATE};
+use hyphae_wire::{Network, PublicKey, SecretKey};
 use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
@@ -35,7 +35,7 @@ impl CryptoResolver for Seeded {
 }
 
 impl Noise {
-    /// Starts a side. `seed` is for simulations; without it ephemeral keys are the operating
+    /// Starts a side, in a private network with its key in the third message. `seed` is for simulations; without it ephemeral keys are the operating
     /// system's.
     ///
     /// # Panics
@@ -44,10 +44,15 @@ impl Noise {
         identity: &SecretKey,
         kind: Kind,
         initiator: bool,
+        network: Option<&Network>,
         seed: Option<[u8; 32]>,
     ) -> Self {
+        let pattern = match network {
+            Some(_) => NOISE_PATTERN_PRIVATE,
+            None => NOISE_PATTERN,
+        };
         let build = || {
-            let params: NoiseParams = NOISE_PATTERN.parse()?;
+            let params: NoiseParams = pattern.parse()?;
             let builder = match seed {
                 Some(seed) => Builder::with_resolver(params, Box::new(Seeded(seed))),
                 None => Builder::new(params),
@@ -55,6 +60,10 @@ impl Noise {
             let builder = builder
                 .local_private_key(identity.as_bytes())?
                 .prologue(kind.prologue())?;
+            let builder = match network {
+                Some(network) => builder.psk(3, network.psk())?,
+                None => builder,
+            };
             if initiator {
                 builder.build_initiator()
             } else {
@@ -63,7 +72,7 @@ impl Noise {
         };
         match build() {
             Ok(state) => Self(state),
-            Err::<_, snow::Error>(error) => panic!("snow lacks {NOISE_PATTERN}: {error}"),
+            Err::<_, snow::Error>(error) => panic!("snow lacks {pattern}: {error}"),
         }
     }
 
@@ -107,17 +116,25 @@ impl Noise {
 mod tests {
     use super::*;
 
-    fn pair(kind: (Kind, Kind)) -> (Noise, Noise) {
+    type Networks<'a> = (Option<&'a Network>, Option<&'a Network>);
+
+    fn pair(kind: (Kind, Kind), networks: Networks<'_>) -> (Noise, Noise) {
         let key = |n| SecretKey::from_bytes(&[n; 32]).unwrap();
         (
-            Noise::new(&key(1), kind.0, true, Some([1; 32])),
-            Noise::new(&key(2), kind.1, false, Some([2; 32])),
+            Noise::new(&key(1), kind.0, true, networks.0, Some([1; 32])),
+            Noise::new(&key(2), kind.1, false, networks.1, Some([2; 32])),
         )
     }
 
     #[test]
     fn both_sides_reach_the_same_secrets_and_know_each_other() {
-        let (mut i, mut r) = pair((Kind::Link, Kind::Link));
+        let garden = network(1);
+        for member in [None, Some(&garden)] {
+            same_secrets(pair((Kind::Link, Kind::Link), (member, member)));
+        }
+    }
+
+    fn same_secrets((mut i, mut r): (Noise, Noise)) {
         assert_eq!(r.read(&i.write(b"one").unwrap()).unwrap(), b"one");
         let two = r.write(b"two").unwrap();
         let mut bent = two.clone();
@@ -139,8 +156,30 @@ mod tests {
 
     #[test]
     fn kinds_do_not_mix() {
-        let (mut i, mut r) = pair((Kind::Link, Kind::EndToEnd));
+        let (mut i, mut r) = pair((Kind::Link, Kind::EndToEnd), (None, None));
         r.read(&i.write(b"one").unwrap()).unwrap();
         assert!(i.read(&r.write(b"two").unwrap()).is_none());
+    }
+
+    fn network(key: u8) -> Network {
+        let key = hyphae_wire::network::NetworkKey::parse(&format!("{key:02x}").repeat(32));
+        Network::new("garden", &key.unwrap())
+    }
+
+    #[test]
+    fn whoever_has_another_network_key_never_finishes() {
+        let (garden, other) = (network(1), network(2));
+        let networks = [(None, Some(&garden)), (Some(&garden), None)];
+        for networks in networks {
+            let (mut i, mut r) = pair((Kind::Link, Kind::Link), networks);
+            // The messages differ in form already, or fail at the second.
+            let one = i.write(b"one").unwrap();
+            let two = r.read(&one).and_then(|_| r.write(b"two"));
+            assert!(two.is_none_or(|two| i.read(&two).is_none()));
+        }
+        let (mut i, mut r) = pair((Kind::Link, Kind::Link), (Some(&garden), Some(&other)));
+        r.read(&i.write(b"one").unwrap()).unwrap();
+        i.read(&r.write(b"two").unwrap()).unwrap();
+        assert!(r.read(&i.write(b"three").unwrap()).is_none());
     }
 }

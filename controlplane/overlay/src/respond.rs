@@ -62,7 +62,7 @@ impl Overlay {
             return;
         };
         let id = self.handshake_number();
-        let response = Self::frame(kind, Step::Response, id, sender, &answer);
+        let response = self.frame(kind, Step::Response, id, sender, &answer);
         self.send_handshake(carrier, &response);
         let half = HalfOpen {
             carrier,
@@ -151,7 +151,10 @@ impl Overlay {
             return Err(Some(Refusal::Offer));
         }
         let owner = match carrier {
-            Carrier::Underlay { .. } => self.admit_peer(key).ok_or(Some(Refusal::PeersMax))?,
+            Carrier::Underlay { endpoint, .. } => {
+                self.admit(key, endpoint).map_err(Some)?;
+                self.ensure_peer(key).ok_or(Some(Refusal::PeersMax))?
+            }
             Carrier::Overlay { address, .. } => {
                 if key.address().subnet_id() != address.subnet_id() {
                     return Err(Some(Refusal::Address));
@@ -202,10 +205,8 @@ impl Overlay {
             self.schedule(owner);
             return Ok(());
         }
-        if let Some(endpoint) = endpoints.first()
-            && let Some(association) = self.associations.get_mut(&owner)
-        {
-            association.endpoint = *endpoint;
+        if let Some(endpoint) = endpoints.first() {
+            self.use_endpoint(owner, *endpoint);
         }
         self.confirm_again(owner, epoch);
         self.confirmed(now, owner, epoch, fresh);

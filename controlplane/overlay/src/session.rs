@@ -18,6 +18,7 @@ use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suit
 use crate::event::Direction;
 use crate::keys::Kind;
 use crate::liveness::PING_TIMEOUT;
+use crate::paths::Path;
 
 /// Which association: a link with a peer, by its number, or end-to-end sessions with a node, by the
 /// first 64 bits of its address.
@@ -94,6 +95,34 @@ pub(crate) struct Liveness {
     pub(crate) count: u64,
     pub(crate) heard: Nanos,
     pub(crate) rtt: Rtt,
+    pub(crate) loss: Loss,
+    /// Frames that this engine had sent to the peer (links).
+    pub(crate) own_sent: u64,
+    /// The last reading of the workers' counters: when, and frames sent that were not ours.
+    pub(crate) reading: Option<(Nanos, u64)>,
+    /// Since when frames have left and nothing has come back.
+    pub(crate) unanswered: Option<Nanos>,
+    /// That has lasted too long: probes go out fast.
+    pub(crate) urgent: bool,
+}
+
+/// Smoothed share of probes that stayed unanswered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Loss(Option<u16>);
+
+impl Loss {
+    pub(crate) fn sample(&mut self, lost: bool) {
+        let sample = if lost { 1000 } else { 0 };
+        self.0 = Some(self.0.map_or(sample, |smoothed| {
+            // Rounded towards the sample, so that it reaches both ends.
+            let rounding = if lost { 15 } else { 0 };
+            (smoothed * 15 + sample + rounding) / 16
+        }));
+    }
+
+    pub(crate) fn permille(self) -> Option<u16> {
+        self.0
+    }
 }
 
 /// Smoothed round-trip time (RFC 6298, without its timeout).
@@ -149,6 +178,8 @@ pub(crate) struct Association {
     pub(crate) liveness: Liveness,
     pub(crate) pings: VecDeque<Ping>,
     pub(crate) handshakes: u64,
+    /// Addresses of the entries that lead here (links).
+    pub(crate) paths: Vec<Path>,
 }
 
 impl Association {
@@ -173,6 +204,7 @@ impl Association {
             },
             pings: VecDeque::new(),
             handshakes: 0,
+            paths: Vec::new(),
         }
     }
 
@@ -221,8 +253,9 @@ impl Association {
             .iter()
             .map(|p| p.retry_at.min(p.asked + PING_TIMEOUT));
         let hold = Some(self.hold_until).filter(|at| *at > Nanos(0) && self.is_idle());
-        [self.rekey_at, self.activate_at, self.liveness.probe_at]
-            .into_iter()
+        let own = [self.rekey_at, self.activate_at, self.liveness.probe_at];
+        own.into_iter()
+            .chain([self.path_deadline()])
             .chain(sessions)
             .chain(pings)
             .chain(hold)

@@ -9,13 +9,15 @@ use hyphae_shm::record::PEERS_MAX;
 use hyphae_wire::{Endpoint, Nanos, PublicKey};
 
 use crate::engine::Timer;
-use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal, RETRANSMIT_MIN};
+use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal, Pace, RETRY_FIRST, RETRY_MAX_RECENT};
 use crate::install::FIRST_WORKER;
 use crate::session::{Association, Owner};
 use crate::{ConfiguredPeer, DownReason, Overlay, PeerConfig, Refusal};
 
 /// Time to the next attempt at an entry that was refused: it is not going to change soon.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
+/// A peer that was up within this time is expected back and tried often.
+const RECENT: Duration = Duration::from_secs(600);
 
 /// A configured peer.
 pub(crate) struct Target {
@@ -28,9 +30,19 @@ pub(crate) struct Target {
     /// Attempts that came to nothing since the last success.
     pub(crate) failures: u32,
     pub(crate) refusal: Option<Refusal>,
+    /// Time between attempts, growing.
+    pub(crate) backoff: Duration,
+    /// When its peer was last known to be up.
+    pub(crate) up_at: Option<Nanos>,
 }
 
 impl Target {
+    /// An attempt is to follow soon: something has changed.
+    fn start_over(&mut self) {
+        self.failures = 0;
+        self.backoff = RETRY_FIRST;
+    }
+
     fn leads_to(&self, key: PublicKey) -> bool {
         self.key.or(self.peer) == Some(key)
     }
@@ -46,9 +58,13 @@ impl Overlay {
             outgoing: None,
             failures: 0,
             refusal: None,
+            backoff: RETRY_FIRST,
+            up_at: None,
         };
+        let key = target.key;
         self.targets.insert(peer.id, target);
         self.find_target(peer.id);
+        self.refresh_paths_of(now, peer.id, key);
         self.connect_target(now, peer.id);
     }
 
@@ -66,11 +82,12 @@ impl Overlay {
             return;
         };
         target.addresses = addresses;
-        target.failures = 0;
+        target.start_over();
         if let Some(outgoing) = self.unanswered(id) {
             self.abandon(outgoing);
         }
         self.find_target(id);
+        self.refresh_paths_of(now, id, None);
         self.connect_target(now, id);
     }
 
@@ -78,10 +95,12 @@ impl Overlay {
         let Some(target) = self.drop_target(id) else {
             return false;
         };
-        if let Some(key) = target.key.or(target.peer)
-            && self.targets_of(key).next().is_none()
-        {
-            self.end_peer(now, key);
+        if let Some(key) = target.key.or(target.peer) {
+            if self.targets_of(key).next().is_none() {
+                self.end_peer(now, key);
+            } else {
+                self.refresh_paths(now, key);
+            }
         }
         true
     }
@@ -92,6 +111,35 @@ impl Overlay {
             self.drop_target(*id);
         }
         self.end_peer(now, *key) || !targets.is_empty()
+    }
+
+    /// The addresses of an entry have changed: its peer has other candidates now.
+    fn refresh_paths_of(&mut self, now: Nanos, id: ConfiguredPeer, key: Option<PublicKey>) {
+        let target = self.targets.get(&id);
+        if let Some(key) = key.or(target.and_then(|target| target.key.or(target.peer))) {
+            self.refresh_paths(now, key);
+        }
+    }
+
+    /// Tries every entry without a link again at once: the host's network has changed.
+    pub fn retry_now(&mut self, now: Nanos) {
+        let waiting: Vec<_> = self.targets.keys().copied().collect();
+        for id in waiting {
+            let up = |key| self.is_up(key);
+            let Some(target) = self.targets.get(&id) else {
+                continue;
+            };
+            if target.key.or(target.peer).is_some_and(up) || target.refusal.is_some() {
+                continue;
+            }
+            if let Some(outgoing) = self.unanswered(id) {
+                self.abandon(outgoing);
+            }
+            if let Some(target) = self.targets.get_mut(&id) {
+                target.start_over();
+            }
+            self.connect_target(now, id);
+        }
     }
 
     fn drop_target(&mut self, id: ConfiguredPeer) -> Option<Target> {
@@ -153,9 +201,10 @@ impl Overlay {
             return;
         }
         if target.key == Some(self.key) {
-            self.target_failed(now, id, Some(Refusal::OwnKey));
+            self.target_failed(now, id, Some(Refusal::OwnKey), now);
             return;
         }
+        let pinned = target.key.map(|key| (key, self.config.policy.check(&key)));
         let carriers = target
             .addresses
             .iter()
@@ -166,46 +215,62 @@ impl Overlay {
                 endpoint: *endpoint,
             })
             .collect();
-        if carriers.is_empty() {
+        let Some(first) = carriers.first() else {
+            return;
+        };
+        if let Some((key, Err(reason))) = pinned {
+            self.refuse(Some(key), *first, reason);
+            self.target_failed(now, id, Some(reason), now);
             return;
         }
-        let outgoing = self.begin(now, Goal::Target(id), carriers, target.failures > 0);
+        let recent = |at: Nanos| now.since(at) < RECENT;
+        let max = match target.up_at {
+            Some(at) if recent(at) => RETRY_MAX_RECENT,
+            Some(_) | None => self.config.retry_max.max(RETRY_MAX_RECENT),
+        };
+        let first = target.backoff.min(max);
+        let outgoing = self.begin(now, Goal::Target(id), carriers, Pace { first, max });
         if let Some(target) = self.targets.get_mut(&id) {
             target.outgoing = outgoing;
         }
         if outgoing.is_none() {
-            self.target_failed(now, id, None);
+            self.target_failed(now, id, None, now);
         }
     }
 
-    /// An attempt came to nothing.
+    /// An attempt came to nothing. The next one is not due before `next_at`.
     pub(crate) fn target_failed(
         &mut self,
         now: Nanos,
         id: ConfiguredPeer,
         refusal: Option<Refusal>,
+        next_at: Nanos,
     ) {
         let Some(target) = self.targets.get_mut(&id) else {
             return;
         };
         target.failures = target.failures.saturating_add(1);
-        target.refusal = refusal;
+        // Silence does not refute what an answer of another network has said.
+        target.refusal = refusal.or(target
+            .refusal
+            .filter(|r| matches!(r, Refusal::Network { .. })));
         let wait = if refusal.is_some() {
             REFUSED_RETRY
         } else {
-            RETRANSMIT_MIN
+            RETRY_FIRST
         };
         let at = now + self.rng.jitter(wait, 50, 150);
-        self.timers.set(Timer::Target(id), at);
+        self.timers.set(Timer::Target(id), at.max(next_at));
     }
 
     /// Tries every entry of a peer that went down again, soon but not in step with others.
     pub(crate) fn reconnect_targets(&mut self, now: Nanos, key: PublicKey) {
         let targets: Vec<_> = self.targets_of(key).collect();
         for id in targets {
-            let at = now + self.rng.jitter(RETRANSMIT_MIN, 0, 100);
+            let at = now + self.rng.jitter(RETRY_FIRST, 0, 100);
             if let Some(target) = self.targets.get_mut(&id) {
-                target.failures = 0;
+                target.start_over();
+                target.up_at = Some(now);
             }
             self.timers.set(Timer::Target(id), at);
         }
@@ -222,6 +287,7 @@ impl Overlay {
             target.refusal = None;
         }
         if served {
+            self.refresh_paths(now, key);
             self.timers
                 .set(Timer::Target(id), now + CONFIRM_TIMEOUT * 2);
         }
@@ -229,15 +295,16 @@ impl Overlay {
     }
 
     /// A peer is up: its entries have reached what they wanted.
-    pub(crate) fn satisfy_targets(&mut self, key: PublicKey) {
+    pub(crate) fn satisfy_targets(&mut self, now: Nanos, key: PublicKey) {
         let targets: Vec<_> = self.targets_of(key).collect();
         for id in targets {
             if let Some(outgoing) = self.targets.get(&id).and_then(|target| target.outgoing) {
                 self.abandon(outgoing);
             }
             if let Some(target) = self.targets.get_mut(&id) {
-                target.failures = 0;
+                target.start_over();
                 target.refusal = None;
+                target.up_at = Some(now);
             }
         }
     }
@@ -249,15 +316,6 @@ impl Overlay {
 
     pub(crate) fn is_up(&self, key: PublicKey) -> bool {
         self.peer(key).is_some_and(|association| association.up)
-    }
-
-    /// The peer of a key whose handshake came from outside: a new one only within the bound.
-    pub(crate) fn admit_peer(&mut self, key: PublicKey) -> Option<Owner> {
-        let known = self.peer_numbers.contains_key(&key) || self.targets_of(key).next().is_some();
-        if !known && self.peer_numbers.len() >= self.config.peers_max {
-            return None;
-        }
-        self.ensure_peer(key)
     }
 
     /// The peer of a key, made when there is none. Numbers go round, so that one is not soon given

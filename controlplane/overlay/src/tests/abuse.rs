@@ -51,7 +51,7 @@ fn receive(network: &mut Network, node: usize, from: Endpoint, frame: &[u8]) {
 fn init(seed: u8, number: u32) -> Vec<u8> {
     let mut ephemeral = [seed; 32];
     ephemeral[..4].copy_from_slice(&number.to_le_bytes());
-    let mut noise = Noise::new(&secret(seed), Kind::Link, true, Some(ephemeral));
+    let mut noise = Noise::new(&secret(seed), Kind::Link, true, None, Some(ephemeral));
     let offer = Offer {
         suites: SuiteSet::all(),
         workers: 1,
@@ -335,7 +335,7 @@ fn an_end_to_end_answer_must_come_from_the_owner_of_the_address() {
     );
     // A relay that answers in the place of the destination, with its own key.
     let first = Message::parse(payload).unwrap();
-    let mut noise = Noise::new(&secret(66), Kind::EndToEnd, false, Some([1; 32]));
+    let mut noise = Noise::new(&secret(66), Kind::EndToEnd, false, None, Some([1; 32]));
     noise.read(first.noise).unwrap();
     let choice = Offer {
         suites: SuiteSet::only(Suite::Aes256Gcm),
@@ -366,7 +366,7 @@ fn an_end_to_end_initiator_must_own_its_source_address() {
     let mut network = Network::new(12, vec![config(1, 1)]);
     let own = network.address(0);
     let claimed = secret(2).public_key().address();
-    let mut noise = Noise::new(&secret(66), Kind::EndToEnd, true, Some([1; 32]));
+    let mut noise = Noise::new(&secret(66), Kind::EndToEnd, true, None, Some([1; 32]));
     let mut offer = Offer {
         suites: SuiteSet::all(),
         workers: 1,

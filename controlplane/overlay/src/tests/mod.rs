@@ -6,5 +6,6 @@ mod abuse;
 mod adoption;
 mod link;
 mod network;
+mod peering;
 mod session;
 mod worker;

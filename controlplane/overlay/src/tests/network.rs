@@ -18,6 +18,9 @@ pub(super) struct Node {
     pub(super) overlay: Option<Overlay>,
     pub(super) workers: Vec<Worker>,
     pub(super) ip: Ipv4Addr,
+    /// More addresses. A frame leaves from the one in the network of its destination (its first
+    /// two bytes), as from a host with an interface there, else from `ip`.
+    pub(super) aliases: Vec<Ipv4Addr>,
     pub(super) events: Vec<Event>,
     pub(super) peers_up: BTreeMap<PublicKey, u32>,
     /// Static routes: /64 to the key of the next hop.
@@ -37,6 +40,8 @@ pub(super) struct Network {
     pub(super) loss_percent: u64,
     pub(super) duplicate_percent: u64,
     pub(super) delay_max: Duration,
+    /// Frames for addresses 10.n take that much longer.
+    pub(super) slow_network: Option<(u8, Duration)>,
     /// Directed pairs of addresses between which nothing passes.
     pub(super) blocked: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
     /// Raw frames as sent, for replays.
@@ -58,6 +63,17 @@ pub(super) fn config(seed: u8, workers: u16) -> Config {
     }
 }
 
+impl Node {
+    fn has(&self, ip: Ipv4Addr) -> bool {
+        self.ip == ip || self.aliases.contains(&ip)
+    }
+}
+
+fn same_network(ip: Ipv4Addr, to: Endpoint) -> bool {
+    let prefix = |ip: &Ipv4Addr| [ip.octets()[0], ip.octets()[1]];
+    matches!(to.to_socket_addr(), SocketAddr::V4(v4) if prefix(v4.ip()) == prefix(&ip))
+}
+
 impl Network {
     /// One node per configuration; node `n` has address 10.0.0.(n + 1).
     pub(super) fn new(seed: u64, configs: Vec<Config>) -> Self {
@@ -72,6 +88,7 @@ impl Network {
             loss_percent: 0,
             duplicate_percent: 0,
             delay_max: Duration::from_millis(20),
+            slow_network: None,
             blocked: BTreeSet::new(),
             captured: Vec::new(),
             checked: Vec::new(),
@@ -83,6 +100,7 @@ impl Network {
                 overlay: None,
                 workers: Vec::new(),
                 ip: Ipv4Addr::new(10, 0, 0, host),
+                aliases: Vec::new(),
                 events: Vec::new(),
                 peers_up: BTreeMap::new(),
                 routes: BTreeMap::new(),
@@ -187,6 +205,50 @@ impl Network {
         left
     }
 
+    /// A packet every 20 ms, with the counters read four times per second, as a daemon does.
+    pub(super) fn carry(&mut self, from: usize, to: usize, time: Duration) {
+        let end = self.now + time;
+        let mut next_reading = self.now;
+        while self.now < end {
+            let peer = self.nodes[from].peers_up.get(&self.key(to)).copied();
+            if let Some(peer) = peer {
+                for worker in 0..self.nodes[from].workers.len() {
+                    let sending = &self.nodes[from].workers[worker].link_sending;
+                    let lane = sending.range((peer, 0)..=(peer, u16::MAX)).next();
+                    if let Some(index) = lane.map(|(_, index)| *index) {
+                        let (now, body) = (self.now, Body::Control(vec![0; 8]));
+                        self.nodes[from].workers[worker].send_link(now, index, body);
+                        break;
+                    }
+                }
+                self.drain(from);
+            }
+            if self.now >= next_reading {
+                next_reading = self.now + Duration::from_millis(250);
+                self.read_counters(from);
+            }
+            self.run(Duration::from_millis(20));
+        }
+    }
+
+    /// Hands the workers' counters to the engine; true while some peer carries traffic.
+    pub(super) fn read_counters(&mut self, node: usize) -> bool {
+        let peers: Vec<_> = self.overlay(node).peers_up().collect();
+        let mut busy = false;
+        for peer in peers {
+            let mut reading = crate::PeerTraffic::default();
+            for worker in &self.nodes[node].workers {
+                let (sent, heard) = worker.traffic.get(&peer).copied().unwrap_or_default();
+                reading.sent += sent;
+                reading.heard = reading.heard.max(heard);
+            }
+            busy |= self.with(node, |overlay, now| {
+                overlay.note_traffic(now, peer, reading)
+            });
+        }
+        busy
+    }
+
     pub(super) fn delivered(&self, node: usize) -> u64 {
         self.nodes[node].workers.iter().map(|w| w.delivered).sum()
     }
@@ -252,7 +314,11 @@ impl Network {
                 continue;
             }
             let span = u64::try_from(self.delay_max.as_nanos()).unwrap();
-            let delay = Duration::from_nanos(span / 2 + self.rng.below(span / 2));
+            let slow = self
+                .slow_network
+                .filter(|(network, _)| to.ip[13] == *network);
+            let delay = Duration::from_nanos(span / 2 + self.rng.below(span / 2))
+                + slow.map_or(Duration::ZERO, |(_, delay)| delay);
             self.sequence += 1;
             self.queue
                 .insert((self.now + delay, self.sequence), (from, to, frame.clone()));
@@ -267,7 +333,7 @@ impl Network {
         if self.blocked.contains(&(ip(from), ip(to))) {
             return;
         }
-        let Some(node) = self.nodes.iter().position(|n| n.ip == ip(to)) else {
+        let Some(node) = self.nodes.iter().position(|n| n.has(ip(to))) else {
             return;
         };
         let worker = usize::from(to.port.get().wrapping_sub(BASE_PORT));
@@ -364,8 +430,11 @@ impl Network {
             let mut punts: Vec<(WorkerId, OwnedPunt)> = Vec::new();
             for worker in &mut n.workers {
                 let port = BASE_PORT + worker.id.0;
-                let from: Endpoint = SocketAddr::from((n.ip, port)).into();
-                outs.extend(worker.out.drain(..).map(|(to, frame)| (from, to, frame)));
+                for (to, frame) in worker.out.drain(..) {
+                    let near = n.aliases.iter().find(|ip| same_network(**ip, to));
+                    let from = *near.filter(|_| !same_network(n.ip, to)).unwrap_or(&n.ip);
+                    outs.push((SocketAddr::from((from, port)).into(), to, frame));
+                }
                 routed.append(&mut worker.routed);
                 punts.extend(worker.punts.drain(..).map(|punt| (worker.id, punt)));
             }

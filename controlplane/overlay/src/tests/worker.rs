@@ -98,6 +98,8 @@ pub(super) struct Worker {
     pub(super) pending_dropped: Vec<OverlayAddress>,
     pub(super) delivered: u64,
     pub(super) stale: u64,
+    /// By peer: frames sent, and when the last one came.
+    pub(super) traffic: BTreeMap<u32, (u64, Nanos)>,
 }
 
 fn age_ok(now: Nanos, created: U64, reject_after_ms: U32) -> bool {
@@ -316,6 +318,7 @@ impl Worker {
             return;
         }
         lane.counter += 1;
+        self.traffic.entry(install.peer.get()).or_default().0 += 1;
         let frame = Frame::Link {
             receive: install.send_index.get(),
             key: install.keys.send,
@@ -422,6 +425,7 @@ impl Worker {
             return None;
         }
         let peer = install.peer;
+        self.traffic.entry(peer.get()).or_default().1 = now;
         let moved = counter > lane.newest && lane.endpoint != from;
         if counter > lane.newest {
             lane.newest = counter;

@@ -1,0 +1,128 @@
+//! Which keys may be peers, and how many.
+//!
+//! The policy concerns links only: end-to-end sessions are with whoever owns an address. It is asked
+//! before anything is kept for a key: for a handshake begun by another node once its third message
+//! has proved the key, for one begun here once the second has.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hyphae_wire::{Endpoint, Nanos, PublicKey};
+
+use crate::handshake::{Source, source_of};
+use crate::session::Owner;
+use crate::{DownReason, Overlay, Refusal};
+
+/// Who may be a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The only keys that may; `None` lets everybody in.
+    pub allow: Option<BTreeSet<PublicKey>>,
+    /// Keys that may not, whatever `allow` says.
+    pub deny: BTreeSet<PublicKey>,
+    /// Most peers that connected by themselves, beside the configured ones.
+    pub inbound_max: usize,
+    /// The same of one underlay address (IPv6: one /64).
+    pub inbound_per_source_max: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            allow: None,
+            deny: BTreeSet::new(),
+            inbound_max: 896,
+            inbound_per_source_max: 64,
+        }
+    }
+}
+
+impl Policy {
+    /// Whether a key may be a peer.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, key: &PublicKey) -> Result<(), Refusal> {
+        if self.deny.contains(key) {
+            return Err(Refusal::Denied);
+        }
+        match &self.allow {
+            Some(allow) if !allow.contains(key) => Err(Refusal::NotAllowed),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+impl Overlay {
+    /// Who may be a peer.
+    pub fn policy(&self) -> &Policy {
+        &self.config.policy
+    }
+
+    /// Replaces the policy: links with keys that it refuses end, entries that it had refused are
+    /// tried again.
+    pub fn set_policy(&mut self, now: Nanos, policy: Policy) {
+        self.config.policy = policy;
+        self.enforce_policy(now);
+        let targets: Vec<_> = self.targets.keys().copied().collect();
+        for id in targets {
+            let refused =
+                |refusal: &Refusal| matches!(refusal, Refusal::Denied | Refusal::NotAllowed);
+            let target = self.targets.get_mut(&id);
+            if let Some(target) = target.filter(|t| t.refusal.as_ref().is_some_and(refused)) {
+                target.refusal = None;
+                self.connect_target(now, id);
+            }
+        }
+    }
+
+    /// Ends links that the policy does not allow: with peers that a predecessor let in, too.
+    pub(crate) fn enforce_policy(&mut self, now: Nanos) {
+        let refused: Vec<_> = self
+            .peer_numbers
+            .iter()
+            .filter(|(key, _)| self.config.policy.check(key).is_err())
+            .map(|(_, peer)| Owner::Peer(*peer))
+            .collect();
+        for owner in refused {
+            if let Some(id) = self.associations.get(&owner).and_then(|a| a.outgoing) {
+                self.abandon(id);
+            }
+            self.end_sessions(now, owner, true, DownReason::Refused);
+        }
+    }
+
+    /// Whether a node that connected by itself from `endpoint` may become a peer.
+    pub(crate) fn admit(&self, key: PublicKey, endpoint: Endpoint) -> Result<(), Refusal> {
+        self.config.policy.check(&key)?;
+        if self.peer_numbers.contains_key(&key) || self.targets_of(key).next().is_some() {
+            return Ok(());
+        }
+        if self.peer_numbers.len() >= self.config.peers_max {
+            return Err(Refusal::PeersMax);
+        }
+        let configured: BTreeSet<_> = self
+            .targets
+            .values()
+            .filter_map(|target| target.key.or(target.peer))
+            .collect();
+        let mut sources: BTreeMap<Source, usize> = BTreeMap::new();
+        let mut inbound = 0;
+        for (other, peer) in &self.peer_numbers {
+            if configured.contains(other) {
+                continue;
+            }
+            inbound += 1;
+            if let Some(association) = self.associations.get(&Owner::Peer(*peer)) {
+                *sources.entry(source_of(association.endpoint)).or_default() += 1;
+            }
+        }
+        let here = sources.get(&source_of(endpoint)).copied().unwrap_or(0);
+        if inbound >= self.config.policy.inbound_max {
+            return Err(Refusal::InboundMax);
+        }
+        if here >= self.config.policy.inbound_per_source_max {
+            return Err(Refusal::SourceMax);
+        }
+        Ok(())
+    }
+}
