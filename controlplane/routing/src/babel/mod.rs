@@ -328,3 +328,6 @@ impl Speaker {
         self.flush_soon(now, link, Duration::ZERO);
     }
 }
+
+#[cfg(test)]
+mod tests;

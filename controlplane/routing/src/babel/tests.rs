@@ -1,0 +1,403 @@
+//! A few speakers joined by perfect links; loss, delay, churn and size are tests/sim.
+
+use std::collections::BTreeMap;
+
+use hyphae_wire::babel::{Packet, Writer};
+
+use super::*;
+
+/// Speakers by number; a link has the number of the neighbour.
+struct Net {
+    now: Nanos,
+    nodes: BTreeMap<u32, Speaker>,
+    links: BTreeSet<(u32, u32)>,
+    delay: BTreeMap<(u32, u32), Duration>,
+    /// Packets under way.
+    wire: BTreeMap<(Nanos, u64), (u32, u32, Vec<u8>)>,
+    sent: u64,
+}
+
+fn secret(n: u32) -> SecretKey {
+    let mut bytes = [0x5a; 32];
+    bytes[8..12].copy_from_slice(&n.to_le_bytes());
+    SecretKey::from_bytes(&bytes).unwrap()
+}
+
+fn subnet(n: u32) -> Prefix {
+    secret(n).public_key().address().subnet()
+}
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+impl Net {
+    fn new(nodes: u32) -> Self {
+        let mut net = Self {
+            now: Nanos(1_000_000_000),
+            nodes: BTreeMap::new(),
+            links: BTreeSet::new(),
+            delay: BTreeMap::new(),
+            wire: BTreeMap::new(),
+            sent: 0,
+        };
+        for n in 0..nodes {
+            net.start(n, 100, |_| {});
+        }
+        net
+    }
+
+    fn start(&mut self, n: u32, epoch: u32, change: impl FnOnce(&mut Config)) {
+        let mut config = Config::new(secret(n), epoch);
+        change(&mut config);
+        let speaker = Speaker::new(self.now, config, u64::from(n) + 77, Box::new(Xeddsa));
+        self.nodes.insert(n, speaker);
+        let neighbours: Vec<u32> = self
+            .links
+            .iter()
+            .filter(|(a, _)| *a == n)
+            .map(|(_, b)| *b)
+            .collect();
+        for b in neighbours {
+            let now = self.now;
+            self.node(n).link_up(now, b, secret(b).public_key());
+        }
+    }
+
+    fn node(&mut self, n: u32) -> &mut Speaker {
+        self.nodes.get_mut(&n).unwrap()
+    }
+
+    fn join(&mut self, a: u32, b: u32, delay: Duration) {
+        for (a, b) in [(a, b), (b, a)] {
+            self.links.insert((a, b));
+            self.delay.insert((a, b), delay);
+            let now = self.now;
+            self.node(a).link_up(now, b, secret(b).public_key());
+        }
+    }
+
+    fn cut(&mut self, a: u32, b: u32) {
+        for (a, b) in [(a, b), (b, a)] {
+            self.links.remove(&(a, b));
+        }
+    }
+
+    fn part(&mut self, a: u32, b: u32) {
+        self.cut(a, b);
+        let now = self.now;
+        self.node(a).link_down(now, b);
+        self.node(b).link_down(now, a);
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            for (a, node) in &mut self.nodes {
+                while let Some(Transmit { link, packet }) = node.poll_transmit() {
+                    if self.links.contains(&(*a, link)) {
+                        self.sent += 1;
+                        let at = self.now + self.delay[&(*a, link)];
+                        self.wire.insert((at, self.sent), (*a, link, packet));
+                    }
+                }
+            }
+            let timer = self
+                .nodes
+                .iter()
+                .filter_map(|(n, s)| Some((s.poll_timeout()?, *n)))
+                .min();
+            let packet = self.wire.keys().next().map(|(at, _)| *at);
+            let next = [timer.map(|(at, _)| at), packet]
+                .into_iter()
+                .flatten()
+                .min();
+            let Some(next) = next.filter(|at| *at <= end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            let now = self.now;
+            if packet == Some(next) {
+                let (_, (from, to, bytes)) = self.wire.pop_first().unwrap();
+                self.node(to).handle_packet(now, from, now, &bytes);
+            } else {
+                self.node(timer.unwrap().1).handle_timeout(now);
+            }
+        }
+        self.now = end;
+    }
+
+    /// Next hops of a node towards another.
+    fn hops(&self, from: u32, to: u32) -> Vec<u32> {
+        let route = self.nodes[&from].route(subnet(to));
+        route.map_or(Vec::new(), |r| r.next_hops.iter().map(|h| h.link).collect())
+    }
+
+    fn connected(&self) -> bool {
+        let nodes: Vec<u32> = self.nodes.keys().copied().collect();
+        nodes.iter().all(|a| {
+            nodes
+                .iter()
+                .all(|b| a == b || !self.hops(*a, *b).is_empty())
+        })
+    }
+}
+
+const LAN: Duration = Duration::from_micros(300);
+
+fn line(nodes: u32) -> Net {
+    let mut net = Net::new(nodes);
+    for n in 1..nodes {
+        net.join(n - 1, n, LAN);
+    }
+    net
+}
+
+#[test]
+fn a_line_converges_at_once_and_then_is_nearly_silent() {
+    let mut net = line(8);
+    net.run(Duration::from_millis(400));
+    assert!(net.connected(), "within 400 ms");
+    assert_eq!(net.hops(0, 7), [1]);
+    net.run(seconds(60));
+    let before: Vec<_> = net.nodes.values().map(|s| *s.counters()).collect();
+    net.run(seconds(600));
+    for (speaker, before) in net.nodes.values().zip(before) {
+        let links = speaker.links().count() as u64;
+        let bits = (speaker.counters().bytes_sent - before.bytes_sent) * 8 / 600 / links;
+        assert!(bits < 300, "{bits} bit/s of routing packets per idle link");
+        assert_eq!(speaker.counters().repeated, 0);
+        assert_eq!(speaker.counters().malformed + speaker.counters().ignored, 0);
+        assert_eq!(speaker.counters().route_changes, before.route_changes);
+    }
+}
+
+#[test]
+fn equal_paths_share_the_flows_and_a_worse_one_does_not() {
+    let mut net = Net::new(5);
+    for via in [1, 2, 3] {
+        net.join(0, via, if via == 3 { seconds(1) / 50 } else { LAN });
+        net.join(via, 4, LAN);
+    }
+    net.run(seconds(30));
+    assert_eq!(net.hops(0, 4), [1, 2]);
+    assert_eq!(
+        net.node(0)
+            .fallbacks()
+            .filter(|(p, ..)| *p == subnet(4))
+            .count(),
+        1
+    );
+}
+
+#[test]
+fn a_link_that_reports_its_end_is_left_at_once() {
+    let mut net = line(4);
+    net.join(0, 3, LAN);
+    net.run(seconds(10));
+    assert_eq!(net.hops(0, 3), [3]);
+    net.part(0, 3);
+    net.run(Duration::from_millis(100));
+    assert_eq!(net.hops(0, 3), [1]);
+    assert!(net.connected());
+}
+
+#[test]
+fn a_link_that_falls_silent_is_left_within_three_hellos() {
+    let mut net = line(4);
+    net.join(0, 3, LAN);
+    net.run(seconds(10));
+    net.cut(0, 3);
+    net.run(Duration::from_millis(2990));
+    assert_eq!(net.hops(0, 3), [1]);
+    assert!(net.connected());
+}
+
+#[test]
+fn what_is_cut_off_has_no_route_and_comes_back() {
+    let mut net = line(5);
+    net.run(seconds(5));
+    net.part(2, 3);
+    net.run(seconds(5));
+    assert_eq!(net.hops(0, 3), []);
+    assert_eq!(net.hops(0, 2), [1]);
+    net.join(2, 3, LAN);
+    net.run(Duration::from_millis(500));
+    assert!(net.connected(), "within 500 ms");
+}
+
+#[test]
+fn a_neighbour_that_starts_anew_on_the_same_link_is_told_everything() {
+    let mut net = line(4);
+    net.run(seconds(5));
+    net.start(1, 101, |_| {});
+    net.run(Duration::from_millis(500));
+    assert!(net.connected());
+    assert_eq!(net.hops(1, 3), [2]);
+}
+
+#[test]
+fn a_node_restored_with_old_numbers_goes_on_from_the_newest() {
+    let mut net = line(4);
+    net.run(seconds(5));
+    // Days before, by a clock that was set back.
+    net.start(0, 7, |_| {});
+    net.run(seconds(2));
+    assert!(net.connected());
+    let route = net.nodes[&3].route(subnet(0)).unwrap();
+    assert!(
+        route.serial > hyphae_wire::babel::Serial::new(100, 1),
+        "{:?}",
+        route.serial
+    );
+}
+
+#[test]
+fn starved_nodes_ask_and_are_answered() {
+    // 3 is far by one way and near by the other; when the near one breaks, only a new number makes
+    // the far one feasible.
+    let mut net = Net::new(4);
+    net.join(0, 1, LAN);
+    net.join(1, 2, LAN);
+    net.join(2, 3, LAN);
+    net.join(1, 3, LAN);
+    net.run(seconds(5));
+    net.part(1, 3);
+    net.run(Duration::from_millis(600));
+    assert!(net.connected());
+    assert_eq!(net.hops(0, 3), [1]);
+}
+
+#[test]
+fn announcements_of_others_prefixes_are_refused() {
+    let mut net = line(3);
+    net.run(seconds(2));
+    // 1 signs a prefix of 2 with its own key, and one outside the overlay that 0 has not asked for.
+    let now = net.now;
+    let stolen = subnet(2);
+    net.node(1).withdraw(now, stolen);
+    let foreign: Prefix = "2001:db8::/48".parse().unwrap();
+    net.node(1).announce(now, foreign);
+    net.run(seconds(2));
+    assert_eq!(net.nodes[&0].route(foreign), None);
+    let refused = net.node(0).poll_refusal().unwrap();
+    assert_eq!(
+        (refused.prefix, refused.reason),
+        (foreign, RefusalReason::Filter)
+    );
+    let mut config = Config::new(secret(9), 5);
+    config.announce = vec![subnet(2)];
+    let mut thief = Speaker::new(now, config, 3, Box::new(Xeddsa));
+    thief.link_up(now, 0, secret(0).public_key());
+    let now = net.now;
+    net.node(0).link_up(now, 9, secret(9).public_key());
+    for _ in 0..50 {
+        while let Some(packet) = net.node(0).poll_transmit() {
+            if packet.link == 9 {
+                thief.handle_packet(now, 0, now, &packet.packet);
+            }
+        }
+        while let Some(packet) = thief.poll_transmit() {
+            net.node(0).handle_packet(now, 9, now, &packet.packet);
+        }
+        thief.handle_timeout(now + seconds(1));
+        net.node(0).handle_timeout(now + Duration::from_millis(10));
+    }
+    assert_eq!(net.hops(0, 2), [1]);
+    assert_eq!(net.nodes[&0].route(subnet(9)).unwrap().next_hops[0].link, 9);
+    assert!(net.nodes[&0].counters().refused[0] > 0);
+}
+
+#[test]
+fn a_changed_signature_and_an_old_announcement_never_win() {
+    let mut net = line(2);
+    net.run(seconds(2));
+    let now = net.now;
+    let (key, id) = (
+        secret(5).public_key(),
+        RouterId::of(&secret(5).public_key()),
+    );
+    let forge = |serial: Serial, metric: u16, signed: Serial| {
+        let message = Origin::message(subnet(5), id, signed);
+        let origin = Origin {
+            key,
+            serial,
+            signature: secret(5).sign(&message, &[1; 64]),
+        };
+        let update = hyphae_wire::babel::Update {
+            prefix: Some(subnet(5)),
+            router_id: Some(id),
+            interval: 60_000,
+            seqno: serial.seqno(),
+            metric,
+            origin: Some(origin),
+        };
+        let mut writer = Writer::new();
+        assert!(writer.push(&Tlv::Update(update)));
+        writer.take()
+    };
+    use hyphae_wire::babel::Serial;
+    let genuine = forge(Serial::new(9, 9), 500, Serial::new(9, 9));
+    let old = forge(Serial::new(9, 8), 0, Serial::new(9, 8));
+    let changed = forge(Serial::new(9, 10), 0, Serial::new(9, 9));
+    net.node(0).link_up(now, 7, secret(7).public_key());
+    net.node(0).link_up(now, 8, secret(8).public_key());
+    net.node(0).handle_packet(now, 7, now, &genuine);
+    net.run(seconds(1));
+    let now = net.now;
+    net.node(0).handle_packet(now, 8, now, &old);
+    net.node(0).handle_packet(now, 8, now, &changed);
+    assert_eq!(net.hops(0, 5), [7]);
+    assert_eq!(net.nodes[&0].counters().refused[2], 1);
+}
+
+#[test]
+fn gateways_are_believed_by_those_who_say_so() {
+    let outside: Prefix = "fd12:3456::/32".parse().unwrap();
+    let mut net = line(1);
+    net.start(1, 100, |config| config.announce = vec![outside]);
+    net.start(2, 100, |config| {
+        let rule = Rule {
+            prefix: Some(outside),
+            origin: Some(secret(1).public_key()),
+            neighbour: None,
+            action: Action::Accept,
+        };
+        config.import.rules.push(rule);
+    });
+    net.join(0, 1, LAN);
+    net.join(1, 2, LAN);
+    net.run(seconds(2));
+    assert_eq!(net.nodes[&0].route(outside), None);
+    let route = net.nodes[&2].route(outside).unwrap();
+    assert_eq!(route.origin, secret(1).public_key());
+    let now = net.now;
+    net.node(1).withdraw(now, outside);
+    net.run(seconds(1));
+    assert_eq!(net.nodes[&2].route(outside), None);
+}
+
+#[test]
+fn hostile_bytes_are_counted_and_change_nothing() {
+    let mut net = line(2);
+    net.run(seconds(2));
+    let now = net.now;
+    let mut state = 7_u64;
+    for _ in 0..20_000 {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let len = (state >> 33) as usize % 120;
+        let mut bytes: Vec<u8> = (0..len)
+            .map(|i| (state >> (i % 56)) as u8 ^ i as u8)
+            .collect();
+        if let [a, b, c, d, ..] = &mut bytes[..] {
+            (*a, *b, *c, *d) = (42, 2, 0, (len - 4) as u8);
+        }
+        assert!(len < 4 || Packet::parse(&bytes).is_ok());
+        net.node(0).handle_packet(now, 1, now, &bytes);
+    }
+    assert!(net.node(0).counters().malformed > 0);
+    net.run(seconds(20));
+    assert!(net.connected());
+}
