@@ -337,10 +337,15 @@ impl Bus {
         match refuse {
             Refuse::Rejected => {
                 let topic = self.incoming.get(&key).map(|i| i.topic.clone());
-                if self.decide(now, key, Status::Forbidden) {
+                // A reply is refused when whoever asked for it has gone.
+                let (status, rejection) = if key.reply {
+                    (Status::Late, Rejection::Late)
+                } else {
+                    (Status::Forbidden, Rejection::Forbidden)
+                };
+                if self.decide(now, key, status) {
                     let class = self.topics.class(&topic.unwrap_or_default());
-                    let entry = self.stats.rejected.entry((Rejection::Forbidden, class));
-                    *entry.or_default() += 1;
+                    *self.stats.rejected.entry((rejection, class)).or_default() += 1;
                 }
             }
             Refuse::Full => {

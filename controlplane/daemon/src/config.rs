@@ -47,6 +47,8 @@ pub struct Config {
     pub log_level: String,
     /// Sessions.
     pub session: SessionConfig,
+    /// Messages that wait to be read.
+    pub inbox: InboxConfig,
     /// Stream links.
     pub stream: StreamConfig,
 }
@@ -60,6 +62,15 @@ pub struct StreamConfig {
     pub fallback_after: Option<Duration>,
     /// While such a peer is connected over TCP, time between attempts over UDP.
     pub upgrade_every: Duration,
+}
+
+/// Room for messages that wait to be read; their senders wait when there is none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InboxConfig {
+    /// Messages.
+    pub messages_max: usize,
+    /// Bytes.
+    pub bytes_max: usize,
 }
 
 /// Life of sessions.
@@ -117,6 +128,7 @@ struct Raw {
     rpc: Option<String>,
     log_level: Option<String>,
     session: RawSession,
+    inbox: RawInbox,
     stream: RawStream,
 }
 
@@ -125,6 +137,13 @@ struct Raw {
 struct RawTun {
     enabled: Option<bool>,
     name: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawInbox {
+    messages_max: Option<usize>,
+    bytes_max: Option<usize>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -226,6 +245,7 @@ impl Config {
             rpc: optional_socket("rpc", &text(over.rpc, raw.rpc, RPC_DEFAULT))?,
             log_level: text(over.log_level, raw.log_level, "info"),
             session: SessionConfig::check(&raw.session)?,
+            inbox: InboxConfig::check(&raw.inbox)?,
             stream: StreamConfig::check(&raw.stream)?,
         })
     }
@@ -242,6 +262,30 @@ impl Config {
     /// Largest inner packet.
     pub fn mtu(&self) -> u16 {
         MTU_DEFAULT
+    }
+}
+
+impl InboxConfig {
+    /// The same as the bus counts it.
+    pub fn limits(&self) -> hyphae_bus::Room {
+        hyphae_bus::Room {
+            messages: self.messages_max,
+            bytes: self.bytes_max,
+        }
+    }
+
+    fn check(raw: &RawInbox) -> Result<Self, ConfigError> {
+        let config = Self {
+            messages_max: raw.messages_max.unwrap_or(65_536),
+            bytes_max: raw.bytes_max.unwrap_or(256 << 20),
+        };
+        if config.messages_max == 0 {
+            return Err(value(
+                "inbox.messages_max",
+                "0 would take no message at all; use 1 or more",
+            ));
+        }
+        Ok(config)
     }
 }
 

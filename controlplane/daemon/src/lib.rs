@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+mod bus;
 pub mod config;
 pub mod endpoint;
 mod host;
+mod inbox;
 mod metrics;
 mod node;
 mod overlay_log;

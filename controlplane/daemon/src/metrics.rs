@@ -13,6 +13,7 @@ use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recor
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::bus::BusScrape;
 use crate::node::{Command, Scrape};
 
 enum Kind {
@@ -77,6 +78,82 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
     ),
 ];
 
+/// Families of the message bus.
+const BUS_FAMILIES: &[(&str, Kind, &str)] = &[
+    (
+        "hyphae_messages_sent_total",
+        Kind::Counter,
+        "Outgoing messages by outcome; \"read\" counts some of those received",
+    ),
+    (
+        "hyphae_messages_taken_total",
+        Kind::Counter,
+        "Incoming messages that were kept",
+    ),
+    (
+        "hyphae_messages_rejected_total",
+        Kind::Counter,
+        "Incoming messages refused, by reason and class of the topic",
+    ),
+    (
+        "hyphae_messages_pushed_back_total",
+        Kind::Counter,
+        "Times that a sender was told to wait, for want of room",
+    ),
+    (
+        "hyphae_messages_duplicate_total",
+        Kind::Counter,
+        "Late copies of messages that had been taken already",
+    ),
+    (
+        "hyphae_messages_expired_total",
+        Kind::Counter,
+        "Unfinished incoming messages dropped, because nothing more of them came",
+    ),
+    (
+        "hyphae_message_packets_total",
+        Kind::Counter,
+        "Packets of the bus by direction",
+    ),
+    (
+        "hyphae_message_packets_dropped_total",
+        Kind::Counter,
+        "Packets of the bus dropped, by reason",
+    ),
+    (
+        "hyphae_message_retransmissions_total",
+        Kind::Counter,
+        "Chunks sent again",
+    ),
+    (
+        "hyphae_messages_outgoing",
+        Kind::Gauge,
+        "Outgoing messages that are not finished",
+    ),
+    ("hyphae_messages_outgoing_bytes", Kind::Gauge, "Their bytes"),
+    (
+        "hyphae_messages_incoming",
+        Kind::Gauge,
+        "Incoming messages that are not complete or not decided",
+    ),
+    (
+        "hyphae_inbox_messages",
+        Kind::Gauge,
+        "Messages that wait to be read",
+    ),
+    ("hyphae_inbox_bytes", Kind::Gauge, "Their bytes"),
+    (
+        "hyphae_inbox_waiting",
+        Kind::Gauge,
+        "Calls that wait for a message",
+    ),
+    (
+        "hyphae_inbox_failures_total",
+        Kind::Counter,
+        "Messages that the inbox could not store; their senders try again",
+    ),
+];
+
 /// Name of the family of a worker's counter.
 fn counter_family(counter: Counter) -> String {
     format!("hyphae_dataplane_{}_total", counter.name())
@@ -116,7 +193,7 @@ async fn scrape(State(commands): State<mpsc::Sender<Command>>) -> Response {
 }
 
 fn describe() {
-    for (name, kind, help) in FAMILIES {
+    for (name, kind, help) in FAMILIES.iter().chain(BUS_FAMILIES) {
         match kind {
             Kind::Counter => describe_counter!(*name, *help),
             Kind::Gauge => describe_gauge!(*name, *help),
@@ -151,6 +228,7 @@ fn record(scrape: &Scrape) {
     for (reason, total) in &totals.refusals {
         counter!("hyphae_handshakes_refused_total", "reason" => *reason).absolute(*total);
     }
+    record_bus(&scrape.bus);
     for (n, worker) in scrape.workers.iter().enumerate() {
         let (worker, n) = (worker.counters(), n.to_string());
         for counter in Counter::ALL {
@@ -161,5 +239,54 @@ fn record(scrape: &Scrape) {
             let total = worker[drop_at(*reason)];
             counter!(DROPS, "worker" => n.clone(), "reason" => reason.name()).absolute(total);
         }
+    }
+}
+
+fn record_bus(bus: &BusScrape) {
+    let stats = &bus.stats;
+    const SENT: &str = "hyphae_messages_sent_total";
+    counter!(SENT, "outcome" => "received").absolute(stats.received);
+    counter!(SENT, "outcome" => "read").absolute(stats.read);
+    for (reason, total) in &stats.aborted {
+        counter!(SENT, "outcome" => format!("aborted_{reason}")).absolute(*total);
+    }
+    for ((reason, class), total) in &stats.rejected {
+        let (reason, class) = (reason.name(), class.name());
+        counter!("hyphae_messages_rejected_total", "reason" => reason, "topic" => class)
+            .absolute(*total);
+    }
+    const PACKETS: &str = "hyphae_message_packets_total";
+    counter!(PACKETS, "direction" => "out").absolute(stats.packets_sent);
+    counter!(PACKETS, "direction" => "in").absolute(stats.packets_received);
+    const DROPPED: &str = "hyphae_message_packets_dropped_total";
+    for (reason, total) in [
+        ("malformed", stats.malformed),
+        ("answers_full", stats.answers_dropped),
+        ("session_unknown", bus.unknown_sources),
+    ] {
+        counter!(DROPPED, "reason" => reason).absolute(total);
+    }
+    for (name, total) in [
+        ("hyphae_messages_taken_total", stats.accepted),
+        ("hyphae_messages_pushed_back_total", stats.pushed_back),
+        ("hyphae_messages_duplicate_total", stats.duplicates),
+        ("hyphae_messages_expired_total", stats.expired),
+        (
+            "hyphae_message_retransmissions_total",
+            stats.retransmissions,
+        ),
+        ("hyphae_inbox_failures_total", bus.inbox_failures),
+    ] {
+        counter!(name).absolute(total);
+    }
+    for (name, held) in [
+        ("hyphae_messages_outgoing", stats.outgoing),
+        ("hyphae_messages_outgoing_bytes", stats.outgoing_bytes),
+        ("hyphae_messages_incoming", stats.incoming),
+        ("hyphae_inbox_messages", bus.inbox_messages),
+        ("hyphae_inbox_bytes", bus.inbox_bytes),
+        ("hyphae_inbox_waiting", bus.waiting),
+    ] {
+        gauge!(name).set(held as f64);
     }
 }

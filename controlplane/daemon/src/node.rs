@@ -11,12 +11,13 @@ use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::Pong;
 use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
-use hyphae_shm::record::Program;
-use hyphae_wire::{Endpoint, Nanos, SecretKey, WorkerId};
+use hyphae_shm::record::{InjectRouted, Program, Punt};
+use hyphae_wire::{Endpoint, Nanos, SecretKey, Service, WorkerId};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::attach::Attachment;
+use crate::bus::{BusCommand, BusScrape, Service as BusService};
 use crate::config::Config;
 use crate::endpoint::PeerUrl;
 use crate::host;
@@ -24,6 +25,14 @@ use crate::overlay_log::Totals;
 
 /// How often names of peers are looked up again.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
+
+/// Packets of the bus that are sent before anything else gets a turn.
+const BUS_BUDGET: usize = 128;
+/// Records that wait for room in a program ring, above which the bus sends nothing.
+const BUS_BACKLOG_MAX: usize = 64;
+/// The worker that sends the packets of the bus: it has lane 0 of every session, which is the first
+/// one in use.
+const BUS_WORKER: WorkerId = WorkerId(0);
 
 /// Something asked of the engine task.
 pub(crate) enum Command {
@@ -33,6 +42,8 @@ pub(crate) enum Command {
         params: Value,
         reply: oneshot::Sender<Result<Value, Error>>,
     },
+    /// Something asked of the message bus.
+    Bus(BusCommand),
     /// What metrics show.
     Scrape(oneshot::Sender<Scrape>),
     /// End.
@@ -48,6 +59,7 @@ pub(crate) struct Scrape {
     pub(crate) sessions: usize,
     pub(crate) routes: usize,
     pub(crate) totals: Totals,
+    pub(crate) bus: BusScrape,
 }
 
 /// A peer that this node keeps connecting to.
@@ -68,6 +80,7 @@ pub(crate) struct Node {
     /// UDP port of each worker.
     ports: Vec<u16>,
     pub(crate) rib: Rib,
+    pub(crate) bus: BusService,
     pub(crate) configured: BTreeMap<u32, Configured>,
     next_configured: u32,
     pub(crate) attachment: Option<Attachment>,
@@ -86,7 +99,7 @@ impl Node {
     pub(crate) fn new(
         config: Config,
         identity: SecretKey,
-        overlay: Overlay,
+        (overlay, bus): (Overlay, BusService),
         ports: Vec<u16>,
         state_directory: PathBuf,
         socket_directory: PathBuf,
@@ -104,6 +117,7 @@ impl Node {
             overlay,
             ports,
             rib: Rib::new(own),
+            bus,
             configured: BTreeMap::new(),
             next_configured: 0,
             attachment: None,
@@ -211,6 +225,7 @@ impl Node {
 
     pub(crate) fn handle_timeout(&mut self, now: Nanos) {
         self.overlay.handle_timeout(now);
+        self.bus.handle_timeout(now);
         if now >= self.resolve_at {
             self.resolve_at = now + RESOLVE_AGAIN;
             for (id, configured) in &self.configured {
@@ -236,10 +251,16 @@ impl Node {
 
     pub(crate) fn poll_timeout(&self) -> Option<Nanos> {
         let pings = self.pings.values().map(|(at, _)| *at).min();
-        [self.overlay.poll_timeout(), pings, Some(self.resolve_at)]
-            .into_iter()
-            .flatten()
-            .min()
+        let bus = self.bus.poll_timeout();
+        [
+            self.overlay.poll_timeout(),
+            bus,
+            pings,
+            Some(self.resolve_at),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Moves everything that the engines want done into the rings. True when something has to wait
@@ -265,6 +286,53 @@ impl Node {
             }
         }
         self.attachment.as_mut().is_some_and(Attachment::flush)
+    }
+
+    /// Takes a record of a worker.
+    pub(crate) fn handle_punt(&mut self, now: Nanos, worker: WorkerId, punt: &Punt<'_>) {
+        if let Punt::Service(meta, bytes) = punt
+            && Service::from_code(meta.service) == Some(Service::Message)
+        {
+            let key = self.overlay.lane_key(meta.receive_index.get());
+            self.bus.handle_packet(now, key, meta.source, bytes);
+            return;
+        }
+        self.overlay.handle_punt(now, worker, punt);
+        self.drain();
+    }
+
+    /// Does what the bus wants done, and sends a bounded number of its packets, so that long
+    /// messages hold up no handshake. True when there are more.
+    pub(crate) fn drain_bus(&mut self, now: Nanos) -> bool {
+        while let Some(address) = self.bus.poll_session(now) {
+            match self.overlay.session_key(address) {
+                Some(key) => self.bus.session_up(now, address, key),
+                None => self.overlay.want_session(now, address),
+            }
+        }
+        for _ in 0..BUS_BUDGET {
+            // What waits for room in the ring is on its way already; more would only grow old.
+            let room = |attachment: &Attachment| attachment.backlog() < BUS_BACKLOG_MAX;
+            if !self.attachment.as_ref().is_some_and(room) {
+                return false;
+            }
+            let Some(transmit) = self.bus.poll_transmit(now) else {
+                return false;
+            };
+            let record = InjectRouted {
+                destination: transmit.address,
+                service: Service::Message.code(),
+                reserved: [0; 3],
+                receive_index: 0.into(),
+            };
+            let program = Program::InjectRouted(&record, &transmit.payload);
+            let program = hyphae_overlay::OwnedProgram::new(&program);
+            self.push(BUS_WORKER, program);
+            if let Some(attachment) = &mut self.attachment {
+                attachment.flush();
+            }
+        }
+        self.bus.wants_transmit()
     }
 
     fn push(&mut self, worker: WorkerId, program: hyphae_overlay::OwnedProgram) {
@@ -312,11 +380,9 @@ impl Node {
                 }
                 self.overlay.finish_resync(now);
             }
-            Event::PeerMoved { .. }
-            | Event::SessionUp { .. }
-            | Event::SessionDown { .. }
-            | Event::SessionFailed { .. }
-            | Event::Refused { .. } => {}
+            Event::SessionUp { address, key } => self.bus.session_up(now, address, key),
+            Event::SessionDown { address, .. } => self.bus.session_down(now, address),
+            Event::PeerMoved { .. } | Event::SessionFailed { .. } | Event::Refused { .. } => {}
         }
     }
 
@@ -336,6 +402,10 @@ impl Node {
                     let _ = reply.send(result);
                 }
                 self.drain();
+                false
+            }
+            Command::Bus(command) => {
+                self.bus.handle_command(now, command);
                 false
             }
             Command::Scrape(reply) => {
@@ -382,6 +452,7 @@ impl Node {
             sessions: self.overlay.sessions().count(),
             routes: self.rib.routes().count(),
             totals: self.totals.clone(),
+            bus: self.bus.scrape(),
         }
     }
 }

@@ -74,6 +74,9 @@ pub(crate) async fn run(
                         }
                     }
                 }
+                // Deadlines of messages pass, and messages to this node itself arrive.
+                node.handle_timeout(now());
+                node.drain_bus(now());
             }
         }
     }
@@ -84,11 +87,12 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool 
     loop {
         let punts = take_punts(node);
         node.handle_timeout(now());
+        let bus = node.drain_bus(now());
         let left = node.drain();
         let Some(attachment) = &mut node.attachment else {
             return false;
         };
-        let more = punts == PUNT_BUDGET || !attachment.sleep();
+        let more = bus || punts == PUNT_BUDGET || !attachment.sleep();
         let mut wait = node
             .poll_timeout()
             .map_or(Duration::from_secs(1), |at| at.since(now()));
@@ -133,13 +137,12 @@ fn take_punts(node: &mut Node) -> usize {
         taken += 1;
         let scratch = std::mem::take(&mut attachment.scratch);
         match Punt::parse(code, &scratch[..len]) {
-            Some(punt) => node.overlay.handle_punt(now(), worker, &punt),
+            Some(punt) => node.handle_punt(now(), worker, &punt),
             None => tracing::warn!(code, len, "record of the dataplane is not known; ignored"),
         }
         if let Some(attachment) = &mut node.attachment {
             attachment.scratch = scratch;
         }
-        node.drain();
     }
     if let Some(attachment) = &mut node.attachment {
         attachment.release();

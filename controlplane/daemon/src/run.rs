@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 
+use hyphae_bus::topics::Topics;
 use hyphae_overlay::{Config as OverlayConfig, Overlay};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::attach::Attachment;
+use crate::bus::Service as BusService;
 use crate::config::Config;
+use crate::inbox::MemoryInbox;
 use crate::node::{Command, Node};
-use crate::state::{self, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile, StateError};
+use crate::state::{self, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile, StateError, TOPICS_FILE};
 use crate::{metrics, pump, rpc};
 
 /// What a control plane is started with.
@@ -74,6 +77,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let identity = state::load_or_create_key(&options.state_directory)?;
     let peers: PeersFile = state::read_toml(&options.state_directory.join(PEERS_FILE))?;
     let routes: RoutesFile = state::read_toml(&options.state_directory.join(ROUTES_FILE))?;
+    let topics: Topics = state::read_toml(&options.state_directory.join(TOPICS_FILE))?;
     let unix = rpc::listen_unix(&options.socket_directory)?;
     let config = options.config;
     let (metrics_at, rpc_at) = (config.metrics, config.rpc);
@@ -99,10 +103,20 @@ async fn serve(options: Options) -> Result<(), RunError> {
     getrandom::fill(&mut seed).map_err(RunError::Random)?;
     let now = pump::now();
     let overlay = Overlay::new(overlay_config, seed);
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(RunError::Random)?;
+    let bus = BusService::new(
+        now,
+        identity.public_key(),
+        seed,
+        topics,
+        Box::new(MemoryInbox::new(config.inbox.limits())),
+        commands.clone(),
+    );
     let mut node = Node::new(
         config,
         identity,
-        overlay,
+        (overlay, bus),
         ports,
         options.state_directory,
         options.socket_directory,

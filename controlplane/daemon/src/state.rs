@@ -21,6 +21,8 @@ pub const KEY_FILE: &str = "priv_key.bin";
 pub const PEERS_FILE: &str = "peers.toml";
 /// File of routes added at run time.
 pub const ROUTES_FILE: &str = "routes.toml";
+/// Topics of the message bus.
+pub const TOPICS_FILE: &str = "topics.toml";
 
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress};
+use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey};
 
+use crate::keys::Kind;
 use crate::session::{Association, Owner, Ping};
 use crate::{Event, Overlay};
 
@@ -38,6 +39,27 @@ impl Overlay {
             self.renew(now, owner, true);
         }
         self.schedule(owner);
+    }
+
+    /// Makes an end-to-end session with the node of an address, if there is none. What comes of it
+    /// is [`Event::SessionUp`] or [`Event::SessionFailed`], or nothing while one has just failed:
+    /// ask again then.
+    pub fn want_session(&mut self, now: Nanos, address: OverlayAddress) {
+        if self.is_active() && self.session_key(address).is_none() {
+            self.need_session(now, address);
+        }
+    }
+
+    /// Key of the node that there is an end-to-end session with, by an address of its /64.
+    pub fn session_key(&self, address: OverlayAddress) -> Option<PublicKey> {
+        let owner = Owner::Remote(address.subnet_id());
+        self.associations.get(&owner).filter(|a| a.up)?.key
+    }
+
+    /// Key of the node at the other end of an end-to-end lane, by our index.
+    pub fn lane_key(&self, receive: u32) -> Option<PublicKey> {
+        let lane = self.lanes.get(&(Kind::EndToEnd, receive))?;
+        self.associations.get(&lane.owner)?.key
     }
 
     /// Sends an end-to-end probe, making a session first if there is none. The answer is
