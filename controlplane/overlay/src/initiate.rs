@@ -382,12 +382,21 @@ impl Overlay {
             Kind::Link => self.config.ports.clone(),
             Kind::EndToEnd => Vec::new(),
         };
+        let token = match kind {
+            Kind::Link => guard::link_token,
+            Kind::EndToEnd => guard::session_token,
+        };
+        let covered = lanes.iter().take(RESETS_MAX);
+        let resets = covered
+            .map(|lane| token(&self.node_secret, *lane))
+            .collect();
         Offer {
             suites,
             workers: self.workers,
             mtu: self.config.mtu,
             ports,
             lanes,
+            resets,
         }
     }
 

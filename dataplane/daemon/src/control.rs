@@ -108,6 +108,10 @@ impl Control {
                 kind,
                 receive_index,
             } => self.push(&Punt::LaneActive(&lane(kind, receive_index))),
+            EngineEvent::LaneReset { receive_index } => {
+                let kind = hyphae_shm::record::LANE_LINK;
+                self.push(&Punt::LaneReset(&lane(kind, receive_index)))
+            }
             EngineEvent::RekeyDue {
                 kind,
                 receive_index,
@@ -171,6 +175,8 @@ impl Control {
             Verdict::Drop(_)
             | Verdict::Done
             | Verdict::Transmit(_)
+            | Verdict::TransmitPart(..)
+            | Verdict::Reply { .. }
             | Verdict::Deliver { .. }
             | Verdict::Handover(_)
             | Verdict::HandoverOpened { .. } => false,

@@ -64,6 +64,11 @@ impl<D: Driver> Worker<D> {
         match *verdict {
             Verdict::Drop(_) | Verdict::Done => {}
             Verdict::Transmit(lane) => self.transmit(lane, frame, frame.len),
+            Verdict::TransmitPart(lane, len) => self.transmit(lane, Self::part(frame, 0, len), len),
+            Verdict::Reply { len, .. } => {
+                let answer = Self::part(frame, 0, len);
+                self.turn.output.send_raw(&mut self.driver, from, answer);
+            }
             Verdict::Deliver {
                 offset,
                 len,
@@ -285,7 +290,9 @@ impl<D: Driver> Worker<D> {
             | Program::ResyncBegin(_)
             | Program::ResyncEnd(_)
             | Program::PendingDrop(_)
-            | Program::Retain(_) => self.engine.apply(now, program).is_ok(),
+            | Program::Retain(_)
+            | Program::CookieSecret(_)
+            | Program::NodeSecret(_) => self.engine.apply(now, program).is_ok(),
         }
     }
 

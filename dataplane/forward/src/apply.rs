@@ -83,6 +83,14 @@ impl Engine {
                 }
                 Ok(())
             }
+            Program::CookieSecret(record) => {
+                self.guard.set_cookie_secret(record);
+                Ok(())
+            }
+            Program::NodeSecret(record) => {
+                self.guard.set_node_secret(record);
+                Ok(())
+            }
             Program::SnapshotRequest(_)
             | Program::InjectRaw(..)
             | Program::InjectLinkLocal(..)
@@ -149,9 +157,12 @@ impl Engine {
             self.remove_link(index.slot());
         }
         let active = lane.lane.role == Role::Active;
+        let sends_to = (lane.lane.send_index.0, lane.endpoint);
         if !self.links.insert(lane) {
             return Err(ApplyError::InUse);
         }
+        // Slots have 16 bits.
+        self.by_send.insert(sends_to, index.slot() as u32);
         if active {
             self.activate_link(index.slot());
         }
@@ -186,6 +197,14 @@ impl Engine {
         let Some(link) = self.links.remove(slot) else {
             return;
         };
+        let sends_to = (link.lane.send_index.0, link.endpoint);
+        if self
+            .by_send
+            .get(&sends_to)
+            .is_some_and(|held| *held as usize == slot)
+        {
+            self.by_send.remove(&sends_to);
+        }
         if let Some(peer) = self.peer_mut(link.peer) {
             // Slots have 16 bits.
             peer.lanes.withdraw(slot as u32);

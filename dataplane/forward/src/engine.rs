@@ -15,6 +15,7 @@ use zerocopy::IntoBytes;
 use crate::counters::Counters;
 use crate::event::EngineEvent;
 use crate::fib::{Fib, Target};
+use crate::guard::Guard;
 use crate::peer::{Peer, Traffic};
 use crate::pending::{Pending, PendingPacket};
 use crate::session::{LaneSet, LinkLane, Role, SessionLane, Slots};
@@ -52,6 +53,9 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) local: Option<Local>,
     pub(crate) links: Slots<LinkLane>,
+    /// Slots of link lanes by what a reset names: the index that we send to, and where.
+    pub(crate) by_send: HashMap<(u32, Endpoint), u32, RandomState>,
+    pub(crate) guard: Guard,
     pub(crate) sessions: Slots<SessionLane>,
     pub(crate) peers: Vec<Option<Box<Peer>>>,
     pub(crate) dirty_peers: Vec<u32>,
@@ -72,6 +76,8 @@ impl Engine {
             config,
             local: None,
             links: Slots::new(),
+            by_send: HashMap::default(),
+            guard: Guard::new(),
             sessions: Slots::new(),
             peers: Vec::new(),
             dirty_peers: Vec::with_capacity(PEERS_MAX as usize),

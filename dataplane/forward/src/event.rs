@@ -23,6 +23,11 @@ pub enum EngineEvent {
         /// Our index of it.
         receive_index: u32,
     },
+    /// The neighbour lost the session of a link lane.
+    LaneReset {
+        /// Our index of it.
+        receive_index: u32,
+    },
     /// A lane in use is due for renewal.
     RekeyDue {
         /// `record::LANE_LINK` or `record::LANE_SESSION`.

@@ -7,6 +7,7 @@
 //! The way of a packet, one step a file:
 //!
 //! ```text
+//! guard            what strangers may cost: rates, cookies, stateless resets
 //! receive/open     classify, open the link header, replay        ┐
 //! receive/route    local or next hop, hop limit                  │ receive.rs drives them
 //! receive/forward  seal the link header for the next hop         │
@@ -28,6 +29,7 @@ mod counters;
 mod engine;
 mod event;
 mod fib;
+mod guard;
 pub mod host;
 mod inject;
 mod map;

@@ -95,7 +95,7 @@ impl Engine {
     }
 
     fn count(&mut self, verdict: &Verdict) {
-        if let Verdict::Drop(reason) = verdict {
+        if let Verdict::Drop(reason) | Verdict::Reply { reason, .. } = verdict {
             self.counters.drop(*reason);
         }
     }

@@ -70,6 +70,7 @@ impl Engine {
                     rekey_after_ms: lane.rekey_after_ms,
                     reject_after_ms: lane.reject_after_ms,
                     reserved3: U64::ZERO,
+                    reset: lane.reset,
                     keys: LaneKeys::default(),
                 };
                 return step(cursor, slot, push(&Punt::SnapshotSession(&record)));
@@ -105,6 +106,7 @@ fn link_record(lane: &Lane) -> LinkInstall {
         created: U64::new(lane.created.0),
         rekey_after_ms: U32::new(lane.rekey_after_ms),
         reject_after_ms: U32::new(lane.reject_after_ms),
+        reset: lane.reset,
         keys: LaneKeys::default(),
     }
 }

@@ -16,6 +16,15 @@ pub enum Verdict {
     Done,
     /// Ready to leave, whole, on this lane.
     Transmit(LinkSlot),
+    /// The first bytes, rewritten, go back to where the segment came from; nothing else happens to it.
+    Reply {
+        /// Bytes of the answer.
+        len: u32,
+        /// Why the segment itself ends here; counted.
+        reason: DropReason,
+    },
+    /// As [`Self::Transmit`], but only this many bytes.
+    TransmitPart(LinkSlot, u32),
     /// An IPv6 packet for the host.
     Deliver {
         /// Where it begins.

@@ -4,6 +4,7 @@
 //! value of each struct, and what a value means is checked where it is used. A record is one fixed
 //! struct, for some kinds followed by bytes of a packet.
 
+use hyphae_wire::guard::Token;
 use hyphae_wire::{Endpoint, OverlayAddress, PublicKey};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
@@ -79,6 +80,10 @@ records! {
         PendingDrop(PendingDrop) = 13;
         /// Keep an entry through the current resync without installing it again.
         Retain(Retain) = 14;
+        /// Secrets of the cookies that prove an underlay address; replaces the previous record.
+        CookieSecret(CookieSecret) = 20;
+        /// Secret of reset tokens and handshake numbers.
+        NodeSecret(NodeSecret) = 21;
     }
     tailed {
         /// Send the tail as it is to an underlay address (handshakes).
@@ -109,6 +114,8 @@ records! {
         SnapshotSession(SessionInstall) = 7;
         /// End of the snapshot of this worker.
         SnapshotEnd(Generation) = 8;
+        /// The neighbour proved that it does not know the session of this link lane.
+        LaneReset(LaneEvent) = 20;
     }
     tailed {
         /// A link handshake frame, as received.
@@ -182,9 +189,44 @@ impl std::fmt::Debug for LaneKeys {
     }
 }
 
+/// A secret of the guard. Wiped wherever a copy ends.
+#[derive(
+    Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Zeroize,
+)]
+#[repr(transparent)]
+pub struct Secret(pub [u8; 32]);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+record! {
+    /// What cookies are made with, and when they are asked for.
+    CookieSecret[72] {
+        /// Makes and checks cookies.
+        current: Secret,
+        /// Still checks them: what `current` was before.
+        previous: Secret,
+        /// First handshake messages per second that need no cookie.
+        inits_per_second: U32,
+        /// How many of them at once.
+        inits_burst: U32,
+    }
+}
+
+record! {
+    /// See [`hyphae_wire::guard::node_secret`].
+    NodeSecret[32] {
+        /// The secret.
+        secret: Secret,
+    }
+}
+
 record! {
     /// A lane of a link session.
-    LinkInstall[128] {
+    LinkInstall[144] {
         /// The peer at its other end.
         peer: U32,
         /// Index that frames to us carry; its worker field must be the worker that gets the record.
@@ -211,6 +253,8 @@ record! {
         rekey_after_ms: U32,
         /// Age in milliseconds after which the lane neither sends nor receives.
         reject_after_ms: U32,
+        /// What proves a reset of the lane by the peer; zero for none.
+        reset: Token,
         /// Keys; blank in snapshots.
         keys: LaneKeys,
     }
@@ -218,7 +262,7 @@ record! {
 
 record! {
     /// A lane of an end-to-end session.
-    SessionInstall[160] {
+    SessionInstall[176] {
         /// Overlay address of the other end; the session covers its /64.
         address: OverlayAddress,
         /// Key of the other end.
@@ -251,6 +295,8 @@ record! {
         reject_after_ms: U32,
         /// Zero.
         reserved3: U64,
+        /// What proves a reset of the lane by the other end; zero for none.
+        reset: Token,
         /// Keys; blank in snapshots.
         keys: LaneKeys,
     }

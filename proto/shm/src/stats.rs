@@ -79,6 +79,10 @@ counters! {
         StreamRxFrames = "stream_rx_frames", "frames received from streams";
         StreamTxFrames = "stream_tx_frames", "frames handed to streams";
         EndpointMoves = "endpoint_moves", "times a peer's frames came from a new underlay address";
+        CookiesSent = "cookies_sent", "handshakes answered with a cookie because of load";
+        CookiesRefused = "cookies_refused", "cookies in handshakes that were forged, too old or of another address";
+        ResetsSent = "resets_sent", "frames of unknown sessions answered with a stateless reset";
+        ResetsAccepted = "resets_accepted", "stateless resets that proved that a neighbour lost its session";
     }
 }
 
@@ -107,6 +111,10 @@ counters! {
         InnerMalformed = "inner_malformed", "not a well-formed IPv6 packet inside";
         ControlMalformed = "control_malformed", "malformed control message in an authentic frame";
         HandshakeMalformed = "handshake_malformed", "malformed handshake frame";
+        CookieWanted = "cookie_wanted", "first handshake message without a valid cookie under load; a cookie was sent instead";
+        HandshakeLimited = "handshake_limited", "handshake over the limit of its source or of the worker";
+        HandshakeStray = "handshake_stray", "answer to a handshake that this node did not begin";
+        ResetRefused = "reset_refused", "stateless reset without the token of a session in use";
         TunNotIpv6 = "tun_not_ipv6", "packet of the host that is not IPv6";
         TunMalformed = "tun_malformed", "packet of the host with contradictory lengths or offload header";
         TunSourceForeign = "tun_source_foreign", "packet of the host whose source is not this node's";

@@ -59,10 +59,14 @@ pub enum FrameKind {
     HandshakeResponse,
     /// Third message.
     HandshakeFinish,
+    /// Try again with this cookie ([`crate::guard`]).
+    CookieReply,
+    /// The receiver index is not known here ([`crate::guard`]).
+    StatelessReset,
 }
 
 impl FrameKind {
-    /// Code on the wire. 6 (cookie reply) and 7 (stateless reset) are reserved.
+    /// Code on the wire.
     pub const fn code(self) -> u8 {
         match self {
             Self::Transit => 1,
@@ -70,6 +74,8 @@ impl FrameKind {
             Self::HandshakeInit => 3,
             Self::HandshakeResponse => 4,
             Self::HandshakeFinish => 5,
+            Self::CookieReply => 6,
+            Self::StatelessReset => 7,
         }
     }
 
@@ -81,6 +87,8 @@ impl FrameKind {
             3 => Self::HandshakeInit,
             4 => Self::HandshakeResponse,
             5 => Self::HandshakeFinish,
+            6 => Self::CookieReply,
+            7 => Self::StatelessReset,
             _ => return None,
         })
     }

@@ -13,16 +13,18 @@
 //! Payload of each Noise message ([`Offer`]), the first in the clear but covered by the transcript:
 //!
 //! ```text
-//! | version | suites | workers | lanes | mtu u16 | ports | reserved | ports x u16 | lanes x u32 |
+//! | version | suites | workers | lanes | mtu u16 | ports | resets | ports x u16 | lanes x u32 | resets x 16 |
 //! ```
 //!
 //! Message 1 offers suites and names the worker count. Message 2 chooses one suite and lists the
 //! responder's receiver index for each of `max(W_i, W_r)` lanes; message 3 lists the initiator's.
+//! Either adds the reset tokens of its first lanes ([`crate::guard`]).
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
 
 use crate::frame::{FrameKind, LINK_HEADER_LEN, LinkHeader};
+use crate::guard::{TOKEN_LEN, Token};
 use crate::index::{LANES_MAX, WORKERS_MAX};
 use crate::{NetworkId, SessionIndex, SuiteSet};
 
@@ -32,6 +34,9 @@ pub const VERSION: u8 = 1;
 pub const INIT_LEN: usize = 1200;
 /// Largest Noise message of a handshake.
 pub const NOISE_MAX: usize = INIT_LEN - LINK_HEADER_LEN - size_of::<HandshakeHeader>();
+/// Lanes of a session that have a reset token: as many as leave the second message shorter than the
+/// first, whatever else is in it. Lane 0, which is always probed, is among them.
+pub const RESETS_MAX: usize = 32;
 /// The Noise protocol of both handshakes.
 pub const NOISE_PATTERN: &str = "Noise_XX_25519_ChaChaPoly_BLAKE2s";
 /// The same within a private network: its key goes into the third message.
@@ -233,6 +238,15 @@ pub fn encode_frame_in(
     frame
 }
 
+/// Puts a cookie into a first link message. Nothing else of the message changes: the cookie is not
+/// part of the Noise transcript.
+pub fn set_cookie(frame: &mut [u8], cookie: &Token) {
+    let end = LINK_HEADER_LEN + size_of::<HandshakeHeader>();
+    if let Some(place) = frame.get_mut(end - TOKEN_LEN..end) {
+        place.copy_from_slice(cookie);
+    }
+}
+
 /// Payload of a handshake message: what a side offers or has chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -246,6 +260,8 @@ pub struct Offer {
     pub ports: Vec<u16>,
     /// The sender's receiver index of each lane; empty in message 1.
     pub lanes: Vec<SessionIndex>,
+    /// Reset tokens of the first lanes, at most [`RESETS_MAX`].
+    pub resets: Vec<Token>,
 }
 
 const OFFER_FIXED_LEN: usize = 8;
@@ -262,13 +278,14 @@ impl Offer {
             byte(self.lanes.len()),
         ];
         out.extend(self.mtu.to_le_bytes());
-        out.extend([byte(self.ports.len()), 0]);
+        out.extend([byte(self.ports.len()), byte(self.resets.len())]);
         self.ports
             .iter()
             .for_each(|port| out.extend(port.to_le_bytes()));
         self.lanes
             .iter()
             .for_each(|index| out.extend(index.0.to_le_bytes()));
+        out.extend(self.resets.iter().flatten());
         out
     }
 
@@ -285,14 +302,17 @@ impl Offer {
             return Err(HandshakeError::Version(fixed[0]));
         }
         let (workers, lanes, ports) = (u16::from(fixed[2]), fixed[3], fixed[6]);
+        let resets = usize::from(fixed[7]);
         let in_range = (1..=WORKERS_MAX).contains(&workers)
             && u16::from(lanes) <= LANES_MAX
-            && u16::from(ports) <= WORKERS_MAX;
-        let ports_len = usize::from(ports) * 2;
-        if !in_range || rest.len() != ports_len + usize::from(lanes) * 4 {
+            && u16::from(ports) <= WORKERS_MAX
+            && resets <= RESETS_MAX.min(lanes.into());
+        let (ports_len, lanes_len) = (usize::from(ports) * 2, usize::from(lanes) * 4);
+        if !in_range || rest.len() != ports_len + lanes_len + resets * TOKEN_LEN {
             return Err(HandshakeError::Offer);
         }
-        let (ports, lanes) = rest.split_at(ports_len);
+        let (ports, rest) = rest.split_at(ports_len);
+        let (lanes, resets) = rest.split_at(lanes_len);
         Ok(Self {
             suites: SuiteSet(fixed[1]),
             workers,
@@ -305,6 +325,7 @@ impl Offer {
                 .chunks_exact(4)
                 .map(|b| SessionIndex(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
                 .collect(),
+            resets: resets.as_chunks::<TOKEN_LEN>().0.to_vec(),
         })
     }
 }

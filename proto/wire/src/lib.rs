@@ -12,6 +12,7 @@ pub mod beacon;
 pub mod control;
 pub mod endpoint;
 pub mod frame;
+pub mod guard;
 pub mod handshake;
 pub mod identity;
 pub mod index;

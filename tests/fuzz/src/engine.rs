@@ -7,13 +7,14 @@
 use hyphae_forward::host::inspect;
 use hyphae_forward::{Aead, Engine, EngineConfig, Verdict};
 use hyphae_shm::record::{
-    FibReplace, LaneKeys, LinkInstall, LocalInstall, NextHop, PeerInstall, Program, SessionInstall,
+    CookieSecret, FibReplace, LaneKeys, LinkInstall, LocalInstall, NextHop, NodeSecret,
+    PeerInstall, Program, Secret, SessionInstall,
 };
 use hyphae_shm::stats::DropReason;
 use hyphae_wire::frame::{PAYLOAD_AT, SEALED_HEADERS_LEN, SealedHeaders, TAG_LEN};
 use hyphae_wire::{
     Endpoint, FrameKind, LinkHeader, Nanos, OverlayAddress, PublicKey, RoutingHeader, Service,
-    SessionHeader, Suite, WorkerId,
+    SessionHeader, SessionIndex, Suite, WorkerId, guard,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -27,6 +28,10 @@ const REMOTE_KEY: PublicKey = PublicKey([9; 32]);
 /// Index of the lane to neighbour 1; that to neighbour 2 is one higher, the session's two.
 const INDEX: u32 = 0x0001_0001;
 const SESSION_INDEX: u32 = INDEX + 2;
+const COOKIE_SECRET: [u8; 32] = [0x55; 32];
+const NODE_SECRET: [u8; 32] = [0x66; 32];
+/// What neighbours prove with that they lost their session.
+const RESET_TOKEN: [u8; 16] = [0x77; 16];
 
 /// A train. The first byte says of what: bits 0 and 1 of raw bytes (with the size of a segment in
 /// the next two), of a frame for this node sealed by its session, of one to be relayed, or of a
@@ -107,6 +112,15 @@ impl Node {
             reserved: [0; 6],
         };
         node.apply(&Program::LocalInstall(&local));
+        let mut cookies = CookieSecret::new_zeroed();
+        cookies.current.0 = COOKIE_SECRET;
+        // The second first message of a train is over the limit.
+        (cookies.inits_per_second, cookies.inits_burst) = (1.into(), 1.into());
+        node.apply(&Program::CookieSecret(&cookies));
+        let secret = NodeSecret {
+            secret: Secret(NODE_SECRET),
+        };
+        node.apply(&Program::NodeSecret(&secret));
         for peer in [1, 2] {
             let install = PeerInstall {
                 peer: peer.into(),
@@ -124,6 +138,7 @@ impl Node {
             link.created = NOW.0.into();
             (link.rekey_after_ms, link.reject_after_ms) = (120_000.into(), 180_000.into());
             link.keys = keys(install.key.0[0]);
+            link.reset = RESET_TOKEN;
             node.apply(&Program::LinkInstall(&link));
         }
         let mut session = SessionInstall::new_zeroed();
@@ -215,9 +230,12 @@ impl Node {
             train.len().div_ceil(segment),
             "a verdict per segment"
         );
-        let dropped = verdicts
-            .iter()
-            .filter(|verdict| matches!(verdict, Verdict::Drop(_)));
+        let dropped = verdicts.iter().filter(|verdict| {
+            matches!(
+                verdict,
+                Verdict::Drop(_) | Verdict::Reply { .. } | Verdict::TransmitPart(..)
+            )
+        });
         let counted = self.drops() - drops_before;
         assert_eq!(
             u64::try_from(dropped.count()),
@@ -252,6 +270,27 @@ impl Node {
         };
         match *verdict {
             Verdict::Drop(_) | Verdict::Done | Verdict::PuntHandshake => {}
+            Verdict::Reply { len, .. } => {
+                let answer = part(0, len);
+                assert!(answer.len() < segment.len(), "an answer is shorter");
+                match guard::parse(answer) {
+                    Some((_, cookie)) if answer[0] == FrameKind::CookieReply.code() => {
+                        assert_eq!(cookie, guard::cookie(&COOKIE_SECRET, &endpoint()));
+                    }
+                    Some((index, token)) => {
+                        assert_eq!(answer[0], FrameKind::StatelessReset.code());
+                        let index = SessionIndex(index);
+                        assert_eq!(token, guard::link_token(&NODE_SECRET, index));
+                        assert_ne!(index.worker(), WorkerId(1), "its own to answer");
+                    }
+                    None => panic!("an answer of no kind: {answer:02x?}"),
+                }
+            }
+            Verdict::TransmitPart(lane, len) => {
+                let peer = self.engine.peer(lane).unwrap_or(0);
+                assert!(part(0, len).len() <= segment.len());
+                self.check_sent(peer, part(0, len));
+            }
             Verdict::Handover(worker) | Verdict::HandoverOpened { worker, .. } => {
                 assert_eq!(worker, WorkerId(1));
             }

@@ -2,7 +2,7 @@
 
 use hyphae_wire::frame::{PAYLOAD_AT, SEALED_HEADERS_AT, SEALED_HEADERS_LEN, SealedHeaders};
 use hyphae_wire::handshake::{INIT_LEN, Message, NOISE_MAX, Offer, Step, encode, encode_frame};
-use hyphae_wire::{FrameKind, LinkHeader, Service, SessionIndex};
+use hyphae_wire::{FrameKind, LinkHeader, Service, SessionIndex, guard};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// A whole datagram: link header, and the other headers as a link that opened them would see them.
@@ -12,6 +12,12 @@ pub fn frame(data: &[u8]) {
         return;
     };
     assert_eq!([link.as_bytes(), rest].concat(), data);
+    if let Some((receiver, token)) = guard::parse(data) {
+        let kind = FrameKind::from_code(link.kind).filter(|_| link.flags == 0);
+        if let Some(kind) = kind.filter(|_| link.reserved.get() == 0) {
+            assert_eq!(guard::encode(kind, receiver, &token)[..], *data);
+        }
+    }
     let index = SessionIndex(link.receiver.get());
     let _ = (
         index.worker(),
@@ -36,6 +42,10 @@ pub fn frame(data: &[u8]) {
 
 /// A link frame, or a handshake message alone (end to end).
 pub fn handshake(data: &[u8]) {
+    if let Some(reset) = guard::SessionReset::parse(data) {
+        assert_eq!(reset.as_bytes(), data);
+        assert!(Message::parse(data).is_err());
+    }
     if let Ok(message) = Message::parse(data) {
         check_message(&message);
     }

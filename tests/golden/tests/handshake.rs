@@ -54,6 +54,12 @@ fn offers() {
             lanes: words("lanes")
                 .map(|index| SessionIndex(u32::from_str_radix(index, 16).unwrap()))
                 .collect(),
+            resets: if case.has("resets") {
+                let token = |word| u128::from_str_radix(word, 16).unwrap().to_be_bytes();
+                words("resets").map(token).collect()
+            } else {
+                Vec::new()
+            },
         };
         assert_eq!(offer.encode(), case.bytes("bytes"), "{}", case.at());
         assert_eq!(

@@ -41,10 +41,12 @@ impl Engine {
         if service == Service::Handshake {
             let (payload, trailer) = frame[PAYLOAD_AT..].split_at(end - PAYLOAD_AT);
             let whole = handshake_trailer(payload) == *trailer;
-            return if whole {
-                punt(0)
-            } else {
+            return if !whole {
                 Verdict::Drop(DropReason::HandshakeMalformed)
+            } else if !self.guard_routed(now, headers.routing.source) {
+                Verdict::Drop(DropReason::HandshakeLimited)
+            } else {
+                punt(0)
             };
         }
         let index = SessionIndex(headers.session.receiver.get());
@@ -57,6 +59,7 @@ impl Engine {
         }
         let slot = match self.open_payload(now, &headers, index, frame) {
             Ok(slot) => slot,
+            Err(DropReason::SessionUnknown) => return self.reset_session(now, &headers, frame),
             Err(reason) => return Verdict::Drop(reason),
         };
         match service {

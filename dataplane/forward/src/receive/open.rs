@@ -5,7 +5,6 @@ use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::frame::{
     LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, OVERHEAD, PAYLOAD_AT, SEALED_HEADERS_AT,
 };
-use hyphae_wire::handshake::Message;
 use hyphae_wire::{Endpoint, FrameKind, LinkHeader, Nanos, SessionIndex};
 use zerocopy::IntoBytes;
 
@@ -37,7 +36,8 @@ impl Engine {
                 }
                 let aad = link_aad(header.as_bytes(), frame);
                 let sealed = &mut frame[SEALED_HEADERS_AT..PAYLOAD_AT];
-                let slot = self.open_link(now, from, &header, &aad, sealed)?;
+                let opened = self.open_link(now, from, &header, &aad, sealed);
+                let slot = opened.map_err(|v| self.answer_unknown(now, from, v, frame))?;
                 self.note_received(slot, frame.len());
                 // Slots have 16 bits.
                 Ok(slot as u32)
@@ -47,17 +47,17 @@ impl Engine {
                     return Err(drop(DropReason::FrameTooShort));
                 }
                 let sealed = &mut frame[LINK_HEADER_LEN..];
-                let slot = self.open_link(now, from, &header, header.as_bytes(), sealed)?;
+                let opened = self.open_link(now, from, &header, header.as_bytes(), sealed);
+                let slot = opened.map_err(|v| self.answer_unknown(now, from, v, frame))?;
                 self.note_received(slot, frame.len());
                 self.counters.add(Counter::LinkLocalRx, 1);
                 Err(self.receive_link_local(now, slot, frame))
             }
             FrameKind::HandshakeInit
             | FrameKind::HandshakeResponse
-            | FrameKind::HandshakeFinish => Err(match Message::parse_frame(frame) {
-                Ok(_) => Verdict::PuntHandshake,
-                Err(_) => drop(DropReason::HandshakeMalformed),
-            }),
+            | FrameKind::HandshakeFinish => Err(self.guard_handshake(now, from, frame)),
+            FrameKind::CookieReply => Err(self.guard_cookie(now, from, frame)),
+            FrameKind::StatelessReset => Err(self.take_reset(now, from, frame)),
         }
     }
 
@@ -103,8 +103,18 @@ impl Engine {
         let standby = link.lane.role == Role::Standby;
         // Only the newest frame says where the peer is: a late one may come from where it was.
         if newest && link.endpoint != *from {
-            link.endpoint = *from;
+            let before = std::mem::replace(&mut link.endpoint, *from);
             let (peer, lane) = (link.peer, link.lane.number);
+            let sends_to = link.lane.send_index.0;
+            if self
+                .by_send
+                .get(&(sends_to, before))
+                .is_some_and(|held| *held as usize == slot)
+            {
+                self.by_send.remove(&(sends_to, before));
+            }
+            // Slots have 16 bits.
+            self.by_send.insert((sends_to, *from), slot as u32);
             self.counters.add(Counter::EndpointMoves, 1);
             self.report(EngineEvent::EndpointMoved {
                 peer,
@@ -116,6 +126,22 @@ impl Engine {
             self.activate_link(slot);
         }
         Ok(slot)
+    }
+
+    /// A frame whose link lane is not known at the worker that would own it may earn a reset.
+    fn answer_unknown(
+        &mut self,
+        now: Nanos,
+        from: &Endpoint,
+        verdict: Verdict,
+        frame: &mut [u8],
+    ) -> Verdict {
+        let receiver = LinkHeader::split(frame).map_or(0, |(header, _)| header.receiver.get());
+        if receiver != 0 && verdict == drop(DropReason::LinkUnknown) {
+            self.reset_link(now, from, SessionIndex(receiver), frame)
+        } else {
+            verdict
+        }
     }
 
     fn note_received(&mut self, slot: usize, len: usize) {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use hyphae_shm::record::{
     LaneKeys, LinkInstall, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, ROLE_STANDBY, SessionInstall,
 };
+use hyphae_wire::guard::Token;
 use hyphae_wire::index::SLOTS_MAX;
 use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
 
@@ -71,6 +72,10 @@ pub(crate) struct Lane {
     reject_at: Nanos,
     counter: u64,
     rekey_told: bool,
+    /// What proves that the other end lost the lane; zero for none.
+    pub(crate) reset: Token,
+    /// Not before this time is a reset told again, nanoseconds.
+    pub(crate) reset_told: u64,
     /// Generation of the resync that named it last.
     pub(crate) mark: u64,
 }
@@ -115,6 +120,7 @@ struct Common<'a> {
     created: u64,
     rekey_after_ms: u32,
     reject_after_ms: u32,
+    reset: Token,
     keys: &'a LaneKeys,
 }
 
@@ -141,6 +147,8 @@ impl Common<'_> {
             reject_at: after(self.reject_after_ms),
             counter: 0,
             rekey_told: false,
+            reset: self.reset,
+            reset_told: 0,
             mark,
         })
     }
@@ -167,6 +175,7 @@ impl LinkLane {
             created: record.created.get(),
             rekey_after_ms: record.rekey_after_ms.get(),
             reject_after_ms: record.reject_after_ms.get(),
+            reset: record.reset,
             keys: &record.keys,
         };
         let lane = common.lane(mark)?;
@@ -200,6 +209,7 @@ impl SessionLane {
             created: record.created.get(),
             rekey_after_ms: record.rekey_after_ms.get(),
             reject_after_ms: record.reject_after_ms.get(),
+            reset: record.reset,
             keys: &record.keys,
         };
         let lane = common.lane(mark)?;

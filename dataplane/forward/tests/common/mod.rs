@@ -51,6 +51,8 @@ pub struct Lane {
     pub created: Nanos,
     pub rekey_ms: u32,
     pub reject_ms: u32,
+    /// What proves a reset by the other side.
+    pub reset: [u8; 16],
     pub keys: LaneKeys,
 }
 
@@ -68,6 +70,7 @@ impl Lane {
             created: NOW,
             rekey_ms: REKEY_MS,
             reject_ms: REJECT_MS,
+            reset: [0; 16],
             keys: LaneKeys {
                 receive: receive_key,
                 send: send_key,
@@ -91,6 +94,7 @@ impl Lane {
             created: U64::new(self.created.0),
             rekey_after_ms: U32::new(self.rekey_ms),
             reject_after_ms: U32::new(self.reject_ms),
+            reset: self.reset,
             keys: self.keys,
         }
     }
@@ -113,6 +117,7 @@ impl Lane {
             rekey_after_ms: U32::new(self.rekey_ms),
             reject_after_ms: U32::new(self.reject_ms),
             reserved3: U64::ZERO,
+            reset: self.reset,
             keys: self.keys,
         }
     }

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::config;
 use crate::frame::LINK_HEADER_LEN;
 use crate::handshake::{
-    HandshakeError, INIT_LEN, Message, NOISE_MAX, Offer, Step, VERSION, encode, encode_frame,
+    HandshakeError, INIT_LEN, Message, NOISE_MAX, Offer, RESETS_MAX, Step, VERSION, encode,
+    encode_frame, set_cookie,
 };
 use crate::{FrameKind, SessionIndex, SuiteSet};
 
@@ -18,13 +19,18 @@ fn step() -> impl Strategy<Value = Step> {
 fn offer() -> impl Strategy<Value = Offer> {
     let ports = prop::collection::vec(any::<u16>(), 0..=64);
     let lanes = prop::collection::vec(any::<u32>().prop_map(SessionIndex), 0..=64);
-    (any::<u8>(), 1u16..=64, any::<u16>(), ports, lanes).prop_map(
-        |(suites, workers, mtu, ports, lanes)| Offer {
-            suites: SuiteSet(suites),
-            workers,
-            mtu,
-            ports,
-            lanes,
+    let resets = prop::collection::vec(any::<[u8; 16]>(), 0..=RESETS_MAX);
+    (any::<u8>(), 1u16..=64, any::<u16>(), ports, lanes, resets).prop_map(
+        |(suites, workers, mtu, ports, lanes, mut resets)| {
+            resets.truncate(lanes.len());
+            Offer {
+                suites: SuiteSet(suites),
+                workers,
+                mtu,
+                ports,
+                lanes,
+                resets,
+            }
         },
     )
 }
@@ -45,7 +51,7 @@ fn no_answer_is_longer_than_the_first_message() {
         assert_eq!(encode_frame(step, 1, 2, &[0; NOISE_MAX]).len(), INIT_LEN);
     }
     // The largest offer of this version, a key and two tags fit.
-    const { assert!(32 + 48 + 16 + 8 + 64 * 2 + 64 * 4 <= NOISE_MAX) };
+    const { assert!(32 + 48 + 16 + 8 + 64 * 2 + 64 * 4 + RESETS_MAX * 16 <= NOISE_MAX) };
 }
 
 #[test]
@@ -95,6 +101,7 @@ fn offers_outside_the_limits_are_refused() {
         mtu: 1340,
         ports: vec![],
         lanes: vec![],
+        resets: vec![],
     };
     assert_eq!(Offer::parse(&valid.encode()), Ok(valid.clone()));
     for workers in [0, 65, 255, 256] {
@@ -115,9 +122,31 @@ fn offers_outside_the_limits_are_refused() {
     assert_eq!(Offer::parse(&ports.encode()), Err(HandshakeError::Offer));
     let lanes = Offer {
         lanes: vec![SessionIndex(1); 65],
-        ..valid
+        ..valid.clone()
     };
     assert_eq!(Offer::parse(&lanes.encode()), Err(HandshakeError::Offer));
+    for (lanes, resets) in [(1, 2), (64, RESETS_MAX + 1)] {
+        let offer = Offer {
+            lanes: vec![SessionIndex(1); lanes],
+            resets: vec![[1; 16]; resets],
+            ..valid.clone()
+        };
+        assert_eq!(Offer::parse(&offer.encode()), Err(HandshakeError::Offer));
+    }
+}
+
+#[test]
+fn a_cookie_changes_its_own_bytes_only() {
+    let mut frame = encode_frame(Step::Init, 7, 0, &[3; 40]);
+    let before = frame.clone();
+    set_cookie(&mut frame, &[9; 16]);
+    let message = Message::parse_frame(&frame).unwrap();
+    assert_eq!(
+        (message.header.cookie, message.noise),
+        ([9; 16], &[3; 40][..])
+    );
+    set_cookie(&mut frame, &[0; 16]);
+    assert_eq!(frame, before);
 }
 
 proptest! {
