@@ -17,6 +17,7 @@ use hyphae_shm::record::{
     FLAG_INITIATOR, Generation, LinkInstall, LocalInstall, Program, Punt, RETAIN_LINK,
     RETAIN_SESSION, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, Retain, SessionInstall,
 };
+use hyphae_wire::guard::Token;
 use hyphae_wire::{Endpoint, Nanos, PublicKey, SessionIndex, Suite, WorkerId};
 use zerocopy::little_endian::{U16, U32, U64};
 
@@ -60,6 +61,8 @@ pub(crate) struct Collected {
 /// What both kinds of snapshot records say of a lane.
 struct Adopted {
     receive: SessionIndex,
+    send: SessionIndex,
+    reset: Token,
     suite: Suite,
     role: u8,
     direction: Direction,
@@ -155,6 +158,7 @@ impl Overlay {
             | Punt::EndpointMoved(_)
             | Punt::LaneActive(_)
             | Punt::RekeyDue(_)
+            | Punt::LaneReset(_)
             | Punt::Handshake(..)
             | Punt::LinkLocal(..)
             | Punt::Service(..) => return false,
@@ -212,7 +216,7 @@ impl Overlay {
                 self.adopt_session(now, owner, *key, epoch, &lanes);
             }
         }
-        self.begin_resync(generation);
+        self.begin_resync(now, generation);
         let owners: Vec<_> = self.associations.keys().copied().collect();
         for owner in &owners {
             self.retain(*owner);
@@ -265,6 +269,8 @@ impl Overlay {
         }
         let state = |lane: &Adopted| LaneState {
             receive: lane.receive,
+            send: lane.send,
+            reset: lane.reset,
             endpoint: lane.endpoint,
             active: lane.role == ROLE_ACTIVE,
             heard: now,
@@ -291,7 +297,7 @@ impl Overlay {
         }
     }
 
-    fn begin_resync(&mut self, generation: u64) {
+    fn begin_resync(&mut self, now: Nanos, generation: u64) {
         let generation = Generation {
             generation: U64::new(generation),
         };
@@ -304,6 +310,7 @@ impl Overlay {
         };
         self.output
             .program_all(self.workers, &Program::LocalInstall(&local));
+        self.arm_guard(now);
     }
 
     /// Names a node's entries in the resync.
@@ -434,7 +441,8 @@ impl Collected {
     fn link(&mut self, link: &LinkInstall) {
         let owner = Owner::Peer(link.peer.get());
         let adopted = Adopted::new(
-            link.receive_index.get(),
+            (link.receive_index.get(), link.send_index.get()),
+            link.reset,
             (link.suite, link.role, link.flags),
             link.endpoint,
             link.created.get(),
@@ -446,7 +454,8 @@ impl Collected {
         let owner = Owner::Remote(session.address.subnet_id());
         self.remotes.insert(owner, session.key);
         let adopted = Adopted::new(
-            session.receive_index.get(),
+            (session.receive_index.get(), session.send_index.get()),
+            session.reset,
             (session.suite, session.role, session.flags),
             Endpoint::default(),
             session.created.get(),
@@ -466,7 +475,8 @@ impl Collected {
 
 impl Adopted {
     fn new(
-        receive: u32,
+        (receive, send): (u32, u32),
+        reset: Token,
         (suite, role, flags): (u8, u8, u8),
         endpoint: Endpoint,
         created: u64,
@@ -474,6 +484,8 @@ impl Adopted {
         let outbound = flags & FLAG_INITIATOR != 0;
         Some(Self {
             receive: SessionIndex(receive),
+            send: SessionIndex(send),
+            reset,
             suite: Suite::from_code(suite)?,
             role,
             direction: if outbound {

@@ -55,6 +55,8 @@ pub struct Config {
     pub half_open_max: usize,
     /// The same, of one underlay address or one overlay /64.
     pub half_open_per_source_max: usize,
+    /// First handshake messages per second, over all workers, that need no cookie.
+    pub inits_per_second: u32,
     /// Link lanes of one worker, at most 65,536: the size of its table.
     pub link_slots: u32,
     /// End-to-end lanes of one worker, at most 65,536: the size of its table.
@@ -84,6 +86,7 @@ impl Config {
             sessions_max: 4096,
             half_open_max: 256,
             half_open_per_source_max: 32,
+            inits_per_second: 200,
             link_slots: 4096,
             session_slots: 16_384,
             ephemerals: Ephemerals::System,

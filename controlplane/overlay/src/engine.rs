@@ -10,11 +10,15 @@
 use std::collections::BTreeMap;
 
 use hyphae_shm::record::{LANE_LINK, LANE_SESSION, Punt};
+use hyphae_wire::guard::{self, SessionReset};
 use hyphae_wire::handshake::Message;
 use hyphae_wire::index::WORKERS_MAX;
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, Service, WorkerId};
+use hyphae_wire::{Endpoint, FrameKind, Nanos, OverlayAddress, PublicKey, Service, WorkerId};
+
+use zeroize::Zeroizing;
 
 use crate::adoption::Phase;
+use crate::guard::CookieSecrets;
 use crate::handshake::{Carrier, HalfOpens, Outgoing};
 use crate::index::Indices;
 use crate::install::LaneRef;
@@ -50,6 +54,9 @@ pub struct Overlay {
     /// Finished handshakes begun by others, by our number, while their sessions last.
     pub(crate) finished: BTreeMap<u32, (Owner, u32)>,
     pub(crate) probe_last: u64,
+    /// Behind reset tokens and handshake numbers ([`hyphae_wire::guard`]).
+    pub(crate) node_secret: Zeroizing<[u8; 32]>,
+    pub(crate) cookies: CookieSecrets,
 }
 
 /// What has a deadline.
@@ -57,6 +64,7 @@ pub struct Overlay {
 pub(crate) enum Timer {
     Attach,
     HalfOpens,
+    Cookies,
     Outgoing(u32),
     Target(ConfiguredPeer),
     Association(Owner),
@@ -108,6 +116,8 @@ impl Overlay {
             // Unlike those of a control plane before this one, whose answers may still come.
             probe_last: u64::from_le_bytes(rng.array()),
             rng,
+            node_secret: Zeroizing::new(guard::node_secret(&config.identity)),
+            cookies: CookieSecrets::default(),
             config,
         }
     }
@@ -165,7 +175,15 @@ impl Overlay {
                     self.rekey_due(now, kind, event.receive_index.get());
                 }
             }
+            Punt::LaneReset(event) => self.on_lane_reset(now, event.receive_index.get()),
             Punt::Handshake(meta, frame) => {
+                let kind = frame.first().copied().and_then(FrameKind::from_code);
+                if kind == Some(FrameKind::CookieReply) {
+                    if let Some((number, cookie)) = guard::parse(frame) {
+                        self.on_cookie(meta.endpoint, number, cookie);
+                    }
+                    return;
+                }
                 let carrier = Carrier::Underlay {
                     worker,
                     endpoint: meta.endpoint,
@@ -182,7 +200,10 @@ impl Overlay {
                         worker,
                         address: meta.source,
                     };
-                    self.handle_handshake(now, carrier, Message::parse(bytes));
+                    match SessionReset::parse(bytes) {
+                        Some(reset) => self.on_session_reset(now, carrier, &reset),
+                        None => self.handle_handshake(now, carrier, Message::parse(bytes)),
+                    }
                 }
                 Some(Service::Control) => {
                     let received = Nanos(meta.received.get()).min(now);
@@ -208,6 +229,7 @@ impl Overlay {
             match timer {
                 Timer::Attach => self.attach_deadline(now),
                 Timer::HalfOpens => self.expire_half_opens(now),
+                Timer::Cookies => self.rotate_cookies(now),
                 Timer::Outgoing(id) => self.outgoing_due(now, id),
                 Timer::Target(id) => self.connect_target(now, id),
                 Timer::Association(owner) => self.association_due(now, owner),

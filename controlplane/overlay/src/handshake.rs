@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use hyphae_wire::guard::Token;
 use hyphae_wire::handshake::Offer;
 use hyphae_wire::{Endpoint, Nanos, OverlayAddress, SessionIndex, Suite, WorkerId};
 
@@ -20,8 +21,9 @@ pub(crate) const RETRANSMIT_MIN: Duration = Duration::from_millis(250);
 pub(crate) const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
 /// Time to the second attempt at a peer.
 pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(150);
-/// Longest time between attempts at a peer that was up lately.
-pub(crate) const RETRY_MAX_RECENT: Duration = Duration::from_secs(2);
+/// Longest time between attempts at a peer that was up lately: one that was restarted is back in
+/// service within a second of its start.
+pub(crate) const RETRY_MAX_RECENT: Duration = Duration::from_millis(600);
 /// Wait for the answer of a peer at another of its addresses.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Wait for a second message: of a link, before the next attempt with fresh keys.
@@ -116,6 +118,10 @@ pub(crate) struct Outgoing {
     /// Where it goes, in turn.
     pub(crate) carriers: Vec<Carrier>,
     pub(crate) attempts: u32,
+    /// The cookie that came last, and whence.
+    pub(crate) cookie: Option<(Endpoint, Token)>,
+    /// Which attempt was repeated with a cookie; each is once at most.
+    pub(crate) cookie_for: u32,
     pub(crate) began: Nanos,
     pub(crate) next_at: Nanos,
     /// Time in which the message goes to every carrier once; doubles up to `interval_max`.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use hyphae_wire::handshake::{HandshakeError, Message, Offer, Step};
+use hyphae_wire::guard;
+use hyphae_wire::handshake::{HandshakeError, Message, Offer, RESETS_MAX, Step};
 use hyphae_wire::{Endpoint, Lane, Nanos, NetworkId, PublicKey, SessionIndex, Suite, SuiteSet};
 
 use crate::engine::Timer;
@@ -45,6 +46,8 @@ impl Overlay {
             message: self.frame(kind, Step::Init, id, 0, &message),
             carriers,
             attempts: 0,
+            cookie: None,
+            cookie_for: 0,
             began: now,
             next_at: now,
             interval: pace.first,
@@ -67,7 +70,8 @@ impl Overlay {
         }
         if now >= outgoing.next_at {
             let turn = usize::try_from(outgoing.attempts).unwrap_or(0) % outgoing.carriers.len();
-            let (carrier, message) = (outgoing.carriers[turn], outgoing.message.clone());
+            let carrier = outgoing.carriers[turn];
+            let message = outgoing.message_to(carrier);
             outgoing.attempts = outgoing.attempts.wrapping_add(1);
             let round = u32::try_from(outgoing.carriers.len()).unwrap_or(1).max(1);
             outgoing.next_at = now + self.rng.jitter(outgoing.interval / round, 75, 125);
@@ -165,7 +169,8 @@ impl Overlay {
         };
         let goal = outgoing.goal;
         // A time that a repetition may have blurred says nothing.
-        let rtt = Some(now.since(outgoing.began)).filter(|_| outgoing.attempts == 1);
+        let once = outgoing.attempts == 1 && outgoing.cookie.is_none();
+        let rtt = Some(now.since(outgoing.began)).filter(|_| once);
         if let (Goal::Probe { owner }, Carrier::Underlay { endpoint, .. }) = (goal, carrier) {
             let (probed, took) = (
                 outgoing.carriers.first().copied(),
@@ -230,6 +235,7 @@ impl Overlay {
                 secrets: noise.secrets(),
                 ours: &ours,
                 theirs: &offer.lanes,
+                resets: &offer.resets,
                 endpoints: &endpoints,
                 mtu: offer.mtu,
                 handshake: None,
@@ -411,16 +417,15 @@ impl Overlay {
 
     /// A random number for a handshake that none of ours has.
     pub(crate) fn handshake_number(&mut self) -> u32 {
-        let Self {
-            rng,
-            outgoing,
-            half_opens,
-            finished,
-            ..
-        } = self;
-        rng.number(|n| {
-            outgoing.contains_key(&n) || half_opens.contains(n) || finished.contains_key(&n)
-        })
+        loop {
+            let n = guard::number(&self.node_secret, u32::from_le_bytes(self.rng.array()));
+            let taken = self.outgoing.contains_key(&n)
+                || self.half_opens.contains(n)
+                || self.finished.contains_key(&n);
+            if n != 0 && !taken {
+                return n;
+            }
+        }
     }
 
     /// Where each lane of a new session leads. Lane 0 follows the handshake. The other lanes follow

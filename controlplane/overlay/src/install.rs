@@ -6,6 +6,7 @@ use hyphae_shm::record::{
     SessionRemove,
 };
 use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::guard::Token;
 use hyphae_wire::handshake::{Step, encode_frame_in, encode_in};
 use hyphae_wire::{
     Endpoint, Lane, Nanos, Network, NetworkId, OverlayAddress, PublicKey, Service, SessionIndex,
@@ -44,6 +45,8 @@ pub(crate) struct NewSession<'a> {
     /// Our index of each lane, theirs, and where it leads.
     pub(crate) ours: &'a [SessionIndex],
     pub(crate) theirs: &'a [SessionIndex],
+    /// Their reset tokens, of the first lanes.
+    pub(crate) resets: &'a [Token],
     pub(crate) endpoints: &'a [Endpoint],
     /// Largest inner packet of the other end.
     pub(crate) mtu: u16,
@@ -77,6 +80,11 @@ impl Overlay {
                 (false, false, 0) => ROLE_ACTIVE,
                 (false, _, _) => ROLE_STANDBY,
             };
+            let reset = new
+                .resets
+                .get(usize::from(lane))
+                .copied()
+                .unwrap_or_default();
             let mut keys = secrets.lane(owner.kind(), Lane(lane), outbound);
             let created = U64::new(now.0);
             let rekey_after_ms = millis(rekey_after);
@@ -99,6 +107,7 @@ impl Overlay {
                         created,
                         rekey_after_ms,
                         reject_after_ms,
+                        reset,
                         keys,
                     };
                     self.output
@@ -123,6 +132,7 @@ impl Overlay {
                         rekey_after_ms,
                         reject_after_ms,
                         reserved3: U64::ZERO,
+                        reset,
                         keys,
                     };
                     self.output
@@ -135,6 +145,8 @@ impl Overlay {
                 .insert((owner.kind(), receive.0), LaneRef { owner, epoch, lane });
             lanes.push(LaneState {
                 receive: *receive,
+                send: *send,
+                reset,
                 endpoint: *endpoint,
                 active: role == ROLE_ACTIVE,
                 heard: now,

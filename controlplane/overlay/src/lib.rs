@@ -19,6 +19,7 @@ mod association;
 mod config;
 mod engine;
 mod event;
+mod guard;
 mod handshake;
 mod index;
 mod initiate;

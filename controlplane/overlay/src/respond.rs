@@ -195,6 +195,7 @@ impl Overlay {
                     secrets: half.noise.secrets(),
                     ours: &half.indices,
                     theirs: &offer.lanes,
+                    resets: &offer.resets,
                     endpoints: &endpoints,
                     mtu: offer.mtu,
                     handshake: Some(id),

@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use hyphae_wire::guard::Token;
 use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
 
 use crate::event::Direction;
@@ -42,6 +43,10 @@ impl Owner {
 pub(crate) struct LaneState {
     /// Index of frames to us.
     pub(crate) receive: SessionIndex,
+    /// Index of frames to the other end.
+    pub(crate) send: SessionIndex,
+    /// What proves that the other end lost the lane; zero for none.
+    pub(crate) reset: Token,
     /// Where its frames go, as far as known (links).
     pub(crate) endpoint: Endpoint,
     /// It carries traffic.
@@ -175,6 +180,8 @@ pub(crate) struct Association {
     pub(crate) activations: u32,
     /// No new attempt before this time, after one that failed (end to end).
     pub(crate) hold_until: Nanos,
+    /// Resets do not count before this time.
+    pub(crate) reset_hold: Nanos,
     pub(crate) liveness: Liveness,
     pub(crate) pings: VecDeque<Ping>,
     pub(crate) handshakes: u64,
@@ -198,6 +205,7 @@ impl Association {
             activate_at: Nanos::NEVER,
             activations: 0,
             hold_until: Nanos(0),
+            reset_hold: Nanos(0),
             liveness: Liveness {
                 probe_at: Nanos::NEVER,
                 ..Liveness::default()

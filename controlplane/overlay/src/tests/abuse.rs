@@ -58,6 +58,7 @@ fn init(seed: u8, number: u32) -> Vec<u8> {
         mtu: 1340,
         ports: vec![9670],
         lanes: vec![],
+        resets: vec![],
     };
     encode_frame(
         Step::Init,
@@ -343,6 +344,7 @@ fn an_end_to_end_answer_must_come_from_the_owner_of_the_address() {
         mtu: 1340,
         ports: vec![],
         lanes: vec![SessionIndex(0x10001)],
+        resets: vec![],
     };
     let answer = noise.write(&choice.encode()).unwrap();
     let answer = encode(Step::Response, 5, first.header.sender.get(), &answer);
@@ -373,6 +375,7 @@ fn an_end_to_end_initiator_must_own_its_source_address() {
         mtu: 1340,
         ports: vec![],
         lanes: vec![],
+        resets: vec![],
     };
     let first = encode(Step::Init, 5, 0, &noise.write(&offer.encode()).unwrap());
     let mut meta = PuntService::new_zeroed();

@@ -192,8 +192,8 @@ fn the_resync_names_everything_between_begin_and_end_and_waits_for_the_fib() {
     }
     assert_eq!(
         drain(&mut overlay),
-        [10, 9, 1, 14, 14],
-        "begin, local, peer, link, session"
+        [10, 9, 21, 20, 1, 14, 14],
+        "begin, local, secrets, peer, link, session"
     );
     let events: Vec<_> = std::iter::from_fn(|| overlay.poll_event()).collect();
     assert!(matches!(events[0], Event::PeerUp { .. }));

@@ -4,6 +4,7 @@
 
 mod abuse;
 mod adoption;
+mod guard;
 mod link;
 mod network;
 mod peering;

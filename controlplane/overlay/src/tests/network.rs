@@ -344,8 +344,7 @@ impl Network {
         }
         match frame {
             Frame::Raw(bytes) => {
-                let meta = hyphae_shm::record::PuntHandshake { endpoint: from };
-                n.workers[worker].punt(&hyphae_shm::record::Punt::Handshake(&meta, &bytes));
+                n.workers[worker].receive_raw(from, &bytes);
             }
             Frame::Link {
                 receive,

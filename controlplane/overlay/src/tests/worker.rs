@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 
 use hyphae_shm::record::*;
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, WorkerId};
-use zerocopy::FromZeros;
+use hyphae_wire::guard::{self, SessionReset};
+use hyphae_wire::handshake::Message;
+use hyphae_wire::{Endpoint, FrameKind, Nanos, OverlayAddress, PublicKey, SessionIndex, WorkerId};
 use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::OwnedProgram;
 
@@ -100,6 +102,12 @@ pub(super) struct Worker {
     pub(super) stale: u64,
     /// By peer: frames sent, and when the last one came.
     pub(super) traffic: BTreeMap<u32, (u64, Nanos)>,
+    pub(super) node_secret: Option<[u8; 32]>,
+    pub(super) cookies: Option<CookieSecret>,
+    /// Takes no first message without a cookie.
+    pub(super) overloaded: bool,
+    pub(super) cookies_sent: u64,
+    pub(super) resets_sent: u64,
 }
 
 fn age_ok(now: Nanos, created: U64, reject_after_ms: U32) -> bool {
@@ -202,6 +210,8 @@ impl Worker {
                     other => panic!("retain kind {other}"),
                 }
             }
+            Program::CookieSecret(secret) => self.cookies = Some(*secret),
+            Program::NodeSecret(node) => self.node_secret = Some(node.secret.0),
             Program::SnapshotRequest(generation) => self.snapshot(*generation),
             Program::PendingDrop(drop) => self.pending_dropped.push(drop.address),
             Program::InjectRaw(inject, bytes) => {
@@ -407,6 +417,45 @@ impl Worker {
         usable.is_some()
     }
 
+    /// A frame that no lane has sealed: a handshake, a cookie or a reset.
+    pub(super) fn receive_raw(&mut self, from: Endpoint, bytes: &[u8]) {
+        let kind = bytes.first().copied().and_then(FrameKind::from_code);
+        if kind == Some(FrameKind::StatelessReset) {
+            let Some((index, token)) = guard::parse(bytes) else {
+                return;
+            };
+            let named = self.links.iter().find(|(_, lane)| {
+                (lane.install.send_index.get(), lane.endpoint) == (index, from)
+                    && lane.install.reset == token
+            });
+            if let Some(receive) = named.map(|(receive, _)| *receive) {
+                self.punt(&Punt::LaneReset(&LaneEvent {
+                    kind: U32::new(LANE_LINK),
+                    receive_index: U32::new(receive),
+                }));
+            }
+            return;
+        }
+        if let (true, Some(FrameKind::HandshakeInit), Some(secrets), Ok(message)) = (
+            self.overloaded,
+            kind,
+            &self.cookies,
+            Message::parse_frame(bytes),
+        ) {
+            let given = |secret: &Secret| guard::cookie(&secret.0, &from) == message.header.cookie;
+            if !given(&secrets.current) && !given(&secrets.previous) {
+                let cookie = guard::cookie(&secrets.current.0, &from);
+                let number = message.header.sender.get();
+                let reply = guard::encode(FrameKind::CookieReply, number, &cookie);
+                self.cookies_sent += 1;
+                self.out.push((from, Frame::Raw(reply.to_vec())));
+                return;
+            }
+        }
+        let meta = PuntHandshake { endpoint: from };
+        self.punt(&Punt::Handshake(&meta, bytes));
+    }
+
     /// A frame of a neighbour, sealed. Returns what is to be routed on.
     pub(super) fn receive_link(
         &mut self,
@@ -417,6 +466,12 @@ impl Worker {
     ) -> Option<Routed> {
         let Some(lane) = self.links.get_mut(&receive) else {
             self.stale += 1;
+            if let Some(secret) = &self.node_secret {
+                let token = guard::link_token(secret, SessionIndex(receive));
+                let reset = guard::encode(FrameKind::StatelessReset, receive, &token);
+                self.resets_sent += 1;
+                self.out.push((from, Frame::Raw(reset.to_vec())));
+            }
             return None;
         };
         let install = lane.install;
@@ -477,6 +532,11 @@ impl Worker {
         if let Some((receive, key)) = sealed {
             let Some(lane) = self.sessions.get_mut(&receive) else {
                 self.stale += 1;
+                if let Some(secret) = &self.node_secret {
+                    let reset = SessionReset::new(secret, SessionIndex(receive));
+                    self.resets_sent += 1;
+                    self.originate(now, source, 1, 0, reset.as_bytes().to_vec());
+                }
                 return;
             };
             let install = lane.install;
