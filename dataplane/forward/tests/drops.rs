@@ -555,6 +555,9 @@ fn every_reason_has_a_case() {
         DropReason::HandshakeLimited,
         DropReason::HandshakeStray,
         DropReason::ResetRefused,
+        // Of the stream thread (dataplane/daemon).
+        DropReason::StreamQueue,
+        DropReason::StreamDown,
     ];
     let missing: Vec<_> = DropReason::ALL
         .iter()
