@@ -21,9 +21,11 @@ pub(crate) const RETRANSMIT_MIN: Duration = Duration::from_millis(250);
 pub(crate) const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
 /// Time to the second attempt at a peer.
 pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(150);
-/// Longest time between attempts at a peer that was up lately: one that was restarted is back in
-/// service within a second of its start.
-pub(crate) const RETRY_MAX_RECENT: Duration = Duration::from_millis(600);
+/// Longest time between attempts at a peer that was up a moment ago: one that was restarted is back
+/// in service within a second of its start.
+pub(crate) const RETRY_MAX_JUST_NOW: Duration = Duration::from_millis(600);
+/// Longest time between attempts at a peer that was up lately.
+pub(crate) const RETRY_MAX_RECENT: Duration = Duration::from_secs(2);
 /// Wait for the answer of a peer at another of its addresses.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Wait for a second message: of a link, before the next attempt with fresh keys.
@@ -141,7 +143,7 @@ impl Pace {
     /// The other end was there a moment ago.
     pub(crate) const BRISK: Self = Self {
         first: RETRY_FIRST,
-        max: RETRY_MAX_RECENT,
+        max: RETRY_MAX_JUST_NOW,
     };
     /// End to end: every relay on the way carries each repetition.
     pub(crate) const ROUTED: Self = Self {

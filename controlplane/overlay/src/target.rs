@@ -9,13 +9,17 @@ use hyphae_shm::record::PEERS_MAX;
 use hyphae_wire::{Endpoint, Nanos, PublicKey};
 
 use crate::engine::Timer;
-use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal, Pace, RETRY_FIRST, RETRY_MAX_RECENT};
+use crate::handshake::{
+    CONFIRM_TIMEOUT, Carrier, Goal, Pace, RETRY_FIRST, RETRY_MAX_JUST_NOW, RETRY_MAX_RECENT,
+};
 use crate::install::FIRST_WORKER;
 use crate::session::{Association, Owner};
 use crate::{ConfiguredPeer, DownReason, Overlay, PeerConfig, Refusal};
 
 /// Time to the next attempt at an entry that was refused: it is not going to change soon.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
+/// A peer that was up within this time is expected any moment.
+const JUST_NOW: Duration = Duration::from_secs(60);
 /// A peer that was up within this time is expected back and tried often.
 const RECENT: Duration = Duration::from_secs(600);
 
@@ -225,6 +229,7 @@ impl Overlay {
         }
         let recent = |at: Nanos| now.since(at) < RECENT;
         let max = match target.up_at {
+            Some(at) if now.since(at) < JUST_NOW => RETRY_MAX_JUST_NOW,
             Some(at) if recent(at) => RETRY_MAX_RECENT,
             Some(_) | None => self.config.retry_max.max(RETRY_MAX_RECENT),
         };

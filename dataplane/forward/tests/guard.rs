@@ -543,7 +543,16 @@ fn routed_handshakes_of_one_source_are_limited() {
         match receive_one(line.server.engine(), NOW, relay, &mut frame) {
             Verdict::PuntService { .. } => punted += 1,
             Verdict::Drop(DropReason::HandshakeLimited) => limited += 1,
-            other => panic!("{other:?}"),
+            other @ (Verdict::Drop(_)
+            | Verdict::Done
+            | Verdict::Transmit(_)
+            | Verdict::TransmitPart(..)
+            | Verdict::Reply { .. }
+            | Verdict::Deliver { .. }
+            | Verdict::Handover(_)
+            | Verdict::HandoverOpened { .. }
+            | Verdict::PuntHandshake
+            | Verdict::PuntLinkLocal { .. }) => panic!("{other:?}"),
         }
     }
     assert_eq!((punted, limited), (100, 200));

@@ -54,7 +54,7 @@ fn a_newcomer_reaches_a_node_under_load_in_one_round_trip_more() {
 fn a_cookie_is_good_for_every_repetition_of_its_message() {
     let mut network = Network::new(4, vec![config(1, 1), config(2, 1)]);
     network.nodes[1].workers[0].overloaded = true;
-    network.loss_percent = 60;
+    network.loss_percent = 40;
     network.connect(0, 1);
     network.wait(SECOND * 60, "a link", |n| n.is_up(0, 1));
     network.loss_percent = 0;

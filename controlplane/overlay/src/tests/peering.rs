@@ -489,7 +489,7 @@ fn an_address_where_somebody_else_lives_is_left_alone() {
     network.block(0, 2, false);
     network.run(SECOND * 10);
     let before = network.nodes[0].raw_sent;
-    network.run(SECOND * 100);
+    network.run(SECOND * 90);
     assert_eq!(network.nodes[0].raw_sent, before);
     assert_eq!(
         refusals(&network, 0),
