@@ -3,6 +3,7 @@
 //! Invariant: after a mutation followed by [`Speaker::select`], every next hop of a selected route
 //! is a feasible candidate on a link whose cost is finite.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use hyphae_wire::babel::{INFINITY, Origin, RouterId, Serial};
@@ -345,7 +346,12 @@ impl Speaker {
                 } else {
                     1
                 };
-                c.link == chosen.link || *m <= best.saturating_add(near(best) * slack)
+                // Feasible now is not enough: what is told of the chosen one bounds what is
+                // feasible from then on, and the others must be so after that, too.
+                let distance = (chosen.serial, Reverse(metric));
+                let behind =
+                    c.router_id == chosen.router_id && (c.serial, Reverse(c.metric)) > distance;
+                c.link == chosen.link || (behind && *m <= best.saturating_add(near(best) * slack))
             })
             .take(self.config.next_hops_max)
             .map(|(_, c)| NextHop {
