@@ -42,7 +42,7 @@ pub(super) struct Link {
     /// What the neighbour says of our hellos.
     txcost: u16,
     /// Last timestamped hello: its sender's clock, and ours.
-    last_hello: Option<Echo>,
+    pub(super) last_hello: Option<Echo>,
     rtts: [Option<Duration>; RTT_SAMPLES],
     rtt_at: usize,
     pub(super) rtt_smoothed: Option<Duration>,
@@ -57,6 +57,9 @@ pub(super) struct Link {
     /// Packets that are not acknowledged, by their number.
     pub(super) in_flight: BTreeMap<u16, super::send::InFlight>,
     pub(super) ack_last: u16,
+    /// The latest of our packets that was acknowledged, and of the neighbour's that was taken.
+    pub(super) acknowledged: Option<u16>,
+    pub(super) taken: Option<u16>,
     /// Requests for routes sent for want of a proof, since the last hello.
     pub(super) proofs_asked: u32,
 }
@@ -105,6 +108,8 @@ impl Link {
             pending: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             ack_last: 0,
+            acknowledged: None,
+            taken: None,
             proofs_asked: 0,
         }
     }
@@ -298,7 +303,7 @@ impl Speaker {
         self.timers.set(Timer::Hello(link), now + next);
     }
 
-    fn put_hello(&mut self, now: Nanos, link: u32, full: bool) {
+    pub(super) fn put_hello(&mut self, now: Nanos, link: u32, full: bool) {
         let interval = self.hello_interval();
         let Some(state) = self.links.get_mut(&link) else {
             return;

@@ -39,6 +39,7 @@ impl Speaker {
             self.counters.put_off += 1;
         }
         let mut hello_sent = None;
+        let stale = !busy && self.is_stale(link, &packet);
         for tlv in packet.tlvs() {
             let tlv = match tlv {
                 Ok(tlv) => tlv,
@@ -67,7 +68,7 @@ impl Speaker {
                     self.handle_ihu(now, received, link, rxcost, echo, hello_sent);
                 }
                 Tlv::Ack { opaque } => self.handle_ack(now, link, opaque),
-                Tlv::AckRequest { .. } | Tlv::Update(_) if busy => {}
+                Tlv::AckRequest { .. } | Tlv::Update(_) if busy || stale => {}
                 Tlv::AckRequest { opaque, .. } => self.enqueue(now, link, Tlv::Ack { opaque }),
                 Tlv::Update(update) => self.take_in(link, update),
                 Tlv::RouteRequest { prefix } => self.handle_route_request(now, link, prefix),
@@ -75,6 +76,26 @@ impl Speaker {
             }
         }
         self.do_work(now);
+    }
+
+    /// Whether updates of the packet are older than others that were taken already.
+    fn is_stale(&mut self, link: u32, packet: &Packet<'_>) -> bool {
+        let (mut asked, mut sent, mut opening) = (None, None, false);
+        for tlv in packet.tlvs().flatten() {
+            match tlv {
+                Tlv::AckRequest { opaque, .. } => asked = Some(opaque),
+                Tlv::Update(update) => opening |= update.prefix.is_none(),
+                Tlv::Hello { transmit, .. } => sent = transmit,
+                Tlv::Ack { .. }
+                | Tlv::Ihu { .. }
+                | Tlv::RouteRequest { .. }
+                | Tlv::SeqnoRequest(_) => {}
+            }
+        }
+        match (asked, self.links.get_mut(&link)) {
+            (Some(opaque), Some(state)) => !state.is_news(opaque, sent.filter(|_| opening)),
+            _ => false,
+        }
     }
 
     fn take_in(&mut self, link: u32, update: Update) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use hyphae_wire::babel::{INFINITY, RouterId, Serial, Tlv, Update, Writer};
 use hyphae_wire::{Nanos, Prefix};
 
+use super::link::Link;
 use super::table::Marks;
 use super::{REFRESH, Speaker, Timer, Transmit};
 
@@ -21,15 +22,56 @@ const BURST_PAUSE: Duration = Duration::from_millis(10);
 const GATHER_URGENT: Duration = Duration::from_millis(5);
 const GATHER: Duration = Duration::from_millis(200);
 
+/// What a packet says of a prefix.
+#[derive(Clone, Copy, Debug)]
+enum Told {
+    /// There is a route, with the serial whose proof is part of it.
+    Route(Option<Serial>),
+    /// There is none.
+    End,
+}
+
 /// A packet that is not acknowledged.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    /// Prefixes told in it, with the serial whose proof was part of it.
-    told: Vec<(Prefix, Option<Serial>)>,
+    /// Prefixes told in it.
+    told: Vec<(Prefix, Told)>,
     /// What is sent again as it was: the opening of a link.
     again: Option<Vec<Tlv>>,
     deadline: Nanos,
     tries: u32,
+}
+
+/// Whether a packet was sent after another.
+pub(super) fn newer(opaque: u16, than: u16) -> bool {
+    let ahead = opaque.wrapping_sub(than);
+    ahead != 0 && ahead < 0x8000
+}
+
+impl Link {
+    fn is_in_flight(&self, prefix: Prefix) -> bool {
+        let tells = |packet: &InFlight| packet.told.iter().any(|(told, _)| *told == prefix);
+        self.in_flight.values().any(tells)
+    }
+
+    /// Whether a packet that asks for an acknowledgement is news: neither a copy of one that was
+    /// taken nor overtaken by a later one, whose contents it would undo. What is overtaken is not
+    /// acknowledged, so the neighbour tells again what is true then. `opening` is when an opening
+    /// was sent: one sent after the last hello starts the numbers anew.
+    pub(super) fn is_news(&mut self, opaque: u16, opening: Option<u32>) -> bool {
+        let later = |sent: u32| {
+            let last = self
+                .last_hello
+                .map_or(sent.wrapping_sub(1), |hello| hello.origin);
+            (1..0x8000_0000).contains(&sent.wrapping_sub(last))
+        };
+        let news = self.taken.is_none_or(|taken| newer(opaque, taken));
+        let news = news || opening.is_some_and(later);
+        if news {
+            self.taken = Some(opaque);
+        }
+        news
+    }
 }
 
 impl Speaker {
@@ -159,8 +201,11 @@ impl Speaker {
                 break;
             }
             updates += 1;
-            let proof = update.origin.map(|origin| origin.serial);
-            told.push((prefix, proof));
+            let what = match update.metric {
+                INFINITY => Told::End,
+                _ => Told::Route(update.origin.map(|origin| origin.serial)),
+            };
+            told.push((prefix, what));
             self.note_told(now, link, prefix, &update);
             self.settle(link, prefix);
         }
@@ -261,8 +306,8 @@ impl Speaker {
         let Some(destination) = self.table.get_mut(&prefix) else {
             return;
         };
+        // The end of a route stays to be told until it was acknowledged.
         if update.metric == INFINITY {
-            destination.marks.told.remove(slot);
             return;
         }
         destination.marks.told.insert(slot);
@@ -286,8 +331,27 @@ impl Speaker {
         let slot = state.slot;
         let opened = acknowledged.again.is_some() && !state.open;
         state.open |= opened;
-        for (prefix, proof) in acknowledged.told {
-            let Some(serial) = proof else { continue };
+        // Of a late acknowledgement nobody knows what was told after it.
+        let newest = state.acknowledged.is_none_or(|last| newer(opaque, last));
+        if newest {
+            state.acknowledged = Some(opaque);
+        }
+        for (prefix, what) in acknowledged.told {
+            let serial = match what {
+                Told::Route(Some(serial)) => serial,
+                Told::Route(None) => continue,
+                Told::End => {
+                    let state = self.links.get(&link);
+                    let again = state.is_none_or(|state| state.is_in_flight(prefix));
+                    if newest
+                        && !again
+                        && let Some(destination) = self.table.get_mut(&prefix)
+                    {
+                        destination.marks.told.remove(slot);
+                    }
+                    continue;
+                }
+            };
             if let Some(own) = self.own.get_mut(&prefix) {
                 if own.origin.serial == serial {
                     own.marks.proved.insert(slot);
@@ -331,6 +395,10 @@ impl Speaker {
             self.counters.repeated += 1;
             match lost.again {
                 Some(tlvs) => {
+                    self.put_hello(now, link, true);
+                    let Some(state) = self.links.get_mut(&link) else {
+                        return;
+                    };
                     state.tlvs.extend(&tlvs);
                     self.transmit(now, link, Vec::new(), Some(tlvs), lost.tries + 1);
                 }
