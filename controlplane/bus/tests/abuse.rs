@@ -1,0 +1,369 @@
+//! What strangers and attackers can do: be refused, and cost bounded memory.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{CLEAN, Net, Random, key, message, payload};
+use hyphae_bus::topics::{ADMIN_TOPIC, DefaultAction, TopicClass, TopicConfig, Topics};
+use hyphae_bus::{AbortReason, DeliveryKey, MessageId, MessageState, Refuse, Rejection, Topic};
+use hyphae_wire::message::{AckRange, Body, Cut, Packet, Status, parse};
+use hyphae_wire::{Nanos, Prefix, PublicKey};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn stranger(n: u64) -> PublicKey {
+    let mut key = [0xee; 32];
+    key[..8].copy_from_slice(&n.to_le_bytes());
+    PublicKey(key)
+}
+
+fn packet(id: u64, sequence: u64, body: Body<'_>) -> Vec<u8> {
+    let packet = Packet {
+        id: id.to_be_bytes(),
+        reply: false,
+        sequence,
+        body,
+    };
+    packet.encode()
+}
+
+fn opening(id: u64, len: usize, topic: &[u8], data: &[u8], digest: &[u8; 32]) -> Vec<u8> {
+    let cut = Cut {
+        len,
+        first: data.len(),
+        chunk: 1300,
+    };
+    packet(
+        id,
+        id,
+        Body::Open {
+            cut,
+            digest,
+            topic,
+            data,
+        },
+    )
+}
+
+#[test]
+fn item_14_half_open_messages_cost_bounded_memory_and_give_way() {
+    let mut net = Net::new(2, 1, CLEAN);
+    let max = 4096;
+    for n in 0..100_000 {
+        let bytes = opening(n, 64 << 20, b"", &[0; 1200], &[0; 32]);
+        net.inject(stranger(n % 1000), 1, &bytes);
+    }
+    let stats = net.nodes[1].bus.stats();
+    assert!(
+        stats.incoming <= max && stats.incoming_bytes <= 512 << 20,
+        "{stats:?}"
+    );
+    // A short message needs no budget of others; a long one takes that of the silent.
+    net.run_for(Duration::from_secs(3));
+    let short = net.push(0, message(key(2), "", "x"));
+    let long = net.push(0, message(key(2), "", payload(40 << 20, 1)));
+    net.run_for(Duration::from_secs(20));
+    assert_eq!(net.state(0, short), MessageState::Received);
+    assert_eq!(net.state(0, long), MessageState::Received);
+    net.run_for(MINUTE);
+    let stats = net.nodes[1].bus.stats();
+    assert_eq!((stats.incoming, stats.incoming_bytes), (0, 0));
+}
+
+#[test]
+fn item_13_forbidden_topics_are_refused_without_memory() {
+    let mut net = Net::new(2, 2, CLEAN);
+    net.set_topics(
+        1,
+        Topics {
+            default_action: DefaultAction::Reject,
+            ..Topics::default()
+        },
+    );
+    for n in 0..10_000u64 {
+        let topic = n.to_be_bytes();
+        net.inject(stranger(n), 1, &opening(n, 0, &topic, &[], &[0; 32]));
+    }
+    let stats = net.nodes[1].bus.stats();
+    let forbidden = (Rejection::Forbidden, TopicClass::Unlisted);
+    assert_eq!(stats.rejected[&forbidden], 10_000);
+    assert_eq!((stats.incoming, stats.completed), (0, 0));
+    let id = net.push(0, message(key(2), "", "x"));
+    net.run_for(MINUTE);
+    let reason = net.nodes[0].bus.info(id).unwrap().reason;
+    assert_eq!(reason, Some(AbortReason::Rejected(Rejection::Forbidden)));
+}
+
+#[test]
+fn item_13_a_topic_takes_what_comes_from_its_subnets_or_keys() {
+    let listed = |config: TopicConfig| Topics {
+        default_action: DefaultAction::Accept,
+        topics: [("t".parse::<Topic>().unwrap(), config)].into(),
+    };
+    let subnet = Prefix::new(key(1).address(), 64);
+    let other = Prefix::new(key(3).address(), 64);
+    let config = |subnets: &[Prefix], pubkeys: &[PublicKey]| TopicConfig {
+        subnets: subnets.to_vec(),
+        pubkeys: pubkeys.to_vec(),
+        ..TopicConfig::default()
+    };
+    for (topics, taken) in [
+        (Topics::default(), true),
+        (listed(config(&[], &[])), false),
+        (listed(config(&[subnet], &[])), true),
+        (listed(config(&[other], &[])), false),
+        (listed(config(&[other, subnet], &[])), true),
+        (listed(config(&[], &[key(1)])), true),
+        (listed(config(&[], &[key(3)])), false),
+        (listed(config(&[other], &[key(1)])), true),
+        (listed(config(&[subnet], &[key(3)])), true),
+    ] {
+        let mut net = Net::new(2, 3, CLEAN);
+        net.set_topics(1, topics.clone());
+        let id = net.push(0, message(key(2), "t", payload(5000, 3)));
+        net.run_for(MINUTE);
+        let received = net.state(0, id) == MessageState::Received;
+        assert_eq!(received, taken, "{topics:?}");
+        assert_eq!(net.nodes[1].inbox.len(), usize::from(taken));
+    }
+}
+
+#[test]
+fn item_13_administration_is_for_its_authorizer_to_judge_and_short() {
+    let mut net = Net::new(2, 4, CLEAN);
+    net.set_topics(
+        1,
+        Topics {
+            default_action: DefaultAction::Reject,
+            ..Topics::default()
+        },
+    );
+    let call = net.push(0, message(key(2), ADMIN_TOPIC, "{}"));
+    let long = net.push(0, message(key(2), ADMIN_TOPIC, payload(2 << 20, 4)));
+    net.run_for(MINUTE);
+    assert_eq!(net.state(0, call), MessageState::Received);
+    assert_eq!(net.state(0, long), MessageState::Aborted);
+}
+
+#[test]
+fn item_16_topics_are_on_disk_what_they_are_in_memory() {
+    let mut topics = Topics::default();
+    let mut random = Random(5);
+    for len in 0..=255u16 {
+        let bytes: Vec<u8> = (0..len).map(|_| random.next().to_le_bytes()[0]).collect();
+        let config = TopicConfig {
+            subnets: vec![key(1).address().subnet()],
+            pubkeys: vec![key(2)],
+            forward_socket: Some("/run/a b\"c.sock".into()),
+            ..TopicConfig::default()
+        };
+        topics.topics.insert(Topic::new(bytes).unwrap(), config);
+    }
+    for name in [
+        "", " ", "plain", "hex:", "hex:00", "a.b", "\"", "ü", "\n", "\u{7f}",
+    ] {
+        let topic = Topic::new(name.as_bytes().to_vec()).unwrap();
+        topics.topics.insert(topic, TopicConfig::default());
+    }
+    let text = toml::to_string(&topics).unwrap();
+    assert_eq!(toml::from_str::<Topics>(&text).unwrap(), topics);
+    assert!(Topic::new(vec![0; 256]).is_err());
+    for bad in ["hex:0", "hex:zz", "hex:+1"] {
+        assert!(bad.parse::<Topic>().is_err(), "{bad}");
+    }
+    assert!(toml::from_str::<Topics>("[topics.a]\nsubnet = []").is_err());
+}
+
+#[test]
+fn item_07_nothing_of_one_peer_touches_the_messages_of_another() {
+    let mut net = Net::new(3, 6, CLEAN);
+    let whole = payload(300_000, 6);
+    let id = net.push(0, message(key(2), "", whole.clone()));
+    net.run_for(Duration::from_millis(18));
+    assert_eq!(net.nodes[1].bus.stats().incoming, 1);
+    let number = u64::from_be_bytes(id.0);
+    // Another peer aborts, overwrites, finishes and reads the same id, at both ends.
+    let ranges = [AckRange {
+        first: 0.into(),
+        end: u32::MAX.into(),
+    }];
+    for sequence in 0..300 {
+        for body in [
+            Body::Abort,
+            Body::Query,
+            Body::Read,
+            Body::Data {
+                number: 3,
+                data: &[9; 1316],
+            },
+            Body::Ack {
+                status: Status::Received,
+                number: u32::MAX,
+                ranges: &ranges,
+            },
+            Body::Ack {
+                status: Status::Forbidden,
+                number: 0,
+                ranges: &[],
+            },
+        ] {
+            let bytes = packet(number, sequence, body);
+            net.inject(key(3), 1, &bytes);
+            net.inject(key(3), 0, &bytes);
+        }
+    }
+    let fake = blake3_of(b"fake");
+    net.inject(key(3), 1, &opening(number, 4, b"", b"fake", &fake));
+    net.run_for(MINUTE);
+    assert_eq!(net.state(0, id), MessageState::Received);
+    let inbox = &net.nodes[1].inbox;
+    let from = |n: u8| inbox.iter().find(|i| i.source_key == key(n)).unwrap();
+    assert_eq!(from(1).payload, whole);
+    assert_eq!(from(3).payload, "fake");
+    assert_eq!(inbox.len(), 2);
+}
+
+fn blake3_of(bytes: &[u8]) -> [u8; 32] {
+    // The engine's own digest, taken from a packet that it makes.
+    let mut net = Net::new(1, 0, CLEAN);
+    net.push(0, message(key(2), "", bytes.to_vec()));
+    let now = net.now;
+    let bus = &mut net.nodes[0].bus;
+    bus.session_up(now, key(2).address(), key(2));
+    let transmit = bus.poll_transmit(now).unwrap();
+    match parse(&transmit.payload).unwrap().body {
+        Body::Open { digest, .. } => *digest,
+        Body::Data { .. }
+        | Body::Ack { .. }
+        | Body::Query
+        | Body::Read
+        | Body::ReadAck
+        | Body::Abort => panic!("a short message is one opening packet"),
+    }
+}
+
+#[test]
+fn a_wrong_digest_is_refused_once_and_for_all() {
+    let mut net = Net::new(2, 7, CLEAN);
+    let bytes = opening(1, 4, b"", b"data", &[0; 32]);
+    for _ in 0..3 {
+        net.inject(key(1), 1, &bytes);
+    }
+    assert!(net.nodes[1].inbox.is_empty());
+    let stats = net.nodes[1].bus.stats();
+    let malformed = (Rejection::Malformed, TopicClass::Unlisted);
+    assert_eq!((stats.rejected[&malformed], stats.incoming), (1, 0));
+    let mut lying = message(key(2), "", "x");
+    lying.digest = Some([1; 32]);
+    let id = net.push(0, lying);
+    net.run_for(MINUTE);
+    assert_eq!(net.state(0, id), MessageState::Aborted);
+}
+
+#[test]
+fn a_hostile_receiver_cannot_break_its_sender() {
+    let mut random = Random(8);
+    let mut net = Net::new(2, 8, CLEAN);
+    // The other node answers with whatever it likes.
+    net.nodes[1].cut_off = true;
+    let now = net.now;
+    net.nodes[0].bus.session_up(now, key(2).address(), key(2));
+    let mut ids = Vec::new();
+    for n in 0..50 {
+        ids.push(net.push(0, message(key(2), "", payload(n * 3000, 8))));
+        net.nodes[0]
+            .bus
+            .session_up(net.now, key(2).address(), key(2));
+        net.drain(0);
+    }
+    for _ in 0..20_000 {
+        let id = ids[random.below(50) as usize];
+        let ranges: Vec<AckRange> = (0..random.below(4))
+            .map(|_| AckRange {
+                first: (random.below(200) as u32).into(),
+                end: (random.next() as u32 % 300).into(),
+            })
+            .collect();
+        let status = [
+            Status::Progress,
+            Status::Unknown,
+            Status::Full,
+            Status::Resume,
+        ];
+        let bytes = packet(
+            u64::from_be_bytes(id.0),
+            random.below(500),
+            Body::Ack {
+                status: status[random.below(4) as usize],
+                number: random.next() as u32 >> random.below(32),
+                ranges: &ranges,
+            },
+        );
+        net.inject(key(2), 0, &bytes);
+        if random.chance(5) {
+            net.run_for(Duration::from_millis(random.below(200)));
+        }
+    }
+    net.run_for(MINUTE * 6);
+    for id in ids {
+        assert_eq!(net.state(0, id), MessageState::Aborted);
+    }
+    let stats = net.nodes[0].bus.stats();
+    assert_eq!((stats.outgoing, stats.outgoing_bytes), (0, 0));
+}
+
+#[test]
+fn noise_is_counted_and_changes_nothing() {
+    let mut random = Random(9);
+    let mut net = Net::new(2, 9, CLEAN);
+    for _ in 0..50_000 {
+        let len = random.below(120) as usize;
+        let mut bytes = payload(len, random.next());
+        if let Some(kind) = bytes.first_mut() {
+            *kind %= 9;
+        }
+        net.inject(stranger(random.below(20)), 1, &bytes);
+    }
+    let stats = net.nodes[1].bus.stats();
+    assert_eq!(stats.packets_received, 50_000);
+    assert!(
+        stats.malformed > 20_000 && stats.incoming < 100,
+        "{stats:?}"
+    );
+    let id = net.push(0, message(key(2), "", "x"));
+    net.run_for(MINUTE);
+    assert_eq!(net.state(0, id), MessageState::Received);
+}
+
+#[test]
+fn item_05_one_peer_cannot_take_all_room_for_what_is_under_way() {
+    let mut net = Net::new(2, 10, CLEAN);
+    for n in 0..1000 {
+        let bytes = opening(n, 10_000, b"", &[0; 1200], &[0; 32]);
+        net.inject(stranger(0), 1, &bytes);
+    }
+    assert_eq!(net.nodes[1].bus.stats().incoming, 512);
+    let id = net.push(0, message(key(2), "", payload(1 << 20, 10)));
+    net.run_for(Duration::from_secs(1));
+    assert_eq!(net.state(0, id), MessageState::Received);
+}
+
+#[test]
+fn decisions_about_what_is_not_there_are_ignored() {
+    let mut net = Net::new(2, 11, CLEAN);
+    let key = DeliveryKey {
+        peer: key(1),
+        id: MessageId([1; 8]),
+        reply: false,
+    };
+    let bus = &mut net.nodes[1].bus;
+    let before = bus.stats();
+    bus.accepted(Nanos(5), key);
+    bus.refused(Nanos(5), key, Refuse::Full);
+    bus.refused(Nanos(5), key, Refuse::Rejected);
+    assert_eq!(bus.stats(), before);
+    assert_eq!(bus.poll_transmit(Nanos(5)), None);
+}

@@ -1,0 +1,121 @@
+//! Replies: who may send one, when, and what is told.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{CLEAN, Net, ROUGH, key, message, payload};
+use hyphae_bus::{AbortReason, MessageId, MessageState, PushError, Rejection};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn ask(net: &mut Net, within: Duration) -> MessageId {
+    let mut question = message(key(2), "q", "question");
+    question.reply_within = Some(within);
+    net.push(0, question)
+}
+
+fn answer(net: &mut Net, node: usize, id: MessageId, size: usize) {
+    let now = net.now;
+    let reply = message(key(1), "", payload(size, 1));
+    net.nodes[node].bus.reply(now, id, reply).unwrap();
+    net.drain(node);
+}
+
+fn reason(net: &Net, node: usize, id: MessageId) -> Option<AbortReason> {
+    net.nodes[node].bus.info(id).unwrap().reason
+}
+
+#[test]
+fn item_04_a_reply_has_the_id_of_its_message_and_arrives_once() {
+    for seed in 0..20 {
+        let mut net = Net::new(2, seed, ROUGH);
+        let id = ask(&mut net, MINUTE);
+        net.run_while(MINUTE, |net| net.nodes[1].inbox.is_empty());
+        answer(&mut net, 1, id, 100_000);
+        net.run_while(MINUTE, |net| net.nodes[0].inbox.is_empty());
+        net.run_for(MINUTE * 5);
+        let reply = &net.nodes[0].inbox[0];
+        assert_eq!(
+            (reply.id, reply.reply, reply.source_key),
+            (id, true, key(2))
+        );
+        assert_eq!(reply.payload, payload(100_000, 1));
+        assert_eq!(net.nodes[0].inbox.len(), 1);
+        net.check_once();
+        // It was in time, so nothing timed out.
+        assert!(net.nodes[0].timeouts.is_empty());
+        let again = net.nodes[1]
+            .bus
+            .reply(net.now, id, message(key(1), "", "again"));
+        assert_eq!(again, Err(PushError::Answered(id)));
+    }
+}
+
+#[test]
+fn item_04_question_and_answer_take_two_round_trips_of_packets_and_one_of_waiting() {
+    let mut net = Net::new(2, 1, CLEAN);
+    // The other way needs its session, too.
+    net.push(0, message(key(2), "", "x"));
+    net.push(1, message(key(1), "", "x"));
+    net.run_for(MINUTE);
+    let (start, packets) = (net.now, net.packets);
+    let id = ask(&mut net, MINUTE);
+    net.run_while(MINUTE, |net| net.nodes[1].inbox.len() < 2);
+    answer(&mut net, 1, id, 10);
+    net.run_while(MINUTE, |net| net.nodes[0].inbox.len() < 2);
+    assert_eq!(net.now.since(start), CLEAN.delay * 2);
+    net.run_for(Duration::from_millis(50));
+    assert_eq!(net.packets - packets, 4);
+}
+
+#[test]
+fn item_14_a_reply_that_nobody_waits_for_is_rejected_and_its_sender_learns_it() {
+    let mut net = Net::new(3, 2, CLEAN);
+    // Nobody asked at all.
+    let id = MessageId([7; 8]);
+    answer(&mut net, 1, id, 10);
+    net.run_for(MINUTE);
+    let unasked = Some(AbortReason::Rejected(Rejection::Unasked));
+    assert_eq!(reason(&net, 1, id), unasked);
+    // A message that wants no reply.
+    let id = net.push(0, message(key(2), "", "x"));
+    net.run_for(MINUTE);
+    answer(&mut net, 1, id, 10);
+    net.run_for(MINUTE);
+    assert_eq!(reason(&net, 1, id), unasked);
+    // Another node than the one that was asked.
+    let id = ask(&mut net, MINUTE);
+    net.run_for(Duration::from_secs(1));
+    answer(&mut net, 2, id, 10);
+    net.run_for(Duration::from_secs(1));
+    assert_eq!(reason(&net, 2, id), unasked);
+    answer(&mut net, 1, id, 10);
+    net.run_for(Duration::from_secs(1));
+    assert_eq!(net.state(1, id), MessageState::Received);
+    assert_eq!(net.nodes[0].inbox.len(), 1);
+    let rejected: u64 = net.nodes[0].bus.stats().rejected.values().sum();
+    assert_eq!(rejected, 3);
+}
+
+#[test]
+fn item_04_waits_end_at_their_deadline_and_are_forgotten_a_minute_later() {
+    let mut net = Net::new(2, 3, CLEAN);
+    let id = ask(&mut net, Duration::from_secs(5));
+    net.run_for(Duration::from_secs(6));
+    assert_eq!(net.nodes[0].timeouts, [id]);
+    answer(&mut net, 1, id, 10);
+    net.run_for(Duration::from_secs(1));
+    let late = Some(AbortReason::Rejected(Rejection::Late));
+    assert_eq!(net.nodes[1].bus.info(id).unwrap().reason, late);
+    // A refused answer may be given again; by then nobody knows of the question.
+    net.run_for(Duration::from_secs(60));
+    answer(&mut net, 1, id, 10);
+    net.run_for(Duration::from_secs(1));
+    let unasked = Some(AbortReason::Rejected(Rejection::Unasked));
+    assert_eq!(net.nodes[1].bus.info(id).unwrap().reason, unasked);
+    assert_eq!(net.nodes[0].inbox.len(), 0);
+    assert_eq!(net.next(), None);
+}

@@ -1,0 +1,348 @@
+//! Messages over a simulated network: whole, once, in time. Who may send and what an attacker can do
+//! is in `abuse.rs`, replies and receipts are in `replies.rs`.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{CLEAN, Link, Net, ROUGH, key, message, payload};
+use hyphae_bus::{AbortReason, Destination, MessageState, PushError};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[test]
+fn item_01_a_small_message_is_there_with_the_first_packet_after_one_round_trip() {
+    let mut net = Net::new(2, 1, CLEAN);
+    // The first one makes the session.
+    net.push(0, message(key(2), "", "hello"));
+    net.run_for(MINUTE);
+    let (before, start) = (net.packets, net.now);
+    let id = net.push(0, message(key(2), "topic", payload(1200, 1)));
+    let took = net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
+    assert_eq!((net.packets - before, took), (2, CLEAN.delay * 2));
+    assert_eq!(net.nodes[1].inbox[1].payload, payload(1200, 1));
+    // A hundred one after the other: a hundred round trips, no tick in between.
+    for n in 0..100 {
+        let id = net.push(0, message(key(2), "", payload(n, 2)));
+        net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
+    }
+    assert_eq!(net.now.since(start), CLEAN.delay * 2 * 101);
+    assert_eq!(net.nodes[0].bus.stats().retransmissions, 0);
+}
+
+#[test]
+fn item_01_every_size_class_arrives_whole() {
+    let mut net = Net::new(2, 2, CLEAN);
+    // More than two chunks, whatever the topic leaves for the first: every remainder is there.
+    let sizes: Vec<usize> = (0..4200).collect();
+    for size in &sizes {
+        net.push(0, message(key(2), "t", payload(*size, *size as u64)));
+    }
+    let count = sizes.len();
+    net.run_while(MINUTE, |net| net.nodes[0].finished.len() < count);
+    net.check_once();
+    let mut inbox = std::mem::take(&mut net.nodes[1].inbox);
+    inbox.sort_by_key(|inbound| inbound.payload.len());
+    for (inbound, size) in inbox.iter().zip(&sizes) {
+        assert_eq!(inbound.payload, payload(*size, *size as u64));
+        assert_eq!(inbound.topic.as_bytes(), b"t");
+    }
+    assert_eq!(inbox.len(), count);
+}
+
+#[test]
+fn item_01_loss_duplication_and_reordering_change_nothing() {
+    for seed in 0..40 {
+        let mut net = Net::new(3, seed, ROUGH);
+        let mut sent = 0;
+        for n in 0..30u64 {
+            let (from, to) = ((n % 3) as usize, ((n + 1) % 3) as u8 + 1);
+            let size = net.random.below(if n == 0 { 400_000 } else { 8_000 }) as usize;
+            net.push(from, message(key(to), "", payload(size, seed * 100 + n)));
+            sent += 1;
+        }
+        let done = |net: &Net| net.nodes.iter().map(|n| n.finished.len()).sum::<usize>();
+        net.run_while(MINUTE * 5, |net| done(net) < sent);
+        net.check_once();
+        let received: usize = net.nodes.iter().map(|node| node.inbox.len()).sum();
+        assert_eq!(received, sent, "seed {seed}");
+        for node in &net.nodes {
+            assert!(
+                node.finished.values().all(|s| *s == MessageState::Received),
+                "seed {seed}"
+            );
+            let stats = node.bus.stats();
+            assert_eq!((stats.outgoing, stats.outgoing_bytes), (0, 0));
+            for inbound in &node.inbox {
+                let same = (0..30)
+                    .any(|n| inbound.payload == payload(inbound.payload.len(), seed * 100 + n));
+                assert!(same, "seed {seed}: a payload is not one that was sent");
+            }
+        }
+        net.run_for(MINUTE * 10);
+        assert!(net.nodes.iter().all(|node| node.bus.stats().incoming == 0));
+    }
+}
+
+#[test]
+fn item_01_restarts_lose_nothing_that_was_acknowledged_and_double_nothing() {
+    for seed in 0..40 {
+        let mut net = Net::new(2, 1000 + seed, ROUGH);
+        let mut ids = Vec::new();
+        for n in 0..20 {
+            let size = net.random.below(60_000) as usize;
+            ids.push(net.push(0, message(key(2), "", payload(size, n))));
+        }
+        for _ in 0..6 {
+            let millis = net.random.below(120);
+            net.run_for(Duration::from_millis(millis));
+            net.restart(1);
+        }
+        net.run_while(MINUTE * 5, |net| net.nodes[0].finished.len() < ids.len());
+        net.check_once();
+        assert_eq!(net.nodes[1].inbox.len(), ids.len(), "seed {seed}");
+        // A restarted sender has forgotten; what it had been told stays true.
+        let id = net.push(0, message(key(2), "", payload(100_000, 99)));
+        net.run_for(Duration::from_millis(30));
+        net.restart(0);
+        net.run_for(MINUTE * 6);
+        assert_eq!(net.nodes[0].bus.info(id), None);
+        net.check_once();
+        assert_eq!(net.nodes[1].bus.stats().incoming, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn item_01_the_longest_message_fills_the_window() {
+    let mut net = Net::new(2, 3, CLEAN);
+    let whole = payload(64 << 20, 3);
+    let id = net.push(0, message(key(2), "", whole.clone()));
+    let took = net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
+    // One window of 1 MiB per round trip of 10 ms, after the slow start.
+    assert!(took < Duration::from_millis(1200), "{took:?}");
+    assert_eq!(net.nodes[1].inbox[0].payload, whole);
+    let stats = net.nodes[0].bus.stats();
+    assert_eq!((stats.retransmissions, stats.outgoing_bytes), (0, 0));
+}
+
+#[test]
+fn item_01_a_bottleneck_is_used_and_not_flooded() {
+    let link = Link {
+        rate: Some((12_500_000, 100_000)),
+        ..CLEAN
+    };
+    let mut net = Net::new(2, 4, link);
+    let id = net.push(0, message(key(2), "", payload(16 << 20, 4)));
+    let took = net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
+    let least = Duration::from_secs_f64(f64::from(16 << 20) * 1.11 / 12_500_000.0);
+    assert!(
+        took < least * 5 / 4,
+        "{took:?} where {least:?} is the least"
+    );
+    assert!(
+        net.dropped * 20 < net.packets,
+        "{} of {}",
+        net.dropped,
+        net.packets
+    );
+}
+
+#[test]
+fn item_01_many_messages_share_one_window_and_short_ones_pass() {
+    let link = Link {
+        rate: Some((12_500_000, 100_000)),
+        ..CLEAN
+    };
+    let mut net = Net::new(2, 5, link);
+    net.push(0, message(key(2), "", payload(32 << 20, 5)));
+    net.run_for(Duration::from_millis(500));
+    let id = net.push(0, message(key(2), "", "short"));
+    let took = net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
+    assert!(took < Duration::from_millis(100), "{took:?}");
+}
+
+#[test]
+fn item_02_an_unreachable_receiver_aborts_at_the_deadline_and_frees_the_memory() {
+    let mut net = Net::new(3, 6, CLEAN);
+    net.nodes[1].cut_off = true;
+    let id = net.push(0, message(key(2), "", payload(1 << 20, 6)));
+    let mut short = message(key(2), "", "x");
+    short.try_for = Some(Duration::from_secs(10));
+    let short = net.push(0, short);
+    assert_eq!(net.state(0, id), MessageState::Pending);
+    net.run_for(Duration::from_secs(11));
+    assert_eq!(net.state(0, short), MessageState::Aborted);
+    assert_eq!(net.state(0, id), MessageState::Pending);
+    // It wedges nobody else.
+    let other = net.push(0, message(key(3), "", "y"));
+    net.run_for(Duration::from_secs(1));
+    assert_eq!(net.state(0, other), MessageState::Received);
+    net.run_for(Duration::from_secs(288));
+    assert_eq!(net.state(0, id), MessageState::Aborted);
+    let info = net.nodes[0].bus.info(id).unwrap();
+    assert_eq!(info.reason, Some(AbortReason::Deadline));
+    assert_eq!(info.deadline.since(info.created), Duration::from_secs(300));
+    assert_eq!(net.nodes[0].bus.stats().outgoing_bytes, 0);
+}
+
+#[test]
+fn item_02_a_receiver_that_comes_back_gets_what_waited() {
+    let mut net = Net::new(2, 7, CLEAN);
+    let first = net.push(0, message(key(2), "", payload(3_000_000, 7)));
+    net.run_for(Duration::from_millis(40));
+    assert_eq!(net.state(0, first), MessageState::Sending);
+    net.nodes[1].cut_off = true;
+    net.nodes[0].bus.session_down(net.now, key(2).address());
+    net.drain(0);
+    net.run_for(MINUTE);
+    net.nodes[1].cut_off = false;
+    net.restart(1);
+    let took = net.run_while(MINUTE, |net| net.state(0, first) != MessageState::Received);
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    net.check_once();
+}
+
+#[test]
+fn item_02_a_first_loss_costs_the_retransmission_delay_and_no_more() {
+    let mut net = Net::new(2, 8, CLEAN);
+    let warm = net.push(0, message(key(2), "", "x"));
+    net.run_while(MINUTE, |net| net.state(0, warm) != MessageState::Received);
+    net.nodes[1].cut_off = true;
+    let id = net.push(0, message(key(2), "", "y"));
+    net.run_for(Duration::from_millis(1));
+    net.nodes[1].cut_off = false;
+    let took = net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
+    assert!(took < Duration::from_millis(100), "{took:?}");
+}
+
+#[test]
+fn item_03_states_are_told_and_unknown_ids_are_not() {
+    let mut net = Net::new(2, 9, CLEAN);
+    let id = net.push(0, message(key(2), "", payload(50_000, 9)));
+    assert_eq!(net.state(0, id), MessageState::Pending);
+    net.run_for(Duration::from_millis(12));
+    assert_eq!(net.state(0, id), MessageState::Sending);
+    net.run_for(MINUTE);
+    assert_eq!(net.state(0, id), MessageState::Received);
+    assert_eq!(net.pop(1).unwrap().id, id);
+    net.run_for(MINUTE);
+    assert_eq!(net.state(0, id), MessageState::Read);
+    assert_eq!(
+        net.nodes[0].bus.info("0123456789abcdef".parse().unwrap()),
+        None
+    );
+    let id = net.push(0, message(key(2), "", payload(5_000_000, 9)));
+    net.run_for(Duration::from_millis(20));
+    assert!(net.nodes[0].bus.cancel(net.now, id));
+    net.drain(0);
+    net.run_for(MINUTE);
+    assert_eq!(net.state(0, id), MessageState::Aborted);
+    assert_eq!(net.nodes[1].bus.stats().incoming, 0);
+}
+
+#[test]
+fn item_03_receipts_survive_a_rough_way() {
+    let mut net = Net::new(2, 10, ROUGH);
+    let ids: Vec<_> = (0..50)
+        .map(|n| net.push(0, message(key(2), "", payload(n, 10))))
+        .collect();
+    net.run_while(MINUTE, |net| net.nodes[1].inbox.len() < 50);
+    while net.pop(1).is_some() {}
+    net.run_for(MINUTE);
+    let read = ids
+        .iter()
+        .filter(|id| net.state(0, **id) == MessageState::Read);
+    assert_eq!(read.count(), 50);
+}
+
+#[test]
+fn item_05_a_full_inbox_pushes_back_and_goes_on_when_there_is_room() {
+    let mut net = Net::new(2, 11, CLEAN);
+    net.nodes[1].capacity = 3;
+    let ids: Vec<_> = (0..10)
+        .map(|n| net.push(0, message(key(2), "", payload(n * 900, 11))))
+        .collect();
+    net.run_for(Duration::from_secs(20));
+    let in_state = |net: &Net, state| ids.iter().filter(|id| net.state(0, **id) == state).count();
+    assert_eq!(in_state(&net, MessageState::Received), 3);
+    assert_eq!(in_state(&net, MessageState::Sending), 7);
+    assert!(net.nodes[1].bus.stats().pushed_back >= 7);
+    // Waiting is not busy waiting.
+    let before = net.packets;
+    net.run_for(Duration::from_secs(20));
+    assert!(
+        net.packets - before < 7 * 2 * 30,
+        "{}",
+        net.packets - before
+    );
+    for left in (0..7).rev() {
+        net.pop(1).unwrap();
+        let took = net.run_while(MINUTE, |net| in_state(net, MessageState::Sending) > left);
+        assert!(took < Duration::from_millis(5_100), "{took:?}");
+    }
+    net.check_once();
+}
+
+#[test]
+fn what_cannot_be_sent_is_refused() {
+    let mut net = Net::with(1, 12, CLEAN, |config| config.outgoing_max = 2);
+    let now = net.now;
+    let bus = &mut net.nodes[0].bus;
+    let long = message(key(2), "", vec![0; (64 << 20) + 1]);
+    assert_eq!(bus.push(now, long), Err(PushError::TooLong((64 << 20) + 1)));
+    let mut foreign = message(key(2), "", "x");
+    foreign.destination =
+        Destination::Address("2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().into());
+    assert!(matches!(
+        bus.push(now, foreign),
+        Err(PushError::NotOverlay(_))
+    ));
+    for _ in 0..2 {
+        bus.push(now, message(key(2), "", "x")).unwrap();
+    }
+    let full = PushError::QueueFull {
+        messages: 2,
+        bytes: 2,
+    };
+    assert_eq!(bus.push(now, message(key(2), "", "x")), Err(full));
+}
+
+#[test]
+fn a_message_to_an_address_or_to_this_node_itself_arrives() {
+    let mut net = Net::new(2, 13, CLEAN);
+    let mut by_address = message(key(2), "", "a");
+    by_address.destination = Destination::Address(key(2).address());
+    let by_address = net.push(0, by_address);
+    let own = net.push(0, message(key(1), "", "b"));
+    net.run_for(MINUTE);
+    assert_eq!(net.state(0, by_address), MessageState::Received);
+    assert_eq!(net.state(0, own), MessageState::Received);
+    assert_eq!(net.nodes[1].inbox[0].payload, "a");
+    assert_eq!(net.nodes[0].inbox[0].payload, "b");
+    net.pop(0).unwrap();
+    assert_eq!(net.state(0, own), MessageState::Read);
+    // A node in whose way another one sits gets nothing.
+    let id = net.push(0, message(key(9), "", "c"));
+    net.nodes[0]
+        .bus
+        .session_up(net.now, key(9).address(), key(8));
+    net.drain(0);
+    assert_eq!(
+        net.nodes[0].bus.info(id).unwrap().reason,
+        Some(AbortReason::OtherKey)
+    );
+}
+
+#[test]
+fn an_idle_engine_does_nothing() {
+    let mut net = Net::new(2, 14, CLEAN);
+    for n in 0..10_000 {
+        net.push(0, message(key(2), "", payload(n % 50, 14)));
+    }
+    net.run_while(MINUTE, |net| net.nodes[0].finished.len() < 10_000);
+    net.check_once();
+    net.run_for(MINUTE);
+    assert_eq!(net.next(), None, "no timer is left");
+}
