@@ -1,6 +1,10 @@
 //! What strangers and attackers can do: be refused, and cost bounded memory.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test; its numbers are small"
+)]
 
 mod common;
 

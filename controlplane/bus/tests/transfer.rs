@@ -1,7 +1,11 @@
 //! Messages over a simulated network: whole, once, in time. Who may send and what an attacker can do
 //! is in `abuse.rs`, replies and receipts are in `replies.rs`.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test; its numbers are small"
+)]
 
 mod common;
 

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod babel;
+mod bus;
 mod engine;
 mod host;
 mod records;
@@ -16,6 +17,7 @@ mod text;
 mod wire;
 
 pub use babel::babel;
+pub use bus::{bus, message};
 pub use engine::engine;
 pub use host::{coalesce, inspect, split};
 pub use records::records;
@@ -53,6 +55,14 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "babel",
         run: babel,
+    },
+    Target {
+        name: "message",
+        run: message,
+    },
+    Target {
+        name: "bus",
+        run: bus,
     },
     Target {
         name: "text",

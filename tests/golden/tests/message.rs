@@ -1,0 +1,66 @@
+//! Packets of the message bus, byte by byte, and those that must be refused.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use hyphae_test_golden::load;
+use hyphae_wire::message::{AckRange, Body, Cut, Packet, Status, parse};
+use zerocopy::FromBytes;
+
+#[test]
+fn packets_of_the_message_bus() {
+    let (mut read, mut refused) = (0, 0);
+    for case in load("message") {
+        let at = case.at();
+        if case.has("refused") {
+            assert_eq!(parse(&case.bytes("refused")), None, "{at}");
+            refused += 1;
+            continue;
+        }
+        let bytes = |field| {
+            if case.has(field) {
+                case.bytes(field)
+            } else {
+                Vec::new()
+            }
+        };
+        let (topic, data, ranges) = (bytes("topic"), bytes("data"), bytes("ranges"));
+        let digest: [u8; 32] = std::array::from_fn(|n| u8::try_from(n).unwrap());
+        let kind: u8 = case.number("kind");
+        let body = match kind {
+            1 => Body::Open {
+                cut: Cut {
+                    len: case.number("length"),
+                    first: data.len(),
+                    chunk: case.number("chunk"),
+                },
+                digest: &digest,
+                topic: &topic,
+                data: &data,
+            },
+            2 => Body::Data {
+                number: case.number("number"),
+                data: &data,
+            },
+            3 => Body::Ack {
+                status: Status::from_code(case.number("status")).unwrap(),
+                number: case.number("number"),
+                ranges: <[AckRange]>::ref_from_bytes(&ranges).unwrap(),
+            },
+            4 => Body::Query,
+            5 => Body::Read,
+            6 => Body::ReadAck,
+            7 => Body::Abort,
+            _ => panic!("{at}: kind {kind}"),
+        };
+        let packet = Packet {
+            id: [0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7],
+            reply: case.number::<u8>("reply") == 1,
+            sequence: case.number("sequence"),
+            body,
+        };
+        assert_eq!(packet.encode(), case.bytes("packet"), "{at}");
+        assert_eq!(parse(&case.bytes("packet")), Some(packet), "{at}");
+        read += 1;
+    }
+    assert_eq!((read, refused), (12, 15));
+}
