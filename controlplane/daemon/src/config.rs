@@ -12,6 +12,7 @@ use hyphae_wire::{Suite, SuiteSet};
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::{PeerUrl, RouteSpec};
+use crate::inbox::Limits;
 
 /// Underlay address by default: IPv6 and IPv4, port of the protocol.
 pub const LISTEN_DEFAULT: &str = "[::]:9670";
@@ -67,6 +68,8 @@ pub struct StreamConfig {
 /// Room for messages that wait to be read; their senders wait when there is none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InboxConfig {
+    /// On disk, so that what was acknowledged survives the process.
+    pub durable: bool,
     /// Messages.
     pub messages_max: usize,
     /// Bytes.
@@ -142,6 +145,7 @@ struct RawTun {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawInbox {
+    durable: Option<bool>,
     messages_max: Option<usize>,
     bytes_max: Option<usize>,
 }
@@ -266,16 +270,18 @@ impl Config {
 }
 
 impl InboxConfig {
-    /// The same as the bus counts it.
-    pub fn limits(&self) -> hyphae_bus::Room {
-        hyphae_bus::Room {
-            messages: self.messages_max,
-            bytes: self.bytes_max,
+    /// The same as the inbox counts it.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            messages_max: self.messages_max,
+            bytes_max: self.bytes_max as u64,
+            ..Limits::default()
         }
     }
 
     fn check(raw: &RawInbox) -> Result<Self, ConfigError> {
         let config = Self {
+            durable: raw.durable.unwrap_or(true),
             messages_max: raw.messages_max.unwrap_or(65_536),
             bytes_max: raw.bytes_max.unwrap_or(256 << 20),
         };

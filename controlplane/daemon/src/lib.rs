@@ -11,7 +11,7 @@ mod bus;
 pub mod config;
 pub mod endpoint;
 mod host;
-mod inbox;
+pub mod inbox;
 mod metrics;
 mod node;
 mod overlay_log;

@@ -152,6 +152,16 @@ const BUS_FAMILIES: &[(&str, Kind, &str)] = &[
         Kind::Counter,
         "Messages that the inbox could not store; their senders try again",
     ),
+    (
+        "hyphae_inbox_commits_total",
+        Kind::Counter,
+        "Transactions of the inbox; many messages share one",
+    ),
+    (
+        "hyphae_proxy_requests_total",
+        Kind::Counter,
+        "Requests of socket proxies by side and outcome",
+    ),
 ];
 
 /// Name of the family of a worker's counter.
@@ -276,13 +286,23 @@ fn record_bus(bus: &BusScrape) {
             stats.retransmissions,
         ),
         ("hyphae_inbox_failures_total", bus.inbox_failures),
+        ("hyphae_inbox_commits_total", bus.inbox_commits),
     ] {
         counter!(name).absolute(total);
+    }
+    for ((side, outcome), total) in &bus.proxies {
+        let side = side.name();
+        counter!("hyphae_proxy_requests_total", "side" => side, "outcome" => *outcome)
+            .absolute(*total);
     }
     for (name, held) in [
         ("hyphae_messages_outgoing", stats.outgoing),
         ("hyphae_messages_outgoing_bytes", stats.outgoing_bytes),
         ("hyphae_messages_incoming", stats.incoming),
+    ] {
+        gauge!(name).set(held as f64);
+    }
+    for (name, held) in [
         ("hyphae_inbox_messages", bus.inbox_messages),
         ("hyphae_inbox_bytes", bus.inbox_bytes),
         ("hyphae_inbox_waiting", bus.waiting),

@@ -6,6 +6,57 @@
 //!        ◀──── answer ────           ◀── reply, same id ────           ◀──── answer ────
 //! ```
 //!
-//! [`framing`] says where requests and answers end and is pure.
+//! [`framing`] says where requests and answers end and is pure; [`outbound`] and [`forward`] are its two
+//! ends. Both know the bus as a [`Courier`] only.
 
+mod bind;
+mod budget;
+pub mod forward;
 pub mod framing;
+pub mod outbound;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyphae_bus::topics::TopicConfig;
+use hyphae_bus::{DeliveryKey, MessageId, Outgoing, Refuse, Topic};
+
+pub use bind::BindError;
+pub use framing::Failure;
+pub use stats::{Side, Stats};
+
+/// How long a program at an outbound socket waits for its answer.
+pub const REPLY_WAIT: Duration = Duration::from_secs(300);
+
+/// What proxies ask of the bus.
+pub trait Courier: Clone + Send + Sync + 'static {
+    /// Sends a message and waits for its reply.
+    fn request(
+        &self,
+        message: Outgoing,
+        within: Duration,
+    ) -> impl Future<Output = Result<Bytes, Failure>> + Send;
+
+    /// Sends a message that nobody answers.
+    fn tell(&self, message: Outgoing) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Answers a message; false when the answer cannot be sent.
+    fn reply(&self, id: MessageId, message: Outgoing) -> impl Future<Output = bool> + Send;
+
+    /// Tells the sender of a delivered message what became of it.
+    fn settle(
+        &self,
+        key: DeliveryKey,
+        verdict: Result<(), Refuse>,
+    ) -> impl Future<Output = ()> + Send;
+
+    /// Tells the sender that its message was read.
+    fn read(&self, key: DeliveryKey) -> impl Future<Output = ()> + Send;
+}
+
+/// The settings of a topic, as they are at the moment.
+pub type Settings = Arc<dyn Fn(&Topic) -> Option<TopicConfig> + Send + Sync>;

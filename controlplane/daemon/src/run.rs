@@ -10,10 +10,15 @@ use tokio::sync::mpsc;
 use crate::attach::Attachment;
 use crate::bus::Service as BusService;
 use crate::config::Config;
-use crate::inbox::MemoryInbox;
+use crate::inbox::{Found, Inbox, InboxError};
 use crate::node::{Command, Node};
+use crate::proxy::forward::Forward;
+use crate::proxy::outbound::Outbound;
 use crate::state::{self, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile, StateError, TOPICS_FILE};
 use crate::{metrics, pump, rpc};
+
+/// Messages on their way to the forward proxy.
+const FORWARDED_MAX: usize = 1024;
 
 /// What a control plane is started with.
 #[derive(Clone, Debug)]
@@ -32,6 +37,9 @@ pub enum RunError {
     /// State directory.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The inbox.
+    #[error(transparent)]
+    Inbox(#[from] InboxError),
     /// Listening sockets.
     #[error(transparent)]
     Listen(#[from] rpc::ListenError),
@@ -78,6 +86,12 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let peers: PeersFile = state::read_toml(&options.state_directory.join(PEERS_FILE))?;
     let routes: RoutesFile = state::read_toml(&options.state_directory.join(ROUTES_FILE))?;
     let topics: Topics = state::read_toml(&options.state_directory.join(TOPICS_FILE))?;
+    let limits = options.config.inbox.limits();
+    let (inbox, found) = if options.config.inbox.durable {
+        Inbox::open(&options.state_directory, limits)?
+    } else {
+        (Inbox::in_memory(limits)?, Found::default())
+    };
     let unix = rpc::listen_unix(&options.socket_directory)?;
     let config = options.config;
     let (metrics_at, rpc_at) = (config.metrics, config.rpc);
@@ -105,14 +119,16 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let overlay = Overlay::new(overlay_config, seed);
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(RunError::Random)?;
+    let bus_topics = topics.topics.clone();
     let bus = BusService::new(
         now,
         identity.public_key(),
         seed,
         topics,
-        Box::new(MemoryInbox::new(config.inbox.limits())),
+        (inbox.clone(), found),
         commands.clone(),
     );
+    let (handle, stats) = (bus.handle(), bus.proxies());
     let mut node = Node::new(
         config,
         identity,
@@ -150,6 +166,19 @@ async fn serve(options: Options) -> Result<(), RunError> {
         let listener = rpc::listen_tcp(address, "--metrics").await?;
         serve_tcp(listener, metrics::router(commands.clone()), "metrics");
     }
+    let (forwarded, messages) = mpsc::channel(FORWARDED_MAX);
+    let forward = Forward::new(handle.clone(), handle.settings(), inbox, stats.clone());
+    tokio::spawn(forward.run(messages));
+    // The engine task takes it with its first commands.
+    let _ = handle.on_forward(forwarded).await;
+    let outbound = Outbound::new(handle.clone(), handle.settings(), stats);
+    for (topic, config) in bus_topics {
+        if let Some(socket) = config.outbound_socket
+            && let Err(error) = outbound.bind(&topic, &socket.path)
+        {
+            tracing::error!(%topic, %error, "outbound socket is not served");
+        }
+    }
     let stopper = commands.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -161,6 +190,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
     });
     let path = node.socket_directory.join(rpc::SOCKET_NAME);
     pump::run(node, attachment, receiver).await;
+    drop(outbound);
     // Ours: `listen_unix` made it. If it is gone already, so much the better.
     let _ = std::fs::remove_file(path);
     Ok(())

@@ -2,15 +2,23 @@
 
 #![allow(dead_code, reason = "the surface that RPC and proxies are built on")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
     AbortReason, DeliveryKey, Inbound, MessageId, MessageInfo, Outgoing, PushError, Refuse, Topic,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::inbox::{Inbox, InboxError};
 use crate::node::Command;
+use crate::proxy::framing::FrameError;
+use crate::proxy::{Courier, Failure, Settings};
+
+/// Calls that wait for messages.
+const POPPERS_MAX: u64 = 4096;
 
 /// Payloads from this size on are digested on a thread of their own.
 const DIGEST_APART: usize = 256 * 1024;
@@ -29,35 +37,19 @@ pub(crate) enum BusCommand {
         taken: oneshot::Sender<Result<(), PushError>>,
     },
     Cancel(MessageId),
-    Pop {
-        topic: Option<Topic>,
-        peek: bool,
-        /// Stay until there is a message, or the receiver is dropped.
-        wait: bool,
-        answer: oneshot::Sender<Popped>,
-    },
-    /// A message that was taken did not reach whoever asked.
-    Restore(Inbound),
     Read(DeliveryKey),
     Info(MessageId, oneshot::Sender<Option<MessageInfo>>),
     Topics(oneshot::Sender<Topics>),
     SetTopics(Topics, oneshot::Sender<()>),
-    /// The inbox has made a message durable, or could not.
-    Committed(DeliveryKey, bool),
+    /// The inbox keeps a message, or does not.
+    Stored {
+        key: DeliveryKey,
+        bytes: usize,
+        kept: super::Kept,
+    },
     Settle(DeliveryKey, Result<(), Refuse>),
-    /// Put a message, which was delivered elsewhere and not settled, into the inbox.
-    Store(Inbound),
     OnAdmin(mpsc::Sender<Inbound>),
     OnForward(mpsc::Sender<Inbound>),
-}
-
-/// A message that was taken from the inbox, or why there is none.
-pub(crate) enum Popped {
-    Message(crate::inbox::Taken),
-    /// There is none, and the caller does not wait.
-    Empty,
-    /// Too many wait already.
-    Busy,
 }
 
 /// What came of waiting for a reply.
@@ -80,9 +72,9 @@ pub(crate) enum BusError {
     /// Too many calls wait for messages.
     #[error("too many calls wait for messages already; try again when some have ended")]
     Busy,
-    /// The inbox could not make a removal durable; the message is still there.
-    #[error("the inbox could not be written; the message stays in it")]
-    Inbox,
+    /// The inbox cannot be read or written; the message is still there.
+    #[error(transparent)]
+    Inbox(#[from] InboxError),
     /// The node is ending.
     #[error("the node is shutting down")]
     Stopping,
@@ -92,11 +84,27 @@ pub(crate) enum BusError {
 #[derive(Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
+    inbox: Inbox,
+    topics: watch::Receiver<Arc<Topics>>,
 }
 
 impl Handle {
-    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands }
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        inbox: Inbox,
+        topics: watch::Receiver<Arc<Topics>>,
+    ) -> Self {
+        Self {
+            commands,
+            inbox,
+            topics,
+        }
+    }
+
+    /// The settings of topics, as they are whenever somebody looks.
+    pub(crate) fn settings(&self) -> Settings {
+        let topics = self.topics.clone();
+        Arc::new(move |topic| topics.borrow().topics.get(topic).cloned())
     }
 
     /// Sends a message.
@@ -155,17 +163,14 @@ impl Handle {
         topic: Option<Topic>,
         timeout: Option<Duration>,
     ) -> Result<Option<Inbound>, BusError> {
-        let taken = self.wait_for(topic, timeout, false).await?;
-        let Some(taken) = taken else {
+        let Some(taken) = self
+            .wait(timeout, || self.inbox.take(topic.clone()))
+            .await?
+        else {
             return Ok(None);
         };
-        let (inbound, durable) = taken.disarm();
-        if let Some(durable) = durable
-            && !durable.await
-        {
-            return Err(BusError::Inbox);
-        }
-        self.send(BusCommand::Read(inbound.key())).await?;
+        let inbound = taken.confirm().await?;
+        self.read(inbound.key()).await?;
         Ok(Some(inbound))
     }
 
@@ -175,47 +180,40 @@ impl Handle {
         topic: Option<Topic>,
         timeout: Option<Duration>,
     ) -> Result<Option<Inbound>, BusError> {
-        let taken = self.wait_for(topic, timeout, true).await?;
-        Ok(taken.map(|taken| taken.disarm().0))
+        self.wait(timeout, || self.inbox.peek(topic.clone())).await
     }
 
-    async fn wait_for(
+    /// Asks the inbox until it has something, or the time is over.
+    async fn wait<T, F: Future<Output = Result<Option<T>, InboxError>>>(
         &self,
-        topic: Option<Topic>,
         timeout: Option<Duration>,
-        peek: bool,
-    ) -> Result<Option<Guard>, BusError> {
-        let (answer, receiver) = oneshot::channel();
-        let mut waiter = Waiter {
-            receiver,
-            commands: self.commands.clone(),
-            peek,
+        ask: impl Fn() -> F,
+    ) -> Result<Option<T>, BusError> {
+        let Some(timeout) = timeout else {
+            return Ok(ask().await?);
         };
-        self.send(BusCommand::Pop {
-            topic,
-            peek,
-            wait: timeout.is_some(),
-            answer,
-        })
-        .await?;
-        let popped = match timeout {
-            None => (&mut waiter.receiver).await.ok(),
-            Some(timeout) => match tokio::time::timeout(timeout, &mut waiter.receiver).await {
-                Ok(popped) => popped.ok(),
-                // It may have come in the same moment.
-                Err(_) => Some(waiter.close().unwrap_or(Popped::Empty)),
-            },
+        let _waiting = self.inbox.wait(POPPERS_MAX).ok_or(BusError::Busy)?;
+        let mut changed = self.inbox.changed();
+        let found = async {
+            loop {
+                changed.mark_unchanged();
+                if let Some(found) = ask().await? {
+                    return Ok(Some(found));
+                }
+                if changed.changed().await.is_err() {
+                    return Err(BusError::Stopping);
+                }
+            }
         };
-        match popped {
-            None => Err(BusError::Stopping),
-            Some(Popped::Busy) => Err(BusError::Busy),
-            Some(Popped::Empty) => Ok(None),
-            Some(Popped::Message(taken)) => Ok(Some(Guard {
-                taken: Some(taken),
-                commands: self.commands.clone(),
-                peek,
-            })),
-        }
+        // A message that comes in the same moment is let go again.
+        tokio::time::timeout(timeout, found)
+            .await
+            .unwrap_or(Ok(None))
+    }
+
+    /// Tells the sender of a message that it was read.
+    pub(crate) async fn read(&self, key: DeliveryKey) -> Result<(), BusError> {
+        self.send(BusCommand::Read(key)).await
     }
 
     /// Where an outgoing message is.
@@ -246,8 +244,7 @@ impl Handle {
     }
 
     /// From now on, messages on topics with a forward socket go to this channel instead of the
-    /// inbox. Whoever takes one must [`Self::settle`] or [`Self::store`] it; its sender waits for
-    /// that.
+    /// inbox. Whoever takes one must [`Self::settle`] it; its sender waits for that.
     pub(crate) async fn on_forward(&self, topics: mpsc::Sender<Inbound>) -> Result<(), BusError> {
         self.send(BusCommand::OnForward(topics)).await
     }
@@ -259,12 +256,6 @@ impl Handle {
         verdict: Result<(), Refuse>,
     ) -> Result<(), BusError> {
         self.send(BusCommand::Settle(key, verdict)).await
-    }
-
-    /// Puts a message that went to the channel of [`Self::on_forward`] into the inbox after all,
-    /// which decides about it.
-    pub(crate) async fn store(&self, inbound: Inbound) -> Result<(), BusError> {
-        self.send(BusCommand::Store(inbound)).await
     }
 
     async fn send(&self, command: BusCommand) -> Result<(), BusError> {
@@ -284,62 +275,48 @@ async fn digest(mut message: Outgoing) -> Outgoing {
     message
 }
 
-/// A wait for a message. A message that comes when nobody is there any more goes back.
-struct Waiter {
-    receiver: oneshot::Receiver<Popped>,
-    commands: mpsc::Sender<Command>,
-    peek: bool,
-}
-
-impl Waiter {
-    fn close(&mut self) -> Option<Popped> {
-        self.receiver.close();
-        self.receiver.try_recv().ok()
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if let Some(Popped::Message(taken)) = self.close()
-            && !self.peek
-        {
-            restore(&self.commands, taken.inbound);
+impl Courier for Handle {
+    async fn request(&self, message: Outgoing, within: Duration) -> Result<Bytes, Failure> {
+        match Self::request(self, message, within).await {
+            Ok((_, ReplyOutcome::Reply(reply))) => Ok(reply.payload),
+            Ok((_, ReplyOutcome::TimedOut)) => Err(Failure::Timeout),
+            Ok((_, ReplyOutcome::Aborted(AbortReason::Rejected(_)))) => Err(Failure::Rejected),
+            Ok((
+                _,
+                ReplyOutcome::Aborted(
+                    AbortReason::Deadline | AbortReason::Cancelled | AbortReason::OtherKey,
+                ),
+            )) => Err(Failure::Unreachable),
+            Err(error) => Err(failure(&error)),
         }
     }
-}
 
-/// A message that goes back unless it is disarmed.
-struct Guard {
-    taken: Option<crate::inbox::Taken>,
-    commands: mpsc::Sender<Command>,
-    peek: bool,
-}
+    async fn tell(&self, message: Outgoing) -> Result<(), Failure> {
+        let pushed = self.push(message).await;
+        pushed.map(|_| ()).map_err(|error| failure(&error))
+    }
 
-impl Guard {
-    fn disarm(mut self) -> (Inbound, Option<crate::inbox::Durable>) {
-        match self.taken.take() {
-            Some(taken) => (taken.inbound, taken.durable),
-            None => unreachable!("a guard is disarmed once"),
-        }
+    async fn reply(&self, id: MessageId, message: Outgoing) -> bool {
+        Self::reply(self, id, message).await.is_ok()
+    }
+
+    async fn settle(&self, key: DeliveryKey, verdict: Result<(), Refuse>) {
+        // If the node ends, the sender sends again to its next life.
+        let _ = Self::settle(self, key, verdict).await;
+    }
+
+    async fn read(&self, key: DeliveryKey) {
+        // As above.
+        let _ = Self::read(self, key).await;
     }
 }
 
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(taken) = self.taken.take()
-            && !self.peek
-        {
-            restore(&self.commands, taken.inbound);
-        }
+fn failure(error: &BusError) -> Failure {
+    match error {
+        BusError::Push(PushError::TooLong(_)) => Failure::Frame(FrameError::TooLarge),
+        BusError::Push(PushError::QueueFull { .. }) | BusError::Busy => Failure::Busy,
+        BusError::Push(PushError::NotOverlay(_) | PushError::Answered(_))
+        | BusError::Inbox(_)
+        | BusError::Stopping => Failure::Unreachable,
     }
-}
-
-fn restore(commands: &mpsc::Sender<Command>, inbound: Inbound) {
-    let commands = commands.clone();
-    tokio::spawn(async move {
-        // If the node ends, the inbox ends with it.
-        let _ = commands
-            .send(Command::Bus(BusCommand::Restore(inbound)))
-            .await;
-    });
 }

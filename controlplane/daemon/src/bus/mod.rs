@@ -6,57 +6,63 @@
 
 mod handle;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
-    Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Refuse, Stats, Topic,
+    Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Refuse, Room, Stats,
     Transmit,
 };
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 #[allow(
     unused_imports,
     reason = "the surface that RPC and proxies are built on"
 )]
-pub(crate) use handle::{BusCommand, BusError, Handle, Popped, ReplyOutcome};
+pub(crate) use handle::{BusCommand, BusError, Handle, ReplyOutcome};
 
-use crate::inbox::{Inbox, Put, Taken};
+use crate::inbox::{Found, Inbox, PutError};
 use crate::node::Command;
-
-/// Calls that wait for messages.
-const POPPERS_MAX: usize = 4096;
-
-/// A call that waits for a message.
-struct Popper {
-    topic: Option<Topic>,
-    peek: bool,
-    answer: oneshot::Sender<Popped>,
-}
+use crate::proxy::Side;
 
 /// What metrics show of the bus.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BusScrape {
     pub(crate) stats: Stats,
-    pub(crate) inbox_messages: usize,
-    pub(crate) inbox_bytes: usize,
-    pub(crate) waiting: usize,
+    pub(crate) inbox_messages: u64,
+    pub(crate) inbox_bytes: u64,
+    pub(crate) waiting: u64,
     pub(crate) unknown_sources: u64,
     pub(crate) inbox_failures: u64,
+    pub(crate) inbox_commits: u64,
+    pub(crate) proxies: BTreeMap<(Side, &'static str), u64>,
+}
+
+/// What the inbox says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kept {
+    Yes,
+    Full,
+    Failed,
 }
 
 /// The bus of a node.
 pub(crate) struct Service {
     bus: Bus,
-    inbox: Box<dyn Inbox>,
+    inbox: Inbox,
+    /// On their way into the inbox.
+    storing: Room,
     commands: mpsc::Sender<Command>,
     replies: BTreeMap<MessageId, oneshot::Sender<ReplyOutcome>>,
-    poppers: VecDeque<Popper>,
     admin: Option<mpsc::Sender<Inbound>>,
     forward: Option<mpsc::Sender<Inbound>>,
     unknown_sources: u64,
     inbox_failures: u64,
+    /// The topics in force, for those who cannot ask the engine task.
+    topics: watch::Sender<Arc<Topics>>,
+    proxies: crate::proxy::Stats,
 }
 
 impl Service {
@@ -65,23 +71,57 @@ impl Service {
         key: PublicKey,
         seed: [u8; 32],
         topics: Topics,
-        mut inbox: Box<dyn Inbox>,
+        (inbox, found): (Inbox, Found),
         commands: mpsc::Sender<Command>,
     ) -> Self {
+        let (shared, _) = watch::channel(Arc::new(topics.clone()));
         let mut bus = Bus::new(Config::new(key), topics, seed);
-        bus.seed_completed(now, inbox.completed());
-        bus.set_room(inbox.room());
-        Self {
+        bus.seed_completed(now, found.completed);
+        let mut service = Self {
             bus,
             inbox,
+            storing: Room {
+                messages: 0,
+                bytes: 0,
+            },
             commands,
             replies: BTreeMap::new(),
-            poppers: VecDeque::new(),
             admin: None,
             forward: None,
             unknown_sources: 0,
             inbox_failures: 0,
-        }
+            topics: shared,
+            proxies: crate::proxy::Stats::default(),
+        };
+        service.tell_room();
+        service
+    }
+
+    /// A way to this bus.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle::new(
+            self.commands.clone(),
+            self.inbox.clone(),
+            self.topics.subscribe(),
+        )
+    }
+
+    /// Where socket proxies count.
+    pub(crate) fn proxies(&self) -> crate::proxy::Stats {
+        self.proxies.clone()
+    }
+
+    /// Tells the engine how much more may come.
+    fn tell_room(&mut self) {
+        let (limits, (messages, bytes)) = (self.inbox.limits(), self.inbox.depth());
+        let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let left = |max: usize, held: u64, coming: usize| {
+            max.saturating_sub(count(held)).saturating_sub(coming)
+        };
+        self.bus.set_room(Room {
+            messages: left(limits.messages_max, messages, self.storing.messages),
+            bytes: left(count(limits.bytes_max), bytes, self.storing.bytes),
+        });
     }
 
     /// A packet of a node. The key is missing when its session has just ended.
@@ -187,78 +227,43 @@ impl Service {
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     self.bus.refused(now, key, Refuse::Full);
                 }
-                Err(mpsc::error::TrySendError::Closed(inbound)) => self.store(now, inbound),
+                Err(mpsc::error::TrySendError::Closed(inbound)) => self.store(inbound),
             },
-            None => self.store(now, inbound),
+            None => self.store(inbound),
         }
     }
 
     /// Into the inbox, which decides.
-    fn store(&mut self, now: Nanos, inbound: Inbound) {
-        let key = inbound.key();
-        match self.inbox.put(inbound) {
-            Put::Kept => {
-                self.bus.accepted(now, key);
-                self.serve_poppers();
-            }
-            Put::Full => self.bus.refused(now, key, Refuse::Full),
-            Put::Later(durable) => {
-                let commands = self.commands.clone();
-                tokio::spawn(async move {
-                    let kept = durable.await;
-                    let command = Command::Bus(BusCommand::Committed(key, kept));
-                    // The engine task may be ending.
-                    let _ = commands.send(command).await;
-                });
-            }
-        }
-        self.bus.set_room(self.inbox.room());
-    }
-
-    fn committed(&mut self, now: Nanos, key: DeliveryKey, kept: bool) {
-        self.inbox.committed(&key, kept);
-        if kept {
-            self.bus.accepted(now, key);
-            self.serve_poppers();
-        } else {
-            self.inbox_failures += 1;
-            self.bus.refused(now, key, Refuse::Full);
-        }
-        self.bus.set_room(self.inbox.room());
-    }
-
-    /// Hands messages to those who wait for them, in the order in which they came.
-    fn serve_poppers(&mut self) {
-        let mut index = 0;
-        while index < self.poppers.len() && self.inbox.len() > 0 {
-            let popper = &self.poppers[index];
-            if popper.answer.is_closed() {
-                self.poppers.remove(index);
-                continue;
-            }
-            let (topic, peek) = (popper.topic.clone(), popper.peek);
-            let Some(taken) = self.take(topic.as_ref(), peek) else {
-                index += 1;
-                continue;
+    fn store(&mut self, inbound: Inbound) {
+        let (key, bytes) = (inbound.key(), inbound.payload.len());
+        self.storing.messages += 1;
+        self.storing.bytes += bytes;
+        self.tell_room();
+        let (commands, inbox) = (self.commands.clone(), self.inbox.clone());
+        tokio::spawn(async move {
+            let kept = match inbox.put(inbound, false).await {
+                Ok(_) => Kept::Yes,
+                Err(PutError::Full) => Kept::Full,
+                Err(PutError::Failed(_)) => Kept::Failed,
             };
-            if let Some(popper) = self.poppers.remove(index)
-                && let Err(Popped::Message(taken)) = popper.answer.send(Popped::Message(taken))
-                && !peek
-            {
-                self.inbox.restore(taken.inbound);
-            }
-        }
-        self.bus.set_room(self.inbox.room());
+            let command = Command::Bus(BusCommand::Stored { key, bytes, kept });
+            // The engine task may be ending.
+            let _ = commands.send(command).await;
+        });
     }
 
-    fn take(&mut self, topic: Option<&Topic>, peek: bool) -> Option<Taken> {
-        if peek {
-            let inbound = self.inbox.peek(topic)?;
-            let durable = None;
-            Some(Taken { inbound, durable })
-        } else {
-            self.inbox.take(topic)
+    fn stored(&mut self, now: Nanos, key: DeliveryKey, bytes: usize, kept: Kept) {
+        self.storing.messages -= 1;
+        self.storing.bytes -= bytes;
+        match kept {
+            Kept::Yes => self.bus.accepted(now, key),
+            Kept::Full => self.bus.refused(now, key, Refuse::Full),
+            Kept::Failed => {
+                self.inbox_failures += 1;
+                self.bus.refused(now, key, Refuse::Full);
+            }
         }
+        self.tell_room();
     }
 
     /// Does what a command asks.
@@ -283,17 +288,10 @@ impl Service {
                 self.bus.cancel(now, id);
                 self.replies.remove(&id);
             }
-            BusCommand::Pop {
-                topic,
-                peek,
-                wait,
-                answer,
-            } => self.pop(topic, peek, wait, answer),
-            BusCommand::Restore(inbound) => {
-                self.inbox.restore(inbound);
-                self.serve_poppers();
+            BusCommand::Read(key) => {
+                self.bus.mark_read(now, key);
+                self.tell_room();
             }
-            BusCommand::Read(key) => self.bus.mark_read(now, key),
             BusCommand::Info(id, answer) => {
                 let _ = answer.send(self.bus.info(id));
             }
@@ -301,60 +299,33 @@ impl Service {
                 let _ = answer.send(self.bus.topics().clone());
             }
             BusCommand::SetTopics(topics, done) => {
+                self.topics.send_replace(Arc::new(topics.clone()));
                 self.bus.set_topics(topics);
                 let _ = done.send(());
             }
-            BusCommand::Committed(key, kept) => self.committed(now, key, kept),
-            BusCommand::Settle(key, Ok(())) => self.bus.accepted(now, key),
-            BusCommand::Settle(key, Err(refuse)) => self.bus.refused(now, key, refuse),
-            BusCommand::Store(inbound) => self.store(now, inbound),
+            BusCommand::Stored { key, bytes, kept } => self.stored(now, key, bytes, kept),
+            BusCommand::Settle(key, verdict) => {
+                match verdict {
+                    Ok(()) => self.bus.accepted(now, key),
+                    Err(refuse) => self.bus.refused(now, key, refuse),
+                }
+                self.tell_room();
+            }
             BusCommand::OnAdmin(calls) => self.admin = Some(calls),
             BusCommand::OnForward(topics) => self.forward = Some(topics),
         }
     }
 
-    fn pop(
-        &mut self,
-        topic: Option<Topic>,
-        peek: bool,
-        wait: bool,
-        answer: oneshot::Sender<Popped>,
-    ) {
-        if !wait {
-            let taken = self.take(topic.as_ref(), peek);
-            let popped = taken.map_or(Popped::Empty, Popped::Message);
-            if let Err(Popped::Message(taken)) = answer.send(popped)
-                && !peek
-            {
-                self.inbox.restore(taken.inbound);
-            }
-            self.bus.set_room(self.inbox.room());
-            return;
-        }
-        if self.poppers.len() >= POPPERS_MAX {
-            self.poppers.retain(|popper| !popper.answer.is_closed());
-        }
-        if self.poppers.len() >= POPPERS_MAX {
-            // Whoever asked may have gone.
-            let _ = answer.send(Popped::Busy);
-            return;
-        }
-        self.poppers.push_back(Popper {
-            topic,
-            peek,
-            answer,
-        });
-        self.serve_poppers();
-    }
-
     pub(crate) fn scrape(&self) -> BusScrape {
         BusScrape {
             stats: self.bus.stats(),
-            inbox_messages: self.inbox.len(),
-            inbox_bytes: self.inbox.bytes(),
-            waiting: self.poppers.len(),
+            inbox_messages: self.inbox.depth().0,
+            inbox_bytes: self.inbox.depth().1,
+            waiting: self.inbox.waiting(),
             unknown_sources: self.unknown_sources,
             inbox_failures: self.inbox_failures,
+            inbox_commits: self.inbox.commits(),
+            proxies: self.proxies.all(),
         }
     }
 }

@@ -14,18 +14,7 @@ use serde_json::Value;
 
 pub use http::CONTINUE;
 
-/// How requests and answers are told apart on a stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Framing {
-    /// Until the end of the stream.
-    #[default]
-    Eof,
-    /// HTTP/1.1.
-    Http,
-    /// JSON-RPC, one value per line.
-    JsonLines,
-}
+pub use hyphae_bus::topics::Framing;
 
 /// Largest request or answer: it has to fit one message.
 pub const FRAME_MAX: usize = 64 << 20;

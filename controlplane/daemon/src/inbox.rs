@@ -1,0 +1,368 @@
+//! The inbox: messages that were acknowledged to their senders and that nobody has taken yet.
+//!
+//! A thread of its own owns the store, so that a sync of the disk holds nobody up. It takes everything that
+//! waits, writes it in one transaction, syncs once and only then tells those who wait: under load many
+//! messages share a sync, alone a message pays for one (group commit). Payloads stay on disk; memory holds
+//! one small entry per message.
+//!
+//! Taking is in two steps. [`Inbox::take`] hides a message and hands it out; [`Taken::confirm`] removes it
+//! for good. Whoever drops a [`Taken`] unconfirmed, or dies, leaves the message where it was.
+
+mod index;
+mod record;
+mod store;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use hyphae_bus::{DeliveryKey, Inbound, Topic};
+use tokio::sync::{oneshot, watch};
+
+use worker::Job;
+
+/// File name in the state directory.
+pub const INBOX_FILE: &str = "inbox.redb";
+
+/// What an inbox may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Messages.
+    pub messages_max: usize,
+    /// Bytes of their payloads.
+    pub bytes_max: u64,
+    /// Ids of messages that came, which are remembered so that none comes twice.
+    pub completed_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            messages_max: 65_536,
+            bytes_max: 512 << 20,
+            completed_max: 262_144,
+        }
+    }
+}
+
+/// The inbox cannot be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum InboxError {
+    /// The file cannot be read or written.
+    #[error("inbox {path}: {source}{hint}")]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// How.
+        source: std::io::Error,
+        /// Way out.
+        hint: &'static str,
+    },
+    /// Another process has it open.
+    #[error(
+        "inbox {0} is in use by another process: stop it, or name another state directory with --state-dir"
+    )]
+    InUse(PathBuf),
+    /// Made by a version that keeps it otherwise.
+    #[error(
+        "inbox {path} has format {found}, this version reads {expected}: run the version that made it, or \
+         move the file away to start with an empty inbox"
+    )]
+    Format {
+        /// File.
+        path: PathBuf,
+        /// As read.
+        found: u64,
+        /// As written by this version.
+        expected: u64,
+    },
+    /// The content is damaged.
+    #[error("inbox {path} is damaged: {message}")]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// What was found.
+        message: String,
+    },
+    /// The thread of the inbox is gone.
+    #[error("the inbox has been closed")]
+    Closed,
+}
+
+impl InboxError {
+    /// The same, for one more who has to hear it.
+    fn again(&self) -> Self {
+        match self {
+            Self::Io { path, source, hint } => Self::Io {
+                path: path.clone(),
+                source: std::io::Error::new(source.kind(), source.to_string()),
+                hint,
+            },
+            Self::InUse(path) => Self::InUse(path.clone()),
+            Self::Format {
+                path,
+                found,
+                expected,
+            } => Self::Format {
+                path: path.clone(),
+                found: *found,
+                expected: *expected,
+            },
+            Self::Damaged { path, message } => Self::Damaged {
+                path: path.clone(),
+                message: message.clone(),
+            },
+            Self::Closed => Self::Closed,
+        }
+    }
+}
+
+/// Why a message is not kept. Its sender is not told that it was received.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// The limits of the inbox are reached.
+    #[error("the inbox is full")]
+    Full,
+    /// It could not be written.
+    #[error(transparent)]
+    Failed(#[from] InboxError),
+}
+
+/// What became of a message that was put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It is kept.
+    Stored(MessageNumber),
+    /// It has come before: nothing to do but to acknowledge it again.
+    Duplicate,
+}
+
+/// Names a message of the inbox; grows with every message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MessageNumber(pub u64);
+
+/// What was found when an inbox was opened.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Ids of messages that came before, oldest first.
+    pub completed: Vec<DeliveryKey>,
+    /// A damaged file was moved here.
+    pub moved_aside: Option<PathBuf>,
+}
+
+/// How much there is, for metrics and back-pressure.
+#[derive(Debug, Default)]
+struct Depth {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+    /// The last write failed.
+    failing: AtomicBool,
+    commits: AtomicU64,
+    /// Calls that wait for a message.
+    waiting: AtomicU64,
+}
+
+/// The inbox. Copies lead to the same one.
+#[derive(Clone, Debug)]
+pub struct Inbox {
+    jobs: mpsc::Sender<Job>,
+    depth: Arc<Depth>,
+    changed: watch::Receiver<u64>,
+    limits: Limits,
+}
+
+impl Inbox {
+    /// Opens the inbox of a state directory, or makes one. A damaged file is moved aside, never deleted.
+    ///
+    /// # Errors
+    /// When the file cannot be used; the error names it and the way out.
+    pub fn open(directory: &Path, limits: Limits) -> Result<(Self, Found), InboxError> {
+        Self::start(Some(directory.join(INBOX_FILE)), limits)
+    }
+
+    /// An inbox in memory, gone with the process.
+    ///
+    /// # Errors
+    /// When its thread cannot be started.
+    pub fn in_memory(limits: Limits) -> Result<Self, InboxError> {
+        Self::start(None, limits).map(|(inbox, _)| inbox)
+    }
+
+    fn start(path: Option<PathBuf>, limits: Limits) -> Result<(Self, Found), InboxError> {
+        let depth = Arc::new(Depth::default());
+        let (changes, changed) = watch::channel(0);
+        let (jobs, queue) = mpsc::channel();
+        let (worker, found) =
+            worker::Worker::open(path.clone(), limits, Arc::clone(&depth), changes)?;
+        std::thread::Builder::new()
+            .name("inbox".to_owned())
+            .spawn(move || worker.run(&queue))
+            .map_err(|source| InboxError::Io {
+                path: path.unwrap_or_default(),
+                source,
+                hint: "; no thread for it",
+            })?;
+        let inbox = Self {
+            jobs,
+            depth,
+            changed,
+            limits,
+        };
+        Ok((inbox, found))
+    }
+
+    /// Keeps a message. When this returns `Ok`, it is on disk and may be acknowledged. `held` hides it,
+    /// for whoever deals with it first; see [`Self::held`].
+    ///
+    /// # Errors
+    /// When there is no room or it cannot be written: then it must not be acknowledged.
+    pub async fn put(&self, message: Inbound, held: bool) -> Result<Put, PutError> {
+        let answer = self.ask(|done| Job::Put {
+            message,
+            held,
+            done,
+        });
+        answer.await.ok_or(InboxError::Closed)?
+    }
+
+    /// The right to decide about a message that was put `held`.
+    pub fn held(&self, number: MessageNumber) -> Lease {
+        Lease {
+            number,
+            jobs: Some(self.jobs.clone()),
+        }
+    }
+
+    /// Hands out the oldest message, of a topic if one is named, and hides it from others until it is confirmed
+    /// or let go.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn take(&self, topic: Option<Topic>) -> Result<Option<Taken>, InboxError> {
+        let jobs = self.jobs.clone();
+        let answer = self.ask(|done| Job::Take { topic, jobs, done });
+        answer.await.ok_or(InboxError::Closed)?
+    }
+
+    /// The oldest message, of a topic if one is named; it stays.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn peek(&self, topic: Option<Topic>) -> Result<Option<Inbound>, InboxError> {
+        let answer = self.ask(|done| Job::Peek { topic, done });
+        answer.await.ok_or(InboxError::Closed)?
+    }
+
+    /// Changes whenever a message may have become visible.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.clone()
+    }
+
+    /// Messages, and bytes of their payloads; those that are hidden count, too.
+    pub fn depth(&self) -> (u64, u64) {
+        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        (load(&self.depth.messages), load(&self.depth.bytes))
+    }
+
+    /// Whether the last write failed.
+    pub fn failing(&self) -> bool {
+        self.depth.failing.load(Ordering::Relaxed)
+    }
+
+    /// Counts a call that waits for a message; `None` when there are `max` already.
+    pub fn wait(&self, max: u64) -> Option<Waiting> {
+        // Dropped, and so counted back, when there are too many.
+        let waiting = Waiting(Arc::clone(&self.depth));
+        let before = self.depth.waiting.fetch_add(1, Ordering::Relaxed);
+        (before < max).then_some(waiting)
+    }
+
+    /// Calls that wait for a message.
+    pub fn waiting(&self) -> u64 {
+        self.depth.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Transactions that were written.
+    pub fn commits(&self) -> u64 {
+        self.depth.commits.load(Ordering::Relaxed)
+    }
+
+    /// What it may hold.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<T>) -> Job,
+    ) -> impl Future<Output = Option<T>> {
+        let (done, answer) = oneshot::channel();
+        // A closed queue drops the sender, which is what the answer then says.
+        let _ = self.jobs.send(job(done));
+        async move { answer.await.ok() }
+    }
+}
+
+/// A call that waits.
+#[derive(Debug)]
+pub struct Waiting(Arc<Depth>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The right to decide about a message. Dropping it leaves the message in the inbox, visible again.
+#[derive(Debug)]
+pub struct Lease {
+    number: MessageNumber,
+    jobs: Option<mpsc::Sender<Job>>,
+}
+
+impl Lease {
+    /// Removes the message for good. When this returns `Ok`, it will not be handed out again.
+    ///
+    /// # Errors
+    /// When that could not be written: the message is then visible again.
+    pub async fn confirm(mut self) -> Result<(), InboxError> {
+        let (done, answer) = oneshot::channel();
+        let jobs = self.jobs.take().ok_or(InboxError::Closed)?;
+        let number = self.number;
+        // As in `Inbox::ask`.
+        let _ = jobs.send(Job::Confirm { number, done });
+        answer.await.map_err(|_| InboxError::Closed)?
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(jobs) = self.jobs.take() {
+            // A closed inbox shows the message when it is opened again.
+            let _ = jobs.send(Job::Release(self.number));
+        }
+    }
+}
+
+/// A message that was handed out.
+#[derive(Debug)]
+pub struct Taken {
+    /// The message.
+    pub message: Inbound,
+    lease: Lease,
+}
+
+impl Taken {
+    /// Removes the message for good. When this returns, it will not be handed out again.
+    ///
+    /// # Errors
+    /// When that could not be written: the message is then visible again, so it must not be used.
+    pub async fn confirm(self) -> Result<Inbound, InboxError> {
+        self.lease.confirm().await?;
+        Ok(self.message)
+    }
+}

@@ -1,0 +1,198 @@
+//! Covers what one process sees. Kills, full disks and damage are in tests/inbox.rs of this package.
+
+use bytes::Bytes;
+use hyphae_bus::{Inbound, MessageId, Topic};
+use hyphae_wire::{OverlayAddress, PublicKey};
+
+use super::*;
+
+fn message(id: u64, topic: &str, payload: &[u8]) -> Inbound {
+    let key = PublicKey([7; 32]);
+    Inbound {
+        id: MessageId(id.to_le_bytes()),
+        reply: false,
+        source_key: key,
+        source_address: OverlayAddress([4; 16]),
+        topic: Topic::new(Bytes::copy_from_slice(topic.as_bytes())).unwrap(),
+        payload: Bytes::copy_from_slice(payload),
+    }
+}
+
+fn topic(name: &str) -> Option<Topic> {
+    Some(name.parse().unwrap())
+}
+
+async fn pop(inbox: &Inbox, of: Option<Topic>) -> Option<Inbound> {
+    let taken = inbox.take(of).await.unwrap()?;
+    Some(taken.confirm().await.unwrap())
+}
+
+#[tokio::test]
+async fn item_06_what_was_put_is_there_after_opening_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let sent: Vec<_> = [0usize, 1, 100, 5000, 200_000]
+        .iter()
+        .zip(1..)
+        .map(|(len, id)| message(id, "t", &vec![0x5a; *len]))
+        .collect();
+    {
+        let (inbox, found) = Inbox::open(directory.path(), Limits::default()).unwrap();
+        assert!(found.completed.is_empty());
+        for message in &sent {
+            let put = inbox.put(message.clone(), false).await.unwrap();
+            assert!(matches!(put, Put::Stored(_)));
+        }
+        assert_eq!(pop(&inbox, None).await.as_ref(), sent.first());
+    }
+    let (inbox, found) = reopen(directory.path()).await;
+    let keys: Vec<_> = sent.iter().map(Inbound::key).collect();
+    assert_eq!(
+        found.completed, keys,
+        "ids are remembered, taken or not, in order"
+    );
+    assert_eq!(inbox.depth(), (4, 205_101));
+    for message in &sent {
+        let again = inbox.put(message.clone(), false).await.unwrap();
+        assert_eq!(again, Put::Duplicate);
+    }
+    for message in &sent[1..] {
+        assert_eq!(pop(&inbox, topic("t")).await.as_ref(), Some(message));
+    }
+    assert_eq!(pop(&inbox, None).await, None);
+    assert_eq!(inbox.depth(), (0, 0));
+}
+
+/// The thread of an inbox that was dropped closes the file when it sees that.
+async fn reopen(directory: &Path) -> (Inbox, Found) {
+    loop {
+        match Inbox::open(directory, Limits::default()) {
+            Ok(open) => return open,
+            Err(InboxError::InUse(_)) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn item_06_a_message_that_was_handed_out_but_not_confirmed_stays() {
+    let inbox = Inbox::in_memory(Limits::default()).unwrap();
+    inbox.put(message(1, "a", b"1"), false).await.unwrap();
+    inbox.put(message(2, "b", b"2"), false).await.unwrap();
+    let taken = inbox.take(None).await.unwrap().unwrap();
+    assert_eq!(&taken.message.payload[..], b"1");
+    assert!(inbox.take(topic("a")).await.unwrap().is_none(), "hidden");
+    let other = inbox.peek(None).await.unwrap().unwrap();
+    assert_eq!(&other.payload[..], b"2");
+    let mut changed = inbox.changed();
+    changed.mark_unchanged();
+    drop(taken);
+    changed.changed().await.unwrap();
+    assert_eq!(&pop(&inbox, topic("a")).await.unwrap().payload[..], b"1");
+    // Whoever asks and goes away takes nothing with it.
+    tokio::select! {
+        biased;
+        _ = inbox.take(None) => panic!("the thread cannot have answered yet"),
+        () = std::future::ready(()) => {}
+    }
+    let left = loop {
+        if let Some(left) = pop(&inbox, None).await {
+            break left;
+        }
+        changed.changed().await.unwrap();
+    };
+    assert_eq!(&left.payload[..], b"2");
+}
+
+#[tokio::test]
+async fn item_20_a_held_message_is_seen_by_nobody_until_it_is_let_go() {
+    let inbox = Inbox::in_memory(Limits::default()).unwrap();
+    let Put::Stored(number) = inbox.put(message(1, "a", b"1"), true).await.unwrap() else {
+        panic!("stored");
+    };
+    assert!(inbox.peek(None).await.unwrap().is_none());
+    assert_eq!(inbox.depth().0, 1);
+    drop(inbox.held(number));
+    assert!(inbox.peek(topic("a")).await.unwrap().is_some());
+    let Put::Stored(number) = inbox.put(message(2, "b", b"2"), true).await.unwrap() else {
+        panic!("stored");
+    };
+    inbox.held(number).confirm().await.unwrap();
+    assert_eq!(inbox.depth().0, 1);
+}
+
+#[tokio::test]
+async fn item_05_a_full_inbox_says_so_and_takes_again_when_there_is_room() {
+    let limits = Limits {
+        messages_max: 3,
+        bytes_max: 10,
+        completed_max: 4,
+    };
+    let inbox = Inbox::in_memory(limits).unwrap();
+    for id in 1..=3 {
+        inbox.put(message(id, "", b"ab"), false).await.unwrap();
+    }
+    let full = inbox.put(message(4, "", b""), false).await;
+    assert!(matches!(full, Err(PutError::Full)), "by number");
+    pop(&inbox, None).await.unwrap();
+    let full = inbox.put(message(4, "", b"1234567"), false).await;
+    assert!(matches!(full, Err(PutError::Full)), "by bytes");
+    let put = inbox.put(message(4, "", b"123456"), false).await.unwrap();
+    assert!(matches!(put, Put::Stored(_)));
+    while pop(&inbox, None).await.is_some() {}
+    // Four ids are remembered, and the oldest goes.
+    inbox.put(message(5, "", b""), false).await.unwrap();
+    let old = inbox.put(message(2, "", b""), false).await.unwrap();
+    assert_eq!(old, Put::Duplicate);
+    let oldest = inbox.put(message(1, "", b""), false).await.unwrap();
+    assert!(matches!(oldest, Put::Stored(_)));
+}
+
+#[tokio::test]
+async fn item_06_many_messages_share_a_sync() {
+    let directory = tempfile::tempdir().unwrap();
+    let (inbox, _) = Inbox::open(directory.path(), Limits::default()).unwrap();
+    let puts: Vec<_> = (0..500u64)
+        .map(|id| {
+            let inbox = inbox.clone();
+            tokio::spawn(async move { inbox.put(message(id, "t", b"x"), false).await.unwrap() })
+        })
+        .collect();
+    let mut numbers = Vec::new();
+    for put in puts {
+        let Put::Stored(number) = put.await.unwrap() else {
+            panic!("each id is new");
+        };
+        numbers.push(number);
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), 500);
+    let commits = inbox.commits();
+    assert!(commits < 100, "{commits} syncs for 500 messages");
+    // The same id from the same sender, at the same time: one of them is the message.
+    let twice = message(1000, "t", b"x");
+    let (a, b) = tokio::join!(inbox.put(twice.clone(), false), inbox.put(twice, false));
+    let duplicates = [a.unwrap(), b.unwrap()];
+    let count = duplicates.iter().filter(|put| **put == Put::Duplicate);
+    assert_eq!(count.count(), 1);
+}
+
+#[test]
+fn heads_are_written_as_documented_and_read_back() {
+    let mut message = message(3, "topic \u{e9}", b"payload");
+    for reply in [false, true] {
+        message.reply = reply;
+        let head = record::Head::of(&message);
+        let bytes = head.encode();
+        assert_eq!(bytes.len(), 97 + message.topic.as_bytes().len());
+        assert_eq!(record::Head::decode(&bytes), Some(head.clone()));
+        assert_eq!(
+            head.message(message.payload.clone()).as_ref(),
+            Some(&message)
+        );
+        assert_eq!(head.message(Bytes::from_static(b"other")), None);
+        assert_eq!(record::Head::decode(&bytes[..96]), None);
+        let key = record::encode_key(&message.key());
+        assert_eq!(record::decode_key(&key), message.key());
+    }
+}

@@ -1,0 +1,342 @@
+//! The thread of the inbox: takes what waits, commits once, answers.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use hyphae_bus::{DeliveryKey, Inbound, Topic};
+use tokio::sync::{oneshot, watch};
+
+use super::index::Index;
+use super::record::Head;
+use super::store::{Batch, Loaded, Store, Write, move_aside};
+use super::{Depth, Found, InboxError, Lease, Limits, MessageNumber, Put, PutError, Taken};
+
+/// Jobs of one transaction.
+const BATCH_JOBS: usize = 1024;
+/// Bytes of one transaction, unless one message has more.
+const BATCH_BYTES: usize = 32 << 20;
+/// How soon a store that failed is opened again.
+const REOPEN_AFTER: Duration = Duration::from_millis(500);
+
+type Done<T> = oneshot::Sender<T>;
+
+/// Something asked of the inbox.
+#[derive(Debug)]
+pub(super) enum Job {
+    Put {
+        message: Inbound,
+        held: bool,
+        done: Done<Result<Put, PutError>>,
+    },
+    Confirm {
+        number: MessageNumber,
+        done: Done<Result<(), InboxError>>,
+    },
+    Release(MessageNumber),
+    Take {
+        topic: Option<Topic>,
+        /// For the lease: an answer that nobody picks up lets the message go.
+        jobs: mpsc::Sender<Self>,
+        done: Done<Result<Option<Taken>, InboxError>>,
+    },
+    Peek {
+        topic: Option<Topic>,
+        done: Done<Result<Option<Inbound>, InboxError>>,
+    },
+}
+
+pub(super) struct Worker {
+    path: Option<PathBuf>,
+    limits: Limits,
+    /// `None` after a failed write: what the file holds is then not known until it is read again.
+    store: Option<Store>,
+    /// When it failed.
+    failed: Instant,
+    index: Index,
+    next: u64,
+    depth: Arc<Depth>,
+    changes: watch::Sender<u64>,
+}
+
+impl Worker {
+    pub(super) fn open(
+        path: Option<PathBuf>,
+        limits: Limits,
+        depth: Arc<Depth>,
+        changes: watch::Sender<u64>,
+    ) -> Result<(Self, Found), InboxError> {
+        let mut found = Found::default();
+        let (store, loaded) = match (Store::open(path.as_deref()), &path) {
+            (Err(error @ InboxError::Damaged { .. }), Some(path)) => {
+                let moved = move_aside(path)?;
+                tracing::error!(
+                    %error,
+                    moved_to = %moved.display(),
+                    "starting with an empty inbox; the damaged file is kept, remove it when it is not needed"
+                );
+                found.moved_aside = Some(moved);
+                Store::open(Some(path))?
+            }
+            (result, _) => result?,
+        };
+        let Loaded { index, next } = loaded;
+        found.completed = index.completed();
+        let worker = Self {
+            path,
+            limits,
+            store: Some(store),
+            failed: Instant::now(),
+            index,
+            next,
+            depth,
+            changes,
+        };
+        worker.publish();
+        Ok((worker, found))
+    }
+
+    /// Works until every handle is gone.
+    pub(super) fn run(mut self, queue: &mpsc::Receiver<Job>) {
+        while let Ok(first) = queue.recv() {
+            let mut bytes = weight(&first);
+            let mut jobs = vec![first];
+            while jobs.len() < BATCH_JOBS && bytes < BATCH_BYTES {
+                let Ok(job) = queue.try_recv() else { break };
+                bytes += weight(&job);
+                jobs.push(job);
+            }
+            self.work(jobs);
+        }
+    }
+
+    fn work(&mut self, jobs: Vec<Job>) {
+        let mut changed = false;
+        let (mut writing, mut reading) = (Writing::default(), Vec::new());
+        for job in jobs {
+            match job {
+                Job::Put {
+                    message,
+                    held,
+                    done,
+                } => self.put(message, held, done, &mut writing),
+                Job::Confirm { number, done } => {
+                    writing.batch.removals.push(number);
+                    writing.confirmed.push(done);
+                }
+                Job::Release(number) => changed |= self.index.show(number),
+                job @ (Job::Take { .. } | Job::Peek { .. }) => reading.push(job),
+            }
+        }
+        changed |= self.write(writing);
+        for job in reading {
+            match job {
+                Job::Take { topic, jobs, done } => {
+                    // As below.
+                    let _ = done.send(self.take(topic.as_ref(), jobs));
+                }
+                Job::Peek { topic, done } => {
+                    let found = self.read(topic.as_ref());
+                    // Whoever asked may have gone.
+                    let _ = done.send(found.map(|found| found.map(|(_, message)| message)));
+                }
+                Job::Put { .. } | Job::Confirm { .. } | Job::Release(_) => {}
+            }
+        }
+        if changed {
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn put(
+        &mut self,
+        message: Inbound,
+        held: bool,
+        done: Done<Result<Put, PutError>>,
+        writing: &mut Writing,
+    ) {
+        let key = message.key();
+        if self.index.is_completed(&key) || writing.keys.contains(&key) {
+            writing.duplicates.push(done);
+            return;
+        }
+        let messages = self.index.len() + writing.batch.writes.len() + 1;
+        let bytes = self.index.bytes() + writing.bytes + message.payload.len() as u64;
+        if messages > self.limits.messages_max || bytes > self.limits.bytes_max {
+            // Whoever asked may have gone.
+            let _ = done.send(Err(PutError::Full));
+            return;
+        }
+        writing.bytes += message.payload.len() as u64;
+        writing.keys.insert(key);
+        writing.batch.writes.push(Write {
+            number: MessageNumber(self.next),
+            head: Head::of(&message),
+            payload: message.payload,
+        });
+        self.next += 1;
+        writing.stored.push((held, done));
+    }
+
+    /// Commits and answers. True when a message may have become visible.
+    fn write(&mut self, mut writing: Writing) -> bool {
+        if writing.is_empty() {
+            return false;
+        }
+        let fresh = writing.batch.writes.len();
+        writing.batch.forgotten = self.index.surplus(fresh, self.limits.completed_max);
+        let result = if writing.batch.is_empty() {
+            // Only duplicates of what is on disk.
+            Ok(())
+        } else {
+            self.store().and_then(|store| store.commit(&writing.batch))
+        };
+        self.depth.commits.fetch_add(1, Ordering::Relaxed);
+        self.depth.failing.store(result.is_err(), Ordering::Relaxed);
+        match result {
+            Ok(()) => self.written(writing),
+            Err(error) => self.failed(writing, &error),
+        }
+    }
+
+    fn written(&mut self, writing: Writing) -> bool {
+        let mut changed = false;
+        for number in writing.batch.removals {
+            self.index.remove(number);
+        }
+        let mut numbers = Vec::with_capacity(writing.stored.len());
+        for (write, (held, _)) in writing.batch.writes.into_iter().zip(&writing.stored) {
+            let (number, key) = (write.number, write.head.key);
+            self.index.insert(number, write.head, !held);
+            self.index.complete(number.0, key);
+            numbers.push(number);
+        }
+        self.index.forget(&writing.batch.forgotten);
+        // Whoever hears the answer finds the depth that belongs to it.
+        self.publish();
+        for (number, (held, done)) in numbers.into_iter().zip(writing.stored) {
+            changed |= !held;
+            // Whoever asked may have gone; then nobody decides about a held message.
+            if done.send(Ok(Put::Stored(number))).is_err() && held {
+                changed |= self.index.show(number);
+            }
+        }
+        for done in writing.duplicates {
+            let _ = done.send(Ok(Put::Duplicate));
+        }
+        for done in writing.confirmed {
+            let _ = done.send(Ok(()));
+        }
+        changed
+    }
+
+    fn failed(&mut self, writing: Writing, error: &InboxError) -> bool {
+        if self.store.take().is_some() {
+            self.failed = Instant::now();
+            tracing::error!(%error, "messages cannot be kept, so none is acknowledged");
+        }
+        let stored = writing.stored.into_iter().map(|(_, done)| done);
+        for done in stored.chain(writing.duplicates) {
+            // Whoever asked may have gone.
+            let _ = done.send(Err(PutError::Failed(error.again())));
+        }
+        for done in writing.confirmed {
+            let _ = done.send(Err(error.again()));
+        }
+        let removals = writing.batch.removals.into_iter();
+        removals.fold(false, |changed, number| self.index.show(number) | changed)
+    }
+
+    fn take(
+        &mut self,
+        topic: Option<&Topic>,
+        jobs: mpsc::Sender<Job>,
+    ) -> Result<Option<Taken>, InboxError> {
+        let Some((number, message)) = self.read(topic)? else {
+            return Ok(None);
+        };
+        self.index.hide(number);
+        let lease = Lease {
+            number,
+            jobs: Some(jobs),
+        };
+        Ok(Some(Taken { message, lease }))
+    }
+
+    /// The oldest visible message whose payload is what came.
+    fn read(
+        &mut self,
+        topic: Option<&Topic>,
+    ) -> Result<Option<(MessageNumber, Inbound)>, InboxError> {
+        while let Some((number, head)) = self.index.first(topic) {
+            let store = self.store()?;
+            let payload = store.payload(number)?;
+            if let Some(message) = payload.and_then(|payload| head.message(payload)) {
+                return Ok(Some((number, message)));
+            }
+            // It stays in the file, for whoever wants to look.
+            tracing::error!(error = %store.damaged(number), "a message is left out");
+            self.index.hide(number);
+        }
+        Ok(None)
+    }
+
+    /// The store, opened again if it failed some time ago.
+    fn store(&mut self) -> Result<&Store, InboxError> {
+        if self.store.is_none() {
+            if self.failed.elapsed() < REOPEN_AFTER {
+                return Err(InboxError::Io {
+                    path: self.path.clone().unwrap_or_default(),
+                    source: std::io::Error::other("an earlier write failed; tried again shortly"),
+                    hint: "",
+                });
+            }
+            self.failed = Instant::now();
+            let (store, loaded) = Store::open(self.path.as_deref())?;
+            tracing::info!("the inbox can be written again");
+            let hidden = std::mem::replace(&mut self.index, loaded.index).hidden();
+            for number in hidden {
+                self.index.hide(number);
+            }
+            self.next = self.next.max(loaded.next);
+            self.store = Some(store);
+        }
+        self.store.as_ref().ok_or(InboxError::Closed)
+    }
+
+    fn publish(&self) {
+        let messages = self.index.len() as u64;
+        self.depth.messages.store(messages, Ordering::Relaxed);
+        self.depth
+            .bytes
+            .store(self.index.bytes(), Ordering::Relaxed);
+    }
+}
+
+/// What one transaction writes, and who waits for it.
+#[derive(Default)]
+struct Writing {
+    batch: Batch,
+    bytes: u64,
+    keys: BTreeSet<DeliveryKey>,
+    /// One for each write.
+    stored: Vec<(bool, Done<Result<Put, PutError>>)>,
+    duplicates: Vec<Done<Result<Put, PutError>>>,
+    confirmed: Vec<Done<Result<(), InboxError>>>,
+}
+
+impl Writing {
+    fn is_empty(&self) -> bool {
+        self.batch.is_empty() && self.duplicates.is_empty()
+    }
+}
+
+fn weight(job: &Job) -> usize {
+    match job {
+        Job::Put { message, .. } => message.payload.len(),
+        Job::Confirm { .. } | Job::Release(_) | Job::Take { .. } | Job::Peek { .. } => 0,
+    }
+}

@@ -1,0 +1,268 @@
+//! From a topic to a local server: a message is written to the topic's Unix socket, the answer becomes its
+//! reply.
+//!
+//! A message is put into the inbox first, hidden, so that its sender may be told that it was received and
+//! no kill can lose it. When the server has answered, it is removed; when anything goes wrong, it is let
+//! go and somebody may take it from the inbox. A node that was killed in between does not ask the server
+//! a second time.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyphae_bus::{Destination, Inbound, Outgoing, Refuse, Topic};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+
+use super::budget::{Budget, Share};
+use super::framing::{Answers, Expects, FRAME_MAX, FrameError, Framing, Request, Requests};
+use super::stats::{Side, Stats};
+use super::{Courier, Settings};
+use crate::inbox::{Inbox, Put, PutError};
+
+/// Requests at one server at once.
+const AT_ONCE_PER_TOPIC: usize = 64;
+/// Requests at all servers at once.
+const AT_ONCE: usize = 256;
+/// Messages of one topic that wait for their turn or are in hand; more are pushed back to their senders.
+const PER_TOPIC_MAX: usize = 512;
+/// Their bytes, of all topics.
+const BYTES_MAX: usize = 256 << 20;
+const PIECE: usize = 64 << 10;
+
+/// Why a message did not get an answer, and is in the inbox now.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The topic does not lead to a socket any more.
+    #[error("the topic has no forward socket any more")]
+    NotConfigured,
+    /// The message is no request of the topic's framing.
+    #[error("the message is no request: {0}")]
+    Request(FrameError),
+    /// Nobody serves the socket.
+    #[error("connecting: {0}")]
+    Connect(io::Error),
+    /// The connection broke.
+    #[error("{0}")]
+    Io(io::Error),
+    /// The server closed without a word.
+    #[error("the server closed without an answer")]
+    Empty,
+    /// What the server sent is no answer of the topic's framing.
+    #[error("the answer: {0}")]
+    Answer(FrameError),
+    /// Connecting, writing and reading took too long.
+    #[error("no answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The bus does not take the answer.
+    #[error("the answer could not be sent")]
+    NotSent,
+}
+
+impl ForwardError {
+    /// Label in metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotConfigured => "not_configured",
+            Self::Request(_) => "malformed",
+            Self::Connect(_) => "connect",
+            Self::Io(_) => "io",
+            Self::Empty => "empty",
+            Self::Answer(_) => "bad_answer",
+            Self::Timeout(_) => "timeout",
+            Self::NotSent => "not_sent",
+        }
+    }
+}
+
+/// The forward proxy.
+pub struct Forward<C> {
+    courier: C,
+    settings: Settings,
+    inbox: Inbox,
+    stats: Stats,
+    at_once: Semaphore,
+    budget: Budget,
+    lanes: Mutex<BTreeMap<Topic, Arc<Lane>>>,
+}
+
+/// What one topic has in hand.
+struct Lane {
+    at_once: Semaphore,
+    /// Places for messages in hand or waiting.
+    places: Arc<Semaphore>,
+}
+
+impl<C: Courier> Forward<C> {
+    /// A proxy that puts what it cannot deliver into an inbox.
+    pub fn new(courier: C, settings: Settings, inbox: Inbox, stats: Stats) -> Arc<Self> {
+        Arc::new(Self {
+            courier,
+            settings,
+            inbox,
+            stats,
+            at_once: Semaphore::new(AT_ONCE),
+            budget: Budget::new(BYTES_MAX),
+            lanes: Mutex::default(),
+        })
+    }
+
+    /// Deals with messages until there are no more.
+    pub async fn run(self: Arc<Self>, mut messages: mpsc::Receiver<Inbound>) {
+        while let Some(message) = messages.recv().await {
+            let mut share = self.budget.share();
+            let lane = self.lane(&message.topic);
+            let place = Arc::clone(&lane.places).try_acquire_owned().ok();
+            let Some(place) = place.filter(|_| share.grow(message.payload.len())) else {
+                self.stats.note(Side::Forward, "pushed_back");
+                self.courier.settle(message.key(), Err(Refuse::Full)).await;
+                continue;
+            };
+            let this = Arc::clone(&self);
+            tokio::spawn(async move {
+                this.deal_with(message, &lane, share).await;
+                drop(place);
+            });
+        }
+    }
+
+    fn lane(&self, topic: &Topic) -> Arc<Lane> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Topics that nothing is in hand of need no lane.
+        lanes.retain(|other, lane| other == topic || Arc::strong_count(lane) > 1);
+        let lane = lanes.entry(topic.clone()).or_insert_with(|| {
+            Arc::new(Lane {
+                at_once: Semaphore::new(AT_ONCE_PER_TOPIC),
+                places: Arc::new(Semaphore::new(PER_TOPIC_MAX)),
+            })
+        });
+        Arc::clone(lane)
+    }
+
+    async fn deal_with(&self, message: Inbound, lane: &Lane, _share: Share) {
+        let key = message.key();
+        let number = match self.inbox.put(message.clone(), true).await {
+            Ok(Put::Stored(number)) => number,
+            Ok(Put::Duplicate) => {
+                self.stats.note(Side::Forward, "duplicate");
+                return self.courier.settle(key, Ok(())).await;
+            }
+            Err(PutError::Full | PutError::Failed(_)) => {
+                self.stats.note(Side::Forward, "pushed_back");
+                return self.courier.settle(key, Err(Refuse::Full)).await;
+            }
+        };
+        // Until it is confirmed, every way out of here leaves the message in the inbox.
+        let lease = self.inbox.held(number);
+        self.courier.settle(key, Ok(())).await;
+        match self.deliver(&message, lane).await {
+            Ok(()) => {
+                self.stats.note(Side::Forward, "answered");
+                if let Err(error) = lease.confirm().await {
+                    tracing::warn!(%error, "an answered message stays in the inbox");
+                }
+                self.courier.read(key).await;
+            }
+            Err(error) => {
+                self.stats.note(Side::Forward, error.kind());
+                let (topic, id) = (&message.topic, message.id);
+                tracing::info!(%topic, %id, %error, "not forwarded; the message is in the inbox");
+            }
+        }
+    }
+
+    async fn deliver(&self, message: &Inbound, lane: &Lane) -> Result<(), ForwardError> {
+        // Neither is ever closed.
+        let _turn = lane.at_once.acquire().await;
+        let _room = self.at_once.acquire().await;
+        let config = (self.settings)(&message.topic).ok_or(ForwardError::NotConfigured)?;
+        let within = config.socket_timeout();
+        let path = config.forward_socket.ok_or(ForwardError::NotConfigured)?;
+        let asked = ask(&path, config.framing, &message.payload);
+        let answer = timeout(within, asked)
+            .await
+            .map_err(|_| ForwardError::Timeout(within))??;
+        let Some(payload) = answer else {
+            return Ok(());
+        };
+        let reply = Outgoing {
+            destination: Destination::Key(message.source_key),
+            topic: message.topic.clone(),
+            payload,
+            digest: None,
+            try_for: None,
+            reply_within: None,
+        };
+        if self.courier.reply(message.id, reply).await {
+            Ok(())
+        } else {
+            Err(ForwardError::NotSent)
+        }
+    }
+}
+
+/// Asks a server; `None` when the request expects no answer.
+async fn ask(path: &Path, framing: Framing, message: &[u8]) -> Result<Option<Bytes>, ForwardError> {
+    let request = match Requests::only(framing, message) {
+        Ok(request) => request,
+        // Without a framing of its own an empty request is one.
+        Err(FrameError::Truncated) if framing == Framing::Eof && message.is_empty() => Request {
+            bytes: Bytes::new(),
+            expects: Expects::UntilEof,
+            last: true,
+        },
+        Err(error) => return Err(ForwardError::Request(error)),
+    };
+    let stream = UnixStream::connect(path)
+        .await
+        .map_err(ForwardError::Connect)?;
+    let (mut reading, mut writing) = stream.into_split();
+    let half_close = framing == Framing::Eof;
+    let write = async {
+        writing.write_all(&request.bytes).await?;
+        if half_close {
+            writing.shutdown().await?;
+        }
+        Ok::<_, io::Error>(())
+    };
+    if request.expects == Expects::Nothing {
+        write.await.map_err(ForwardError::Io)?;
+        return Ok(None);
+    }
+    let read = async {
+        let mut answers = Answers::new(request.expects.clone(), FRAME_MAX);
+        let mut piece = vec![0; PIECE];
+        loop {
+            match reading.read(&mut piece).await {
+                Ok(0) => answers.end(),
+                Ok(read) => answers.feed(&piece[..read]),
+                Err(error) => return Err(ForwardError::Io(error)),
+            }
+            match answers.poll() {
+                Ok(Some(answer)) => return Ok(answer.bytes),
+                Ok(None) => {}
+                Err(FrameError::Empty) => return Err(ForwardError::Empty),
+                Err(error) => return Err(ForwardError::Answer(error)),
+            }
+        }
+    };
+    // A server may answer, with a refusal say, before it has read everything: then writing does not
+    // matter any more. While it still may answer, a failed write does not decide either.
+    tokio::pin!(read);
+    let answer = tokio::select! {
+        answer = &mut read => answer,
+        written = write => {
+            let answer = read.await;
+            match (answer, written) {
+                (Err(_), Err(error)) => Err(ForwardError::Io(error)),
+                (answer, _) => answer,
+            }
+        }
+    };
+    answer.map(Some)
+}

@@ -1,0 +1,383 @@
+//! From a local program to a topic of another node: every request on a connection becomes a message, and
+//! its reply goes back on that connection.
+//!
+//! Requests of one connection go one after the other, so answers come in the order of the requests,
+//! whatever the client sent ahead. Connections do not wait for each other.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyphae_bus::topics::OutboundSocket;
+use hyphae_bus::{Outgoing, Topic};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::bind::{self, BindError, Bound};
+use super::budget::{Budget, Share};
+use super::framing::{
+    Answers, CONTINUE, Expects, FRAME_MAX, Failure, FrameError, Framing, Request, Requests, Step,
+};
+use super::stats::{Side, Stats};
+use super::{Courier, REPLY_WAIT, Settings};
+
+/// Connections of one socket.
+const CONNECTIONS_MAX: usize = 512;
+/// Bytes of requests in hand, of all connections.
+const BYTES_MAX: usize = 256 << 20;
+/// A connection that stops in the middle of a request, or does not take its answer, ends after this.
+const STALL: Duration = Duration::from_secs(60);
+/// How long the rest of a refused request is read, so that the client sees the refusal.
+const LINGER: Duration = Duration::from_secs(2);
+const PIECE: usize = 64 << 10;
+
+/// All outbound sockets of a node.
+pub struct Outbound<C> {
+    shared: Arc<Shared<C>>,
+    sockets: Mutex<BTreeMap<PathBuf, Serving>>,
+}
+
+struct Shared<C> {
+    courier: C,
+    settings: Settings,
+    stats: Stats,
+    budget: Budget,
+    reply_wait: Duration,
+}
+
+struct Serving {
+    accepting: JoinHandle<()>,
+    /// Connections end when it is dropped.
+    _alive: watch::Sender<()>,
+    /// The file goes when it is dropped.
+    _bound: Bound,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl<C: Courier> Outbound<C> {
+    /// None yet.
+    pub fn new(courier: C, settings: Settings, stats: Stats) -> Self {
+        Self::with_wait(courier, settings, stats, REPLY_WAIT)
+    }
+
+    pub(super) fn with_wait(
+        courier: C,
+        settings: Settings,
+        stats: Stats,
+        reply_wait: Duration,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                courier,
+                settings,
+                stats,
+                budget: Budget::new(BYTES_MAX),
+                reply_wait,
+            }),
+            sockets: Mutex::default(),
+        }
+    }
+
+    /// Makes a socket and serves it for a topic. Destination and framing are those that the settings
+    /// have when a connection is made.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn bind(&self, topic: &Topic, path: &Path) -> Result<(), BindError> {
+        let system = |source| BindError::System {
+            path: path.to_owned(),
+            source,
+        };
+        let (bound, listener) = bind::bind(path)?;
+        let listener = UnixListener::from_std(listener).map_err(system)?;
+        let (alive, ended) = watch::channel(());
+        let accepting = tokio::spawn(accept(
+            listener,
+            topic.clone(),
+            path.to_owned(),
+            Arc::clone(&self.shared),
+            ended,
+        ));
+        let serving = Serving {
+            accepting,
+            _alive: alive,
+            _bound: bound,
+        };
+        tracing::info!(%topic, path = %path.display(), "outbound socket is served");
+        self.lock().insert(path.to_owned(), serving);
+        Ok(())
+    }
+
+    /// Stops serving a socket, ends its connections and removes it; false when it was not served.
+    pub fn unbind(&self, path: &Path) -> bool {
+        self.lock().remove(path).is_some()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Serving>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes_left(&self) -> usize {
+        self.shared.budget.left()
+    }
+}
+
+async fn accept<C: Courier>(
+    listener: UnixListener,
+    topic: Topic,
+    path: PathBuf,
+    shared: Arc<Shared<C>>,
+    ended: watch::Receiver<()>,
+) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        // More than that wait in the backlog of the socket.
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot accept; trying on");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (topic, shared, mut ended) = (topic.clone(), Arc::clone(&shared), ended.clone());
+        let path = path.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let served = async {
+                if let Err(cause) = serve(stream, &topic, &shared).await {
+                    shared.stats.note(Side::Outbound, cause.kind());
+                    tracing::info!(%topic, path = %path.display(), %cause, "connection ended");
+                }
+            };
+            tokio::select! {
+                () = served => {}
+                // The socket was removed.
+                _ = ended.changed() => {}
+            }
+        });
+    }
+}
+
+/// Why a connection ended before its client wanted that.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("{}", .0.message())]
+    Failed(Failure),
+    #[error("the topic has no outbound socket any more")]
+    NotConfigured,
+    #[error("the client went away while it waited")]
+    Gone,
+    #[error("the client stopped in the middle")]
+    Stalled,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl End {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Failed(failure) => failure.kind(),
+            Self::NotConfigured => "not_configured",
+            Self::Gone => "client_gone",
+            Self::Stalled => "client_stalled",
+            Self::Io(_) => "io",
+        }
+    }
+}
+
+async fn serve<C: Courier>(
+    mut stream: UnixStream,
+    topic: &Topic,
+    shared: &Shared<C>,
+) -> Result<(), End> {
+    let Some(config) = (shared.settings)(topic) else {
+        return Err(End::NotConfigured);
+    };
+    let Some(OutboundSocket { dst, .. }) = config.outbound_socket else {
+        return Err(End::NotConfigured);
+    };
+    let framing = config.framing;
+    let hangup = Hangup::watch(&stream)?;
+    let mut requests = Requests::new(framing, FRAME_MAX);
+    let mut share = shared.budget.share();
+    loop {
+        let request = match next_request(&mut stream, &mut requests, &mut share, framing).await? {
+            Next::Request(request) => request,
+            Next::End => return Ok(()),
+            Next::Failed(failure) => {
+                let goes_on = matches!(failure, Failure::Frame(FrameError::NotJson));
+                refuse(&mut stream, failure, framing, None).await?;
+                if goes_on {
+                    shared.stats.note(Side::Outbound, failure.kind());
+                    continue;
+                }
+                linger(&mut stream).await;
+                return Err(End::Failed(failure));
+            }
+        };
+        let message = Outgoing {
+            destination: dst,
+            topic: topic.clone(),
+            payload: request.bytes.clone(),
+            digest: None,
+            // Shorter than the wait, so that a node that cannot be reached is told from one that is silent.
+            try_for: Some(shared.reply_wait - shared.reply_wait / 60),
+            reply_within: None,
+        };
+        let outcome = tokio::select! {
+            outcome = exchange(shared, message, &request) => outcome,
+            () = hangup.happened() => return Err(End::Gone),
+        };
+        let (answer, persistent) = match outcome {
+            Ok(answer) => answer,
+            Err(failure) => {
+                refuse(&mut stream, failure, framing, Some(&request.expects)).await?;
+                if framing != Framing::JsonLines {
+                    linger(&mut stream).await;
+                }
+                return Err(End::Failed(failure));
+            }
+        };
+        write_all(&mut stream, &answer).await?;
+        shared.stats.note(Side::Outbound, "answered");
+        share.shrink(requests.buffered());
+        if request.last || !persistent {
+            stream.shutdown().await?;
+            return Ok(());
+        }
+    }
+}
+
+/// The answer to a request, and whether the connection can go on after it.
+async fn exchange<C: Courier>(
+    shared: &Shared<C>,
+    message: Outgoing,
+    request: &Request,
+) -> Result<(Bytes, bool), Failure> {
+    if request.expects == Expects::Nothing {
+        shared.courier.tell(message).await?;
+        return Ok((Bytes::new(), true));
+    }
+    let reply = shared.courier.request(message, shared.reply_wait).await?;
+    // Nothing after the end of an answer may be taken for the next one.
+    match Answers::only(request.expects.clone(), &reply) {
+        Ok(answer) => Ok((answer.bytes, answer.persistent)),
+        // With this framing an empty answer is one.
+        Err(FrameError::Empty) if request.expects == Expects::UntilEof => Ok((Bytes::new(), false)),
+        Err(_) => Err(Failure::BadAnswer),
+    }
+}
+
+enum Next {
+    Request(Request),
+    End,
+    Failed(Failure),
+}
+
+async fn next_request(
+    stream: &mut UnixStream,
+    requests: &mut Requests,
+    share: &mut Share,
+    framing: Framing,
+) -> Result<Next, End> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        match requests.poll() {
+            Ok(Step::Request(request)) => return Ok(Next::Request(request)),
+            Ok(Step::End) => return Ok(Next::End),
+            Ok(Step::Continue) => {
+                write_all(stream, CONTINUE).await?;
+                continue;
+            }
+            Ok(Step::More) => {}
+            Err(error) => return Ok(Next::Failed(Failure::Frame(error))),
+        }
+        // Between requests a connection may rest as long as it likes.
+        let read = if requests.buffered() == 0 && framing != Framing::Eof {
+            stream.read(&mut piece).await?
+        } else {
+            timeout(STALL, stream.read(&mut piece))
+                .await
+                .map_err(|_| End::Stalled)??
+        };
+        if read == 0 {
+            requests.end();
+        } else if share.grow(read) {
+            requests.feed(&piece[..read]);
+        } else {
+            return Ok(Next::Failed(Failure::Busy));
+        }
+    }
+}
+
+async fn refuse(
+    stream: &mut UnixStream,
+    failure: Failure,
+    framing: Framing,
+    expects: Option<&Expects>,
+) -> Result<(), End> {
+    match failure.answer(framing, expects) {
+        Some(answer) => write_all(stream, &answer).await,
+        None => Ok(()),
+    }
+}
+
+/// Writes as long as the other end takes something now and then.
+async fn write_all(stream: &mut UnixStream, bytes: &[u8]) -> Result<(), End> {
+    for piece in bytes.chunks(PIECE) {
+        timeout(STALL, stream.write_all(piece))
+            .await
+            .map_err(|_| End::Stalled)??;
+    }
+    Ok(())
+}
+
+/// Closes so that the client reads what was written, even while it still sends.
+async fn linger(stream: &mut UnixStream) {
+    // What fails here ends the connection, too.
+    let _ = stream.shutdown().await;
+    let mut piece = vec![0; PIECE];
+    let drained = async { while matches!(stream.read(&mut piece).await, Ok(read) if read > 0) {} };
+    let _ = timeout(LINGER, drained).await;
+}
+
+/// Sees that the other end has closed, not just finished sending.
+struct Hangup(AsyncFd<OwnedFd>);
+
+impl Hangup {
+    #[allow(
+        deprecated,
+        reason = "deprecated for types that do not own their descriptor; this one does, and the \
+                  replacement is an unsafe function"
+    )]
+    fn watch(stream: &UnixStream) -> io::Result<Self> {
+        let copy = stream.as_fd().try_clone_to_owned()?;
+        // Asked for nothing that a stream has, the system reports hang-ups only.
+        AsyncFd::with_interest(copy, Interest::PRIORITY).map(Self)
+    }
+
+    async fn happened(&self) {
+        // An error of the watch is no sign that the client has gone: the answer will tell.
+        if self.0.ready(Interest::PRIORITY).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Both ends over a bus that is a channel. The bus itself is in process tests.
+
+mod forward;
+mod outbound;
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyphae_bus::topics::{Framing, OutboundSocket, TopicConfig};
+use hyphae_bus::{DeliveryKey, Destination, Inbound, MessageId, Outgoing, Refuse, Topic};
+use hyphae_wire::{OverlayAddress, PublicKey};
+use tokio::sync::mpsc;
+
+use super::{Courier, Failure, Settings};
+
+type Answered = Pin<Box<dyn Future<Output = Result<Bytes, Failure>> + Send>>;
+
+/// What a proxy told the bus.
+#[derive(Debug, PartialEq)]
+enum Told {
+    Message(Bytes),
+    Reply(MessageId, Bytes),
+    Settled(DeliveryKey, Result<(), Refuse>),
+    Read(DeliveryKey),
+}
+
+/// A bus that answers as a test says.
+#[derive(Clone)]
+struct Fake {
+    answer: Arc<dyn Fn(Outgoing) -> Answered + Send + Sync>,
+    told: mpsc::UnboundedSender<Told>,
+}
+
+impl Fake {
+    fn new(
+        answer: impl Fn(Outgoing) -> Answered + Send + Sync + 'static,
+    ) -> (Self, mpsc::UnboundedReceiver<Told>) {
+        let (told, heard) = mpsc::unbounded_channel();
+        let answer = Arc::new(answer);
+        (Self { answer, told }, heard)
+    }
+
+    fn note(&self, told: Told) {
+        // A test may have heard enough.
+        let _ = self.told.send(told);
+    }
+}
+
+impl Courier for Fake {
+    async fn request(
+        &self,
+        message: Outgoing,
+        _within: std::time::Duration,
+    ) -> Result<Bytes, Failure> {
+        (self.answer)(message).await
+    }
+
+    async fn tell(&self, message: Outgoing) -> Result<(), Failure> {
+        self.note(Told::Message(message.payload));
+        Ok(())
+    }
+
+    async fn reply(&self, id: MessageId, message: Outgoing) -> bool {
+        self.note(Told::Reply(id, message.payload));
+        true
+    }
+
+    async fn settle(&self, key: DeliveryKey, verdict: Result<(), Refuse>) {
+        self.note(Told::Settled(key, verdict));
+    }
+
+    async fn read(&self, key: DeliveryKey) {
+        self.note(Told::Read(key));
+    }
+}
+
+fn ready(answer: Result<Bytes, Failure>) -> Answered {
+    Box::pin(std::future::ready(answer))
+}
+
+fn topic() -> Topic {
+    "t".parse().unwrap()
+}
+
+fn settings(framing: Framing, forward: Option<PathBuf>) -> Settings {
+    let config = TopicConfig {
+        framing,
+        forward_socket: forward,
+        outbound_socket: Some(OutboundSocket {
+            path: PathBuf::new(),
+            dst: Destination::Key(PublicKey([1; 32])),
+        }),
+        reply_timeout: Some(1),
+        ..TopicConfig::default()
+    };
+    Arc::new(move |name| (*name == topic()).then(|| config.clone()))
+}
+
+fn inbound(id: u64, payload: impl Into<Bytes>) -> Inbound {
+    Inbound {
+        id: MessageId(id.to_le_bytes()),
+        reply: false,
+        source_key: PublicKey([7; 32]),
+        source_address: OverlayAddress([4; 16]),
+        topic: topic(),
+        payload: payload.into(),
+    }
+}
+
+fn connect(path: &Path) -> UnixStream {
+    UnixStream::connect(path).unwrap()
+}

@@ -1,0 +1,326 @@
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::*;
+use crate::inbox::{Inbox, Limits};
+use crate::proxy::forward::Forward;
+use crate::proxy::outbound::Outbound;
+use crate::proxy::{Side, Stats};
+
+struct Lab {
+    directory: TempDir,
+    messages: mpsc::Sender<Inbound>,
+    heard: mpsc::UnboundedReceiver<Told>,
+    inbox: Inbox,
+    stats: Stats,
+}
+
+impl Lab {
+    fn new(framing: Framing, limits: Limits) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server");
+        let (courier, heard) = Fake::new(|_| panic!("nobody asks"));
+        let inbox = Inbox::in_memory(limits).unwrap();
+        let stats = Stats::default();
+        let forward = Forward::new(
+            courier,
+            settings(framing, Some(path)),
+            inbox.clone(),
+            stats.clone(),
+        );
+        let (messages, receiver) = mpsc::channel(16);
+        tokio::spawn(forward.run(receiver));
+        Self {
+            directory,
+            messages,
+            heard,
+            inbox,
+            stats,
+        }
+    }
+
+    /// Runs a server: each connection gets one call.
+    fn serve<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        mut serve: impl FnMut(UnixStream) -> F + Send + 'static,
+    ) {
+        let listener = UnixListener::bind(self.directory.path().join("server")).unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream));
+            }
+        });
+    }
+
+    async fn send(&self, message: Inbound) {
+        self.messages.send(message).await.unwrap();
+    }
+
+    /// The reply to a message, after its receipt and before its reading.
+    async fn reply(&mut self, message: &Inbound) -> Bytes {
+        let key = message.key();
+        assert_eq!(self.heard.recv().await, Some(Told::Settled(key, Ok(()))));
+        let Some(Told::Reply(id, payload)) = self.heard.recv().await else {
+            panic!("a reply");
+        };
+        assert_eq!(id, message.id);
+        assert_eq!(self.heard.recv().await, Some(Told::Read(key)));
+        payload
+    }
+
+    /// The message that is in the inbox because of this.
+    async fn fallen_back(&mut self, message: &Inbound, cause: &'static str) {
+        let key = message.key();
+        assert_eq!(self.heard.recv().await, Some(Told::Settled(key, Ok(()))));
+        let mut changed = self.inbox.changed();
+        let taken = loop {
+            if let Some(taken) = self.inbox.take(None).await.unwrap() {
+                break taken;
+            }
+            changed.changed().await.unwrap();
+        };
+        assert_eq!(&taken.confirm().await.unwrap(), message);
+        assert_eq!(self.stats.count(Side::Forward, cause), 1, "{cause}");
+    }
+}
+
+#[tokio::test]
+async fn item_20_the_answer_of_the_server_is_the_reply() {
+    let mut lab = Lab::new(Framing::Eof, Limits::default());
+    lab.serve(|mut stream| async move {
+        let mut request = Vec::new();
+        stream.read_to_end(&mut request).await.unwrap();
+        request.reverse();
+        stream.write_all(&request).await.unwrap();
+    });
+    let large: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    for (id, payload) in [(1, b"abc".to_vec()), (2, large)] {
+        let message = inbound(id, payload.clone());
+        lab.send(message.clone()).await;
+        let reversed: Vec<u8> = payload.into_iter().rev().collect();
+        assert!(lab.reply(&message).await == reversed);
+        assert_eq!(lab.inbox.depth(), (0, 0));
+    }
+    // The same message again is acknowledged, and that is all.
+    let message = inbound(1, b"abc".to_vec());
+    lab.send(message.clone()).await;
+    let settled = Told::Settled(message.key(), Ok(()));
+    assert_eq!(lab.heard.recv().await, Some(settled));
+    assert_eq!(lab.stats.count(Side::Forward, "duplicate"), 1);
+    assert_eq!(lab.stats.count(Side::Forward, "answered"), 2);
+}
+
+#[tokio::test]
+async fn item_21_servers_that_never_see_an_end_are_understood() {
+    let mut lab = Lab::new(Framing::Http, Limits::default());
+    lab.serve(|mut stream| async move {
+        // Reads a head only, answers, and keeps the connection open.
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        stream.write_all(answer).await.unwrap();
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+    });
+    let message = inbound(1, &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..]);
+    lab.send(message.clone()).await;
+    assert_eq!(
+        &lab.reply(&message).await[..],
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    );
+
+    let mut lab = Lab::new(Framing::JsonLines, Limits::default());
+    let (notes, mut noted) = mpsc::unbounded_channel();
+    lab.serve(move |stream| {
+        let notes = notes.clone();
+        async move {
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            while stream.read_line(&mut line).await.unwrap() > 0 {
+                let call: Value = serde_json::from_str(&line).unwrap();
+                match call.get("id") {
+                    Some(id) => {
+                        let answer = json!({ "jsonrpc": "2.0", "id": id, "result": true });
+                        let answer = format!("{answer}\n");
+                        stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+                    }
+                    None => notes.send(call).unwrap(),
+                }
+                line.clear();
+            }
+        }
+    });
+    let message = inbound(1, &b"{\"id\":5,\"method\":\"m\"}"[..]);
+    lab.send(message.clone()).await;
+    let answer: Value = serde_json::from_slice(&lab.reply(&message).await).unwrap();
+    assert_eq!(answer["id"], json!(5));
+    let note = inbound(2, &b"{\"method\":\"note\"}"[..]);
+    lab.send(note.clone()).await;
+    assert_eq!(noted.recv().await, Some(json!({ "method": "note" })));
+    let told = [lab.heard.recv().await, lab.heard.recv().await];
+    let settled = Told::Settled(note.key(), Ok(()));
+    assert_eq!(
+        told,
+        [Some(settled), Some(Told::Read(note.key()))],
+        "no reply to a notification"
+    );
+    assert_eq!(lab.inbox.depth().0, 0);
+}
+
+#[tokio::test]
+async fn item_20_what_goes_wrong_leads_to_the_inbox_and_is_counted() {
+    let mut lab = Lab::new(Framing::Eof, Limits::default());
+    let message = inbound(1, &b"nobody there"[..]);
+    lab.send(message.clone()).await;
+    lab.fallen_back(&message, "connect").await;
+    lab.serve(|mut stream| async move {
+        let mut request = Vec::new();
+        stream.read_to_end(&mut request).await.unwrap();
+        if request == b"never" {
+            std::future::pending::<()>().await;
+        }
+    });
+    for (id, text, cause) in [(2, "silence", "empty"), (3, "never", "timeout")] {
+        let message = inbound(id, text);
+        lab.send(message.clone()).await;
+        lab.fallen_back(&message, cause).await;
+    }
+
+    let mut lab = Lab::new(Framing::Http, Limits::default());
+    lab.serve(|mut stream| async move {
+        stream.write_all(b"SSH-2.0-server\r\n\r\n").await.unwrap();
+    });
+    let message = inbound(1, &b"GET / HTTP/1.1\r\n\r\n"[..]);
+    lab.send(message.clone()).await;
+    lab.fallen_back(&message, "bad_answer").await;
+    let message = inbound(2, &b"no request at all"[..]);
+    lab.send(message.clone()).await;
+    lab.fallen_back(&message, "malformed").await;
+}
+
+#[tokio::test]
+async fn item_05_a_full_inbox_pushes_back_before_the_server_is_asked() {
+    let limits = Limits {
+        messages_max: 0,
+        ..Limits::default()
+    };
+    let mut lab = Lab::new(Framing::Eof, limits);
+    lab.serve(|_| async { panic!("the server must not be asked") });
+    let message = inbound(1, &b"x"[..]);
+    lab.send(message.clone()).await;
+    let full = Told::Settled(message.key(), Err(Refuse::Full));
+    assert_eq!(lab.heard.recv().await, Some(full));
+    assert_eq!(lab.stats.count(Side::Forward, "pushed_back"), 1);
+}
+
+#[tokio::test]
+async fn item_20_a_server_gets_no_more_requests_at_once_than_its_limit() {
+    let mut lab = Lab::new(Framing::Eof, Limits::default());
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    lab.serve(move |mut stream| {
+        let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+        async move {
+            let at_once = now.fetch_add(1, Ordering::SeqCst) + 1;
+            most.fetch_max(at_once, Ordering::SeqCst);
+            let mut request = Vec::new();
+            stream.read_to_end(&mut request).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            stream.write_all(&request).await.unwrap();
+        }
+    });
+    for id in 0..300 {
+        lab.send(inbound(id, id.to_string())).await;
+    }
+    let mut replies = 0;
+    while replies < 300 {
+        if let Some(Told::Reply(id, payload)) = lab.heard.recv().await {
+            let id = u64::from_le_bytes(id.0);
+            assert_eq!(payload, id.to_string());
+            replies += 1;
+        }
+    }
+    let most = seen.load(Ordering::SeqCst);
+    assert!((2..=64).contains(&most), "{most} at once");
+}
+
+#[tokio::test]
+async fn item_23_a_program_gets_byte_for_byte_what_the_server_answers() {
+    let far = Lab::new(Framing::Http, Limits::default());
+    far.serve(|stream| async move {
+        let mut stream = BufReader::new(stream);
+        let (mut line, mut path) = (String::new(), None);
+        while stream.read_line(&mut line).await.unwrap() > 2 {
+            path = path.or_else(|| line.split(' ').nth(1).map(str::to_owned));
+            line.clear();
+        }
+        let path = path.unwrap();
+        let answer = format!(
+            "HTTP/1.1 200 Fine\r\nx-odd:  spaces\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{path}\r\n0\r\nT: r\r\n\r\n",
+            path.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    });
+    let Lab {
+        messages,
+        mut heard,
+        directory,
+        ..
+    } = far;
+    let waiting: Arc<std::sync::Mutex<std::collections::BTreeMap<MessageId, _>>> = Arc::default();
+    let answering = Arc::clone(&waiting);
+    tokio::spawn(async move {
+        while let Some(told) = heard.recv().await {
+            if let Told::Reply(id, payload) = told {
+                let waiting: Option<tokio::sync::oneshot::Sender<Bytes>> =
+                    answering.lock().unwrap().remove(&id);
+                waiting.unwrap().send(payload).unwrap();
+            }
+        }
+    });
+    let next = AtomicUsize::new(0);
+    let (courier, _told) = Fake::new(move |message| {
+        let id = next.fetch_add(1, Ordering::SeqCst) as u64;
+        let message = inbound(id, message.payload);
+        let (done, answer) = tokio::sync::oneshot::channel();
+        waiting.lock().unwrap().insert(message.id, done);
+        let messages = messages.clone();
+        Box::pin(async move {
+            messages.send(message).await.unwrap();
+            Ok(answer.await.unwrap())
+        })
+    });
+    let outbound = Outbound::new(courier, settings(Framing::Http, None), Stats::default());
+    let path = directory.path().join("outbound");
+    outbound.bind(&topic(), &path).unwrap();
+    let ask = |number: usize| {
+        let path = path.clone();
+        async move {
+            let mut stream = UnixStream::connect(path).await.unwrap();
+            for turn in 0..3 {
+                let target = format!("/{number}/{turn}");
+                let request = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let expected = format!(
+                    "HTTP/1.1 200 Fine\r\nx-odd:  spaces\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{target}\r\n0\r\nT: r\r\n\r\n",
+                    target.len()
+                );
+                let mut answer = vec![0; expected.len()];
+                stream.read_exact(&mut answer).await.unwrap();
+                assert_eq!(String::from_utf8(answer).unwrap(), expected);
+            }
+        }
+    };
+    let asks: Vec<_> = (0..64).map(|number| tokio::spawn(ask(number))).collect();
+    for ask in asks {
+        ask.await.unwrap();
+    }
+}
