@@ -1,22 +1,54 @@
 //! Peers and next hops as people write them.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use hyphae_routing::{StaticRoute, Via};
-use hyphae_wire::{OverlayAddress, Prefix, PublicKey};
+use hyphae_wire::{Endpoint, OverlayAddress, Prefix, PublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Metric of static routes from flags, files and RPC.
 const METRIC: u16 = hyphae_routing::METRIC_STATIC;
 
-/// `udp://HOST:PORT[#KEY]`: where a peer is, and optionally the only key to accept there.
+/// What frames to a peer travel in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Transport {
+    /// Datagrams, with streams as a fallback where that is switched on.
+    #[default]
+    Udp,
+    /// Streams only.
+    Tcp,
+}
+
+impl Transport {
+    /// As in a URL.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// An address of a peer as the engines take it.
+    pub(crate) fn endpoint(self, address: SocketAddr) -> Endpoint {
+        let endpoint = Endpoint::from(address);
+        match self {
+            Self::Udp => endpoint,
+            Self::Tcp => endpoint.stream(),
+        }
+    }
+}
+
+/// `udp://HOST:PORT[#KEY]` or `tcp://…`: where a peer is, and optionally the only key to accept
+/// there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PeerUrl {
+    /// How it is reached.
+    pub transport: Transport,
     /// Name or address; IPv6 without brackets.
     pub host: String,
-    /// UDP port of the peer's worker 0.
+    /// UDP port of the peer's worker 0, or TCP port.
     pub port: u16,
     /// Pinned key.
     pub key: Option<PublicKey>,
@@ -26,13 +58,12 @@ pub struct PeerUrl {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPeer {
     /// Another or no scheme.
-    #[error(
-        "'{0}' is not a peer: expected udp://HOST:PORT, optionally #KEY; only udp is supported"
-    )]
+    #[error("'{0}' is not a peer: expected udp://HOST:PORT or tcp://HOST:PORT, optionally #KEY")]
     Scheme(String),
     /// Host or port is missing or wrong.
     #[error(
-        "'{0}': expected udp://HOST:PORT with a port from 1 to 65535; IPv6 addresses in brackets"
+        "'{0}': expected udp://HOST:PORT or tcp://HOST:PORT with a port from 1 to 65535; IPv6 \
+         addresses in brackets"
     )]
     HostPort(String),
     /// The part after '#'.
@@ -40,12 +71,24 @@ pub enum InvalidPeer {
     Key(String, hyphae_wire::identity::InvalidPublicKey),
 }
 
+impl PeerUrl {
+    /// Whether both name one place, whatever the key.
+    pub(crate) fn is_at(&self, other: &Self) -> bool {
+        let place = |url: &Self| (url.transport, url.host.clone(), url.port);
+        place(self) == place(other)
+    }
+}
+
 impl FromStr for PeerUrl {
     type Err = InvalidPeer;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let rest = s
-            .strip_prefix("udp://")
+        let (transport, rest) = [Transport::Udp, Transport::Tcp]
+            .into_iter()
+            .find_map(|transport| {
+                let rest = s.strip_prefix(transport.scheme())?.strip_prefix("://")?;
+                Some((transport, rest))
+            })
             .ok_or_else(|| InvalidPeer::Scheme(s.to_owned()))?;
         let (place, key) = match rest.split_once('#') {
             Some((place, key)) => (place, Some(key)),
@@ -79,6 +122,7 @@ impl FromStr for PeerUrl {
             })
             .transpose()?;
         Ok(Self {
+            transport,
             host: host.to_owned(),
             port,
             key,
@@ -90,7 +134,8 @@ impl fmt::Display for PeerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let v6 = self.host.contains(':');
         let (open, close) = if v6 { ("[", "]") } else { ("", "") };
-        write!(f, "udp://{open}{}{close}:{}", self.host, self.port)?;
+        let scheme = self.transport.scheme();
+        write!(f, "{scheme}://{open}{}{close}:{}", self.host, self.port)?;
         self.key.map_or(Ok(()), |key| write!(f, "#{key}"))
     }
 }
@@ -212,6 +257,7 @@ mod tests {
         for text in [
             "udp://relay.example:9670".to_owned(),
             format!("udp://192.0.2.1:1#{KEY}"),
+            format!("tcp://192.0.2.1:443#{KEY}"),
             format!("udp://[2001:db8::1]:9670#{KEY}"),
         ] {
             assert_eq!(text.parse::<PeerUrl>().unwrap().to_string(), text);
@@ -221,11 +267,12 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_peer_is_named() {
         assert!(matches!(
-            "tcp://a:1".parse::<PeerUrl>(),
+            "tls://a:1".parse::<PeerUrl>(),
             Err(InvalidPeer::Scheme(_))
         ));
         for bad in [
             "udp://a",
+            "tcp://a",
             "udp://:1",
             "udp://a:0",
             "udp://a:70000",

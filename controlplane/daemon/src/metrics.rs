@@ -39,6 +39,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Records that wait for room in the program rings",
     ),
     ("hyphae_peers", Kind::Gauge, "Peers by state"),
+    (
+        "hyphae_stream_connections",
+        Kind::Gauge,
+        "Open stream (TCP) connections",
+    ),
     ("hyphae_sessions", Kind::Gauge, "End-to-end sessions"),
     ("hyphae_routes", Kind::Gauge, "Routes in use"),
     (
@@ -239,6 +244,15 @@ fn record(scrape: &Scrape) {
         counter!("hyphae_handshakes_refused_total", "reason" => *reason).absolute(*total);
     }
     record_bus(&scrape.bus);
+    let all = |counter| -> u64 {
+        let workers = scrape.workers.iter();
+        workers
+            .map(|worker| worker.counters()[counter_at(counter)])
+            .sum()
+    };
+    let opened = all(Counter::StreamAccepted) + all(Counter::StreamConnected);
+    let open = opened.saturating_sub(all(Counter::StreamEnded));
+    gauge!("hyphae_stream_connections").set(open as f64);
     for (n, worker) in scrape.workers.iter().enumerate() {
         let (worker, n) = (worker.counters(), n.to_string());
         for counter in Counter::ALL {

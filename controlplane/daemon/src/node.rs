@@ -12,7 +12,7 @@ use hyphae_rpc::method::Pong;
 use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{InjectRouted, Program, Punt};
-use hyphae_wire::{Endpoint, Nanos, SecretKey, Service, WorkerId};
+use hyphae_wire::{Nanos, SecretKey, Service, WorkerId};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
@@ -175,7 +175,7 @@ impl Node {
         let addresses: Vec<_> = found
             .iter()
             .filter(|a| reachable(a))
-            .map(|a| Endpoint::from(*a))
+            .map(|a| configured.url.transport.endpoint(*a))
             .collect();
         if addresses.is_empty() {
             let url = &configured.url;

@@ -113,6 +113,8 @@ async fn serve(options: Options) -> Result<(), RunError> {
     overlay_config.rekey_after = config.session.rekey_after;
     overlay_config.keepalive = config.session.keepalive;
     overlay_config.dead_after = config.session.dead_after;
+    overlay_config.stream_fallback_after = config.stream.fallback_after;
+    overlay_config.stream_upgrade_every = config.stream.upgrade_every;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(RunError::Random)?;
     let now = pump::now();

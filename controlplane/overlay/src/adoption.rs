@@ -229,6 +229,7 @@ impl Overlay {
         let targets: Vec<_> = self.targets.keys().copied().collect();
         for id in targets {
             self.find_target(id);
+            self.refresh_paths_of(now, id, None);
             self.connect_target(now, id);
         }
         self.output.event(Event::ResyncFib { generation });

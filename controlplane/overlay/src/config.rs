@@ -63,10 +63,15 @@ pub struct Config {
     pub session_slots: u32,
     /// Where ephemeral keys come from.
     pub ephemerals: Ephemerals,
+    /// Silence after which a peer with a datagram address is tried over a stream to that address
+    /// too; `None` for never.
+    pub stream_fallback_after: Option<Duration>,
+    /// While such a peer is connected over a stream, time between attempts by datagram.
+    pub stream_upgrade_every: Duration,
 }
 
 impl Config {
-    /// The defaults, for a node with one worker per port.
+    /// The defaults, for a node with one worker per port whose dataplane carries no streams.
     pub fn new(identity: SecretKey, ports: Vec<u16>) -> Self {
         Self {
             identity,
@@ -90,6 +95,8 @@ impl Config {
             link_slots: 4096,
             session_slots: 16_384,
             ephemerals: Ephemerals::System,
+            stream_fallback_after: None,
+            stream_upgrade_every: Duration::from_secs(60),
         }
     }
 }
@@ -103,7 +110,7 @@ pub struct ConfiguredPeer(pub u32);
 pub struct PeerConfig {
     /// The caller's handle.
     pub id: ConfiguredPeer,
-    /// Addresses of the peer's worker 0, tried in turn. May be empty while a name does not resolve.
+    /// Addresses of the peer's worker 0 (those of streams are used as such only), tried in turn. May be empty while a name does not resolve.
     pub addresses: Vec<Endpoint>,
     /// The only key to accept there, if pinned.
     pub key: Option<PublicKey>,

@@ -82,15 +82,16 @@ impl Overlay {
         let Some(outgoing) = self.outgoing.get_mut(&number) else {
             return;
         };
-        let asked = outgoing.carriers.iter().copied().find(
+        let all = outgoing.carriers.iter().chain(&outgoing.fallback.carriers);
+        let asked = all.copied().find(
             |carrier| matches!(carrier, Carrier::Underlay { endpoint, .. } if *endpoint == from),
         );
         let waiting = matches!(outgoing.stage, Stage::Response(_));
-        let Some(carrier) = asked.filter(|_| waiting && outgoing.cookie_for != outgoing.attempts)
-        else {
+        let sent = outgoing.attempts.wrapping_add(outgoing.fallback.sent);
+        let Some(carrier) = asked.filter(|_| waiting && outgoing.cookie_for != sent) else {
             return;
         };
-        outgoing.cookie_for = outgoing.attempts;
+        outgoing.cookie_for = sent;
         outgoing.cookie = Some((from, cookie));
         let message = outgoing.message_to(carrier);
         self.send_handshake(carrier, &message);

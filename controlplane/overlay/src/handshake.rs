@@ -80,7 +80,8 @@ impl Carrier {
             Self::Underlay { endpoint, .. } => hasher
                 .update(&[0])
                 .update(&endpoint.ip)
-                .update(&endpoint.port.get().to_le_bytes()),
+                .update(&endpoint.port.get().to_le_bytes())
+                .update(&[endpoint.transport]),
             Self::Overlay { address, .. } => hasher.update(&[1]).update(&address.0),
         };
         *hasher
@@ -130,6 +131,25 @@ pub(crate) struct Outgoing {
     pub(crate) interval: Duration,
     pub(crate) interval_max: Duration,
     pub(crate) expires_at: Nanos,
+    /// Streams that the first message goes to as well.
+    pub(crate) fallback: Fallback,
+}
+
+/// Where else a first message goes, in turn, and when next.
+#[derive(Clone, Debug)]
+pub(crate) struct Fallback {
+    pub(crate) carriers: Vec<Carrier>,
+    pub(crate) sent: u32,
+    pub(crate) next_at: Nanos,
+}
+
+impl Fallback {
+    /// Nowhere.
+    pub(crate) const NONE: Self = Self {
+        carriers: Vec::new(),
+        sent: 0,
+        next_at: Nanos::NEVER,
+    };
 }
 
 /// How often the first message is repeated.

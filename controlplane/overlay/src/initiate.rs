@@ -9,8 +9,8 @@ use hyphae_wire::{Endpoint, Lane, Nanos, NetworkId, PublicKey, SessionIndex, Sui
 use crate::engine::Timer;
 use crate::event::{Direction, Origin};
 use crate::handshake::{
-    CONFIRM_TIMEOUT, Carrier, Goal, LINK_TIMEOUT, Outgoing, PROBE_TIMEOUT, Pace, RETRANSMIT_MAX,
-    RETRANSMIT_MIN, SESSION_TIMEOUT, Stage,
+    CONFIRM_TIMEOUT, Carrier, Fallback, Goal, LINK_TIMEOUT, Outgoing, PROBE_TIMEOUT, Pace,
+    RETRANSMIT_MAX, RETRANSMIT_MIN, SESSION_TIMEOUT, Stage,
 };
 use crate::install::NewSession;
 use crate::keys::Kind;
@@ -53,6 +53,7 @@ impl Overlay {
             interval: pace.first,
             interval_max: pace.max,
             expires_at: now + timeout,
+            fallback: self.fallback(now, goal),
         };
         self.outgoing.insert(id, outgoing);
         self.outgoing_due(now, id);
@@ -78,9 +79,13 @@ impl Overlay {
             if outgoing.attempts.is_multiple_of(round) {
                 outgoing.interval = (outgoing.interval * 2).min(outgoing.interval_max);
             }
-            let due = outgoing.next_at.min(outgoing.expires_at);
-            self.timers.set(Timer::Outgoing(id), due);
             self.send_handshake(carrier, &message);
+        }
+        self.fall_back(now, id);
+        if let Some(outgoing) = self.outgoing.get(&id) {
+            let due = outgoing.next_at.min(outgoing.expires_at);
+            let due = due.min(outgoing.fallback.next_at);
+            self.timers.set(Timer::Outgoing(id), due);
         }
     }
 
@@ -169,7 +174,8 @@ impl Overlay {
         };
         let goal = outgoing.goal;
         // A time that a repetition may have blurred says nothing.
-        let once = outgoing.attempts == 1 && outgoing.cookie.is_none();
+        let once =
+            outgoing.attempts == 1 && outgoing.cookie.is_none() && outgoing.fallback.sent == 0;
         let rtt = Some(now.since(outgoing.began)).filter(|_| once);
         if let (Goal::Probe { owner }, Carrier::Underlay { endpoint, .. }) = (goal, carrier) {
             let (probed, took) = (
@@ -258,6 +264,7 @@ impl Overlay {
         outgoing.stage = Stage::Confirm { owner, epoch };
         outgoing.message = message;
         outgoing.carriers = vec![carrier];
+        outgoing.fallback = Fallback::NONE;
         outgoing.next_at = now;
         outgoing.interval = RETRANSMIT_MIN;
         outgoing.interval_max = RETRANSMIT_MAX;
@@ -358,7 +365,9 @@ impl Overlay {
             }
             Step::Response => {
                 let waits = |o: &&Outgoing| {
-                    matches!(o.stage, Stage::Response(_)) && o.carriers.contains(&carrier)
+                    let asked = o.carriers.iter().chain(&o.fallback.carriers);
+                    matches!(o.stage, Stage::Response(_))
+                        && asked.into_iter().any(|c| *c == carrier)
                 };
                 let Some(outgoing) = self.outgoing.get(&receiver).filter(waits) else {
                     return;
@@ -442,6 +451,10 @@ impl Overlay {
         let Carrier::Underlay { endpoint: from, .. } = carrier else {
             return vec![Endpoint::default(); usize::from(lanes)];
         };
+        if from.is_stream() {
+            // One connection carries them all.
+            return vec![from; usize::from(lanes)];
+        }
         let current = self.associations.get(&owner).and_then(|a| a.current());
         let known = current.filter(|session| session.lane_count() == lanes);
         let here = from.port.get();
@@ -454,7 +467,7 @@ impl Overlay {
         let lane_endpoint = |lane: u16| {
             let learnt = known
                 .and_then(|session| session.lanes.get(usize::from(lane)))
-                .filter(|state| state.active && state.endpoint.ip == from.ip);
+                .filter(|state| state.active && state.endpoint.with_port(here) == from);
             if let Some(state) = learnt.filter(|_| lane > 0) {
                 return state.endpoint;
             }

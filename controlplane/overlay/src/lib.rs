@@ -37,6 +37,7 @@ mod session;
 mod status;
 mod target;
 mod traffic;
+mod transport;
 
 pub use config::{Config, ConfiguredPeer, Ephemerals, PeerConfig};
 pub use engine::Overlay;

@@ -4,6 +4,8 @@
 //! one that is not in use gets a first handshake message now and then: the answer proves who is
 //! there and gives a round-trip time; the handshake goes no further. A candidate that is clearly and
 //! repeatedly better is switched to by a handshake through it, during which the old session stays.
+//! A link on a stream moves to the first datagram address that answers, however fast it is; the other
+//! way round only silence leads (see [`crate::transport`]).
 //! When the link goes silent nobody waits for measurements: a handshake goes to all of them at once
 //! (`Overlay::renew`), and the first that answers carries the link.
 
@@ -99,9 +101,16 @@ impl Overlay {
         let healthy = association.liveness.missed == 0 && association.outgoing.is_none();
         let mut due = Vec::new();
         for path in association.paths.iter_mut().filter(|p| p.probe_at <= now) {
-            if up && healthy && path.endpoint != used {
+            let every = match (used.is_stream(), path.endpoint.is_stream()) {
+                (true, false) => self.config.stream_upgrade_every,
+                (true, true) | (false, _) => PROBE_EVERY,
+            };
+            if path.endpoint.is_stream() && !used.is_stream() {
+                // No connection only to measure it.
+                path.probe_at = now + self.rng.jitter(every, 100, 120);
+            } else if up && healthy && path.endpoint != used {
                 due.push(path.endpoint);
-                path.probe_at = now + self.rng.jitter(PROBE_EVERY, 100, 120);
+                path.probe_at = now + self.rng.jitter(every, 80, 120);
             } else {
                 path.probe_at = now + self.rng.jitter(PROBE_FIRST, 50, 150);
             }
@@ -132,11 +141,16 @@ impl Overlay {
         path.rtt.sample(rtt);
         path.samples += 1;
         let (samples, theirs) = (path.samples, path.rtt.smoothed());
-        let better = match (theirs, association.liveness.rtt.smoothed()) {
+        let faster = match (theirs, association.liveness.rtt.smoothed()) {
             (Some(theirs), Some(ours)) => theirs * 5 / 4 + MARGIN < ours,
             (None, _) | (_, None) => false,
         };
-        if better && samples >= SAMPLES_MIN && association.endpoint != endpoint {
+        let better = match (association.endpoint.is_stream(), endpoint.is_stream()) {
+            (true, false) => true,
+            (false, true) => false,
+            (true, true) | (false, false) => faster && samples >= SAMPLES_MIN,
+        };
+        if better && association.endpoint != endpoint {
             self.renew_through(now, owner, vec![endpoint], false);
             self.schedule(owner);
         }

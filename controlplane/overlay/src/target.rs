@@ -118,7 +118,12 @@ impl Overlay {
     }
 
     /// The addresses of an entry have changed: its peer has other candidates now.
-    fn refresh_paths_of(&mut self, now: Nanos, id: ConfiguredPeer, key: Option<PublicKey>) {
+    pub(crate) fn refresh_paths_of(
+        &mut self,
+        now: Nanos,
+        id: ConfiguredPeer,
+        key: Option<PublicKey>,
+    ) {
         let target = self.targets.get(&id);
         if let Some(key) = key.or(target.and_then(|target| target.key.or(target.peer))) {
             self.refresh_paths(now, key);
@@ -181,9 +186,16 @@ impl Overlay {
         let Some(target) = self.targets.get_mut(&id) else {
             return;
         };
-        let found = self.associations.iter().filter(|(owner, a)| {
-            matches!(owner, Owner::Peer(_)) && a.up && target.addresses.contains(&a.endpoint)
-        });
+        // A peer that is given as a datagram address may be connected over a stream.
+        let falls_back = self.config.stream_fallback_after.is_some();
+        let leads = |to: Endpoint| {
+            target.addresses.contains(&to)
+                || falls_back && target.addresses.contains(&to.datagram())
+        };
+        let found = self
+            .associations
+            .iter()
+            .filter(|(owner, a)| matches!(owner, Owner::Peer(_)) && a.up && leads(a.endpoint));
         target.peer = found
             .filter_map(|(_, a)| a.key)
             .find(|key| target.key.is_none_or(|k| k == *key));

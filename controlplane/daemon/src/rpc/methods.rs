@@ -87,11 +87,15 @@ impl Node {
             .configured
             .iter()
             .find_map(|id| self.configured.get(&id.0));
-        let place = match (peer.endpoint.is_unset(), configured) {
+        let (proto, place) = match (peer.endpoint.is_unset(), configured) {
             (true, Some(configured)) => {
-                format!("{}:{}", configured.url.host, configured.url.port)
+                let url = &configured.url;
+                (url.transport.scheme(), format!("{}:{}", url.host, url.port))
             }
-            _ => peer.endpoint.to_string(),
+            _ => {
+                let place = peer.endpoint.to_socket_addr().to_string();
+                (peer.endpoint.scheme(), place)
+            }
         };
         let key = peer.key.map(|key| key.to_string());
         let seen = key.as_ref().and_then(|key| self.seen.get(key));
@@ -109,7 +113,7 @@ impl Node {
         };
         Peer {
             endpoint: PeerEndpoint {
-                proto: "udp".to_owned(),
+                proto: proto.to_owned(),
                 socket_addr: place,
             },
             kind: if configured.is_some() {
@@ -149,7 +153,7 @@ impl Node {
             .map_err(|e: crate::endpoint::InvalidPeer| {
                 Error::new(code::BAD_ENDPOINT, e.to_string())
             })?;
-        let same = |other: &PeerUrl| (&other.host, other.port) == (&url.host, url.port);
+        let same = |other: &PeerUrl| other.is_at(&url);
         if self
             .configured
             .values()
@@ -172,7 +176,7 @@ impl Node {
         let bad =
             |e: crate::endpoint::InvalidPeer| Error::new(code::BAD_ENDPOINT_DELETE, e.to_string());
         let url: PeerUrl = params.endpoint.parse().map_err(bad)?;
-        let same = |other: &PeerUrl| (&other.host, other.port) == (&url.host, url.port);
+        let same = |other: &PeerUrl| other.is_at(&url);
         let found = self
             .configured
             .iter()

@@ -9,4 +9,5 @@ mod link;
 mod network;
 mod peering;
 mod session;
+mod transport;
 mod worker;

@@ -12,6 +12,8 @@ use crate::rng::Rng;
 use crate::{Config, ConfiguredPeer, Ephemerals, Event, Overlay, PeerConfig};
 
 pub(super) const BASE_PORT: u16 = 9670;
+/// Port that streams are dialled from.
+const DIALLED_FROM: u16 = 40_000;
 
 pub(super) struct Node {
     pub(super) config: Config,
@@ -44,6 +46,8 @@ pub(super) struct Network {
     pub(super) slow_network: Option<(u8, Duration)>,
     /// Directed pairs of addresses between which nothing passes.
     pub(super) blocked: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
+    /// The same, of datagrams only.
+    pub(super) datagrams_blocked: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
     /// Raw frames as sent, for replays.
     pub(super) captured: Vec<(Endpoint, Endpoint, Vec<u8>)>,
     /// Pairs of nodes that must hear each other at any time.
@@ -90,6 +94,7 @@ impl Network {
             delay_max: Duration::from_millis(20),
             slow_network: None,
             blocked: BTreeSet::new(),
+            datagrams_blocked: BTreeSet::new(),
             captured: Vec::new(),
             checked: Vec::new(),
         };
@@ -193,6 +198,17 @@ impl Network {
                 self.blocked.insert(pair);
             } else {
                 self.blocked.remove(&pair);
+            }
+        }
+    }
+
+    pub(super) fn block_datagrams(&mut self, a: usize, b: usize, blocked: bool) {
+        let (a, b) = (self.nodes[a].ip, self.nodes[b].ip);
+        for pair in [(a, b), (b, a)] {
+            if blocked {
+                self.datagrams_blocked.insert(pair);
+            } else {
+                self.datagrams_blocked.remove(&pair);
             }
         }
     }
@@ -336,7 +352,17 @@ impl Network {
         let Some(node) = self.nodes.iter().position(|n| n.has(ip(to))) else {
             return;
         };
-        let worker = usize::from(to.port.get().wrapping_sub(BASE_PORT));
+        let worker = match &frame {
+            _ if !to.is_stream() => {
+                if self.datagrams_blocked.contains(&(ip(from), ip(to))) {
+                    return;
+                }
+                usize::from(to.port.get().wrapping_sub(BASE_PORT))
+            }
+            // What the dataplane reads from a stream goes to the worker that owns it.
+            Frame::Raw(_) => 0,
+            Frame::Link { receive, .. } => SessionIndex(*receive).worker().as_usize(),
+        };
         let now = self.now;
         let n = &mut self.nodes[node];
         if worker >= n.workers.len() {
@@ -432,7 +458,14 @@ impl Network {
                 for (to, frame) in worker.out.drain(..) {
                     let near = n.aliases.iter().find(|ip| same_network(**ip, to));
                     let from = *near.filter(|_| !same_network(n.ip, to)).unwrap_or(&n.ip);
-                    outs.push((SocketAddr::from((from, port)).into(), to, frame));
+                    let from = Endpoint::from(SocketAddr::from((from, port)));
+                    // Whoever dials has a port that only this connection knows.
+                    let from = match (to.is_stream(), to.port.get()) {
+                        (false, _) => from,
+                        (true, BASE_PORT) => from.with_port(DIALLED_FROM).stream(),
+                        (true, _) => from.with_port(BASE_PORT).stream(),
+                    };
+                    outs.push((from, to, frame));
                 }
                 routed.append(&mut worker.routed);
                 punts.extend(worker.punts.drain(..).map(|punt| (worker.id, punt)));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use hyphae_shm::stats::Counter;
 use hyphae_wire::frame::LinkHeader;
-use hyphae_wire::{Endpoint, SessionIndex, WorkerId};
+use hyphae_wire::{Endpoint, FrameKind, SessionIndex, WorkerId};
 use tokio::time::{sleep_until, timeout_at};
 
 use super::framing::{FRAME_MAX, Malformed, PREFIX_LEN, take_frames};
@@ -156,9 +156,14 @@ async fn watch(opened: Instant, outbox: &Outbox, times: Times) -> End {
     }
 }
 
-/// The worker that a frame is for: handshakes name none and go to the first.
+/// The worker that a frame is for. What is not sealed names no index of ours and goes to the
+/// first, which owns lane 0 of every link.
 fn owner(frame: &[u8]) -> WorkerId {
-    LinkHeader::split(frame).map_or(WorkerId(0), |(header, _)| {
-        SessionIndex(header.receiver.get()).worker()
-    })
+    let sealed = |kind| matches!(kind, FrameKind::Transit | FrameKind::LinkLocal);
+    match LinkHeader::split(frame) {
+        Some((header, _)) if FrameKind::from_code(header.kind).is_some_and(sealed) => {
+            SessionIndex(header.receiver.get()).worker()
+        }
+        _ => WorkerId(0),
+    }
 }

@@ -19,9 +19,12 @@ pub(crate) enum PeerCommand {
     #[command(after_help = "Examples:\n  hyphae peer list\n  hyphae peer list --json")]
     List(NodeRef),
     /// Connect to a peer, now and after every restart.
-    #[command(after_help = "Examples:\n  hyphae peer add udp://192.0.2.1:9670#KEY")]
+    #[command(
+        after_help = "Examples:\n  hyphae peer add udp://192.0.2.1:9670#KEY\n  hyphae \
+                            peer add tcp://192.0.2.1:443#KEY"
+    )]
     Add {
-        /// udp://HOST:PORT, optionally #KEY.
+        /// udp://HOST:PORT, or tcp://HOST:PORT for TCP only; optionally #KEY.
         endpoint: String,
         #[command(flatten)]
         node: NodeRef,
@@ -29,7 +32,7 @@ pub(crate) enum PeerCommand {
     /// Stop connecting to a peer and end the link.
     #[command(after_help = "Examples:\n  hyphae peer remove udp://192.0.2.1:9670")]
     Remove {
-        /// udp://HOST:PORT as it was added.
+        /// udp://HOST:PORT or tcp://HOST:PORT as it was added.
         endpoint: String,
         #[command(flatten)]
         node: NodeRef,

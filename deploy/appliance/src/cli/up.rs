@@ -27,7 +27,8 @@ pub struct NodeArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
     /// Peer to keep connecting to; may be given several times. #KEY accepts only that key there.
-    #[arg(long = "peer", value_name = "udp://HOST:PORT[#KEY]")]
+    /// tcp:// uses TCP only; udp:// falls back to TCP where UDP does not pass.
+    #[arg(long = "peer", value_name = "udp|tcp://HOST:PORT[#KEY]")]
     pub peers: Vec<PeerUrl>,
     /// Static route; may be given several times.
     #[arg(long = "route", value_name = "PREFIX=KEY|ADDRESS")]

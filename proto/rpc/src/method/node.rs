@@ -23,7 +23,7 @@ pub struct Info {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerEndpoint {
-    /// "udp".
+    /// "udp", or "tcp" for a stream link.
     pub proto: String,
     /// Address and port; the name as configured while it does not resolve.
     pub socket_addr: String,
@@ -129,7 +129,7 @@ pub struct StaticRoute {
 /// Parameters of `addPeer` and `deletePeer`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointParams {
-    /// `udp://HOST:PORT`, optionally `#KEY`.
+    /// `udp://HOST:PORT` or `tcp://HOST:PORT`, optionally `#KEY`.
     pub endpoint: String,
 }
 
