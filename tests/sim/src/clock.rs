@@ -94,7 +94,10 @@ impl Clock {
         let elapsed = (i128::from(local.0) - offset).max(0);
         let world = elapsed * 1_000_000 / (1_000_000 + i128::from(self.skew_ppm));
         let mut world = Nanos(u64::try_from(world).unwrap_or(u64::MAX));
-        // The divisions above round down.
+        // Divisions round; the two do not round alike.
+        while world.0 > 0 && self.local(Nanos(world.0 - 1)) >= local {
+            world.0 -= 1;
+        }
         while self.local(world) < local {
             world.0 += 1;
         }
