@@ -87,6 +87,8 @@ pub(crate) struct Node {
     pub(crate) resolver: Resolver,
     pings: BTreeMap<u64, (Nanos, oneshot::Sender<Result<Value, Error>>)>,
     next_ping: u64,
+    /// The host's routes to nodes whose path carries less than the device.
+    host_routes: Option<host::HostRoutes>,
     resolve_at: Nanos,
     pub(crate) totals: Totals,
     pub(crate) started: Nanos,
@@ -124,6 +126,7 @@ impl Node {
             resolver: Resolver::new(),
             pings: BTreeMap::new(),
             next_ping: 1,
+            host_routes: None,
             resolve_at: now,
             totals: Totals::default(),
             started: now,
@@ -204,13 +207,7 @@ impl Node {
         );
         if let (Some(name), Some(_)) = (hello.tun_name(), &self.config.tun) {
             let (name, ip) = (name.to_owned(), self.identity.public_key().address().ip());
-            let mtu = self.config.mtu();
-            tokio::spawn(async move {
-                match host::configure(&name, ip, mtu).await {
-                    Ok(()) => tracing::info!(device = name, address = %ip, mtu, "TUN device is up"),
-                    Err(error) => tracing::error!(%error, "TUN device is not usable"),
-                }
-            });
+            self.host_routes = Some(host::start(name, ip, self.config.mtu()));
         }
         self.attachment = Some(attachment);
         self.overlay.begin_attach(now, generation);
@@ -221,6 +218,7 @@ impl Node {
     pub(crate) fn detached(&mut self) {
         tracing::warn!("dataplane is gone; waiting for the next one");
         self.attachment = None;
+        self.host_routes = None;
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Nanos) {
@@ -374,6 +372,17 @@ impl Node {
                     let _ = reply.send(pong);
                 }
             }
+            Event::TraceReply { id, code, key, rtt } => {
+                if let Some((_, reply)) = self.pings.remove(&id) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(crate::rpc::trace_hop(code, &key, rtt));
+                }
+            }
+            Event::PathMtu { address, mtu } => {
+                if let Some(routes) = &self.host_routes {
+                    routes.limit(address.subnet().address().ip(), mtu);
+                }
+            }
             Event::ResyncFib { .. } => {
                 for entry in self.rib.replay_all() {
                     self.push_all(&Program::FibReplace(&entry));
@@ -396,6 +405,8 @@ impl Node {
             } => {
                 if method == "node.ping" {
                     self.start_ping(now, params, reply);
+                } else if method == "node.trace" {
+                    self.start_trace(now, params, reply);
                 } else {
                     let result = self.call(now, &method, params);
                     // Whoever asked may have gone.
@@ -428,6 +439,26 @@ impl Node {
                 self.next_ping += 1;
                 self.pings.insert(id, (now + timeout, reply));
                 self.overlay.ping(now, address, id);
+            }
+            Err(error) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    fn start_trace(
+        &mut self,
+        now: Nanos,
+        params: Value,
+        reply: oneshot::Sender<Result<Value, Error>>,
+    ) {
+        match crate::rpc::trace_params(params) {
+            Ok((address, hop_limit, timeout)) => {
+                let id = self.next_ping;
+                self.next_ping += 1;
+                self.pings.insert(id, (now + timeout, reply));
+                self.overlay.trace(now, address, hop_limit, id);
             }
             Err(error) => {
                 // Whoever asked may have gone.

@@ -81,7 +81,11 @@ impl Totals {
                     tracing::warn!(key, %from, %reason, "handshake refused");
                 }
             }
-            Event::EchoReply { .. } | Event::ResyncFib { .. } => {}
+            Event::PathMtu { address, mtu } => match mtu {
+                Some(mtu) => tracing::info!(%address, mtu, "path carries less than the device"),
+                None => tracing::info!(%address, "path carries all again"),
+            },
+            Event::EchoReply { .. } | Event::TraceReply { .. } | Event::ResyncFib { .. } => {}
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::node::Command;
 
-pub(crate) use methods::{ping_params, state_name};
+pub(crate) use methods::{ping_params, state_name, trace_hop, trace_params};
 
 /// File name of the Unix socket.
 pub(crate) const SOCKET_NAME: &str = "rpc.sock";

@@ -161,7 +161,10 @@ impl Overlay {
             | Punt::LaneReset(_)
             | Punt::Handshake(..)
             | Punt::LinkLocal(..)
-            | Punt::Service(..) => return false,
+            | Punt::Service(..)
+            | Punt::LargeFrames(_)
+            | Punt::LinkTooBig(_)
+            | Punt::PathTooBig(_) => return false,
         }
         true
     }
@@ -308,6 +311,7 @@ impl Overlay {
             address: self.address,
             mtu: U16::new(self.config.mtu),
             reserved: [0; 6],
+            key: self.key,
         };
         self.output
             .program_all(self.workers, &Program::LocalInstall(&local));
@@ -407,6 +411,7 @@ impl Overlay {
             association.handshakes = before.handshakes;
         }
         self.rise(now, owner);
+        self.begin_search(now, owner);
         self.schedule(owner);
     }
 

@@ -8,6 +8,7 @@ use crate::engine::Timer;
 use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal, Pace};
 use crate::install::FIRST_WORKER;
 use crate::keys::Kind;
+use crate::pmtu::Search;
 use crate::session::Owner;
 use crate::{DownReason, Event, Overlay};
 
@@ -104,7 +105,12 @@ impl Overlay {
         if let (Owner::Peer(_), true, Some(endpoint)) = (owner, outbound, through) {
             self.use_endpoint(owner, endpoint);
         }
+        let down = self.associations.get(&owner).is_some_and(|a| !a.up);
         self.rise(now, owner);
+        if down {
+            self.begin_search(now, owner);
+        }
+        self.search_due(now, owner);
         self.activate_lanes(now, owner);
         if fresh {
             self.renew_beyond(now, owner);
@@ -301,6 +307,8 @@ impl Overlay {
             association.rekey_at = Nanos::NEVER;
             association.activate_at = Nanos::NEVER;
             association.liveness.probe_at = Nanos::NEVER;
+            association.search = Search::default();
+            self.clear_limit(owner);
             if let Some(key) = key {
                 self.output.event(match owner {
                     Owner::Peer(peer) => Event::PeerDown { peer, key, reason },
@@ -388,6 +396,8 @@ impl Overlay {
         }
         self.activate_lanes(now, owner);
         self.probe_due(now, owner);
+        self.search_due(now, owner);
+        self.limit_due(now, owner);
         self.pings_due(now, owner);
         self.paths_due(now, owner);
         self.settle(now, owner, DownReason::Dead);

@@ -5,7 +5,7 @@
 //! `install` (lanes in the workers), `association` (up, down, renewal), `target` (configured
 //! peers),
 //! `remote` (end-to-end sessions on demand), `liveness` (probes and control messages), `adoption`
-//! (attach and resync), `status`.
+//! (attach and resync), `pmtu` and `path` (what links and paths carry, traces), `status`.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +23,7 @@ use crate::handshake::{Carrier, HalfOpens, Outgoing};
 use crate::index::Indices;
 use crate::install::LaneRef;
 use crate::keys::Kind;
+use crate::limit::Trace;
 use crate::program::Output;
 use crate::rng::Rng;
 use crate::session::{Association, Owner};
@@ -57,6 +58,8 @@ pub struct Overlay {
     /// Behind reset tokens and handshake numbers ([`hyphae_wire::guard`]).
     pub(crate) node_secret: Zeroizing<[u8; 32]>,
     pub(crate) cookies: CookieSecrets,
+    /// Traces that wait for a report, by the number that it will quote.
+    pub(crate) traces: BTreeMap<u64, Trace>,
 }
 
 /// What has a deadline.
@@ -115,6 +118,7 @@ impl Overlay {
             finished: BTreeMap::new(),
             // Unlike those of a control plane before this one, whose answers may still come.
             probe_last: u64::from_le_bytes(rng.array()),
+            traces: BTreeMap::new(),
             rng,
             node_secret: Zeroizing::new(guard::node_secret(&config.identity)),
             cookies: CookieSecrets::default(),
@@ -210,8 +214,15 @@ impl Overlay {
                     let index = meta.receive_index.get();
                     self.handle_control(now, Kind::EndToEnd, index, received, bytes);
                 }
-                Some(Service::Ipv6 | Service::Message) | None => {}
+                Some(Service::Report) => {
+                    let received = Nanos(meta.received.get()).min(now);
+                    self.trace_reported(meta.source, received, bytes);
+                }
+                Some(Service::Ipv6 | Service::Message | Service::Trace) | None => {}
             },
+            Punt::LargeFrames(event) => self.large_frames(now, event.peer.get(), false),
+            Punt::LinkTooBig(event) => self.large_frames(now, event.peer.get(), true),
+            Punt::PathTooBig(limit) => self.path_too_big(now, limit.address, limit.mtu.get()),
             Punt::SnapshotPeer(_)
             | Punt::SnapshotLink(_)
             | Punt::SnapshotSession(_)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hyphae_wire::report::ReportCode;
 use hyphae_wire::{Endpoint, Nanos, NetworkId, OverlayAddress, PublicKey, Suite};
 
 use crate::ConfiguredPeer;
@@ -75,6 +76,24 @@ pub enum Event {
         address: OverlayAddress,
         /// Round-trip time.
         rtt: Duration,
+    },
+    /// Answer to [`crate::Overlay::trace`].
+    TraceReply {
+        /// The caller's number of the trace.
+        id: u64,
+        /// What has become of it.
+        code: ReportCode,
+        /// Key of the node that says so.
+        key: PublicKey,
+        /// Round-trip time.
+        rtt: Duration,
+    },
+    /// What the path to a node carries has changed.
+    PathMtu {
+        /// An address in its /64.
+        address: OverlayAddress,
+        /// Largest packet of the host, less than the device's MTU; `None` for no such limit.
+        mtu: Option<u16>,
     },
     /// All that the overlay keeps is named in the resync: now push every FIB entry to every worker,
     /// then call [`crate::Overlay::finish_resync`].

@@ -67,6 +67,7 @@ impl Overlay {
             ..
         } = new;
         let association = self.associations.get_mut(&owner)?;
+        association.mtu = new.mtu;
         let epoch = association.epoch_next();
         let rekey_after = self.rng.jitter(self.config.rekey_after, 90, 100);
         let outbound = direction == Direction::Outbound;

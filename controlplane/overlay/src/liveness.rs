@@ -68,10 +68,15 @@ impl Overlay {
         }
     }
 
+    /// A number for a probe.
+    pub(crate) fn next_probe(&mut self) -> u64 {
+        self.probe_last = self.probe_last.wrapping_add(1);
+        self.probe_last
+    }
+
     /// Sends a probe on one lane; returns its number.
     pub(crate) fn send_probe(&mut self, now: Nanos, owner: Owner, receive: SessionIndex) -> u64 {
-        self.probe_last = self.probe_last.wrapping_add(1);
-        let id = self.probe_last;
+        let id = self.next_probe();
         let probe = Probe {
             id: U64::new(id),
             sent: U64::new(now.0),
@@ -159,6 +164,14 @@ impl Overlay {
     }
 
     fn probe_answered(&mut self, now: Nanos, owner: Owner, probe: Probe, received: Nanos) {
+        let asked = self.associations.get_mut(&owner);
+        if asked.is_some_and(|a| a.search.answered(now, probe.id.get()))
+            || self.limit_refuted(now, owner, probe.id.get())
+        {
+            self.search_due(now, owner);
+            self.schedule(owner);
+            return;
+        }
         let interval = self.probe_interval(owner.kind());
         let next = now + self.rng.jitter(interval, 90, 110);
         let Some(association) = self.associations.get_mut(&owner) else {

@@ -18,8 +18,10 @@ use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suit
 
 use crate::event::Direction;
 use crate::keys::Kind;
+use crate::limit::PathLimit;
 use crate::liveness::PING_TIMEOUT;
 use crate::paths::Path;
+use crate::pmtu::Search;
 
 /// Which association: a link with a peer, by its number, or end-to-end sessions with a node, by the
 /// first 64 bits of its address.
@@ -187,6 +189,12 @@ pub(crate) struct Association {
     pub(crate) handshakes: u64,
     /// Addresses of the entries that lead here (links).
     pub(crate) paths: Vec<Path>,
+    /// Largest inner packet of the other end, as it offered last; 0 while unknown.
+    pub(crate) mtu: u16,
+    /// What the link carries.
+    pub(crate) search: Search,
+    /// What the path carries (end to end).
+    pub(crate) limit: PathLimit,
 }
 
 impl Association {
@@ -213,6 +221,9 @@ impl Association {
             pings: VecDeque::new(),
             handshakes: 0,
             paths: Vec::new(),
+            mtu: 0,
+            search: Search::default(),
+            limit: PathLimit::default(),
         }
     }
 
@@ -261,7 +272,13 @@ impl Association {
             .iter()
             .map(|p| p.retry_at.min(p.asked + PING_TIMEOUT));
         let hold = Some(self.hold_until).filter(|at| *at > Nanos(0) && self.is_idle());
-        let own = [self.rekey_at, self.activate_at, self.liveness.probe_at];
+        let own = [
+            self.rekey_at,
+            self.activate_at,
+            self.liveness.probe_at,
+            self.search.due(),
+            self.limit.due(),
+        ];
         own.into_iter()
             .chain([self.path_deadline()])
             .chain(sessions)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use hyphae_forward::{EngineEvent, SnapshotCursor, Verdict};
 use hyphae_shm::record::{
-    EndpointMoved, Generation, LaneEvent, NeedSession, Punt, PuntHandshake, PuntLinkLocal,
-    PuntService,
+    EndpointMoved, Generation, LaneEvent, NeedSession, PathMtu, PeerEvent, Punt, PuntHandshake,
+    PuntLinkLocal, PuntService,
 };
 use hyphae_shm::{Consumer, Doorbell, Producer, RECORD_MAX};
 use hyphae_wire::{Endpoint, Nanos};
@@ -116,6 +116,16 @@ impl Control {
                 kind,
                 receive_index,
             } => self.push(&Punt::RekeyDue(&lane(kind, receive_index))),
+            EngineEvent::LargeFrames { peer } => self.push(&Punt::LargeFrames(&peer_event(peer))),
+            EngineEvent::LinkTooBig { peer } => self.push(&Punt::LinkTooBig(&peer_event(peer))),
+            EngineEvent::PathTooBig { address, mtu } => {
+                let limit = PathMtu {
+                    address,
+                    mtu: U16::new(mtu),
+                    reserved: [0; 6],
+                };
+                self.push(&Punt::PathTooBig(&limit))
+            }
         }
     }
 
@@ -177,9 +187,17 @@ impl Control {
             | Verdict::Transmit(_)
             | Verdict::TransmitPart(..)
             | Verdict::Reply { .. }
+            | Verdict::HandoverAll { .. }
             | Verdict::Deliver { .. }
             | Verdict::Handover(_)
             | Verdict::HandoverOpened { .. } => false,
         }
+    }
+}
+
+fn peer_event(peer: u32) -> PeerEvent {
+    PeerEvent {
+        peer: U32::new(peer),
+        reserved: U32::ZERO,
     }
 }

@@ -129,6 +129,15 @@ impl Handover {
         self.push(to, OPENED, &header, frame)
     }
 
+    /// The workers that frames can be handed to.
+    pub(crate) fn others(&self) -> Vec<WorkerId> {
+        let outlets = (0u16..).zip(&self.to);
+        outlets
+            .filter(|(_, outlet)| outlet.is_some())
+            .map(|(worker, _)| WorkerId(worker))
+            .collect()
+    }
+
     /// One more ring to take frames from.
     pub(crate) fn also_from(&mut self, ring: Consumer) {
         self.from.push(ring);

@@ -2,12 +2,14 @@
 
 use hyphae_forward::host::{Part, Splitter, TUN_HEADER_LEN, TunHeader, TunSink};
 use hyphae_forward::{
-    Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict,
+    Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict, cut,
 };
 use hyphae_shm::record::{Program, Punt};
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, Span};
+use hyphae_wire::control::PROBE_LEN;
 use hyphae_wire::frame::OVERHEAD;
+use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX, REPORT_LEN};
 use hyphae_wire::{Endpoint, Nanos};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -68,6 +70,12 @@ impl<D: Driver> Worker<D> {
             Verdict::Reply { len, .. } => {
                 let answer = Self::part(frame, 0, len);
                 self.turn.output.send_raw(&mut self.driver, from, answer);
+            }
+            Verdict::HandoverAll { peer } => {
+                for worker in self.handover.others() {
+                    let taken = self.handover.opened(worker, peer, self.driver.spans(frame));
+                    self.count_handover(taken);
+                }
             }
             Verdict::Deliver {
                 offset,
@@ -170,10 +178,14 @@ impl<D: Driver> Worker<D> {
             TUN_HEADER_LEN as u32,
             span.len - TUN_HEADER_LEN as u32,
         );
-        let frames = match Splitter::new(&header, self.driver.spans(packet), departure.mtu()) {
+        let bytes = self.driver.spans(packet);
+        let frames = match Splitter::new(&header, bytes, departure.mtu()) {
             Ok(splitter) => splitter.remaining(),
             Err(reason) => {
                 self.engine.counters.drop(reason);
+                if reason == DropReason::TunTooBig {
+                    self.engine.host_too_big(now, departure.mtu(), bytes);
+                }
                 return;
             }
         };
@@ -275,6 +287,19 @@ impl<D: Driver> Worker<D> {
                 .inject(payload.len(), |engine, space| {
                     engine.inject_routed(now, record, payload, space)
                 }),
+            Program::InjectMtuProbe(record) => {
+                let wanted = usize::from(record.len.get());
+                self.inject_whole(wanted, |engine, space| {
+                    engine.inject_mtu_probe(now, record, space)
+                })
+            }
+            Program::InjectPathProbe(record) => self.inject(
+                usize::from(record.len.get()).max(PROBE_LEN),
+                |engine, space| engine.inject_path_probe(now, record, space),
+            ),
+            Program::InjectTrace(record) => {
+                self.inject(0, |engine, space| engine.inject_trace(now, record, space))
+            }
             Program::PeerRemove(record) => {
                 self.stats.clear_peer(record.peer.get());
                 self.engine.apply(now, program).is_ok()
@@ -287,6 +312,8 @@ impl<D: Driver> Worker<D> {
             | Program::FibReplace(_)
             | Program::FibRemove(_)
             | Program::LocalInstall(_)
+            | Program::LinkMtu(_)
+            | Program::PathMtu(_)
             | Program::ResyncBegin(_)
             | Program::ResyncEnd(_)
             | Program::PendingDrop(_)
@@ -325,6 +352,24 @@ impl<D: Driver> Worker<D> {
         payload_len: usize,
         build: impl FnOnce(&mut Engine, &mut [u8]) -> Result<Train, DropReason>,
     ) -> bool {
+        self.inject_built(payload_len, false, build)
+    }
+
+    /// The frame leaves whole, even if the link is not known to carry it.
+    fn inject_whole(
+        &mut self,
+        payload_len: usize,
+        build: impl FnOnce(&mut Engine, &mut [u8]) -> Result<Train, DropReason>,
+    ) -> bool {
+        self.inject_built(payload_len, true, build)
+    }
+
+    fn inject_built(
+        &mut self,
+        payload_len: usize,
+        whole: bool,
+        build: impl FnOnce(&mut Engine, &mut [u8]) -> Result<Train, DropReason>,
+    ) -> bool {
         // Records are at most 64 KiB and a little.
         let wanted = (payload_len + OVERHEAD) as u32;
         if wanted > BUFFER_BYTES {
@@ -344,10 +389,89 @@ impl<D: Driver> Worker<D> {
             len: wanted,
         });
         match build(&mut self.engine, bytes) {
+            Ok(train) if whole => self.send_whole(buffer, offset, &train),
             Ok(train) => self.send_built(buffer, offset, &train),
             Err(reason) => self.engine.counters.drop(reason),
         }
         true
+    }
+
+    /// A lone frame that leaves as it is.
+    fn send_whole(&mut self, buffer: BufferId, offset: u32, train: &Train) {
+        // A train fits a buffer.
+        let len = train.len as u32;
+        self.turn.arena.take(len);
+        let span = Span {
+            buffer,
+            offset,
+            len,
+        };
+        self.hand_out(train.lane, span, len);
+    }
+
+    /// Frames that are whole again are received like any other.
+    pub(crate) fn take_wholes(&mut self, now: Nanos) -> bool {
+        let mut any = false;
+        while self.engine.has_whole() {
+            any = true;
+            let room = u32::from(FRAME_MIN_MAX);
+            let space = self
+                .turn
+                .arena
+                .space(&mut self.driver, room, &mut self.turn.held);
+            let Some((buffer, offset)) = space else {
+                self.engine.counters.drop(DropReason::NoBuffer);
+                self.engine.forget_wholes();
+                break;
+            };
+            let span = |len| Span {
+                buffer,
+                offset,
+                len,
+            };
+            let Some((len, from)) = self.engine.next_whole(self.driver.spans(span(room))) else {
+                break;
+            };
+            // At most FRAME_MIN_MAX.
+            let len = len as u32;
+            self.turn.arena.take(len);
+            self.receive(now, &from, span(len), len);
+        }
+        any
+    }
+
+    /// Errors that the engine made: reports to other nodes, ICMPv6 for the host.
+    pub(crate) fn send_errors(&mut self, now: Nanos) {
+        while self.engine.has_report() {
+            let sent = self.inject(REPORT_LEN, |engine, space| engine.next_report(now, space));
+            if !sent {
+                break;
+            }
+        }
+        while let Some(packet) = self.engine.next_host_reply() {
+            // An error is at most 1280 bytes.
+            let len = packet.len() as u32;
+            let space = self
+                .turn
+                .arena
+                .space(&mut self.driver, len, &mut self.turn.held);
+            let Some((buffer, offset)) = space else {
+                self.engine.counters.drop(DropReason::NoBuffer);
+                continue;
+            };
+            self.turn.arena.take(len);
+            let span = Span {
+                buffer,
+                offset,
+                len,
+            };
+            self.driver.spans(span).copy_from_slice(&packet);
+            let written = self
+                .driver
+                .write_tun(&TunHeader::default().to_bytes(), &[span])
+                .is_ok();
+            self.count_writes(u64::from(written), u64::from(len), u64::from(!written));
+        }
     }
 
     fn send_built(&mut self, buffer: BufferId, offset: u32, train: &Train) {
@@ -366,10 +490,61 @@ impl<D: Driver> Worker<D> {
     }
 
     fn transmit(&mut self, lane: LinkSlot, span: Span, segment: u32) {
+        if segment as usize > self.engine.link_mtu(lane) {
+            self.transmit_split(lane, span, segment);
+        } else {
+            self.hand_out(lane, span, segment);
+        }
+    }
+
+    /// The link does not carry frames of this size: each leaves in two parts, in a buffer of ours.
+    fn transmit_split(&mut self, lane: LinkSlot, span: Span, segment: u32) {
+        let mtu = self.engine.link_mtu(lane);
+        let mut offset = 0;
+        while offset < span.len {
+            let frame = Self::part(span, offset, segment.min(span.len - offset));
+            offset += frame.len;
+            if frame.len as usize <= mtu {
+                self.hand_out(lane, frame, frame.len);
+                continue;
+            }
+            let mut whole = [0; FRAME_MIN_MAX as usize];
+            let bytes = self.driver.spans(frame);
+            let Some(copy) = whole.get_mut(..bytes.len()) else {
+                self.engine.counters.drop(DropReason::LinkTooBig);
+                continue;
+            };
+            copy.copy_from_slice(bytes);
+            let room = frame.len + 2 * FRAGMENT_HEADERS_LEN as u32;
+            let space = self
+                .turn
+                .arena
+                .space(&mut self.driver, room, &mut self.turn.held);
+            let Some((buffer, at)) = space else {
+                self.engine.counters.drop(DropReason::NoBuffer);
+                continue;
+            };
+            let out = Span {
+                buffer,
+                offset: at,
+                len: room,
+            };
+            if let Some((len, size)) = cut(copy, self.driver.spans(out)) {
+                // Both are below the room asked for.
+                let (len, size) = (len as u32, size as u32);
+                self.turn.arena.take(len);
+                self.engine.counters.add(Counter::FramesSplit, 1);
+                self.hand_out(lane, Self::part(out, 0, len), size);
+            }
+        }
+    }
+
+    fn hand_out(&mut self, lane: LinkSlot, span: Span, segment: u32) {
         self.engine.note_sent(
             lane,
             u64::from(span.len.div_ceil(segment)),
             u64::from(span.len),
+            segment,
         );
         let Some(to) = self.engine.endpoint(lane) else {
             return;

@@ -29,6 +29,9 @@ const SNAPSHOT_RETRY: Duration = Duration::from_millis(1);
 /// How often expiries are looked for.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 
+/// How often the control plane hears that the kernel refuses datagrams as too large.
+const TOO_BIG_AGAIN: Duration = Duration::from_millis(100);
+
 /// One worker and all it owns.
 pub(crate) struct Worker<D: Driver> {
     pub(crate) driver: D,
@@ -42,6 +45,8 @@ pub(crate) struct Worker<D: Driver> {
     pub(crate) housekeeping: Nanos,
     /// A corrupt program ring is counted once.
     pub(crate) detached: bool,
+    /// Refusals of the kernel that were told, and when the next may be.
+    too_big_told: (u64, Nanos),
 }
 
 /// What a worker is made of, beside its driver.
@@ -92,6 +97,7 @@ impl<D: Driver> Worker<D> {
             stop,
             housekeeping: Nanos(0),
             detached: false,
+            too_big_told: (0, Nanos(0)),
         }
     }
 
@@ -153,13 +159,23 @@ impl<D: Driver> Worker<D> {
                 }
             }
         }
+        busy |= self.take_wholes(now);
         while let Some(ready) = self.engine.next_ready() {
             busy = true;
             self.send_ready(now, &ready);
         }
+        self.send_errors(now);
         if now >= self.housekeeping {
             self.housekeeping = now + HOUSEKEEPING;
             self.engine.handle_timeout(now);
+        }
+        let stats = self.driver.stats();
+        if let Some(to) = stats.too_big_to
+            && stats.tx_too_big > self.too_big_told.0
+            && now >= self.too_big_told.1
+        {
+            self.too_big_told = (stats.tx_too_big, now + TOO_BIG_AGAIN);
+            self.engine.note_too_big(&to);
         }
         self.report(now);
         if busy {
@@ -223,6 +239,7 @@ impl<D: Driver> Worker<D> {
                 Counter::TxBackpressure,
                 driver.tx_backpressure + sent.refused,
             ),
+            (Counter::TxTooBig, driver.tx_too_big),
             (Counter::TunErrors, driver.tun_errors),
             (Counter::Wakeups, driver.wakeups),
             (Counter::UnderlayTxTrains, sent.trains),

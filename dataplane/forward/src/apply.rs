@@ -4,10 +4,11 @@
 //! that is in use is refused, so that no key ever meets its counter again.
 
 use hyphae_shm::record::{
-    FibRemove, FibReplace, LinkInstall, LocalInstall, PEERS_MAX, PeerInstall, Program, RETAIN_LINK,
-    RETAIN_PEER, RETAIN_SESSION, Retain, SessionInstall,
+    FibRemove, FibReplace, LinkInstall, LocalInstall, MTU_UNKNOWN, PEERS_MAX, PeerInstall, Program,
+    RETAIN_LINK, RETAIN_PEER, RETAIN_SESSION, Retain, SessionInstall,
 };
 use hyphae_shm::stats::DropReason;
+use hyphae_wire::report::{DATAGRAM_BASE, INNER_MTU_MIN};
 use hyphae_wire::{Nanos, SessionIndex};
 
 use crate::engine::{Engine, Local};
@@ -61,14 +62,26 @@ impl Engine {
                 .fib
                 .remove(*prefix, *prefix_len)
                 .map_err(|_| ApplyError::Malformed),
-            Program::LocalInstall(LocalInstall { address, mtu, .. }) => {
+            Program::LocalInstall(LocalInstall {
+                address, mtu, key, ..
+            }) => {
                 if !address.is_overlay() || mtu.get() < 1280 {
                     return Err(ApplyError::Malformed);
                 }
                 self.local = Some(Local {
                     address: *address,
                     mtu: mtu.get(),
+                    key: *key,
                 });
+                Ok(())
+            }
+            Program::LinkMtu(record) => self.set_link_mtu(record.peer.get(), record.mtu.get()),
+            Program::PathMtu(record) => {
+                let known = self
+                    .destinations
+                    .get_mut(&record.address.subnet_id())
+                    .ok_or(ApplyError::Unknown)?;
+                known.path = (record.mtu.get().max(INNER_MTU_MIN), Nanos::NEVER);
                 Ok(())
             }
             Program::ResyncBegin(record) => {
@@ -94,7 +107,10 @@ impl Engine {
             Program::SnapshotRequest(_)
             | Program::InjectRaw(..)
             | Program::InjectLinkLocal(..)
-            | Program::InjectRouted(..) => Err(ApplyError::NotHere),
+            | Program::InjectRouted(..)
+            | Program::InjectMtuProbe(_)
+            | Program::InjectPathProbe(_)
+            | Program::InjectTrace(_) => Err(ApplyError::NotHere),
         }
     }
 
@@ -115,11 +131,29 @@ impl Engine {
                 *place = Some(Box::new(Peer {
                     key: record.key,
                     lanes: LaneSet::default(),
+                    mtu: MTU_UNKNOWN,
+                    large: false,
                     traffic: Traffic::default(),
                     dirty: false,
                     mark,
                 }));
                 self.remove_links_of(number);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_link_mtu(&mut self, number: u32, mtu: u16) -> Result<(), ApplyError> {
+        // Below that, not even the two parts of a cut frame would fit.
+        if mtu < DATAGRAM_BASE {
+            return Err(ApplyError::Malformed);
+        }
+        self.peer_mut(number).ok_or(ApplyError::Unknown)?.mtu = mtu;
+        let held = self.links.held(0).filter(|(_, link)| link.peer == number);
+        let slots: Vec<_> = held.map(|(slot, _)| slot).collect();
+        for slot in slots {
+            if let Some(link) = self.links.get_mut(slot) {
+                link.mtu = mtu;
             }
         }
         Ok(())
@@ -147,8 +181,9 @@ impl Engine {
             return Err(ApplyError::Malformed);
         }
         let peer = record.peer.get();
-        self.peer_mut(peer).ok_or(ApplyError::Unknown)?;
-        let lane = LinkLane::install(record, self.generation).ok_or(ApplyError::Malformed)?;
+        let mtu = self.peer_mut(peer).ok_or(ApplyError::Unknown)?.mtu;
+        let mut lane = LinkLane::install(record, self.generation).ok_or(ApplyError::Malformed)?;
+        lane.mtu = mtu;
         if self
             .links
             .get(index.slot())

@@ -4,25 +4,34 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use ahash::RandomState;
-use hyphae_shm::record::{LANE_LINK, LANE_SESSION, PEERS_MAX};
+use hyphae_shm::record::{LANE_LINK, LANE_SESSION, MTU_UNKNOWN, PEERS_MAX};
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::frame::{
     FrameKind, LINK_TAG_AT, LinkHeader, PAYLOAD_AT, SEALED_HEADERS_AT, SealedHeaders, TAG_LEN,
 };
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, SessionIndex, WorkerId};
+use hyphae_wire::report::DATAGRAM_BASE;
+use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, WorkerId};
 use zerocopy::IntoBytes;
 
 use crate::counters::Counters;
 use crate::event::EngineEvent;
 use crate::fib::{Fib, Target};
+use crate::fragment::Wholes;
 use crate::guard::Guard;
+use crate::limit::Limiter;
 use crate::peer::{Peer, Traffic};
 use crate::pending::{Pending, PendingPacket};
+use crate::reports::{Due, Heads, Reported};
 use crate::session::{LaneSet, LinkLane, Role, SessionLane, Slots};
 use crate::verdict::LinkSlot;
 
 /// Events that may wait to be reported; more are not told again (each is repeated or a hint).
 const EVENTS_MAX: usize = 4096;
+
+/// How long a reported MTU holds when the control plane says nothing (RFC 8201, section 4).
+pub(crate) const PATH_MEMORY: Duration = Duration::from_secs(600);
+/// Errors per second that a worker sends to other nodes, to its host, and believes of others.
+const ERRORS_PER_SECOND: u32 = 100;
 
 /// What an engine is made for.
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +44,34 @@ pub struct EngineConfig {
     pub has_tun: bool,
 }
 
-/// Where the sessions towards one /64 are.
-#[derive(Clone, Copy, Default)]
+/// Where the sessions towards one /64 are, and what is known of the way there.
+#[derive(Clone, Copy)]
 pub(crate) struct Destination {
     pub(crate) lanes: LaneSet,
+    /// Largest packet of the host, and until when that holds.
+    pub(crate) path: (u16, Nanos),
+    /// An error that the next packet of the host is to be answered with.
+    pub(crate) reported: Option<Reported>,
+}
+
+impl Default for Destination {
+    fn default() -> Self {
+        Self {
+            lanes: LaneSet::default(),
+            path: (MTU_UNKNOWN, Nanos::NEVER),
+            reported: None,
+        }
+    }
+}
+
+impl Destination {
+    /// Largest packet of the host beyond this node's own links.
+    pub(crate) fn path_mtu(&self, now: Nanos) -> u16 {
+        match self.path {
+            (mtu, until) if now < until => mtu,
+            _ => MTU_UNKNOWN,
+        }
+    }
 }
 
 /// This node's own address.
@@ -46,6 +79,7 @@ pub(crate) struct Destination {
 pub(crate) struct Local {
     pub(crate) address: OverlayAddress,
     pub(crate) mtu: u16,
+    pub(crate) key: PublicKey,
 }
 
 /// The forwarding engine of one worker.
@@ -63,6 +97,16 @@ pub struct Engine {
     pub(crate) fib: Fib,
     pub(crate) pending: Pending,
     pub(crate) events: VecDeque<EngineEvent>,
+    /// Packets for the host that were made here.
+    pub(crate) replies: VecDeque<Vec<u8>>,
+    /// Reports to other nodes that wait to be built.
+    pub(crate) reports: VecDeque<Due>,
+    /// Frames that are whole again.
+    pub(crate) wholes: Wholes,
+    pub(crate) heads: Heads,
+    pub(crate) host_limit: Limiter,
+    pub(crate) report_limit: Limiter,
+    pub(crate) taken_limit: Limiter,
     /// Generation that marks what is installed now.
     pub(crate) generation: u64,
     /// Counters, to be published by the worker.
@@ -85,6 +129,13 @@ impl Engine {
             fib: Fib::new(),
             pending: Pending::new(),
             events: VecDeque::with_capacity(EVENTS_MAX),
+            replies: VecDeque::new(),
+            reports: VecDeque::new(),
+            wholes: Wholes::new(),
+            heads: Heads::new(),
+            host_limit: Limiter::new(ERRORS_PER_SECOND),
+            report_limit: Limiter::new(ERRORS_PER_SECOND),
+            taken_limit: Limiter::new(10 * ERRORS_PER_SECOND),
             generation: 0,
             counters: Counters::default(),
         }
@@ -121,8 +172,17 @@ impl Engine {
         }
     }
 
-    /// Gives up what waited too long.
+    /// Gives up what waited too long, and says which peers were sent large frames.
     pub fn handle_timeout(&mut self, now: Nanos) {
+        for number in 0..self.peers.len() {
+            let peer = self.peers[number].as_mut();
+            if peer.is_some_and(|peer| std::mem::take(&mut peer.large)) {
+                // Peer numbers are below PEERS_MAX.
+                self.report(EngineEvent::LargeFrames {
+                    peer: number as u32,
+                });
+            }
+        }
         for _ in 0..self.pending.expire(now) {
             self.counters.drop(DropReason::SessionPending);
         }
@@ -155,11 +215,24 @@ impl Engine {
         }
     }
 
-    /// Counts frames that left on a lane.
-    pub fn note_sent(&mut self, lane: LinkSlot, packets: u64, bytes: u64) {
+    /// The kernel refused a datagram for this address as too large.
+    pub fn note_too_big(&mut self, to: &Endpoint) {
+        let found = self.links.held(0).find(|(_, link)| link.endpoint == *to);
+        if let Some(peer) = found.map(|(_, link)| link.peer) {
+            self.report(EngineEvent::LinkTooBig { peer });
+        }
+    }
+
+    /// Counts frames that left on a lane; `largest` is the size of the largest.
+    pub fn note_sent(&mut self, lane: LinkSlot, packets: u64, bytes: u64, largest: u32) {
         let Some(peer) = self.peer(lane) else {
             return;
         };
+        if largest > u32::from(DATAGRAM_BASE)
+            && let Some(peer) = self.peer_mut(peer)
+        {
+            peer.large = true;
+        }
         self.note_traffic(peer, |traffic| {
             traffic.tx_packets += packets;
             traffic.tx_bytes += bytes;

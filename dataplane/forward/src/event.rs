@@ -35,4 +35,21 @@ pub enum EngineEvent {
         /// Our index of it.
         receive_index: u32,
     },
+    /// Frames that need more than the least MTU were sent to a peer lately.
+    LargeFrames {
+        /// The peer.
+        peer: u32,
+    },
+    /// The kernel refused a datagram to a peer as too large.
+    LinkTooBig {
+        /// The peer.
+        peer: u32,
+    },
+    /// Packets of the host to an address may not be longer than this.
+    PathTooBig {
+        /// The address.
+        address: OverlayAddress,
+        /// Bytes of the inner packet.
+        mtu: u16,
+    },
 }

@@ -1,12 +1,15 @@
 //! Packets of the control plane: sealed like any other, sent where it says.
 
-use hyphae_shm::record::{InjectLinkLocal, InjectRouted};
-use hyphae_shm::stats::{Counter, DropReason};
-use hyphae_wire::frame::{
-    HOP_LIMIT_DEFAULT, LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, LINK_TAG_AT, OVERHEAD, PAYLOAD_AT,
-    PAYLOAD_MAX, SEALED_HEADERS_AT, SealedHeaders, TAG_LEN, handshake_trailer,
+use hyphae_shm::record::{
+    InjectLinkLocal, InjectMtuProbe, InjectPathProbe, InjectRouted, InjectTrace,
 };
-use hyphae_wire::{FrameKind, LinkHeader, Nanos, Service, SessionIndex};
+use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_wire::control::{self, ControlKind, PROBE_LEN, Probe};
+use hyphae_wire::frame::{
+    HOP_LIMIT_DEFAULT, LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, PAYLOAD_MAX, SealedHeaders, TAG_LEN,
+};
+use hyphae_wire::{FrameKind, LinkHeader, Nanos, OverlayAddress, Service, SessionIndex};
+use zerocopy::little_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::engine::Engine;
@@ -26,18 +29,17 @@ impl Engine {
         payload: &[u8],
         space: &mut [u8],
     ) -> Result<Train, DropReason> {
-        let index = SessionIndex(record.receive_index.get());
-        let slot = if index.0 == 0 {
-            let peer = self
-                .peer_mut(record.peer.get())
-                .ok_or(DropReason::AdjacencyDown)?;
-            peer.lanes.pick(0).ok_or(DropReason::AdjacencyDown)? as usize
-        } else {
-            self.links.find(index).ok_or(DropReason::LinkUnknown)?
-        };
+        let slot = self.link_slot(record.peer.get(), record.receive_index.get())?;
         let len = payload.len() + LINK_LOCAL_OVERHEAD;
         let frame = space.get_mut(..len).ok_or(DropReason::NoBuffer)?;
         frame[LINK_HEADER_LEN..len - TAG_LEN].copy_from_slice(payload);
+        if self
+            .links
+            .get(slot)
+            .is_some_and(|link| len > link.frame_max())
+        {
+            return Err(DropReason::LinkTooBig);
+        }
         self.seal_link_local(now, slot, frame)?;
         // Slots have 16 bits.
         Ok(Train {
@@ -45,6 +47,88 @@ impl Engine {
             len,
             segment: len,
         })
+    }
+
+    /// Builds a padded probe for a neighbour; it is to leave whole, whatever the link's MTU.
+    ///
+    /// # Errors
+    /// Why it cannot be sent; not counted yet.
+    pub fn inject_mtu_probe(
+        &mut self,
+        now: Nanos,
+        record: &InjectMtuProbe,
+        space: &mut [u8],
+    ) -> Result<Train, DropReason> {
+        let slot = self.link_slot(record.peer.get(), record.receive_index.get())?;
+        let len = usize::from(record.len.get()).max(PROBE_LEN + LINK_LOCAL_OVERHEAD);
+        let frame = space.get_mut(..len).ok_or(DropReason::NoBuffer)?;
+        fill_probe(
+            &mut frame[LINK_HEADER_LEN..len - TAG_LEN],
+            record.id,
+            record.sent,
+        );
+        self.seal_link_local(now, slot, frame)?;
+        // Slots have 16 bits.
+        Ok(Train {
+            lane: LinkSlot(slot as u32),
+            len,
+            segment: len,
+        })
+    }
+
+    /// Builds a padded probe for the other end of a session.
+    ///
+    /// # Errors
+    /// Why it cannot be sent; not counted yet.
+    pub fn inject_path_probe(
+        &mut self,
+        now: Nanos,
+        record: &InjectPathProbe,
+        space: &mut [u8],
+    ) -> Result<Train, DropReason> {
+        let slot = self.session_slot(record.destination, record.receive_index.get())?;
+        let departure = self.departure_on(slot, record.destination, HOP_LIMIT_DEFAULT)?;
+        let mut payload = vec![0; usize::from(record.len.get()).max(PROBE_LEN)];
+        fill_probe(&mut payload, record.id, record.sent);
+        self.originate_service(now, &departure, Service::Control, &payload, space)
+    }
+
+    /// Builds a frame that asks whoever it ends at for a report.
+    ///
+    /// # Errors
+    /// Why it cannot be sent; not counted yet.
+    pub fn inject_trace(
+        &mut self,
+        now: Nanos,
+        record: &InjectTrace,
+        space: &mut [u8],
+    ) -> Result<Train, DropReason> {
+        let mut headers = SealedHeaders::new_zeroed();
+        headers.routing.destination = record.destination;
+        headers.routing.hop_limit = record.hop_limit;
+        headers.routing.service = Service::Trace.code();
+        headers.session.counter = record.nonce;
+        self.build_unsealed(now, headers, &[], space)
+    }
+
+    fn link_slot(&mut self, peer: u32, index: u32) -> Result<usize, DropReason> {
+        if index != 0 {
+            let found = self.links.find(SessionIndex(index));
+            return found.ok_or(DropReason::LinkUnknown);
+        }
+        let peer = self.peer_mut(peer).ok_or(DropReason::AdjacencyDown)?;
+        let slot = peer.lanes.pick(0).ok_or(DropReason::AdjacencyDown)?;
+        Ok(slot as usize)
+    }
+
+    fn session_slot(&self, destination: OverlayAddress, index: u32) -> Result<usize, DropReason> {
+        if index != 0 {
+            let found = self.sessions.find(SessionIndex(index));
+            return found.ok_or(DropReason::SessionUnknown);
+        }
+        let found = self.destinations.get(&destination.subnet_id());
+        let slot = found.and_then(|found| found.lanes.pick(0));
+        Ok(slot.ok_or(DropReason::SessionUnknown)? as usize)
     }
 
     /// Seals a link-local frame whose payload is in place.
@@ -96,19 +180,7 @@ impl Engine {
         if service == Service::Handshake {
             return self.inject_handshake(now, record, payload, space);
         }
-        let index = SessionIndex(record.receive_index.get());
-        let slot = if index.0 == 0 {
-            let id = record.destination.subnet_id();
-            let found = self
-                .destinations
-                .get(&id)
-                .and_then(|found| found.lanes.pick(0));
-            found.ok_or(DropReason::SessionUnknown)? as usize
-        } else {
-            self.sessions
-                .find(index)
-                .ok_or(DropReason::SessionUnknown)?
-        };
+        let slot = self.session_slot(record.destination, record.receive_index.get())?;
         let departure = self.departure_on(slot, record.destination, HOP_LIMIT_DEFAULT)?;
         self.originate_service(now, &departure, service, payload, space)
     }
@@ -121,26 +193,17 @@ impl Engine {
         payload: &[u8],
         space: &mut [u8],
     ) -> Result<Train, DropReason> {
-        let source = self.local.ok_or(DropReason::SourceSpoofed)?.address;
-        let len = payload.len() + OVERHEAD;
-        let frame = space.get_mut(..len).ok_or(DropReason::NoBuffer)?;
         let mut headers = SealedHeaders::new_zeroed();
         headers.routing.destination = record.destination;
-        headers.routing.source = source;
         headers.routing.hop_limit = HOP_LIMIT_DEFAULT;
         headers.routing.service = Service::Handshake.code();
-        // Bounded by PAYLOAD_MAX.
-        headers.routing.payload_len.set(payload.len() as u16);
-        frame[SEALED_HEADERS_AT..LINK_TAG_AT].copy_from_slice(headers.as_bytes());
-        frame[PAYLOAD_AT..len - TAG_LEN].copy_from_slice(payload);
-        frame[len - TAG_LEN..].copy_from_slice(&handshake_trailer(payload));
-        let egress = self.egress(record.destination, 0, SessionIndex(0))?;
-        self.seal_transit(now, egress, frame)?;
-        // Slots have 16 bits.
-        Ok(Train {
-            lane: LinkSlot(egress as u32),
-            len,
-            segment: len,
-        })
+        self.build_unsealed(now, headers, payload, space)
     }
+}
+
+/// Writes a probe that fills `payload`, with zeros behind.
+fn fill_probe(payload: &mut [u8], id: U64, sent: U64) {
+    payload.fill(0);
+    let probe = control::probe(ControlKind::Probe, Probe { id, sent });
+    payload[..PROBE_LEN].copy_from_slice(&probe);
 }

@@ -14,6 +14,8 @@
 //! receive/local    open the payload, check addresses, dispatch   ┘
 //! originate        packets of the host: split, seal, seal
 //! inject           packets of the control plane
+//! icmp, reports    errors for the host, and for senders of frames that could not be passed on
+//! fragment         frames that a link does not carry whole
 //! ```
 
 #![forbid(unsafe_code)]
@@ -29,14 +31,18 @@ mod counters;
 mod engine;
 mod event;
 mod fib;
+mod fragment;
 mod guard;
 pub mod host;
+mod icmp;
 mod inject;
+mod limit;
 mod map;
 mod originate;
 mod peer;
 mod pending;
 mod receive;
+mod reports;
 mod session;
 mod snapshot;
 mod verdict;
@@ -46,6 +52,8 @@ pub use apply::ApplyError;
 pub use counters::Counters;
 pub use engine::{Engine, EngineConfig};
 pub use event::EngineEvent;
+pub use fragment::cut;
+pub use icmp::HostError;
 pub use originate::{Departure, HostVerdict, Train};
 pub use pending::PendingPacket;
 pub use snapshot::SnapshotCursor;

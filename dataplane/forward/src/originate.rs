@@ -1,6 +1,7 @@
 //! Packets of the host: which session and lane, then split, sealed end to end, sealed for the first
 //! hop, one frame next to the other, so that a super-packet leaves as one train.
 
+use hyphae_shm::record::MTU_UNKNOWN;
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::frame::{
     FLAG_PARTIAL_CHECKSUM, OVERHEAD, PAYLOAD_AT, RoutingHeader, SealedHeaders, SessionHeader,
@@ -13,7 +14,10 @@ use zerocopy::little_endian::U16;
 use crate::engine::Engine;
 use crate::event::EngineEvent;
 use crate::host::{self, Splitter, TunHeader};
+use crate::icmp::HostError;
 use crate::pending::Queued;
+use crate::reports::Heads;
+use crate::session::LinkLane;
 use crate::verdict::LinkSlot;
 
 /// Segments and bytes that one send takes.
@@ -69,6 +73,9 @@ impl Engine {
             Ok(None) => HostVerdict::Wait,
             Err(reason) => {
                 self.counters.drop(reason);
+                if let Some(error) = HostError::of(reason) {
+                    self.answer_host(now, error, None, packet);
+                }
                 HostVerdict::Drop(reason)
             }
         }
@@ -88,8 +95,19 @@ impl Engine {
         if !inner.destination.is_overlay() || self.is_local(inner.destination) {
             return Err(DropReason::TunDestinationForeign);
         }
-        let sessions = self.destinations.get(&inner.destination.subnet_id());
-        let Some(slot) = sessions.and_then(|found| found.lanes.pick(inner.flow_hash)) else {
+        let known = self.destinations.get_mut(&inner.destination.subnet_id());
+        let (mut path_mtu, mut reported) = (MTU_UNKNOWN, None);
+        let slot = known.and_then(|known| {
+            path_mtu = known.path_mtu(now);
+            reported = known.reported.take();
+            known.lanes.pick(inner.flow_hash)
+        });
+        if let Some(found) = reported
+            && now < found.until
+        {
+            self.answer_host(now, found.error, Some(found.reporter), packet);
+        }
+        let Some(slot) = slot else {
             // No session is looked for where no frame could go.
             if self.fib.lookup(inner.destination).is_none() {
                 return Err(DropReason::NoRoute);
@@ -112,6 +130,7 @@ impl Engine {
             .ok_or(DropReason::SessionUnknown)?;
         let (mtu, remote) = (session.mtu, session.lane.send_index);
         let egress = self.egress(inner.destination, inner.flow_hash, remote)?;
+        let link_mtu = self.links.get(egress).map_or(mtu, LinkLane::inner_max);
         Ok(Some(Departure {
             session: slot,
             // Slots have 16 bits.
@@ -120,7 +139,7 @@ impl Engine {
             source: inner.source,
             hop_limit: inner.hop_limit,
             flow_hash: inner.flow_hash,
-            mtu: mtu.min(local.mtu),
+            mtu: mtu.min(local.mtu).min(link_mtu).min(path_mtu),
         }))
     }
 
@@ -153,6 +172,7 @@ impl Engine {
                 0
             };
             let mut headers = departure.headers(Service::Ipv6, len, flags);
+            let head = Heads::copy(departure.hop_limit, &frame[PAYLOAD_AT..PAYLOAD_AT + len]);
             if let Err(reason) = self.seal_both(
                 now,
                 departure.session,
@@ -162,6 +182,9 @@ impl Engine {
             ) {
                 self.counters.drop(reason);
                 break;
+            }
+            if let Some(head) = head {
+                self.heads.note(&headers.session, head);
             }
             at = end;
             frames += 1;
@@ -188,6 +211,10 @@ impl Engine {
     ) -> Result<Train, DropReason> {
         let len = payload.len() + OVERHEAD;
         let frame = space.get_mut(..len).ok_or(DropReason::NoBuffer)?;
+        let link = self.links.get(departure.egress as usize);
+        if link.is_some_and(|link| len > link.frame_max()) {
+            return Err(DropReason::LinkTooBig);
+        }
         frame[PAYLOAD_AT..len - TAG_LEN].copy_from_slice(payload);
         let mut headers = departure.headers(service, payload.len(), 0);
         self.seal_both(

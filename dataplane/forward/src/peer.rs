@@ -8,6 +8,10 @@ use crate::session::LaneSet;
 pub(crate) struct Peer {
     pub(crate) key: PublicKey,
     pub(crate) lanes: LaneSet,
+    /// What a datagram to it may hold, as far as known.
+    pub(crate) mtu: u16,
+    /// A frame that needs more than the least MTU was sent since the last report of that.
+    pub(crate) large: bool,
     pub(crate) traffic: Traffic,
     /// Traffic of this turn has been noted in the list of dirty peers.
     pub(crate) dirty: bool,

@@ -73,11 +73,11 @@ impl Engine {
             verdicts.push(verdict);
         }
         let verdicts = &mut verdicts[first..];
-        self.route_opened(part, segment, &mut steps, verdicts);
+        self.route_opened(now, part, segment, &mut steps, verdicts);
         self.forward_routed(now, part, segment, &steps, verdicts);
         for (n, frame) in part.chunks_mut(segment).enumerate() {
             if let Step::Local { peer } = steps[n] {
-                verdicts[n] = self.receive_local(now, peer, frame);
+                verdicts[n] = self.receive_local(now, peer, frame, false);
             }
         }
         verdicts.iter().for_each(|verdict| self.count(verdict));
@@ -88,7 +88,7 @@ impl Engine {
         let verdict = if frame.len() < OVERHEAD {
             Verdict::Drop(DropReason::FrameTooShort)
         } else {
-            self.receive_local(now, peer, frame)
+            self.receive_local(now, peer, frame, true)
         };
         self.count(&verdict);
         verdict

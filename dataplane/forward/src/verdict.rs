@@ -43,6 +43,11 @@ pub enum Verdict {
         /// The neighbour it came from.
         peer: u32,
     },
+    /// Link part opened, for whichever other worker sent the frame that it is about.
+    HandoverAll {
+        /// The neighbour it came from.
+        peer: u32,
+    },
     /// A link handshake frame for the control plane.
     PuntHandshake,
     /// A neighbour's control message for the control plane.

@@ -44,7 +44,7 @@ fn transit_and_delivery_allocate_nothing() {
             for verdict in &verdicts {
                 if let Verdict::Transmit(lane) = verdict {
                     transmitted += 1;
-                    engine.note_sent(*lane, 1, segment as u64);
+                    engine.note_sent(*lane, 1, segment as u64, 1444);
                 }
             }
             engine.drain_traffic(|_, traffic| told += traffic.rx_packets);
@@ -99,7 +99,7 @@ fn origination_allocates_nothing() {
             let train = engine.originate(NOW, &departure, &mut splitter, &mut space);
             let train = train.unwrap();
             assert_eq!(train.len.div_ceil(train.segment), SEGMENTS);
-            engine.note_sent(train.lane, SEGMENTS as u64, train.len as u64);
+            engine.note_sent(train.lane, SEGMENTS as u64, train.len as u64, 1444);
             engine.drain_traffic(|_, _| {});
         }
     };

@@ -239,13 +239,39 @@ fn route_cases() -> Vec<Case> {
     vec![
         case("service code at a relay", R::ServiceUnknown, |l| {
             let mut headers = l.headers(Service::Ipv6, 10);
-            headers.routing.service = 4;
+            headers.routing.service = 77;
             at_relay(l, headers, &[0; 10])
         }),
         case("service code at the end", R::ServiceUnknown, |l| {
             let mut headers = l.headers(Service::Ipv6, 10);
             headers.routing.service = 255;
             at_server(l, headers, &[0; 10])
+        }),
+        case("frame larger than the next link", R::LinkTooBig, |l| {
+            common::link_mtu(l.relay.engine(), 2, 1383);
+            at_relay(l, l.headers(Service::Ipv6, 1281), &[0; 1281])
+        }),
+        case("report that is none", R::ReportMalformed, |l| {
+            at_server(l, l.headers(Service::Report, 79), &[0; 79])
+        }),
+        case("report of an unknown code", R::ReportMalformed, |l| {
+            at_server(l, l.headers(Service::Report, 80), &[0; 80])
+        }),
+        case("trace with a payload", R::ReportMalformed, |l| {
+            at_server(l, l.headers(Service::Trace, 1), &[0])
+        }),
+        case("part with another length", R::FragmentMalformed, |l| {
+            let (frame, _) = l.frame_at_relay(1000);
+            let mut parts = vec![0; 2000];
+            let (_, size) = hyphae_forward::cut(&frame, &mut parts).unwrap();
+            Feed::Relay(parts[..size - 1].to_vec())
+        }),
+        case("part of a frame of no lane", R::LinkUnknown, |l| {
+            let (frame, _) = l.frame_at_relay(1000);
+            let mut parts = vec![0; 2000];
+            let (_, size) = hyphae_forward::cut(&frame, &mut parts).unwrap();
+            parts[4] ^= 1;
+            Feed::Relay(parts[..size].to_vec())
         }),
         case("one hop left", R::HopLimit, |l| {
             let mut headers = l.headers(Service::Ipv6, 10);
@@ -429,6 +455,7 @@ fn session_cases() -> Vec<Case> {
                 address: l.server.address,
                 mtu: 1340.into(),
                 reserved: [0; 6],
+                key: l.server.key,
             };
             let engine = l.server.engine();
             engine.apply(NOW, &Program::LocalInstall(&local)).unwrap();
@@ -558,6 +585,8 @@ fn every_reason_has_a_case() {
         // Of the stream thread (dataplane/daemon).
         DropReason::StreamQueue,
         DropReason::StreamDown,
+        // Takes many frames (see errors.rs).
+        DropReason::FragmentLost,
     ];
     let missing: Vec<_> = DropReason::ALL
         .iter()

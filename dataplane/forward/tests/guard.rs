@@ -551,6 +551,7 @@ fn routed_handshakes_of_one_source_are_limited() {
             | Verdict::Deliver { .. }
             | Verdict::Handover(_)
             | Verdict::HandoverOpened { .. }
+            | Verdict::HandoverAll { .. }
             | Verdict::PuntHandshake
             | Verdict::PuntLinkLocal { .. }) => panic!("{other:?}"),
         }

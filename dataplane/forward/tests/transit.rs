@@ -510,8 +510,8 @@ fn traffic_is_told_once_and_by_peer() {
     let mut again = frame.clone();
     let from = line.client.endpoint;
     receive_one(line.relay.engine(), NOW, from, &mut frame);
-    line.relay.engine().note_sent(TO_SERVER, 1, len);
-    line.relay.engine().note_sent(LinkSlot(999), 1, len);
+    line.relay.engine().note_sent(TO_SERVER, 1, len, 500);
+    line.relay.engine().note_sent(LinkSlot(999), 1, len, 500);
     // What is not authentic is nobody's traffic.
     let verdict = receive_one(line.relay.engine(), NOW, from, &mut again);
     assert_eq!(verdict, Verdict::Drop(DropReason::LinkReplay));

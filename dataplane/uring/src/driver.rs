@@ -118,12 +118,23 @@ pub struct DriverStats {
     pub tx_errors: u64,
     /// Trains dropped because the socket buffer was full.
     pub tx_backpressure: u64,
+    /// Trains that the kernel refused because the interface does not carry their datagrams.
+    pub tx_too_big: u64,
+    /// Where the last of these was to go.
+    pub too_big_to: Option<Endpoint>,
     /// Reads and writes of the TUN device that failed.
     pub tun_errors: u64,
     /// Times the worker slept and woke.
     pub wakeups: u64,
     /// Times the doorbell was found rung.
     pub doorbells: u64,
+}
+
+impl DriverStats {
+    pub(crate) fn note_too_big(&mut self, to: Endpoint) {
+        self.tx_too_big += 1;
+        self.too_big_to = Some(to);
+    }
 }
 
 /// The device side of a worker. One thread creates it, uses it and drops it.

@@ -302,6 +302,7 @@ impl EpollDriver {
                 self.segmentation
                     .send_singly(self.socket.as_fd(), send, &mut self.stats);
             }
+            Refusal::TooBig => self.stats.note_too_big(send.to()),
             Refusal::Offload | Refusal::Other => self.stats.tx_errors += 1,
         }
     }

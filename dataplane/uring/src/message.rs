@@ -115,12 +115,15 @@ pub(crate) enum Refusal {
     /// Perhaps segmentation is not possible on this socket's way out.
     Offload,
     Other,
+    /// Larger than the interface's MTU.
+    TooBig,
 }
 
 pub(crate) fn refusal(errno: i32) -> Refusal {
     match errno {
         libc::EAGAIN | libc::ENOBUFS => Refusal::Backpressure,
         libc::EIO | libc::EINVAL => Refusal::Offload,
+        libc::EMSGSIZE => Refusal::TooBig,
         _ => Refusal::Other,
     }
 }

@@ -125,6 +125,7 @@ pub(crate) struct Send {
     gather: Gather,
     total: u32,
     segment: u16,
+    to: Endpoint,
 }
 
 impl Send {
@@ -137,6 +138,7 @@ impl Send {
             gather: Gather::new(),
             total: 0,
             segment: 0,
+            to: Endpoint::default(),
         }
     }
 
@@ -151,6 +153,7 @@ impl Send {
     ) -> Result<(), SendError> {
         self.total = check_train(pool, segment, spans)?;
         self.segment = segment;
+        self.to = *to;
         self.name_len = family.name_len();
         if !write_name(to, family, &mut self.name) {
             return Err(SendError::Family);
@@ -161,6 +164,11 @@ impl Send {
     /// Whether the kernel is to cut it.
     pub(crate) fn is_segmented(&self) -> bool {
         self.total > u32::from(self.segment)
+    }
+
+    /// Where it goes.
+    pub(crate) fn to(&self) -> Endpoint {
+        self.to
     }
 
     /// Bytes of the whole train.
@@ -320,6 +328,7 @@ impl Segmentation {
                     // worth little to whoever waits for all of it.
                     match refusal(error.raw_os_error().unwrap_or_default()) {
                         Refusal::Backpressure => stats.tx_backpressure += 1,
+                        Refusal::TooBig => stats.note_too_big(train.to),
                         Refusal::Offload | Refusal::Other => stats.tx_errors += 1,
                     }
                     break;

@@ -77,6 +77,11 @@ enum Command {
         after_help = "Examples:\n  hyphae ping 400:1234::1\n  hyphae ping 400:1234::1 --count 3 --json"
     )]
     Ping(node::PingArgs),
+    /// Show the nodes on the way to another node.
+    #[command(
+        after_help = "Examples:\n  hyphae trace 400:1234::1\n  hyphae trace 400:1234::1 --max-hops 8 --json"
+    )]
+    Trace(node::TraceArgs),
     /// Try the product: client, relay and server in namespaces of their own, measured.
     #[command(
         after_help = "Examples:\n  sudo hyphae lab --seconds 10\n  sudo hyphae lab --driver epoll --json\n  \
@@ -141,6 +146,7 @@ pub fn main() -> ExitCode {
         Command::Peer { command } => node::peer(command, json),
         Command::Route { command } => node::route(command, json),
         Command::Ping(args) => node::ping(&args, json),
+        Command::Trace(args) => node::trace(&args, json),
         Command::Lab(args) => crate::lab::run(&args, json),
         Command::Dataplane(args) => plane::dataplane(&args),
         Command::Controlplane(args) => plane::controlplane(&args),

@@ -11,7 +11,7 @@ use crate::method::{
     IpParams, MessageIdParams, MessageInfo, OutboundSocket, OutboundSocketParams, PacketStatistics,
     PatternsParams, Peer, PingParams, Pong, PopMessageParams, PubkeyParams, PushMessageParams,
     PushMessageReplyParams, PushMessageResult, QueriedSubnet, Route, RouteParams, StaticRoute,
-    Status, TopicParams, TopicPubkeyParams, TopicSubnetParams,
+    Status, TopicParams, TopicPubkeyParams, TopicSubnetParams, TraceHop, TraceParams,
 };
 use crate::{Request, Response};
 
@@ -178,6 +178,9 @@ methods! {
     node_status = "node.status" () [] -> Status, [];
     /// Measure the round trip to another node through the overlay.
     node_ping = "node.ping" (PingParams) ["address", "timeoutMs"] -> Pong, [BAD_IP, NO_ANSWER];
+    /// Ask whoever is so many hops away on the way to another node who it is.
+    node_trace = "node.trace" (TraceParams) ["address", "hopLimit", "timeoutMs"] -> TraceHop,
+        [BAD_IP, NO_ANSWER];
     /// Static routes, in use or not.
     route_list = "route.list" () [] -> Vec<StaticRoute>, [];
     /// Send packets for a prefix to a peer, now and after every restart.

@@ -84,6 +84,16 @@ records! {
         CookieSecret(CookieSecret) = 20;
         /// Secret of reset tokens and handshake numbers.
         NodeSecret(NodeSecret) = 21;
+        /// What a datagram to a peer may hold.
+        LinkMtu(LinkMtu) = 24;
+        /// Largest packet of the host to a node beyond this one's own links.
+        PathMtu(PathMtu) = 25;
+        /// Send a padded probe to a neighbour, whole.
+        InjectMtuProbe(InjectMtuProbe) = 26;
+        /// Send a padded probe to the other end of a session.
+        InjectPathProbe(InjectPathProbe) = 27;
+        /// Send a frame that asks whoever it ends at for a report.
+        InjectTrace(InjectTrace) = 28;
     }
     tailed {
         /// Send the tail as it is to an underlay address (handshakes).
@@ -116,6 +126,12 @@ records! {
         SnapshotEnd(Generation) = 8;
         /// The neighbour proved that it does not know the session of this link lane.
         LaneReset(LaneEvent) = 20;
+        /// Frames that only a link of more than the least MTU carries were sent to a peer lately.
+        LargeFrames(PeerEvent) = 24;
+        /// The kernel refused a datagram to a peer as too large for the interface.
+        LinkTooBig(PeerEvent) = 25;
+        /// Packets of the host to an address are limited to this size, by a link or by a report.
+        PathTooBig(PathMtu) = 26;
     }
     tailed {
         /// A link handshake frame, as received.
@@ -361,13 +377,102 @@ record! {
 
 record! {
     /// This node's own address.
-    LocalInstall[24] {
+    LocalInstall[56] {
         /// The address derived from the node's key.
         address: OverlayAddress,
         /// Largest inner packet, bytes.
         mtu: U16,
         /// Zero.
         reserved: [u8; 6],
+        /// The node's key, for reports about frames of others.
+        key: PublicKey,
+    }
+}
+
+/// [`LinkMtu::mtu`], [`PathMtu::mtu`]: nothing is known; no limit.
+pub const MTU_UNKNOWN: u16 = u16::MAX;
+
+record! {
+    /// What a link carries.
+    LinkMtu[8] {
+        /// Peer number.
+        peer: U32,
+        /// Largest datagram (UDP payload), bytes; [`MTU_UNKNOWN`] for no limit.
+        mtu: U16,
+        /// Zero.
+        reserved: U16,
+    }
+}
+
+record! {
+    /// What a path carries.
+    PathMtu[24] {
+        /// An address in the /64 at its other end.
+        address: OverlayAddress,
+        /// Largest packet of the host, bytes, at least 1280; [`MTU_UNKNOWN`] for no limit.
+        mtu: U16,
+        /// Zero.
+        reserved: [u8; 6],
+    }
+}
+
+record! {
+    /// A padded probe for a neighbour.
+    InjectMtuProbe[32] {
+        /// Peer number.
+        peer: U32,
+        /// Receiver index (ours) of the lane to use; 0 for the one in use on this worker.
+        receive_index: U32,
+        /// Names the probe.
+        id: U64,
+        /// When it is sent, nanoseconds of the monotonic clock.
+        sent: U64,
+        /// Bytes of the whole datagram.
+        len: U16,
+        /// Zero.
+        reserved: [u8; 6],
+    }
+}
+
+record! {
+    /// A padded probe for the other end of a session.
+    InjectPathProbe[48] {
+        /// Overlay address of the receiver.
+        destination: OverlayAddress,
+        /// Names the probe.
+        id: U64,
+        /// When it is sent, nanoseconds of the monotonic clock.
+        sent: U64,
+        /// Receiver index (ours) of the session lane to use; 0 for the one in use.
+        receive_index: U32,
+        /// Bytes of the inner packet that it stands for.
+        len: U16,
+        /// Zero.
+        reserved: [u8; 10],
+    }
+}
+
+record! {
+    /// A frame that asks for a report.
+    InjectTrace[32] {
+        /// Overlay address to trace.
+        destination: OverlayAddress,
+        /// Random number that the report will quote.
+        nonce: U64,
+        /// Hops that it may take.
+        hop_limit: u8,
+        /// Zero.
+        reserved: [u8; 7],
+    }
+}
+
+record! {
+    /// Something happened on the way to a peer.
+    PeerEvent[8] {
+        /// Peer number.
+        peer: U32,
+        /// Zero.
+        reserved: U32,
     }
 }
 

@@ -78,6 +78,14 @@ counters! {
         StreamEndedIdle = "stream_ended_idle", "stream connections ended because no session used them";
         StreamRxFrames = "stream_rx_frames", "frames received from streams";
         StreamTxFrames = "stream_tx_frames", "frames handed to streams";
+        FramesSplit = "frames_split", "frames sent in two parts because the link does not carry them whole";
+        FramesJoined = "frames_joined", "frames put together from two parts";
+        ReportsSent = "reports_sent", "reports to senders of frames that could not be passed on, and answers to traces";
+        ReportsTaken = "reports_taken", "reports about this node's own frames that were believed";
+        ReportsIgnored = "reports_ignored", "reports about frames that this node has not sent lately, or too many";
+        HostErrors = "host_errors", "ICMPv6 errors given to the host";
+        ErrorsSuppressed = "errors_suppressed", "reports and ICMPv6 errors not sent: beyond the rate limit";
+        TxTooBig = "tx_too_big", "sends that the kernel refused because the interface does not carry the size";
         EndpointMoves = "endpoint_moves", "times a peer's frames came from a new underlay address";
         CookiesSent = "cookies_sent", "handshakes answered with a cookie because of load";
         CookiesRefused = "cookies_refused", "cookies in handshakes that were forged, too old or of another address";
@@ -124,6 +132,10 @@ counters! {
         SessionPending = "session_pending", "waited for an end-to-end session, and the queue was full or the wait too long";
         StreamQueue = "stream_queue", "the queue of a stream connection was full: its other end takes frames too slowly";
         StreamDown = "stream_down", "no stream connection to send on";
+        LinkTooBig = "link_too_big", "larger than the next link carries";
+        ReportMalformed = "report_malformed", "malformed report or trace";
+        FragmentMalformed = "fragment_malformed", "part of a frame with contradictory lengths";
+        FragmentLost = "fragment_lost", "part of a frame whose other part did not come in time";
         NoBuffer = "no_buffer", "no buffer was free to build the frame in";
     }
 }

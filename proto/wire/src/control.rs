@@ -77,6 +77,10 @@ pub struct Probe {
 
 const _: () = assert!(size_of::<Probe>() == 16);
 
+/// Bytes of a probe or its reply. A probe may be padded with zeros behind, to ask whether the size
+/// passes; the reply never is.
+pub const PROBE_LEN: usize = CONTROL_HEADER_LEN + size_of::<Probe>();
+
 /// A control message that carries no body.
 pub fn message(kind: ControlKind) -> [u8; CONTROL_HEADER_LEN] {
     [kind.code(), 0, 0, 0, 0, 0, 0, 0]

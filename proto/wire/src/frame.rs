@@ -63,6 +63,8 @@ pub enum FrameKind {
     CookieReply,
     /// The receiver index is not known here ([`crate::guard`]).
     StatelessReset,
+    /// Half of a frame that the link does not carry whole ([`crate::report`]).
+    Fragment,
 }
 
 impl FrameKind {
@@ -76,6 +78,7 @@ impl FrameKind {
             Self::HandshakeFinish => 5,
             Self::CookieReply => 6,
             Self::StatelessReset => 7,
+            Self::Fragment => 8,
         }
     }
 
@@ -89,6 +92,7 @@ impl FrameKind {
             5 => Self::HandshakeFinish,
             6 => Self::CookieReply,
             7 => Self::StatelessReset,
+            8 => Self::Fragment,
             _ => return None,
         })
     }
@@ -143,6 +147,11 @@ pub enum Service {
     Control,
     /// A packet of the message bus.
     Message,
+    /// What became of a frame on its way; not sealed end to end ([`crate::report::Report`]).
+    Report,
+    /// An empty frame that asks whoever it ends at for a report; not sealed end to end. Its session
+    /// header holds a random number as the counter.
+    Trace,
 }
 
 impl Service {
@@ -153,6 +162,8 @@ impl Service {
             Self::Handshake => 1,
             Self::Control => 2,
             Self::Message => 3,
+            Self::Report => 4,
+            Self::Trace => 5,
         }
     }
 
@@ -163,6 +174,8 @@ impl Service {
             1 => Self::Handshake,
             2 => Self::Control,
             3 => Self::Message,
+            4 => Self::Report,
+            5 => Self::Trace,
             _ => return None,
         })
     }
@@ -238,7 +251,8 @@ pub fn nonce(counter: u64) -> [u8; 12] {
     nonce
 }
 
-/// The last 16 bytes of a [`Service::Handshake`] frame, in place of an end-to-end tag: a BLAKE3
+/// The last 16 bytes of a frame that is not sealed end to end ([`Service::Handshake`],
+/// [`Service::Report`], [`Service::Trace`]), in place of an end-to-end tag: a BLAKE3
 /// digest of the payload, so that the link AEAD, which covers these bytes, ties header and payload
 /// together on every hop.
 pub fn handshake_trailer(payload: &[u8]) -> [u8; TAG_LEN] {

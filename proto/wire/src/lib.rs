@@ -18,6 +18,7 @@ pub mod identity;
 pub mod index;
 pub mod message;
 pub mod network;
+pub mod report;
 pub mod signature;
 pub mod suite;
 pub mod time;

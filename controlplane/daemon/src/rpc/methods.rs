@@ -9,10 +9,11 @@ use hyphae_routing::{Origin, Via};
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{
     Dataplane, EndpointParams, Info, IpParams, Peer, PeerEndpoint, PingParams, Route, RouteParams,
-    StaticRoute, Status, Worker,
+    StaticRoute, Status, TraceHop, TraceOutcome, TraceParams, Worker,
 };
 use hyphae_shm::stats::{Counter, DropReason, counter_at, drop_at};
-use hyphae_wire::{Nanos, OverlayAddress, Prefix, Suite};
+use hyphae_wire::report::ReportCode;
+use hyphae_wire::{Nanos, OverlayAddress, Prefix, PublicKey, Suite};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -381,6 +382,32 @@ pub(crate) fn ping_params(params: Value) -> Result<(OverlayAddress, Duration), E
     let params: PingParams = parse(params, &["address", "timeoutMs"])?;
     let timeout = Duration::from_millis(params.timeout_ms).min(PING_TIMEOUT_MAX);
     Ok((overlay_address(&params.address)?, timeout))
+}
+
+/// Address, hops and deadline of a trace.
+pub(crate) fn trace_params(params: Value) -> Result<(OverlayAddress, u8, Duration), Error> {
+    let params: TraceParams = parse(params, &["address", "hopLimit", "timeoutMs"])?;
+    if params.hop_limit == 0 {
+        let message = "hopLimit is 0; it counts from 1, the next node";
+        return Err(Error::new(code::INVALID_PARAMS, message));
+    }
+    let timeout = Duration::from_millis(params.timeout_ms).min(PING_TIMEOUT_MAX);
+    Ok((overlay_address(&params.address)?, params.hop_limit, timeout))
+}
+
+/// An answer to a trace.
+pub(crate) fn trace_hop(code: ReportCode, key: &PublicKey, rtt: Duration) -> Outcome {
+    value(TraceHop {
+        outcome: match code {
+            ReportCode::Reached => TraceOutcome::Reached,
+            ReportCode::HopLimit => TraceOutcome::HopLimit,
+            ReportCode::NoRoute => TraceOutcome::NoRoute,
+            ReportCode::TooBig => TraceOutcome::TooBig,
+        },
+        address: key.address().to_string(),
+        pubkey: key.to_string(),
+        rtt_micros: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
+    })
 }
 
 /// State of a peer as the reference network names it.

@@ -6,6 +6,7 @@ mod abuse;
 mod adoption;
 mod guard;
 mod link;
+mod mtu;
 mod network;
 mod peering;
 mod session;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SecretKey, SessionIndex, WorkerId};
 
+use hyphae_wire::report::FRAME_MIN_MAX;
+
 use super::worker::{Body, Frame, OwnedPunt, Routed, Worker};
 use crate::rng::Rng;
 use crate::{Config, ConfiguredPeer, Ephemerals, Event, Overlay, PeerConfig};
@@ -46,6 +48,8 @@ pub(super) struct Network {
     pub(super) slow_network: Option<(u8, Duration)>,
     /// Directed pairs of addresses between which nothing passes.
     pub(super) blocked: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
+    /// Bytes that a datagram may have between two nodes, if not any number; in both directions.
+    pub(super) carries: BTreeMap<(usize, usize), usize>,
     /// The same, of datagrams only.
     pub(super) datagrams_blocked: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
     /// Raw frames as sent, for replays.
@@ -94,6 +98,7 @@ impl Network {
             delay_max: Duration::from_millis(20),
             slow_network: None,
             blocked: BTreeSet::new(),
+            carries: BTreeMap::new(),
             datagrams_blocked: BTreeSet::new(),
             captured: Vec::new(),
             checked: Vec::new(),
@@ -352,6 +357,12 @@ impl Network {
         let Some(node) = self.nodes.iter().position(|n| n.has(ip(to))) else {
             return;
         };
+        let sender = self.nodes.iter().position(|n| n.ip == ip(from));
+        let pair = sender.map(|sender| (node.min(sender), node.max(sender)));
+        let most = pair.and_then(|pair| self.carries.get(&pair));
+        if most.is_some_and(|most| frame.len() > *most) {
+            return;
+        }
         let worker = match &frame {
             _ if !to.is_stream() => {
                 if self.datagrams_blocked.contains(&(ip(from), ip(to))) {
@@ -414,6 +425,13 @@ impl Network {
             return;
         };
         for worker in &mut n.workers {
+            let known = worker
+                .link_mtus
+                .get(&peer)
+                .map_or(65_507, |mtu| usize::from(*mtu));
+            if Frame::routed_len(&routed) > known.max(usize::from(FRAME_MIN_MAX)) {
+                return;
+            }
             let lane = worker
                 .link_sending
                 .range((peer, 0)..=(peer, u16::MAX))

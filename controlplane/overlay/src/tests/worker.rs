@@ -4,10 +4,14 @@
 use std::collections::BTreeMap;
 
 use hyphae_shm::record::*;
-use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::control::{self, ControlKind, PROBE_LEN, Probe};
+use hyphae_wire::frame::{LINK_LOCAL_OVERHEAD, OVERHEAD};
 use hyphae_wire::guard::{self, SessionReset};
 use hyphae_wire::handshake::Message;
-use hyphae_wire::{Endpoint, FrameKind, Nanos, OverlayAddress, PublicKey, SessionIndex, WorkerId};
+use hyphae_wire::report::FRAME_MIN_MAX;
+use hyphae_wire::{
+    Endpoint, FrameKind, Nanos, OverlayAddress, PublicKey, Service, SessionIndex, WorkerId,
+};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -23,6 +27,26 @@ pub(super) enum Frame {
         counter: u64,
         body: Body,
     },
+}
+
+impl Frame {
+    /// Bytes of its largest datagram: frames that every link carries may leave in two.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Raw(bytes) => bytes.len(),
+            Self::Link { body, .. } => match body {
+                Body::Control(bytes) => bytes.len() + LINK_LOCAL_OVERHEAD,
+                Body::Routed(routed) => match Self::routed_len(routed) {
+                    len if len <= usize::from(FRAME_MIN_MAX) => len / 2,
+                    len => len,
+                },
+            },
+        }
+    }
+
+    pub(super) fn routed_len(routed: &Routed) -> usize {
+        routed.bytes.len() + OVERHEAD
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +132,11 @@ pub(super) struct Worker {
     pub(super) overloaded: bool,
     pub(super) cookies_sent: u64,
     pub(super) resets_sent: u64,
+    pub(super) link_mtus: BTreeMap<u32, u16>,
+    pub(super) path_mtus: BTreeMap<u64, u16>,
+    pub(super) mtu_probes: u64,
+    pub(super) path_probes: u64,
+    pub(super) traces: Vec<InjectTrace>,
 }
 
 fn age_ok(now: Nanos, created: U64, reject_after_ms: U32) -> bool {
@@ -214,6 +243,32 @@ impl Worker {
             Program::NodeSecret(node) => self.node_secret = Some(node.secret.0),
             Program::SnapshotRequest(generation) => self.snapshot(*generation),
             Program::PendingDrop(drop) => self.pending_dropped.push(drop.address),
+            Program::LinkMtu(limit) => {
+                assert!(
+                    self.peers.contains_key(&limit.peer.get()),
+                    "peer before MTU"
+                );
+                self.link_mtus.insert(limit.peer.get(), limit.mtu.get());
+            }
+            Program::PathMtu(limit) => {
+                self.path_mtus
+                    .insert(limit.address.subnet_id(), limit.mtu.get());
+            }
+            Program::InjectMtuProbe(inject) => {
+                let mut bytes = probe_of(inject.id, inject.sent);
+                bytes.resize(usize::from(inject.len.get()) - LINK_LOCAL_OVERHEAD, 0);
+                self.mtu_probes += 1;
+                self.send_link(now, inject.receive_index.get(), Body::Control(bytes));
+            }
+            Program::InjectPathProbe(inject) => {
+                let mut bytes = probe_of(inject.id, inject.sent);
+                bytes.resize(usize::from(inject.len.get()), 0);
+                let service = Service::Control.code();
+                let index = inject.receive_index.get();
+                self.path_probes += 1;
+                self.originate(now, inject.destination, service, index, bytes);
+            }
+            Program::InjectTrace(inject) => self.traces.push(*inject),
             Program::InjectRaw(inject, bytes) => {
                 self.out.push((inject.endpoint, Frame::Raw(bytes.to_vec())));
             }
@@ -577,6 +632,11 @@ fn probe_reply(message: &[u8]) -> Option<Vec<u8>> {
     (kind == ControlKind::Probe).then(|| {
         let mut reply = message.to_vec();
         reply[0] = ControlKind::ProbeReply.code();
+        reply.truncate(PROBE_LEN);
         reply
     })
+}
+
+fn probe_of(id: U64, sent: U64) -> Vec<u8> {
+    control::probe(ControlKind::Probe, Probe { id, sent }).to_vec()
 }

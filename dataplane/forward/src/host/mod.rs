@@ -19,6 +19,7 @@ mod checksum;
 mod coalesce;
 mod group;
 mod header;
+mod icmp;
 mod inspect;
 mod packet;
 mod split;
@@ -27,5 +28,6 @@ mod testing;
 
 pub use coalesce::{Coalescer, Part, TunSink};
 pub use header::{TUN_HEADER_LEN, TunHeader};
+pub use icmp::{addresses, icmp_error, is_icmp_error};
 pub use inspect::{Inner, NotIpv6, inspect};
 pub use split::Splitter;

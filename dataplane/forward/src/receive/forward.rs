@@ -1,10 +1,13 @@
 //! Third pass: seal the headers for the next hop. The payload is not touched.
 
-use hyphae_shm::stats::Counter;
+use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::Nanos;
+use hyphae_wire::frame::OVERHEAD;
+use hyphae_wire::report::ReportCode;
 
 use super::{Step, transmit};
 use crate::engine::Engine;
+use crate::session::LinkLane;
 use crate::verdict::Verdict;
 
 impl Engine {
@@ -22,6 +25,12 @@ impl Engine {
                 continue;
             };
             let slot = egress as usize;
+            let most = self.links.get(slot).map_or(0, LinkLane::frame_max);
+            if frame.len() > most && most > 0 {
+                self.tell_sender(now, ReportCode::TooBig, most - OVERHEAD, frame);
+                verdicts[n] = Verdict::Drop(DropReason::LinkTooBig);
+                continue;
+            }
             verdicts[n] = match self.seal_transit(now, slot, frame) {
                 Ok(()) => {
                     packets += 1;

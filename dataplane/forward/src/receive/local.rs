@@ -1,11 +1,12 @@
 //! Frames for this node: open the payload, check that the sender may say what it says, dispatch.
 
 use hyphae_shm::stats::{Counter, DropReason};
-use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::control::{self, ControlKind, PROBE_LEN};
 use hyphae_wire::frame::{
-    FLAG_PARTIAL_CHECKSUM, HOP_LIMIT_DEFAULT, LINK_TAG_AT, PAYLOAD_AT, SEALED_HEADERS_AT,
+    FLAG_PARTIAL_CHECKSUM, HOP_LIMIT_DEFAULT, LINK_TAG_AT, OVERHEAD, PAYLOAD_AT, SEALED_HEADERS_AT,
     SealedHeaders, TAG_LEN, handshake_trailer,
 };
+use hyphae_wire::report::{Report, ReportCode};
 use hyphae_wire::{Nanos, Service, SessionIndex};
 use zerocopy::FromBytes;
 
@@ -13,12 +14,18 @@ use super::transmit;
 use crate::engine::Engine;
 use crate::host;
 use crate::session::Role;
-use crate::verdict::Verdict;
+use crate::verdict::{LinkSlot, Verdict};
 
 impl Engine {
     /// A frame whose link part is open and whose destination is this node's /64; its lengths were
     /// checked by the route pass.
-    pub(super) fn receive_local(&mut self, now: Nanos, peer: u32, frame: &mut [u8]) -> Verdict {
+    pub(super) fn receive_local(
+        &mut self,
+        now: Nanos,
+        peer: u32,
+        frame: &mut [u8],
+        handed: bool,
+    ) -> Verdict {
         let headers = SealedHeaders::read_from_bytes(&frame[SEALED_HEADERS_AT..LINK_TAG_AT]);
         let Ok(headers) = headers else {
             return Verdict::Drop(DropReason::FrameTooShort);
@@ -38,16 +45,30 @@ impl Engine {
             // A datagram is at most 64 KiB.
             len: (end - PAYLOAD_AT) as u32,
         };
-        if service == Service::Handshake {
-            let (payload, trailer) = frame[PAYLOAD_AT..].split_at(end - PAYLOAD_AT);
-            let whole = handshake_trailer(payload) == *trailer;
-            return if !whole {
-                Verdict::Drop(DropReason::HandshakeMalformed)
-            } else if !self.guard_routed(now, headers.routing.source) {
-                Verdict::Drop(DropReason::HandshakeLimited)
-            } else {
-                punt(0)
-            };
+        let (payload, trailer) = frame[PAYLOAD_AT..].split_at(end - PAYLOAD_AT);
+        let whole = || handshake_trailer(payload) == *trailer;
+        match service {
+            Service::Handshake => {
+                return if !whole() {
+                    Verdict::Drop(DropReason::HandshakeMalformed)
+                } else if !self.guard_routed(now, headers.routing.source) {
+                    Verdict::Drop(DropReason::HandshakeLimited)
+                } else {
+                    punt(0)
+                };
+            }
+            Service::Report if whole() => {
+                let report = Report::parse(payload).copied();
+                return self.take_report(now, peer, report, handed, punt(0));
+            }
+            Service::Trace if whole() && payload.is_empty() => {
+                self.tell_sender(now, ReportCode::Reached, 0, frame);
+                return Verdict::Done;
+            }
+            Service::Report | Service::Trace => {
+                return Verdict::Drop(DropReason::ReportMalformed);
+            }
+            Service::Ipv6 | Service::Control | Service::Message => {}
         }
         let index = SessionIndex(headers.session.receiver.get());
         let owner = index.worker();
@@ -73,7 +94,9 @@ impl Engine {
                 }
             },
             Service::Message => punt(index.0),
-            Service::Handshake => Verdict::Drop(DropReason::ServiceUnknown),
+            Service::Handshake | Service::Report | Service::Trace => {
+                Verdict::Drop(DropReason::ServiceUnknown)
+            }
         }
     }
 
@@ -153,6 +176,12 @@ impl Engine {
     ) -> Verdict {
         self.counters.add(Counter::ProbesAnswered, 1);
         frame[PAYLOAD_AT] = ControlKind::ProbeReply.code();
+        // A padded probe asks about this direction only: the answer is short.
+        let len = frame.len().min(PAYLOAD_AT + PROBE_LEN + TAG_LEN);
+        let (frame, rest) = frame.split_at_mut(len);
+        let padded = !rest.is_empty();
+        // Not longer than a frame.
+        headers.routing.payload_len.set((len - OVERHEAD) as u16);
         let routing = &mut headers.routing;
         std::mem::swap(&mut routing.destination, &mut routing.source);
         routing.hop_limit = HOP_LIMIT_DEFAULT;
@@ -166,6 +195,8 @@ impl Engine {
                 Ok(egress)
             });
         match sent {
+            // Slots have 16 bits.
+            Ok(egress) if padded => Verdict::TransmitPart(LinkSlot(egress as u32), len as u32),
             Ok(egress) => transmit(egress),
             Err(reason) => Verdict::Drop(reason),
         }

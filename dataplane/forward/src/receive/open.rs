@@ -1,7 +1,7 @@
 //! First pass: what is it, is it from a neighbour, is it new.
 
 use hyphae_shm::stats::{Counter, DropReason};
-use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::control::{self, ControlKind, PROBE_LEN};
 use hyphae_wire::frame::{
     LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, OVERHEAD, PAYLOAD_AT, SEALED_HEADERS_AT,
 };
@@ -12,7 +12,7 @@ use super::transmit;
 use crate::engine::{Engine, link_aad};
 use crate::event::EngineEvent;
 use crate::session::Role;
-use crate::verdict::Verdict;
+use crate::verdict::{LinkSlot, Verdict};
 
 impl Engine {
     /// Opens the link part of a frame. Returns the slot of its lane for a transit frame, or what
@@ -53,6 +53,7 @@ impl Engine {
                 self.counters.add(Counter::LinkLocalRx, 1);
                 Err(self.receive_link_local(now, slot, frame))
             }
+            FrameKind::Fragment => Err(self.receive_fragment(from, &header, frame)),
             FrameKind::HandshakeInit
             | FrameKind::HandshakeResponse
             | FrameKind::HandshakeFinish => Err(self.guard_handshake(now, from, frame)),
@@ -165,7 +166,12 @@ impl Engine {
             ControlKind::Probe => {
                 frame[LINK_HEADER_LEN] = ControlKind::ProbeReply.code();
                 self.counters.add(Counter::ProbesAnswered, 1);
-                match self.seal_link_local(now, slot, frame) {
+                // A padded probe asks about this direction only: the answer is short.
+                let len = frame.len().min(PROBE_LEN + LINK_LOCAL_OVERHEAD);
+                let padded = len < frame.len();
+                match self.seal_link_local(now, slot, &mut frame[..len]) {
+                    // Slots have 16 bits.
+                    Ok(()) if padded => Verdict::TransmitPart(LinkSlot(slot as u32), len as u32),
                     Ok(()) => transmit(slot),
                     Err(reason) => drop(reason),
                 }

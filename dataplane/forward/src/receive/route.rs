@@ -4,7 +4,8 @@ use hyphae_shm::stats::DropReason;
 use hyphae_wire::frame::{
     FLAG_PARTIAL_CHECKSUM, LINK_TAG_AT, OVERHEAD, SEALED_HEADERS_AT, SealedHeaders,
 };
-use hyphae_wire::{OverlayAddress, Service, SessionIndex};
+use hyphae_wire::report::ReportCode;
+use hyphae_wire::{Nanos, OverlayAddress, Service, SessionIndex};
 use zerocopy::FromBytes;
 
 use super::Step;
@@ -23,6 +24,7 @@ struct Recent {
 impl Engine {
     pub(super) fn route_opened(
         &mut self,
+        now: Nanos,
         part: &mut [u8],
         segment: usize,
         steps: &mut [Step],
@@ -36,6 +38,9 @@ impl Engine {
             match self.route_frame(frame, ingress, &mut recent) {
                 Ok(step) => steps[n] = step,
                 Err(reason) => {
+                    if let Some(code) = told(reason) {
+                        self.tell_sender(now, code, 0, frame);
+                    }
                     steps[n] = Step::Final;
                     verdicts[n] = Verdict::Drop(reason);
                 }
@@ -96,5 +101,20 @@ impl Engine {
         egress.map(|slot| Step::Forward {
             egress: slot as u32,
         })
+    }
+}
+
+/// What the sender of a frame is told when it is dropped for this reason.
+fn told(reason: DropReason) -> Option<ReportCode> {
+    #[allow(
+        clippy::wildcard_enum_match_arm,
+        reason = "all others say that the frame is malformed"
+    )]
+    match reason {
+        DropReason::HopLimit => Some(ReportCode::HopLimit),
+        DropReason::NoRoute | DropReason::RouteBlackhole | DropReason::AdjacencyDown => {
+            Some(ReportCode::NoRoute)
+        }
+        _ => None,
     }
 }

@@ -13,13 +13,17 @@ pub(crate) use replay::Replay;
 use std::time::Duration;
 
 use hyphae_shm::record::{
-    LaneKeys, LinkInstall, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, ROLE_STANDBY, SessionInstall,
+    LaneKeys, LinkInstall, MTU_UNKNOWN, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, ROLE_STANDBY,
+    SessionInstall,
 };
+use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::guard::Token;
 use hyphae_wire::index::SLOTS_MAX;
+use hyphae_wire::report::FRAME_MIN_MAX;
 use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
 
 use crate::aead::Aead;
+use crate::fragment::Halves;
 
 /// Packets after which a lane reports that it is due.
 const REKEY_AFTER_PACKETS: u64 = 1 << 32;
@@ -92,6 +96,11 @@ impl Lane {
         now >= self.reject_at || self.counter >= REJECT_AFTER_PACKETS
     }
 
+    /// Counters used so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.counter
+    }
+
     /// The next counter; `None` when the lane is past its limits.
     pub(crate) fn next_counter(&mut self, now: Nanos) -> Option<Counter> {
         if self.expired(now) {
@@ -159,6 +168,10 @@ pub(crate) struct LinkLane {
     pub(crate) lane: Lane,
     pub(crate) peer: u32,
     pub(crate) endpoint: Endpoint,
+    /// What a datagram may hold, as far as known.
+    pub(crate) mtu: u16,
+    /// Frames of which one part has come.
+    pub(crate) halves: Option<Box<Halves>>,
 }
 
 impl LinkLane {
@@ -183,7 +196,20 @@ impl LinkLane {
             lane,
             peer: record.peer.get(),
             endpoint: record.endpoint,
+            mtu: MTU_UNKNOWN,
+            halves: None,
         })
+    }
+
+    /// Largest frame that goes out on it, in two parts if need be.
+    pub(crate) fn frame_max(&self) -> usize {
+        usize::from(self.mtu.max(FRAME_MIN_MAX))
+    }
+
+    /// Largest packet of the host that goes out on it.
+    pub(crate) fn inner_max(&self) -> u16 {
+        // Both are well below the limit: an overhead of 104, a frame of at least 1384.
+        self.mtu.max(FRAME_MIN_MAX) - OVERHEAD as u16
     }
 }
 

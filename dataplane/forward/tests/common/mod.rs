@@ -13,8 +13,8 @@ use hyphae_forward::{
     Aead, Departure, Engine, EngineConfig, EngineEvent, HostVerdict, Train, Verdict,
 };
 use hyphae_shm::record::{
-    FibReplace, LaneKeys, LinkInstall, LocalInstall, NextHop, PeerInstall, Program, ROLE_ACTIVE,
-    SessionInstall,
+    FibReplace, LaneKeys, LinkInstall, LinkMtu, LocalInstall, NextHop, PeerInstall, Program,
+    ROLE_ACTIVE, SessionInstall,
 };
 use hyphae_wire::frame::{LinkHeader, SealedHeaders, handshake_trailer};
 use hyphae_wire::{
@@ -145,6 +145,7 @@ impl Node {
                 address,
                 mtu: U16::new(MTU),
                 reserved: [0; 6],
+                key,
             };
             engine.apply(NOW, &Program::LocalInstall(&local)).unwrap();
             engine
@@ -214,6 +215,16 @@ pub fn route_record(to: OverlayAddress, peers: &[(u32, u16)]) -> FibReplace {
 pub fn install_route(engine: &mut Engine, to: OverlayAddress, peers: &[(u32, u16)]) {
     let record = route_record(to, peers);
     engine.apply(NOW, &Program::FibReplace(&record)).unwrap();
+}
+
+/// What a datagram to a peer may hold.
+pub fn link_mtu(engine: &mut Engine, peer: u32, mtu: u16) {
+    let record = LinkMtu {
+        peer: U32::new(peer),
+        mtu: U16::new(mtu),
+        reserved: U16::ZERO,
+    };
+    engine.apply(NOW, &Program::LinkMtu(&record)).unwrap();
 }
 
 /// An index of a worker.
@@ -377,7 +388,11 @@ pub fn transit(
     payload: &[u8],
 ) -> Vec<u8> {
     let mut body = payload.to_vec();
-    let tag = if headers.routing.service == Service::Handshake.code() {
+    let unsealed = [Service::Handshake, Service::Report, Service::Trace];
+    let tag = if unsealed
+        .map(Service::code)
+        .contains(&headers.routing.service)
+    {
         handshake_trailer(payload)
     } else {
         headers.session.receiver.set(session.0.send.0);

@@ -119,6 +119,7 @@ impl Sends {
                 Refusal::Offload if send.is_segmented() => {
                     self.segmentation.send_singly(socket, send, stats);
                 }
+                Refusal::TooBig => stats.note_too_big(send.to()),
                 Refusal::Offload | Refusal::Other => stats.tx_errors += 1,
             },
         }

@@ -7,7 +7,8 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use hyphae_rpc::ClientError;
 use hyphae_rpc::method::{
-    EndpointParams, Peer, PingParams, Pong, Route, RouteParams, StaticRoute, Status,
+    EndpointParams, Peer, PingParams, Pong, Route, RouteParams, StaticRoute, Status, TraceHop,
+    TraceOutcome, TraceParams,
 };
 use serde_json::json;
 
@@ -81,6 +82,90 @@ pub(crate) struct PingArgs {
     timeout_ms: u64,
     #[command(flatten)]
     node: NodeRef,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// Overlay address of the other node.
+    address: Ipv6Addr,
+    /// Hops to try at most.
+    #[arg(long, default_value_t = 30)]
+    max_hops: u8,
+    /// Questions per hop.
+    #[arg(long, default_value_t = 3)]
+    probes: u32,
+    /// How long to wait for each answer, milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    timeout_ms: u64,
+    #[command(flatten)]
+    node: NodeRef,
+}
+
+/// Hops in a row that stay silent before a trace gives up.
+const SILENT_MAX: u32 = 5;
+
+/// Asks hop after hop who it is.
+pub(crate) fn trace(args: &TraceArgs, json: bool) -> anyhow::Result<()> {
+    let client = args.node.client();
+    let (mut hops, mut silent, mut end) = (Vec::new(), 0, None);
+    for hop_limit in 1..=args.max_hops {
+        let (mut answer, mut best) = (None::<TraceHop>, u64::MAX);
+        for _ in 0..args.probes {
+            let params = TraceParams {
+                address: args.address.to_string(),
+                hop_limit,
+                timeout_ms: args.timeout_ms,
+            };
+            match client.call::<TraceHop>("node.trace", params) {
+                Ok(hop) => {
+                    best = best.min(hop.rtt_micros);
+                    answer = Some(hop);
+                }
+                Err(ClientError::Call(error)) if error.code == hyphae_rpc::code::NO_ANSWER => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        silent = if answer.is_some() { 0 } else { silent + 1 };
+        if !json {
+            output::line(match &answer {
+                None => format!("{hop_limit:>3}  no answer"),
+                Some(hop) => {
+                    let ms = best as f64 / 1e3;
+                    let said = said_of(hop.outcome);
+                    let (address, key) = (&hop.address, &hop.pubkey);
+                    format!("{hop_limit:>3}  {address}  {ms:.3} ms  {key}{said}")
+                }
+            });
+        }
+        end = answer.as_ref().map(|hop| hop.outcome);
+        hops.push(json!({
+            "hop": hop_limit,
+            "address": answer.as_ref().map(|hop| &hop.address),
+            "pubkey": answer.as_ref().map(|hop| &hop.pubkey),
+            "outcome": end,
+            "rttMicros": answer.as_ref().map(|_| best),
+        }));
+        let passed_on = matches!(end, None | Some(TraceOutcome::HopLimit));
+        if !passed_on || silent == SILENT_MAX {
+            break;
+        }
+    }
+    let reached = end == Some(TraceOutcome::Reached);
+    if json {
+        output::document(&json!({ "address": args.address, "reached": reached, "hops": hops }))?;
+    }
+    if !reached {
+        bail!("the way to {} ends before it", args.address);
+    }
+    Ok(())
+}
+
+fn said_of(outcome: TraceOutcome) -> &'static str {
+    match outcome {
+        TraceOutcome::Reached | TraceOutcome::HopLimit => "",
+        TraceOutcome::NoRoute => "  has no route",
+        TraceOutcome::TooBig => "  next link is too small",
+    }
 }
 
 pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {

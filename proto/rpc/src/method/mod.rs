@@ -14,7 +14,8 @@ pub use message::{
 };
 pub use node::{
     Dataplane, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer, PeerEndpoint,
-    PingParams, Pong, QueriedSubnet, Route, RouteParams, StaticRoute, Status, Worker,
+    PingParams, Pong, QueriedSubnet, Route, RouteParams, StaticRoute, Status, TraceHop,
+    TraceOutcome, TraceParams, Worker,
 };
 pub use topic::{
     AcceptParams, ForwardSocketParams, OutboundSocket, OutboundSocketParams, TopicParams,

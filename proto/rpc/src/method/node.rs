@@ -175,6 +175,51 @@ pub struct Pong {
     pub rtt_micros: u64,
 }
 
+/// Parameters of `node.trace`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TraceParams {
+    /// Overlay address.
+    pub address: String,
+    /// Hops that the question may take, 1 to 255.
+    pub hop_limit: u8,
+    /// How long to wait, milliseconds; at most 60,000.
+    #[serde(default = "trace_timeout_ms")]
+    pub timeout_ms: u64,
+}
+
+fn trace_timeout_ms() -> u64 {
+    1000
+}
+
+/// What a node on the way said of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum TraceOutcome {
+    /// It is the destination.
+    Reached,
+    /// The hops were used up at it.
+    HopLimit,
+    /// It has no route to the destination.
+    NoRoute,
+    /// Its next link does not carry the question.
+    TooBig,
+}
+
+/// Result of `node.trace`. Whoever is on the way could have written it: it is not a proof.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TraceHop {
+    /// What it said.
+    pub outcome: TraceOutcome,
+    /// Overlay address of the node that answered.
+    pub address: String,
+    /// Its key, hex.
+    pub pubkey: String,
+    /// Round-trip time, microseconds.
+    pub rtt_micros: u64,
+}
+
 /// A worker in `node.status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -1,0 +1,128 @@
+//! Covers: a way whose middle carries less than IPv6 promises (frames in two parts), what the host
+//! hears of packets that do not fit or cannot go, traces. Ordinary ways are tested in `relay.rs`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test"
+)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use common::{binary, eventually};
+use hyphae::lab::{Lab, Namespace, Spec};
+use hyphae_rpc::method::{TraceHop, TraceOutcome};
+use serde_json::json;
+
+const CONNECT: Duration = Duration::from_secs(20);
+
+fn privileged(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{test} needs root, which CI has"
+    );
+    eprintln!("SKIPPED: {test} needs root for network namespaces");
+    false
+}
+
+fn run(inside: &Namespace, program: &str, arguments: &[&str]) -> Output {
+    let (program, arguments) = (program.to_owned(), arguments.join(" "));
+    let command = move || {
+        let arguments = arguments.split(' ').filter(|argument| !argument.is_empty());
+        Command::new(program).args(arguments).output().unwrap()
+    };
+    inside.run(command).unwrap()
+}
+
+fn ping(from: &Namespace, to: Ipv6Addr, size: u32) -> (bool, String) {
+    let (to, size) = (to.to_string(), size.to_string());
+    let arguments = ["-6", "-c", "3", "-i", "0.3", "-W", "3", "-s", &size, &to];
+    let output = run(from, "ping", &arguments);
+    let said = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&said).into_owned(),
+    )
+}
+
+/// Sends bytes that depend on their position one way, and checks them at the other end.
+fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
+    let listener = to
+        .run(move || TcpListener::bind((address, 0)))
+        .unwrap()
+        .unwrap();
+    let place = listener.local_addr().unwrap();
+    let connect = move || TcpStream::connect_timeout(&place, Duration::from_secs(10));
+    let mut sending = from.run(connect).unwrap().unwrap();
+    let (mut receiving, _) = listener.accept().unwrap();
+    receiving
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let pattern = |at: usize| (at.wrapping_mul(2_654_435_761) >> 13) as u8;
+    let sender = std::thread::spawn(move || {
+        let all: Vec<u8> = (0..bytes).map(pattern).collect();
+        sending.write_all(&all).unwrap();
+    });
+    let mut received = vec![0; bytes];
+    receiving.read_exact(&mut received).unwrap();
+    sender.join().unwrap();
+    assert!((0..bytes).all(|at| received[at] == pattern(at)));
+}
+
+#[test]
+fn a_way_whose_middle_is_small_carries_everything_and_says_so() {
+    if !privileged("a_way_whose_middle_is_small_carries_everything_and_says_so") {
+        return;
+    }
+    let lab = Lab::namespaces(&Spec {
+        program: Some(binary()),
+        ..Spec::default()
+    })
+    .unwrap();
+    lab.wait_until_connected(CONNECT).unwrap();
+    let [client, relay, server] = lab.namespaces.as_ref().unwrap();
+    // The middle shrinks under a running network: neither side is told.
+    for (inside, device) in [(relay, "to-server"), (server, "to-relay")] {
+        let arguments = ["link", "set", device, "mtu", "1280"];
+        assert!(run(inside, "ip", &arguments).status.success());
+    }
+    let address = lab.server.address();
+    let counter = |name: &str| {
+        let status = lab.relay.status().unwrap();
+        status.counters.get(name).copied().unwrap_or(0)
+    };
+    eventually("frames pass in two parts", CONNECT, || {
+        ping(client, address, 1200).0 && counter("frames_split") > 0
+    });
+    let (passed, said) = ping(client, address, 1340);
+    assert!(passed, "{said}");
+    transfer(client, server, address, 4 << 20);
+    transfer(server, client, lab.client.address(), 4 << 20);
+    assert!(counter("frames_joined") > 0);
+
+    let trace = |hop_limit: u8| -> TraceHop {
+        let params = json!({ "address": address.to_string(), "hopLimit": hop_limit });
+        lab.client.client.call("node.trace", params).unwrap()
+    };
+    let (first, last) = (trace(1), trace(2));
+    assert_eq!(
+        (first.outcome, first.pubkey),
+        (TraceOutcome::HopLimit, lab.relay.key.to_string())
+    );
+    assert_eq!(
+        (last.outcome, last.pubkey),
+        (TraceOutcome::Reached, lab.server.key.to_string())
+    );
+
+    let (passed, said) = ping(client, "400:dead:beef:1::1".parse().unwrap(), 56);
+    assert!(!passed);
+    assert!(said.contains("Destination unreachable: No route"), "{said}");
+}
