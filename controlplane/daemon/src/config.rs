@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use hyphae_wire::frame::MTU_DEFAULT;
 use hyphae_wire::{Suite, SuiteSet};
-use serde::{Deserialize, Serialize};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::endpoint::{PeerUrl, RouteSpec};
 use crate::inbox::Limits;
@@ -18,6 +19,8 @@ use crate::inbox::Limits;
 pub const LISTEN_DEFAULT: &str = "[::]:9670";
 /// JSON-RPC over TCP by default.
 pub const RPC_DEFAULT: &str = "127.0.0.1:8990";
+/// REST by default, where JSON-RPC over TCP is on.
+pub const REST_DEFAULT: &str = "127.0.0.1:8989";
 /// Metrics by default.
 pub const METRICS_DEFAULT: &str = "127.0.0.1:9469";
 /// Name of the TUN device by default.
@@ -44,6 +47,12 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Where JSON-RPC is served over TCP.
     pub rpc: Option<SocketAddr>,
+    /// Where REST is served over TCP.
+    pub rest: Option<SocketAddr>,
+    /// Who may use `rpc.sock`, beside the node's own user, root and the group of the socket file.
+    pub rpc_allowed: Allowed,
+    /// Whether `admin.busCall` is offered.
+    pub bus_call: bool,
     /// Filter of log messages.
     pub log_level: String,
     /// Sessions.
@@ -74,6 +83,22 @@ pub struct InboxConfig {
     pub messages_max: usize,
     /// Bytes.
     pub bytes_max: usize,
+}
+
+/// Users and groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Users.
+    pub uids: Vec<u32>,
+    /// Groups.
+    pub gids: Vec<u32>,
+}
+
+impl Allowed {
+    /// Whether nobody is named.
+    pub fn is_empty(&self) -> bool {
+        self.uids.is_empty() && self.gids.is_empty()
+    }
 }
 
 /// Life of sessions.
@@ -128,11 +153,52 @@ struct Raw {
     driver: Option<String>,
     suite: Option<String>,
     metrics: Option<String>,
-    rpc: Option<String>,
+    #[serde(deserialize_with = "address_or_table")]
+    rpc: RawRpc,
+    admin: RawAdmin,
     log_level: Option<String>,
     session: RawSession,
     inbox: RawInbox,
     stream: RawStream,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRpc {
+    listen: Option<String>,
+    rest: Option<String>,
+    allow_uids: Vec<u32>,
+    allow_gids: Vec<u32>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawAdmin {
+    bus_call: Option<bool>,
+}
+
+/// `rpc = "127.0.0.1:8990"` is short for a table with `listen` only.
+fn address_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RawRpc, D::Error> {
+    struct Either;
+    impl<'de> Visitor<'de> for Either {
+        type Value = RawRpc;
+
+        fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            out.write_str("ADDRESS:PORT, \"off\", or a table")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<RawRpc, E> {
+            Ok(RawRpc {
+                listen: Some(text.to_owned()),
+                ..RawRpc::default()
+            })
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawRpc, A::Error> {
+            RawRpc::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_any(Either)
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -190,6 +256,8 @@ pub struct Overrides {
     pub metrics: Option<String>,
     /// `--rpc`
     pub rpc: Option<String>,
+    /// `--rest`
+    pub rest: Option<String>,
     /// `--log-level`
     pub log_level: Option<String>,
 }
@@ -236,6 +304,10 @@ impl Config {
                 peers.push(peer);
             }
         }
+        let rpc = optional_socket("rpc.listen", &text(over.rpc, raw.rpc.listen, RPC_DEFAULT))?;
+        // Whoever switches the one off does not expect the other to listen.
+        let rest_default = if rpc.is_some() { REST_DEFAULT } else { "off" };
+        let rest = text(over.rest, raw.rpc.rest, rest_default);
         let routes = raw.routes.into_iter().chain(over.routes).collect();
         Ok(Self {
             listen: socket("listen", &listen)?,
@@ -246,7 +318,13 @@ impl Config {
             driver: text(over.driver, raw.driver, "auto"),
             suite,
             metrics: optional_socket("metrics", &text(over.metrics, raw.metrics, METRICS_DEFAULT))?,
-            rpc: optional_socket("rpc", &text(over.rpc, raw.rpc, RPC_DEFAULT))?,
+            rpc,
+            rest: optional_socket("rpc.rest", &rest)?,
+            rpc_allowed: Allowed {
+                uids: raw.rpc.allow_uids,
+                gids: raw.rpc.allow_gids,
+            },
+            bus_call: raw.admin.bus_call.unwrap_or(true),
             log_level: text(over.log_level, raw.log_level, "info"),
             session: SessionConfig::check(&raw.session)?,
             inbox: InboxConfig::check(&raw.inbox)?,
@@ -479,6 +557,28 @@ mod tests {
         assert_eq!(
             (stream.listen, stream.fallback_after),
             (false, defaults.fallback_after)
+        );
+    }
+
+    #[test]
+    fn rpc_is_an_address_or_a_table_and_takes_rest_along() {
+        let plain = load("", Overrides::default()).unwrap();
+        assert_eq!(
+            (plain.rpc.unwrap().port(), plain.rest.unwrap().port()),
+            (8990, 8989)
+        );
+        let off = load("rpc = \"off\"", Overrides::default()).unwrap();
+        assert_eq!((off.rpc, off.rest), (None, None));
+        let text = "[rpc]\nlisten = \"off\"\nrest = \"127.0.0.1:1\"\nallow_uids = [7]\n[admin]\nbus_call = false";
+        let table = load(text, Overrides::default()).unwrap();
+        assert_eq!((table.rpc, table.rest.unwrap().port()), (None, 1));
+        assert_eq!((table.rpc_allowed.uids, table.bus_call), (vec![7], false));
+        let error = load("[rpc]\nlisen = \"off\"", Overrides::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("line 2") && error.contains("did you mean `listen`?"),
+            "{error}"
         );
     }
 

@@ -20,5 +20,6 @@ mod pump;
 mod rpc;
 mod run;
 pub mod state;
+mod stored;
 
 pub use run::{Options, RunError, run};

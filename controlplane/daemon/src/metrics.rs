@@ -3,6 +3,8 @@
 //! Workers are not disturbed: their counters are read from the segment. [`FAMILIES`] declares what
 //! does not come from there.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -15,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::bus::BusScrape;
 use crate::node::{Command, Scrape};
+use crate::rpc::Dispatcher;
 
 enum Kind {
     Counter,
@@ -176,13 +179,15 @@ fn counter_family(counter: Counter) -> String {
 
 const DROPS: &str = "hyphae_dataplane_drops_total";
 
-pub(crate) fn router(commands: mpsc::Sender<Command>) -> Router {
+type Sources = (mpsc::Sender<Command>, Arc<Dispatcher>);
+
+pub(crate) fn router(commands: mpsc::Sender<Command>, dispatcher: Arc<Dispatcher>) -> Router {
     Router::new()
         .route("/metrics", get(scrape))
-        .with_state(commands)
+        .with_state((commands, dispatcher))
 }
 
-async fn scrape(State(commands): State<mpsc::Sender<Command>>) -> Response {
+async fn scrape(State((commands, dispatcher)): State<Sources>) -> Response {
     let (reply, answer) = oneshot::channel();
     let asked = commands.send(Command::Scrape(reply)).await;
     let Ok(scrape) = answer
@@ -203,7 +208,7 @@ async fn scrape(State(commands): State<mpsc::Sender<Command>>) -> Response {
         describe();
         record(&scrape);
     });
-    let text = recorder.handle().render();
+    let text = recorder.handle().render() + &dispatcher.metrics();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 

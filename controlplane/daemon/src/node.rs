@@ -39,7 +39,8 @@ pub(crate) enum Command {
     /// An RPC call.
     Call {
         method: String,
-        params: Value,
+        /// JSON text.
+        params: String,
         reply: oneshot::Sender<Result<Value, Error>>,
     },
     /// Something asked of the message bus.
@@ -404,11 +405,11 @@ impl Node {
                 reply,
             } => {
                 if method == "node.ping" {
-                    self.start_ping(now, params, reply);
+                    self.start_ping(now, &params, reply);
                 } else if method == "node.trace" {
-                    self.start_trace(now, params, reply);
+                    self.start_trace(now, &params, reply);
                 } else {
-                    let result = self.call(now, &method, params);
+                    let result = self.call(now, &method, &params);
                     // Whoever asked may have gone.
                     let _ = reply.send(result);
                 }
@@ -430,7 +431,7 @@ impl Node {
     fn start_ping(
         &mut self,
         now: Nanos,
-        params: Value,
+        params: &str,
         reply: oneshot::Sender<Result<Value, Error>>,
     ) {
         match crate::rpc::ping_params(params) {
@@ -450,7 +451,7 @@ impl Node {
     fn start_trace(
         &mut self,
         now: Nanos,
-        params: Value,
+        params: &str,
         reply: oneshot::Sender<Result<Value, Error>>,
     ) {
         match crate::rpc::trace_params(params) {

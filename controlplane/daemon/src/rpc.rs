@@ -1,134 +1,43 @@
-//! JSON-RPC over HTTP, on the Unix socket and on TCP: transport here, methods in [`methods`].
+//! RPC: doors here and in the files below, methods behind one [`Dispatcher`].
+//!
+//! | door | speaks | who may |
+//! |---|---|---|
+//! | `rpc.sock` | newline-delimited JSON-RPC, or HTTP/1.1 | [`Allowed`], by `SO_PEERCRED` |
+//! | TCP | JSON-RPC over HTTP/1.1 | whoever reaches the address, browsers excepted |
+//! | TCP, REST | `/api/v1` of the Mycelium network | the same |
+//! | bus | messages on the topic `mycelium.admin` | keys and methods of admin.toml |
 
+mod admin;
+mod authorizer;
+mod dispatch;
+mod envelope;
+mod http;
+mod latency;
+mod messages;
 mod methods;
+mod remote;
+mod rest;
+mod topics;
+mod unix;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{Method, Request, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response as HttpResponse};
-use axum::routing::{get, post};
-use hyphae_rpc::message::{Error, Request as Call, Response, code};
-use serde_json::Value;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, oneshot};
 
-use crate::node::Command;
+use crate::config::Allowed;
 
+pub(crate) use dispatch::{Dispatcher, Parts};
+pub(crate) use http::{router, tcp_router};
+pub(crate) use latency::Latency;
 pub(crate) use methods::{ping_params, state_name, trace_hop, trace_params};
+pub(crate) use remote::{REMOTE_CALLS_QUEUED, answer_remote_calls};
+pub(crate) use rest::router as rest_router;
+pub(crate) use unix::Door;
 
 /// File name of the Unix socket.
 pub(crate) const SOCKET_NAME: &str = "rpc.sock";
-/// Largest request taken.
-const REQUEST_MAX: usize = 8 << 20;
-/// Calls of one batch.
-const BATCH_MAX: usize = 1000;
-
-type Commands = mpsc::Sender<Command>;
-
-pub(crate) fn router(commands: Commands) -> Router {
-    Router::new()
-        .route("/rpc", post(handle))
-        .route("/", post(handle))
-        .route("/health", get(|| async { "ok\n" }))
-        .layer(DefaultBodyLimit::max(REQUEST_MAX))
-        .with_state(commands)
-}
-
-/// The same over TCP, where a page in a browser of this host could call too: only JSON, which a page
-/// of another origin may not send unasked, and only to an address or localhost, so that a name that
-/// was pointed here (DNS rebinding) does not help.
-pub(crate) fn tcp_router(commands: Commands) -> Router {
-    router(commands).layer(axum::middleware::from_fn(only_programs))
-}
-
-async fn only_programs(request: Request<Body>, next: Next) -> HttpResponse {
-    match refusal(&request) {
-        Some(refusal) => refusal.into_response(),
-        None => next.run(request).await,
-    }
-}
-
-fn refusal(request: &Request<Body>) -> Option<(StatusCode, &'static str)> {
-    let text = |name| {
-        request
-            .headers()
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-    };
-    let host = text(header::HOST).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    if bare != "localhost" && bare.parse::<std::net::IpAddr>().is_err() {
-        return Some((
-            StatusCode::FORBIDDEN,
-            "call this node by address or as localhost\n",
-        ));
-    }
-    let json = text(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/json"));
-    let say = "Content-Type must be application/json\n";
-    (request.method() == Method::POST && !json).then_some((StatusCode::UNSUPPORTED_MEDIA_TYPE, say))
-}
-
-async fn handle(State(commands): State<Commands>, body: Bytes) -> HttpResponse {
-    let answer = match serde_json::from_slice::<Value>(&body) {
-        Err(error) => {
-            let error = Error::new(code::PARSE, format!("not JSON: {error}"));
-            Some(serde_json::to_value(Response::new(Value::Null, Err(error))))
-        }
-        Ok(Value::Array(calls)) if calls.is_empty() || calls.len() > BATCH_MAX => {
-            let message = format!("a batch holds 1 to {BATCH_MAX} calls");
-            let error = Error::new(code::INVALID_REQUEST, message);
-            Some(serde_json::to_value(Response::new(Value::Null, Err(error))))
-        }
-        Ok(Value::Array(calls)) => {
-            let mut responses = Vec::new();
-            for call in calls {
-                responses.extend(answer(&commands, call).await);
-            }
-            (!responses.is_empty()).then(|| serde_json::to_value(responses))
-        }
-        Ok(call) => answer(&commands, call).await.map(serde_json::to_value),
-    };
-    match answer {
-        // Notifications only.
-        None => StatusCode::NO_CONTENT.into_response(),
-        Some(Ok(value)) => (
-            [(header::CONTENT_TYPE, "application/json")],
-            value.to_string(),
-        )
-            .into_response(),
-        Some(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
-/// Answers one call; `None` for a notification.
-async fn answer(commands: &Commands, call: Value) -> Option<Response> {
-    let request = match serde_json::from_value::<Call>(call) {
-        Ok(request) if request.jsonrpc == "2.0" => request,
-        Ok(_) | Err(_) => {
-            let error = Error::new(code::INVALID_REQUEST, "not a JSON-RPC 2.0 request");
-            return Some(Response::new(Value::Null, Err(error)));
-        }
-    };
-    let (reply, result) = oneshot::channel();
-    let command = Command::Call {
-        method: request.method,
-        params: request.params,
-        reply,
-    };
-    let ending = || Error::new(code::INTERNAL, "the node is shutting down");
-    let result = match commands.send(command).await {
-        Ok(()) => result.await.unwrap_or_else(|_| Err(ending())),
-        Err(_) => Err(ending()),
-    };
-    request.id.map(|id| Response::new(id, result))
-}
 
 /// A listening socket could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +66,10 @@ pub enum ListenError {
 }
 
 /// Takes over `rpc.sock`; a socket file that nobody listens on is replaced.
-pub(crate) fn listen_unix(directory: &Path) -> Result<UnixListener, ListenError> {
+pub(crate) fn listen_unix(
+    directory: &Path,
+    allowed: &Allowed,
+) -> Result<UnixListener, ListenError> {
     let path = directory.join(SOCKET_NAME);
     let fail = |source| ListenError::Unix {
         path: path.clone(),
@@ -171,7 +83,21 @@ pub(crate) fn listen_unix(directory: &Path) -> Result<UnixListener, ListenError>
         _ => {}
     }
     let listener = UnixListener::bind(&path).map_err(fail)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).map_err(fail)?;
+    let permit = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(fail)
+    };
+    if allowed.is_empty() {
+        permit(&path, 0o660)?;
+    } else {
+        // Those who are named have to get to the socket; then the lists decide. The other socket in
+        // this directory checks its callers too.
+        let mode = std::fs::metadata(directory)
+            .map_err(fail)?
+            .permissions()
+            .mode();
+        permit(directory, mode & 0o7777 | 0o011)?;
+        permit(&path, 0o666)?;
+    }
     Ok(listener)
 }
 

@@ -1,6 +1,7 @@
 //! Start, serve, stop.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use hyphae_bus::topics::Topics;
 use hyphae_overlay::{Config as OverlayConfig, Overlay};
@@ -8,13 +9,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::attach::Attachment;
-use crate::bus::Service as BusService;
+use crate::bus::{BusCommand, Service as BusService};
 use crate::config::Config;
 use crate::inbox::{Found, Inbox, InboxError};
 use crate::node::{Command, Node};
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
-use crate::state::{self, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile, StateError, TOPICS_FILE};
+use crate::rpc::{Dispatcher, Parts};
+use crate::state::{
+    self, ADMIN_FILE, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile, StateError, TOPICS_FILE,
+};
+use crate::stored::Stored;
 use crate::{metrics, pump, rpc};
 
 /// Messages on their way to the forward proxy.
@@ -59,6 +64,9 @@ pub enum RunError {
         /// How.
         source: std::io::Error,
     },
+    /// Metrics of RPC.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
     /// No randomness.
     #[error("cannot seed: {0}")]
     Random(getrandom::Error),
@@ -83,18 +91,23 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
     let _lock = state::lock(&options.state_directory)?;
     let identity = state::load_or_create_key(&options.state_directory)?;
-    let peers: PeersFile = state::read_toml(&options.state_directory.join(PEERS_FILE))?;
-    let routes: RoutesFile = state::read_toml(&options.state_directory.join(ROUTES_FILE))?;
-    let topics: Topics = state::read_toml(&options.state_directory.join(TOPICS_FILE))?;
+    let peers: PeersFile = state::read_toml_or_create(&options.state_directory.join(PEERS_FILE))?;
+    let routes: RoutesFile =
+        state::read_toml_or_create(&options.state_directory.join(ROUTES_FILE))?;
+    let topics = Arc::new(Stored::<Topics>::open(
+        options.state_directory.join(TOPICS_FILE),
+    )?);
+    let admins = Stored::open(options.state_directory.join(ADMIN_FILE))?;
     let limits = options.config.inbox.limits();
     let (inbox, found) = if options.config.inbox.durable {
         Inbox::open(&options.state_directory, limits)?
     } else {
         (Inbox::in_memory(limits)?, Found::default())
     };
-    let unix = rpc::listen_unix(&options.socket_directory)?;
     let config = options.config;
-    let (metrics_at, rpc_at) = (config.metrics, config.rpc);
+    let allowed = config.rpc_allowed.clone();
+    let unix = rpc::listen_unix(&options.socket_directory, &allowed)?;
+    let (metrics_at, rpc_at, rest_at) = (config.metrics, config.rpc, config.rest);
     let (commands, receiver) = mpsc::channel(256);
 
     // Ports and hardware are the dataplane's to tell: the engines are made when it is there.
@@ -121,15 +134,20 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let overlay = Overlay::new(overlay_config, seed);
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(RunError::Random)?;
-    let bus_topics = topics.topics.clone();
-    let bus = BusService::new(
+    let mut bus = BusService::new(
         now,
         identity.public_key(),
         seed,
-        topics,
+        Topics::clone(&topics.read()),
         (inbox.clone(), found),
         commands.clone(),
     );
+    // Before the first packet: calls of other nodes are never to be found in the inbox, nor messages
+    // that have a forward socket.
+    let (calls, remote_calls) = mpsc::channel(rpc::REMOTE_CALLS_QUEUED);
+    bus.handle_command(now, BusCommand::OnAdmin(calls));
+    let (forwarded, messages) = mpsc::channel(FORWARDED_MAX);
+    bus.handle_command(now, BusCommand::OnForward(forwarded));
     let (handle, stats) = (bus.handle(), bus.proxies());
     let mut node = Node::new(
         config,
@@ -159,27 +177,46 @@ async fn serve(options: Options) -> Result<(), RunError> {
         node.add_peer(now, peer, stored);
     }
 
-    serve_unix(unix, &commands);
+    let parts = Parts {
+        commands: commands.clone(),
+        bus: handle.clone(),
+        topics,
+        admins,
+        key: node.identity.public_key(),
+        sockets: Outbound::new(handle.clone(), handle.settings(), stats.clone()),
+        bus_call: node.config.bus_call,
+    };
+    let dispatcher = Arc::new(Dispatcher::new(parts, rpc::Latency::new()?));
+    tokio::spawn(rpc::answer_remote_calls(
+        remote_calls,
+        Arc::clone(&dispatcher),
+    ));
+    let forward = Forward::new(handle.clone(), handle.settings(), inbox, stats);
+    tokio::spawn(forward.run(messages));
+    dispatcher.bind_outbound();
+    let path = node.socket_directory.join(rpc::SOCKET_NAME);
+    let door = rpc::Door::new(unix, path.clone(), allowed, Arc::clone(&dispatcher));
+    serve_on(
+        door,
+        rpc::router(Arc::clone(&dispatcher)),
+        "JSON-RPC on the Unix socket",
+    );
     if let Some(address) = rpc_at {
         let listener = rpc::listen_tcp(address, "--rpc").await?;
-        serve_tcp(listener, rpc::tcp_router(commands.clone()), "JSON-RPC");
+        serve_on(
+            listener,
+            rpc::tcp_router(Arc::clone(&dispatcher)),
+            "JSON-RPC over TCP",
+        );
+    }
+    if let Some(address) = rest_at {
+        let listener = rpc::listen_tcp(address, "--rest").await?;
+        serve_on(listener, rpc::rest_router(Arc::clone(&dispatcher)), "REST");
     }
     if let Some(address) = metrics_at {
         let listener = rpc::listen_tcp(address, "--metrics").await?;
-        serve_tcp(listener, metrics::router(commands.clone()), "metrics");
-    }
-    let (forwarded, messages) = mpsc::channel(FORWARDED_MAX);
-    let forward = Forward::new(handle.clone(), handle.settings(), inbox, stats.clone());
-    tokio::spawn(forward.run(messages));
-    // The engine task takes it with its first commands.
-    let _ = handle.on_forward(forwarded).await;
-    let outbound = Outbound::new(handle.clone(), handle.settings(), stats);
-    for (topic, config) in bus_topics {
-        if let Some(socket) = config.outbound_socket
-            && let Err(error) = outbound.bind(&topic, &socket.path)
-        {
-            tracing::error!(%topic, %error, "outbound socket is not served");
-        }
+        let router = metrics::router(commands.clone(), Arc::clone(&dispatcher));
+        serve_on(listener, router, "metrics");
     }
     let stopper = commands.clone();
     tokio::spawn(async move {
@@ -190,9 +227,8 @@ async fn serve(options: Options) -> Result<(), RunError> {
         // The engine task may have ended already.
         let _ = stopper.send(Command::Shutdown).await;
     });
-    let path = node.socket_directory.join(rpc::SOCKET_NAME);
     pump::run(node, attachment, receiver).await;
-    drop(outbound);
+    dispatcher.unbind_outbound();
     // Ours: `listen_unix` made it. If it is gone already, so much the better.
     let _ = std::fs::remove_file(path);
     Ok(())
@@ -208,19 +244,14 @@ async fn wait_for_dataplane(directory: &std::path::Path) -> Attachment {
     }
 }
 
-fn serve_unix(listener: tokio::net::UnixListener, commands: &mpsc::Sender<Command>) {
-    let router = rpc::router(commands.clone());
+fn serve_on<L>(listener: L, router: axum::Router, what: &'static str)
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+{
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "serving JSON-RPC on the Unix socket ended");
-        }
-    });
-}
-
-fn serve_tcp(listener: tokio::net::TcpListener, router: axum::Router, what: &'static str) {
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, what, "serving over TCP ended");
+            tracing::error!(%error, what, "serving ended");
         }
     });
 }

@@ -21,8 +21,12 @@ pub const KEY_FILE: &str = "priv_key.bin";
 pub const PEERS_FILE: &str = "peers.toml";
 /// File of routes added at run time.
 pub const ROUTES_FILE: &str = "routes.toml";
-/// Topics of the message bus.
+/// File of topics.
 pub const TOPICS_FILE: &str = "topics.toml";
+/// File of who may administer this node over the bus.
+pub const ADMIN_FILE: &str = "admin.toml";
+/// File of settings, read when no other is named.
+pub const CONFIG_FILE: &str = "config.toml";
 
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -276,6 +280,22 @@ pub fn read_toml<T: DeserializeOwned + Default>(path: &Path) -> Result<T, StateE
         path: path.to_owned(),
         message: error.to_string().trim_end().replace('\n', " "),
     })
+}
+
+/// The same, and writes the defaults where there is no file. When that fails, the node does without.
+///
+/// # Errors
+/// As [`read_toml`].
+pub fn read_toml_or_create<T>(path: &Path) -> Result<T, StateError>
+where
+    T: Serialize + DeserializeOwned + Default,
+{
+    if !path.exists()
+        && let Err(error) = write_toml(path, &T::default())
+    {
+        tracing::warn!(%error, "state file with defaults was not written; going on without");
+    }
+    read_toml(path)
 }
 
 /// Replaces a state file.

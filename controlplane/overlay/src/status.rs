@@ -1,6 +1,6 @@
 //! What the operator sees.
 
-use hyphae_wire::{OverlayAddress, PublicKey};
+use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 use crate::session::{Association, Owner};
 use crate::target::Target;
@@ -43,6 +43,15 @@ impl Overlay {
                 direction: session.direction,
                 handshakes: association.handshakes,
             })
+        })
+    }
+
+    /// Addresses that a session is being made with, and when each attempt is given up.
+    pub fn searching(&self) -> impl Iterator<Item = (OverlayAddress, Nanos)> {
+        self.associations.iter().filter_map(|(owner, association)| {
+            let remote = matches!(owner, Owner::Remote(_)) && association.current().is_none();
+            let attempt = association.outgoing.filter(|_| remote)?;
+            Some((association.address, self.outgoing.get(&attempt)?.expires_at))
         })
     }
 

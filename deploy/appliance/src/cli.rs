@@ -3,10 +3,13 @@
 //! Every flag is optional, and a flag that is not given changes nothing: defaults live in the
 //! configuration. Exit codes: 0 done, 1 failed, 2 the command line itself is wrong.
 
+mod admin;
 mod key;
+mod message;
 mod node;
 mod output;
 mod plane;
+mod topic;
 mod up;
 
 use std::path::PathBuf;
@@ -71,6 +74,33 @@ enum Command {
     Route {
         #[command(subcommand)]
         command: node::RouteCommand,
+    },
+    /// Send and receive messages.
+    #[command(
+        after_help = "Examples:\n  hyphae message send 400:1234::1 hello --topic greetings\n  \
+        hyphae message receive --wait"
+    )]
+    Message {
+        #[command(subcommand)]
+        command: message::MessageCommand,
+    },
+    /// Say who may send to which topic, and which local sockets topics lead to.
+    #[command(
+        after_help = "Examples:\n  hyphae topic list\n  hyphae topic add logs\n  \
+        hyphae topic pubkey-source add logs KEY\n  hyphae topic forward set logs /run/app.sock"
+    )]
+    Topic {
+        #[command(subcommand)]
+        command: topic::TopicCommand,
+    },
+    /// Say who may administer this node over the bus, and administer others.
+    #[command(
+        after_help = "Examples:\n  hyphae admin add KEY\n  hyphae admin patterns 'get*'\n  \
+        hyphae admin call KEY getInfo"
+    )]
+    Admin {
+        #[command(subcommand)]
+        command: admin::AdminCommand,
     },
     /// Measure the round trip to another node through the overlay.
     #[command(
@@ -145,6 +175,9 @@ pub fn main() -> ExitCode {
         Command::Status(node) => node::status(&node, json),
         Command::Peer { command } => node::peer(command, json),
         Command::Route { command } => node::route(command, json),
+        Command::Message { command } => message::run(command, json),
+        Command::Topic { command } => topic::run(command, json),
+        Command::Admin { command } => admin::run(command, json),
         Command::Ping(args) => node::ping(&args, json),
         Command::Trace(args) => node::trace(&args, json),
         Command::Lab(args) => crate::lab::run(&args, json),

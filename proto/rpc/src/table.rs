@@ -95,13 +95,13 @@ methods! {
 
     /// Send a message; with reply_timeout, wait for the reply.
     push_message = "pushMessage" (PushMessageParams) ["message", "reply_timeout"]
-        -> PushMessageResult, [BAD_IP, NO_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY];
+        -> PushMessageResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY];
     /// Take the next message out of the inbox, or null when none comes in time.
     pop_message = "popMessage" (PopMessageParams) ["peek", "timeout", "topic"]
         -> Option<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY];
     /// Answer a message.
     push_message_reply = "pushMessageReply" (PushMessageReplyParams) ["id", "message"] -> bool,
-        [BAD_IP, NO_KEY, PUSH_REFUSED, BAD_ID];
+        [BAD_IP, BAD_KEY, PUSH_REFUSED, BAD_ID];
     /// How far a message has come.
     get_message_info = "getMessageInfo" (MessageIdParams) ["id"] -> MessageInfo,
         [NO_MESSAGE, BAD_INFO_ID];
@@ -152,7 +152,7 @@ methods! {
     /// Make a local socket whose requests go to another node as messages on a topic.
     set_topic_outbound_socket = "setTopicOutboundSocket" (OutboundSocketParams)
         ["topic", "dst", "path", "framing"] -> bool,
-        [BAD_IP, BAD_TOPIC, BAD_KEY, BAD_SOCKET, OUTBOUND_BIND_FAILED, PERSIST_FAILED];
+        [BAD_IP, BAD_TOPIC, BAD_KEY, BAD_SOCKET, TOPIC_NOT_FOUND, PERSIST_FAILED];
     /// Remove the local socket whose requests become messages on a topic.
     remove_topic_outbound_socket = "removeTopicOutboundSocket" (TopicParams) ["topic"] -> bool,
         [BAD_TOPIC, TOPIC_NOT_FOUND, PERSIST_FAILED];
@@ -172,7 +172,7 @@ methods! {
     /// Call a method of another node over the bus; the result is its response, unchanged.
     admin_bus_call = "admin.busCall" (BusCallParams)
         ["dst_pubkey", "dst_ip", "method", "params", "id", "timeout_secs"] -> Response,
-        [DENIED, BAD_IP, NO_KEY, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY];
+        [DENIED, BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY];
 
     /// How the node is doing: planes, peers, sessions, counters, drops.
     node_status = "node.status" () [] -> Status, [];

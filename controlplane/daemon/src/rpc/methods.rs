@@ -8,14 +8,15 @@ use hyphae_overlay::{PeerState, PeerStatus};
 use hyphae_routing::{Origin, Via};
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{
-    Dataplane, EndpointParams, Info, IpParams, Peer, PeerEndpoint, PingParams, Route, RouteParams,
-    StaticRoute, Status, TraceHop, TraceOutcome, TraceParams, Worker,
+    Dataplane, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer, PeerEndpoint,
+    PingParams, QueriedSubnet, Route, RouteParams, StaticRoute, Status, TraceHop, TraceOutcome,
+    TraceParams, Worker,
 };
+use hyphae_rpc::parse_params;
 use hyphae_shm::stats::{Counter, DropReason, counter_at, drop_at};
 use hyphae_wire::report::ReportCode;
 use hyphae_wire::{Nanos, OverlayAddress, Prefix, PublicKey, Suite};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::endpoint::{PeerUrl, RouteSpec, parse_via, via_text};
@@ -25,11 +26,11 @@ use crate::state::{self, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
 /// Longest wait of a ping.
 const PING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
-type Outcome = Result<Value, Error>;
+pub(crate) type Outcome = Result<Value, Error>;
 
 impl Node {
     /// Answers a call.
-    pub(crate) fn call(&mut self, now: Nanos, method: &str, params: Value) -> Outcome {
+    pub(crate) fn call(&mut self, now: Nanos, method: &str, params: &str) -> Outcome {
         match method {
             "getInfo" => value(self.info()),
             "getPublicKeyFromIp" => self.public_key(params),
@@ -37,6 +38,9 @@ impl Node {
             "addPeer" => self.rpc_add_peer(now, params),
             "deletePeer" => self.rpc_delete_peer(now, params),
             "getSelectedRoutes" => value(self.routes()),
+            "getFallbackRoutes" => value(self.fallback_routes()),
+            "getQueriedSubnets" => value(self.queried(now)),
+            "getPacketStatistics" => value(self.packet_statistics()),
             "route.list" => value(self.static_routes()),
             "route.add" => self.rpc_add_route(params),
             "route.remove" => self.rpc_remove_route(params),
@@ -58,8 +62,8 @@ impl Node {
         }
     }
 
-    fn public_key(&self, params: Value) -> Outcome {
-        let params: IpParams = parse(params, &["ip"])?;
+    fn public_key(&self, params: &str) -> Outcome {
+        let params: IpParams = parse_params(params)?;
         let address = overlay_address(&params.ip)?;
         if address.subnet() == self.identity.public_key().address().subnet() {
             return value(self.identity.public_key());
@@ -146,8 +150,8 @@ impl Node {
         }
     }
 
-    fn rpc_add_peer(&mut self, now: Nanos, params: Value) -> Outcome {
-        let params: EndpointParams = parse(params, &["endpoint"])?;
+    fn rpc_add_peer(&mut self, now: Nanos, params: &str) -> Outcome {
+        let params: EndpointParams = parse_params(params)?;
         let url: PeerUrl = params
             .endpoint
             .parse()
@@ -172,8 +176,8 @@ impl Node {
         value(true)
     }
 
-    fn rpc_delete_peer(&mut self, now: Nanos, params: Value) -> Outcome {
-        let params: EndpointParams = parse(params, &["endpoint"])?;
+    fn rpc_delete_peer(&mut self, now: Nanos, params: &str) -> Outcome {
+        let params: EndpointParams = parse_params(params)?;
         let bad =
             |e: crate::endpoint::InvalidPeer| Error::new(code::BAD_ENDPOINT_DELETE, e.to_string());
         let url: PeerUrl = params.endpoint.parse().map_err(bad)?;
@@ -218,6 +222,68 @@ impl Node {
         self.rib.routes().map(route).collect()
     }
 
+    /// Static routes whose next hop is a peer that is up, and that another route is preferred to.
+    fn fallback_routes(&self) -> Vec<Route> {
+        let selected: Vec<_> = self.rib.routes().collect();
+        let neighbour = |via: Via| {
+            selected.iter().find_map(|route| {
+                let same = match via {
+                    Via::Peer(key) => route.next_hop == key,
+                    Via::Address(address) => route.next_hop.address() == address,
+                };
+                (same && route.origin == Origin::Connected).then_some(route.next_hop)
+            })
+        };
+        let fallback = self.rib.static_routes().filter_map(|route| {
+            let next_hop = neighbour(route.via)?;
+            let used = selected
+                .iter()
+                .any(|other| other.prefix == route.prefix && other.next_hop == next_hop);
+            (!used).then(|| Route {
+                subnet: route.prefix.to_string(),
+                next_hop: next_hop.to_string(),
+                metric: route.metric,
+                seqno: 0,
+                origin: "static".to_owned(),
+            })
+        });
+        fallback.collect()
+    }
+
+    fn queried(&self, now: Nanos) -> Vec<QueriedSubnet> {
+        let entry = |(address, until): (OverlayAddress, Nanos)| QueriedSubnet {
+            subnet: address.subnet().to_string(),
+            expiration: until.since(now).as_secs().to_string(),
+        };
+        self.overlay.searching().map(entry).collect()
+    }
+
+    fn packet_statistics(&self) -> PacketStatistics {
+        let mut statistics = PacketStatistics::default();
+        let workers = self.attachment.as_ref().map(|a| a.stats());
+        let workers = workers.unwrap_or_default();
+        for peer in self.overlay.peers() {
+            let (Some(number), Some(address)) = (peer.peer, peer.address) else {
+                continue;
+            };
+            let stats: Vec<_> = workers.iter().map(|worker| worker.peer(number)).collect();
+            let entry = |packet_count, byte_count| PacketStat {
+                ip: address.to_string(),
+                packet_count,
+                byte_count,
+            };
+            statistics.by_source.push(entry(
+                stats.iter().map(|s| s.rx_packets).sum(),
+                stats.iter().map(|s| s.rx_bytes).sum(),
+            ));
+            statistics.by_destination.push(entry(
+                stats.iter().map(|s| s.tx_packets).sum(),
+                stats.iter().map(|s| s.tx_bytes).sum(),
+            ));
+        }
+        statistics
+    }
+
     fn static_routes(&self) -> Vec<StaticRoute> {
         let in_use = |prefix: Prefix| {
             self.rib
@@ -232,8 +298,8 @@ impl Node {
         self.rib.static_routes().map(route).collect()
     }
 
-    fn rpc_add_route(&mut self, params: Value) -> Outcome {
-        let params: RouteParams = parse(params, &["prefix", "via"])?;
+    fn rpc_add_route(&mut self, params: &str) -> Outcome {
+        let params: RouteParams = parse_params(params)?;
         let bad = |message: String| Error::new(code::BAD_SUBNET, message);
         let prefix = params
             .prefix
@@ -261,8 +327,8 @@ impl Node {
         value(changed)
     }
 
-    fn rpc_remove_route(&mut self, params: Value) -> Outcome {
-        let params: RouteParams = parse(params, &["prefix", "via"])?;
+    fn rpc_remove_route(&mut self, params: &str) -> Outcome {
+        let params: RouteParams = parse_params(params)?;
         let bad = |message: String| Error::new(code::BAD_SUBNET, message);
         let prefix = params
             .prefix
@@ -378,15 +444,15 @@ impl Node {
 }
 
 /// Address and deadline of a ping.
-pub(crate) fn ping_params(params: Value) -> Result<(OverlayAddress, Duration), Error> {
-    let params: PingParams = parse(params, &["address", "timeoutMs"])?;
+pub(crate) fn ping_params(params: &str) -> Result<(OverlayAddress, Duration), Error> {
+    let params: PingParams = parse_params(params)?;
     let timeout = Duration::from_millis(params.timeout_ms).min(PING_TIMEOUT_MAX);
     Ok((overlay_address(&params.address)?, timeout))
 }
 
 /// Address, hops and deadline of a trace.
-pub(crate) fn trace_params(params: Value) -> Result<(OverlayAddress, u8, Duration), Error> {
-    let params: TraceParams = parse(params, &["address", "hopLimit", "timeoutMs"])?;
+pub(crate) fn trace_params(params: &str) -> Result<(OverlayAddress, u8, Duration), Error> {
+    let params: TraceParams = parse_params(params)?;
     if params.hop_limit == 0 {
         let message = "hopLimit is 0; it counts from 1, the next node";
         return Err(Error::new(code::INVALID_PARAMS, message));
@@ -419,7 +485,7 @@ pub(crate) fn state_name(state: PeerState) -> &'static str {
     }
 }
 
-fn overlay_address(text: &str) -> Result<OverlayAddress, Error> {
+pub(crate) fn overlay_address(text: &str) -> Result<OverlayAddress, Error> {
     let bad = || {
         Error::new(
             code::BAD_IP,
@@ -432,20 +498,6 @@ fn overlay_address(text: &str) -> Result<OverlayAddress, Error> {
         .ok_or_else(bad)
 }
 
-/// Parameters by name, or by position in the order of `names`.
-fn parse<T: DeserializeOwned>(params: Value, names: &[&str]) -> Result<T, Error> {
-    let named = match params {
-        Value::Array(values) => {
-            let pairs = names.iter().map(|name| (*name).to_owned()).zip(values);
-            Value::Object(pairs.collect())
-        }
-        Value::Null => Value::Object(serde_json::Map::new()),
-        Value::Object(_) | Value::Bool(_) | Value::Number(_) | Value::String(_) => params,
-    };
-    serde_json::from_value(named)
-        .map_err(|error| Error::new(code::INVALID_PARAMS, error.to_string()))
-}
-
-fn value(result: impl Serialize) -> Outcome {
+pub(crate) fn value(result: impl Serialize) -> Outcome {
     serde_json::to_value(result).map_err(|error| Error::new(code::INTERNAL, error.to_string()))
 }

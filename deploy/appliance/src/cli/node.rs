@@ -369,7 +369,7 @@ pub(crate) fn ping(args: &PingArgs, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn said(done: bool, json: bool) -> anyhow::Result<()> {
+pub(crate) fn said(done: bool, json: bool) -> anyhow::Result<()> {
     if json {
         return output::document(&json!({ "changed": done }));
     }

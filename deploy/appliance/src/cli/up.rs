@@ -13,7 +13,8 @@ use super::NodeRef;
 /// Settings of a node; each overrides the configuration file only when given.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NodeArgs {
-    /// Configuration file (TOML); deploy/default.toml documents every key.
+    /// Configuration file (TOML); deploy/default.toml documents every key [default: config.toml in the
+    /// state directory, if it is there].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where key, peers and routes are kept [default: /var/lib/hyphae as root, else
@@ -49,6 +50,9 @@ pub struct NodeArgs {
     /// JSON-RPC over HTTP, or 'off' [default: 127.0.0.1:8990].
     #[arg(long, value_name = "ADDR:PORT|off")]
     pub rpc: Option<String>,
+    /// REST over HTTP, or 'off' [default: 127.0.0.1:8989; off with --rpc off].
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    pub rest: Option<String>,
     /// 'auto', 'uring' or 'epoll' [default: auto].
     #[arg(long, value_name = "DRIVER")]
     pub driver: Option<String>,
@@ -77,6 +81,7 @@ impl NodeArgs {
             suite: self.suite.clone(),
             metrics: self.metrics.clone(),
             rpc: self.rpc.clone(),
+            rest: self.rest.clone(),
             log_level: self.log_level.clone(),
         })
     }
@@ -86,7 +91,16 @@ impl NodeArgs {
     /// # Errors
     /// With file, line, key and cause.
     pub fn load(&self) -> anyhow::Result<Config> {
-        Config::load(self.config.as_deref(), self.overrides()?).context("configuration")
+        let usual = self.node().state_directory().join(state::CONFIG_FILE);
+        let file = self.config.clone().or(usual.exists().then_some(usual));
+        Config::load(file.as_deref(), self.overrides()?).context("configuration")
+    }
+
+    fn node(&self) -> NodeRef {
+        NodeRef {
+            socket_dir: self.socket_dir.clone(),
+            state_dir: self.state_dir.clone(),
+        }
     }
 
     /// State and socket directory, made if needed.
@@ -94,10 +108,7 @@ impl NodeArgs {
     /// # Errors
     /// When either cannot be made or is another user's.
     pub fn directories(&self) -> anyhow::Result<(PathBuf, PathBuf)> {
-        let node = NodeRef {
-            socket_dir: self.socket_dir.clone(),
-            state_dir: self.state_dir.clone(),
-        };
+        let node = self.node();
         let (state, sockets) = (node.state_directory(), node.socket_directory());
         state::prepare_directory(&state)?;
         state::prepare_directory(&sockets).context("socket directory (--socket-dir)")?;
@@ -118,6 +129,7 @@ impl NodeArgs {
             ("--cores", self.cores.clone()),
             ("--metrics", self.metrics.clone()),
             ("--rpc", self.rpc.clone()),
+            ("--rest", self.rest.clone()),
             ("--driver", self.driver.clone()),
             ("--suite", self.suite.clone()),
             ("--log-level", self.log_level.clone()),

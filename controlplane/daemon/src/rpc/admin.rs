@@ -1,0 +1,78 @@
+//! `admin.*`: who may administer this node over the bus, and calling another node that way.
+
+use hyphae_rpc::message::{Error, code};
+use hyphae_rpc::method::{PatternsParams, PubkeyParams};
+use hyphae_rpc::parse_params;
+
+use super::authorizer::{Caller, ENTRIES_MAX, check_pattern};
+use super::dispatch::{Dispatcher, public_key, yes};
+use super::methods::{Outcome, value};
+
+impl Dispatcher {
+    pub(super) async fn administration(
+        &self,
+        caller: &Caller,
+        method: &str,
+        params: &str,
+    ) -> Outcome {
+        let remote = *caller != Caller::Local;
+        match method {
+            "admin.list" => value(&self.admins.read().admin_pubkeys),
+            "admin.getMethodPatterns" => value(&self.admins.read().method_patterns),
+            "admin.add" => {
+                let key = public_key(&parse_params::<PubkeyParams>(params)?.pubkey)?;
+                let mut change = self.admins.change().await;
+                let keys = &mut change.new.admin_pubkeys;
+                if !keys.contains(&key) {
+                    bounded(keys.len() + 1)?;
+                    keys.push(key);
+                }
+                change.commit().await?;
+                yes()
+            }
+            "admin.remove" => {
+                let key = public_key(&parse_params::<PubkeyParams>(params)?.pubkey)?;
+                let mut change = self.admins.change().await;
+                let keys = &mut change.new.admin_pubkeys;
+                let there = keys.contains(&key);
+                keys.retain(|other| *other != key);
+                if remote && keys.is_empty() {
+                    return Err(lock_out(
+                        "the last administrator can be removed locally only",
+                    ));
+                }
+                change.commit().await?;
+                value(there)
+            }
+            "admin.setMethodPatterns" => {
+                let patterns = parse_params::<PatternsParams>(params)?.patterns;
+                bounded(patterns.len())?;
+                patterns.iter().try_for_each(|p| check_pattern(p))?;
+                if remote && patterns.is_empty() {
+                    return Err(lock_out("method patterns can be emptied locally only"));
+                }
+                let mut change = self.admins.change().await;
+                change.new.method_patterns = patterns;
+                change.commit().await?;
+                yes()
+            }
+            _ => Err(Error::new(
+                code::METHOD_NOT_FOUND,
+                format!("no method '{method}'"),
+            )),
+        }
+    }
+}
+
+fn bounded(entries: usize) -> Result<(), Error> {
+    if entries > ENTRIES_MAX {
+        let message = format!("at most {ENTRIES_MAX} entries");
+        return Err(Error::new(code::INVALID_PARAMS, message));
+    }
+    Ok(())
+}
+
+/// A change over the bus after which nobody could administer this node over the bus.
+fn lock_out(message: &str) -> Error {
+    Error::new(code::DENIED, message).with_kind("lock_out")
+}

@@ -1,0 +1,152 @@
+//! Who may call what. Every call of every door passes here before it is dispatched.
+//!
+//! Whoever gets through a local door is an administrator: doors check that on their own (file mode,
+//! `SO_PEERCRED`, loopback). Over the bus, only the keys of admin.toml are, and only for methods that
+//! match a pattern there. The caller over the bus is the key that the session has proven, never
+//! anything that a message says.
+
+use hyphae_rpc::message::{Error, code};
+use hyphae_wire::PublicKey;
+use serde::{Deserialize, Serialize};
+
+/// Longest pattern.
+const PATTERN_MAX: usize = 128;
+/// Most patterns, and most administrators.
+pub(crate) const ENTRIES_MAX: usize = 1024;
+/// Methods that only local doors offer.
+const LOCAL_ONLY: &[&str] = &["admin.busCall"];
+
+/// Where a call came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// A door of this host, which has checked who it is.
+    Local,
+    /// Another node.
+    Bus(PublicKey),
+}
+
+/// admin.toml: the type that calls are held against is the type on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Admins {
+    /// Keys that may administer this node over the bus.
+    pub(crate) admin_pubkeys: Vec<PublicKey>,
+    /// Methods that they may call.
+    pub(crate) method_patterns: Vec<String>,
+}
+
+impl Admins {
+    /// Whether a caller may call a method.
+    pub(crate) fn check(&self, caller: &Caller, method: &str) -> Result<(), Error> {
+        let Caller::Bus(key) = caller else {
+            return Ok(());
+        };
+        let denied = |message: String| Err(Error::new(code::DENIED, message));
+        if !self.admin_pubkeys.contains(key) {
+            return denied(format!("{key} is not an administrator of this node"));
+        }
+        if LOCAL_ONLY.contains(&method) {
+            return denied(format!("'{method}' can be called locally only"));
+        }
+        if !self.method_patterns.iter().any(|p| matches(p, method)) {
+            return denied(format!("no method pattern of this node allows '{method}'"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a pattern is one.
+pub(crate) fn check_pattern(pattern: &str) -> Result<(), Error> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-*".contains(c);
+    if pattern.is_empty() || pattern.len() > PATTERN_MAX || !pattern.chars().all(fits) {
+        let message = format!(
+            "'{pattern}' is not a method pattern: 1 to {PATTERN_MAX} letters, digits, '.', '_', '-' \
+             and '*', such as getInfo or admin.*"
+        );
+        return Err(Error::new(code::BAD_PATTERN, message));
+    }
+    Ok(())
+}
+
+/// Whether a name matches a pattern whose `*` stands for any run of characters.
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+    let mut pieces = pattern.split('*');
+    let first = pieces.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let Some(last) = pieces.next_back() else {
+        // No star at all.
+        return rest.is_empty();
+    };
+    for piece in pieces {
+        match rest.find(piece) {
+            Some(at) => rest = &rest[at + piece.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tries every split: slow and obviously right.
+    fn oracle(pattern: &[u8], name: &[u8]) -> bool {
+        match (pattern.first(), name.first()) {
+            (None, None) => true,
+            (Some(b'*'), _) => {
+                oracle(&pattern[1..], name) || (!name.is_empty() && oracle(pattern, &name[1..]))
+            }
+            (Some(a), Some(b)) => a == b && oracle(&pattern[1..], &name[1..]),
+            (None, Some(_)) | (Some(_), None) => false,
+        }
+    }
+
+    #[test]
+    fn globs_match_as_an_exhaustive_search_does() {
+        let words = |letters: &[char]| -> Vec<String> {
+            let mut all = vec![String::new()];
+            for n in 0..5 {
+                let longer: Vec<String> = all
+                    .iter()
+                    .filter(|word| word.len() == n)
+                    .flat_map(|word| letters.iter().map(move |c| format!("{word}{c}")))
+                    .collect();
+                all.extend(longer);
+            }
+            all
+        };
+        for pattern in words(&['a', 'b', '*']) {
+            for name in words(&['a', 'b']) {
+                let right = oracle(pattern.as_bytes(), name.as_bytes());
+                assert_eq!(matches(&pattern, &name), right, "{pattern} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn item_27_the_bus_is_denied_unless_key_and_method_are_listed() {
+        let (known, stranger) = (PublicKey([1; 32]), PublicKey([2; 32]));
+        let mut admins = Admins {
+            admin_pubkeys: vec![known],
+            method_patterns: Vec::new(),
+        };
+        let code = |admins: &Admins, caller: &Caller, method: &str| {
+            admins.check(caller, method).err().map(|error| error.code)
+        };
+        let denied = Some(code::DENIED);
+        assert_eq!(code(&admins, &Caller::Bus(known), "getInfo"), denied);
+        admins.method_patterns = vec!["get*".to_owned(), "admin.*".to_owned()];
+        assert_eq!(code(&admins, &Caller::Bus(known), "getInfo"), None);
+        assert_eq!(code(&admins, &Caller::Bus(known), "addPeer"), denied);
+        assert_eq!(code(&admins, &Caller::Bus(stranger), "getInfo"), denied);
+        assert_eq!(code(&admins, &Caller::Bus(known), "admin.list"), None);
+        assert_eq!(code(&admins, &Caller::Bus(known), "admin.busCall"), denied);
+        assert_eq!(
+            code(&Admins::default(), &Caller::Local, "admin.busCall"),
+            None
+        );
+    }
+}

@@ -1,0 +1,241 @@
+//! One dispatcher for every door: authorizes, finds who answers, measures.
+//!
+//! ```text
+//!  socket ┐
+//!  HTTP   ├─▶ authorizer ─▶ messages · topics · admin · engine task (node)
+//!  REST   │
+//!  bus    ┘
+//! ```
+//!
+//! Nothing here holds a lock while a call waits, so a waiting call keeps no other one back; how many
+//! may wait at once is bounded.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyphae_bus::topics::Topics;
+use hyphae_rpc::message::{Error, code};
+use hyphae_rpc::method::{
+    BusCallParams, PopMessageParams, PushMessageParams, PushMessageReplyParams,
+};
+use hyphae_rpc::parse_params;
+use hyphae_wire::PublicKey;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
+
+use super::authorizer::{Admins, Caller};
+use super::latency::Latency;
+use super::methods::{Outcome, value};
+use crate::bus;
+use crate::node::Command;
+use crate::proxy::outbound::Outbound;
+use crate::stored::Stored;
+
+/// Calls that wait at once.
+const WAITS_MAX: usize = 1024;
+/// Long requests that are read at once.
+const LARGE_AT_ONCE: usize = 4;
+/// Methods that may take long on purpose, beside `pushMessage` with a `reply_timeout`.
+const WAITING: &[&str] = &["popMessage", "admin.busCall", "node.ping", "node.trace"];
+/// How often a denial is logged.
+const LOG_DENIED_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait of a call; the client asks again.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// Parameters of a call: JSON text, or what was read from text that may be long.
+pub(crate) enum Params {
+    /// Text, or empty.
+    Json(String),
+    /// Of `pushMessage`.
+    Push(PushMessageParams),
+    /// Of `pushMessageReply`.
+    Reply(PushMessageReplyParams),
+    /// Of one of these two, and wrong.
+    Invalid(Error),
+}
+
+impl Params {
+    /// Whether a call with these may take long on purpose.
+    pub(crate) fn may_wait(&self, method: &str) -> bool {
+        match self {
+            Self::Push(params) => params.reply_timeout.is_some(),
+            Self::Reply(_) | Self::Invalid(_) => false,
+            Self::Json(_) => WAITING.contains(&method),
+        }
+    }
+}
+
+/// What the dispatcher is made of.
+pub(crate) struct Parts {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) bus: bus::Handle,
+    pub(crate) topics: Arc<Stored<Topics>>,
+    pub(crate) admins: Stored<Admins>,
+    /// This node.
+    pub(crate) key: PublicKey,
+    /// Who makes outbound sockets.
+    pub(crate) sockets: Outbound<bus::Handle>,
+    /// Whether `admin.busCall` is offered.
+    pub(crate) bus_call: bool,
+}
+
+/// Answers calls.
+pub(crate) struct Dispatcher {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) bus: bus::Handle,
+    pub(super) topics: Arc<Stored<Topics>>,
+    pub(super) admins: Stored<Admins>,
+    pub(super) key: PublicKey,
+    pub(super) sockets: Outbound<bus::Handle>,
+    pub(super) bus_call: bool,
+    latency: Latency,
+    waits: Semaphore,
+    large: Arc<Semaphore>,
+    denied_at: Mutex<Option<Instant>>,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(parts: Parts, latency: Latency) -> Self {
+        Self {
+            commands: parts.commands,
+            bus: parts.bus,
+            topics: parts.topics,
+            admins: parts.admins,
+            key: parts.key,
+            sockets: parts.sockets,
+            bus_call: parts.bus_call,
+            latency,
+            waits: Semaphore::new(WAITS_MAX),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+            denied_at: Mutex::new(None),
+        }
+    }
+
+    /// Answers a call.
+    ///
+    /// A caller that goes away drops this future. Waits end with it; a change goes on to its end in a
+    /// task of its own, so that memory and disk stay the same.
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        caller: &Caller,
+        method: &str,
+        params: Params,
+    ) -> Outcome {
+        let started = Instant::now();
+        let result = match self.admins.read().check(caller, method) {
+            Ok(()) => self.dispatch(caller, method, params).await,
+            Err(denied) => {
+                self.log_denied(caller, method, &denied);
+                Err(denied)
+            }
+        };
+        self.latency.note(method, &result, started.elapsed());
+        result
+    }
+
+    async fn dispatch(self: &Arc<Self>, caller: &Caller, method: &str, params: Params) -> Outcome {
+        let text = match params {
+            Params::Push(params) => return self.push_message(params).await,
+            Params::Reply(params) => return self.push_reply(params).await,
+            Params::Invalid(error) => return Err(error),
+            Params::Json(text) => text,
+        };
+        match method {
+            // Doors that read the parameters of these as text, such as the bus.
+            "pushMessage" => self.push_message(parse_params(&text)?).await,
+            "pushMessageReply" => self.push_reply(parse_params(&text)?).await,
+            "popMessage" => {
+                self.pop_message(parse_params::<PopMessageParams>(&text)?)
+                    .await
+            }
+            "getMessageInfo" => self.message_info(parse_params(&text)?).await,
+            "admin.busCall" => self.bus_call(parse_params::<BusCallParams>(&text)?).await,
+            "rpc.discover" => Ok(hyphae_rpc::openrpc()),
+            _ if hyphae_rpc::find(method).is_none() => {
+                let message = format!("no method '{method}'; rpc.discover lists them");
+                Err(Error::new(code::METHOD_NOT_FOUND, message))
+            }
+            _ if method.starts_with("admin.") || method.contains("Topic") => {
+                let (this, caller, method) = (Arc::clone(self), caller.clone(), method.to_owned());
+                let change = tokio::spawn(async move {
+                    if method.starts_with("admin.") {
+                        this.administration(&caller, &method, &text).await
+                    } else {
+                        this.topic(&method, &text).await
+                    }
+                });
+                change
+                    .await
+                    .unwrap_or_else(|error| Err(Error::new(code::INTERNAL, error.to_string())))
+            }
+            _ => {
+                let _wait = match method {
+                    "node.ping" | "node.trace" => Some(self.wait()?),
+                    _ => None,
+                };
+                self.ask_node(method, text).await
+            }
+        }
+    }
+
+    async fn ask_node(&self, method: &str, params: String) -> Outcome {
+        let (reply, result) = oneshot::channel();
+        let command = Command::Call {
+            method: method.to_owned(),
+            params,
+            reply,
+        };
+        let ending = || Error::new(code::INTERNAL, "the node is shutting down");
+        self.commands.send(command).await.map_err(|_| ending())?;
+        result.await.map_err(|_| ending())?
+    }
+
+    /// Strangers can be denied as often as they like: the metrics count, the log gets a sample.
+    fn log_denied(&self, caller: &Caller, method: &str, denied: &Error) {
+        let now = Instant::now();
+        let mut last = self
+            .denied_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|at| now - at >= LOG_DENIED_EVERY) {
+            *last = Some(now);
+            tracing::warn!(?caller, method, %denied, "call denied");
+        }
+    }
+
+    /// Room for one more call that waits.
+    pub(super) fn wait(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.waits.try_acquire().map_err(|_| {
+            let message = format!("{WAITS_MAX} calls wait already; try again later");
+            Error::new(code::BUSY, message)
+        })
+    }
+
+    /// Room for one more long request; waits for it.
+    pub(crate) async fn room_for_large(&self) -> Option<OwnedSemaphorePermit> {
+        // Never closed.
+        Arc::clone(&self.large).acquire_owned().await.ok()
+    }
+
+    /// What metrics show of calls.
+    pub(crate) fn metrics(&self) -> String {
+        self.latency.render()
+    }
+}
+
+/// A wait of that many seconds, within bounds.
+pub(super) fn seconds(wait: u64) -> Duration {
+    Duration::from_secs(wait).min(WAIT_MAX)
+}
+
+/// A key, as parameters give it.
+pub(super) fn public_key(text: &str) -> Result<PublicKey, Error> {
+    text.parse()
+        .map_err(|e: hyphae_wire::identity::InvalidPublicKey| {
+            Error::new(code::BAD_KEY, e.to_string())
+        })
+}
+
+/// The result of a change.
+pub(super) fn yes() -> Outcome {
+    value(true)
+}

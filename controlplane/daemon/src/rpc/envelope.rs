@@ -1,0 +1,197 @@
+//! From the bytes of a request to the bytes of its answer: single calls, batches, notifications.
+//!
+//! Calls are read without building a tree of the whole request, and a request longer than
+//! [`SMALL_MAX`] has to be one message to send: 96 MiB of anything else would be expensive to hold.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use hyphae_rpc::message::{Error, Response, code};
+use hyphae_rpc::parse_params;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::task::JoinSet;
+
+use super::authorizer::Caller;
+use super::dispatch::{Dispatcher, Params};
+
+/// Longest request that is not one message.
+pub(crate) const SMALL_MAX: usize = 1 << 20;
+/// Longest request: a message of 64 MiB in base64, and what surrounds it.
+pub(crate) const LARGE_MAX: usize = 96 << 20;
+/// Calls of one batch.
+const BATCH_MAX: usize = 1000;
+
+#[derive(Deserialize)]
+struct RawCall<'a> {
+    #[serde(borrow)]
+    jsonrpc: Cow<'a, str>,
+    #[serde(borrow)]
+    method: Cow<'a, str>,
+    #[serde(borrow, default)]
+    params: Option<&'a RawValue>,
+    #[serde(default, deserialize_with = "present")]
+    id: Option<Value>,
+}
+
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+/// One call, with all that it needs of the request.
+struct Call {
+    method: String,
+    params: Params,
+    id: Option<Value>,
+}
+
+/// A request, read; the bytes that it was read from may go.
+pub(crate) struct Parsed(Shape);
+
+enum Shape {
+    One(Result<Call, Error>),
+    Batch(Vec<Result<Call, Error>>),
+}
+
+impl Parsed {
+    /// Reads a request.
+    pub(crate) fn new(body: &[u8]) -> Self {
+        let body = body.trim_ascii();
+        let large = body.len() > SMALL_MAX;
+        if body.first() != Some(&b'[') {
+            return Self(Shape::One(read_call(body, large)));
+        }
+        let refuse = |error| Self(Shape::One(Err(error)));
+        if large {
+            return refuse(too_long());
+        }
+        match serde_json::from_slice::<Vec<&RawValue>>(body) {
+            Err(error) => refuse(not_json(&error)),
+            Ok(calls) if calls.is_empty() || calls.len() > BATCH_MAX => {
+                let message = format!("a batch holds 1 to {BATCH_MAX} calls");
+                refuse(Error::new(code::INVALID_REQUEST, message))
+            }
+            Ok(calls) => {
+                let calls = calls
+                    .iter()
+                    .map(|call| read_call(call.get().as_bytes(), false));
+                Self(Shape::Batch(calls.collect()))
+            }
+        }
+    }
+
+    /// Does what is asked; `None` when it was notifications only.
+    ///
+    /// Calls of a batch are made in order, but one that may wait does not keep the others waiting.
+    pub(crate) async fn answer(self, to: &Arc<Dispatcher>, caller: &Caller) -> Option<Vec<u8>> {
+        match self.0 {
+            Shape::One(call) => {
+                let response = answer_call(to, caller, call).await?;
+                Some(text(serde_json::to_vec(&response)))
+            }
+            Shape::Batch(calls) => {
+                let mut responses: Vec<Option<Response>> = Vec::new();
+                let mut waiting = JoinSet::new();
+                for (n, call) in calls.into_iter().enumerate() {
+                    responses.push(None);
+                    if call
+                        .as_ref()
+                        .is_ok_and(|call| call.params.may_wait(&call.method))
+                    {
+                        let (to, caller) = (Arc::clone(to), caller.clone());
+                        waiting.spawn(async move { (n, answer_call(&to, &caller, call).await) });
+                    } else {
+                        responses[n] = answer_call(to, caller, call).await;
+                    }
+                }
+                while let Some(done) = waiting.join_next().await {
+                    if let Ok((n, response)) = done {
+                        responses[n] = response;
+                    }
+                }
+                let responses: Vec<_> = responses.into_iter().flatten().collect();
+                (!responses.is_empty()).then(|| text(serde_json::to_vec(&responses)))
+            }
+        }
+    }
+}
+
+/// The answer to a request that was not even read.
+pub(crate) fn refusal(error: Error) -> Vec<u8> {
+    text(serde_json::to_vec(&Response::new(Value::Null, Err(error))))
+}
+
+/// Longer than any request may be.
+pub(crate) fn over_limit() -> Error {
+    let message = format!(
+        "the request is longer than {} MiB; a message has at most 64 MiB",
+        LARGE_MAX >> 20
+    );
+    Error::new(code::INVALID_REQUEST, message)
+}
+
+fn too_long() -> Error {
+    let message = format!(
+        "a request longer than {} MiB must be one pushMessage or pushMessageReply",
+        SMALL_MAX >> 20
+    );
+    Error::new(code::INVALID_REQUEST, message)
+}
+
+fn not_json(error: &serde_json::Error) -> Error {
+    Error::new(code::PARSE, format!("not JSON: {error}"))
+}
+
+fn read_call(body: &[u8], large: bool) -> Result<Call, Error> {
+    let raw: RawCall<'_> = serde_json::from_slice(body).map_err(|error| {
+        if error.is_data() {
+            let message = format!("not a JSON-RPC 2.0 request: {error}");
+            Error::new(code::INVALID_REQUEST, message)
+        } else {
+            not_json(&error)
+        }
+    })?;
+    let id_fits = match &raw.id {
+        None | Some(Value::Null | Value::Number(_) | Value::String(_)) => true,
+        Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)) => false,
+    };
+    if raw.jsonrpc != "2.0" || !id_fits {
+        let message = "not a JSON-RPC 2.0 request: jsonrpc is \"2.0\", id a number or string";
+        return Err(Error::new(code::INVALID_REQUEST, message));
+    }
+    let params = raw.params.map_or("", RawValue::get);
+    let params = match &*raw.method {
+        "pushMessage" => parse_params(params).map_or_else(Params::Invalid, Params::Push),
+        "pushMessageReply" => parse_params(params).map_or_else(Params::Invalid, Params::Reply),
+        _ if large => return Err(too_long()),
+        _ => Params::Json(params.to_owned()),
+    };
+    Ok(Call {
+        method: raw.method.into_owned(),
+        params,
+        id: raw.id,
+    })
+}
+
+async fn answer_call(
+    to: &Arc<Dispatcher>,
+    caller: &Caller,
+    call: Result<Call, Error>,
+) -> Option<Response> {
+    match call {
+        Err(error) => Some(Response::new(Value::Null, Err(error))),
+        Ok(call) => {
+            let result = to.call(caller, &call.method, call.params).await;
+            call.id.map(|id| Response::new(id, result))
+        }
+    }
+}
+
+fn text(json: serde_json::Result<Vec<u8>>) -> Vec<u8> {
+    // Responses have string keys and finite numbers: there is nothing that JSON cannot say.
+    json.unwrap_or_else(|error| {
+        tracing::error!(%error, "a response was not written");
+        Vec::new()
+    })
+}

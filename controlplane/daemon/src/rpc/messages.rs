@@ -1,0 +1,215 @@
+//! Messages: sending, taking out of the inbox, and calls of other nodes' methods by message.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyphae_bus::topics::ADMIN_TOPIC;
+use hyphae_bus::{
+    AbortReason, Destination, Inbound, MessageId, MessageInfo, MessageState, Outgoing, Topic,
+};
+use hyphae_rpc::Base64;
+use hyphae_rpc::message::{Error, Request, Response, code};
+use hyphae_rpc::method::{
+    self, BusCallParams, IncomingMessage, MessageIdParams, OutgoingMessage, PopMessageParams,
+    PushMessageParams, PushMessageReplyParams, PushMessageResult,
+};
+use hyphae_wire::Nanos;
+use serde_json::Value;
+
+use super::dispatch::{Dispatcher, public_key, seconds, yes};
+use super::methods::{Outcome, overlay_address, value};
+use super::topics::{any_topic, destination, reserved};
+use crate::bus::{BusError, ReplyOutcome};
+use crate::pump;
+
+impl Dispatcher {
+    pub(super) async fn push_message(&self, params: PushMessageParams) -> Outcome {
+        let wait = params.reply_timeout.map(seconds);
+        let message = outgoing(params.message, wait)?;
+        if message.topic.is_admin() {
+            return Err(reserved(code::PUSH_REFUSED));
+        }
+        let Some(wait) = wait else {
+            let id = self.bus.push(message).await.map_err(refused)?;
+            return value(PushMessageResult::Id { id: id.to_string() });
+        };
+        let _room = self.wait()?;
+        match self.bus.request(message, wait).await.map_err(refused)? {
+            (_, ReplyOutcome::Reply(reply)) => {
+                let reply = self.incoming(*reply);
+                value(PushMessageResult::Reply(Box::new(reply)))
+            }
+            (id, ReplyOutcome::TimedOut) => value(PushMessageResult::Id { id: id.to_string() }),
+            (id, ReplyOutcome::Aborted(reason)) => Err(undelivered(id, reason)),
+        }
+    }
+
+    pub(super) async fn push_reply(&self, params: PushMessageReplyParams) -> Outcome {
+        let id = message_id(&params.id, code::BAD_ID)?;
+        let message = outgoing(params.message, None)?;
+        self.bus.reply(id, message).await.map_err(refused)?;
+        yes()
+    }
+
+    pub(super) async fn pop_message(&self, params: PopMessageParams) -> Outcome {
+        let topic = params.topic.as_deref();
+        let topic = topic
+            .map(|text| any_topic(text, code::BAD_TOPIC_FILTER))
+            .transpose()?;
+        if topic.as_ref().is_some_and(Topic::is_admin) {
+            return Err(reserved(code::BAD_TOPIC_FILTER));
+        }
+        let wait = params.timeout.filter(|wait| *wait > 0).map(seconds);
+        let _room = wait.map(|_| self.wait()).transpose()?;
+        let found = if params.peek == Some(true) {
+            self.bus.peek(topic, wait).await
+        } else {
+            self.bus.pop(topic, wait).await
+        };
+        let found = found.map_err(refused)?;
+        value(found.map(|inbound| self.incoming(inbound)))
+    }
+
+    pub(super) async fn message_info(&self, params: MessageIdParams) -> Outcome {
+        let id = message_id(&params.id, code::BAD_INFO_ID)?;
+        let info = self.bus.info(id).await.map_err(refused)?.ok_or_else(|| {
+            Error::new(
+                code::NO_MESSAGE,
+                format!("no message {id} was sent, or long ago"),
+            )
+        })?;
+        value(shown(&info))
+    }
+
+    pub(super) async fn bus_call(&self, params: BusCallParams) -> Outcome {
+        if !self.bus_call {
+            let message = "admin.busCall is switched off (admin.bus_call of the configuration)";
+            return Err(Error::new(code::DENIED, message).with_kind("bus_call_off"));
+        }
+        let destination = match (&params.dst_pubkey, &params.dst_ip) {
+            (Some(key), None) => Destination::Key(public_key(key)?),
+            (None, Some(ip)) => Destination::Address(overlay_address(ip)?),
+            (Some(key), Some(ip)) => {
+                let key = public_key(key)?;
+                if key.address().subnet() != overlay_address(ip)?.subnet() {
+                    let message = "dst_pubkey and dst_ip are not of the same node";
+                    return Err(Error::new(code::INVALID_PARAMS, message));
+                }
+                Destination::Key(key)
+            }
+            (None, None) => {
+                let message = "dst_pubkey or dst_ip is needed";
+                return Err(Error::new(code::INVALID_PARAMS, message));
+            }
+        };
+        let wait = params.timeout();
+        let request = Request {
+            jsonrpc: "2.0".to_owned(),
+            method: params.method,
+            params: params.params,
+            id: Some(params.id.unwrap_or(Value::from(1))),
+        };
+        let internal = |error: serde_json::Error| Error::new(code::INTERNAL, error.to_string());
+        let payload = serde_json::to_vec(&request).map_err(internal)?;
+        let _room = self.wait()?;
+        let message = Outgoing {
+            destination,
+            topic: Topic::new(ADMIN_TOPIC.as_bytes())
+                .map_err(|error| Error::new(code::INTERNAL, error.to_string()))?,
+            payload: payload.into(),
+            digest: None,
+            try_for: Some(wait),
+            reply_within: Some(wait),
+        };
+        let (id, outcome) = self.bus.request(message, wait).await.map_err(refused)?;
+        let reply = match outcome {
+            ReplyOutcome::Reply(reply) => reply,
+            ReplyOutcome::TimedOut => {
+                let message = format!("no answer to message {id} within {} s", wait.as_secs());
+                return Err(Error::new(code::REPLY_EMPTY, message));
+            }
+            ReplyOutcome::Aborted(reason) => return Err(undelivered(id, reason)),
+        };
+        let response: Response = serde_json::from_slice(&reply.payload).map_err(|error| {
+            let message = format!("the answer is not a JSON-RPC response: {error}");
+            Error::new(code::REPLY_EMPTY, message)
+        })?;
+        value(response)
+    }
+
+    fn incoming(&self, inbound: Inbound) -> IncomingMessage {
+        let topic = Some(inbound.topic).filter(|topic| !topic.as_bytes().is_empty());
+        IncomingMessage {
+            id: inbound.id.to_string(),
+            src_ip: inbound.source_address.to_string(),
+            src_pk: inbound.source_key.to_string(),
+            dst_ip: self.key.address().to_string(),
+            dst_pk: self.key.to_string(),
+            topic: topic.map(|topic| Base64::from(topic.as_bytes())),
+            payload: Base64(inbound.payload.into()),
+        }
+    }
+}
+
+fn outgoing(message: OutgoingMessage, reply_within: Option<Duration>) -> Result<Outgoing, Error> {
+    let topic = message.topic.map(|topic| topic.0).unwrap_or_default();
+    Ok(Outgoing {
+        destination: destination(&message.dst)?,
+        topic: Topic::new(topic).map_err(|e| Error::new(code::PUSH_REFUSED, e.to_string()))?,
+        payload: message.payload.0.into(),
+        digest: None,
+        try_for: None,
+        reply_within,
+    })
+}
+
+fn message_id(text: &str, code: i64) -> Result<MessageId, Error> {
+    text.parse()
+        .map_err(|e: hyphae_bus::InvalidMessageId| Error::new(code, e.to_string()))
+}
+
+fn refused(error: BusError) -> Error {
+    let code = match &error {
+        BusError::Push(_) => code::PUSH_REFUSED,
+        BusError::Busy => code::BUSY,
+        BusError::Inbox(_) => code::PERSIST_FAILED,
+        BusError::Stopping => code::REPLY_CLOSED,
+    };
+    Error::new(code, error.to_string())
+}
+
+fn undelivered(id: MessageId, reason: AbortReason) -> Error {
+    let message = format!("message {id} was not delivered: {reason}");
+    Error::new(code::PUSH_REFUSED, message).with_kind(reason.name())
+}
+
+fn shown(info: &MessageInfo) -> method::MessageInfo {
+    let state = match info.state {
+        MessageState::Pending => method::MessageState::Pending,
+        MessageState::Sending => method::MessageState::Sending {
+            pending: 0,
+            sent: 0,
+            acked: 0,
+        },
+        MessageState::Received => method::MessageState::Received,
+        MessageState::Read => method::MessageState::Read,
+        MessageState::Aborted => method::MessageState::Aborted,
+    };
+    method::MessageInfo {
+        dst: info.destination.address().to_string(),
+        state,
+        created: unix(info.created),
+        deadline: unix(info.deadline),
+        msg_len: u64::try_from(info.len).unwrap_or(u64::MAX),
+        reason: info.reason.map(|reason| reason.name().to_owned()),
+    }
+}
+
+/// A time of the monotonic clock, as seconds since 1970.
+fn unix(at: Nanos) -> i64 {
+    let now = pump::now();
+    let wall = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let then = (wall + at.since(now)).saturating_sub(now.since(at));
+    i64::try_from(then.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,349 @@
+//! REST of the Mycelium network under `/api/v1`: its paths, shapes and status codes, over the same
+//! dispatcher. Proxies are not offered.
+//!
+//! | call | done | otherwise |
+//! |---|---|---|
+//! | GET | 200 | 400, 404; 204 when no message is there |
+//! | POST /messages | 201 with an id, 200 with a reply | 408 when no reply came in time |
+//! | POST, PUT, DELETE | 201, 204 | 400, 404, 409 |
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use hyphae_rpc::Base64;
+use hyphae_rpc::message::{Error, code};
+use hyphae_rpc::method::{PopMessageParams, PushMessageParams, PushMessageReplyParams};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::authorizer::Caller;
+use super::dispatch::{Dispatcher, Params};
+use super::http::{only_for_programs, read_body};
+
+type Node = State<Arc<Dispatcher>>;
+type Answer = Result<Response, Refused>;
+
+/// A call that failed, as HTTP says it.
+struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, format!("{}\n", self.1)).into_response()
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        let status = match error.code {
+            code::NO_KEY
+            | code::PEER_NOT_FOUND
+            | code::NO_MESSAGE
+            | code::TOPIC_NOT_FOUND
+            | code::METHOD_NOT_FOUND => StatusCode::NOT_FOUND,
+            code::PEER_EXISTS => StatusCode::CONFLICT,
+            code::DENIED => StatusCode::FORBIDDEN,
+            code::BUSY => StatusCode::SERVICE_UNAVAILABLE,
+            code::PERSIST_FAILED | code::INTERNAL => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self(status, error.message)
+    }
+}
+
+pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
+    let api = Router::new()
+        .route("/admin", get(|node: Node| plain(node, "getInfo")))
+        .route(
+            "/admin/peers",
+            get(|node: Node| plain(node, "getPeers")).post(add_peer),
+        )
+        .route("/admin/peers/{endpoint}", delete(delete_peer))
+        .route(
+            "/admin/routes/selected",
+            get(|node: Node| plain(node, "getSelectedRoutes")),
+        )
+        .route(
+            "/admin/routes/fallback",
+            get(|node: Node| plain(node, "getFallbackRoutes")),
+        )
+        .route(
+            "/admin/routes/queried",
+            get(|node: Node| plain(node, "getQueriedSubnets")),
+        )
+        .route(
+            "/admin/stats/packets",
+            get(|node: Node| plain(node, "getPacketStatistics")),
+        )
+        .route("/pubkey/{ip}", get(public_key))
+        .route("/messages", get(pop_message).post(push_message))
+        .route("/messages/status/{id}", get(message_info))
+        .route("/messages/reply/{id}", post(push_reply))
+        .route(
+            "/messages/topics/default",
+            get(default_action).put(set_default_action),
+        )
+        .route(
+            "/messages/topics",
+            get(|node: Node| plain(node, "getTopics")).post(add_topic),
+        )
+        .route("/messages/topics/{topic}", delete(remove_topic))
+        .route(
+            "/messages/topics/{topic}/sources",
+            get(sources).post(add_source),
+        )
+        .route(
+            "/messages/topics/{topic}/sources/{*subnet}",
+            delete(remove_source),
+        )
+        .route(
+            "/messages/topics/{topic}/forward",
+            get(forward).put(set_forward).delete(remove_forward),
+        )
+        .with_state(dispatcher);
+    only_for_programs(Router::new().nest("/api/v1", api))
+}
+
+async fn call(node: &Arc<Dispatcher>, method: &str, params: Value) -> Result<Value, Refused> {
+    let params = Params::Json(params.to_string());
+    Ok(node.call(&Caller::Local, method, params).await?)
+}
+
+async fn plain(State(node): Node, method: &str) -> Answer {
+    Ok(json_answer(
+        StatusCode::OK,
+        &call(&node, method, json!({})).await?,
+    ))
+}
+
+async fn done(node: &Arc<Dispatcher>, status: StatusCode, method: &str, params: Value) -> Answer {
+    call(node, method, params).await?;
+    Ok(status.into_response())
+}
+
+fn json_answer(status: StatusCode, value: &Value) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (status, kind, value.to_string()).into_response()
+}
+
+async fn body<T: DeserializeOwned>(
+    node: &Arc<Dispatcher>,
+    request: Request<Body>,
+) -> Result<T, Response> {
+    let (bytes, _permit) = read_body(node, request)
+        .await
+        .map_err(IntoResponse::into_response)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Refused(StatusCode::BAD_REQUEST, error.to_string()).into_response())
+}
+
+/// Takes the body of a request as `$name`, or answers why not.
+macro_rules! body_or_answer {
+    ($node:expr, $request:expr) => {
+        match body(&$node, $request).await {
+            Ok(body) => body,
+            Err(answer) => return Ok(answer),
+        }
+    };
+}
+
+#[derive(Deserialize)]
+struct EndpointBody {
+    endpoint: String,
+}
+
+async fn add_peer(State(node): Node, request: Request<Body>) -> Answer {
+    let given: EndpointBody = body_or_answer!(node, request);
+    let params = json!({ "endpoint": given.endpoint });
+    done(&node, StatusCode::NO_CONTENT, "addPeer", params).await
+}
+
+async fn delete_peer(State(node): Node, Path(endpoint): Path<String>) -> Answer {
+    let params = json!({ "endpoint": endpoint });
+    done(&node, StatusCode::NO_CONTENT, "deletePeer", params).await
+}
+
+async fn public_key(State(node): Node, Path(ip): Path<String>) -> Answer {
+    let key = call(&node, "getPublicKeyFromIp", json!({ "ip": ip })).await?;
+    Ok(json_answer(StatusCode::OK, &json!({ "publicKey": key })))
+}
+
+#[derive(Deserialize)]
+struct PopQuery {
+    peek: Option<bool>,
+    timeout: Option<u64>,
+    topic: Option<String>,
+}
+
+async fn pop_message(State(node): Node, Query(query): Query<PopQuery>) -> Answer {
+    let params = PopMessageParams {
+        peek: query.peek,
+        timeout: query.timeout,
+        // A plus sign of base64 that was not escaped arrives as a space.
+        topic: query.topic.map(|topic| topic.replace(' ', "+")),
+    };
+    let message = call(&node, "popMessage", json!(params)).await?;
+    if message.is_null() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Ok(json_answer(StatusCode::OK, &message))
+}
+
+#[derive(Deserialize)]
+struct PushQuery {
+    reply_timeout: Option<u64>,
+}
+
+async fn push_message(
+    State(node): Node,
+    Query(query): Query<PushQuery>,
+    request: Request<Body>,
+) -> Answer {
+    let params = PushMessageParams {
+        message: body_or_answer!(node, request),
+        reply_timeout: query.reply_timeout,
+    };
+    let result = node.call(&Caller::Local, "pushMessage", Params::Push(params));
+    let result = result.await?;
+    let status = match (query.reply_timeout, result.get("payload")) {
+        (None, _) => StatusCode::CREATED,
+        (Some(_), Some(_)) => StatusCode::OK,
+        (Some(_), None) => StatusCode::REQUEST_TIMEOUT,
+    };
+    Ok(json_answer(status, &result))
+}
+
+async fn push_reply(State(node): Node, Path(id): Path<String>, request: Request<Body>) -> Answer {
+    let message = body_or_answer!(node, request);
+    let params = Params::Reply(PushMessageReplyParams { id, message });
+    node.call(&Caller::Local, "pushMessageReply", params)
+        .await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn message_info(State(node): Node, Path(id): Path<String>) -> Answer {
+    let info = call(&node, "getMessageInfo", json!({ "id": id })).await?;
+    Ok(json_answer(StatusCode::OK, &info))
+}
+
+#[derive(Deserialize)]
+struct AcceptBody {
+    accept: bool,
+}
+
+async fn default_action(State(node): Node) -> Answer {
+    let accept = call(&node, "getDefaultTopicAction", json!({})).await?;
+    Ok(json_answer(StatusCode::OK, &json!({ "accept": accept })))
+}
+
+async fn set_default_action(State(node): Node, request: Request<Body>) -> Answer {
+    let given: AcceptBody = body_or_answer!(node, request);
+    let params = json!({ "accept": given.accept });
+    done(
+        &node,
+        StatusCode::NO_CONTENT,
+        "setDefaultTopicAction",
+        params,
+    )
+    .await
+}
+
+/// The reference takes a topic here as an array of byte values, and as base64 everywhere else.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TopicBody {
+    Bytes(Vec<u8>),
+    Text(String),
+}
+
+async fn add_topic(State(node): Node, request: Request<Body>) -> Answer {
+    let topic = match body_or_answer!(node, request) {
+        TopicBody::Bytes(bytes) => Base64::encode(bytes),
+        TopicBody::Text(text) => text,
+    };
+    done(
+        &node,
+        StatusCode::CREATED,
+        "addTopic",
+        json!({ "topic": topic }),
+    )
+    .await
+}
+
+async fn remove_topic(State(node): Node, Path(topic): Path<String>) -> Answer {
+    done(
+        &node,
+        StatusCode::NO_CONTENT,
+        "removeTopic",
+        json!({ "topic": topic }),
+    )
+    .await
+}
+
+async fn sources(State(node): Node, Path(topic): Path<String>) -> Answer {
+    let sources = call(&node, "getTopicSources", json!({ "topic": topic })).await?;
+    Ok(json_answer(StatusCode::OK, &sources))
+}
+
+#[derive(Deserialize)]
+struct SubnetBody {
+    subnet: String,
+}
+
+async fn add_source(
+    State(node): Node,
+    Path(topic): Path<String>,
+    request: Request<Body>,
+) -> Answer {
+    let given: SubnetBody = body_or_answer!(node, request);
+    let params = json!({ "topic": topic, "subnet": given.subnet });
+    done(&node, StatusCode::CREATED, "addTopicSource", params).await
+}
+
+async fn remove_source(State(node): Node, Path((topic, subnet)): Path<(String, String)>) -> Answer {
+    let params = json!({ "topic": topic, "subnet": subnet });
+    done(&node, StatusCode::NO_CONTENT, "removeTopicSource", params).await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ForwardBody {
+    socket_path: String,
+}
+
+async fn forward(State(node): Node, Path(topic): Path<String>) -> Answer {
+    let path = call(&node, "getTopicForwardSocket", json!({ "topic": topic })).await?;
+    Ok(json_answer(StatusCode::OK, &path))
+}
+
+async fn set_forward(
+    State(node): Node,
+    Path(topic): Path<String>,
+    request: Request<Body>,
+) -> Answer {
+    let given: ForwardBody = body_or_answer!(node, request);
+    let params = json!({ "topic": topic, "socket_path": given.socket_path });
+    done(
+        &node,
+        StatusCode::NO_CONTENT,
+        "setTopicForwardSocket",
+        params,
+    )
+    .await
+}
+
+async fn remove_forward(State(node): Node, Path(topic): Path<String>) -> Answer {
+    let params = json!({ "topic": topic });
+    done(
+        &node,
+        StatusCode::NO_CONTENT,
+        "removeTopicForwardSocket",
+        params,
+    )
+    .await
+}

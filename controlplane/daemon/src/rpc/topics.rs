@@ -1,0 +1,340 @@
+//! Topics: who may send to them, and the sockets they lead to. Every change is on disk before the
+//! engine learns of it, and before the call returns.
+
+use std::path::PathBuf;
+
+use hyphae_bus::topics::{DefaultAction, Framing, OutboundSocket, TopicConfig, Topics};
+use hyphae_bus::{Destination, Topic};
+use hyphae_rpc::message::{Error, code};
+use hyphae_rpc::method::{
+    AcceptParams, ForwardSocketParams, OutboundSocketParams, TopicParams, TopicPubkeyParams,
+    TopicSubnetParams,
+};
+use hyphae_rpc::{Base64, method, parse_params};
+use hyphae_wire::Prefix;
+
+use super::authorizer::ENTRIES_MAX;
+use super::dispatch::{Dispatcher, public_key, yes};
+use super::methods::{Outcome, overlay_address, value};
+use crate::stored::Change;
+
+/// Most topics that are listed.
+const TOPICS_MAX: usize = 16_384;
+/// Longest path of a Unix socket, without the byte that ends it.
+const SOCKET_PATH_MAX: usize = 107;
+/// Longest time that a forward socket may be given.
+const REPLY_TIMEOUT_MAX: u64 = 300;
+
+impl Dispatcher {
+    pub(super) async fn topic(&self, name: &str, params: &str) -> Outcome {
+        match name {
+            "getDefaultTopicAction" => value(self.topics.read().default_action.accepts()),
+            "setDefaultTopicAction" => {
+                let accept = parse_params::<AcceptParams>(params)?.accept;
+                let mut change = self.topics.change().await;
+                change.new.default_action = DefaultAction::new(accept);
+                self.commit(change).await?;
+                yes()
+            }
+            "getTopics" => {
+                let topics = self.topics.read();
+                let names = topics
+                    .topics
+                    .keys()
+                    .map(|topic| Base64::encode(topic.as_bytes()));
+                value(names.collect::<Vec<_>>())
+            }
+            "addTopic" => self.add_topic(&listed_name(params)?).await,
+            "removeTopic" => self.remove_topic(&listed_name(params)?).await,
+            "getTopicSources" => self.show(params, |config| value(&config.subnets)),
+            "getTopicPubkeySources" => self.show(params, |config| value(&config.pubkeys)),
+            "getTopicForwardSocket" => self.show(params, |config| value(&config.forward_socket)),
+            "getTopicOutboundSocket" => self.show(params, |config| {
+                value(config.outbound_socket.as_ref().map(shown))
+            }),
+            "addTopicSource" | "removeTopicSource" => {
+                let params: TopicSubnetParams = parse_params(params)?;
+                let topic = topic_of(&params.topic)?;
+                let subnet: Prefix =
+                    params
+                        .subnet
+                        .parse()
+                        .map_err(|e: hyphae_wire::address::InvalidPrefix| {
+                            Error::new(code::BAD_SUBNET, e.to_string())
+                        })?;
+                let add = name == "addTopicSource";
+                self.edit(&topic, |config| {
+                    set_member(&mut config.subnets, subnet, add)
+                })
+                .await
+            }
+            "addTopicPubkeySource" | "removeTopicPubkeySource" => {
+                let params: TopicPubkeyParams = parse_params(params)?;
+                let topic = topic_of(&params.topic)?;
+                let key = public_key(&params.pubkey)?;
+                let add = name == "addTopicPubkeySource";
+                self.edit(&topic, |config| set_member(&mut config.pubkeys, key, add))
+                    .await
+            }
+            "setTopicForwardSocket" => {
+                let params: ForwardSocketParams = parse_params(params)?;
+                let topic = topic_of(&params.topic)?;
+                let path = socket_path(&params.socket_path)?;
+                let framing = params.framing.as_deref().map(framing).transpose()?;
+                let timeout = params.reply_timeout;
+                if timeout.is_some_and(|seconds| seconds == 0 || seconds > REPLY_TIMEOUT_MAX) {
+                    let message = format!("reply_timeout is 1 to {REPLY_TIMEOUT_MAX} seconds");
+                    return Err(Error::new(code::INVALID_PARAMS, message));
+                }
+                self.edit(&topic, |config| {
+                    config.forward_socket = Some(path);
+                    config.framing = framing.unwrap_or(config.framing);
+                    config.reply_timeout = timeout.or(config.reply_timeout);
+                    Ok(true)
+                })
+                .await
+            }
+            "removeTopicForwardSocket" => {
+                let topic = listed_name(params)?;
+                self.edit(&topic, |config| Ok(config.forward_socket.take().is_some()))
+                    .await
+            }
+            "setTopicOutboundSocket" => self.set_outbound(parse_params(params)?).await,
+            "removeTopicOutboundSocket" => self.remove_outbound(&listed_name(params)?).await,
+            _ => Err(Error::new(
+                code::METHOD_NOT_FOUND,
+                format!("no method '{name}'"),
+            )),
+        }
+    }
+
+    /// Binds the sockets that topics.toml names, when the node starts.
+    pub(crate) fn bind_outbound(&self) {
+        for (topic, config) in &self.topics.read().topics {
+            if let Some(socket) = &config.outbound_socket
+                && let Err(error) = self.sockets.bind(topic, &socket.path)
+            {
+                tracing::error!(%topic, %error, "outbound socket is not served");
+            }
+        }
+    }
+
+    /// Removes the sockets, when the node ends.
+    pub(crate) fn unbind_outbound(&self) {
+        for config in self.topics.read().topics.values() {
+            if let Some(socket) = &config.outbound_socket {
+                self.sockets.unbind(&socket.path);
+            }
+        }
+    }
+
+    fn show(&self, params: &str, show: impl FnOnce(&TopicConfig) -> Outcome) -> Outcome {
+        let topic = listed_name(params)?;
+        show(
+            self.topics
+                .read()
+                .topics
+                .get(&topic)
+                .ok_or_else(not_found)?,
+        )
+    }
+
+    async fn add_topic(&self, topic: &Topic) -> Outcome {
+        let mut change = self.topics.change().await;
+        if !change.new.topics.contains_key(topic) {
+            if change.new.topics.len() >= TOPICS_MAX {
+                let message = format!("at most {TOPICS_MAX} topics can be listed");
+                return Err(Error::new(code::INVALID_PARAMS, message));
+            }
+            change
+                .new
+                .topics
+                .insert(topic.clone(), TopicConfig::default());
+        }
+        self.commit(change).await?;
+        yes()
+    }
+
+    async fn remove_topic(&self, topic: &Topic) -> Outcome {
+        let mut change = self.topics.change().await;
+        let gone = change.new.topics.remove(topic).ok_or_else(not_found)?;
+        self.commit(change).await?;
+        if let Some(socket) = gone.outbound_socket {
+            self.sockets.unbind(&socket.path);
+        }
+        yes()
+    }
+
+    async fn edit(
+        &self,
+        topic: &Topic,
+        edit: impl FnOnce(&mut TopicConfig) -> Result<bool, Error>,
+    ) -> Outcome {
+        let mut change = self.topics.change().await;
+        let config = change.new.topics.get_mut(topic).ok_or_else(not_found)?;
+        let result = edit(config)?;
+        self.commit(change).await?;
+        value(result)
+    }
+
+    async fn set_outbound(&self, params: OutboundSocketParams) -> Outcome {
+        let topic = topic_of(&params.topic)?;
+        let dst = destination(&params.dst)?;
+        let path = socket_path(&params.path)?;
+        let framing = params.framing.as_deref().map(framing).transpose()?;
+        let mut change = self.topics.change().await;
+        let taken = change.new.topics.iter().any(|(other, config)| {
+            let same = |socket: &OutboundSocket| socket.path == path;
+            *other != topic && config.outbound_socket.as_ref().is_some_and(same)
+        });
+        if taken {
+            return Err(bind_failed("another topic has that path"));
+        }
+        let config = change.new.topics.get_mut(&topic).ok_or_else(not_found)?;
+        let socket = OutboundSocket {
+            path: path.clone(),
+            dst,
+        };
+        config.framing = framing.unwrap_or(config.framing);
+        let before = config
+            .outbound_socket
+            .replace(socket)
+            .map(|socket| socket.path);
+        let moves = before.as_ref() != Some(&path);
+        if moves {
+            let bound = self.sockets.bind(&topic, &path);
+            bound.map_err(|e| bind_failed(&e.to_string()))?;
+        }
+        let committed = self.commit(change).await;
+        match (&committed, before) {
+            (Ok(()), Some(before)) if moves => {
+                self.sockets.unbind(&before);
+            }
+            (Err(_), _) if moves => {
+                self.sockets.unbind(&path);
+            }
+            (Ok(()) | Err(_), _) => {}
+        }
+        committed?;
+        yes()
+    }
+
+    async fn remove_outbound(&self, topic: &Topic) -> Outcome {
+        let mut change = self.topics.change().await;
+        let config = change.new.topics.get_mut(topic).ok_or_else(not_found)?;
+        let socket = config.outbound_socket.take();
+        self.commit(change).await?;
+        if let Some(socket) = &socket {
+            self.sockets.unbind(&socket.path);
+        }
+        value(socket.is_some())
+    }
+
+    async fn commit(&self, change: Change<'_, Topics>) -> Result<(), Error> {
+        let committed = change.commit().await;
+        // Also when it failed: whatever the file holds now is what the engine goes by.
+        let topics = Topics::clone(&self.topics.read());
+        let told = self.bus.set_topics(topics).await;
+        told.map_err(|error| Error::new(code::INTERNAL, error.to_string()))?;
+        committed.map(|_| ())
+    }
+}
+
+/// Adds or removes an entry; whether it is there, or was.
+fn set_member<T: PartialEq>(all: &mut Vec<T>, one: T, add: bool) -> Result<bool, Error> {
+    let there = all.contains(&one);
+    if !add {
+        all.retain(|other| *other != one);
+        return Ok(there);
+    }
+    if !there {
+        if all.len() >= ENTRIES_MAX {
+            let message = format!("a topic has at most {ENTRIES_MAX} sources of a kind");
+            return Err(Error::new(code::INVALID_PARAMS, message));
+        }
+        all.push(one);
+    }
+    Ok(true)
+}
+
+fn listed_name(params: &str) -> Result<Topic, Error> {
+    topic_of(&parse_params::<TopicParams>(params)?.topic)
+}
+
+/// A topic that can have settings: base64, not the reserved one.
+fn topic_of(text: &str) -> Result<Topic, Error> {
+    let topic = any_topic(text, code::BAD_TOPIC)?;
+    if topic.is_admin() {
+        return Err(reserved(code::BAD_TOPIC));
+    }
+    Ok(topic)
+}
+
+/// A topic, as parameters give it.
+pub(super) fn any_topic(text: &str, code: i64) -> Result<Topic, Error> {
+    let bytes = Base64::decode(text).map_err(|e| Error::new(code, e.to_string()))?;
+    Topic::new(bytes.0).map_err(|e| Error::new(code, e.to_string()))
+}
+
+/// The reserved topic is not for that.
+pub(super) fn reserved(code: i64) -> Error {
+    let message = format!(
+        "{} is reserved for administration over the bus",
+        hyphae_bus::topics::ADMIN_TOPIC
+    );
+    Error::new(code, message).with_kind("reserved_topic")
+}
+
+/// A receiver, as parameters give it.
+pub(super) fn destination(given: &method::Destination) -> Result<Destination, Error> {
+    match given {
+        method::Destination::Ip(ip) => overlay_address(ip).map(Destination::Address),
+        method::Destination::Pk(key) => public_key(key).map(Destination::Key),
+    }
+}
+
+fn shown(socket: &OutboundSocket) -> method::OutboundSocket {
+    method::OutboundSocket {
+        dst: match socket.dst {
+            Destination::Address(address) => method::Destination::Ip(address.to_string()),
+            Destination::Key(key) => method::Destination::Pk(key.to_string()),
+        },
+        path: socket.path.display().to_string(),
+    }
+}
+
+fn socket_path(text: &str) -> Result<PathBuf, Error> {
+    let path = PathBuf::from(text);
+    if !path.is_absolute() || text.len() > SOCKET_PATH_MAX || text.contains('\0') {
+        let message = format!(
+            "'{text}' cannot name a Unix socket: an absolute path of at most {SOCKET_PATH_MAX} bytes"
+        );
+        return Err(Error::new(code::BAD_SOCKET, message));
+    }
+    Ok(path)
+}
+
+fn framing(text: &str) -> Result<Framing, Error> {
+    match text {
+        "eof" => Ok(Framing::Eof),
+        "http" => Ok(Framing::Http),
+        "json-lines" => Ok(Framing::JsonLines),
+        _ => {
+            let message = format!("framing '{text}' is not one of eof, http, json-lines");
+            Err(Error::new(code::BAD_SOCKET, message))
+        }
+    }
+}
+
+fn not_found() -> Error {
+    Error::new(code::TOPIC_NOT_FOUND, "topic_not_found").with_kind("topic_not_found")
+}
+
+fn bind_failed(cause: &str) -> Error {
+    let kind = "outbound_socket_bind_failed";
+    let mut error = Error::new(code::OUTBOUND_BIND_FAILED, kind).with_kind(kind);
+    if let Some(serde_json::Value::Object(data)) = &mut error.data {
+        data.insert("cause".to_owned(), cause.into());
+    }
+    error
+}

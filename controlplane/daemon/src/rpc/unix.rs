@@ -1,0 +1,308 @@
+//! The Unix socket: who may use it, and which of two protocols a connection speaks.
+//!
+//! ```text
+//!  accept ─ SO_PEERCRED ─ first byte ┬ letter: HTTP/1.1, served as on TCP
+//!                                    └ anything else: newline-delimited JSON
+//! ```
+//!
+//! On a newline-delimited connection every line is a request and gets a line back, except
+//! notifications. Lines are answered as they are done: a call that waits keeps no other one back.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyphae_rpc::message::{Error, code};
+use tokio::io::{
+    AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf,
+};
+use tokio::net::unix::UCred;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::authorizer::Caller;
+use super::dispatch::Dispatcher;
+use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
+use crate::config::Allowed;
+
+/// How long a connection may take to say anything.
+const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);
+/// Lines of one connection that are worked on at once.
+const LINES_AT_ONCE: usize = 64;
+
+fn admits(allowed: &Allowed, credentials: &UCred, file_gid: u32) -> bool {
+    let (uid, gid) = (credentials.uid(), credentials.gid());
+    let us = rustix::process::geteuid().as_raw();
+    if uid == us || uid == 0 || allowed.uids.contains(&uid) {
+        return true;
+    }
+    let group = |gid: u32| gid == file_gid || allowed.gids.contains(&gid);
+    group(gid) || supplementary(credentials).into_iter().any(group)
+}
+
+/// Other groups of a peer. The kernel tells the process, /proc its groups; they count only while the
+/// process still is of the user that connected.
+fn supplementary(credentials: &UCred) -> Vec<u32> {
+    let Some(pid) = credentials.pid() else {
+        return Vec::new();
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = |name: &str| -> Vec<u32> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let words = line.unwrap_or_default().split_whitespace();
+        words.filter_map(|word| word.parse().ok()).collect()
+    };
+    // Real, effective, saved, file system.
+    if numbers("Uid:").get(1) == Some(&credentials.uid()) {
+        numbers("Groups:")
+    } else {
+        Vec::new()
+    }
+}
+
+/// Accepts connections; those that speak HTTP come out of [`axum::serve::Listener::accept`].
+pub(crate) struct Door {
+    http: mpsc::Receiver<Rewound>,
+    path: PathBuf,
+}
+
+impl Door {
+    pub(crate) fn new(
+        listener: UnixListener,
+        path: PathBuf,
+        allowed: Allowed,
+        dispatcher: Arc<Dispatcher>,
+    ) -> Self {
+        let (sender, http) = mpsc::channel(16);
+        let file_gid = std::fs::metadata(&path).map_or(u32::MAX, |file| file.gid());
+        tokio::spawn(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => {
+                        let admitted = stream
+                            .peer_cred()
+                            .is_ok_and(|credentials| admits(&allowed, &credentials, file_gid));
+                        let (dispatcher, sender) = (Arc::clone(&dispatcher), sender.clone());
+                        tokio::spawn(async move {
+                            // A connection that breaks is the caller's to notice.
+                            let _ = greet(stream, admitted, &dispatcher, &sender).await;
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "rpc.sock: a connection was not accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        });
+        Self { http, path }
+    }
+}
+
+impl axum::serve::Listener for Door {
+    type Io = Rewound;
+    type Addr = PathBuf;
+
+    async fn accept(&mut self) -> (Rewound, PathBuf) {
+        match self.http.recv().await {
+            Some(stream) => (stream, self.path.clone()),
+            // The accepting task never ends while the runtime lives.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<PathBuf> {
+        Ok(self.path.clone())
+    }
+}
+
+/// Reads the first byte that is not white space, and decides.
+async fn greet(
+    mut stream: UnixStream,
+    admitted: bool,
+    dispatcher: &Arc<Dispatcher>,
+    http: &mpsc::Sender<Rewound>,
+) -> io::Result<()> {
+    let mut first = [b' '];
+    while first[0].is_ascii_whitespace() {
+        let read = tokio::time::timeout(FIRST_BYTE_WITHIN, stream.read(&mut first));
+        if read.await?? == 0 {
+            return Ok(());
+        }
+    }
+    let speaks_http = first[0].is_ascii_alphabetic();
+    if !admitted {
+        let message = "your user may not use this socket; rpc.allow_uids and rpc.allow_gids of the \
+                       configuration say who may";
+        let body = refusal(Error::new(code::DENIED, message));
+        if speaks_http {
+            let head = format!(
+                "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\n\
+                 Content-Length: {}\r\nConnection: close\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(head.as_bytes()).await?;
+        }
+        stream.write_all(&body).await?;
+        return stream.shutdown().await;
+    }
+    let stream = Rewound {
+        read: VecDeque::from(first.to_vec()),
+        stream,
+    };
+    if speaks_http {
+        // Closed only when the node ends.
+        let _ = http.send(stream).await;
+        return Ok(());
+    }
+    serve_lines(stream, dispatcher).await
+}
+
+async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Result<()> {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut reader = BufReader::new(reader);
+    let (answers, mut written) = mpsc::channel::<Vec<u8>>(LINES_AT_ONCE);
+    let writing = tokio::spawn(async move {
+        while let Some(mut line) = written.recv().await {
+            line.push(b'\n');
+            if writer.write_all(&line).await.is_err() {
+                break;
+            }
+        }
+        // The other side may have gone.
+        let _ = writer.shutdown().await;
+    });
+    let room = Arc::new(Semaphore::new(LINES_AT_ONCE));
+    loop {
+        let (line, large) = match read_line(&mut reader, dispatcher).await? {
+            Line::End => break,
+            Line::TooLong => {
+                // There is no way to find the next line within a bound.
+                let _ = answers.send(refusal(over_limit())).await;
+                break;
+            }
+            Line::Some(line, large) => (line, large),
+        };
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            break;
+        };
+        let parsed = Parsed::new(&line);
+        drop((line, large));
+        let (answers, dispatcher) = (answers.clone(), Arc::clone(dispatcher));
+        tokio::spawn(async move {
+            let answer = tokio::select! {
+                answer = parsed.answer(&dispatcher, &Caller::Local) => answer,
+                // Nobody is there to read an answer: a message must not be taken for nobody.
+                () = answers.closed() => None,
+            };
+            if let Some(answer) = answer {
+                // As above.
+                let _ = answers.send(answer).await;
+            }
+            drop(permit);
+        });
+    }
+    drop(answers);
+    // Ends when the last answer is written.
+    let _ = writing.await;
+    Ok(())
+}
+
+enum Line {
+    Some(Vec<u8>, Option<tokio::sync::OwnedSemaphorePermit>),
+    TooLong,
+    End,
+}
+
+/// Reads a line; a long one only while few others do.
+async fn read_line<R: AsyncRead + Unpin>(
+    reader: &mut BufReader<R>,
+    dispatcher: &Dispatcher,
+) -> io::Result<Line> {
+    let mut line = Vec::new();
+    let read = take_line(reader, &mut line, SMALL_MAX + 1).await?;
+    if read == 0 {
+        return Ok(Line::End);
+    }
+    if line.ends_with(b"\n") || line.len() <= SMALL_MAX {
+        return Ok(Line::Some(line, None));
+    }
+    let permit = dispatcher.room_for_large().await;
+    take_line(reader, &mut line, LARGE_MAX - SMALL_MAX).await?;
+    if line.ends_with(b"\n") || line.len() <= LARGE_MAX {
+        return Ok(Line::Some(line, permit));
+    }
+    Ok(Line::TooLong)
+}
+
+async fn take_line<R: AsyncRead + Unpin>(
+    reader: &mut BufReader<R>,
+    line: &mut Vec<u8>,
+    most: usize,
+) -> io::Result<usize> {
+    let limit = u64::try_from(most).unwrap_or(u64::MAX);
+    reader.take(limit).read_until(b'\n', line).await
+}
+
+/// A stream with bytes that were read from it put back.
+pub(crate) struct Rewound {
+    read: VecDeque<u8>,
+    stream: UnixStream,
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() || out.remaining() == 0 {
+            return Pin::new(&mut self.stream).poll_read(context, out);
+        }
+        while out.remaining() > 0 {
+            match self.read.pop_front() {
+                Some(byte) => out.put_slice(&[byte]),
+                None => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

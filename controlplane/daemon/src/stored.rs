@@ -1,0 +1,168 @@
+//! A setting that lives in a state file: memory and disk change together or not at all.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hyphae_rpc::message::{Error, code};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::state::{self, StateError};
+
+/// What a state file can hold.
+pub(crate) trait Content:
+    Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+}
+
+impl<T: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static> Content
+    for T
+{
+}
+
+/// A state file and what is in it.
+#[derive(Debug)]
+pub(crate) struct Stored<T> {
+    path: PathBuf,
+    /// One change at a time, from reading to renaming.
+    changing: Mutex<()>,
+    current: RwLock<Arc<T>>,
+}
+
+impl<T: Content> Stored<T> {
+    /// Reads the file; writes the defaults where there is none.
+    ///
+    /// # Errors
+    /// When it is malformed or cannot be read; it is left as it is.
+    pub(crate) fn open(path: PathBuf) -> Result<Self, StateError> {
+        let current = state::read_toml_or_create::<T>(&path)?;
+        Ok(Self {
+            path,
+            changing: Mutex::new(()),
+            current: RwLock::new(Arc::new(current)),
+        })
+    }
+
+    /// What holds now.
+    pub(crate) fn read(&self) -> Arc<T> {
+        // An Arc is replaced whole: there is nothing half done behind a poisoned lock.
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current)
+    }
+
+    /// Begins a change; nobody else can until it is committed or dropped.
+    pub(crate) async fn change(&self) -> Change<'_, T> {
+        let guard = self.changing.lock().await;
+        let old = self.read();
+        Change {
+            stored: self,
+            _guard: guard,
+            new: T::clone(&old),
+            old,
+        }
+    }
+
+    fn set(&self, value: Arc<T>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+}
+
+/// A change that nobody sees yet.
+pub(crate) struct Change<'a, T> {
+    stored: &'a Stored<T>,
+    _guard: MutexGuard<'a, ()>,
+    old: Arc<T>,
+    /// What shall hold.
+    pub(crate) new: T,
+}
+
+impl<T: Content> Change<'_, T> {
+    /// Puts the change on disk, then in force. Its future is to be driven to its end: see
+    /// [`Dispatcher::call`](crate::rpc::dispatch::Dispatcher::call).
+    ///
+    /// # Errors
+    /// When the file cannot be written; then memory and disk are what they were.
+    pub(crate) async fn commit(self) -> Result<Arc<T>, Error> {
+        if *self.old == self.new {
+            return Ok(self.old);
+        }
+        let (path, old, new) = (self.stored.path.clone(), self.old, Arc::new(self.new));
+        let writing = tokio::task::spawn_blocking(move || {
+            let Err(error) = state::write_toml(&path, &*new) else {
+                return (new, None);
+            };
+            // Where the rename was done and only the last sync failed, the new file is there.
+            let on_disk = state::read_toml::<T>(&path).ok();
+            let undone =
+                on_disk.as_ref() == Some(&*new) && state::write_toml(&path, &*old).is_err();
+            (if undone { new } else { old }, Some(error))
+        });
+        let outcome = writing.await;
+        let (now, failure) = outcome.map_err(|e| Error::new(code::INTERNAL, e.to_string()))?;
+        self.stored.set(Arc::clone(&now));
+        match failure {
+            None => Ok(now),
+            Some(error) => {
+                tracing::error!(%error, "state file was not written; the change was not made");
+                let message = format!("not stored, so not changed: {error}");
+                Err(Error::new(code::PERSIST_FAILED, message))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Numbers = std::collections::BTreeMap<String, u64>;
+
+    #[tokio::test]
+    async fn item_17_a_change_that_cannot_be_stored_is_not_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = directory.path().join("state");
+        std::fs::create_dir(&home).unwrap();
+        let file = home.join("numbers.toml");
+        let stored = Stored::<Numbers>::open(file.clone()).unwrap();
+        assert!(file.exists(), "defaults are written");
+        let mut change = stored.change().await;
+        change.new.insert("one".to_owned(), 1);
+        change.commit().await.unwrap();
+        assert_eq!(state::read_toml::<Numbers>(&file).unwrap(), *stored.read());
+
+        // A directory where the temporary file would be: fails for root too.
+        let blocked = home.join(format!(".numbers.toml.{}.tmp", std::process::id()));
+        std::fs::create_dir(&blocked).unwrap();
+        let mut change = stored.change().await;
+        change.new.insert("two".to_owned(), 2);
+        assert_eq!(
+            change.commit().await.unwrap_err().code,
+            code::PERSIST_FAILED
+        );
+        assert_eq!(stored.read().len(), 1);
+        assert_eq!(state::read_toml::<Numbers>(&file).unwrap(), *stored.read());
+
+        std::fs::remove_dir(&blocked).unwrap();
+        let mut change = stored.change().await;
+        change.new.insert("two".to_owned(), 2);
+        change.commit().await.unwrap();
+        let again = Stored::<Numbers>::open(file).unwrap();
+        assert_eq!((again.read().len(), stored.read().len()), (2, 2));
+    }
+
+    #[test]
+    fn item_18_a_malformed_file_is_named_and_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("numbers.toml");
+        let text = "one = 1\ntwo = \"2\"\n";
+        std::fs::write(&file, text).unwrap();
+        let error = Stored::<Numbers>::open(file.clone())
+            .unwrap_err()
+            .to_string();
+        for part in ["numbers.toml", "line 2", "two"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+    }
+}

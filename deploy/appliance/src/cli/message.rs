@@ -1,0 +1,264 @@
+//! `hyphae message`: sending and receiving.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use hyphae_bus::Topic;
+use hyphae_rpc::method::{
+    Destination, IncomingMessage, MessageIdParams, MessageInfo, MessageState, OutgoingMessage,
+    PopMessageParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
+};
+use hyphae_rpc::{Base64, Client};
+use serde_json::json;
+
+use super::{NodeRef, output};
+
+/// A payload of this size is worth showing how far it has come.
+const LARGE: usize = 1 << 20;
+/// How often the state of a message is asked for.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long one call waits for a message while this program waits on and on.
+const WAIT_ROUND: u64 = 60;
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum MessageCommand {
+    /// Send a message to a node.
+    #[command(after_help = "Examples:\n  hyphae message send 400:1234::1 hello\n  \
+        hyphae message send KEY --topic logs --file ./app.log --wait\n  \
+        echo ping | hyphae message send 400:1234::1 --topic echo --reply-timeout 10\n  \
+        hyphae message send 400:1234::1 pong --reply-to 0123456789abcdef")]
+    Send(SendArgs),
+    /// Take a message out of the inbox.
+    #[command(
+        after_help = "Examples:\n  hyphae message receive\n  hyphae message receive --topic logs --wait --raw > app.log\n  \
+        hyphae message receive --follow --json | jq -r .payload"
+    )]
+    Receive(ReceiveArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SendArgs {
+    /// Overlay address or public key of the receiver.
+    destination: Destination,
+    /// The message; standard input when neither it nor --file is given.
+    #[arg(conflicts_with = "file")]
+    message: Option<String>,
+    /// Send this file; '-' is standard input.
+    #[arg(long, short, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Topic, 0 to 255 bytes; 'hex:' and hex digits for one that is not text.
+    #[arg(long, short, value_name = "TOPIC")]
+    topic: Option<Topic>,
+    /// Wait until the receiver has the message; fail when it was not delivered.
+    #[arg(long, short)]
+    wait: bool,
+    /// Wait this many seconds for a reply and print it; fail when none comes.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["wait", "reply_to"])]
+    reply_timeout: Option<u64>,
+    /// Answer the message with this id.
+    #[arg(long, value_name = "ID")]
+    reply_to: Option<String>,
+    #[command(flatten)]
+    node: NodeRef,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ReceiveArgs {
+    /// Only messages on exactly this topic.
+    #[arg(long, short, value_name = "TOPIC")]
+    topic: Option<Topic>,
+    /// Wait this many seconds for a message [default: 0].
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["wait", "follow"])]
+    timeout: Option<u64>,
+    /// Wait until a message comes.
+    #[arg(long, short)]
+    wait: bool,
+    /// Receive one message after the other until stopped.
+    #[arg(long, short, conflicts_with = "peek")]
+    follow: bool,
+    /// Leave the message in the inbox.
+    #[arg(long)]
+    peek: bool,
+    /// Print nothing but the content, as it is.
+    #[arg(long)]
+    raw: bool,
+    #[command(flatten)]
+    node: NodeRef,
+}
+
+pub(crate) fn run(command: MessageCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        MessageCommand::Send(args) => send(&args, json),
+        MessageCommand::Receive(args) => receive(&args, json),
+    }
+}
+
+fn send(args: &SendArgs, json: bool) -> anyhow::Result<()> {
+    let payload = payload(args)?;
+    let length = payload.len();
+    let client = args.node.client();
+    let message = OutgoingMessage {
+        dst: args.destination.clone(),
+        topic: args
+            .topic
+            .as_ref()
+            .map(|topic| Base64::from(topic.as_bytes())),
+        payload: Base64(payload),
+    };
+    if let Some(id) = args.reply_to.clone() {
+        client.push_message_reply(PushMessageReplyParams {
+            id: id.clone(),
+            message,
+        })?;
+        return sent(&client, args, &id, length, json);
+    }
+    let params = PushMessageParams {
+        message,
+        reply_timeout: args.reply_timeout,
+    };
+    match client.push_message(params)? {
+        PushMessageResult::Reply(reply) => show(&reply, false, json),
+        PushMessageResult::Id { id } if args.reply_timeout.is_some() => {
+            bail!("no reply came in time; the message has id {id}")
+        }
+        PushMessageResult::Id { id } => sent(&client, args, &id, length, json),
+    }
+}
+
+fn payload(args: &SendArgs) -> anyhow::Result<Vec<u8>> {
+    match (&args.message, &args.file) {
+        (Some(text), _) => Ok(text.clone().into_bytes()),
+        (None, Some(path)) if path.as_os_str() != "-" => {
+            std::fs::read(path).with_context(|| path.display().to_string())
+        }
+        (None, Some(_) | None) => {
+            let mut bytes = Vec::new();
+            let read = std::io::stdin().lock().read_to_end(&mut bytes);
+            read.context("standard input")?;
+            Ok(bytes)
+        }
+    }
+}
+
+/// The message is on its way: waits for its arrival where asked to.
+fn sent(
+    client: &Client,
+    args: &SendArgs,
+    id: &str,
+    length: usize,
+    json: bool,
+) -> anyhow::Result<()> {
+    if !args.wait {
+        if json {
+            return output::document(&json!({ "id": id }));
+        }
+        output::line(id);
+        return Ok(());
+    }
+    let show_progress = length >= LARGE && std::io::stderr().is_terminal();
+    let info = loop {
+        let info = client.get_message_info(MessageIdParams { id: id.to_owned() })?;
+        match &info.state {
+            MessageState::Pending | MessageState::Sending { .. } => {
+                if show_progress {
+                    progress(&info.state, length);
+                }
+                std::thread::sleep(ASK_AGAIN);
+            }
+            MessageState::Received | MessageState::Read | MessageState::Aborted => break info,
+        }
+    };
+    if show_progress {
+        eprintln!();
+    }
+    finished(id, &info, json)
+}
+
+fn progress(state: &MessageState, length: usize) {
+    let percent = match state {
+        MessageState::Sending {
+            pending,
+            sent,
+            acked,
+        } => (acked * 100)
+            .checked_div(pending + sent + acked)
+            .unwrap_or(0),
+        MessageState::Pending
+        | MessageState::Received
+        | MessageState::Read
+        | MessageState::Aborted => 0,
+    };
+    let mebibytes = length as f64 / f64::from(1 << 20);
+    eprint!("\r{percent:>3} % of {mebibytes:.1} MiB");
+    // A terminal that is gone shows no progress.
+    let _ = std::io::stderr().flush();
+}
+
+fn finished(id: &str, info: &MessageInfo, json: bool) -> anyhow::Result<()> {
+    let reason = info.reason.as_deref().unwrap_or("not delivered");
+    if info.state == MessageState::Aborted {
+        bail!("message {id} was given up: {reason}");
+    }
+    if json {
+        return output::document(&json!({ "id": id, "info": info }));
+    }
+    output::line(format_args!("{id} received"));
+    Ok(())
+}
+
+fn receive(args: &ReceiveArgs, json: bool) -> anyhow::Result<()> {
+    let client = args.node.client();
+    let on_and_on = args.wait || args.follow;
+    let params = PopMessageParams {
+        peek: args.peek.then_some(true),
+        timeout: on_and_on.then_some(WAIT_ROUND).or(args.timeout),
+        topic: args
+            .topic
+            .as_ref()
+            .map(|topic| Base64::encode(topic.as_bytes())),
+    };
+    loop {
+        match client.pop_message(params.clone())? {
+            Some(message) => {
+                show(&message, args.raw, json)?;
+                if !args.follow {
+                    return Ok(());
+                }
+            }
+            None if on_and_on => {}
+            None => bail!("no message; --wait waits for one"),
+        }
+    }
+}
+
+fn show(message: &IncomingMessage, raw: bool, json: bool) -> anyhow::Result<()> {
+    if raw {
+        let mut out = std::io::stdout().lock();
+        out.write_all(&message.payload.0)?;
+        return Ok(out.flush()?);
+    }
+    if json {
+        // One line each, so that a stream of them can be read line by line.
+        output::line(serde_json::to_string(message)?);
+        return Ok(());
+    }
+    output::line(format_args!("id       {}", message.id));
+    output::line(format_args!(
+        "from     {} ({})",
+        message.src_ip, message.src_pk
+    ));
+    if let Some(topic) = &message.topic {
+        output::line(format_args!("topic    {}", Topic::new(topic.0.clone())?));
+    }
+    match std::str::from_utf8(&message.payload.0) {
+        Ok(text) => output::line(text),
+        Err(_) => output::line(format_args!(
+            "base64:{}",
+            Base64::encode(&message.payload.0)
+        )),
+    }
+    Ok(())
+}

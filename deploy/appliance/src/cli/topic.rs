@@ -1,0 +1,428 @@
+//! `hyphae topic`: who may send to topics, and the sockets they lead to.
+
+use clap::{Subcommand, ValueEnum};
+use hyphae_bus::Topic;
+use hyphae_rpc::method::{
+    AcceptParams, Destination, ForwardSocketParams, OutboundSocketParams, TopicParams,
+    TopicPubkeyParams, TopicSubnetParams,
+};
+use hyphae_rpc::{Base64, Client};
+use serde_json::{Value, json};
+
+use super::node::said;
+use super::{NodeRef, output};
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum TopicCommand {
+    /// Listed topics, with sources and sockets.
+    #[command(after_help = "Examples:\n  hyphae topic list\n  hyphae topic list --json")]
+    List(NodeRef),
+    /// List a topic; without sources it drops everything.
+    #[command(after_help = "Examples:\n  hyphae topic add logs\n  hyphae topic add hex:00ff")]
+    Add {
+        /// Topic; 'hex:' and hex digits for one that is not text.
+        topic: Topic,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Take a topic off the list, with its sources and sockets.
+    #[command(after_help = "Examples:\n  hyphae topic remove logs")]
+    Remove {
+        /// Topic.
+        topic: Topic,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Show or set what becomes of messages on topics that are not listed.
+    #[command(after_help = "Examples:\n  hyphae topic default\n  hyphae topic default reject")]
+    Default {
+        /// Set it.
+        action: Option<Action>,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Subnets that may send to a topic.
+    #[command(
+        after_help = "Examples:\n  hyphae topic source add logs 400:1234::/64\n  hyphae topic source list logs"
+    )]
+    Source {
+        #[command(subcommand)]
+        command: MemberCommand,
+    },
+    /// Keys that may send to a topic.
+    #[command(
+        after_help = "Examples:\n  hyphae topic pubkey-source add logs KEY\n  hyphae topic pubkey-source remove logs KEY"
+    )]
+    PubkeySource {
+        #[command(subcommand)]
+        command: MemberCommand,
+    },
+    /// Local server that gets a topic's messages, and whose answers are sent back.
+    #[command(
+        after_help = "Examples:\n  hyphae topic forward set logs /run/app.sock --framing http\n  \
+        hyphae topic forward show logs"
+    )]
+    Forward {
+        #[command(subcommand)]
+        command: ForwardCommand,
+    },
+    /// Local socket whose requests go to a topic of another node.
+    #[command(
+        after_help = "Examples:\n  hyphae topic outbound set logs KEY /run/remote-app.sock --framing http\n  \
+        hyphae topic outbound remove logs"
+    )]
+    Outbound {
+        #[command(subcommand)]
+        command: OutboundCommand,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Action {
+    /// They are accepted.
+    Accept,
+    /// They are dropped.
+    Reject,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum MemberCommand {
+    /// Those that may send.
+    #[command(after_help = "Examples:\n  hyphae topic source list logs")]
+    List {
+        /// Topic.
+        topic: Topic,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Let one send.
+    #[command(after_help = "Examples:\n  hyphae topic source add logs 400:1234::/64")]
+    Add {
+        /// Topic.
+        topic: Topic,
+        /// Subnet, or public key.
+        member: String,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Let one no longer send.
+    #[command(after_help = "Examples:\n  hyphae topic source remove logs 400:1234::/64")]
+    Remove {
+        /// Topic.
+        topic: Topic,
+        /// Subnet, or public key.
+        member: String,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum ForwardCommand {
+    /// The socket, if any.
+    #[command(after_help = "Examples:\n  hyphae topic forward show logs")]
+    Show {
+        /// Topic.
+        topic: Topic,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Hand messages to a socket.
+    #[command(after_help = "Examples:\n  hyphae topic forward set logs /run/app.sock")]
+    Set {
+        /// Topic.
+        topic: Topic,
+        /// Socket that a local server listens on.
+        path: std::path::PathBuf,
+        /// Where a request ends on the socket: eof, http or json-lines [default: as it was, at first
+        /// eof].
+        #[arg(long)]
+        framing: Option<String>,
+        /// Seconds that the server may take [default: as it was, at first 5].
+        #[arg(long, value_name = "SECONDS")]
+        reply_timeout: Option<u64>,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Hand messages to no socket.
+    #[command(after_help = "Examples:\n  hyphae topic forward remove logs")]
+    Remove {
+        /// Topic.
+        topic: Topic,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum OutboundCommand {
+    /// The socket, if any.
+    #[command(after_help = "Examples:\n  hyphae topic outbound show logs")]
+    Show {
+        /// Topic.
+        topic: Topic,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Make a socket whose requests go to another node.
+    #[command(after_help = "Examples:\n  hyphae topic outbound set logs KEY /run/remote.sock")]
+    Set {
+        /// Topic, here and there.
+        topic: Topic,
+        /// Overlay address or public key of the other node.
+        destination: Destination,
+        /// Socket to make.
+        path: std::path::PathBuf,
+        /// Where a request ends on the socket: eof, http or json-lines [default: as it was, at first
+        /// eof].
+        #[arg(long)]
+        framing: Option<String>,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+    /// Remove the socket.
+    #[command(after_help = "Examples:\n  hyphae topic outbound remove logs")]
+    Remove {
+        /// Topic.
+        topic: Topic,
+        #[command(flatten)]
+        node: NodeRef,
+    },
+}
+
+pub(crate) fn run(command: TopicCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        TopicCommand::List(node) => list(&node.client(), json),
+        TopicCommand::Add { topic, node } => said(node.client().add_topic(named(&topic))?, json),
+        TopicCommand::Remove { topic, node } => {
+            said(node.client().remove_topic(named(&topic))?, json)
+        }
+        TopicCommand::Default { action, node } => default(&node.client(), action, json),
+        TopicCommand::Source { command } => source(command, json),
+        TopicCommand::PubkeySource { command } => pubkey_source(command, json),
+        TopicCommand::Forward { command } => forward(command, json),
+        TopicCommand::Outbound { command } => outbound(command, json),
+    }
+}
+
+fn text(topic: &Topic) -> String {
+    Base64::encode(topic.as_bytes())
+}
+
+fn named(topic: &Topic) -> TopicParams {
+    TopicParams { topic: text(topic) }
+}
+
+fn list(client: &Client, json: bool) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    let mut documents = Vec::new();
+    for encoded in client.get_topics()? {
+        let topic = Topic::new(Base64::decode(&encoded)?.0)?;
+        let subnets = client.get_topic_sources(named(&topic))?;
+        let pubkeys = client.get_topic_pubkey_sources(named(&topic))?;
+        let forward = client.get_topic_forward_socket(named(&topic))?;
+        let outbound = client.get_topic_outbound_socket(named(&topic))?;
+        let sources: Vec<String> = subnets.iter().chain(&pubkeys).cloned().collect();
+        rows.push(vec![
+            topic.to_string(),
+            or_dash(sources.join(", ")),
+            or_dash(forward.clone().unwrap_or_default()),
+            outbound.as_ref().map_or_else(
+                || "-".to_owned(),
+                |socket| format!("{} to {}", socket.path, socket.dst),
+            ),
+        ]);
+        documents.push(json!({
+            "topic": encoded,
+            "name": topic,
+            "subnets": subnets,
+            "pubkeys": pubkeys,
+            "forwardSocket": forward,
+            "outboundSocket": outbound,
+        }));
+    }
+    let accept = client.get_default_topic_action()?;
+    if json {
+        return output::document(&json!({ "accept": accept, "topics": documents }));
+    }
+    output::table(&["TOPIC", "SOURCES", "FORWARD", "OUTBOUND"], &rows);
+    output::line(format_args!("others are {}", action_text(accept)));
+    Ok(())
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text
+    }
+}
+
+fn action_text(accept: bool) -> &'static str {
+    if accept { "accepted" } else { "rejected" }
+}
+
+fn default(client: &Client, action: Option<Action>, json: bool) -> anyhow::Result<()> {
+    if let Some(action) = action {
+        let accept = matches!(action, Action::Accept);
+        return said(
+            client.set_default_topic_action(AcceptParams { accept })?,
+            json,
+        );
+    }
+    let accept = client.get_default_topic_action()?;
+    if json {
+        return output::document(&json!({ "accept": accept }));
+    }
+    output::line(format_args!(
+        "topics that are not listed are {}",
+        action_text(accept)
+    ));
+    Ok(())
+}
+
+fn source(command: MemberCommand, json: bool) -> anyhow::Result<()> {
+    let params = |topic: &Topic, subnet| TopicSubnetParams {
+        topic: text(topic),
+        subnet,
+    };
+    match command {
+        MemberCommand::List { topic, node } => {
+            members(&node.client().get_topic_sources(named(&topic))?, json)
+        }
+        MemberCommand::Add {
+            topic,
+            member,
+            node,
+        } => said(
+            node.client().add_topic_source(params(&topic, member))?,
+            json,
+        ),
+        MemberCommand::Remove {
+            topic,
+            member,
+            node,
+        } => said(
+            node.client().remove_topic_source(params(&topic, member))?,
+            json,
+        ),
+    }
+}
+
+fn pubkey_source(command: MemberCommand, json: bool) -> anyhow::Result<()> {
+    let params = |topic: &Topic, pubkey| TopicPubkeyParams {
+        topic: text(topic),
+        pubkey,
+    };
+    match command {
+        MemberCommand::List { topic, node } => members(
+            &node.client().get_topic_pubkey_sources(named(&topic))?,
+            json,
+        ),
+        MemberCommand::Add {
+            topic,
+            member,
+            node,
+        } => said(
+            node.client()
+                .add_topic_pubkey_source(params(&topic, member))?,
+            json,
+        ),
+        MemberCommand::Remove {
+            topic,
+            member,
+            node,
+        } => said(
+            node.client()
+                .remove_topic_pubkey_source(params(&topic, member))?,
+            json,
+        ),
+    }
+}
+
+fn members(all: &[String], json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::document(&all);
+    }
+    all.iter().for_each(output::line);
+    Ok(())
+}
+
+fn forward(command: ForwardCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        ForwardCommand::Show { topic, node } => shown(
+            &json!(node.client().get_topic_forward_socket(named(&topic))?),
+            json,
+        ),
+        ForwardCommand::Set {
+            topic,
+            path,
+            framing,
+            reply_timeout,
+            node,
+        } => {
+            let params = ForwardSocketParams {
+                topic: text(&topic),
+                socket_path: absolute(&path)?,
+                framing,
+                reply_timeout,
+            };
+            said(node.client().set_topic_forward_socket(params)?, json)
+        }
+        ForwardCommand::Remove { topic, node } => said(
+            node.client().remove_topic_forward_socket(named(&topic))?,
+            json,
+        ),
+    }
+}
+
+fn outbound(command: OutboundCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        OutboundCommand::Show { topic, node } => shown(
+            &json!(node.client().get_topic_outbound_socket(named(&topic))?),
+            json,
+        ),
+        OutboundCommand::Set {
+            topic,
+            destination,
+            path,
+            framing,
+            node,
+        } => {
+            let params = OutboundSocketParams {
+                topic: text(&topic),
+                dst: destination,
+                path: absolute(&path)?,
+                framing,
+            };
+            said(node.client().set_topic_outbound_socket(params)?, json)
+        }
+        OutboundCommand::Remove { topic, node } => said(
+            node.client().remove_topic_outbound_socket(named(&topic))?,
+            json,
+        ),
+    }
+}
+
+/// The node has another working directory.
+fn absolute(path: &std::path::Path) -> anyhow::Result<String> {
+    let path = std::path::absolute(path)?;
+    let text = path
+        .to_str()
+        .ok_or_else(|| anyhow::anyhow!("{}: the name of a socket must be UTF-8", path.display()))?;
+    Ok(text.to_owned())
+}
+
+fn shown(value: &Value, json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::document(value);
+    }
+    match value {
+        Value::Null => output::line("none"),
+        Value::String(text) => output::line(text),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            output::line(value);
+        }
+    }
+    Ok(())
+}
