@@ -110,7 +110,8 @@ pub struct ConfiguredPeer(pub u32);
 pub struct PeerConfig {
     /// The caller's handle.
     pub id: ConfiguredPeer,
-    /// Addresses of the peer's worker 0 (those of streams are used as such only), tried in turn. May be empty while a name does not resolve.
+    /// Addresses of the peer's worker 0, tried in turn; one of a stream is used as such only. May be
+    /// empty while a name does not resolve.
     pub addresses: Vec<Endpoint>,
     /// The only key to accept there, if pinned.
     pub key: Option<PublicKey>,
