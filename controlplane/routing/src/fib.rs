@@ -24,19 +24,23 @@ impl FibChange {
     }
 }
 
-/// The entry that forwards `prefix` to one peer.
-pub(crate) fn replace(prefix: Prefix, peer: u32) -> FibReplace {
+/// The entry that forwards `prefix` to peers, by number and weight, at most [`NEXT_HOPS_MAX`].
+pub(crate) fn replace(prefix: Prefix, peers: impl IntoIterator<Item = (u32, u16)>) -> FibReplace {
     let mut next_hops = [NextHop::new_zeroed(); NEXT_HOPS_MAX];
-    next_hops[0] = NextHop {
-        peer: U32::new(peer),
-        weight: U16::new(1),
-        reserved: U16::ZERO,
-    };
+    let mut next_hop_count = 0;
+    for (place, (peer, weight)) in next_hops.iter_mut().zip(peers) {
+        *place = NextHop {
+            peer: U32::new(peer),
+            weight: U16::new(weight),
+            reserved: U16::ZERO,
+        };
+        next_hop_count += 1;
+    }
     FibReplace {
         prefix: prefix.address(),
         prefix_len: prefix.len(),
         action: ACTION_FORWARD,
-        next_hop_count: 1,
+        next_hop_count,
         reserved: [0; 5],
         next_hops,
     }

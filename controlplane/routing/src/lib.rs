@@ -1,6 +1,7 @@
 //! Routes: candidates, selection, and what the FIB of the workers shall hold.
 //!
 //! Sans-I/O: mutate a [`Rib`], then drain [`Rib::poll_fib`] into the program rings of all workers.
+//! The routing protocol is [`babel`]; what it chooses goes into the RIB by [`Rib::set_dynamic`].
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +11,8 @@ mod rib;
 
 pub use fib::FibChange;
 pub use rib::{
-    METRIC_CONNECTED, METRIC_STATIC, Origin, Rib, RouteError, SelectedRoute, StaticRoute, Via,
+    METRIC_CONNECTED, METRIC_STATIC, NextHop, Origin, Rib, RouteError, SelectedRoute, StaticRoute,
+    Via,
 };
 
 #[cfg(test)]

@@ -1,9 +1,14 @@
 //! Candidate routes and the selection among them.
 //!
-//! Two kinds of candidates: *connected* (the /64 of every peer that is up) and *static* (a prefix
-//! via a peer's key or via an overlay address, which is resolved through the other routes). A
-//! candidate whose next hop is not up is kept, but has no FIB entry. Among the candidates of one
-//! prefix the lowest metric wins, then connected before static, then the lower [`Via`].
+//! Three kinds of candidates: *connected* (the /64 of every peer that is up), *static* (a prefix
+//! via a peer's key or via an overlay address, which is resolved through the other routes) and
+//! *dynamic* (what the routing protocol has chosen, possibly with several next hops). A candidate
+//! whose next hop is not up is kept, but has no FIB entry.
+//!
+//! Of one prefix, a static route wins, because the operator has said so; except over the /64 of a
+//! peer that is up, which is what a static route to that peer would say anyway. Then comes the
+//! dynamic route, which knows better ways to a peer than a bad direct link, then the connected one.
+//! Among static routes the lowest metric wins, then the lower [`Via`].
 //!
 //! Invariant: after a mutation, `selected` is what the candidates say, and `dirty` names every
 //! prefix whose entry in the workers may differ from it.
@@ -14,8 +19,8 @@ use hyphae_shm::record::FibReplace;
 use hyphae_wire::address::OVERLAY_RANGE;
 use hyphae_wire::{OverlayAddress, Prefix, PublicKey};
 
-use crate::FibChange;
-use crate::fib;
+use crate::babel::DynamicRoute;
+use crate::{FibChange, fib};
 
 /// Metric of a connected route.
 pub const METRIC_CONNECTED: u16 = 0;
@@ -51,21 +56,43 @@ pub enum Origin {
     Connected,
     /// The operator.
     Static,
+    /// The routing protocol.
+    Dynamic,
+}
+
+/// A peer that a route leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Its number.
+    pub peer: u32,
+    /// Its key.
+    pub key: PublicKey,
+    /// Its share of the flows.
+    pub weight: u16,
 }
 
 /// A route in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SelectedRoute {
     /// Destinations.
     pub prefix: Prefix,
-    /// Number of the peer that frames go to.
-    pub peer: u32,
-    /// Key of that peer.
-    pub next_hop: PublicKey,
+    /// Peers that frames go to, at least one; flows are shared out among them.
+    pub next_hops: Vec<NextHop>,
     /// Lower is better.
     pub metric: u16,
+    /// Sequence number of the routing protocol; 0 for others.
+    pub seqno: u16,
+    /// Key of the node that announced it, where the routing protocol says so.
+    pub announcer: Option<PublicKey>,
     /// Where it comes from.
     pub origin: Origin,
+}
+
+impl SelectedRoute {
+    fn fib(&self) -> FibReplace {
+        let hops = self.next_hops.iter().map(|hop| (hop.peer, hop.weight));
+        fib::replace(self.prefix, hops)
+    }
 }
 
 /// Why a static route was refused.
@@ -86,12 +113,16 @@ pub enum RouteError {
 #[derive(Debug)]
 pub struct Rib {
     own: OverlayAddress,
-    /// Peers that are up, by key.
+    /// Peers that are up, by key and by number.
     peers: BTreeMap<PublicKey, u32>,
+    keys: BTreeMap<u32, PublicKey>,
     /// /64 of each peer that is up.
     connected: BTreeMap<Prefix, PublicKey>,
     statics: BTreeMap<(Prefix, Via), u16>,
+    dynamic: BTreeMap<Prefix, DynamicRoute>,
     selected: BTreeMap<Prefix, SelectedRoute>,
+    /// How many selected routes have each prefix length.
+    lengths: [u32; 129],
     dirty: BTreeSet<Prefix>,
 }
 
@@ -101,9 +132,12 @@ impl Rib {
         Self {
             own,
             peers: BTreeMap::new(),
+            keys: BTreeMap::new(),
             connected: BTreeMap::new(),
             statics: BTreeMap::new(),
+            dynamic: BTreeMap::new(),
             selected: BTreeMap::new(),
+            lengths: [0; 129],
             dirty: BTreeSet::new(),
         }
     }
@@ -111,15 +145,31 @@ impl Rib {
     /// A peer is up under this number.
     pub fn peer_up(&mut self, peer: u32, key: PublicKey) {
         self.peers.insert(key, peer);
+        self.keys.insert(peer, key);
         self.connected.insert(key.address().subnet(), key);
         self.select(Some(key.address().subnet()));
     }
 
     /// A peer is down.
     pub fn peer_down(&mut self, key: &PublicKey) {
-        self.peers.remove(key);
+        if let Some(peer) = self.peers.remove(key) {
+            self.keys.remove(&peer);
+        }
         self.connected.remove(&key.address().subnet());
         self.select(Some(key.address().subnet()));
+    }
+
+    /// The routing protocol's route to a prefix, by numbers of peers; `None` when it has none.
+    pub fn set_dynamic(&mut self, prefix: Prefix, route: Option<DynamicRoute>) {
+        match route {
+            Some(route) => self.dynamic.insert(prefix, route),
+            None => self.dynamic.remove(&prefix),
+        };
+        if self.statics.is_empty() {
+            self.select_one(prefix);
+        } else {
+            self.select(Some(prefix));
+        }
     }
 
     /// Adds a static route, or changes the metric of one with the same prefix and next hop. False
@@ -178,17 +228,17 @@ impl Rib {
 
     /// The route that frames to `address` take: the longest matching prefix.
     pub fn lookup(&self, address: OverlayAddress) -> Option<&SelectedRoute> {
-        self.selected
-            .values()
-            .filter(|r| r.prefix.contains(address))
-            .max_by_key(|r| r.prefix.len())
+        (0..=128)
+            .rev()
+            .filter(|len| self.lengths[usize::from(*len)] > 0)
+            .find_map(|len| self.selected.get(&Prefix::new(address, len)))
     }
 
     /// The next change for the workers.
     pub fn poll_fib(&mut self) -> Option<FibChange> {
         let prefix = self.dirty.pop_first()?;
         Some(match self.selected.get(&prefix) {
-            Some(route) => FibChange::Replace(fib::replace(prefix, route.peer)),
+            Some(route) => FibChange::Replace(route.fib()),
             None => FibChange::Remove(fib::remove(prefix)),
         })
     }
@@ -196,10 +246,7 @@ impl Rib {
     /// Every entry, for a resync; what was to be polled is part of it or swept by it.
     pub fn replay_all(&mut self) -> Vec<FibReplace> {
         self.dirty.clear();
-        self.selected
-            .values()
-            .map(|route| fib::replace(route.prefix, route.peer))
-            .collect()
+        self.selected.values().map(SelectedRoute::fib).collect()
     }
 
     /// Selects anew for every prefix with a static route (any of them may resolve through what has
@@ -212,14 +259,28 @@ impl Rib {
             .chain(changed)
             .collect();
         for prefix in prefixes {
-            let best = self.best(prefix, RESOLVE_DEPTH_MAX);
-            let before = match best {
-                Some(route) => self.selected.insert(prefix, route),
-                None => self.selected.remove(&prefix),
-            };
-            if before.map(|route| route.peer) != best.map(|route| route.peer) {
-                self.dirty.insert(prefix);
+            self.select_one(prefix);
+        }
+    }
+
+    fn select_one(&mut self, prefix: Prefix) {
+        let best = self.best(prefix, RESOLVE_DEPTH_MAX);
+        let length = &mut self.lengths[usize::from(prefix.len())];
+        let before = match best {
+            Some(route) => {
+                let fib = route.next_hops.clone();
+                let before = self.selected.insert(prefix, route);
+                *length += u32::from(before.is_none());
+                (before, Some(fib))
             }
+            None => {
+                let before = self.selected.remove(&prefix);
+                *length -= u32::from(before.is_some());
+                (before, None)
+            }
+        };
+        if before.0.map(|route| route.next_hops) != before.1 {
+            self.dirty.insert(prefix);
         }
     }
 
@@ -229,9 +290,14 @@ impl Rib {
             let peer = *self.peers.get(&key)?;
             Some(SelectedRoute {
                 prefix,
-                peer,
-                next_hop: key,
+                next_hops: vec![NextHop {
+                    peer,
+                    key,
+                    weight: 1,
+                }],
                 metric,
+                seqno: 0,
+                announcer: None,
                 origin,
             })
         };
@@ -239,19 +305,46 @@ impl Rib {
             .connected
             .get(&prefix)
             .and_then(|key| route(*key, METRIC_CONNECTED, Origin::Connected));
-        let bounds = (prefix, Via::Peer(PublicKey([0; 32])))
-            ..=(prefix, Via::Address(OverlayAddress([0xff; 16])));
-        let statics = self.statics.range(bounds).filter_map(|((_, via), metric)| {
-            let key = match via {
-                Via::Peer(key) => *key,
-                Via::Address(address) => self.resolve(*address, prefix, depth)?,
-            };
-            route(key, *metric, Origin::Static)
-        });
-        connected
-            .into_iter()
-            .chain(statics)
-            .min_by_key(|route| (route.metric, route.origin))
+        if connected.is_none() {
+            let bounds = (prefix, Via::Peer(PublicKey([0; 32])))
+                ..=(prefix, Via::Address(OverlayAddress([0xff; 16])));
+            let statics = self.statics.range(bounds).filter_map(|((_, via), metric)| {
+                let key = match via {
+                    Via::Peer(key) => *key,
+                    Via::Address(address) => self.resolve(*address, prefix, depth)?,
+                };
+                route(key, *metric, Origin::Static)
+            });
+            if let Some(route) = statics.min_by_key(|route| route.metric) {
+                return Some(route);
+            }
+        }
+        self.dynamic_route(prefix).or(connected)
+    }
+
+    /// The dynamic route of a prefix, as far as its next hops are up.
+    fn dynamic_route(&self, prefix: Prefix) -> Option<SelectedRoute> {
+        let route = self.dynamic.get(&prefix)?;
+        let next_hops: Vec<NextHop> = route
+            .next_hops
+            .iter()
+            .filter_map(|hop| {
+                let key = self.keys.get(&hop.link)?;
+                Some(NextHop {
+                    peer: hop.link,
+                    key: *key,
+                    weight: hop.weight,
+                })
+            })
+            .collect();
+        (!next_hops.is_empty()).then_some(SelectedRoute {
+            prefix,
+            next_hops,
+            metric: route.metric,
+            seqno: route.serial.seqno(),
+            announcer: Some(route.origin),
+            origin: Origin::Dynamic,
+        })
     }
 
     /// The peer that leads to `address`, by the longest prefix other than `not`: a route does not
@@ -263,12 +356,17 @@ impl Rib {
             .get_key_value(&address.subnet())
             .map(|(prefix, _)| *prefix)
             .into_iter()
+            .chain(
+                self.dynamic
+                    .get_key_value(&address.subnet())
+                    .map(|(p, _)| *p),
+            )
             .chain(self.statics.keys().map(|(prefix, _)| *prefix))
             .filter(|prefix| prefix.contains(address) && *prefix != not)
             .map(|prefix| (std::cmp::Reverse(prefix.len()), prefix))
             .collect();
         candidates
             .into_iter()
-            .find_map(|(_, prefix)| self.best(prefix, depth).map(|route| route.next_hop))
+            .find_map(|(_, prefix)| self.best(prefix, depth).map(|route| route.next_hops[0].key))
     }
 }

@@ -85,7 +85,7 @@ fn an_address_resolves_through_other_routes_but_never_through_itself() {
     rib.add_static(via(b.address().subnet(), Via::Address(a.address())))
         .unwrap();
     rib.peer_up(1, a);
-    let next = |rib: &Rib, k: PublicKey| rib.lookup(k.address()).map(|r| r.peer);
+    let next = |rib: &Rib, k: PublicKey| rib.lookup(k.address()).map(|r| r.next_hops[0].peer);
     assert_eq!((next(&rib, b), next(&rib, c)), (Some(1), Some(1)));
     rib.peer_up(2, b);
     assert_eq!((next(&rib, b), next(&rib, c)), (Some(2), Some(2)));
@@ -120,14 +120,14 @@ fn the_longest_prefix_wins_then_the_metric_then_connected() {
     })
     .unwrap();
     let other: OverlayAddress = "500::1".parse::<std::net::Ipv6Addr>().unwrap().into();
-    assert_eq!(rib.lookup(other).unwrap().peer, 2);
+    assert_eq!(rib.lookup(other).unwrap().next_hops[0].peer, 2);
     assert_eq!(rib.lookup(b.address()).unwrap().origin, Origin::Connected);
     // A host route is more specific than the peer's own subnet.
     rib.add_static(via(Prefix::new(b.address(), 128), Via::Peer(a)))
         .unwrap();
-    assert_eq!(rib.lookup(b.address()).unwrap().peer, 1);
+    assert_eq!(rib.lookup(b.address()).unwrap().next_hops[0].peer, 1);
     assert!(rib.remove_static(prefix("400::/7"), Some(Via::Peer(b))));
-    assert_eq!(rib.lookup(other).unwrap().peer, 1);
+    assert_eq!(rib.lookup(other).unwrap().next_hops[0].peer, 1);
     assert!(rib.remove_static(prefix("400::/7"), None));
     assert!(!rib.remove_static(prefix("400::/7"), None));
     assert!(rib.lookup(other).is_none());

@@ -389,10 +389,10 @@ fn hostile_bytes_are_counted_and_change_nothing() {
             .wrapping_add(1);
         let len = (state >> 33) as usize % 120;
         let mut bytes: Vec<u8> = (0..len)
-            .map(|i| (state >> (i % 56)) as u8 ^ i as u8)
+            .map(|i| state.to_le_bytes()[i % 8] ^ u8::try_from(i).unwrap())
             .collect();
         if let [a, b, c, d, ..] = &mut bytes[..] {
-            (*a, *b, *c, *d) = (42, 2, 0, (len - 4) as u8);
+            (*a, *b, *c, *d) = (42, 2, 0, u8::try_from(len - 4).unwrap());
         }
         assert!(len < 4 || Packet::parse(&bytes).is_ok());
         net.node(0).handle_packet(now, 1, now, &bytes);
