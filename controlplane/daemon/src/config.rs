@@ -12,8 +12,12 @@ use hyphae_wire::{Suite, SuiteSet};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+mod routing;
+
 use crate::endpoint::{PeerUrl, RouteSpec};
 use crate::inbox::Limits;
+use routing::RawRouting;
+pub use routing::RoutingConfig;
 
 /// Underlay address by default: IPv6 and IPv4, port of the protocol.
 pub const LISTEN_DEFAULT: &str = "[::]:9670";
@@ -61,6 +65,8 @@ pub struct Config {
     pub inbox: InboxConfig,
     /// Stream links.
     pub stream: StreamConfig,
+    /// Dynamic routing.
+    pub routing: RoutingConfig,
 }
 
 /// Frames over TCP, where UDP does not pass.
@@ -160,6 +166,7 @@ struct Raw {
     session: RawSession,
     inbox: RawInbox,
     stream: RawStream,
+    routing: RawRouting,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -329,6 +336,7 @@ impl Config {
             session: SessionConfig::check(&raw.session)?,
             inbox: InboxConfig::check(&raw.inbox)?,
             stream: StreamConfig::check(&raw.stream)?,
+            routing: RoutingConfig::check(&raw.routing)?,
         })
     }
 

@@ -17,6 +17,7 @@ mod node;
 mod overlay_log;
 pub mod proxy;
 mod pump;
+mod routing;
 mod rpc;
 mod run;
 pub mod state;

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::endpoint::PeerUrl;
 use crate::host;
 use crate::overlay_log::Totals;
+use crate::routing::{Hold, Routing};
 
 /// How often names of peers are looked up again.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
@@ -82,6 +83,8 @@ pub(crate) struct Node {
     ports: Vec<u16>,
     pub(crate) rib: Rib,
     pub(crate) bus: BusService,
+    pub(crate) routing: Option<Routing>,
+    pub(crate) hold: Hold,
     pub(crate) configured: BTreeMap<u32, Configured>,
     next_configured: u32,
     pub(crate) attachment: Option<Attachment>,
@@ -112,6 +115,9 @@ impl Node {
         let unix = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
+        // Spreads timers; nothing depends on nobody knowing it.
+        let seed = now.0 ^ u64::from_le_bytes(own.0[8..].try_into().unwrap_or_default());
+        let routing = Routing::new(now, &config.routing, &identity, unix.as_secs(), seed);
         Self {
             config,
             identity,
@@ -121,6 +127,8 @@ impl Node {
             ports,
             rib: Rib::new(own),
             bus,
+            routing,
+            hold: Hold::default(),
             configured: BTreeMap::new(),
             next_configured: 0,
             attachment: None,
@@ -211,6 +219,7 @@ impl Node {
             self.host_routes = Some(host::start(name, ip, self.config.mtu()));
         }
         self.attachment = Some(attachment);
+        self.hold = Hold::Adopting;
         self.overlay.begin_attach(now, generation);
         self.drain();
     }
@@ -225,6 +234,10 @@ impl Node {
     pub(crate) fn handle_timeout(&mut self, now: Nanos) {
         self.overlay.handle_timeout(now);
         self.bus.handle_timeout(now);
+        if let Some(routing) = &mut self.routing {
+            routing.speaker.handle_timeout(now);
+        }
+        self.release_routes(now);
         if now >= self.resolve_at {
             self.resolve_at = now + RESOLVE_AGAIN;
             for (id, configured) in &self.configured {
@@ -251,9 +264,12 @@ impl Node {
     pub(crate) fn poll_timeout(&self) -> Option<Nanos> {
         let pings = self.pings.values().map(|(at, _)| *at).min();
         let bus = self.bus.poll_timeout();
+        let routing = self.routing.as_ref().and_then(|r| r.speaker.poll_timeout());
         [
             self.overlay.poll_timeout(),
             bus,
+            routing,
+            self.hold.deadline(),
             pings,
             Some(self.resolve_at),
         ]
@@ -266,12 +282,14 @@ impl Node {
     /// for room.
     pub(crate) fn drain(&mut self) -> bool {
         loop {
-            let mut idle = true;
+            let mut idle = !self.drain_routing(crate::pump::now());
             while let Some((worker, program)) = self.overlay.poll_program() {
                 idle = false;
                 self.push(worker, program);
             }
-            while let Some(change) = self.rib.poll_fib() {
+            while self.hold.lets_through()
+                && let Some(change) = self.rib.poll_fib()
+            {
                 idle = false;
                 self.push_all(&change.program());
             }
@@ -297,6 +315,9 @@ impl Node {
             return;
         }
         self.overlay.handle_punt(now, worker, punt);
+        if let Punt::LinkLocal(head, message) = punt {
+            self.handle_routing(now, head, message);
+        }
         self.drain();
     }
 
@@ -345,7 +366,7 @@ impl Node {
         }
     }
 
-    fn push_all(&mut self, program: &Program<'_>) {
+    pub(crate) fn push_all(&mut self, program: &Program<'_>) {
         let workers = self
             .attachment
             .as_ref()
@@ -362,8 +383,12 @@ impl Node {
                 let seen = self.seen.entry(key.to_string()).or_insert((now, now));
                 seen.1 = now;
                 self.rib.peer_up(peer, key);
+                self.routing_link_up(now, peer, key);
             }
-            Event::PeerDown { key, .. } => self.rib.peer_down(&key),
+            Event::PeerDown { peer, key, .. } => {
+                self.rib.peer_down(&key);
+                self.routing_link_down(now, peer);
+            }
             Event::EchoReply { id, rtt, .. } => {
                 if let Some((_, reply)) = self.pings.remove(&id) {
                     let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
@@ -384,12 +409,7 @@ impl Node {
                     routes.limit(address.subnet().address().ip(), mtu);
                 }
             }
-            Event::ResyncFib { .. } => {
-                for entry in self.rib.replay_all() {
-                    self.push_all(&Program::FibReplace(&entry));
-                }
-                self.overlay.finish_resync(now);
-            }
+            Event::ResyncFib { .. } => self.hold_routes(now),
             Event::SessionUp { address, key } => self.bus.session_up(now, address, key),
             Event::SessionDown { address, .. } => self.bus.session_down(now, address),
             Event::PeerMoved { .. } | Event::SessionFailed { .. } | Event::Refused { .. } => {}

@@ -27,6 +27,7 @@ mod install;
 mod keys;
 mod limit;
 mod liveness;
+mod neighbour;
 mod noise;
 mod paths;
 mod pmtu;

@@ -210,12 +210,13 @@ impl Node {
     fn routes(&self) -> Vec<Route> {
         let route = |route: &hyphae_routing::SelectedRoute| Route {
             subnet: route.prefix.to_string(),
-            next_hop: route.next_hop.to_string(),
+            next_hop: route.next_hops[0].key.to_string(),
             metric: route.metric,
-            seqno: 0,
+            seqno: route.seqno,
             origin: match route.origin {
                 Origin::Connected => "connected",
                 Origin::Static => "static",
+                Origin::Dynamic => "dynamic",
             }
             .to_owned(),
         };

@@ -225,8 +225,18 @@ fn micros(at: Nanos) -> u32 {
 }
 
 impl Speaker {
-    /// A neighbour is there, under this number.
+    /// A neighbour is there, under this number. It forgets what this node has told it before.
     pub fn link_up(&mut self, now: Nanos, link: u32, key: PublicKey) {
+        self.open_link(now, link, key, false);
+    }
+
+    /// A neighbour is there, and frames have gone on flowing to it and from it while this speaker
+    /// was away: the neighbour keeps its routes for a while, until they are told again.
+    pub fn link_adopted(&mut self, now: Nanos, link: u32, key: PublicKey) {
+        self.open_link(now, link, key, true);
+    }
+
+    fn open_link(&mut self, now: Nanos, link: u32, key: PublicKey, adopted: bool) {
         self.link_down(now, link);
         let slot = self.slots.iter().position(Option::is_none);
         let slot = slot.unwrap_or_else(|| {
@@ -241,7 +251,7 @@ impl Speaker {
         state.hello_seqno = u16::try_from(self.rng >> 48).unwrap_or(0);
         self.jitter(interval);
         self.links.insert(link, state);
-        self.send_opening(now, link);
+        self.send_opening(now, link, adopted);
     }
 
     /// A neighbour is gone.
@@ -249,7 +259,7 @@ impl Speaker {
         let Some(state) = self.links.remove(&link) else {
             return;
         };
-        for timer in [Timer::Hello(link), Timer::Flush(link), Timer::Ack(link)] {
+        for timer in [Timer::Hello, Timer::Flush, Timer::Ack, Timer::Stale].map(|t| t(link)) {
             self.timers.set(timer, Nanos::NEVER);
         }
         self.slots[state.slot] = None;
@@ -269,18 +279,23 @@ impl Speaker {
     }
 
     /// The first packet of a link: forget what you had from me, tell me what you have.
-    fn send_opening(&mut self, now: Nanos, link: u32) {
+    fn send_opening(&mut self, now: Nanos, link: u32, adopted: bool) {
         self.put_hello(now, link, true);
-        let retraction = Update {
+        let retraction = Tlv::Update(Update {
             prefix: None,
             router_id: None,
             interval: 0,
             seqno: 0,
             metric: INFINITY,
             origin: None,
+        });
+        let request = Tlv::RouteRequest { prefix: None };
+        let tlvs: &[Tlv] = if adopted {
+            &[request]
+        } else {
+            &[retraction, request]
         };
-        let tlvs = [Tlv::Update(retraction), Tlv::RouteRequest { prefix: None }];
-        self.transmit_opening(now, link, &tlvs);
+        self.transmit_opening(now, link, tlvs);
         let interval = self.hello_interval();
         let next = self.jitter(interval);
         self.timers.set(Timer::Hello(link), now + next);

@@ -16,7 +16,8 @@
 //! * Updates are acknowledged (section 3.3) and incremental; what was told to a neighbour
 //!   is repeated only every [`REFRESH`], and lives as long as the link. A new link begins
 //!   with a wildcard retraction and a wildcard request, so a neighbour that was restarted without the
-//!   link noticing is told everything again.
+//!   link noticing is told everything again. A speaker that takes over from one that died, while the
+//!   workers went on forwarding, leaves the retraction out; what it does not tell again in time ends.
 //! * All feasible neighbours of nearly the best metric become next hops. Each has a feasible
 //!   distance below ours, which is what makes any of them loop-free (section 2.4).
 //!
@@ -160,6 +161,8 @@ enum Timer {
     Flush(u32),
     /// The earliest unacknowledged packet of a link.
     Ack(u32),
+    /// What a neighbour has not told again since it started anew ends.
+    Stale(u32),
     /// A question for a sequence number is asked again, or forgotten.
     Query(Prefix, RouterId),
     /// The next part of the table is looked after.
@@ -233,6 +236,7 @@ impl Speaker {
                 Timer::Hello(link) => self.hello_due(now, link),
                 Timer::Flush(link) => self.flush(now, link),
                 Timer::Ack(link) => self.ack_due(now, link),
+                Timer::Stale(link) => self.stale_due(now, link),
                 Timer::Query(prefix, router_id) => self.query_due(now, prefix, router_id),
                 Timer::Turn => self.turn(now),
             }

@@ -420,6 +420,7 @@ impl Speaker {
 
     pub(super) fn handle_route_request(&mut self, now: Nanos, link: u32, prefix: Option<Prefix>) {
         let Some(prefix) = prefix else {
+            self.grow_stale(now, link);
             if self.links.get(&link).is_some_and(|state| state.open) {
                 self.tell_everything(now, link);
             }

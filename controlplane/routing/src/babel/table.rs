@@ -9,13 +9,16 @@ use std::time::Duration;
 use hyphae_wire::babel::{INFINITY, Origin, RouterId, Serial};
 use hyphae_wire::{Nanos, Prefix, PublicKey};
 
-use super::Speaker;
 use super::bits::Bits;
+use super::{Speaker, Timer};
 
 /// How long the feasible distance of a source is kept after its last use, RFC 8966 appendix B.
 const SOURCE_KEPT: Duration = Duration::from_secs(180);
 /// Updates told at this interval may be missing this many times, in tenths of the interval.
 const HOLD_TENTHS: u32 = 35;
+
+/// Life of what a neighbour told before it started anew, and a millisecond more for each route.
+const STALE_AFTER: Duration = Duration::from_secs(10);
 
 /// What was told to which links.
 #[derive(Clone, Debug, Default)]
@@ -389,6 +392,26 @@ impl Speaker {
         let source = destination.source(candidate.router_id)?;
         let (serial, _) = source.distance?;
         Some((candidate.router_id, serial.next(), candidate.link))
+    }
+
+    /// The neighbour has started anew: what it offered lives on only if it is told again soon.
+    pub(super) fn grow_stale(&mut self, now: Nanos, link: u32) {
+        let prefixes = self.prefixes_of(link);
+        // The more there is, the longer it takes to be told.
+        let patience = STALE_AFTER + Duration::from_millis(prefixes.len() as u64);
+        for prefix in prefixes {
+            let candidates = self.table.get_mut(&prefix).map(|d| &mut d.candidates);
+            for candidate in candidates.into_iter().flatten().filter(|c| c.link == link) {
+                candidate.expires = candidate.expires.min(now + patience);
+            }
+        }
+        self.timers.set(Timer::Stale(link), now + patience);
+    }
+
+    pub(super) fn stale_due(&mut self, now: Nanos, link: u32) {
+        for prefix in self.prefixes_of(link) {
+            self.look_after(now, prefix);
+        }
     }
 
     /// Expiry, and forgetting of what is no longer used.

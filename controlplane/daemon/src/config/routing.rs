@@ -1,0 +1,133 @@
+//! Section `[routing]`.
+
+use std::time::Duration;
+
+use hyphae_routing::babel::{Action, Filter, Rule};
+use hyphae_wire::address::OVERLAY_RANGE;
+use hyphae_wire::{Prefix, PublicKey};
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+
+/// Dynamic routing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoutingConfig {
+    /// Whether the protocol runs at all; without it there are only static routes.
+    pub enabled: bool,
+    /// Prefixes for which this node is a gateway.
+    pub announce: Vec<Prefix>,
+    /// Time between hellos of a link.
+    pub hello: Duration,
+    /// Next hops that one route may have.
+    pub next_hops_max: usize,
+    /// Destinations known at a time.
+    pub routes_max: usize,
+    /// What is taken from neighbours.
+    pub import: Filter,
+    /// What is told to neighbours.
+    pub export: Filter,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRouting {
+    enabled: Option<bool>,
+    announce: Vec<String>,
+    hello_milliseconds: Option<u64>,
+    next_hops_max: Option<usize>,
+    routes_max: Option<usize>,
+    import: Vec<RawRule>,
+    export: Vec<RawRule>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawRule {
+    action: RawAction,
+    prefix: Option<String>,
+    origin: Option<String>,
+    neighbour: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum RawAction {
+    Accept,
+    Refuse,
+}
+
+fn bad(key: &'static str, message: impl ToString) -> ConfigError {
+    ConfigError::Value {
+        key,
+        message: message.to_string(),
+    }
+}
+
+fn rules(key: &'static str, raw: &[RawRule]) -> Result<Vec<Rule>, ConfigError> {
+    let parse = |rule: &RawRule| {
+        let public = |text: &Option<String>| {
+            text.as_deref()
+                .map(|text| text.parse::<PublicKey>().map_err(|e| bad(key, e)))
+                .transpose()
+        };
+        let prefix = rule.prefix.as_deref().map(|text| text.parse::<Prefix>());
+        Ok(Rule {
+            prefix: prefix.transpose().map_err(|e| bad(key, e))?,
+            origin: public(&rule.origin)?,
+            neighbour: public(&rule.neighbour)?,
+            action: match rule.action {
+                RawAction::Accept => Action::Accept,
+                RawAction::Refuse => Action::Refuse,
+            },
+        })
+    };
+    raw.iter().map(parse).collect()
+}
+
+impl RoutingConfig {
+    pub(super) fn check(raw: &RawRouting) -> Result<Self, ConfigError> {
+        let announce = raw
+            .announce
+            .iter()
+            .map(|text| {
+                let prefix: Prefix = text.parse().map_err(|e| bad("routing.announce", e))?;
+                if OVERLAY_RANGE.covers(prefix) || prefix.covers(OVERLAY_RANGE) {
+                    let message = format!(
+                        "{prefix} lies in the overlay range {OVERLAY_RANGE}, where addresses belong to \
+                         keys; only prefixes outside of it can be announced"
+                    );
+                    return Err(bad("routing.announce", message));
+                }
+                Ok(prefix)
+            })
+            .collect::<Result<_, _>>()?;
+        let hello = raw.hello_milliseconds.unwrap_or(1000);
+        if !(100..=60_000).contains(&hello) {
+            return Err(bad("routing.hello_milliseconds", "from 100 to 60000"));
+        }
+        let next_hops_max = raw.next_hops_max.unwrap_or(8);
+        if !(1..=8).contains(&next_hops_max) {
+            return Err(bad("routing.next_hops_max", "from 1 to 8"));
+        }
+        let routes_max = raw.routes_max.unwrap_or(200_000);
+        if !(1..=10_000_000).contains(&routes_max) {
+            return Err(bad("routing.routes_max", "from 1 to 10000000"));
+        }
+        // The operator's rules come before what holds without any.
+        let mut import = Filter::import_default();
+        let mut first = rules("routing.import", &raw.import)?;
+        first.append(&mut import.rules);
+        import.rules = first;
+        let mut export = Filter::accept_all();
+        export.rules = rules("routing.export", &raw.export)?;
+        Ok(Self {
+            enabled: raw.enabled.unwrap_or(true),
+            announce,
+            hello: Duration::from_millis(hello),
+            next_hops_max,
+            routes_max,
+            import,
+            export,
+        })
+    }
+}

@@ -1,0 +1,174 @@
+//! The routing protocol in the node: links from the overlay's events, packets through its
+//! sessions, routes into the RIB.
+
+use std::time::Duration;
+
+use hyphae_routing::babel::{Config, RefusalReason, Speaker, Xeddsa};
+use hyphae_shm::record::{Program, PuntLinkLocal};
+use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::{Nanos, PublicKey, SecretKey};
+
+use crate::config::RoutingConfig;
+use crate::node::Node;
+
+/// How often refusals are logged; all are counted.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
+
+/// After an attach to workers that were forwarding: how long their FIB stays as it is at least, and
+/// at most, and how long no route must have changed.
+const HOLD_MIN: Duration = Duration::from_secs(1);
+const HOLD_MAX: Duration = Duration::from_secs(8);
+const SETTLED: Duration = Duration::from_millis(400);
+
+/// Whether the FIB of the workers follows the RIB.
+///
+/// A control plane that takes over has to learn all routes anew. Until it has, the workers go on
+/// with what they have: nothing is lost, and half-learnt routes cannot make a loop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// It does.
+    #[default]
+    Off,
+    /// Peers are being taken over.
+    Adopting,
+    /// They are; their routes are being learnt.
+    Learning { since: Nanos, changed: Nanos },
+}
+
+impl Hold {
+    pub(crate) fn lets_through(self) -> bool {
+        self == Self::Off
+    }
+
+    /// When the look whether to end it is due.
+    pub(crate) fn deadline(self) -> Option<Nanos> {
+        match self {
+            Self::Off | Self::Adopting => None,
+            Self::Learning { since, changed } => Some(
+                (changed + SETTLED)
+                    .max(since + HOLD_MIN)
+                    .min(since + HOLD_MAX),
+            ),
+        }
+    }
+}
+
+/// The speaker of a node, and when it complained last.
+pub(crate) struct Routing {
+    pub(crate) speaker: Speaker,
+    complained: Option<(Nanos, RefusalReason)>,
+}
+
+impl Routing {
+    /// `None` when the operator wants static routes only.
+    pub(crate) fn new(
+        now: Nanos,
+        config: &RoutingConfig,
+        identity: &SecretKey,
+        unix: u64,
+        seed: u64,
+    ) -> Option<Self> {
+        if !config.enabled {
+            return None;
+        }
+        // Seconds since 1970 fit until 2106.
+        let epoch = u32::try_from(unix).unwrap_or(u32::MAX);
+        let mut speaker = Config::new(identity.clone(), epoch);
+        speaker.announce.clone_from(&config.announce);
+        speaker.hello = config.hello;
+        speaker.next_hops_max = config.next_hops_max;
+        speaker.routes_max = config.routes_max;
+        speaker.import = config.import.clone();
+        speaker.export = config.export.clone();
+        Some(Self {
+            speaker: Speaker::new(now, speaker, seed, Box::new(Xeddsa)),
+            complained: None,
+        })
+    }
+}
+
+impl Node {
+    pub(crate) fn routing_link_up(&mut self, now: Nanos, peer: u32, key: PublicKey) {
+        let Some(routing) = &mut self.routing else {
+            return;
+        };
+        if self.hold == Hold::Adopting {
+            routing.speaker.link_adopted(now, peer, key);
+        } else {
+            routing.speaker.link_up(now, peer, key);
+        }
+    }
+
+    pub(crate) fn routing_link_down(&mut self, now: Nanos, peer: u32) {
+        if let Some(routing) = &mut self.routing {
+            routing.speaker.link_down(now, peer);
+        }
+    }
+
+    /// The overlay has named all that it keeps: now, or when the routes are learnt, it is the FIB's
+    /// turn.
+    pub(crate) fn hold_routes(&mut self, now: Nanos) {
+        let links = self.routing.as_ref().map(|r| r.speaker.links().count());
+        if links.unwrap_or(0) == 0 {
+            self.replay_routes(now);
+        } else {
+            let (since, changed) = (now, now);
+            self.hold = Hold::Learning { since, changed };
+        }
+    }
+
+    /// Ends the hold when the routes are learnt.
+    pub(crate) fn release_routes(&mut self, now: Nanos) {
+        if self.hold.deadline().is_some_and(|at| at <= now) {
+            self.replay_routes(now);
+        }
+    }
+
+    fn replay_routes(&mut self, now: Nanos) {
+        self.hold = Hold::Off;
+        for entry in self.rib.replay_all() {
+            self.push_all(&Program::FibReplace(&entry));
+        }
+        self.overlay.finish_resync(now);
+    }
+
+    /// A control message of a neighbour, if it is the routing protocol's.
+    pub(crate) fn handle_routing(&mut self, now: Nanos, punt: &PuntLinkLocal, message: &[u8]) {
+        if let Some((ControlKind::Routing, packet)) = control::parse(message)
+            && let Some(routing) = &mut self.routing
+        {
+            let (peer, received) = (punt.peer.get(), Nanos(punt.received.get()));
+            routing.speaker.handle_packet(now, peer, received, packet);
+        }
+    }
+
+    /// Moves what the speaker wants done into the other engines; false when there was nothing.
+    pub(crate) fn drain_routing(&mut self, now: Nanos) -> bool {
+        let Some(routing) = &mut self.routing else {
+            return false;
+        };
+        let mut any = false;
+        while let Some(transmit) = routing.speaker.poll_transmit() {
+            any = true;
+            // A link that went down meanwhile is about to be reported.
+            self.overlay.send_routing(transmit.link, &transmit.packet);
+        }
+        while let Some(change) = routing.speaker.poll_route() {
+            any = true;
+            self.rib.set_dynamic(change.prefix, change.route);
+            if let Hold::Learning { changed, .. } = &mut self.hold {
+                *changed = now;
+            }
+        }
+        while let Some(refused) = routing.speaker.poll_refusal() {
+            let repeated = routing.complained.is_some_and(|(at, reason)| {
+                reason == refused.reason && now.since(at) < COMPLAIN_AGAIN
+            });
+            if !repeated {
+                routing.complained = Some((now, refused.reason));
+                tracing::warn!("{refused}");
+            }
+        }
+        any
+    }
+}
