@@ -3,6 +3,8 @@
 //! The file is read into a raw form that refuses unknown keys, then checked into [`Config`]. A flag
 //! that is not given is `None` in [`Overrides`] and changes nothing.
 
+mod peering;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +20,10 @@ use crate::endpoint::{PeerUrl, RouteSpec};
 use crate::inbox::Limits;
 use routing::RawRouting;
 pub use routing::RoutingConfig;
+
+pub use peering::{
+    DISCOVERY_PORT_DEFAULT, DiscoveryConfig, DiscoveryMode, NetworkConfig, PeeringConfig,
+};
 
 /// Underlay address by default: IPv6 and IPv4, port of the protocol.
 pub const LISTEN_DEFAULT: &str = "[::]:9670";
@@ -61,6 +67,8 @@ pub struct Config {
     pub log_level: String,
     /// Sessions.
     pub session: SessionConfig,
+    /// Private network, who may be a peer, discovery.
+    pub peering: PeeringConfig,
     /// Messages that wait to be read.
     pub inbox: InboxConfig,
     /// Stream links.
@@ -116,6 +124,10 @@ pub struct SessionConfig {
     pub keepalive: Duration,
     /// Silence after which a peer is down.
     pub dead_after: Duration,
+    /// The same for a peer to which frames are being sent.
+    pub lost_after: Duration,
+    /// Longest time between attempts at a peer that was never up.
+    pub retry_max: Duration,
 }
 
 /// A setting that cannot be used.
@@ -164,6 +176,9 @@ struct Raw {
     admin: RawAdmin,
     log_level: Option<String>,
     session: RawSession,
+    network: peering::RawNetwork,
+    peering: peering::RawPeering,
+    discovery: peering::RawDiscovery,
     inbox: RawInbox,
     stream: RawStream,
     routing: RawRouting,
@@ -229,6 +244,8 @@ struct RawSession {
     rekey_after_seconds: Option<u64>,
     keepalive_seconds: Option<u64>,
     dead_after_seconds: Option<u64>,
+    lost_after_ms: Option<u64>,
+    retry_max_seconds: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -267,6 +284,12 @@ pub struct Overrides {
     pub rest: Option<String>,
     /// `--log-level`
     pub log_level: Option<String>,
+    /// `--network`
+    pub network: Option<String>,
+    /// `--network-key`
+    pub network_key: Option<PathBuf>,
+    /// `--discovery`
+    pub discovery: Option<String>,
 }
 
 impl Config {
@@ -282,10 +305,12 @@ impl Config {
                     path: path.to_owned(),
                     source,
                 })?;
-                toml::from_str(&text).map_err(|error| ConfigError::Parse {
+                let mut raw: Raw = toml::from_str(&text).map_err(|error| ConfigError::Parse {
                     path: path.to_owned(),
                     message: explain(&error),
-                })?
+                })?;
+                peering::relative_to(path, &mut raw.network);
+                raw
             }
         };
         Self::check(raw, overrides)
@@ -334,6 +359,16 @@ impl Config {
             bus_call: raw.admin.bus_call.unwrap_or(true),
             log_level: text(over.log_level, raw.log_level, "info"),
             session: SessionConfig::check(&raw.session)?,
+            peering: peering::check(
+                raw.network,
+                raw.peering,
+                raw.discovery,
+                peering::PeeringOverrides {
+                    network_name: over.network,
+                    network_key_file: over.network_key,
+                    discovery: over.discovery,
+                },
+            )?,
             inbox: InboxConfig::check(&raw.inbox)?,
             stream: StreamConfig::check(&raw.stream)?,
             routing: RoutingConfig::check(&raw.routing)?,
@@ -399,6 +434,17 @@ impl SessionConfig {
             let message = "must be at least twice session.keepalive_seconds".to_owned();
             return Err(value("session.dead_after_seconds", message));
         }
+        let lost = raw.lost_after_ms.unwrap_or(2500);
+        if !(1000..=600_000).contains(&lost) {
+            let message = format!("{lost} is out of range; use 1000 to 600000 milliseconds");
+            return Err(value("session.lost_after_ms", message));
+        }
+        let retry = seconds(
+            "session.retry_max_seconds",
+            raw.retry_max_seconds,
+            30,
+            2..=3600,
+        )?;
         let rekey = seconds(
             "session.rekey_after_seconds",
             raw.rekey_after_seconds,
@@ -409,6 +455,8 @@ impl SessionConfig {
             rekey_after: rekey,
             keepalive,
             dead_after: dead,
+            lost_after: Duration::from_millis(lost),
+            retry_max: retry,
         })
     }
 }
@@ -538,6 +586,19 @@ mod tests {
         for (text, key) in [
             ("listen = \"9670\"", "listen"),
             ("suite = \"rot13\"", "suite"),
+            ("[session]\nlost_after_ms = 10", "session.lost_after_ms"),
+            ("[network]\nname = \"garden\"", "network.key_file"),
+            ("[network]\nkey_file = \"k\"", "network.name"),
+            ("[network]\nname = \"\"\nkey_file = \"k\"", "network.name"),
+            ("[peering]\nallow = [\"12\"]", "peering.allow"),
+            (
+                "[peering]\ndeny = [{ key = \"12\", name = \"x\" }]",
+                "peering.deny",
+            ),
+            ("[peering]\npeers_max = 0", "peering.peers_max"),
+            ("[discovery]\nmode = \"a b\"", "discovery.mode"),
+            ("[discovery]\nmode = []", "discovery.mode"),
+            ("[discovery]\nport = 0", "discovery.port"),
             ("[stream]\nupgrade_seconds = 0", "stream.upgrade_seconds"),
             (
                 "[session]\nrekey_after_seconds = 0",
@@ -588,6 +649,34 @@ mod tests {
             error.contains("line 2") && error.contains("did you mean `listen`?"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn lists_of_keys_take_names_and_an_empty_allow_list_lets_nobody_in() {
+        let (one, two) = ("11".repeat(32), "22".repeat(32));
+        let text = format!(
+            "[peering]\nallow = [\"{one}\", {{ key = \"{two}\", name = \"attic\" }}]\n\
+             inbound_max = 0\n[discovery]\nmode = [\"eth0\", \"eth1\"]\n\
+             [network]\nname = \"garden\"\nkey_file = \"k\""
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        let config = Config::load(Some(file.path()), Overrides::default());
+        let peering = config.unwrap().peering;
+        assert_eq!(peering.policy.allow.as_ref().unwrap().len(), 2);
+        assert_eq!(peering.names[&two.parse().unwrap()], "attic");
+        assert_eq!(peering.policy.inbound_max, 0);
+        assert_eq!(peering.discovery.mode, "eth1,eth0".parse().unwrap());
+        let key_file = peering.network.unwrap().key_file;
+        assert_eq!(key_file, file.path().parent().unwrap().join("k"));
+        let nobody = load("[peering]\nallow = []", Overrides::default()).unwrap();
+        assert_eq!(nobody.peering.policy.allow, Some(Default::default()));
+        let flags = Overrides {
+            discovery: Some("none".into()),
+            ..Overrides::default()
+        };
+        let mode = load(&text, flags).unwrap().peering.discovery.mode;
+        assert_eq!(mode, DiscoveryMode::Off);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 mod attach;
 mod bus;
 pub mod config;
+mod discovery;
 pub mod endpoint;
 mod host;
 pub mod inbox;

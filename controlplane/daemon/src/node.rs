@@ -1,5 +1,7 @@
 //! The node: engines, configured peers, and what RPC asks of them.
 
+mod links;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,13 +14,14 @@ use hyphae_rpc::method::Pong;
 use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{InjectRouted, Program, Punt};
-use hyphae_wire::{Nanos, SecretKey, Service, WorkerId};
+use hyphae_wire::{Endpoint, Nanos, SecretKey, Service, WorkerId};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::attach::Attachment;
 use crate::bus::{BusCommand, BusScrape, Service as BusService};
 use crate::config::Config;
+use crate::discovery::{Discovery, Neighbours};
 use crate::endpoint::PeerUrl;
 use crate::host;
 use crate::overlay_log::Totals;
@@ -69,6 +72,8 @@ pub(crate) struct Configured {
     pub(crate) url: PeerUrl,
     /// Added by RPC, so kept in peers.toml.
     pub(crate) stored: bool,
+    /// Found on a local network.
+    pub(crate) lan: bool,
     pub(crate) since: Nanos,
 }
 
@@ -89,6 +94,10 @@ pub(crate) struct Node {
     next_configured: u32,
     pub(crate) attachment: Option<Attachment>,
     pub(crate) resolver: Resolver,
+    pub(crate) discovery: Discovery,
+    pub(crate) neighbours: Neighbours,
+    neighbours_at: Nanos,
+    counters_at: Nanos,
     pings: BTreeMap<u64, (Nanos, oneshot::Sender<Result<Value, Error>>)>,
     next_ping: u64,
     /// The host's routes to nodes whose path carries less than the device.
@@ -107,8 +116,8 @@ impl Node {
         identity: SecretKey,
         (overlay, bus): (Overlay, BusService),
         ports: Vec<u16>,
-        state_directory: PathBuf,
-        socket_directory: PathBuf,
+        discovery: Discovery,
+        (state_directory, socket_directory): (PathBuf, PathBuf),
         now: Nanos,
     ) -> Self {
         let own = identity.public_key().address();
@@ -133,6 +142,10 @@ impl Node {
             next_configured: 0,
             attachment: None,
             resolver: Resolver::new(),
+            discovery,
+            neighbours: Neighbours::default(),
+            neighbours_at: Nanos::NEVER,
+            counters_at: now,
             pings: BTreeMap::new(),
             next_ping: 1,
             host_routes: None,
@@ -146,26 +159,29 @@ impl Node {
 
     /// Keeps connecting to a peer from now on.
     pub(crate) fn add_peer(&mut self, now: Nanos, url: PeerUrl, stored: bool) {
+        let configured = Configured {
+            url,
+            stored,
+            lan: false,
+            since: now,
+        };
+        let id = self.add_entry(now, configured, Vec::new());
+        if let Some(configured) = self.configured.get(&id) {
+            self.resolver.start(id, &configured.url);
+        }
+    }
+
+    fn add_entry(&mut self, now: Nanos, configured: Configured, addresses: Vec<Endpoint>) -> u32 {
         let id = self.next_configured;
         self.next_configured += 1;
-        let key = url.key;
-        self.overlay.add_peer(
-            now,
-            PeerConfig {
-                id: ConfiguredPeer(id),
-                addresses: Vec::new(),
-                key,
-            },
-        );
-        self.resolver.start(id, &url);
-        self.configured.insert(
-            id,
-            Configured {
-                url,
-                stored,
-                since: now,
-            },
-        );
+        let peer = PeerConfig {
+            id: ConfiguredPeer(id),
+            addresses,
+            key: configured.url.key,
+        };
+        self.configured.insert(id, configured);
+        self.overlay.add_peer(now, peer);
+        id
     }
 
     /// Stops connecting to a peer, and ends its link.
@@ -232,6 +248,12 @@ impl Node {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Nanos) {
+        if now >= self.counters_at {
+            self.read_counters(now);
+        }
+        if now >= self.neighbours_at {
+            self.expire_neighbours(now);
+        }
         self.overlay.handle_timeout(now);
         self.bus.handle_timeout(now);
         if let Some(routing) = &mut self.routing {
@@ -241,7 +263,7 @@ impl Node {
         if now >= self.resolve_at {
             self.resolve_at = now + RESOLVE_AGAIN;
             for (id, configured) in &self.configured {
-                if configured.url.host.parse::<IpAddr>().is_err() {
+                if !configured.lan && configured.url.host.parse::<IpAddr>().is_err() {
                     self.resolver.start(*id, &configured.url);
                 }
             }
@@ -265,17 +287,14 @@ impl Node {
         let pings = self.pings.values().map(|(at, _)| *at).min();
         let bus = self.bus.poll_timeout();
         let routing = self.routing.as_ref().and_then(|r| r.speaker.poll_timeout());
-        [
-            self.overlay.poll_timeout(),
-            bus,
-            routing,
-            self.hold.deadline(),
-            pings,
-            Some(self.resolve_at),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let own = [self.resolve_at, self.neighbours_at, self.counters_at];
+        let engines = [self.overlay.poll_timeout(), bus, routing];
+        engines
+            .into_iter()
+            .chain([self.hold.deadline(), pings])
+            .flatten()
+            .chain(own)
+            .min()
     }
 
     /// Moves everything that the engines want done into the rings. True when something has to wait

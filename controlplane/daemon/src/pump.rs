@@ -116,6 +116,7 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool 
                 }
             }
             resolved = node.resolver.next() => node.resolved(now(), resolved),
+            found = node.discovery.next() => node.found(now(), found),
             result = attachment.rung() => if result.is_err() { return false },
             () = tokio::time::sleep(wait) => {}
         }

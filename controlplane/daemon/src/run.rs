@@ -1,16 +1,19 @@
 //! Start, serve, stop.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyphae_bus::topics::Topics;
 use hyphae_overlay::{Config as OverlayConfig, Overlay};
+use hyphae_wire::Network;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::attach::Attachment;
 use crate::bus::{BusCommand, Service as BusService};
-use crate::config::Config;
+use crate::config::{Config, DiscoveryMode};
+use crate::discovery::{self, Discovery};
 use crate::inbox::{Found, Inbox, InboxError};
 use crate::node::{Command, Node};
 use crate::proxy::forward::Forward;
@@ -45,6 +48,9 @@ pub enum RunError {
     /// The inbox.
     #[error(transparent)]
     Inbox(#[from] InboxError),
+    /// Key of the private network.
+    #[error(transparent)]
+    NetworkKey(#[from] state::network_key::NetworkKeyError),
     /// Listening sockets.
     #[error(transparent)]
     Listen(#[from] rpc::ListenError),
@@ -120,6 +126,13 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let hello = attachment.hello;
     let ports = hello.ports.iter().take(hello.workers.get().into());
     let ports: Vec<u16> = ports.map(|port| port.get()).collect();
+    let network = match &config.peering.network {
+        Some(network) => {
+            let key = state::network_key::read(&network.key_file)?;
+            Some(Network::new(&network.name, &key))
+        }
+        None => None,
+    };
     let mut overlay_config = OverlayConfig::new(identity.clone(), ports.clone());
     overlay_config.suites = config.suites(hello.aes_hardware != 0);
     overlay_config.mtu = config.mtu();
@@ -128,6 +141,12 @@ async fn serve(options: Options) -> Result<(), RunError> {
     overlay_config.dead_after = config.session.dead_after;
     overlay_config.stream_fallback_after = config.stream.fallback_after;
     overlay_config.stream_upgrade_every = config.stream.upgrade_every;
+    overlay_config.lost_after = config.session.lost_after;
+    overlay_config.retry_max = config.session.retry_max;
+    overlay_config.network = network.clone();
+    overlay_config.policy = config.peering.policy.clone();
+    overlay_config.peers_max = config.peering.peers_max;
+    overlay_config.half_open_per_source_max = config.peering.handshakes_per_source_max;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(RunError::Random)?;
     let now = pump::now();
@@ -149,13 +168,14 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let (forwarded, messages) = mpsc::channel(FORWARDED_MAX);
     bus.handle_command(now, BusCommand::OnForward(forwarded));
     let (handle, stats) = (bus.handle(), bus.proxies());
+    let discovery = Discovery::start(discovery_settings(&config, &overlay, &ports, network));
     let mut node = Node::new(
         config,
         identity,
         (overlay, bus),
         ports,
-        options.state_directory,
-        options.socket_directory,
+        discovery,
+        (options.state_directory, options.socket_directory),
         now,
     );
     for route in node.config.routes.clone().into_iter().chain(routes.routes) {
@@ -232,6 +252,29 @@ async fn serve(options: Options) -> Result<(), RunError> {
     // Ours: `listen_unix` made it. If it is gone already, so much the better.
     let _ = std::fs::remove_file(path);
     Ok(())
+}
+
+fn discovery_settings(
+    config: &Config,
+    overlay: &Overlay,
+    ports: &[u16],
+    network: Option<Network>,
+) -> discovery::Settings {
+    let mut mode = config.peering.discovery.mode.clone();
+    // Others dial link-local addresses: a socket bound to anything else does not hear them.
+    if config.listen.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED) && mode != DiscoveryMode::Off {
+        let listen = config.listen;
+        tracing::info!(%listen, "discovery on local networks is off: it needs --listen on [::]");
+        mode = DiscoveryMode::Off;
+    }
+    discovery::Settings {
+        mode,
+        port: config.peering.discovery.port,
+        node_port: ports.first().copied().unwrap_or(config.listen.port()),
+        key: overlay.key(),
+        network,
+        tun: config.tun.clone(),
+    }
 }
 
 async fn wait_for_dataplane(directory: &std::path::Path) -> Attachment {

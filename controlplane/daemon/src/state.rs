@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::endpoint::{PeerUrl, RouteSpec};
 
+pub mod network_key;
+
 /// File of the key.
 pub const KEY_FILE: &str = "priv_key.bin";
 /// File of peers added at run time.

@@ -331,7 +331,8 @@ impl Overlay {
             .get(&Owner::Peer(*self.peer_numbers.get(&key)?))
     }
 
-    pub(crate) fn is_up(&self, key: PublicKey) -> bool {
+    /// Whether there is a link with a peer.
+    pub fn is_up(&self, key: PublicKey) -> bool {
         self.peer(key).is_some_and(|association| association.up)
     }
 

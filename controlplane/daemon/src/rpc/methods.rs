@@ -88,10 +88,15 @@ impl Node {
     }
 
     fn peer(&self, now: Nanos, peer: &PeerStatus) -> Peer {
-        let configured = peer
-            .configured
-            .iter()
-            .find_map(|id| self.configured.get(&id.0));
+        let entries = peer.configured.iter();
+        let entries = entries.filter_map(|id| self.configured.get(&id.0));
+        // One that the operator has given says more than one that was found.
+        let configured = entries.min_by_key(|configured| configured.lan);
+        let found = |key| self.neighbours.knows(&key);
+        let lan = match configured {
+            Some(configured) => configured.lan,
+            None => peer.key.is_some_and(found),
+        };
         let (proto, place) = match (peer.endpoint.is_unset(), configured) {
             (true, Some(configured)) => {
                 let url = &configured.url;
@@ -121,10 +126,10 @@ impl Node {
                 proto: proto.to_owned(),
                 socket_addr: place,
             },
-            kind: if configured.is_some() {
-                "static"
-            } else {
-                "inbound"
+            kind: match (lan, configured) {
+                (true, _) => "lan",
+                (false, Some(_)) => "static",
+                (false, None) => "inbound",
             }
             .to_owned(),
             connection_state: state_name(peer.state).to_owned(),
@@ -145,6 +150,10 @@ impl Node {
             rtt_micros: peer
                 .rtt
                 .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            loss_permille: peer.loss_permille,
+            name: peer
+                .key
+                .and_then(|key| self.config.peering.names.get(&key).cloned()),
             handshakes: peer.handshakes,
             refusal: peer.refusal.map(|refusal| refusal.to_string()),
         }

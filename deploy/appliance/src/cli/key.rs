@@ -1,4 +1,6 @@
-//! `hyphae key`: the identity.
+//! `hyphae key`: the identity, and keys of private networks.
+
+use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Subcommand;
@@ -21,6 +23,13 @@ pub(crate) enum KeyCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Make the key of a private network; every member needs a copy of the file.
+    #[command(after_help = "Examples:\n  hyphae key network garden.key\n  \
+        hyphae up --network garden --network-key garden.key")]
+    Network {
+        /// Where to write it; must not exist.
+        file: PathBuf,
+    },
     /// Show public key, address and subnet.
     #[command(
         after_help = "Examples:\n  hyphae key show\n  hyphae key show --state-dir ./node --json"
@@ -37,6 +46,17 @@ pub(crate) fn run(command: KeyCommand, json: bool) -> anyhow::Result<()> {
             let directory = node.state_directory();
             state::prepare_directory(&directory)?;
             show(state::generate_key(&directory, force)?.public_key(), json)
+        }
+        KeyCommand::Network { file } => {
+            state::network_key::generate(&file)?;
+            if json {
+                return output::document(&json!({ "file": file }));
+            }
+            output::line(format_args!(
+                "{} holds the key: keep it secret",
+                file.display()
+            ));
+            Ok(())
         }
         KeyCommand::Show { node } => {
             let directory = node.state_directory();

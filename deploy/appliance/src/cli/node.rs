@@ -235,23 +235,29 @@ pub(crate) fn peer(command: PeerCommand, json: bool) -> anyhow::Result<()> {
             let none = || "-".to_owned();
             let row = |peer: &Peer| {
                 vec![
-                    format!("{}://{}", peer.endpoint.proto, peer.endpoint.socket_addr),
                     peer.connection_state.clone(),
-                    peer.kind.clone(),
+                    format!("{}://{}", peer.endpoint.proto, peer.endpoint.socket_addr),
                     peer.rtt_micros
                         .map_or_else(none, |us| format!("{:.2} ms", us as f64 / 1e3)),
-                    format!("{}/{}", bytes(peer.rx_bytes), bytes(peer.tx_bytes)),
+                    peer.loss_permille
+                        .map_or_else(none, |loss| format!("{:.1} %", f64::from(loss) / 10.0)),
+                    format!("{}/{}", bytes(peer.tx_bytes), bytes(peer.rx_bytes)),
                     peer.suite.clone().unwrap_or_else(none),
                     format!("{}/{}", peer.lanes_active, peer.lanes),
                     peer.last_connected.map_or_else(none, age),
-                    peer.pubkey
-                        .clone()
-                        .or(peer.refusal.clone())
-                        .unwrap_or_else(none),
+                    peer.kind.clone(),
+                    match (&peer.pubkey, &peer.name, &peer.refusal) {
+                        (Some(key), Some(name), None) => format!("{key} ({name})"),
+                        (Some(key), None, None) => key.clone(),
+                        (Some(key), _, Some(refusal)) => format!("{key}: {refusal}"),
+                        (None, _, Some(refusal)) => refusal.clone(),
+                        (None, _, None) => none(),
+                    },
                 ]
             };
             let heads = [
-                "ENDPOINT", "STATE", "TYPE", "RTT", "RX/TX", "SUITE", "LANES", "SINCE", "KEY",
+                "STATE", "ENDPOINT", "RTT", "LOSS", "TX/RX", "SUITE", "LANES", "SINCE", "TYPE",
+                "KEY",
             ];
             output::table(&heads, &peers.iter().map(row).collect::<Vec<_>>());
             Ok(())

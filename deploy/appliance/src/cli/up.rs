@@ -59,6 +59,16 @@ pub struct NodeArgs {
     /// 'auto', 'chacha20-poly1305' or 'aes-256-gcm' [default: auto].
     #[arg(long, value_name = "SUITE")]
     pub suite: Option<String>,
+    /// Private network: only nodes with the same name and key connect.
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
+    /// Key file of the private network, made by `hyphae key network`.
+    #[arg(long, value_name = "FILE")]
+    pub network_key: Option<PathBuf>,
+    /// Where to search for nodes on local networks: 'all', 'none', or interfaces such as eth0,eth1
+    /// [default: all].
+    #[arg(long, value_name = "all|none|IF,IF")]
+    pub discovery: Option<String>,
     /// error, warn, info, debug or trace, or a filter by module [default: info].
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -83,6 +93,9 @@ impl NodeArgs {
             rpc: self.rpc.clone(),
             rest: self.rest.clone(),
             log_level: self.log_level.clone(),
+            network: self.network.clone(),
+            network_key: self.network_key.clone(),
+            discovery: self.discovery.clone(),
         })
     }
 
@@ -133,6 +146,9 @@ impl NodeArgs {
             ("--driver", self.driver.clone()),
             ("--suite", self.suite.clone()),
             ("--log-level", self.log_level.clone()),
+            ("--network", self.network.clone()),
+            ("--network-key", self.network_key.as_ref().map(path)),
+            ("--discovery", self.discovery.clone()),
         ] {
             if let Some(value) = value {
                 give(flag, value);

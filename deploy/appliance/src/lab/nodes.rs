@@ -231,7 +231,12 @@ impl Spec {
 }
 
 impl LabNode {
-    fn start(
+    /// Starts a node with this command line (`up` and its flags, without directories), in a
+    /// namespace or not, and waits until it answers. `key` is that of the state directory.
+    ///
+    /// # Errors
+    /// When it does not start; with its log.
+    pub fn start(
         name: &'static str,
         key: PublicKey,
         directory: PathBuf,

@@ -35,7 +35,7 @@ pub struct PeerEndpoint {
 pub struct Peer {
     /// Where it is.
     pub endpoint: PeerEndpoint,
-    /// "static" or "inbound".
+    /// "static", "inbound", or "lan" for one found on a local network.
     #[serde(rename = "type")]
     pub kind: String,
     /// "alive", "connecting" or "dead".
@@ -60,6 +60,12 @@ pub struct Peer {
     pub lanes_active: u16,
     /// Smoothed round-trip time, microseconds.
     pub rtt_micros: Option<u64>,
+    /// Share of probes that stayed unanswered lately, in thousandths; null before the first.
+    #[serde(default)]
+    pub loss_permille: Option<u16>,
+    /// Name of its key in the allow-list or deny-list of this node.
+    #[serde(default)]
+    pub name: Option<String>,
     /// Finished handshakes.
     pub handshakes: u64,
     /// Why its last handshake was refused.

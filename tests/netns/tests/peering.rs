@@ -1,0 +1,311 @@
+//! Covers: nodes in namespaces that find each other without configuration, private networks and
+//! allow-lists as an operator sees them, fail-over between two addresses of one peer, a peer whose
+//! address changes. The protocol behind it is tested in controlplane/overlay.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{binary, eventually};
+use hyphae::lab::{LabNode, Namespace};
+use hyphae_controlplane::state;
+use hyphae_rpc::method::Peer;
+use hyphae_wire::PublicKey;
+use serde_json::json;
+use tempfile::TempDir;
+
+const CONNECT: Duration = Duration::from_secs(20);
+
+/// Nodes are heavy and some of the tests measure time: one after the other.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Whether this process may make namespaces. A failure under CI, a loud skip elsewhere.
+fn privileged(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    let ci = std::env::var_os("CI").is_some();
+    assert!(!ci, "{test} needs root, which CI has");
+    eprintln!("SKIPPED: {test} needs root for network namespaces");
+    false
+}
+
+/// Two hosts, joined by any number of cables: 198.18.N.1 and 198.18.N.2.
+struct Hosts {
+    namespaces: [Namespace; 2],
+    directory: TempDir,
+    keys: [PublicKey; 2],
+}
+
+const NAMES: [&str; 2] = ["one", "two"];
+
+impl Hosts {
+    fn new(cables: u8) -> Self {
+        let namespaces = [Namespace::new().unwrap(), Namespace::new().unwrap()];
+        for cable in 1..=cables {
+            let place = |host| (IpAddr::V4(Ipv4Addr::new(198, 18, cable, host)), 24);
+            let device = format!("cable{cable}");
+            let [one, two] = &namespaces;
+            one.join(&device, place(1), two, &format!("plug{cable}"), place(2))
+                .unwrap();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let keys = NAMES.map(|name| {
+            let state = directory.path().join(name);
+            state::prepare_directory(&state).unwrap();
+            state::generate_key(&state, false).unwrap().public_key()
+        });
+        Self {
+            namespaces,
+            directory,
+            keys,
+        }
+    }
+
+    fn start(&self, host: usize, flags: &[&str]) -> LabNode {
+        let usual = "up --no-tun --rpc off --cores any:1 --metrics 127.0.0.1:9469";
+        let line = usual.split(' ').chain(flags.iter().copied());
+        LabNode::start(
+            NAMES[host],
+            self.keys[host],
+            self.directory.path().join(NAMES[host]),
+            line.map(str::to_owned).collect(),
+            Some(&self.namespaces[host]),
+            binary(),
+        )
+        .unwrap()
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// `ip` in a namespace.
+    fn ip(&self, host: usize, arguments: &str) {
+        let arguments: Vec<_> = arguments.split(' ').map(str::to_owned).collect();
+        let run = move || Command::new("ip").args(arguments).status();
+        let status = self.namespaces[host].run(run).unwrap().unwrap();
+        assert!(status.success());
+    }
+
+    /// Refused handshakes of one reason, as Prometheus sees them.
+    fn refused(&self, host: usize, reason: &str) -> u64 {
+        let scrape = || {
+            let mut stream = TcpStream::connect("127.0.0.1:9469").unwrap();
+            let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        };
+        let text = self.namespaces[host].run(scrape).unwrap();
+        let line = format!("hyphae_handshakes_refused_total{{reason=\"{reason}\"}} ");
+        let value = text.lines().find_map(|l| l.strip_prefix(&line));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+}
+
+fn peers(node: &LabNode) -> Vec<Peer> {
+    node.client.call("getPeers", json!({})).unwrap()
+}
+
+fn connected_to(node: &LabNode, key: PublicKey) -> Option<Peer> {
+    let alive = |p: &Peer| p.connection_state == "alive" && p.pubkey == Some(key.to_string());
+    peers(node).into_iter().find(alive)
+}
+
+#[test]
+fn nodes_on_one_cable_find_each_other() {
+    if !privileged("nodes_on_one_cable_find_each_other") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let hosts = Hosts::new(1);
+    let mut nodes = [0, 1].map(|host| hosts.start(host, &[]));
+    for (node, other) in [(0, 1), (1, 0)] {
+        let found = || connected_to(&nodes[node], hosts.keys[other]);
+        eventually("found", CONNECT, || found().is_some_and(|peer| peer.kind == "lan"));
+        let peer = found().unwrap();
+        assert!(peer.endpoint.socket_addr.starts_with("[fe80:"), "{peer:?}");
+        assert_eq!(peers(&nodes[node]).len(), 1);
+    }
+    let round_trip = nodes[0].ping(nodes[1].address(), Duration::from_secs(5));
+    assert!(round_trip.is_ok(), "{round_trip:?}");
+    assert!(nodes[0].stop().unwrap());
+    // Not found by a member of another network, nor by one that does not search.
+    let key = hosts.directory.path().join("garden.key");
+    state::network_key::generate(&key).unwrap();
+    let flags = [
+        "--network",
+        "garden",
+        "--network-key",
+        key.to_str().unwrap(),
+    ];
+    nodes[0] = hosts.start(0, &flags);
+    eventually("gone", CONNECT, || {
+        connected_to(&nodes[1], hosts.keys[0]).is_none()
+    });
+    assert!(nodes[1].stop().unwrap());
+    nodes[1] = hosts.start(1, &[&flags[..], &["--discovery", "none"]].concat());
+    assert!(nodes[1].stop().unwrap());
+    nodes[1] = hosts.start(1, &[&flags[..], &["--discovery", "plug1"]].concat());
+    eventually("members find each other", CONNECT, || {
+        connected_to(&nodes[0], hosts.keys[1]).is_some()
+    });
+}
+
+#[test]
+fn another_network_is_refused_with_a_clear_line_at_both_ends() {
+    if !privileged("another_network_is_refused_with_a_clear_line_at_both_ends") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let hosts = Hosts::new(1);
+    let key = hosts.directory.path().join("garden.key");
+    state::network_key::generate(&key).unwrap();
+    let flags = [
+        "--network",
+        "garden",
+        "--network-key",
+        key.to_str().unwrap(),
+    ];
+    let two = hosts.start(1, &flags);
+    let one = hosts.start(
+        0,
+        &["--peer", "udp://198.18.1.2:9670", "--discovery", "none"],
+    );
+    for (host, node) in [(0, &one), (1, &two)] {
+        eventually("counted", CONNECT, || hosts.refused(host, "network") > 0);
+        let log = node.log();
+        let line = log.lines().find(|line| line.contains("handshake refused"));
+        let line = line.unwrap_or_else(|| panic!("no line in {log}"));
+        assert!(
+            line.contains("the public network") && line.contains("private network"),
+            "{line}"
+        );
+        assert!(line.contains("198.18.1."), "{line}");
+    }
+    let peer = peers(&one).remove(0);
+    assert!(peer.refusal.unwrap().contains("[network]"));
+    assert!(peers(&two).is_empty());
+}
+
+#[test]
+fn a_key_that_is_not_allowed_stays_out() {
+    if !privileged("a_key_that_is_not_allowed_stays_out") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let hosts = Hosts::new(1);
+    let config = hosts.file("two.toml", "[peering]\nallow = []\n");
+    let flags = ["--discovery", "none", "--config", config.to_str().unwrap()];
+    let mut two = hosts.start(1, &flags);
+    let one = hosts.start(
+        0,
+        &["--peer", "udp://198.18.1.2:9670", "--discovery", "none"],
+    );
+    eventually("counted", CONNECT, || hosts.refused(1, "not_allowed") > 0);
+    let log = two.log();
+    let line = log.lines().find(|line| line.contains("handshake refused"));
+    let line = line.unwrap_or_else(|| panic!("no line in {log}"));
+    assert!(
+        line.contains(&hosts.keys[0].to_string()) && line.contains("allow-list"),
+        "{line}"
+    );
+    assert!(peers(&two).is_empty());
+    assert!(connected_to(&one, hosts.keys[1]).is_none());
+    // With its key, and a name, on the list it is let in and shown by name.
+    assert!(two.stop().unwrap());
+    let entry = format!("{{ key = \"{}\", name = \"attic\" }}", hosts.keys[0]);
+    hosts.file("two.toml", &format!("[peering]\nallow = [{entry}]\n"));
+    let two = hosts.start(1, &flags);
+    eventually("let in", CONNECT * 2, || {
+        connected_to(&two, hosts.keys[0]).is_some()
+    });
+    let peer = connected_to(&two, hosts.keys[0]).unwrap();
+    assert_eq!(
+        (peer.kind.as_str(), peer.name.as_deref()),
+        ("inbound", Some("attic"))
+    );
+}
+
+#[test]
+fn a_link_moves_to_the_other_cable_when_one_is_pulled() {
+    if !privileged("a_link_moves_to_the_other_cable_when_one_is_pulled") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let hosts = Hosts::new(2);
+    let two = hosts.start(1, &["--discovery", "none"]);
+    let ways = ["udp://198.18.1.2:9670", "udp://198.18.2.2:9670"];
+    let flags = ["--discovery", "none", "--peer", ways[0], "--peer", ways[1]];
+    let one = hosts.start(0, &flags);
+    let place = || connected_to(&one, hosts.keys[1]).map(|peer| peer.endpoint.socket_addr);
+    eventually("connected", CONNECT, || place().is_some());
+    let first = place().unwrap();
+    let cable = if first == "198.18.1.2:9670" { 1 } else { 2 };
+    let other = format!("198.18.{}.2:9670", 3 - cable);
+    assert_eq!(peers(&one).len(), 1, "two entries, one peer");
+    let (stop, address) = (AtomicBool::new(false), two.address());
+    std::thread::scope(|scope| {
+        // Traffic, so that the failure is noticed.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let answered = one.ping(address, Duration::from_millis(50)).is_ok();
+                std::thread::sleep(Duration::from_millis(if answered { 20 } else { 0 }));
+            }
+        });
+        // Both ways are known to the engine once the other was asked.
+        eventually("carrying traffic", CONNECT, || {
+            one.ping(address, CONNECT).is_ok()
+        });
+        hosts.ip(0, &format!("link set cable{cable} down"));
+        let pulled = Instant::now();
+        let mut alive = true;
+        eventually("moved", CONNECT, || {
+            let now = place();
+            alive &= now.is_some();
+            now.as_deref() == Some(&other)
+        });
+        let took = pulled.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        assert!(alive, "it was never down");
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    });
+    let answer = one.ping(address, Duration::from_secs(5));
+    assert!(answer.is_ok(), "{answer:?}");
+}
+
+#[test]
+fn a_peer_whose_address_changes_keeps_its_link() {
+    if !privileged("a_peer_whose_address_changes_keeps_its_link") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let hosts = Hosts::new(1);
+    let two = hosts.start(1, &["--discovery", "none"]);
+    let flags = ["--discovery", "none", "--peer", "udp://198.18.1.2:9670"];
+    let one = hosts.start(0, &flags);
+    let seen = || connected_to(&two, hosts.keys[0]);
+    let at = |ip: &str| seen().is_some_and(|peer| peer.endpoint.socket_addr.starts_with(ip));
+    eventually("connected", CONNECT, || at("198.18.1.1:"));
+    hosts.ip(0, "address add 198.18.1.77/24 dev cable1");
+    hosts.ip(0, "address del 198.18.1.1/24 dev cable1");
+    // Deleting the first address deletes those that depend on it.
+    hosts.ip(0, "address replace 198.18.1.77/24 dev cable1");
+    eventually("moved", CONNECT, || at("198.18.1.77:"));
+    let peer = seen().unwrap();
+    assert_eq!(peer.handshakes, 1, "the session moved with it");
+    let answer = one.ping(two.address(), Duration::from_secs(5));
+    assert!(answer.is_ok(), "{answer:?}");
+}
