@@ -168,6 +168,14 @@ impl Link {
         }
     }
 
+    /// Whether a hello of this number can be from the speaker that was heard so far.
+    pub(super) fn expects(&self, seqno: u16) -> bool {
+        self.expected.is_some_and(|expected| {
+            let missed = seqno.wrapping_sub(expected);
+            missed < 16 || missed > 0xfff0
+        })
+    }
+
     fn lost(&self, now: Nanos) -> bool {
         now.since(self.heard) > self.its_interval * LOST_AFTER_TENTHS / 10
     }

@@ -80,20 +80,20 @@ impl Speaker {
 
     /// Whether updates of the packet are older than others that were taken already.
     fn is_stale(&mut self, link: u32, packet: &Packet<'_>) -> bool {
-        let (mut asked, mut sent, mut opening) = (None, None, false);
+        let (mut asked, mut hello, mut opening) = (None, None, false);
         for tlv in packet.tlvs().flatten() {
             match tlv {
                 Tlv::AckRequest { opaque, .. } => asked = Some(opaque),
                 Tlv::Update(update) => opening |= update.prefix.is_none(),
-                Tlv::Hello { transmit, .. } => sent = transmit,
-                Tlv::Ack { .. }
-                | Tlv::Ihu { .. }
-                | Tlv::RouteRequest { .. }
-                | Tlv::SeqnoRequest(_) => {}
+                Tlv::Hello {
+                    seqno, transmit, ..
+                } => hello = Some((seqno, transmit)),
+                Tlv::RouteRequest { prefix } => opening |= prefix.is_none(),
+                Tlv::Ack { .. } | Tlv::Ihu { .. } | Tlv::SeqnoRequest(_) => {}
             }
         }
         match (asked, self.links.get_mut(&link)) {
-            (Some(opaque), Some(state)) => !state.is_news(opaque, sent.filter(|_| opening)),
+            (Some(opaque), Some(state)) => !state.is_news(opaque, hello.filter(|_| opening)),
             _ => false,
         }
     }
@@ -155,6 +155,7 @@ impl Speaker {
                     router_id,
                     serial,
                     metric: update.metric,
+                    least: update.metric,
                     expires: now,
                 };
                 self.offer(now, prefix, candidate, update.interval);

@@ -56,14 +56,16 @@ impl Link {
 
     /// Whether a packet that asks for an acknowledgement is news: neither a copy of one that was
     /// taken nor overtaken by a later one, whose contents it would undo. What is overtaken is not
-    /// acknowledged, so the neighbour tells again what is true then. `opening` is when an opening
-    /// was sent: one sent after the last hello starts the numbers anew.
-    pub(super) fn is_news(&mut self, opaque: u16, opening: Option<u32>) -> bool {
-        let later = |sent: u32| {
-            let last = self
-                .last_hello
-                .map_or(sent.wrapping_sub(1), |hello| hello.origin);
-            (1..0x8000_0000).contains(&sent.wrapping_sub(last))
+    /// acknowledged, so the neighbour tells again what is true then. `opening` is the hello of an
+    /// opening, which starts the numbers anew: when it was sent after the last hello, or when its
+    /// number says that it is another speaker's.
+    pub(super) fn is_news(&mut self, opaque: u16, opening: Option<(u16, Option<u32>)>) -> bool {
+        let later = |(seqno, sent): (u16, Option<u32>)| {
+            let last = self.last_hello.map(|hello| hello.origin);
+            let after = sent
+                .zip(last)
+                .is_none_or(|(sent, last)| (1..0x8000_0000).contains(&sent.wrapping_sub(last)));
+            after || !self.expects(seqno)
         };
         let news = self.taken.is_none_or(|taken| newer(opaque, taken));
         let news = news || opening.is_some_and(later);

@@ -47,6 +47,9 @@ pub struct Candidate {
     pub serial: Serial,
     /// As the neighbour tells it.
     pub metric: u16,
+    /// The least that it has told with this number. Its own feasible distance is no more, whatever
+    /// became of its metric since: that is what feasibility is about.
+    pub least: u16,
     /// When it is no longer valid unless told again.
     pub expires: Nanos,
 }
@@ -163,7 +166,7 @@ impl Destination {
 
     fn feasible(&self, candidate: &Candidate) -> bool {
         self.source(candidate.router_id)
-            .is_some_and(|source| source.feasible(candidate.serial, candidate.metric))
+            .is_some_and(|source| source.feasible(candidate.serial, candidate.least))
     }
 }
 
@@ -257,7 +260,12 @@ impl Speaker {
             .iter_mut()
             .find(|c| c.link == candidate.link)
         {
-            Some(known) => *known = candidate,
+            Some(known) => {
+                if (known.router_id, known.serial) == (candidate.router_id, candidate.serial) {
+                    candidate.least = candidate.least.min(known.least);
+                }
+                *known = candidate;
+            }
             None => destination.candidates.push(candidate),
         }
         self.select(now, prefix);
@@ -353,7 +361,7 @@ impl Speaker {
                 // feasible from then on, and the others must be so after that, too.
                 let distance = (chosen.serial, Reverse(metric));
                 let behind =
-                    c.router_id == chosen.router_id && (c.serial, Reverse(c.metric)) > distance;
+                    c.router_id == chosen.router_id && (c.serial, Reverse(c.least)) > distance;
                 c.link == chosen.link || (behind && *m <= best.saturating_add(near(best) * slack))
             })
             .take(self.config.next_hops_max)

@@ -401,3 +401,36 @@ fn hostile_bytes_are_counted_and_change_nothing() {
     net.run(seconds(20));
     assert!(net.connected());
 }
+
+#[test]
+fn a_speaker_that_takes_over_is_told_everything_and_nothing_is_withdrawn() {
+    let mut net = line(4);
+    net.run(seconds(5));
+    let changes = net.nodes[&0].counters().route_changes;
+    let now = net.now;
+    let speaker = Speaker::new(now, Config::new(secret(1), 101), 5, Box::new(Xeddsa));
+    net.nodes.insert(1, speaker);
+    for b in [0, 2] {
+        net.node(1).link_adopted(now, b, secret(b).public_key());
+    }
+    net.run(Duration::from_millis(500));
+    assert!(net.connected());
+    net.run(seconds(30));
+    assert!(net.connected());
+    assert_eq!(net.nodes[&0].counters().route_changes, changes);
+}
+
+#[test]
+fn a_route_that_grows_longer_stays_in_use() {
+    let mut net = line(3);
+    net.run(seconds(5));
+    // The far link becomes slow: 2's metric as told by 1 grows beyond what 0 once told of it.
+    for pair in [(1, 2), (2, 1)] {
+        net.delay.insert(pair, Duration::from_millis(200));
+    }
+    let changes = net.nodes[&0].counters().route_changes;
+    net.run(seconds(60));
+    assert_eq!(net.hops(0, 2), [1]);
+    assert_eq!(net.nodes[&0].counters().route_changes, changes);
+    assert!(net.nodes[&0].route(subnet(2)).unwrap().metric > 500);
+}
