@@ -237,18 +237,21 @@ impl Node {
         let selected: Vec<_> = self.rib.routes().collect();
         let neighbour = |via: Via| {
             selected.iter().find_map(|route| {
+                // A connected route has one.
+                let next_hop = route.next_hops.first()?.key;
                 let same = match via {
-                    Via::Peer(key) => route.next_hop == key,
-                    Via::Address(address) => route.next_hop.address() == address,
+                    Via::Peer(key) => next_hop == key,
+                    Via::Address(address) => next_hop.address() == address,
                 };
-                (same && route.origin == Origin::Connected).then_some(route.next_hop)
+                (same && route.origin == Origin::Connected).then_some(next_hop)
             })
         };
         let fallback = self.rib.static_routes().filter_map(|route| {
             let next_hop = neighbour(route.via)?;
-            let used = selected
-                .iter()
-                .any(|other| other.prefix == route.prefix && other.next_hop == next_hop);
+            let used = selected.iter().any(|other| {
+                other.prefix == route.prefix
+                    && other.next_hops.iter().any(|hop| hop.key == next_hop)
+            });
             (!used).then(|| Route {
                 subnet: route.prefix.to_string(),
                 next_hop: next_hop.to_string(),
