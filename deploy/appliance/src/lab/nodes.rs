@@ -32,6 +32,8 @@ pub struct Spec {
     pub config: Option<PathBuf>,
     /// The `hyphae` binary; this program unless named.
     pub program: Option<PathBuf>,
+    /// The relay is configured with both ends as peers, and they with none.
+    pub relay_dials: bool,
 }
 
 /// A running node.
@@ -44,6 +46,8 @@ pub struct LabNode {
     /// Its RPC client.
     pub client: Client,
     directory: PathBuf,
+    program: PathBuf,
+    line: Vec<String>,
     supervisor: Child,
 }
 
@@ -101,7 +105,8 @@ impl Lab {
             net(SERVER),
         )?;
         let places = [RELAY_TO_CLIENT, RELAY_TO_SERVER].map(|ip| format!("{ip}:{PORT}"));
-        Self::start(spec, Some(namespaces), [PORT; 3], places)
+        let ends = [CLIENT, SERVER].map(|ip| format!("{ip}:{PORT}"));
+        Self::start(spec, Some(namespaces), [PORT; 3], places, ends)
     }
 
     /// Three nodes on loopback without TUN devices.
@@ -113,7 +118,8 @@ impl Lab {
             || -> anyhow::Result<u16> { Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port()) };
         let ports = [free()?, free()?, free()?];
         let place = format!("127.0.0.1:{}", ports[1]);
-        Self::start(spec, None, ports, [place.clone(), place])
+        let ends = [ports[0], ports[2]].map(|port| format!("127.0.0.1:{port}"));
+        Self::start(spec, None, ports, [place.clone(), place], ends)
     }
 
     fn start(
@@ -121,6 +127,7 @@ impl Lab {
         namespaces: Option<[Namespace; 3]>,
         ports: [u16; 3],
         relay_at: [String; 2],
+        ends_at: [String; 2],
     ) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("hyphae-lab-").tempdir()?;
         // The first lab of the process; the command makes only one.
@@ -151,20 +158,34 @@ impl Lab {
         };
         let links = |at: &str, to: PublicKey| {
             let (peer, route) = (format!("udp://{at}#{relay}"), to.address().subnet());
-            vec![
-                "--peer".to_owned(),
-                peer,
-                "--route".to_owned(),
-                format!("{route}={relay}"),
-            ]
+            let mut line = vec!["--route".to_owned(), format!("{route}={relay}")];
+            if !spec.relay_dials {
+                line.extend(["--peer".to_owned(), peer]);
+            }
+            line
         };
+        let dials = ends_at.iter().zip([client, server]);
+        let dials: Vec<String> = dials
+            .filter(|_| spec.relay_dials)
+            .flat_map(|(at, key)| ["--peer".to_owned(), format!("udp://{at}#{key}")])
+            .collect();
         Ok(Self {
-            relay: node(1, Vec::new())?,
+            relay: node(1, dials)?,
             client: node(0, links(&relay_at[0], server))?,
             server: node(2, links(&relay_at[1], client))?,
             namespaces,
             _directory: directory,
         })
+    }
+
+    /// Starts the relay again after [`LabNode::crash`], without waiting for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_relay(&mut self) -> anyhow::Result<()> {
+        let namespace = self.namespaces.as_ref().map(|all| &all[1]);
+        self.relay.supervisor = self.relay.spawn(namespace)?;
+        Ok(())
     }
 
     /// Waits until client and server reach each other through the relay.
@@ -230,6 +251,32 @@ impl Spec {
     }
 }
 
+fn spawn(
+    name: &str,
+    program: &Path,
+    line: &[String],
+    directory: &Path,
+    namespace: Option<&Namespace>,
+) -> anyhow::Result<Child> {
+    let log = std::fs::File::create(directory.join("log"))?;
+    let mut command = Command::new(program);
+    command
+        .args(line)
+        .arg("--state-dir")
+        .arg(directory)
+        .arg("--socket-dir")
+        .arg(directory.join("run"))
+        .env(cli::SUPERVISED, std::process::id().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    let spawned = match namespace {
+        Some(namespace) => namespace.run(move || command.spawn())?,
+        None => command.spawn(),
+    };
+    spawned.with_context(|| format!("starting the {name}"))
+}
+
 impl LabNode {
     /// Starts a node with this command line (`up` and its flags, without directories), in a
     /// namespace or not, and waits until it answers. `key` is that of the state directory.
@@ -245,29 +292,15 @@ impl LabNode {
         program: PathBuf,
     ) -> anyhow::Result<Self> {
         let sockets = directory.join("run");
-        let log = std::fs::File::create(directory.join("log"))?;
-        let mut command = Command::new(program);
-        command
-            .args(line)
-            .arg("--state-dir")
-            .arg(&directory)
-            .arg("--socket-dir")
-            .arg(&sockets)
-            .env(cli::SUPERVISED, std::process::id().to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        let spawned = match namespace {
-            Some(namespace) => namespace.run(move || command.spawn())?,
-            None => command.spawn(),
-        };
-        let supervisor = spawned.with_context(|| format!("starting the {name}"))?;
+        let supervisor = spawn(name, &program, &line, &directory, namespace)?;
         let client = Client::new(sockets.join("rpc.sock")).with_timeout(Duration::from_secs(10));
         let mut node = Self {
             name,
             key,
             client,
             directory,
+            program,
+            line,
             supervisor,
         };
         let deadline = Instant::now() + Duration::from_secs(15);
@@ -281,6 +314,32 @@ impl LabNode {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(node)
+    }
+
+    fn spawn(&self, namespace: Option<&Namespace>) -> anyhow::Result<Child> {
+        spawn(
+            self.name,
+            &self.program,
+            &self.line,
+            &self.directory,
+            namespace,
+        )
+    }
+
+    /// Kills the supervisor and both planes on the spot, as a machine that loses its power would.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn crash(&mut self) -> anyhow::Result<()> {
+        let status = self.status()?;
+        let plane = status.dataplane.map(|plane| plane.pid);
+        self.kill(self.supervisor.id())?;
+        for pid in plane.into_iter().chain([status.pid]) {
+            // The kernel kills both when their supervisor dies, perhaps before this does.
+            let _ = self.kill(pid);
+        }
+        self.supervisor.wait()?;
+        Ok(())
     }
 
     /// Its overlay address.
