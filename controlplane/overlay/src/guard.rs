@@ -2,8 +2,9 @@
 //! here, and what a neighbour's or an end's stateless reset leads to.
 //!
 //! A reset proves that the other end gave out the index of a lane and does not know it any more. It
-//! costs nothing but a handshake: the session stays as it is until a new one is confirmed, so a reset
-//! that somebody recorded and plays again does no harm, and it is heeded once in [`RESET_HOLD`].
+//! costs nothing but a handshake: the session stays as it is until a new one is confirmed. It names
+//! a session, and only the one in use counts, so one that somebody recorded and plays again does no
+//! harm.
 
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ use crate::session::Owner;
 
 /// How long a cookie secret is given out; it is checked for as long again.
 const ROTATE: Duration = Duration::from_secs(120);
-/// Resets of one session are heeded this often.
-const RESET_HOLD: Duration = Duration::from_secs(2);
+/// Resets of one node are heeded this often in the long run,
+const RESET_EVERY: Duration = Duration::from_secs(2);
+/// and this many more at once: a node may be restarted several times in a row.
+const RESETS_EXTRA: u32 = 3;
 /// A handshake that has waited this long for its confirmation when a reset comes was begun with
 /// what the other end has forgotten.
 const CONFIRM_STALE: Duration = Duration::from_secs(1);
@@ -128,14 +131,19 @@ impl Overlay {
             return;
         };
         let in_use = association.current().is_some_and(|s| s.epoch == epoch);
-        if !in_use || now < association.reset_hold {
+        if !in_use || now + RESET_EVERY * RESETS_EXTRA < association.resets_paid {
             return;
         }
-        association.reset_hold = now + RESET_HOLD;
-        let flying = association.outgoing.and_then(|id| {
-            let outgoing = self.outgoing.get_mut(&id)?;
-            Some((id, outgoing))
-        });
+        let flying = association
+            .outgoing
+            .and_then(|id| Some((id, self.outgoing.get_mut(&id)?)));
+        // One that has just begun is what the reset asks for.
+        if let Some((_, outgoing)) = &flying
+            && now.since(outgoing.began) < RETRANSMIT_MIN
+        {
+            return;
+        }
+        association.resets_paid = association.resets_paid.max(now) + RESET_EVERY;
         match flying {
             // It may be waiting long for its next repetition, and somebody answers now.
             Some((id, outgoing)) if matches!(outgoing.stage, Stage::Response(_)) => {

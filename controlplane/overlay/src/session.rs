@@ -182,8 +182,8 @@ pub(crate) struct Association {
     pub(crate) activations: u32,
     /// No new attempt before this time, after one that failed (end to end).
     pub(crate) hold_until: Nanos,
-    /// Resets do not count before this time.
-    pub(crate) reset_hold: Nanos,
+    /// When the resets that were heeded are paid for.
+    pub(crate) resets_paid: Nanos,
     pub(crate) liveness: Liveness,
     pub(crate) pings: VecDeque<Ping>,
     pub(crate) handshakes: u64,
@@ -213,7 +213,7 @@ impl Association {
             activate_at: Nanos::NEVER,
             activations: 0,
             hold_until: Nanos(0),
-            reset_hold: Nanos(0),
+            resets_paid: Nanos(0),
             liveness: Liveness {
                 probe_at: Nanos::NEVER,
                 ..Liveness::default()
