@@ -401,4 +401,49 @@ mod tests {
         drop(first);
         lock(directory.path()).unwrap();
     }
+
+    /// Run in a process of its own by the next test; without the variable it has nothing to do.
+    #[test]
+    fn writes_on_and_on_in_a_process_of_its_own() {
+        let Some(path) = std::env::var_os("HYPHAE_TEST_WRITE_ON") else {
+            return;
+        };
+        for n in 0u64.. {
+            let all: std::collections::BTreeMap<String, u64> =
+                (0..200).map(|key| (format!("key{key}"), n)).collect();
+            write_toml(Path::new(&path), &all).unwrap();
+        }
+    }
+
+    #[test]
+    fn item_17_a_kill_at_any_instant_leaves_the_old_file_or_the_new() {
+        type Numbers = std::collections::BTreeMap<String, u64>;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("numbers.toml");
+        let mut last = 0;
+        for round in 0..30 {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "state::tests::writes_on_and_on_in_a_process_of_its_own",
+                ])
+                .env("HYPHAE_TEST_WRITE_ON", &path)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            // The instant is another one in every round; what matters is that it writes by then.
+            let before = fs::metadata(&path).ok().map(|file| file.ino());
+            while fs::metadata(&path).ok().map(|file| file.ino()) == before {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_micros(round * 173));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let numbers: Numbers = read_toml(&path).unwrap();
+            let values: std::collections::BTreeSet<u64> = numbers.values().copied().collect();
+            assert_eq!((numbers.len(), values.len()), (200, 1), "half a file");
+            last = last.max(*values.first().unwrap());
+        }
+        assert!(last > 0, "it wrote more than once");
+    }
 }

@@ -134,7 +134,9 @@ fn nodes_on_one_cable_find_each_other() {
     let mut nodes = [0, 1].map(|host| hosts.start(host, &[]));
     for (node, other) in [(0, 1), (1, 0)] {
         let found = || connected_to(&nodes[node], hosts.keys[other]);
-        eventually("found", CONNECT, || found().is_some_and(|peer| peer.kind == "lan"));
+        eventually("found", CONNECT, || {
+            found().is_some_and(|peer| peer.kind == "lan")
+        });
         let peer = found().unwrap();
         assert!(peer.endpoint.socket_addr.starts_with("[fe80:"), "{peer:?}");
         assert_eq!(peers(&nodes[node]).len(), 1);
