@@ -12,6 +12,10 @@ use super::{Speaker, Timer};
 const COST_BASE: u32 = 64;
 /// Round-trip time that adds one to the cost.
 const RTT_STEP: Duration = Duration::from_micros(500);
+/// Taken for the round-trip time until it was measured. Rather too long: a route that turns out
+/// shorter than it was told is feasible everywhere, one that turns out longer is not, and then its
+/// origin is asked for a new number, which goes through the whole mesh.
+const RTT_UNKNOWN: Duration = Duration::from_millis(100);
 /// A longer round-trip time costs no more.
 const RTT_MAX: Duration = Duration::from_secs(5);
 /// Cost of perfect reception, as in RFC 8966 appendix A.2.2.
@@ -85,7 +89,7 @@ pub struct LinkStatus {
 
 impl Link {
     fn new(now: Nanos, key: PublicKey, slot: usize, generation: u64, interval: Duration) -> Self {
-        Self {
+        let mut link = Self {
             key,
             slot,
             generation,
@@ -102,7 +106,7 @@ impl Link {
             rtts: [None; RTT_SAMPLES],
             rtt_at: 0,
             rtt_smoothed: None,
-            cost: 64,
+            cost: INFINITY,
             open: false,
             tlvs: Vec::new(),
             pending: BTreeSet::new(),
@@ -111,7 +115,9 @@ impl Link {
             acknowledged: None,
             taken: None,
             proofs_asked: 0,
-        }
+        };
+        link.cost = link.measured(now);
+        link
     }
 
     pub(super) fn status(&self, link: u32) -> LinkStatus {
@@ -172,7 +178,7 @@ impl Link {
     pub(super) fn expects(&self, seqno: u16) -> bool {
         self.expected.is_some_and(|expected| {
             let missed = seqno.wrapping_sub(expected);
-            missed < 16 || missed > 0xfff0
+            !(16..=0xfff0).contains(&missed)
         })
     }
 
@@ -202,7 +208,7 @@ impl Link {
             .flatten()
             .min()
             .copied()
-            .unwrap_or_default();
+            .unwrap_or(RTT_UNKNOWN);
         let steps = rtt.min(RTT_MAX).as_micros() / RTT_STEP.as_micros();
         // At most 10,000.
         let base = u64::from(COST_BASE) + u64::try_from(steps).unwrap_or(0);

@@ -89,6 +89,14 @@ impl Speaker {
         }
     }
 
+    /// A route has become, or is no longer, one through this link.
+    pub(super) fn tell_soon(&mut self, now: Nanos, prefix: Prefix, link: u32) {
+        if let Some(state) = self.links.get_mut(&link) {
+            state.pending.insert(prefix);
+            self.flush_soon(now, link, GATHER_URGENT);
+        }
+    }
+
     /// Routes are told again, for neighbours that only believe in what is repeated.
     pub(super) fn tell_again(&mut self, now: Nanos, prefixes: impl Iterator<Item = Prefix>) {
         let prefixes: Vec<Prefix> = prefixes.collect();
@@ -422,6 +430,8 @@ impl Speaker {
 
     pub(super) fn handle_route_request(&mut self, now: Nanos, link: u32, prefix: Option<Prefix>) {
         let Some(prefix) = prefix else {
+            // Both ends know the round-trip time before they tell routes, which depend on it.
+            self.put_hello(now, link, true);
             self.grow_stale(now, link);
             if self.links.get(&link).is_some_and(|state| state.open) {
                 self.tell_everything(now, link);

@@ -282,23 +282,28 @@ impl Speaker {
         };
         let before = std::mem::replace(&mut destination.selected, chosen);
         let after = destination.selected.as_ref();
-        let hops = |route: Option<&Selected>| route.map(|r| r.hops.clone());
+        let hops = |route: &Option<Selected>| route.iter().flat_map(|r| &r.hops).copied().collect();
+        let (hops_before, hops_after): (Vec<NextHop>, Vec<NextHop>) =
+            (hops(&before), hops(&destination.selected));
         let told = |route: Option<&Selected>| route.map(|r| (r.router_id, r.serial));
-        if hops(before.as_ref()) != hops(after) {
-            self.counters.route_changes += 1;
-            self.changed.insert(prefix);
-        } else if before == destination.selected {
-            if let Some(query) = wanted {
-                self.query(now, prefix, query);
-            }
-            return;
-        }
+        let renewed = told(before.as_ref()) != told(after);
         let metric = after.map_or(INFINITY, |route| route.metric);
         let told_metric = destination.told_metric;
-        let urgent = hops(before.as_ref()) != hops(after) || told(before.as_ref()) != told(after);
+        if hops_before != hops_after {
+            self.counters.route_changes += 1;
+            self.changed.insert(prefix);
+        }
         let much = metric.abs_diff(told_metric) > (told_metric / 8).max(16);
-        if urgent || much {
-            self.tell_all(now, prefix, urgent);
+        if renewed || (much && before != destination.selected) {
+            // Who has a route can wait to hear of a better one: a better one yet may follow.
+            self.tell_all(now, prefix, renewed || metric > told_metric);
+        } else {
+            // Only who was a next hop, or has become one, is told anything else than before.
+            for hop in hops_before.iter().chain(&hops_after) {
+                if hops_before.contains(hop) != hops_after.contains(hop) {
+                    self.tell_soon(now, prefix, hop.link);
+                }
+            }
         }
         if let Some(query) = wanted {
             self.query(now, prefix, query);
