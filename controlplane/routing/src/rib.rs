@@ -234,6 +234,22 @@ impl Rib {
             .find_map(|len| self.selected.get(&Prefix::new(address, len)))
     }
 
+    /// The route to exactly this prefix.
+    pub fn route(&self, prefix: Prefix) -> Option<&SelectedRoute> {
+        self.selected.get(&prefix)
+    }
+
+    /// Whether a peer is up.
+    pub fn is_up(&self, key: &PublicKey) -> bool {
+        self.peers.contains_key(key)
+    }
+
+    /// The peer that has this address, if one that is up does.
+    pub fn neighbour(&self, address: OverlayAddress) -> Option<PublicKey> {
+        let key = self.connected.get(&address.subnet())?;
+        (key.address() == address).then_some(*key)
+    }
+
     /// The next change for the workers.
     pub fn poll_fib(&mut self) -> Option<FibChange> {
         let prefix = self.dirty.pop_first()?;

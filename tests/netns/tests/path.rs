@@ -9,29 +9,16 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::net::Ipv6Addr;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use common::{binary, eventually};
+use common::{binary, eventually, privileged, transfer};
 use hyphae::lab::{Lab, Namespace, Spec};
 use hyphae_rpc::method::{TraceHop, TraceOutcome};
 use serde_json::json;
 
 const CONNECT: Duration = Duration::from_secs(20);
-
-fn privileged(test: &str) -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "{test} needs root, which CI has"
-    );
-    eprintln!("SKIPPED: {test} needs root for network namespaces");
-    false
-}
 
 fn run(inside: &Namespace, program: &str, arguments: &[&str]) -> Output {
     let (program, arguments) = (program.to_owned(), arguments.join(" "));
@@ -51,30 +38,6 @@ fn ping(from: &Namespace, to: Ipv6Addr, size: u32) -> (bool, String) {
         output.status.success(),
         String::from_utf8_lossy(&said).into_owned(),
     )
-}
-
-/// Sends bytes that depend on their position one way, and checks them at the other end.
-fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
-    let listener = to
-        .run(move || TcpListener::bind((address, 0)))
-        .unwrap()
-        .unwrap();
-    let place = listener.local_addr().unwrap();
-    let connect = move || TcpStream::connect_timeout(&place, Duration::from_secs(10));
-    let mut sending = from.run(connect).unwrap().unwrap();
-    let (mut receiving, _) = listener.accept().unwrap();
-    receiving
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    let pattern = |at: usize| (at.wrapping_mul(2_654_435_761) >> 13) as u8;
-    let sender = std::thread::spawn(move || {
-        let all: Vec<u8> = (0..bytes).map(pattern).collect();
-        sending.write_all(&all).unwrap();
-    });
-    let mut received = vec![0; bytes];
-    receiving.read_exact(&mut received).unwrap();
-    sender.join().unwrap();
-    assert!((0..bytes).all(|at| received[at] == pattern(at)));
 }
 
 #[test]

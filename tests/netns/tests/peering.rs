@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{binary, eventually};
+use common::{binary, eventually, privileged};
 use hyphae::lab::{LabNode, Namespace};
 use hyphae_controlplane::state;
 use hyphae_rpc::method::Peer;
@@ -26,17 +26,6 @@ const CONNECT: Duration = Duration::from_secs(20);
 
 /// Nodes are heavy and some of the tests measure time: one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Whether this process may make namespaces. A failure under CI, a loud skip elsewhere.
-fn privileged(test: &str) -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    let ci = std::env::var_os("CI").is_some();
-    assert!(!ci, "{test} needs root, which CI has");
-    eprintln!("SKIPPED: {test} needs root for network namespaces");
-    false
-}
 
 /// Two hosts, joined by any number of cables: 198.18.N.1 and 198.18.N.2.
 struct Hosts {

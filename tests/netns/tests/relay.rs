@@ -18,7 +18,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{binary, eventually};
+use common::{binary, eventually, privileged, transfer};
 use hyphae::lab::{Lab, LabNode, Namespace, Spec};
 use hyphae_rpc::method::Peer;
 use serde_json::json;
@@ -27,19 +27,6 @@ const CONNECT: Duration = Duration::from_secs(20);
 
 /// Labs are heavy and some of them measure time: one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Whether this process may make namespaces. A failure under CI, a loud skip elsewhere.
-fn privileged(test: &str) -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "{test} needs root, which CI has"
-    );
-    eprintln!("SKIPPED: {test} needs root for network namespaces");
-    false
-}
 
 fn lab(spec: &Spec) -> Lab {
     let lab = Lab::namespaces(&Spec {
@@ -53,34 +40,6 @@ fn lab(spec: &Spec) -> Lab {
 
 fn namespaces(lab: &Lab) -> &[Namespace; 3] {
     lab.namespaces.as_ref().unwrap()
-}
-
-/// Sends bytes that depend on their position one way, and checks them at the other end.
-fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
-    let listener = to
-        .run(move || TcpListener::bind((address, 0)))
-        .unwrap()
-        .unwrap();
-    let place = listener.local_addr().unwrap();
-    let connect = move || TcpStream::connect_timeout(&place, Duration::from_secs(10));
-    let mut sending = from.run(connect).unwrap().unwrap();
-    let (mut receiving, _) = listener.accept().unwrap();
-    receiving
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    let pattern = |at: usize| (at.wrapping_mul(2_654_435_761) >> 13) as u8;
-    let sender = std::thread::spawn(move || {
-        let all: Vec<u8> = (0..bytes).map(pattern).collect();
-        sending.write_all(&all).unwrap();
-    });
-    let mut received = vec![0; bytes];
-    receiving.read_exact(&mut received).unwrap();
-    sender.join().unwrap();
-    let wrong = received
-        .iter()
-        .enumerate()
-        .find(|(at, byte)| **byte != pattern(*at));
-    assert_eq!(wrong, None, "every byte arrives as it was sent");
 }
 
 fn ping(from: &Namespace, to: Ipv6Addr, size: u32) -> bool {

@@ -7,13 +7,13 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::io::Write;
+use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{binary, eventually};
+use common::{binary, eventually, privileged, transfer};
 use hyphae::lab::{Lab, LabNode, Namespace, Spec};
 use hyphae_rpc::method::Peer;
 use nix::sys::signal::{Signal, kill};
@@ -26,21 +26,6 @@ const CONFIG: &str = "[stream]\nfallback_after_seconds = 1\nupgrade_seconds = 2\
 
 /// Labs are heavy and some of them measure time: one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Whether this process may make namespaces and packet filters. A failure under CI, a loud skip
-/// elsewhere.
-fn privileged(test: &str) -> bool {
-    let nft = Command::new("nft").arg("--version").output().is_ok();
-    if rustix::process::geteuid().is_root() && nft {
-        return true;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "{test} needs root and nft (Debian package nftables), which CI has"
-    );
-    eprintln!("SKIPPED: {test} needs root and nft (Debian package nftables)");
-    false
-}
 
 struct Streams {
     lab: Lab,
@@ -125,29 +110,6 @@ fn nft(namespace: &Namespace, rules: &'static str) {
     };
     let status = namespace.run(run).unwrap().unwrap();
     assert!(status.success(), "nft takes '{rules}': is nf_tables there?");
-}
-
-/// Sends bytes that depend on their position one way, and checks them at the other end.
-fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
-    let listener = to
-        .run(move || TcpListener::bind((address, 0)))
-        .unwrap()
-        .unwrap();
-    let place = listener.local_addr().unwrap();
-    let connect = move || TcpStream::connect_timeout(&place, Duration::from_secs(10));
-    let mut sending = from.run(connect).unwrap().unwrap();
-    let (mut receiving, _) = listener.accept().unwrap();
-    receiving.set_read_timeout(Some(PATIENCE)).unwrap();
-    let pattern = |at: usize| at.wrapping_mul(2_654_435_761).to_le_bytes()[2];
-    let sender = std::thread::spawn(move || {
-        let all: Vec<u8> = (0..bytes).map(pattern).collect();
-        sending.write_all(&all).unwrap();
-    });
-    let mut received = vec![0; bytes];
-    receiving.read_exact(&mut received).unwrap();
-    sender.join().unwrap();
-    let mut wrong = (0..).zip(&received).filter(|(at, b)| **b != pattern(*at));
-    assert_eq!(wrong.next(), None, "every byte arrives as it was sent");
 }
 
 fn both_ways(streams: &Streams) {

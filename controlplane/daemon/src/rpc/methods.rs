@@ -220,6 +220,11 @@ impl Node {
         let route = |route: &hyphae_routing::SelectedRoute| Route {
             subnet: route.prefix.to_string(),
             next_hop: route.next_hops[0].key.to_string(),
+            next_hops: route
+                .next_hops
+                .iter()
+                .map(|hop| hop.key.to_string())
+                .collect(),
             metric: route.metric,
             seqno: route.seqno,
             origin: match route.origin {
@@ -232,35 +237,40 @@ impl Node {
         self.rib.routes().map(route).collect()
     }
 
-    /// Static routes whose next hop is a peer that is up, and that another route is preferred to.
+    /// Routes that could be used and are not: what neighbours offer, and static routes whose next hop
+    /// is a peer that is up.
     fn fallback_routes(&self) -> Vec<Route> {
-        let selected: Vec<_> = self.rib.routes().collect();
-        let neighbour = |via: Via| {
-            selected.iter().find_map(|route| {
-                // A connected route has one.
-                let next_hop = route.next_hops.first()?.key;
-                let same = match via {
-                    Via::Peer(key) => next_hop == key,
-                    Via::Address(address) => next_hop.address() == address,
-                };
-                (same && route.origin == Origin::Connected).then_some(next_hop)
-            })
+        let entry = |prefix: Prefix, key: PublicKey, metric, seqno, origin: &str| Route {
+            subnet: prefix.to_string(),
+            next_hop: key.to_string(),
+            next_hops: vec![key.to_string()],
+            metric,
+            seqno,
+            origin: origin.to_owned(),
         };
-        let fallback = self.rib.static_routes().filter_map(|route| {
-            let next_hop = neighbour(route.via)?;
-            let used = selected.iter().any(|other| {
-                other.prefix == route.prefix
-                    && other.next_hops.iter().any(|hop| hop.key == next_hop)
-            });
-            (!used).then(|| Route {
-                subnet: route.prefix.to_string(),
-                next_hop: next_hop.to_string(),
-                metric: route.metric,
-                seqno: 0,
-                origin: "static".to_owned(),
-            })
+        let speaker = self.routing.as_ref().map(|routing| &routing.speaker);
+        let offered = speaker.into_iter().flat_map(|speaker| {
+            speaker
+                .fallbacks()
+                .filter_map(move |(prefix, candidate, metric)| {
+                    let key = speaker.neighbour(candidate.link)?;
+                    let usable = metric < hyphae_wire::babel::INFINITY;
+                    usable.then(|| entry(prefix, key, metric, candidate.serial.seqno(), "dynamic"))
+                })
         });
-        fallback.collect()
+        let fixed = self.rib.static_routes().filter_map(|route| {
+            let key = match route.via {
+                Via::Peer(key) => key,
+                Via::Address(address) => self.rib.neighbour(address)?,
+            };
+            let used = self
+                .rib
+                .route(route.prefix)
+                .is_some_and(|used| used.origin == Origin::Static && used.next_hops[0].key == key);
+            (self.rib.is_up(&key) && !used)
+                .then(|| entry(route.prefix, key, route.metric, 0, "static"))
+        });
+        offered.chain(fixed).collect()
     }
 
     fn queried(&self, now: Nanos) -> Vec<QueriedSubnet> {
@@ -268,7 +278,10 @@ impl Node {
             subnet: address.subnet().to_string(),
             expiration: until.since(now).as_secs().to_string(),
         };
-        self.overlay.searching().map(entry).collect()
+        let speaker = self.routing.as_ref().map(|routing| &routing.speaker);
+        let asked = speaker.into_iter().flat_map(|speaker| speaker.queries());
+        let asked = asked.map(|query| (query.prefix.address(), query.expires));
+        self.overlay.searching().chain(asked).map(entry).collect()
     }
 
     fn packet_statistics(&self) -> PacketStatistics {
@@ -299,9 +312,8 @@ impl Node {
 
     fn static_routes(&self) -> Vec<StaticRoute> {
         let in_use = |prefix: Prefix| {
-            self.rib
-                .routes()
-                .any(|route| route.prefix == prefix && route.origin == Origin::Static)
+            let route = self.rib.route(prefix);
+            route.is_some_and(|route| route.origin == Origin::Static)
         };
         let route = |route: hyphae_routing::StaticRoute| StaticRoute {
             prefix: route.prefix.to_string(),

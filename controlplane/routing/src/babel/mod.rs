@@ -276,6 +276,11 @@ impl Speaker {
         self.links.iter().map(|(id, link)| link.status(*id))
     }
 
+    /// Key of the neighbour on a link.
+    pub fn neighbour(&self, link: u32) -> Option<PublicKey> {
+        self.links.get(&link).map(|link| link.key)
+    }
+
     /// Looks after the next part of the table: expiry, old sources, telling again.
     fn turn(&mut self, now: Nanos) {
         let share = self.table.len() / usize::try_from(TURNS).unwrap_or(1) + 1;

@@ -43,8 +43,16 @@ pub(crate) enum PeerCommand {
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum RouteCommand {
     /// Routes in use, and static ones that are not.
-    #[command(after_help = "Examples:\n  hyphae route list\n  hyphae route list --json")]
-    List(NodeRef),
+    #[command(
+        after_help = "Examples:\n  hyphae route list\n  hyphae route list --fallback\n  hyphae route list --json"
+    )]
+    List {
+        /// Routes that neighbours offer and that are not in use, instead.
+        #[arg(long)]
+        fallback: bool,
+        #[command(flatten)]
+        node: NodeRef,
+    },
     /// Send packets for PREFIX to the node with this key or overlay address next.
     #[command(after_help = "Examples:\n  hyphae route add 400:1:2:3::/64 KEY")]
     Add {
@@ -275,24 +283,44 @@ pub(crate) fn peer(command: PeerCommand, json: bool) -> anyhow::Result<()> {
     }
 }
 
+const ROUTE_COLUMNS: [&str; 4] = ["PREFIX", "NEXT HOP", "METRIC", "ORIGIN"];
+
+/// A line of the table of routes.
+fn row(route: &Route) -> Vec<String> {
+    let more = route.next_hops.len().saturating_sub(1);
+    let next_hop = match more {
+        0 => route.next_hop.clone(),
+        more => format!("{} (+{more})", route.next_hop),
+    };
+    let metric = route.metric.to_string();
+    vec![route.subnet.clone(), next_hop, metric, route.origin.clone()]
+}
+
 pub(crate) fn route(command: RouteCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        RouteCommand::List(node) => {
+        RouteCommand::List {
+            fallback: true,
+            node,
+        } => {
+            let routes: Vec<Route> = node.client().call("getFallbackRoutes", json!({}))?;
+            if json {
+                return output::document(&routes);
+            }
+            let rows: Vec<_> = routes.iter().map(row).collect();
+            output::table(&ROUTE_COLUMNS, &rows);
+            Ok(())
+        }
+        RouteCommand::List {
+            fallback: false,
+            node,
+        } => {
             let client = node.client();
             let selected: Vec<Route> = client.call("getSelectedRoutes", json!({}))?;
             let configured: Vec<StaticRoute> = client.call("route.list", json!({}))?;
             if json {
                 return output::document(&json!({ "selected": selected, "static": configured }));
             }
-            let used = selected.iter().map(|route| {
-                let metric = route.metric.to_string();
-                vec![
-                    route.subnet.clone(),
-                    route.next_hop.clone(),
-                    metric,
-                    route.origin.clone(),
-                ]
-            });
+            let used = selected.iter().map(row);
             let unused = configured
                 .iter()
                 .filter(|route| !route.reachable)
@@ -306,7 +334,7 @@ pub(crate) fn route(command: RouteCommand, json: bool) -> anyhow::Result<()> {
                     ]
                 });
             let rows: Vec<_> = used.chain(unused).collect();
-            output::table(&["PREFIX", "NEXT HOP", "METRIC", "ORIGIN"], &rows);
+            output::table(&ROUTE_COLUMNS, &rows);
             Ok(())
         }
         RouteCommand::Add { prefix, via, node } => {

@@ -156,13 +156,9 @@ impl Lab {
             line.extend(links);
             LabNode::start(NAMES[n], keys[n], at, line, namespace, program.clone())
         };
-        let links = |at: &str, to: PublicKey| {
-            let (peer, route) = (format!("udp://{at}#{relay}"), to.address().subnet());
-            let mut line = vec!["--route".to_owned(), format!("{route}={relay}")];
-            if !spec.relay_dials {
-                line.extend(["--peer".to_owned(), peer]);
-            }
-            line
+        let links = |at: &str| match spec.relay_dials {
+            true => Vec::new(),
+            false => vec!["--peer".to_owned(), format!("udp://{at}#{relay}")],
         };
         let dials = ends_at.iter().zip([client, server]);
         let dials: Vec<String> = dials
@@ -171,8 +167,8 @@ impl Lab {
             .collect();
         Ok(Self {
             relay: node(1, dials)?,
-            client: node(0, links(&relay_at[0], server))?,
-            server: node(2, links(&relay_at[1], client))?,
+            client: node(0, links(&relay_at[0]))?,
+            server: node(2, links(&relay_at[1]))?,
             namespaces,
             _directory: directory,
         })

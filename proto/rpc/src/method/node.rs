@@ -80,11 +80,14 @@ pub struct Route {
     pub subnet: String,
     /// Key of the peer that frames go to.
     pub next_hop: String,
+    /// Keys of all peers that flows are shared out among, `nextHop` one of them.
+    #[serde(default)]
+    pub next_hops: Vec<String>,
     /// Lower is better.
     pub metric: u16,
     /// Sequence number of the routing protocol; 0 for connected and static routes.
     pub seqno: u16,
-    /// "connected" or "static".
+    /// "connected", "static" or "dynamic".
     pub origin: String,
 }
 

@@ -1,9 +1,17 @@
-//! What the process tests share: the binary, the privilege check, waiting.
+//! What the process tests share: the binary, the privilege check, waiting, meshes.
 
+#![allow(dead_code, reason = "no test uses all of it")]
+
+pub(crate) mod mesh;
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+use hyphae::lab::Namespace;
 
 /// The `hyphae` binary, built if needed with the profile of this test.
 pub(crate) fn binary() -> PathBuf {
@@ -38,4 +46,39 @@ pub(crate) fn eventually(what: &str, timeout: Duration, mut done: impl FnMut() -
         assert!(Instant::now() < deadline, "in time: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Whether this process may make namespaces. A failure under CI, a loud skip elsewhere.
+pub(crate) fn privileged(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    let ci = std::env::var_os("CI").is_some();
+    assert!(!ci, "{test} needs root, which CI has");
+    eprintln!("SKIPPED: {test} needs root for network namespaces");
+    false
+}
+
+/// Sends bytes that depend on their position one way, and checks them at the other end.
+pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
+    let listener = to
+        .run(move || TcpListener::bind((address, 0)))
+        .unwrap()
+        .unwrap();
+    let place = listener.local_addr().unwrap();
+    let connect = move || TcpStream::connect_timeout(&place, Duration::from_secs(10));
+    let mut sending = from.run(connect).unwrap().unwrap();
+    let (mut receiving, _) = listener.accept().unwrap();
+    receiving
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let pattern = |at: usize| at.wrapping_mul(2_654_435_761).to_le_bytes()[1];
+    let sender = std::thread::spawn(move || {
+        let all: Vec<u8> = (0..bytes).map(pattern).collect();
+        sending.write_all(&all).unwrap();
+    });
+    let mut received = vec![0; bytes];
+    receiving.read_exact(&mut received).unwrap();
+    sender.join().unwrap();
+    assert!((0..bytes).all(|at| received[at] == pattern(at)));
 }
