@@ -1,7 +1,5 @@
 //! What the rest of the control plane asks of the bus: RPC, administration, socket proxies.
 
-#![allow(dead_code, reason = "the surface that RPC and proxies are built on")]
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +37,6 @@ pub(crate) enum BusCommand {
     Cancel(MessageId),
     Read(DeliveryKey),
     Info(MessageId, oneshot::Sender<Option<MessageInfo>>),
-    Topics(oneshot::Sender<Topics>),
     SetTopics(Topics, oneshot::Sender<()>),
     /// The inbox keeps a message, or does not.
     Stored {
@@ -48,7 +45,11 @@ pub(crate) enum BusCommand {
         kept: super::Kept,
     },
     Settle(DeliveryKey, Result<(), Refuse>),
+    /// From now on, messages on the topic of administration go to this channel instead of the
+    /// inbox. They count as received by then.
     OnAdmin(mpsc::Sender<Inbound>),
+    /// From now on, messages on topics with a forward socket go to this channel instead of the
+    /// inbox. Whoever takes one settles it; its sender waits for that.
     OnForward(mpsc::Sender<Inbound>),
 }
 
@@ -124,9 +125,21 @@ impl Handle {
     /// on its way.
     pub(crate) async fn request(
         &self,
-        mut message: Outgoing,
+        message: Outgoing,
         within: Duration,
     ) -> Result<(MessageId, ReplyOutcome), BusError> {
+        let (id, outcome) = self.begin(message, within).await?;
+        let outcome = outcome.await.map_err(|_| BusError::Stopping)?;
+        Ok((id, outcome))
+    }
+
+    /// Sends a message, and says where its reply will be. If the future is dropped before it has the
+    /// id, the message is withdrawn: nobody could ask for it.
+    async fn begin(
+        &self,
+        mut message: Outgoing,
+        within: Duration,
+    ) -> Result<(MessageId, oneshot::Receiver<ReplyOutcome>), BusError> {
         message.reply_within = Some(within);
         let message = digest(message).await;
         let (taken, answer) = oneshot::channel();
@@ -138,7 +151,6 @@ impl Handle {
         })
         .await?;
         let id = answer.await.map_err(|_| BusError::Stopping)??;
-        let outcome = outcome.await.map_err(|_| BusError::Stopping)?;
         Ok((id, outcome))
     }
 
@@ -148,11 +160,6 @@ impl Handle {
         let (taken, answer) = oneshot::channel();
         self.send(BusCommand::Reply { id, message, taken }).await?;
         Ok(answer.await.map_err(|_| BusError::Stopping)??)
-    }
-
-    /// Withdraws a message that is not delivered yet, and the wait for its reply.
-    pub(crate) async fn cancel(&self, id: MessageId) -> Result<(), BusError> {
-        self.send(BusCommand::Cancel(id)).await
     }
 
     /// Takes the oldest message out of the inbox, of one topic or of any, waiting for one for
@@ -223,13 +230,6 @@ impl Handle {
         answer.await.map_err(|_| BusError::Stopping)
     }
 
-    /// The topics in force.
-    pub(crate) async fn topics(&self) -> Result<Topics, BusError> {
-        let (sender, answer) = oneshot::channel();
-        self.send(BusCommand::Topics(sender)).await?;
-        answer.await.map_err(|_| BusError::Stopping)
-    }
-
     /// Puts other topics in force.
     pub(crate) async fn set_topics(&self, topics: Topics) -> Result<(), BusError> {
         let (sender, done) = oneshot::channel();
@@ -237,19 +237,7 @@ impl Handle {
         done.await.map_err(|_| BusError::Stopping)
     }
 
-    /// From now on, messages on the topic of administration go to this channel instead of the
-    /// inbox. They count as received by then.
-    pub(crate) async fn on_admin(&self, calls: mpsc::Sender<Inbound>) -> Result<(), BusError> {
-        self.send(BusCommand::OnAdmin(calls)).await
-    }
-
-    /// From now on, messages on topics with a forward socket go to this channel instead of the
-    /// inbox. Whoever takes one must [`Self::settle`] it; its sender waits for that.
-    pub(crate) async fn on_forward(&self, topics: mpsc::Sender<Inbound>) -> Result<(), BusError> {
-        self.send(BusCommand::OnForward(topics)).await
-    }
-
-    /// Decides about a message that went to the channel of [`Self::on_forward`].
+    /// Decides about a message that went to the channel of [`BusCommand::OnForward`].
     pub(crate) async fn settle(
         &self,
         key: DeliveryKey,
@@ -275,19 +263,42 @@ async fn digest(mut message: Outgoing) -> Outgoing {
     message
 }
 
+/// Withdraws a message, and the wait for its reply, when it is dropped before the reply is there.
+struct Withdraw<'a> {
+    handle: &'a Handle,
+    id: Option<MessageId>,
+}
+
+impl Drop for Withdraw<'_> {
+    fn drop(&mut self) {
+        let (Some(id), Ok(runtime)) = (self.id, tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let commands = self.handle.commands.clone();
+        runtime.spawn(async move {
+            // The engine task may have ended, and everything with it.
+            let _ = commands.send(Command::Bus(BusCommand::Cancel(id))).await;
+        });
+    }
+}
+
 impl Courier for Handle {
     async fn request(&self, message: Outgoing, within: Duration) -> Result<Bytes, Failure> {
-        match Self::request(self, message, within).await {
-            Ok((_, ReplyOutcome::Reply(reply))) => Ok(reply.payload),
-            Ok((_, ReplyOutcome::TimedOut)) => Err(Failure::Timeout),
-            Ok((_, ReplyOutcome::Aborted(AbortReason::Rejected(_)))) => Err(Failure::Rejected),
-            Ok((
-                _,
-                ReplyOutcome::Aborted(
-                    AbortReason::Deadline | AbortReason::Cancelled | AbortReason::OtherKey,
-                ),
-            )) => Err(Failure::Unreachable),
-            Err(error) => Err(failure(&error)),
+        let begun = self.begin(message, within).await;
+        let (id, outcome) = begun.map_err(|error| failure(&error))?;
+        let mut withdraw = Withdraw {
+            handle: self,
+            id: Some(id),
+        };
+        let outcome = outcome.await.map_err(|_| Failure::Unreachable)?;
+        withdraw.id = None;
+        match outcome {
+            ReplyOutcome::Reply(reply) => Ok(reply.payload),
+            ReplyOutcome::TimedOut => Err(Failure::Timeout),
+            ReplyOutcome::Aborted(AbortReason::Rejected(_)) => Err(Failure::Rejected),
+            ReplyOutcome::Aborted(
+                AbortReason::Deadline | AbortReason::Cancelled | AbortReason::OtherKey,
+            ) => Err(Failure::Unreachable),
         }
     }
 

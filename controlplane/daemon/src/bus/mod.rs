@@ -17,10 +17,6 @@ use hyphae_bus::{
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 use tokio::sync::{mpsc, oneshot, watch};
 
-#[allow(
-    unused_imports,
-    reason = "the surface that RPC and proxies are built on"
-)]
 pub(crate) use handle::{BusCommand, BusError, Handle, ReplyOutcome};
 
 use crate::inbox::{Found, Inbox, PutError};
@@ -266,6 +262,11 @@ impl Service {
         self.tell_room();
     }
 
+    fn cancel(&mut self, now: Nanos, id: MessageId) {
+        self.bus.cancel(now, id);
+        self.replies.remove(&id);
+    }
+
     /// Does what a command asks.
     pub(crate) fn handle_command(&mut self, now: Nanos, command: BusCommand) {
         // Whoever asked may have gone; then the answer is nobody's.
@@ -276,27 +277,28 @@ impl Service {
                 outcome,
             } => {
                 let result = self.bus.push(now, message);
-                if let (Ok(id), Some(outcome)) = (&result, outcome) {
-                    self.replies.insert(*id, outcome);
+                let awaited = match (&result, outcome) {
+                    (Ok(id), Some(outcome)) => {
+                        self.replies.insert(*id, outcome);
+                        Some(*id)
+                    }
+                    (Ok(_) | Err(_), _) => None,
+                };
+                if let (Err(_), Some(id)) = (taken.send(result), awaited) {
+                    // Nobody knows the id, so nobody waits for the reply.
+                    self.cancel(now, id);
                 }
-                let _ = taken.send(result);
             }
             BusCommand::Reply { id, message, taken } => {
                 let _ = taken.send(self.bus.reply(now, id, message));
             }
-            BusCommand::Cancel(id) => {
-                self.bus.cancel(now, id);
-                self.replies.remove(&id);
-            }
+            BusCommand::Cancel(id) => self.cancel(now, id),
             BusCommand::Read(key) => {
                 self.bus.mark_read(now, key);
                 self.tell_room();
             }
             BusCommand::Info(id, answer) => {
                 let _ = answer.send(self.bus.info(id));
-            }
-            BusCommand::Topics(answer) => {
-                let _ = answer.send(self.bus.topics().clone());
             }
             BusCommand::SetTopics(topics, done) => {
                 self.topics.send_replace(Arc::new(topics.clone()));
@@ -327,5 +329,75 @@ impl Service {
             inbox_commits: self.inbox.commits(),
             proxies: self.proxies.all(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyphae_bus::{AbortReason, Destination, Outgoing, Topic};
+
+    use super::*;
+    use crate::inbox::Limits;
+    use crate::proxy::Courier;
+
+    /// The next command of a node whose task is this test.
+    async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusCommand {
+        match receiver.recv().await.unwrap() {
+            Command::Bus(command) => command,
+            Command::Call { .. } | Command::Scrape(_) | Command::Shutdown => {
+                panic!("a command of the bus")
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn item_25_a_client_that_goes_away_leaves_no_message_behind() {
+        let (commands, mut receiver) = mpsc::channel(8);
+        let limits = Limits {
+            messages_max: 8,
+            bytes_max: 1 << 20,
+            completed_max: 8,
+        };
+        let inbox = (Inbox::in_memory(limits).unwrap(), Found::default());
+        let (key, now) = (PublicKey([1; 32]), Nanos(1));
+        let topics = Topics::default();
+        let mut service = Service::new(now, key, [7; 32], topics, inbox, commands);
+        let message = Outgoing {
+            destination: Destination::Key(PublicKey([2; 32])),
+            topic: Topic::default(),
+            payload: vec![0; 1000].into(),
+            digest: None,
+            try_for: None,
+            reply_within: None,
+        };
+        let request = || {
+            let (handle, message) = (service.handle(), message.clone());
+            let wait = Duration::from_secs(300);
+            tokio::spawn(async move { Courier::request(&handle, message, wait).await })
+        };
+        let (early, late) = (request(), request());
+
+        // One goes before it knows the id.
+        let push = command(&mut receiver).await;
+        early.abort();
+        assert!(early.await.unwrap_err().is_cancelled());
+        service.handle_command(now, push);
+        assert!(service.replies.is_empty());
+
+        // The other while it waits.
+        let push = command(&mut receiver).await;
+        service.handle_command(now, push);
+        let id = *service.replies.keys().next().unwrap();
+        tokio::task::yield_now().await;
+        late.abort();
+        assert!(late.await.unwrap_err().is_cancelled());
+        let cancel = command(&mut receiver).await;
+        service.handle_command(now, cancel);
+        assert!(service.replies.is_empty());
+        let info = service.bus.info(id).unwrap();
+        assert_eq!(info.state, MessageState::Aborted);
+        assert_eq!(info.reason, Some(AbortReason::Cancelled));
     }
 }

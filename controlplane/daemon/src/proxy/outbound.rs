@@ -126,6 +126,11 @@ impl<C: Courier> Outbound<C> {
         self.lock().remove(path).is_some()
     }
 
+    /// Whether a socket is served.
+    pub fn serves(&self, path: &Path) -> bool {
+        self.lock().contains_key(path)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Serving>> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }

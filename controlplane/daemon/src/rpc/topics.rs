@@ -200,17 +200,18 @@ impl Dispatcher {
             .outbound_socket
             .replace(socket)
             .map(|socket| socket.path);
-        let moves = before.as_ref() != Some(&path);
-        if moves {
+        // One that could not be made when the node started can be by now.
+        let fresh = !self.sockets.serves(&path);
+        if fresh {
             let bound = self.sockets.bind(&topic, &path);
             bound.map_err(|e| bind_failed(&e.to_string()))?;
         }
         let committed = self.commit(change).await;
         match (&committed, before) {
-            (Ok(()), Some(before)) if moves => {
+            (Ok(()), Some(before)) if before != path => {
                 self.sockets.unbind(&before);
             }
-            (Err(_), _) if moves => {
+            (Err(_), _) if fresh => {
                 self.sockets.unbind(&path);
             }
             (Ok(()) | Err(_), _) => {}
