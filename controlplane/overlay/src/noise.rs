@@ -35,8 +35,8 @@ impl CryptoResolver for Seeded {
 }
 
 impl Noise {
-    /// Starts a side, in a private network with its key in the third message. `seed` is for simulations; without it ephemeral keys are the operating
-    /// system's.
+    /// Starts a side, in a private network with its key in the third message. `seed` is for
+    /// simulations; without it ephemeral keys are the operating system's.
     ///
     /// # Panics
     /// When the pattern of this protocol is not built into `snow`: a broken build.
