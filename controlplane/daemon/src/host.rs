@@ -1,11 +1,18 @@
-//! The host's side of the TUN device: address, MTU, up. Routes follow from the address, whose
-//! prefix is the overlay's range; all of it goes when the dataplane closes the device.
+//! The host's side of the TUN device: address, MTU, up. The route to the overlay follows from the
+//! address, whose prefix is the overlay's range; others lead to prefixes behind gateways, or limit
+//! the size of packets to a node. All of it goes when the dataplane closes the device.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryStreamExt;
+use hyphae_wire::Prefix;
+use hyphae_wire::address::OVERLAY_RANGE;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol,
+};
 use rtnetlink::{LinkUnspec, RouteMessageBuilder, new_connection};
 use tokio::sync::mpsc;
 
@@ -13,8 +20,6 @@ use tokio::sync::mpsc;
 const RANGE_LEN: u8 = 7;
 /// Names our routes among those of others (`rt_protos` of iproute2 gives this number to nobody).
 const PROTOCOL: u8 = 96;
-/// Changes of routes that may wait.
-const CHANGES_MAX: usize = 256;
 /// Largest super-packet the host should build: with its frames' overhead it fits one train.
 const GSO_BYTES_MAX: u32 = 57_000;
 
@@ -43,49 +48,106 @@ pub(crate) enum HostError {
     NoIpv6,
 }
 
-/// The host's routes to nodes whose path carries less than the device: a task holds them, in order.
-/// They are a help for new connections, which then never send what does not fit; without them the
-/// ICMPv6 errors of the dataplane still say so.
+/// What a route of ours is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    /// There, with a limit of the size of packets, bytes.
+    There(Option<u16>),
+    /// Gone.
+    Gone,
+}
+
+#[derive(Debug, Default)]
+struct Wishes {
+    changed: BTreeMap<Prefix, Wish>,
+    /// All that is to be left of the routes outside of the overlay.
+    only: Option<BTreeSet<Prefix>>,
+}
+
+/// The host's routes on the device; a task sets them.
+///
+/// Those to nodes whose path carries less than the device are a help for new connections, which
+/// then never send what does not fit; without them the ICMPv6 errors of the dataplane still say so.
 #[derive(Debug)]
 pub(crate) struct HostRoutes {
-    changes: mpsc::Sender<(Ipv6Addr, Option<u16>)>,
+    wishes: Arc<Mutex<Wishes>>,
+    wake: mpsc::Sender<()>,
 }
 
 impl HostRoutes {
-    /// Limits packets to a /64, or ends the limit.
-    pub(crate) fn limit(&self, subnet: Ipv6Addr, mtu: Option<u16>) {
-        if self.changes.try_send((subnet, mtu)).is_err() {
-            tracing::debug!(%subnet, "too many changes of host routes at once; one was left out");
-        }
+    /// Limits packets to a /64 of the overlay, or ends the limit.
+    pub(crate) fn limit(&self, subnet: Prefix, mtu: Option<u16>) {
+        let wish = mtu.map_or(Wish::Gone, |mtu| Wish::There(Some(mtu)));
+        self.wish(|wishes| {
+            wishes.changed.insert(subnet, wish);
+        });
+    }
+
+    /// A prefix outside of the overlay is, or is no longer, reached through the device.
+    pub(crate) fn reach(&self, prefix: Prefix, there: bool) {
+        let wish = if there { Wish::There(None) } else { Wish::Gone };
+        self.wish(|wishes| {
+            wishes.changed.insert(prefix, wish);
+        });
+    }
+
+    /// These are all that are reached through the device.
+    pub(crate) fn reach_only(&self, prefixes: BTreeSet<Prefix>) {
+        self.wish(|wishes| {
+            for prefix in &prefixes {
+                wishes.changed.insert(*prefix, Wish::There(None));
+            }
+            wishes.only = Some(prefixes);
+        });
+    }
+
+    fn wish(&self, change: impl FnOnce(&mut Wishes)) {
+        change(&mut self.wishes.lock().unwrap_or_else(PoisonError::into_inner));
+        // One that waits is as good as two.
+        let _ = self.wake.try_send(());
     }
 }
 
 /// Sets the device up, then keeps routes on it until the handle is dropped.
 pub(crate) fn start(device: String, address: Ipv6Addr, mtu: u16) -> HostRoutes {
-    let (changes, mut wanted) = mpsc::channel(CHANGES_MAX);
+    let (wake, mut woken) = mpsc::channel(1);
+    let wishes = Arc::new(Mutex::new(Wishes::default()));
+    let taken = Arc::clone(&wishes);
     tokio::spawn(async move {
         match configure(&device, address, mtu).await {
             Ok(()) => tracing::info!(device, %address, mtu, "TUN device is up"),
             Err(error) => tracing::error!(%error, "TUN device is not usable"),
         }
-        // What an earlier control plane left here is found out anew.
-        let cleared = clear_routes(&device).await;
+        // Limits that an earlier control plane left here are found out anew. The other routes stay
+        // while this one learns what is behind which gateway.
+        let cleared = clear_routes(&device, |prefix| prefix.overlaps(OVERLAY_RANGE)).await;
         if let Err(error) = cleared {
             tracing::warn!(%error, "routes of an earlier control plane are still there");
         }
-        while let Some((subnet, mtu)) = wanted.recv().await {
-            if let Err(error) = set_route(&device, subnet, mtu).await {
-                tracing::warn!(%error, %subnet, "the host's route was not changed");
+        while woken.recv().await.is_some() {
+            let Wishes { changed, only } =
+                std::mem::take(&mut *taken.lock().unwrap_or_else(PoisonError::into_inner));
+            if let Some(only) = only {
+                let stale =
+                    |prefix: Prefix| !prefix.overlaps(OVERLAY_RANGE) && !only.contains(&prefix);
+                if let Err(error) = clear_routes(&device, stale).await {
+                    tracing::warn!(%error, "routes to gateways that have gone are still there");
+                }
+            }
+            for (prefix, wish) in changed {
+                if let Err(error) = set_route(&device, prefix, wish).await {
+                    tracing::warn!(%error, %prefix, "the host's route was not changed");
+                }
             }
         }
     });
-    HostRoutes { changes }
+    HostRoutes { wishes, wake }
 }
 
-/// A route of ours to a /64.
-fn route(index: u32, subnet: Ipv6Addr, mtu: Option<u16>) -> RouteMessage {
+/// A route of ours.
+fn route(index: u32, prefix: Prefix, mtu: Option<u16>) -> RouteMessage {
     let mut builder = RouteMessageBuilder::<Ipv6Addr>::new()
-        .destination_prefix(subnet, 64)
+        .destination_prefix(prefix.address().ip(), prefix.len())
         .output_interface(index)
         .protocol(RouteProtocol::Other(PROTOCOL));
     if let Some(mtu) = mtu {
@@ -95,13 +157,21 @@ fn route(index: u32, subnet: Ipv6Addr, mtu: Option<u16>) -> RouteMessage {
     builder.build()
 }
 
-async fn set_route(device: &str, subnet: Ipv6Addr, mtu: Option<u16>) -> Result<(), HostError> {
+async fn set_route(device: &str, prefix: Prefix, wish: Wish) -> Result<(), HostError> {
     let (connection, handle, _) = new_connection()?;
     let connection = tokio::spawn(connection);
-    let message = route(device_index(device)?, subnet, mtu);
-    let done = match mtu {
-        Some(_) => handle.route().add(message).replace().execute().await,
-        None => match handle.route().del(message).execute().await {
+    let index = device_index(device)?;
+    let done = match wish {
+        Wish::There(mtu) => {
+            let message = route(index, prefix, mtu);
+            handle.route().add(message).replace().execute().await
+        }
+        Wish::Gone => match handle
+            .route()
+            .del(route(index, prefix, None))
+            .execute()
+            .await
+        {
             // It was never there, or went with the device.
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -3 => Ok(()),
             other => other,
@@ -110,13 +180,13 @@ async fn set_route(device: &str, subnet: Ipv6Addr, mtu: Option<u16>) -> Result<(
     connection.abort();
     done.map_err(|source| HostError::Refused {
         device: device.to_owned(),
-        what: "route with MTU",
+        what: "route",
         source,
     })
 }
 
-/// Removes our routes on a device.
-async fn clear_routes(device: &str) -> Result<(), HostError> {
+/// Removes those of our routes on a device that `stale` says.
+async fn clear_routes(device: &str, stale: impl Fn(Prefix) -> bool) -> Result<(), HostError> {
     let (connection, handle, _) = new_connection()?;
     let connection = tokio::spawn(connection);
     let index = device_index(device)?;
@@ -130,12 +200,28 @@ async fn clear_routes(device: &str) -> Result<(), HostError> {
     while let Some(found) = routes.try_next().await.map_err(refused)? {
         let ours = found.header.protocol == RouteProtocol::Other(PROTOCOL)
             && found.attributes.contains(&RouteAttribute::Oif(index));
-        if ours {
+        if ours && destination(&found).is_some_and(&stale) {
             handle.route().del(found).execute().await.map_err(refused)?;
         }
     }
     connection.abort();
     Ok(())
+}
+
+fn destination(route: &RouteMessage) -> Option<Prefix> {
+    #[allow(
+        clippy::wildcard_enum_match_arm,
+        reason = "attributes of routes are the kernel's and many"
+    )]
+    let address = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
+            _ => None,
+        });
+    let len = route.header.destination_prefix_length;
+    Some(Prefix::new(address?.into(), len))
 }
 
 /// Gives the device its address and MTU and brings it up. Doing it again changes nothing.

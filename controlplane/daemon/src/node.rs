@@ -101,7 +101,7 @@ pub(crate) struct Node {
     pings: BTreeMap<u64, (Nanos, oneshot::Sender<Result<Value, Error>>)>,
     next_ping: u64,
     /// The host's routes to nodes whose path carries less than the device.
-    host_routes: Option<host::HostRoutes>,
+    pub(crate) host_routes: Option<host::HostRoutes>,
     resolve_at: Nanos,
     pub(crate) totals: Totals,
     pub(crate) started: Nanos,
@@ -127,6 +127,8 @@ impl Node {
         // Spreads timers; nothing depends on nobody knowing it.
         let seed = now.0 ^ u64::from_le_bytes(own.0[8..].try_into().unwrap_or_default());
         let routing = Routing::new(now, &config.routing, &identity, unix.as_secs(), seed);
+        let mut rib = Rib::new(own);
+        rib.set_gateways(&config.routing.announce, &config.routing.reach);
         Self {
             config,
             identity,
@@ -134,7 +136,7 @@ impl Node {
             socket_directory,
             overlay,
             ports,
-            rib: Rib::new(own),
+            rib,
             bus,
             routing,
             hold: Hold::default(),
@@ -311,6 +313,7 @@ impl Node {
             {
                 idle = false;
                 self.push_all(&change.program());
+                self.reach_gateway(&change);
             }
             // Only now: an event may lead to records that refer to those above.
             if let Some(event) = self.overlay.poll_event() {
@@ -425,7 +428,7 @@ impl Node {
             }
             Event::PathMtu { address, mtu } => {
                 if let Some(routes) = &self.host_routes {
-                    routes.limit(address.subnet().address().ip(), mtu);
+                    routes.limit(address.subnet(), mtu);
                 }
             }
             Event::ResyncFib { .. } => self.hold_routes(now),

@@ -1,12 +1,14 @@
 //! The routing protocol in the node: links from the overlay's events, packets through its
 //! sessions, routes into the RIB.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use hyphae_routing::FibChange;
 use hyphae_routing::babel::{Config, RefusalReason, Speaker, Xeddsa};
 use hyphae_shm::record::{Program, PuntLinkLocal};
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::{Nanos, PublicKey, SecretKey};
+use hyphae_wire::{Nanos, Prefix, PublicKey, SecretKey};
 
 use crate::config::RoutingConfig;
 use crate::node::Node;
@@ -126,10 +128,27 @@ impl Node {
 
     fn replay_routes(&mut self, now: Nanos) {
         self.hold = Hold::Off;
+        let mut reached = BTreeSet::new();
         for entry in self.rib.replay_all() {
             self.push_all(&Program::FibReplace(&entry));
+            let prefix = Prefix::new(entry.prefix, entry.prefix_len);
+            if self.rib.uses(prefix) {
+                reached.insert(prefix);
+            }
+        }
+        if let Some(routes) = &self.host_routes {
+            routes.reach_only(reached);
         }
         self.overlay.finish_resync(now);
+    }
+
+    /// The host sends packets to a prefix into the TUN device while its gateway is there.
+    pub(crate) fn reach_gateway(&self, change: &FibChange) {
+        if let Some(routes) = &self.host_routes
+            && self.rib.uses(change.prefix())
+        {
+            routes.reach(change.prefix(), matches!(change, FibChange::Replace(_)));
+        }
     }
 
     /// A control message of a neighbour, if it is the routing protocol's.

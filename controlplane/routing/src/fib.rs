@@ -1,7 +1,9 @@
 //! FIB entries in the form of program records.
 
-use hyphae_shm::record::{ACTION_FORWARD, FibRemove, FibReplace, NEXT_HOPS_MAX, NextHop, Program};
-use hyphae_wire::Prefix;
+use hyphae_shm::record::{
+    ACTION_FORWARD, ACTION_GATEWAY, FibRemove, FibReplace, NEXT_HOPS_MAX, NextHop, Program,
+};
+use hyphae_wire::{OverlayAddress, Prefix};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{U16, U32};
 
@@ -20,6 +22,18 @@ impl FibChange {
         match self {
             Self::Replace(replace) => Program::FibReplace(replace),
             Self::Remove(remove) => Program::FibRemove(remove),
+        }
+    }
+
+    /// Destinations it is about.
+    pub fn prefix(&self) -> Prefix {
+        match self {
+            Self::Replace(FibReplace {
+                prefix, prefix_len, ..
+            })
+            | Self::Remove(FibRemove {
+                prefix, prefix_len, ..
+            }) => Prefix::new(*prefix, *prefix_len),
         }
     }
 }
@@ -41,8 +55,19 @@ pub(crate) fn replace(prefix: Prefix, peers: impl IntoIterator<Item = (u32, u16)
         prefix_len: prefix.len(),
         action: ACTION_FORWARD,
         next_hop_count,
-        reserved: [0; 5],
         next_hops,
+        ..FibReplace::new_zeroed()
+    }
+}
+
+/// The entry of a prefix outside of the overlay that is behind `gateway`.
+pub(crate) fn behind(prefix: Prefix, gateway: OverlayAddress) -> FibReplace {
+    FibReplace {
+        prefix: prefix.address(),
+        prefix_len: prefix.len(),
+        action: ACTION_GATEWAY,
+        gateway,
+        ..FibReplace::new_zeroed()
     }
 }
 

@@ -13,6 +13,7 @@
 //! Invariant: after a mutation, `selected` is what the candidates say, and `dirty` names every
 //! prefix whose entry in the workers may differ from it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use hyphae_shm::record::FibReplace;
@@ -89,9 +90,9 @@ pub struct SelectedRoute {
 }
 
 impl SelectedRoute {
-    fn fib(&self) -> FibReplace {
-        let hops = self.next_hops.iter().map(|hop| (hop.peer, hop.weight));
-        fib::replace(self.prefix, hops)
+    /// Whether workers do another thing with its packets than with those of the other.
+    fn differs(&self, other: &Self) -> bool {
+        (&self.next_hops, self.announcer) != (&other.next_hops, other.announcer)
     }
 }
 
@@ -113,6 +114,10 @@ pub enum RouteError {
 #[derive(Debug)]
 pub struct Rib {
     own: OverlayAddress,
+    /// Prefixes outside of the overlay that this node is the gateway of.
+    served: BTreeSet<Prefix>,
+    /// Those that the host sends to through other gateways: all that lie in one of these.
+    used: Vec<Prefix>,
     /// Peers that are up, by key and by number.
     peers: BTreeMap<PublicKey, u32>,
     keys: BTreeMap<u32, PublicKey>,
@@ -131,6 +136,8 @@ impl Rib {
     pub fn new(own: OverlayAddress) -> Self {
         Self {
             own,
+            served: BTreeSet::new(),
+            used: Vec::new(),
             peers: BTreeMap::new(),
             keys: BTreeMap::new(),
             connected: BTreeMap::new(),
@@ -140,6 +147,22 @@ impl Rib {
             lengths: [0; 129],
             dirty: BTreeSet::new(),
         }
+    }
+
+    /// Sets the prefixes outside of the overlay that this node is the gateway of, and those within
+    /// which it sends to other gateways.
+    pub fn set_gateways(&mut self, served: &[Prefix], used: &[Prefix]) {
+        let before = std::mem::replace(&mut self.served, served.iter().copied().collect());
+        self.used = used.to_vec();
+        self.dirty.extend(before);
+        self.dirty.extend(&self.served);
+        let outside = self.selected.keys().filter(|p| !OVERLAY_RANGE.covers(**p));
+        self.dirty.extend(outside);
+    }
+
+    /// Whether the host sends to a prefix through the gateway that announces it.
+    pub fn uses(&self, prefix: Prefix) -> bool {
+        !self.served.contains(&prefix) && self.used.iter().any(|used| used.covers(prefix))
     }
 
     /// A peer is up under this number.
@@ -253,16 +276,35 @@ impl Rib {
     /// The next change for the workers.
     pub fn poll_fib(&mut self) -> Option<FibChange> {
         let prefix = self.dirty.pop_first()?;
-        Some(match self.selected.get(&prefix) {
-            Some(route) => FibChange::Replace(route.fib()),
+        Some(match self.entry(prefix) {
+            Some(entry) => FibChange::Replace(entry),
             None => FibChange::Remove(fib::remove(prefix)),
         })
+    }
+
+    /// What the workers have for a prefix.
+    fn entry(&self, prefix: Prefix) -> Option<FibReplace> {
+        if self.served.contains(&prefix) {
+            return Some(fib::behind(prefix, self.own));
+        }
+        let route = self.selected.get(&prefix)?;
+        if OVERLAY_RANGE.covers(prefix) {
+            let hops = route.next_hops.iter().map(|hop| (hop.peer, hop.weight));
+            return Some(fib::replace(prefix, hops));
+        }
+        // Others' packets to it are in frames to its gateway.
+        let gateway = route.announcer.filter(|_| self.uses(prefix))?;
+        Some(fib::behind(prefix, gateway.address()))
     }
 
     /// Every entry, for a resync; what was to be polled is part of it or swept by it.
     pub fn replay_all(&mut self) -> Vec<FibReplace> {
         self.dirty.clear();
-        self.selected.values().map(SelectedRoute::fib).collect()
+        let prefixes: BTreeSet<_> = self.served.iter().chain(self.selected.keys()).collect();
+        prefixes
+            .into_iter()
+            .filter_map(|p| self.entry(*p))
+            .collect()
     }
 
     /// Selects anew for every prefix with a static route (any of them may resolve through what has
@@ -282,20 +324,22 @@ impl Rib {
     fn select_one(&mut self, prefix: Prefix) {
         let best = self.best(prefix, RESOLVE_DEPTH_MAX);
         let length = &mut self.lengths[usize::from(prefix.len())];
-        let before = match best {
-            Some(route) => {
-                let fib = route.next_hops.clone();
-                let before = self.selected.insert(prefix, route);
-                *length += u32::from(before.is_none());
-                (before, Some(fib))
-            }
+        let dirty = match best {
+            Some(route) => match self.selected.entry(prefix) {
+                Entry::Vacant(place) => {
+                    place.insert(route);
+                    *length += 1;
+                    true
+                }
+                Entry::Occupied(mut place) => place.insert(route).differs(place.get()),
+            },
             None => {
                 let before = self.selected.remove(&prefix);
                 *length -= u32::from(before.is_some());
-                (before, None)
+                before.is_some()
             }
         };
-        if before.0.map(|route| route.next_hops) != before.1 {
+        if dirty {
             self.dirty.insert(prefix);
         }
     }

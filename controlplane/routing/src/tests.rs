@@ -1,8 +1,10 @@
 //! The RIB against small topologies. The effect of FIB entries is tested in dataplane/forward.
 
-use hyphae_shm::record::ACTION_FORWARD;
+use hyphae_shm::record::{ACTION_FORWARD, ACTION_GATEWAY};
+use hyphae_wire::babel::Serial;
 use hyphae_wire::{OverlayAddress, Prefix, PublicKey, SecretKey};
 
+use crate::babel::{DynamicRoute, NextHop};
 use crate::{FibChange, METRIC_STATIC, Origin, Rib, RouteError, StaticRoute, Via};
 
 fn key(seed: u8) -> PublicKey {
@@ -167,4 +169,39 @@ fn a_replay_names_everything_and_leaves_nothing_to_poll() {
             .iter()
             .any(|r| r.prefix_len == 7 && r.next_hops[0].peer.get() == 2)
     );
+}
+
+#[test]
+fn prefixes_behind_gateways_are_entries_only_where_they_are_used() {
+    let (site, own) = (prefix("fd12:3456::/48"), prefix("fd99::/48"));
+    let announced = |seed: u8| DynamicRoute {
+        next_hops: vec![NextHop { link: 7, weight: 1 }],
+        metric: 96,
+        serial: Serial::default(),
+        origin: key(seed),
+    };
+    let entry = |rib: &mut Rib| match rib.poll_fib() {
+        Some(FibChange::Replace(r)) => (Prefix::new(r.prefix, r.prefix_len), r.action, r.gateway),
+        other => panic!("{other:?}"),
+    };
+    let mut rib = rib();
+    rib.peer_up(7, key(2));
+    changes(&mut rib);
+    // A relay that only tells others about it.
+    rib.set_dynamic(site, Some(announced(3)));
+    assert_eq!(changes(&mut rib), [(site, None)]);
+    assert_eq!(rib.routes().count(), 2);
+    // A host that uses it, and is a gateway itself.
+    rib.set_gateways(&[own], &[prefix("fd12::/16")]);
+    assert_eq!(entry(&mut rib), (site, ACTION_GATEWAY, key(3).address()));
+    assert_eq!(entry(&mut rib), (own, ACTION_GATEWAY, key(1).address()));
+    assert!(rib.uses(site) && !rib.uses(own));
+    // Another gateway is nearer from now on; nobody takes this node's own prefix.
+    rib.set_dynamic(site, Some(announced(4)));
+    assert_eq!(entry(&mut rib), (site, ACTION_GATEWAY, key(4).address()));
+    rib.set_dynamic(own, Some(announced(4)));
+    assert_eq!(entry(&mut rib), (own, ACTION_GATEWAY, key(1).address()));
+    assert_eq!(rib.replay_all().len(), 3);
+    rib.set_dynamic(site, None);
+    assert_eq!(changes(&mut rib), [(site, None)]);
 }

@@ -244,6 +244,18 @@ impl Engine {
             .is_some_and(|local| local.address.subnet_id() == address.subnet_id())
     }
 
+    /// The node that an address belongs to: the one whose /64 it lies in, or the gateway in front
+    /// of it.
+    pub(crate) fn node_of(&self, address: OverlayAddress) -> Option<OverlayAddress> {
+        if address.is_overlay() {
+            return Some(address);
+        }
+        match self.fib.lookup(address) {
+            Some(Target::Gateway(node)) => Some(node),
+            Some(Target::Forward(_) | Target::Discard) | None => None,
+        }
+    }
+
     /// A flow's hash on this node. Were it the same on all, what a node before us sent this way by
     /// its hash would all take the same one of our next hops.
     fn own_hash(&self, flow_hash: u16) -> u16 {
@@ -264,6 +276,8 @@ impl Engine {
         let peer = match self.fib.lookup(destination) {
             None => return Err(DropReason::NoRoute),
             Some(Target::Discard) => return Err(DropReason::RouteBlackhole),
+            // Frames go from node to node; what is behind one is inside of them.
+            Some(Target::Gateway(_)) => return Err(DropReason::NoRoute),
             Some(Target::Forward(hops)) => hops.pick(self.own_hash(flow_hash)),
         };
         let peer = self.peer_mut(peer).ok_or(DropReason::AdjacencyDown)?;

@@ -2,11 +2,16 @@
 //!
 //! Nearly every entry is a node's /64, found by one probe of a hash table. Other prefixes sit in
 //! one table per length, longest first. An entry says whether to discard, or names up to 8 next
-//! hops with weights; a flow always takes the same one while the entry stands.
+//! hops with weights; a flow always takes the same one while the entry stands. Prefixes outside of
+//! the overlay are only of the host's concern: their entries name the node to send to, and the
+//! frames between the nodes are addressed to that node.
 
 use std::collections::BTreeMap;
 
-use hyphae_shm::record::{ACTION_BLACKHOLE, ACTION_FORWARD, FibReplace, NEXT_HOPS_MAX};
+use hyphae_shm::record::{
+    ACTION_BLACKHOLE, ACTION_FORWARD, ACTION_GATEWAY, FibReplace, NEXT_HOPS_MAX,
+};
+use hyphae_wire::address::OVERLAY_RANGE;
 use hyphae_wire::{OverlayAddress, Prefix};
 
 use crate::map::Map;
@@ -16,6 +21,8 @@ use crate::map::Map;
 pub(crate) enum Target {
     Discard,
     Forward(NextHops),
+    /// The prefix lies outside of the overlay, behind this node.
+    Gateway(OverlayAddress),
 }
 
 /// Weighted next hops; a hash picks one.
@@ -95,7 +102,7 @@ impl Fib {
     pub(crate) fn replace(&mut self, record: &FibReplace, mark: u64) -> Result<(), InvalidEntry> {
         let prefix = prefix_of(record.prefix, record.prefix_len)?;
         let entry = Entry {
-            target: target_of(record)?,
+            target: target_of(record, prefix)?,
             mark,
         };
         if prefix.len() == 64 {
@@ -154,9 +161,13 @@ fn prefix_of(address: OverlayAddress, len: u8) -> Result<Prefix, InvalidEntry> {
     }
 }
 
-fn target_of(record: &FibReplace) -> Result<Target, InvalidEntry> {
+fn target_of(record: &FibReplace, prefix: Prefix) -> Result<Target, InvalidEntry> {
     match record.action {
         ACTION_BLACKHOLE => Ok(Target::Discard),
+        // Inside the overlay an address is its owner's, and nobody is in front of it.
+        ACTION_GATEWAY if record.gateway.is_overlay() && !prefix.overlaps(OVERLAY_RANGE) => {
+            Ok(Target::Gateway(record.gateway))
+        }
         ACTION_FORWARD => {
             let count = usize::from(record.next_hop_count);
             let hops = record
@@ -207,7 +218,7 @@ mod tests {
     fn peer(fib: &Fib, address: OverlayAddress) -> Option<u32> {
         match fib.lookup(address) {
             Some(Target::Forward(hops)) => Some(hops.pick(0)),
-            Some(Target::Discard) | None => None,
+            Some(Target::Discard | Target::Gateway(_)) | None => None,
         }
     }
 

@@ -89,13 +89,17 @@ impl Engine {
     ) -> Result<Option<Departure>, DropReason> {
         let inner = host::inspect(packet).map_err(|error| error.host_reason())?;
         let local = self.local.ok_or(DropReason::TunSourceForeign)?;
-        if !self.is_local(inner.source) {
+        if !self
+            .node_of(inner.source)
+            .is_some_and(|node| self.is_local(node))
+        {
             return Err(DropReason::TunSourceForeign);
         }
-        if !inner.destination.is_overlay() || self.is_local(inner.destination) {
-            return Err(DropReason::TunDestinationForeign);
-        }
-        let known = self.destinations.get_mut(&inner.destination.subnet_id());
+        let destination = self
+            .node_of(inner.destination)
+            .filter(|node| !self.is_local(*node))
+            .ok_or(DropReason::TunDestinationForeign)?;
+        let known = self.destinations.get_mut(&destination.subnet_id());
         let (mut path_mtu, mut reported) = (MTU_UNKNOWN, None);
         let slot = known.and_then(|known| {
             path_mtu = known.path_mtu(now);
@@ -109,15 +113,15 @@ impl Engine {
         }
         let Some(slot) = slot else {
             // No session is looked for where no frame could go.
-            if self.fib.lookup(inner.destination).is_none() {
+            if self.fib.lookup(destination).is_none() {
                 return Err(DropReason::NoRoute);
             }
-            match self.pending.push(now, inner.destination, header, packet) {
-                Queued::Tell => self.report(EngineEvent::NeedSession(inner.destination)),
+            match self.pending.push(now, destination, header, packet) {
+                Queued::Tell => self.report(EngineEvent::NeedSession(destination)),
                 Queued::Quiet => {}
                 Queued::Full { tell } => {
                     if tell {
-                        self.report(EngineEvent::NeedSession(inner.destination));
+                        self.report(EngineEvent::NeedSession(destination));
                     }
                     return Err(DropReason::SessionPending);
                 }
@@ -129,14 +133,18 @@ impl Engine {
             .get(slot as usize)
             .ok_or(DropReason::SessionUnknown)?;
         let (mtu, remote) = (session.mtu, session.lane.send_index);
-        let egress = self.egress(inner.destination, inner.flow_hash, remote)?;
+        let egress = self.egress(destination, inner.flow_hash, remote)?;
         let link_mtu = self.links.get(egress).map_or(mtu, LinkLane::inner_max);
         Ok(Some(Departure {
             session: slot,
             // Slots have 16 bits.
             egress: egress as u32,
-            destination: inner.destination,
-            source: inner.source,
+            destination,
+            source: if self.is_local(inner.source) {
+                inner.source
+            } else {
+                local.address
+            },
             hop_limit: inner.hop_limit,
             flow_hash: inner.flow_hash,
             mtu: mtu.min(local.mtu).min(link_mtu).min(path_mtu),

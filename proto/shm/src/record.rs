@@ -344,10 +344,13 @@ record! {
 pub const ACTION_FORWARD: u8 = 0;
 /// Discard and count as `route_blackhole`.
 pub const ACTION_BLACKHOLE: u8 = 1;
+/// [`FibReplace::action`]: a prefix outside of the overlay, behind the node
+/// [`FibReplace::gateway`].
+pub const ACTION_GATEWAY: u8 = 2;
 
 record! {
     /// A FIB entry.
-    FibReplace[88] {
+    FibReplace[104] {
         /// Lowest address of the prefix; bits after `prefix_len` must be zero.
         prefix: OverlayAddress,
         /// Bits of the prefix, at most 128.
@@ -360,6 +363,9 @@ record! {
         reserved: [u8; 5],
         /// Next hops; those beyond the count are ignored.
         next_hops: [NextHop; NEXT_HOPS_MAX],
+        /// The node that the host's packets to the prefix are sent to, and that may send packets
+        /// from it; this node's own address where it is the gateway itself.
+        gateway: OverlayAddress,
     }
 }
 

@@ -131,6 +131,11 @@ impl Prefix {
         self.len <= other.len && self.contains(other.address)
     }
 
+    /// Whether any address lies in both.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
     fn mask(len: u8) -> u128 {
         u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)
     }

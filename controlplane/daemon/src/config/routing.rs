@@ -16,6 +16,8 @@ pub struct RoutingConfig {
     pub enabled: bool,
     /// Prefixes for which this node is a gateway.
     pub announce: Vec<Prefix>,
+    /// Prefixes within which this host sends to other gateways.
+    pub reach: Vec<Prefix>,
     /// Time between hellos of a link.
     pub hello: Duration,
     /// Next hops that one route may have.
@@ -28,11 +30,15 @@ pub struct RoutingConfig {
     pub export: Filter,
 }
 
+/// Loopback and unspecified, IPv4-mapped, link-local, multicast (RFC 6890, RFC 4291).
+const NOT_ROUTED: [&str; 4] = ["::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"];
+
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRouting {
     enabled: Option<bool>,
     announce: Vec<String>,
+    reach: Vec<String>,
     hello_milliseconds: Option<u64>,
     next_hops_max: Option<usize>,
     routes_max: Option<usize>,
@@ -84,23 +90,31 @@ fn rules(key: &'static str, raw: &[RawRule]) -> Result<Vec<Rule>, ConfigError> {
     raw.iter().map(parse).collect()
 }
 
+/// Prefixes that are, or may be, behind gateways.
+fn gateways(key: &'static str, raw: &[String]) -> Result<Vec<Prefix>, ConfigError> {
+    let parse = |text: &String| {
+        let prefix: Prefix = text.parse().map_err(|e| bad(key, e))?;
+        if prefix.overlaps(OVERLAY_RANGE) {
+            let message = format!(
+                "{prefix} touches the overlay range {OVERLAY_RANGE}, where addresses belong to keys; \
+                 only prefixes outside of it are behind gateways (for the internet: 2000::/3)"
+            );
+            return Err(bad(key, message));
+        }
+        let mut not_routed = NOT_ROUTED.iter().filter_map(|text| text.parse().ok());
+        if let Some(range) = not_routed.find(|range: &Prefix| prefix.overlaps(*range)) {
+            let message = format!("{prefix} touches {range}, which no router passes on");
+            return Err(bad(key, message));
+        }
+        Ok(prefix)
+    };
+    raw.iter().map(parse).collect()
+}
+
 impl RoutingConfig {
     pub(super) fn check(raw: &RawRouting) -> Result<Self, ConfigError> {
-        let announce = raw
-            .announce
-            .iter()
-            .map(|text| {
-                let prefix: Prefix = text.parse().map_err(|e| bad("routing.announce", e))?;
-                if OVERLAY_RANGE.covers(prefix) || prefix.covers(OVERLAY_RANGE) {
-                    let message = format!(
-                        "{prefix} lies in the overlay range {OVERLAY_RANGE}, where addresses belong to \
-                         keys; only prefixes outside of it can be announced"
-                    );
-                    return Err(bad("routing.announce", message));
-                }
-                Ok(prefix)
-            })
-            .collect::<Result<_, _>>()?;
+        let announce = gateways("routing.announce", &raw.announce)?;
+        let reach = gateways("routing.reach", &raw.reach)?;
         let hello = raw.hello_milliseconds.unwrap_or(1000);
         if !(100..=60_000).contains(&hello) {
             return Err(bad("routing.hello_milliseconds", "from 100 to 60000"));
@@ -116,6 +130,12 @@ impl RoutingConfig {
         // The operator's rules come before what holds without any.
         let mut import = Filter::import_default();
         let mut first = rules("routing.import", &raw.import)?;
+        first.extend(reach.iter().map(|prefix| Rule {
+            prefix: Some(*prefix),
+            origin: None,
+            neighbour: None,
+            action: Action::Accept,
+        }));
         first.append(&mut import.rules);
         import.rules = first;
         let mut export = Filter::accept_all();
@@ -123,6 +143,7 @@ impl RoutingConfig {
         Ok(Self {
             enabled: raw.enabled.unwrap_or(true),
             announce,
+            reach,
             hello: Duration::from_millis(hello),
             next_hops_max,
             routes_max,

@@ -7,7 +7,7 @@ use hyphae_wire::frame::{
     SealedHeaders, TAG_LEN, handshake_trailer,
 };
 use hyphae_wire::report::{Report, ReportCode};
-use hyphae_wire::{Nanos, Service, SessionIndex};
+use hyphae_wire::{Nanos, OverlayAddress, Service, SessionIndex};
 use zerocopy::FromBytes;
 
 use super::transmit;
@@ -147,10 +147,11 @@ impl Engine {
         };
         let routing = &headers.routing;
         // The routing source was held against the session's key.
-        if inner.source.subnet_id() != routing.source.subnet_id() {
+        let sender = self.node_of(inner.source).map(OverlayAddress::subnet_id);
+        if sender != Some(routing.source.subnet_id()) {
             return Verdict::Drop(DropReason::SourceSpoofed);
         }
-        if inner.destination != routing.destination {
+        if inner.destination != routing.destination && !self.is_behind(inner.destination) {
             return Verdict::Drop(DropReason::DestinationMismatch);
         }
         if !self.config.has_tun {
@@ -164,6 +165,14 @@ impl Engine {
             len: packet.len() as u32,
             partial_checksum: routing.flags.get() & FLAG_PARTIAL_CHECKSUM != 0,
         }
+    }
+
+    /// Whether this node is the gateway of an address outside of the overlay.
+    fn is_behind(&self, address: OverlayAddress) -> bool {
+        !address.is_overlay()
+            && self
+                .node_of(address)
+                .is_some_and(|node| self.is_local(node))
     }
 
     /// Sends a probe back to the end of the session that asked, in the frame it came in.

@@ -1,7 +1,6 @@
 //! Any number of nodes, each in its namespace with a TUN device, joined by cables.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::process::Command;
 use std::time::Duration;
 
 use hyphae::lab::{LabNode, Namespace};
@@ -11,7 +10,7 @@ use hyphae_wire::PublicKey;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::binary;
+use super::{binary, command};
 
 const NAMES: [&str; 8] = [
     "node0", "node1", "node2", "node3", "node4", "node5", "node6", "node7",
@@ -100,6 +99,13 @@ impl Mesh {
         self.nodes[n] = Some(node.unwrap());
     }
 
+    /// Starts a node with a configuration file.
+    pub(crate) fn start_with(&mut self, n: usize, config: &str) {
+        let file = self.directory.path().join(format!("{}.toml", NAMES[n]));
+        std::fs::write(&file, config).unwrap();
+        self.start(n, &["--config", file.to_str().unwrap()]);
+    }
+
     pub(crate) fn node(&self, n: usize) -> &LabNode {
         self.nodes[n].as_ref().unwrap()
     }
@@ -111,14 +117,12 @@ impl Mesh {
     }
 
     /// Pulls or plugs in the cable with this number, from 1.
-    pub(crate) fn cable(&self, n: usize, state: &'static str) {
+    pub(crate) fn cable(&self, n: usize, state: &str) {
         let (a, _) = self.cables[n - 1];
-        let device = format!("cable{n}");
-        let set = move || {
-            let arguments = ["link", "set", &device, state];
-            Command::new("ip").args(arguments).status().unwrap()
-        };
-        assert!(self.namespaces[a].run(set).unwrap().success());
+        command(
+            &self.namespaces[a],
+            &format!("ip link set cable{n} {state}"),
+        );
     }
 
     pub(crate) fn routes(&self, n: usize) -> Vec<Route> {

@@ -59,6 +59,26 @@ pub(crate) fn privileged(test: &str) -> bool {
     false
 }
 
+/// Runs a program, given with its arguments, inside a namespace; it has to succeed. Returns what it
+/// printed.
+pub(crate) fn command(inside: &Namespace, line: &str) -> String {
+    let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    let run = move || Command::new(&words[0]).args(&words[1..]).output();
+    let output = inside.run(run).unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{line}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Makes a namespace pass packets on between its devices.
+pub(crate) fn forward_packets(inside: &Namespace) {
+    let switch = || {
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+    };
+    inside.run(switch).unwrap().unwrap();
+}
+
 /// Sends bytes that depend on their position one way, and checks them at the other end.
 pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
     let listener = to
