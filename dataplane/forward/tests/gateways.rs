@@ -50,10 +50,11 @@ fn line() -> Line {
 }
 
 fn host_drop(node: &mut Node, packet: &[u8]) -> DropReason {
-    match node.engine().route_host(NOW, &TunHeader::default(), packet) {
-        HostVerdict::Drop(reason) => reason,
-        other => panic!("{other:?}"),
-    }
+    let verdict = node.engine().route_host(NOW, &TunHeader::default(), packet);
+    let HostVerdict::Drop(reason) = verdict else {
+        panic!("{verdict:?}")
+    };
+    reason
 }
 
 /// What the relay makes of a frame, with the frame as it leaves.
