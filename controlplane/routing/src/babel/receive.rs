@@ -179,7 +179,7 @@ impl Speaker {
         }
     }
 
-    /// The number of an announcement whose origin is proved, by this update or an earlier one;
+    /// The number of an announcement whose origin is proved, by this update or the neighbour's last;
     /// `None` when the proof is missing.
     fn believe(
         &mut self,
@@ -192,13 +192,13 @@ impl Speaker {
         let destination = self.table.get(&prefix);
         let source = destination.and_then(|d| d.source(router_id));
         let Some(origin) = update.origin else {
-            let newest = source.map(|s| s.origin.serial);
+            // Only what this neighbour has proved itself: two announcements may have the same
+            // lower bits, so that its old one would pass for a new one that others have proved.
             let known = destination
                 .and_then(|d| d.candidate(link))
                 .filter(|c| c.router_id == router_id)
                 .map(|c| c.serial);
-            let fits = |serial: &Serial| serial.seqno() == update.seqno;
-            return Ok(newest.filter(fits).or(known.filter(fits)));
+            return Ok(known.filter(|serial| serial.seqno() == update.seqno));
         };
         let serial = origin.serial;
         if source.is_some_and(|s| s.origin == origin) {

@@ -297,10 +297,15 @@ impl Speaker {
         if route.uses(link) || !exported(&source.origin.key) {
             return retraction();
         }
-        // The proof at hand is of the newest number; an older one in use goes without, and a
-        // neighbour that needs it asks again when the newer one has arrived here, too.
-        let proved = destination.marks.proved.contains(state.slot);
-        let proof = (!proved && source.origin.serial == route.serial).then_some(source.origin);
+        let proof = if destination.marks.proved.contains(state.slot) {
+            None
+        } else if source.origin.serial == route.serial {
+            Some(source.origin)
+        } else {
+            // The proof at hand is of a newer number, which the route in use will have in a moment.
+            // Without proof, it would be nothing that the neighbour can believe.
+            return retraction();
+        };
         Some(update(route.router_id, route.serial, route.metric, proof))
     }
 
@@ -316,8 +321,10 @@ impl Speaker {
         let Some(destination) = self.table.get_mut(&prefix) else {
             return;
         };
-        // The end of a route stays to be told until it was acknowledged.
+        // The end of a route stays to be told until it was acknowledged. With it the neighbour
+        // forgets what was proved.
         if update.metric == INFINITY {
+            destination.marks.proved.remove(slot);
             return;
         }
         destination.marks.told.insert(slot);
@@ -367,12 +374,8 @@ impl Speaker {
                     own.marks.proved.insert(slot);
                 }
             } else if let Some(destination) = self.table.get_mut(&prefix) {
-                let newest = |router: &super::table::Selected| {
-                    destination
-                        .source(router.router_id)
-                        .is_some_and(|s| s.origin.serial == serial)
-                };
-                if destination.selected.as_ref().is_some_and(newest) {
+                let selected = destination.selected.as_ref();
+                if selected.is_some_and(|route| route.serial == serial) {
                     destination.marks.proved.insert(slot);
                 }
             }

@@ -142,7 +142,6 @@ impl Destination {
             Some(source) if origin.serial > source.origin.serial => {
                 source.origin = origin;
                 source.used = now;
-                self.marks.proved.clear();
             }
             Some(source) => source.used = now,
             None => self.sources.push(Source {
@@ -287,6 +286,9 @@ impl Speaker {
             (hops(&before), hops(&destination.selected));
         let told = |route: Option<&Selected>| route.map(|r| (r.router_id, r.serial));
         let renewed = told(before.as_ref()) != told(after);
+        if renewed {
+            destination.marks.proved.clear();
+        }
         let metric = after.map_or(INFINITY, |route| route.metric);
         let told_metric = destination.told_metric;
         if hops_before != hops_after {
