@@ -144,12 +144,16 @@ impl Destination {
                 source.used = now;
             }
             Some(source) => source.used = now,
-            None => self.sources.push(Source {
-                router_id,
-                origin,
-                distance: None,
-                used: now,
-            }),
+            None => {
+                // Nearly always there is one, and a table has many.
+                self.sources.reserve_exact(1);
+                self.sources.push(Source {
+                    router_id,
+                    origin,
+                    distance: None,
+                    used: now,
+                });
+            }
         }
     }
 
