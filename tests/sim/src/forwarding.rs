@@ -24,6 +24,11 @@ impl Hops {
         hops
     }
 
+    /// Whether a node is among them.
+    pub fn leads_to(&self, node: NodeId) -> bool {
+        self.nodes().contains(&node)
+    }
+
     /// The next hops.
     pub fn nodes(&self) -> &[NodeId] {
         &self.to[..usize::from(self.count)]
@@ -34,7 +39,9 @@ impl Hops {
 #[derive(Debug)]
 pub struct Forwarding {
     nodes: usize,
-    /// By destination, then by node.
+    /// Of each node that is a destination, its row.
+    rows: Vec<usize>,
+    /// By row, then by node.
     hops: Vec<Hops>,
     /// Entries with a next hop.
     entries: usize,
@@ -44,12 +51,20 @@ pub struct Forwarding {
 }
 
 impl Forwarding {
-    /// Empty FIBs.
-    pub fn new(nodes: NodeId) -> Self {
+    /// Empty FIBs. `is_destination` says which nodes there can be entries for.
+    pub fn new(nodes: NodeId, is_destination: impl Fn(NodeId) -> bool) -> Self {
+        let mut destinations = 0;
+        let rows = (0..nodes).map(|node| {
+            let row = destinations;
+            destinations += usize::from(is_destination(node));
+            row
+        });
+        let rows = rows.collect();
         let nodes = usize::from(nodes);
         Self {
             nodes,
-            hops: vec![Hops::default(); nodes * nodes],
+            rows,
+            hops: vec![Hops::default(); nodes * destinations],
             entries: 0,
             seen: vec![0; nodes],
             search: 0,
@@ -57,7 +72,7 @@ impl Forwarding {
     }
 
     fn at(&self, destination: NodeId, node: NodeId) -> usize {
-        usize::from(destination) * self.nodes + usize::from(node)
+        self.rows[usize::from(destination)] * self.nodes + usize::from(node)
     }
 
     /// The entry of a node.
@@ -155,7 +170,7 @@ mod tests {
     use super::*;
 
     fn forwarding(entries: &[(NodeId, &[NodeId])]) -> Forwarding {
-        let mut forwarding = Forwarding::new(6);
+        let mut forwarding = Forwarding::new(6, |_| true);
         for (node, hops) in entries {
             forwarding.set(0, *node, Hops::new(hops.iter().copied()));
         }

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod engine;
 pub mod forwarding;
 pub mod link;
+pub mod measure;
 pub mod random;
 pub mod scenario;
 pub mod speaker;

@@ -14,13 +14,18 @@ use crate::world::{Factory, Fault, Setup, World};
 const EPOCH: u32 = 1_800_000_000;
 
 /// Makes nodes with the real engine. Now and then one starts with a clock that was set back.
-pub fn speakers(seed: u64, memory: &Memory) -> Factory<RoutingNode> {
+pub fn speakers(setup: &Setup, memory: &Memory) -> Factory<RoutingNode> {
     let memory = memory.clone();
-    let mut random = Random::new(seed).fork(3);
-    Box::new(move |_, secret, restarts, now| {
+    let mut random = Random::new(setup.seed).fork(3);
+    let setup = setup.clone();
+    Box::new(move |node, secret, restarts, now| {
         let set_back = restarts > 0 && random.chance(200_000);
         let epoch = EPOCH + restarts * 10 - if set_back { 100_000 } else { 0 };
-        RoutingNode::new(secret, epoch, now, random.next(), &memory)
+        let mut engine = RoutingNode::new(secret, epoch, now, random.next(), &memory);
+        if !setup.announces(node) {
+            engine.be_silent(now);
+        }
+        engine
     })
 }
 
@@ -33,6 +38,7 @@ pub fn setup(seed: u64, nodes: NodeId, shape: Shape, quality: Option<Quality>) -
         quality,
         skew_ppm: 200,
         boot_within: Duration::from_secs(2),
+        announcing: nodes,
     }
 }
 
@@ -100,7 +106,7 @@ pub fn run(seed: u64, nodes: NodeId, shape: Shape, chaos: &Chaos) -> Result<(), 
     let memory = Memory::default();
     let mut random = Random::new(seed).fork(5);
     let setup = setup(seed, nodes, shape, None);
-    let mut world = World::new(&setup, speakers(seed, &memory));
+    let mut world = World::new(&setup, speakers(&setup, &memory));
     world.run_for(Duration::from_secs(20))?;
     world.await_reachability(40)?;
     let leave = u32::try_from(random.below(4)).unwrap_or(0);

@@ -46,6 +46,14 @@ impl RoutingNode {
         Self(Speaker::new(now, config, seed, Box::new(memory.clone())))
     }
 
+    /// Announces nothing: the node is only on the way of others' packets.
+    pub fn be_silent(&mut self, now: Nanos) {
+        let announced: Vec<_> = self.0.announced().collect();
+        for prefix in announced {
+            self.0.withdraw(now, prefix);
+        }
+    }
+
     /// What the engine counted.
     pub fn counters(&self) -> &Counters {
         self.0.counters()

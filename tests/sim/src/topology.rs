@@ -13,6 +13,8 @@ pub type NodeId = u16;
 pub enum Shape {
     /// A circle.
     Ring,
+    /// A circle in which every node also knows the one after the next: 4 neighbours each.
+    Lattice,
     /// A random tree with as many random links on top as there are nodes: 4 neighbours on average.
     Random,
     /// Every new node joins two that are there, the more likely the more neighbours these have.
@@ -23,12 +25,19 @@ pub enum Shape {
 
 impl Shape {
     /// Every shape.
-    pub const ALL: [Self; 4] = [Self::Ring, Self::Random, Self::ScaleFree, Self::Grid];
+    pub const ALL: [Self; 5] = [
+        Self::Ring,
+        Self::Lattice,
+        Self::Random,
+        Self::ScaleFree,
+        Self::Grid,
+    ];
 
     /// Its name on command lines.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ring => "ring",
+            Self::Lattice => "lattice",
             Self::Random => "random",
             Self::ScaleFree => "scale-free",
             Self::Grid => "grid",
@@ -45,6 +54,12 @@ impl Shape {
             Self::Ring => {
                 for node in 0..nodes {
                     join(node, (node + 1) % nodes);
+                }
+            }
+            Self::Lattice => {
+                for node in 0..nodes {
+                    join(node, (node + 1) % nodes);
+                    join(node, (node + 2) % nodes);
                 }
             }
             Self::Random => {
@@ -92,7 +107,7 @@ impl Shape {
 
 /// A name that is no shape.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no shape of a mesh; there are ring, random, scale-free and grid")]
+#[error("'{0}' is no shape of a mesh; there are ring, lattice, random, scale-free and grid")]
 pub struct InvalidShape(String);
 
 impl FromStr for Shape {

@@ -46,6 +46,16 @@ pub struct Setup {
     pub skew_ppm: u32,
     /// The nodes begin within this time.
     pub boot_within: Duration,
+    /// Nodes that announce themselves; the others are only on the way. Evenly spread.
+    pub announcing: NodeId,
+}
+
+impl Setup {
+    /// Whether a node announces itself.
+    pub fn announces(&self, node: NodeId) -> bool {
+        let before = |node: u32| node * u32::from(self.announcing) / u32::from(self.nodes.max(1));
+        before(u32::from(node)) != before(u32::from(node) + 1)
+    }
 }
 
 /// Something that goes wrong, or well again.
@@ -132,6 +142,7 @@ pub struct World<E> {
     changed: Vec<NodeId>,
     captured: Vec<Rc<[u8]>>,
     last_change: Nanos,
+    last_session: Nanos,
     complete_at: Option<Nanos>,
     trace: bool,
 }
@@ -165,7 +176,9 @@ impl<E: Engine> World<E> {
                 unreachable!("not zero");
             };
             let key = secret.public_key();
-            owners.insert(key.address().subnet(), id);
+            if setup.announces(id) {
+                owners.insert(key.address().subnet(), id);
+            }
             let skew = i32::try_from(random.below(u64::from(2 * setup.skew_ppm + 1))).unwrap_or(0);
             let clock = Clock {
                 offset: random.duration(Duration::from_secs(1_000_000)),
@@ -197,12 +210,13 @@ impl<E: Engine> World<E> {
             secrets,
             links,
             owners,
-            forwarding: Forwarding::new(setup.nodes),
+            forwarding: Forwarding::new(setup.nodes, |node| setup.announces(node)),
             factory,
             effects: Effects::default(),
             changed: Vec::new(),
             captured: Vec::new(),
             last_change: Nanos(0),
+            last_session: Nanos(0),
             complete_at: None,
             trace: std::env::var_os("HYPHAE_SIM_TRACE").is_some(),
         }
@@ -231,6 +245,17 @@ impl<E: Engine> World<E> {
     /// When a FIB changed last.
     pub fn last_change(&self) -> Nanos {
         self.last_change
+    }
+
+    /// When an end of a session began last.
+    pub fn last_session(&self) -> Nanos {
+        self.last_session
+    }
+
+    /// Entries of all FIBs that have a next hop, and how many would if all reached all.
+    pub fn routes(&self) -> (usize, usize) {
+        let pairs = self.owners.len() * self.nodes.len().saturating_sub(1);
+        (self.forwarding.entries(), pairs)
     }
 
     /// When every node had a route to every other for the first time.

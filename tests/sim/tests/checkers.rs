@@ -130,6 +130,7 @@ fn world(seed: u64, flaw: Flaw) -> World<Naive> {
         quality: Some(Quality::GOOD),
         skew_ppm: 100,
         boot_within: SECOND,
+        announcing: 7,
     };
     let factory = move |_, secret: &hyphae_wire::SecretKey, _, now: Nanos| Naive {
         flaw,

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use hyphae_test_sim::Shape;
+use hyphae_test_sim::measure::{Case, measure};
 use hyphae_test_sim::scenario::{self, Chaos};
 
 fn number(name: &str) -> Option<u64> {
@@ -37,8 +38,40 @@ fn fifty_nodes_survive_cuts_restarts_and_bad_links() {
         cut_max: Duration::from_secs(40),
         spared: 0,
     };
-    with_seeds(4, |seed| {
-        let shape = Shape::ALL[usize::try_from(seed % 4).unwrap()];
+    with_seeds(5, |seed| {
+        let shape = Shape::ALL[usize::try_from(seed).unwrap() % Shape::ALL.len()];
         scenario::run(seed, 50, shape, &chaos)
     });
+}
+
+#[test]
+fn a_thousand_nodes_converge() {
+    let case = Case {
+        nodes: 1000,
+        shape: Shape::Random,
+        announcing: 1000,
+        seed: 1,
+        idle: Duration::from_secs(2),
+    };
+    let measured = measure(&case, |_| {}).unwrap();
+    // Each node tells each of its four neighbours of a thousand prefixes; on the way to the best
+    // routes it may tell some of them three times on average.
+    let per_node = measured.until_calm.updates / 1000;
+    assert!((1000..12_000).contains(&per_node), "{per_node} updates");
+    let after_sessions = measured.complete.saturating_sub(measured.sessions);
+    assert!(after_sessions < Duration::from_secs(5), "{measured:?}");
+}
+
+#[test]
+fn a_long_way_round_a_thousand_nodes_is_found() {
+    // 250 hops from one side to the other.
+    let case = Case {
+        nodes: 1000,
+        shape: Shape::Lattice,
+        announcing: 100,
+        seed: 2,
+        idle: Duration::from_secs(2),
+    };
+    let measured = measure(&case, |_| {}).unwrap();
+    assert!(measured.complete < Duration::from_secs(30), "{measured:?}");
 }

@@ -139,6 +139,7 @@ impl<E: Engine> World<E> {
             self.end(link, end)?;
         }
         self.links[link].session[end] = Some(session);
+        self.last_session = self.now;
         let node = self.links[link].ends[end];
         let peer = self.links[link].ends[1 - end];
         let key = self.nodes[usize::from(peer)].key;
@@ -163,12 +164,7 @@ impl<E: Engine> World<E> {
         self.settle(node)?;
         let owners = self.owners.values().copied();
         for destination in owners {
-            if self
-                .forwarding
-                .hops(destination, node)
-                .nodes()
-                .contains(&peer)
-            {
+            if self.forwarding.hops(destination, node).leads_to(peer) {
                 let at = self.now;
                 return Err(Violation::DownPeer {
                     at,

@@ -9,7 +9,8 @@ use crate::violation::Violation;
 
 impl<E: Engine> World<E> {
     /// Checks that every node reaches every node that it is connected with, and has no route to
-    /// others. True only some quiet time after the last fault.
+    /// others. True only some quiet time after the last fault. What a hostile node cannot reach
+    /// is its own doing.
     ///
     /// # Errors
     /// When that is not so.
@@ -26,8 +27,9 @@ impl<E: Engine> World<E> {
             let arrives = self.forwarding.arrivals(destination, carries);
             for (node, arrives) in (0..).zip(arrives) {
                 let connected = component[usize::from(node)] == component[usize::from(destination)];
-                let alive = self.nodes[usize::from(node)].engine.is_some();
-                if connected && !arrives && alive && node != destination {
+                let state = &self.nodes[usize::from(node)];
+                let wants = state.engine.is_some() && !state.hostile;
+                if connected && !arrives && wants && node != destination {
                     first = first.or(Some((node, destination)));
                     missing += 1;
                 }

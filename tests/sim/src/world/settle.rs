@@ -117,14 +117,20 @@ impl<E: Engine> World<E> {
             self.last_change = at;
             self.changed.push(destination);
         }
-        let nodes = self.nodes.len();
-        if self.complete_at.is_none() && self.forwarding.entries() == nodes * (nodes - 1) {
+        let (has, wants) = self.routes();
+        if self.complete_at.is_none() && has == wants {
             self.complete_at = Some(at);
         }
         Ok(())
     }
 
     fn check_loop(&mut self, destination: NodeId, node: NodeId) -> Result<(), Violation> {
+        // No way leads back to a node that nobody sends to.
+        let mut neighbours = self.nodes[usize::from(node)].links.keys();
+        let sends = |from: &NodeId| self.forwarding.hops(destination, *from).leads_to(node);
+        if !neighbours.any(sends) {
+            return Ok(());
+        }
         let (nodes, links) = (&self.nodes, &self.links);
         let carries = |from: NodeId, to: NodeId| {
             let link = nodes[usize::from(from)].links.get(&to);

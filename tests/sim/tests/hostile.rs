@@ -1,0 +1,246 @@
+//! A node that lies. It hears what an honest node tells, has one link, and says whatever it likes
+//! over it; the world looks after every event whether anybody sends it packets for others.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyphae_routing::babel::RefusalReason;
+use hyphae_test_sim::scenario;
+use hyphae_test_sim::speaker::{Memory, RoutingNode};
+use hyphae_test_sim::{Fault, NodeId, Random, Shape, Violation, World};
+use hyphae_wire::babel::{Origin, Packet, RouterId, Serial, Tlv, Update, Writer};
+use hyphae_wire::{Prefix, Signature};
+
+const SECOND: Duration = Duration::from_secs(1);
+const NODES: NodeId = 16;
+/// The liar, and the only node that hears it.
+const LIAR: NodeId = 0;
+const NEIGHBOUR: NodeId = 1;
+
+/// Fifteen honest nodes, and a liar that announces nothing of its own.
+fn world(seed: u64, memory: &Memory) -> World<RoutingNode> {
+    let mut setup = scenario::setup(seed, NODES, Shape::Ring, None);
+    let honest = Shape::Random.links(NODES - 1, &mut Random::new(seed));
+    setup.links = honest.iter().map(|(a, b)| (a + 1, b + 1)).collect();
+    setup.links.push((LIAR, NEIGHBOUR));
+    setup.announcing = NODES - 1;
+    assert!(!setup.announces(LIAR) && setup.announces(NEIGHBOUR));
+    let mut world = World::new(&setup, scenario::speakers(&setup, memory));
+    world.distrust(LIAR);
+    world
+}
+
+/// The announcements that the liar has heard: of each prefix, the proofs by their numbers.
+fn heard(world: &World<RoutingNode>) -> BTreeMap<Prefix, BTreeMap<Serial, Origin>> {
+    let mut heard: BTreeMap<Prefix, BTreeMap<Serial, Origin>> = BTreeMap::new();
+    for packet in world.captured() {
+        for tlv in Packet::parse(packet).unwrap().tlvs().flatten() {
+            if let Tlv::Update(Update {
+                prefix: Some(prefix),
+                origin: Some(origin),
+                ..
+            }) = tlv
+            {
+                let proofs = heard.entry(prefix).or_default();
+                proofs.insert(origin.serial, origin);
+            }
+        }
+    }
+    heard
+}
+
+/// Says that the way to the prefix through the liar costs nothing.
+fn claim(world: &mut World<RoutingNode>, prefix: Prefix, router_id: RouterId, origin: Origin) {
+    let mut writer = Writer::new();
+    let update = Update {
+        prefix: Some(prefix),
+        router_id: Some(router_id),
+        interval: 60_000,
+        seqno: origin.serial.seqno(),
+        metric: 0,
+        origin: Some(origin),
+    };
+    assert!(writer.push(&Tlv::Update(update)));
+    world.inject(LIAR, NEIGHBOUR, &writer.take());
+}
+
+fn owner(world: &World<RoutingNode>, prefix: Prefix) -> NodeId {
+    let mut nodes = (0..).zip(world.nodes());
+    let owns =
+        |node: &hyphae_test_sim::world::Node<RoutingNode>| node.key.address().subnet() == prefix;
+    nodes.find(|(_, node)| owns(node)).unwrap().0
+}
+
+/// The number of the route of every honest node to a prefix, lowest and highest; each must be the
+/// owner's announcement.
+fn numbers(world: &World<RoutingNode>, prefix: Prefix) -> (Serial, Serial) {
+    let owner = world.nodes()[usize::from(owner(world, prefix))].key;
+    let mut numbers = Vec::new();
+    for node in world
+        .nodes()
+        .iter()
+        .filter(|n| !n.hostile && n.key != owner)
+    {
+        let route = node.engine.as_ref().unwrap().speaker().route(prefix);
+        let route = route.unwrap();
+        assert_eq!(route.origin, owner);
+        numbers.push(route.serial);
+    }
+    (
+        *numbers.iter().min().unwrap(),
+        *numbers.iter().max().unwrap(),
+    )
+}
+
+fn refused(world: &World<RoutingNode>, node: NodeId, reason: RefusalReason) -> u64 {
+    let at = RefusalReason::ALL
+        .iter()
+        .position(|r| *r == reason)
+        .unwrap();
+    let engine = world.nodes()[usize::from(node)].engine.as_ref().unwrap();
+    engine.counters().refused[at]
+}
+
+#[test]
+fn old_announcements_lead_nobody_astray() -> Result<(), Violation> {
+    for seed in 0..10 {
+        let mut world = world(seed, &Memory::default());
+        world.run_for(20 * SECOND)?;
+        world.await_reachability(20)?;
+        let before = heard(&world);
+        assert_eq!(before.len(), usize::from(NODES - 1));
+        let packets = world.captured().to_vec();
+        // Every victim begins anew, with a new number.
+        for victim in NEIGHBOUR + 1..NODES {
+            let at = world.now() + SECOND * u32::from(victim);
+            world.plan(at, Fault::Restart(victim, SECOND));
+        }
+        world.run_for(60 * SECOND)?;
+        world.await_reachability(30)?;
+        let after: BTreeMap<Prefix, Serial> = before
+            .keys()
+            .map(|prefix| (*prefix, numbers(&world, *prefix).1))
+            .collect();
+        for (prefix, proofs) in &before {
+            let newest = after[prefix];
+            let begun_anew = owner(&world, *prefix) != NEIGHBOUR;
+            assert!(!begun_anew || *proofs.last_key_value().unwrap().0 < newest);
+            for (serial, origin) in proofs.iter().filter(|(serial, _)| **serial < newest) {
+                assert!(*serial < newest);
+                claim(&mut world, *prefix, RouterId::of(&origin.key), *origin);
+            }
+        }
+        world.run_for(5 * SECOND)?;
+        // Whole packets as well, hellos and acknowledgements with them.
+        for packet in &packets {
+            world.inject(LIAR, NEIGHBOUR, packet);
+        }
+        world.run_for(30 * SECOND)?;
+        world.await_reachability(5)?;
+        for (prefix, newest) in after {
+            let (least, most) = numbers(&world, prefix);
+            assert!(
+                least >= newest && least == most,
+                "{prefix}: {least:?} {most:?} {newest:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn forged_announcements_are_refused_and_counted() -> Result<(), Violation> {
+    let memory = Memory::default();
+    let mut world = world(9, &memory);
+    world.run_for(20 * SECOND)?;
+    world.await_reachability(20)?;
+    let genuine = heard(&world);
+    let before: Vec<(Serial, Serial)> = genuine.keys().map(|p| numbers(&world, *p)).collect();
+    let liar = world.secret(LIAR).clone();
+    let mut expected: BTreeMap<RefusalReason, u64> = BTreeMap::new();
+    let prefixes: Vec<Prefix> = genuine.keys().copied().collect();
+    for (index, (prefix, proofs)) in genuine.iter().enumerate() {
+        let (serial, origin) = proofs.last_key_value().unwrap();
+        // The neighbour knows better about its own prefix, and does not even look.
+        if owner(&world, *prefix) == NEIGHBOUR {
+            continue;
+        }
+        let other = prefixes[(index + 1) % prefixes.len()];
+        let other_counts = owner(&world, other) != NEIGHBOUR;
+        let router_id = RouterId::of(&origin.key);
+        let ahead = Serial(serial.0 + 1000);
+        let signed = |prefix: Prefix, key: RouterId, serial: Serial| {
+            let message = Origin::message(prefix, key, serial);
+            liar.sign(&message, &[7; 64])
+        };
+        let mut bent = origin.signature;
+        bent.0[index % 64] ^= 1 << (index % 8);
+        let forge = |key, serial, signature: Signature| Origin {
+            key,
+            serial,
+            signature,
+        };
+        let own = liar.public_key();
+        let lies = [
+            // The victim's name, the liar's signature.
+            (
+                *prefix,
+                router_id,
+                forge(origin.key, ahead, signed(*prefix, router_id, ahead)),
+                RefusalReason::Signature,
+            ),
+            // A higher number under the old signature; a signature that is not quite one.
+            (
+                *prefix,
+                router_id,
+                forge(origin.key, ahead, origin.signature),
+                RefusalReason::Signature,
+            ),
+            (
+                *prefix,
+                router_id,
+                forge(origin.key, *serial, bent),
+                RefusalReason::Signature,
+            ),
+            // Somebody else's prefix under the victim's signature.
+            (other, router_id, *origin, RefusalReason::NotOwner),
+            // The victim's prefix, honestly signed with the liar's own key.
+            (
+                *prefix,
+                RouterId::of(&own),
+                forge(own, ahead, signed(*prefix, RouterId::of(&own), ahead)),
+                RefusalReason::NotOwner,
+            ),
+            // The same in the victim's name.
+            (
+                *prefix,
+                router_id,
+                forge(own, ahead, signed(*prefix, router_id, ahead)),
+                RefusalReason::RouterId,
+            ),
+        ];
+        for (prefix, router_id, origin, reason) in lies {
+            claim(&mut world, prefix, router_id, origin);
+            if prefix != other || other_counts {
+                *expected.entry(reason).or_default() += 1;
+            }
+        }
+    }
+    assert_eq!(expected.len(), 3);
+    world.run_for(10 * SECOND)?;
+    for reason in RefusalReason::ALL {
+        let expected = expected.get(&reason).copied().unwrap_or(0);
+        assert_eq!(refused(&world, NEIGHBOUR, reason), expected, "{reason}");
+        // Nobody passes lies on.
+        for node in NEIGHBOUR + 1..NODES {
+            assert_eq!(refused(&world, node, reason), 0);
+        }
+    }
+    world.await_reachability(5)?;
+    for (prefix, before) in genuine.keys().zip(before) {
+        assert_eq!(numbers(&world, *prefix), before);
+    }
+    Ok(())
+}
