@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod mesh;
 mod transit;
 
 use std::process::ExitCode;
@@ -31,12 +32,19 @@ enum Command {
         --sizes 64,1400 --suites aes-256-gcm --seconds 2 --json"
     )]
     Transit(transit::Args),
+    /// Meshes of real routing engines in virtual time: how fast all find all, and at what cost.
+    #[command(
+        after_help = "Examples:\n  hyphae-bench mesh\n  hyphae-bench mesh --nodes 10000 \
+        --announcing 500 --shape lattice,random,scale-free --json"
+    )]
+    Mesh(mesh::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Transit(args) => transit::run(args, cli.json),
+        Command::Mesh(args) => mesh::run(args, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

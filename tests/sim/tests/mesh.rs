@@ -46,18 +46,19 @@ fn fifty_nodes_survive_cuts_restarts_and_bad_links() {
 
 #[test]
 fn a_thousand_nodes_converge() {
+    // All in all 400,000 routes; `hyphae-bench mesh` has the million.
     let case = Case {
         nodes: 1000,
         shape: Shape::Random,
-        announcing: 1000,
+        announcing: 400,
         seed: 1,
         idle: Duration::from_secs(2),
     };
     let measured = measure(&case, |_| {}).unwrap();
-    // Each node tells each of its four neighbours of a thousand prefixes; on the way to the best
-    // routes it may tell some of them three times on average.
+    // Each node tells each of its four neighbours of 400 prefixes; on the way to the best routes
+    // it may tell some of them three times on average.
     let per_node = measured.until_calm.updates / 1000;
-    assert!((1000..12_000).contains(&per_node), "{per_node} updates");
+    assert!((400..4800).contains(&per_node), "{per_node} updates");
     let after_sessions = measured.complete.saturating_sub(measured.sessions);
     assert!(after_sessions < Duration::from_secs(5), "{measured:?}");
 }

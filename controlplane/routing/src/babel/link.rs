@@ -58,8 +58,6 @@ pub(super) struct Link {
     pub(super) tlvs: Vec<Tlv>,
     /// Prefixes whose state the neighbour is to be told.
     pub(super) pending: BTreeSet<Prefix>,
-    /// The same, but what it was told will do for a while: news that hurry do not take these along.
-    pub(super) later: BTreeSet<Prefix>,
     /// Packets that are not acknowledged, by their number.
     pub(super) in_flight: BTreeMap<u16, super::send::InFlight>,
     pub(super) ack_last: u16,
@@ -112,7 +110,6 @@ impl Link {
             open: false,
             tlvs: Vec::new(),
             pending: BTreeSet::new(),
-            later: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             ack_last: 0,
             acknowledged: None,
@@ -134,7 +131,7 @@ impl Link {
                 .unwrap_or(0),
             rtt: self.rtt_smoothed,
             in_flight: self.in_flight.len(),
-            pending: self.pending.len() + self.later.len(),
+            pending: self.pending.len(),
         }
     }
 
@@ -276,15 +273,8 @@ impl Speaker {
         let Some(state) = self.links.remove(&link) else {
             return;
         };
-        let timers = [
-            Timer::Hello,
-            Timer::Flush,
-            Timer::Gather,
-            Timer::Ack,
-            Timer::Stale,
-        ];
-        for timer in timers {
-            self.timers.set(timer(link), Nanos::NEVER);
+        for timer in [Timer::Hello, Timer::Flush, Timer::Ack, Timer::Stale].map(|t| t(link)) {
+            self.timers.set(timer, Nanos::NEVER);
         }
         self.slots[state.slot] = None;
         for own in self.own.values_mut() {

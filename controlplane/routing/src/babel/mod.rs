@@ -159,8 +159,6 @@ enum Timer {
     Hello(u32),
     /// What waits for a link is sent.
     Flush(u32),
-    /// What was better than it was told has had its time to become better yet.
-    Gather(u32),
     /// The earliest unacknowledged packet of a link.
     Ack(u32),
     /// What a neighbour has not told again since it started anew ends.
@@ -237,7 +235,6 @@ impl Speaker {
                 Timer::Work => {}
                 Timer::Hello(link) => self.hello_due(now, link),
                 Timer::Flush(link) => self.flush(now, link),
-                Timer::Gather(link) => self.gathered(now, link),
                 Timer::Ack(link) => self.ack_due(now, link),
                 Timer::Stale(link) => self.stale_due(now, link),
                 Timer::Query(prefix, router_id) => self.query_due(now, prefix, router_id),

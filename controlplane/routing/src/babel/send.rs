@@ -79,36 +79,17 @@ impl Link {
 impl Speaker {
     /// A route or its end has to be told on every link.
     pub(super) fn tell_all(&mut self, now: Nanos, prefix: Prefix, urgent: bool) {
+        let delay = if urgent { GATHER_URGENT } else { GATHER };
         let links: Vec<u32> = self.links.keys().copied().collect();
         for link in links {
-            if urgent {
-                self.tell_soon(now, prefix, link);
-            } else {
-                self.tell_later(now, prefix, link);
+            if let Some(state) = self.links.get_mut(&link) {
+                state.pending.insert(prefix);
             }
+            self.flush_soon(now, link, delay);
         }
     }
 
-    fn tell_later(&mut self, now: Nanos, prefix: Prefix, link: u32) {
-        let timer = Timer::Gather(link);
-        if let Some(state) = self.links.get_mut(&link)
-            && !state.pending.contains(&prefix)
-        {
-            state.later.insert(prefix);
-            if self.timers.get(&timer).is_none() {
-                self.timers.set(timer, now + GATHER);
-            }
-        }
-    }
-
-    pub(super) fn gathered(&mut self, now: Nanos, link: u32) {
-        if let Some(state) = self.links.get_mut(&link) {
-            state.pending.append(&mut state.later);
-            self.flush(now, link);
-        }
-    }
-
-    /// A neighbour is told of a prefix with the news of these milliseconds.
+    /// A route has become, or is no longer, one through this link.
     pub(super) fn tell_soon(&mut self, now: Nanos, prefix: Prefix, link: u32) {
         if let Some(state) = self.links.get_mut(&link) {
             state.pending.insert(prefix);
@@ -272,7 +253,6 @@ impl Speaker {
     fn settle(&mut self, link: u32, prefix: Prefix) {
         if let Some(state) = self.links.get_mut(&link) {
             state.pending.remove(&prefix);
-            state.later.remove(&prefix);
         }
     }
 

@@ -352,6 +352,57 @@ fn a_changed_signature_and_an_old_announcement_never_win() {
 }
 
 #[test]
+fn an_old_route_never_passes_for_a_new_one_with_the_same_lower_bits() {
+    use hyphae_wire::babel::Serial;
+    let mut net = line(1);
+    let now = net.now;
+    let (key, id) = (
+        secret(5).public_key(),
+        RouterId::of(&secret(5).public_key()),
+    );
+    let (old, new) = (Serial::new(100, 1), Serial::new(200, 1));
+    let tell = |serial: Serial, metric: u16, proof: bool| {
+        let message = Origin::message(subnet(5), id, serial);
+        let signature = secret(5).sign(&message, &[1; 64]);
+        let origin = Origin {
+            key,
+            serial,
+            signature,
+        };
+        let update = hyphae_wire::babel::Update {
+            prefix: Some(subnet(5)),
+            router_id: Some(id),
+            interval: 60_000,
+            seqno: serial.seqno(),
+            metric,
+            origin: proof.then_some(origin),
+        };
+        let mut writer = Writer::new();
+        assert!(writer.push(&Tlv::Update(update)));
+        writer.take()
+    };
+    for link in [6, 7, 8] {
+        net.node(0).link_up(now, link, secret(link).public_key());
+    }
+    // Neighbour 7 still uses the route of before its origin began anew, and its metric changes.
+    net.node(0)
+        .handle_packet(now, 7, now, &tell(old, 500, true));
+    net.node(0)
+        .handle_packet(now, 8, now, &tell(new, 400, true));
+    net.node(0)
+        .handle_packet(now, 7, now, &tell(old, 300, false));
+    // Neighbour 6 has not proved anything: it is asked to.
+    net.node(0)
+        .handle_packet(now, 6, now, &tell(old, 100, false));
+    let offered: Vec<(u32, Serial, u16)> = net.nodes[&0].table[&subnet(5)]
+        .candidates
+        .iter()
+        .map(|c| (c.link, c.serial, c.metric))
+        .collect();
+    assert_eq!(offered, [(7, old, 300), (8, new, 400)]);
+}
+
+#[test]
 fn gateways_are_believed_by_those_who_say_so() {
     let outside: Prefix = "fd12:3456::/32".parse().unwrap();
     let mut net = line(1);
