@@ -55,6 +55,8 @@ pub struct Config {
     pub suite: Option<Suite>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// How many peers may have metrics of their own.
+    pub metrics_peers_max: usize,
     /// Where JSON-RPC is served over TCP.
     pub rpc: Option<SocketAddr>,
     /// Where REST is served over TCP.
@@ -171,6 +173,7 @@ struct Raw {
     driver: Option<String>,
     suite: Option<String>,
     metrics: Option<String>,
+    metrics_peers_max: usize,
     #[serde(deserialize_with = "address_or_table")]
     rpc: RawRpc,
     admin: RawAdmin,
@@ -350,6 +353,7 @@ impl Config {
             driver: text(over.driver, raw.driver, "auto"),
             suite,
             metrics: optional_socket("metrics", &text(over.metrics, raw.metrics, METRICS_DEFAULT))?,
+            metrics_peers_max: raw.metrics_peers_max,
             rpc,
             rest: optional_socket("rpc.rest", &rest)?,
             rpc_allowed: Allowed {

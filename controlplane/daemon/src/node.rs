@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hyphae_overlay::{ConfiguredPeer, Event, Overlay, PeerConfig};
 use hyphae_routing::Rib;
 use hyphae_rpc::message::{Error, code};
-use hyphae_rpc::method::Pong;
+use hyphae_rpc::method::{Peer, Pong};
 use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{InjectRouted, Program, Punt};
@@ -25,7 +25,7 @@ use crate::discovery::{Discovery, Neighbours};
 use crate::endpoint::PeerUrl;
 use crate::host;
 use crate::overlay_log::Totals;
-use crate::routing::{Hold, Routing};
+use crate::routing::{Hold, Routing, RoutingScrape};
 
 /// How often names of peers are looked up again.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
@@ -63,8 +63,14 @@ pub(crate) struct Scrape {
     pub(crate) peers_by_state: BTreeMap<&'static str, usize>,
     pub(crate) sessions: usize,
     pub(crate) routes: usize,
+    pub(crate) routes_held: bool,
+    /// Round-trip times of peers, in order.
+    pub(crate) rtt: Vec<Duration>,
     pub(crate) totals: Totals,
     pub(crate) bus: BusScrape,
+    pub(crate) routing: Option<RoutingScrape>,
+    /// Peers with families of their own, and how many have none; `None` when none is to have any.
+    pub(crate) each_peer: Option<(Vec<Peer>, usize)>,
 }
 
 /// A peer that this node keeps connecting to.
@@ -463,7 +469,7 @@ impl Node {
                 false
             }
             Command::Scrape(reply) => {
-                let _ = reply.send(self.scrape());
+                let _ = reply.send(self.scrape(now));
                 false
             }
             Command::Shutdown => true,
@@ -510,7 +516,7 @@ impl Node {
         }
     }
 
-    fn scrape(&self) -> Scrape {
+    fn scrape(&self, now: Nanos) -> Scrape {
         let mut peers_by_state = BTreeMap::from([("alive", 0), ("connecting", 0), ("dead", 0)]);
         for peer in self.overlay.peers() {
             *peers_by_state
@@ -518,6 +524,8 @@ impl Node {
                 .or_default() += 1;
         }
         let attachment = self.attachment.as_ref();
+        let mut rtt: Vec<_> = self.overlay.peers().filter_map(|peer| peer.rtt).collect();
+        rtt.sort_unstable();
         Scrape {
             workers: attachment.map(Attachment::stats).unwrap_or_default(),
             generation: attachment.map_or(0, |a| a.hello.generation.get()),
@@ -525,8 +533,12 @@ impl Node {
             peers_by_state,
             sessions: self.overlay.sessions().count(),
             routes: self.rib.routes().count(),
+            routes_held: !self.hold.lets_through(),
+            rtt,
             totals: self.totals.clone(),
             bus: self.bus.scrape(),
+            routing: self.routing.as_ref().map(Routing::scrape),
+            each_peer: (self.config.metrics_peers_max > 0).then(|| self.each_peer(now)),
         }
     }
 }

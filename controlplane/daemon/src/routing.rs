@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hyphae_routing::FibChange;
-use hyphae_routing::babel::{Config, RefusalReason, Speaker, Xeddsa};
+use hyphae_routing::babel::{Config, Counters, RefusalReason, Speaker, Xeddsa};
 use hyphae_shm::record::{Program, PuntLinkLocal};
+use hyphae_wire::babel::INFINITY;
 use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::{Nanos, Prefix, PublicKey, SecretKey};
 
@@ -61,7 +62,30 @@ pub(crate) struct Routing {
     complained: Option<(Nanos, RefusalReason)>,
 }
 
+/// What metrics show of the protocol.
+pub(crate) struct RoutingScrape {
+    pub(crate) counters: Counters,
+    /// Links on which the neighbour is heard, and on which it is not.
+    pub(crate) heard: usize,
+    pub(crate) not_heard: usize,
+    /// Round-trip times of links, in order.
+    pub(crate) rtt: Vec<Duration>,
+}
+
 impl Routing {
+    pub(crate) fn scrape(&self) -> RoutingScrape {
+        let links: Vec<_> = self.speaker.links().collect();
+        let heard = links.iter().filter(|link| link.cost < INFINITY).count();
+        let mut rtt: Vec<_> = links.iter().filter_map(|link| link.rtt).collect();
+        rtt.sort_unstable();
+        RoutingScrape {
+            counters: *self.speaker.counters(),
+            heard,
+            not_heard: links.len() - heard,
+            rtt,
+        }
+    }
+
     /// `None` when the operator wants static routes only.
     pub(crate) fn new(
         now: Nanos,

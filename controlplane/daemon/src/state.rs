@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyphae_wire::SecretKey;
 use hyphae_wire::identity::InvalidSecretKey;
@@ -313,6 +314,14 @@ pub fn write_toml<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError
     write_atomic(path, text.as_bytes(), 0o644).map_err(io)
 }
 
+/// Writes of state files that failed since start.
+static WRITE_FAILURES: AtomicU64 = AtomicU64::new(0);
+
+/// How often a state file could not be written since start.
+pub fn write_failures() -> u64 {
+    WRITE_FAILURES.load(Ordering::Relaxed)
+}
+
 fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -330,6 +339,7 @@ fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         File::open(directory)?.sync_all()
     };
     write().inspect_err(|_| {
+        WRITE_FAILURES.fetch_add(1, Ordering::Relaxed);
         // Best effort: a leftover is harmless, its name is never read.
         let _ = fs::remove_file(&temporary);
     })

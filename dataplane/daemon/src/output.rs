@@ -10,6 +10,7 @@
 //!
 //! Owned by one worker. Buffers stay referenced by the turn (see [`crate::turn`]) until `flush`.
 
+use hyphae_shm::stats::FRAME_BUCKETS;
 use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, SLOT_BYTES, SendError, Span, TRAIN_BYTES_MAX};
 use hyphae_wire::Endpoint;
 
@@ -24,6 +25,8 @@ pub(crate) struct Sent {
     pub(crate) trains: u64,
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
+    /// Trains by how many frames they have.
+    pub(crate) by_length: [u64; FRAME_BUCKETS.len()],
     /// Trains that the driver had no room for.
     pub(crate) refused: u64,
     /// Frames that the ring to the stream thread had no room for, since the last look.
@@ -155,6 +158,9 @@ impl Output {
             self.sent.trains += 1;
             self.sent.packets += packets;
             self.sent.bytes += u64::from(bytes);
+            if let Some(bucket) = FRAME_BUCKETS.iter().position(|bound| packets <= *bound) {
+                self.sent.by_length[bucket] += 1;
+            }
         } else {
             self.sent.refused += 1;
         }

@@ -47,6 +47,11 @@ pub(crate) struct Worker<D: Driver> {
     pub(crate) detached: bool,
     /// Refusals of the kernel that were told, and when the next may be.
     too_big_told: (u64, Nanos),
+    /// Time not asleep, up to the last sleep, and since when it is awake.
+    busy: Duration,
+    awake_since: Nanos,
+    /// Frames received by the end of the last turn.
+    received: u64,
 }
 
 /// What a worker is made of, beside its driver.
@@ -98,6 +103,9 @@ impl<D: Driver> Worker<D> {
             housekeeping: Nanos(0),
             detached: false,
             too_big_told: (0, Nanos(0)),
+            busy: Duration::ZERO,
+            awake_since: clock(),
+            received: 0,
         }
     }
 
@@ -192,11 +200,18 @@ impl<D: Driver> Worker<D> {
         for buffer in self.turn.held.drain(..) {
             self.driver.release(buffer);
         }
+        let received = self.engine.counters.total(Counter::UnderlayRxPackets);
+        let before = std::mem::replace(&mut self.received, received);
         self.engine.counters.add(Counter::Turns, 1);
+        self.engine
+            .counters
+            .observe(Counter::Turns1, received - before);
         self.publish();
     }
 
     fn sleep(&mut self) -> std::io::Result<()> {
+        let before = clock();
+        self.busy += before.since(self.awake_since);
         let idle = self.control.sleep() && self.handover.sleep();
         let timeout = match (idle, self.control.snapshot.is_some()) {
             (false, _) => Duration::ZERO,
@@ -204,6 +219,7 @@ impl<D: Driver> Worker<D> {
             (true, false) => self.engine.idle_for().unwrap_or(SLEEP_MAX),
         };
         let result = self.driver.wait(Some(timeout));
+        self.awake_since = clock();
         self.control.wake();
         self.handover.wake();
         result
@@ -248,7 +264,14 @@ impl<D: Driver> Worker<D> {
         ] {
             counters.set(counter, total);
         }
+        counters.set_buckets(Counter::TxTrains1, sent.by_length);
+        let (used, all) = self.driver.buffers();
+        counters.set(Counter::Buffers, all.into());
+        counters.set(Counter::BuffersUsed, used.into());
         let (stats, now) = (&mut self.stats, clock());
+        let busy = self.busy + now.since(self.awake_since);
+        // 584 years.
+        counters.set(Counter::BusyNanoseconds, busy.as_nanos() as u64);
         self.engine.drain_traffic(|peer, traffic| {
             if traffic.rx_packets > 0 {
                 stats.add_rx(peer, traffic.rx_packets, traffic.rx_bytes, now);

@@ -1,6 +1,7 @@
 //! What the worker counts: plain integers, published to the segment once per turn.
 
-use hyphae_shm::stats::{COUNTERS, Counter, DropReason, counter_at, drop_at};
+use hyphae_shm::stats::{COUNTERS, Counter, DropReason, FRAME_BUCKETS, counter_at, drop_at};
+use hyphae_wire::Suite;
 
 /// All counters of one worker.
 #[derive(Clone, Debug)]
@@ -16,6 +17,39 @@ impl Counters {
     /// Adds to a counter.
     pub fn add(&mut self, counter: Counter, n: u64) {
         self.0[counter_at(counter)] += n;
+    }
+
+    /// Adds a value to the histogram whose first bucket is `first`.
+    pub fn observe(&mut self, first: Counter, frames: u64) {
+        if let Some(bucket) = FRAME_BUCKETS.iter().position(|bound| frames <= *bound) {
+            self.0[counter_at(first) + bucket] += 1;
+        }
+    }
+
+    /// Sets the histogram whose first bucket is `first`.
+    pub fn set_buckets(&mut self, first: Counter, totals: [u64; FRAME_BUCKETS.len()]) {
+        let at = counter_at(first);
+        self.0[at..at + totals.len()].copy_from_slice(&totals);
+    }
+
+    pub(crate) fn sealed(&mut self, suite: Suite) {
+        self.add(
+            match suite {
+                Suite::Aes256Gcm => Counter::SealedAes,
+                Suite::ChaCha20Poly1305 => Counter::SealedChaCha,
+            },
+            1,
+        );
+    }
+
+    pub(crate) fn opened(&mut self, suite: Suite) {
+        self.add(
+            match suite {
+                Suite::Aes256Gcm => Counter::OpenedAes,
+                Suite::ChaCha20Poly1305 => Counter::OpenedChaCha,
+            },
+            1,
+        );
     }
 
     /// Sets a counter whose total is kept elsewhere.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use hyphae_shm::record::{LANE_LINK, LANE_SESSION, MTU_UNKNOWN, PEERS_MAX};
-use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_shm::stats::DropReason;
 use hyphae_wire::frame::{
     FrameKind, LINK_TAG_AT, LinkHeader, PAYLOAD_AT, SEALED_HEADERS_AT, SealedHeaders, TAG_LEN,
 };
@@ -301,14 +301,14 @@ impl Engine {
     ) -> Result<(), DropReason> {
         let link = self.links.get_mut(slot).ok_or(DropReason::AdjacencyDown)?;
         let counter = link.lane.next_counter(now).ok_or(DropReason::LinkExpired)?;
-        let index = link.lane.receive_index;
+        let (index, suite) = (link.lane.receive_index, link.lane.suite);
         let header = LinkHeader::new(FrameKind::Transit, link.lane.send_index.0, counter.value);
         let aad = link_aad(header.as_bytes(), frame);
         frame[..SEALED_HEADERS_AT].copy_from_slice(header.as_bytes());
         let sealed = &mut frame[SEALED_HEADERS_AT..LINK_TAG_AT];
         let tag = link.lane.seal.seal(counter.value, &aad, sealed);
         frame[LINK_TAG_AT..PAYLOAD_AT].copy_from_slice(&tag);
-        self.counters.add(Counter::Sealed, 1);
+        self.counters.sealed(suite);
         if counter.rekey_due {
             self.report(EngineEvent::RekeyDue {
                 kind: LANE_LINK,
@@ -338,7 +338,7 @@ impl Engine {
         headers.session.receiver.set(session.lane.send_index.0);
         headers.session.reserved.set(0);
         headers.session.counter.set(counter.value);
-        let index = session.lane.receive_index;
+        let (index, suite) = (session.lane.receive_index, session.lane.suite);
         let end = frame.len() - TAG_LEN;
         let aad = headers.associated_data();
         let tag = session
@@ -347,7 +347,7 @@ impl Engine {
             .seal(counter.value, &aad, &mut frame[PAYLOAD_AT..end]);
         frame[end..].copy_from_slice(&tag);
         frame[SEALED_HEADERS_AT..LINK_TAG_AT].copy_from_slice(headers.as_bytes());
-        self.counters.add(Counter::Sealed, 1);
+        self.counters.sealed(suite);
         if counter.rekey_due {
             self.report(EngineEvent::RekeyDue {
                 kind: LANE_SESSION,

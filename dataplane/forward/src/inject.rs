@@ -140,7 +140,7 @@ impl Engine {
     ) -> Result<(), DropReason> {
         let link = self.links.get_mut(slot).ok_or(DropReason::LinkUnknown)?;
         let counter = link.lane.next_counter(now).ok_or(DropReason::LinkExpired)?;
-        let index = link.lane.receive_index.0;
+        let (index, suite) = (link.lane.receive_index.0, link.lane.suite);
         let header = LinkHeader::new(FrameKind::LinkLocal, link.lane.send_index.0, counter.value);
         frame[..LINK_HEADER_LEN].copy_from_slice(header.as_bytes());
         let end = frame.len() - TAG_LEN;
@@ -150,7 +150,7 @@ impl Engine {
             .seal
             .seal(counter.value, header.as_bytes(), sealed);
         frame[end..].copy_from_slice(&tag);
-        self.counters.add(Counter::Sealed, 1);
+        self.counters.sealed(suite);
         self.counters.add(Counter::LinkLocalTx, 1);
         if counter.rekey_due {
             let kind = hyphae_shm::record::LANE_LINK;

@@ -44,10 +44,9 @@ impl Engine {
         self.counters
             .add(Counter::UnderlayRxBytes, train.len() as u64);
         let segment = segment.max(1);
-        self.counters.add(
-            Counter::UnderlayRxPackets,
-            train.len().div_ceil(segment) as u64,
-        );
+        let frames = train.len().div_ceil(segment) as u64;
+        self.counters.add(Counter::UnderlayRxPackets, frames);
+        self.counters.observe(Counter::RxTrains1, frames);
         for part in train.chunks_mut(segment.saturating_mul(TRAIN_MAX)) {
             self.receive_part(now, from, part, segment, verdicts);
         }

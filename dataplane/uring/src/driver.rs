@@ -205,6 +205,9 @@ pub trait Driver {
     /// As [`Driver::wait`].
     fn submit(&mut self) -> io::Result<()>;
 
+    /// Buffers in use, and all.
+    fn buffers(&self) -> (u16, u16);
+
     /// Counters since `open`.
     fn stats(&self) -> &DriverStats;
 }

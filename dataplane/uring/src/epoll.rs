@@ -415,6 +415,10 @@ impl Driver for EpollDriver {
         Ok(())
     }
 
+    fn buffers(&self) -> (u16, u16) {
+        self.pool.usage()
+    }
+
     fn stats(&self) -> &DriverStats {
         &self.stats
     }

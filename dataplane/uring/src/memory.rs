@@ -291,6 +291,10 @@ impl Driver for MemoryDriver {
         Ok(())
     }
 
+    fn buffers(&self) -> (u16, u16) {
+        self.pool.usage()
+    }
+
     fn stats(&self) -> &DriverStats {
         &self.stats
     }

@@ -198,6 +198,10 @@ impl Driver for AnyDriver {
         inside!(self, driver => driver.submit())
     }
 
+    fn buffers(&self) -> (u16, u16) {
+        inside!(self, driver => driver.buffers())
+    }
+
     fn stats(&self) -> &DriverStats {
         inside!(self, driver => driver.stats())
     }

@@ -31,6 +31,8 @@ pub(crate) struct Pool {
     tun_end: u16,
     free_tun: Vec<BufferId>,
     free_transmit: Vec<BufferId>,
+    /// Slots with references.
+    used: u16,
 }
 
 impl Pool {
@@ -54,6 +56,7 @@ impl Pool {
             tun_end,
             free_tun: ids(receive..tun_end),
             free_transmit: ids(tun_end..end),
+            used: 0,
         })
     }
 
@@ -85,6 +88,13 @@ impl Pool {
         let count = &mut self.references[usize::from(id.index())];
         assert_eq!(*count, 0, "a slot handed out twice");
         *count = 1;
+        self.used += 1;
+    }
+
+    /// Slots in use, and all.
+    pub(crate) fn usage(&self) -> (u16, u16) {
+        let all = u16::try_from(self.references.len());
+        (self.used, all.unwrap_or(u16::MAX))
     }
 
     /// One more reference of a slot in use.
@@ -105,6 +115,7 @@ impl Pool {
         if *count > 0 {
             return None;
         }
+        self.used -= 1;
         if id.index() < self.receive {
             return Some(id);
         }

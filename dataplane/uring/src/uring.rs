@@ -345,6 +345,10 @@ impl Driver for UringDriver {
         Ok(())
     }
 
+    fn buffers(&self) -> (u16, u16) {
+        self.lent.pool.usage()
+    }
+
     fn stats(&self) -> &DriverStats {
         &self.stats
     }

@@ -65,8 +65,10 @@ counters! {
         TxErrors = "tx_errors", "trains that the kernel refused";
         TxBackpressure = "tx_backpressure", "trains dropped because the socket buffer was full";
         TunErrors = "tun_errors", "reads and writes of the TUN device that failed";
-        Sealed = "sealed", "AEAD seal operations";
-        Opened = "opened", "AEAD open operations";
+        SealedAes = "sealed_aes_256_gcm", "AEAD seal operations";
+        SealedChaCha = "sealed_chacha20_poly1305", "AEAD seal operations";
+        OpenedAes = "opened_aes_256_gcm", "AEAD open operations";
+        OpenedChaCha = "opened_chacha20_poly1305", "AEAD open operations";
         StreamAccepted = "stream_accepted", "stream connections accepted";
         StreamConnected = "stream_connected", "stream connections opened to others";
         StreamConnectFailed = "stream_connect_failed", "stream connections that could not be opened";
@@ -90,6 +92,21 @@ counters! {
         CookiesSent = "cookies_sent", "handshakes answered with a cookie because of load";
         CookiesRefused = "cookies_refused", "cookies in handshakes that were forged, too old or of another address";
         ResetsSent = "resets_sent", "frames of unknown sessions answered with a stateless reset";
+        BusyNanoseconds = "busy_nanoseconds", "time in which the worker did not sleep";
+        Buffers = "buffers", "packet buffers of the worker";
+        BuffersUsed = "buffers_used", "packet buffers in use";
+        RxTrains1 = "rx_trains_1", "trains received, of 1 frame";
+        RxTrains4 = "rx_trains_4", "of 2 to 4";
+        RxTrains16 = "rx_trains_16", "of 5 to 16";
+        RxTrains64 = "rx_trains_64", "of 17 to 64";
+        TxTrains1 = "tx_trains_1", "trains sent, of 1 frame";
+        TxTrains4 = "tx_trains_4", "of 2 to 4";
+        TxTrains16 = "tx_trains_16", "of 5 to 16";
+        TxTrains64 = "tx_trains_64", "of 17 to 64";
+        Turns1 = "turns_1", "turns that received 1 frame or none";
+        Turns4 = "turns_4", "2 to 4";
+        Turns16 = "turns_16", "5 to 16";
+        Turns64 = "turns_64", "17 to 64";
         ResetsAccepted = "resets_accepted", "stateless resets that proved that a neighbour lost its session";
     }
 }
@@ -139,6 +156,10 @@ counters! {
         NoBuffer = "no_buffer", "no buffer was free to build the frame in";
     }
 }
+
+/// Upper bounds of the buckets of histograms of frames. Each histogram has a counter per bucket,
+/// one after the other from `…1`; what is larger is not in any.
+pub const FRAME_BUCKETS: [u64; 4] = [1, 4, 16, 64];
 
 /// Counters of one worker in the order of the stats block: [`Counter::ALL`], then
 /// [`DropReason::ALL`].

@@ -6,15 +6,14 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{binary, eventually, privileged};
+use common::{binary, eventually, privileged, scrape};
 use hyphae::lab::{LabNode, Namespace};
 use hyphae_controlplane::state;
 use hyphae_rpc::method::Peer;
@@ -89,15 +88,7 @@ impl Hosts {
 
     /// Refused handshakes of one reason, as Prometheus sees them.
     fn refused(&self, host: usize, reason: &str) -> u64 {
-        let scrape = || {
-            let mut stream = TcpStream::connect("127.0.0.1:9469").unwrap();
-            let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-            stream.write_all(request).unwrap();
-            let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
-        };
-        let text = self.namespaces[host].run(scrape).unwrap();
+        let text = scrape(&self.namespaces[host]);
         let line = format!("hyphae_handshakes_refused_total{{reason=\"{reason}\"}} ");
         let value = text.lines().find_map(|l| l.strip_prefix(&line));
         value.map_or(0, |value| value.parse().unwrap())

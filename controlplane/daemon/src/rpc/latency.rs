@@ -7,8 +7,8 @@ use hyphae_rpc::message::{Error, code};
 use metrics::{describe_histogram, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusRecorder};
 
-/// Name of the family.
-pub(crate) const FAMILY: &str = "hyphae_rpc_duration_seconds";
+/// The family.
+const FAMILY: &str = crate::metrics::RPC[0].name;
 /// Upper bounds of the buckets, seconds. Waits are minutes, everything else is well below a second.
 const BUCKETS: [f64; 10] = [
     0.000_25, 0.001, 0.004, 0.016, 0.064, 0.25, 1.0, 4.0, 30.0, 300.0,
@@ -22,7 +22,7 @@ impl Latency {
         let builder = PrometheusBuilder::new().set_buckets(&BUCKETS)?;
         let recorder = builder.build_recorder();
         with_local_recorder(&recorder, || {
-            describe_histogram!(FAMILY, "Time that RPC calls took, by method and error code");
+            describe_histogram!(FAMILY, crate::metrics::RPC[0].help);
         });
         Ok(Self(Mutex::new(recorder)))
     }

@@ -87,6 +87,18 @@ impl Node {
             .collect()
     }
 
+    /// Those of the peers that are up, then of the others, that may have families of their own, and
+    /// how many may not.
+    pub(crate) fn each_peer(&self, now: Nanos) -> (Vec<Peer>, usize) {
+        let known = self.overlay.peers().filter(|peer| peer.key.is_some());
+        let mut known: Vec<_> = known.collect();
+        known.sort_by_key(|peer| (peer.state != PeerState::Up, peer.key));
+        let left_out = known.len().saturating_sub(self.config.metrics_peers_max);
+        known.truncate(self.config.metrics_peers_max);
+        let peers = known.iter().map(|peer| self.peer(now, peer));
+        (peers.collect(), left_out)
+    }
+
     fn peer(&self, now: Nanos, peer: &PeerStatus) -> Peer {
         let entries = peer.configured.iter();
         let entries = entries.filter_map(|id| self.configured.get(&id.0));

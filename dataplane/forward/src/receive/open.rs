@@ -95,7 +95,7 @@ impl Engine {
         if !link.lane.replay.is_fresh(counter) {
             return Err(drop(DropReason::LinkReplay));
         }
-        self.counters.add(Counter::Opened, 1);
+        self.counters.opened(link.lane.suite);
         link.lane
             .open
             .open(counter, aad, sealed)

@@ -63,7 +63,7 @@ impl Mesh {
         let mut line = vec![
             "up",
             "--metrics",
-            "off",
+            "127.0.0.1:9469",
             "--rpc",
             "off",
             "--rest",
