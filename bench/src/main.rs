@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod mesh;
+mod swarm;
 mod transit;
 
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Command {
         --announcing 500 --shape lattice,random,scale-free --json"
     )]
     Mesh(mesh::Args),
+    #[command(flatten)]
+    Swarm(swarm::Command),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Transit(args) => transit::run(args, cli.json),
         Command::Mesh(args) => mesh::run(args, cli.json),
+        Command::Swarm(command) => swarm::run(command, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use hyphae_forward::{EngineEvent, SnapshotCursor, Verdict};
-use hyphae_shm::record::{
-    EndpointMoved, Generation, LaneEvent, NeedSession, PathMtu, PeerEvent, Punt, PuntHandshake,
-    PuntLinkLocal, PuntService,
-};
+use hyphae_shm::record::{Generation, Punt};
 use hyphae_shm::{Consumer, Doorbell, Producer, RECORD_MAX};
 use hyphae_wire::{Endpoint, Nanos};
-use zerocopy::little_endian::{U16, U32, U64};
+
+use crate::punts;
 
 /// A worker's ends of the segment's rings.
 pub(crate) struct Control {
@@ -86,47 +84,7 @@ impl Control {
     }
 
     pub(crate) fn push_event(&mut self, event: &EngineEvent) -> bool {
-        let lane = |kind, index| LaneEvent {
-            kind: U32::new(kind),
-            receive_index: U32::new(index),
-        };
-        match *event {
-            EngineEvent::NeedSession(address) => {
-                self.push(&Punt::NeedSession(&NeedSession { address }))
-            }
-            EngineEvent::EndpointMoved {
-                peer,
-                lane,
-                endpoint,
-            } => self.push(&Punt::EndpointMoved(&EndpointMoved {
-                peer: U32::new(peer),
-                lane: U16::new(lane),
-                reserved: U16::ZERO,
-                endpoint,
-            })),
-            EngineEvent::LaneActive {
-                kind,
-                receive_index,
-            } => self.push(&Punt::LaneActive(&lane(kind, receive_index))),
-            EngineEvent::LaneReset { receive_index } => {
-                let kind = hyphae_shm::record::LANE_LINK;
-                self.push(&Punt::LaneReset(&lane(kind, receive_index)))
-            }
-            EngineEvent::RekeyDue {
-                kind,
-                receive_index,
-            } => self.push(&Punt::RekeyDue(&lane(kind, receive_index))),
-            EngineEvent::LargeFrames { peer } => self.push(&Punt::LargeFrames(&peer_event(peer))),
-            EngineEvent::LinkTooBig { peer } => self.push(&Punt::LinkTooBig(&peer_event(peer))),
-            EngineEvent::PathTooBig { address, mtu } => {
-                let limit = PathMtu {
-                    address,
-                    mtu: U16::new(mtu),
-                    reserved: [0; 6],
-                };
-                self.push(&Punt::PathTooBig(&limit))
-            }
-        }
+        punts::of_event(event, |punt| self.push(punt))
     }
 
     /// Hands over what a punt verdict names in `frame`; false when the ring is full or the verdict
@@ -138,66 +96,6 @@ impl Control {
         verdict: &Verdict,
         frame: &[u8],
     ) -> bool {
-        let part = |offset: u32, len: u32| {
-            frame
-                .get(offset as usize..(offset + len) as usize)
-                .unwrap_or_default()
-        };
-        match *verdict {
-            Verdict::PuntHandshake => {
-                self.push(&Punt::Handshake(&PuntHandshake { endpoint: *from }, frame))
-            }
-            Verdict::PuntLinkLocal {
-                peer,
-                receive_index,
-                offset,
-                len,
-            } => {
-                let fixed = PuntLinkLocal {
-                    peer: U32::new(peer),
-                    receive_index: U32::new(receive_index),
-                    received: U64::new(now.0),
-                };
-                self.push(&Punt::LinkLocal(&fixed, part(offset, len)))
-            }
-            Verdict::PuntService {
-                destination,
-                source,
-                receive_index,
-                peer,
-                service,
-                hop_limit,
-                offset,
-                len,
-            } => {
-                let fixed = PuntService {
-                    destination,
-                    source,
-                    receive_index: U32::new(receive_index),
-                    peer: U32::new(peer),
-                    service: service.code(),
-                    hop_limit,
-                    reserved: [0; 6],
-                    received: U64::new(now.0),
-                };
-                self.push(&Punt::Service(&fixed, part(offset, len)))
-            }
-            Verdict::Drop(_)
-            | Verdict::Done
-            | Verdict::Transmit(_)
-            | Verdict::TransmitPart(..)
-            | Verdict::Reply { .. }
-            | Verdict::HandoverAll { .. }
-            | Verdict::Deliver { .. }
-            | Verdict::Handover(_)
-            | Verdict::HandoverOpened { .. } => false,
-        }
-    }
-}
-
-fn peer_event(peer: u32) -> PeerEvent {
-    PeerEvent {
-        peer: U32::new(peer),
-        reserved: U32::ZERO,
+        punts::of_verdict(now, from, verdict, frame, |punt| self.push(punt)).unwrap_or(false)
     }
 }

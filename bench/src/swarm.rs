@@ -1,0 +1,64 @@
+//! Many light nodes against one real relay.
+//!
+//! A light node is everything of a node but its processes: the overlay engine, the forwarding
+//! engine, the routing speaker and a UDP socket, on an address of 127.0.0.0/8 of its own, so that
+//! limits per source see as many sources as there are nodes. A thousand of them fit a few processes,
+//! and what they send is what real nodes would.
+//!
+//! ```text
+//! peers ── relay: hyphae up (two processes)       flood ── relay
+//!       ── swarm processes ── light nodes ...           ── flow: two light nodes through the relay
+//!                                                       ── newcomers: one light node per second
+//!                                                       ── generator: first messages, any source
+//! ```
+
+mod flood;
+mod loopback;
+mod node;
+mod peers;
+mod relay;
+mod verdicts;
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use clap::Subcommand;
+use hyphae_wire::Nanos;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Idle peers on one relay: memory and CPU time of its two processes, and how fast peers join.
+    #[command(
+        after_help = "Examples:\n  hyphae-bench peers\n  hyphae-bench peers --peers 10,1000 --json"
+    )]
+    Peers(peers::Args),
+    /// Forged first handshake messages against a relay that carries a flow and is joined by new
+    /// nodes meanwhile.
+    #[command(after_help = "Examples:\n  hyphae-bench flood\n  hyphae-bench flood \
+        --rate 50000 --seconds 20 --json")]
+    Flood(flood::Args),
+    /// Light nodes in this process until standard input ends; `peers` starts it.
+    #[command(hide = true)]
+    Swarm(peers::SwarmArgs),
+}
+
+pub(crate) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
+    match command {
+        Command::Peers(args) => peers::run(args, json),
+        Command::Flood(args) => flood::run(args, json),
+        Command::Swarm(args) => peers::swarm(args),
+    }
+}
+
+/// The monotonic clock.
+fn clock() -> Nanos {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Both are positive on a running system.
+    Nanos(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
+}
+
+/// An address of loopback for the `n`th node, with any port; the relay and the generator use others.
+fn place(n: usize) -> SocketAddr {
+    let [.., c, d] = n.to_be_bytes();
+    let b = u8::try_from(n >> 16).unwrap_or(u8::MAX).min(15);
+    SocketAddrV4::new(Ipv4Addr::new(127, 16 + b, c, d), 0).into()
+}

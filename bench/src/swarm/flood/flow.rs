@@ -1,0 +1,145 @@
+//! A flow between two light nodes through the relay, at a fixed rate.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use hyphae_forward::host::TunHeader;
+use hyphae_wire::{Nanos, OverlayAddress};
+use serde::Serialize;
+
+use super::super::loopback::Swarm;
+use super::super::node::Spec;
+use super::super::relay::Target;
+use super::super::{clock, place};
+use super::{Clockwork, Phase};
+
+/// How long the ends may take to find each other.
+const CONNECT_MAX: Duration = Duration::from_secs(30);
+/// Time between attempts before the flow stands.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// Headers of IPv6 and UDP, then the phase.
+const PHASE_AT: usize = 48;
+const PACKET_LEN: usize = 200;
+/// What belongs to no phase: packets that make the session.
+const FIRST: u8 = u8::MAX;
+
+/// What became of the packets of one phase.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct FlowPhase {
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    /// Longest time in which nothing arrived.
+    pub(super) silence_max_ms: f64,
+}
+
+impl FlowPhase {
+    pub(super) fn lost_permille(&self) -> f64 {
+        let lost = self.sent.saturating_sub(self.received);
+        1000.0 * lost as f64 / self.sent.max(1) as f64
+    }
+}
+
+/// Two ends, the first of which sends to the second.
+pub(super) struct Flow {
+    swarm: Swarm,
+    packet: Vec<u8>,
+}
+
+impl Flow {
+    /// Connects two nodes to the relay, and makes a session between them.
+    pub(super) fn start(relay: Target) -> anyhow::Result<Self> {
+        let mut swarm = Swarm::new()?;
+        for n in 0..2 {
+            let learns = true;
+            let at = place(n);
+            swarm.add(&Spec { at, relay, learns })?;
+        }
+        let (from, to) = (swarm.nodes[0].address(), swarm.nodes[1].address());
+        let packet = packet(from, to);
+        let mut flow = Self { swarm, packet };
+        let give_up = clock() + CONNECT_MAX;
+        while flow.swarm.nodes[1].delivered.is_empty() {
+            ensure!(
+                clock() < give_up,
+                "no session between two nodes through the relay within {CONNECT_MAX:?}"
+            );
+            if flow.swarm.nodes[0].reaches(to) {
+                flow.send(clock(), FIRST)?;
+            }
+            flow.swarm.run_until(clock() + TRY_AGAIN)?;
+        }
+        Ok(flow)
+    }
+
+    fn send(&mut self, now: Nanos, phase: u8) -> anyhow::Result<()> {
+        self.packet[PHASE_AT] = phase;
+        let header = TunHeader::default();
+        let scratch = &mut self.swarm.scratch;
+        let node = &mut self.swarm.nodes[0];
+        node.send_packet(now, &header, &self.packet, &mut scratch.outgoing);
+        node.drain(now, scratch);
+        Ok(())
+    }
+
+    /// Sends until the phases are over; returns what became of it before and during the flood.
+    pub(super) fn run(
+        &mut self,
+        rate: u64,
+        clockwork: &Clockwork,
+    ) -> anyhow::Result<[FlowPhase; 2]> {
+        let mut phases = [FlowPhase::default(); 2];
+        let every = Duration::from_nanos(1_000_000_000 / rate);
+        let mut next = clock();
+        let mut heard = [None; 2];
+        loop {
+            let now = clock();
+            let at = match clockwork.phase() {
+                Phase::Before => Some(0),
+                Phase::During => Some(1),
+                Phase::After => None,
+                Phase::Over => return Ok(phases),
+            };
+            if let Some(at) = at {
+                // A thread that was kept from running does not make up for it in a burst.
+                next = next.max(Nanos(now.0.saturating_sub(20_000_000)));
+                while next <= now {
+                    next = next + every;
+                    phases[at].sent += 1;
+                    // 0 or 1.
+                    self.send(now, u8::from(at == 1))?;
+                }
+            } else {
+                next = now + every;
+            }
+            self.swarm.turn(next)?;
+            let now = clock();
+            for packet in std::mem::take(&mut self.swarm.nodes[1].delivered) {
+                let at = usize::from(packet.get(PHASE_AT).copied().unwrap_or(FIRST));
+                let Some(phase) = phases.get_mut(at) else {
+                    continue;
+                };
+                phase.received += 1;
+                let last = heard[at].replace(now).unwrap_or(now);
+                let silence = now.since(last).as_secs_f64() * 1000.0;
+                phase.silence_max_ms = phase.silence_max_ms.max(silence);
+            }
+        }
+    }
+}
+
+/// A UDP packet from one node to another. Only the other end of the flow reads it, and not its
+/// checksum.
+fn packet(from: OverlayAddress, to: OverlayAddress) -> Vec<u8> {
+    let mut packet = vec![0; PACKET_LEN];
+    packet[0] = 0x60;
+    // Both lengths are below 256.
+    packet[5] = 160;
+    packet[6] = 17;
+    packet[7] = 64;
+    packet[8..24].copy_from_slice(&from.0);
+    packet[24..40].copy_from_slice(&to.0);
+    packet[40..44].copy_from_slice(&[0x23, 0x28, 0x23, 0x29]);
+    packet[45] = 160;
+    packet
+}

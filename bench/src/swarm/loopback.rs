@@ -1,0 +1,83 @@
+//! Light nodes on loopback, driven by one thread.
+
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use hyphae_wire::{Nanos, PublicKey, Timers};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+
+use super::clock;
+use super::node::{Node, Scratch, Spec};
+
+/// Sockets told of at once.
+const EVENTS: usize = 256;
+
+/// Light nodes and what they wait in.
+pub(super) struct Swarm {
+    pub(super) nodes: Vec<Node>,
+    epoll: OwnedFd,
+    timers: Timers<usize>,
+    pub(super) scratch: Scratch,
+}
+
+impl Swarm {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            nodes: Vec::new(),
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            timers: Timers::new(),
+            scratch: Scratch::new(),
+        })
+    }
+
+    /// Adds a node, which begins to connect; returns its number.
+    pub(super) fn add(&mut self, spec: &Spec) -> anyhow::Result<usize> {
+        let (number, now) = (self.nodes.len(), clock());
+        let mut node = Node::new(now, spec)?;
+        let name = epoll::EventData::new_u64(u64::try_from(number)?);
+        epoll::add(&self.epoll, &node.socket, name, epoll::EventFlags::IN)?;
+        node.drain(now, &mut self.scratch);
+        self.timers.set(number, node.poll_timeout());
+        self.nodes.push(node);
+        Ok(number)
+    }
+
+    /// Does what is there to do, else waits for something, at most until `until`.
+    pub(super) fn turn(&mut self, until: Nanos) -> anyhow::Result<()> {
+        let now = clock();
+        let next = self.timers.next().unwrap_or(Nanos::NEVER).min(until);
+        let wait = next.since(now).min(Duration::from_secs(3600));
+        let mut room = [MaybeUninit::uninit(); EVENTS];
+        let events = match epoll::wait(&self.epoll, &mut room, Some(&Timespec::try_from(wait)?)) {
+            Ok((events, _)) => events,
+            Err(Errno::INTR) => &mut [],
+            Err(error) => return Err(error.into()),
+        };
+        for event in events {
+            let number = usize::try_from(event.data.u64())?;
+            self.nodes[number].receive(clock(), &mut self.scratch);
+            self.timers.set(number, self.nodes[number].poll_timeout());
+        }
+        let now = clock();
+        for number in self.timers.take_due(now) {
+            self.nodes[number].handle_timeout(now, &mut self.scratch);
+            self.timers.set(number, self.nodes[number].poll_timeout());
+        }
+        Ok(())
+    }
+
+    /// Works until `until`.
+    pub(super) fn run_until(&mut self, until: Nanos) -> anyhow::Result<()> {
+        while clock() < until {
+            self.turn(until)?;
+        }
+        Ok(())
+    }
+
+    /// How many have a link with a node now.
+    pub(super) fn up(&self, key: PublicKey) -> usize {
+        self.nodes.iter().filter(|node| node.is_up(key)).count()
+    }
+}

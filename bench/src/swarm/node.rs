@@ -1,0 +1,309 @@
+//! A light node: the engines of both planes, wired to each other without a segment between them.
+//!
+//! ```text
+//! socket ──▶ forwarding engine ── punts, events ──▶ overlay engine ── link-local ──▶ speaker
+//! socket ◀── forwarding engine ◀── programs ─────── overlay engine ◀── packets ───── speaker
+//!                             ◀── FIB ──────────── RIB ◀────────────── routes ─────── speaker
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use hyphae_forward::host::{Splitter, TunHeader};
+use hyphae_forward::{Engine, EngineConfig, HostVerdict, Verdict};
+use hyphae_overlay::{Config, ConfiguredPeer, Event, Overlay, PeerConfig, PeerTraffic};
+use hyphae_routing::Rib;
+use hyphae_routing::babel::{self, Action, Filter, Speaker, Xeddsa};
+use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SecretKey, WorkerId};
+
+use super::relay::Target;
+
+/// How often expiries are looked for, and counters read, if the node is awake anyway.
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
+/// Datagrams taken before another node gets a turn.
+const RECEIVE_BUDGET: usize = 64;
+/// Nothing that a light node receives or builds is larger.
+const DATAGRAM_MAX: usize = 65_536;
+/// The only worker.
+pub(super) const WORKER: WorkerId = WorkerId(0);
+
+/// What a light node is to be.
+pub(super) struct Spec {
+    /// Its address; port 0 takes any.
+    pub(super) at: SocketAddr,
+    /// Whom it connects to.
+    pub(super) relay: Target,
+    /// Whether it takes routes. One that only idles has no use for a thousand of them, and checking
+    /// their signatures in every node of a swarm would be the greater part of what is measured.
+    pub(super) learns: bool,
+}
+
+/// Memory that all nodes of a swarm use in turn.
+pub(super) struct Scratch {
+    pub(super) incoming: Box<[u8]>,
+    pub(super) outgoing: Box<[u8]>,
+}
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        Self {
+            incoming: vec![0; DATAGRAM_MAX].into_boxed_slice(),
+            outgoing: vec![0; DATAGRAM_MAX].into_boxed_slice(),
+        }
+    }
+}
+
+/// A node without processes of its own.
+pub(super) struct Node {
+    pub(super) socket: UdpSocket,
+    pub(super) engine: Engine,
+    pub(super) overlay: Overlay,
+    pub(super) speaker: Speaker,
+    rib: Rib,
+    verdicts: Vec<Verdict>,
+    traffic: BTreeMap<u32, PeerTraffic>,
+    housekeeping: Nanos,
+    began: Nanos,
+    /// How long it took to connect to the relay.
+    pub(super) joined: Option<Duration>,
+    /// Packets for its host.
+    pub(super) delivered: Vec<Vec<u8>>,
+}
+
+impl Node {
+    /// A node that begins to connect; [`Self::drain`] it.
+    pub(super) fn new(now: Nanos, spec: &Spec) -> anyhow::Result<Self> {
+        let socket = UdpSocket::bind(spec.at).with_context(|| format!("UDP {}", spec.at))?;
+        socket.set_nonblocking(true)?;
+        let identity = SecretKey::generate()?;
+        let own = identity.public_key().address();
+        let mut config = Config::new(identity.clone(), vec![socket.local_addr()?.port()]);
+        config.peers_max = 8;
+        config.sessions_max = 64;
+        config.link_slots = 64;
+        config.session_slots = 256;
+        let mut seed = [0; 32];
+        rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty())?;
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        // Seconds since 1970 fit until 2106.
+        let mut routing = babel::Config::new(identity, u32::try_from(unix).unwrap_or(u32::MAX));
+        if !spec.learns {
+            routing.import = Filter {
+                rules: Vec::new(),
+                otherwise: Action::Refuse,
+            };
+        }
+        let spread = u64::from_le_bytes(own.0[8..].try_into()?);
+        let mut node = Self {
+            socket,
+            engine: Engine::new(EngineConfig {
+                worker: WORKER,
+                workers: 1,
+                has_tun: true,
+            }),
+            overlay: Overlay::new(config, seed),
+            speaker: Speaker::new(now, routing, spread, Box::new(Xeddsa)),
+            rib: Rib::new(own),
+            verdicts: Vec::new(),
+            traffic: BTreeMap::new(),
+            housekeeping: now,
+            began: now,
+            joined: None,
+            delivered: Vec::new(),
+        };
+        let peer = PeerConfig {
+            id: ConfiguredPeer(0),
+            addresses: vec![Endpoint::from(spec.relay.at)],
+            key: Some(spec.relay.key),
+        };
+        node.overlay.add_peer(now, peer);
+        node.overlay.begin_attach(now, 1);
+        Ok(node)
+    }
+
+    /// This node's overlay address.
+    pub(super) fn address(&self) -> OverlayAddress {
+        self.overlay.address()
+    }
+
+    /// Whether its link with a node is in use.
+    pub(super) fn is_up(&self, key: PublicKey) -> bool {
+        self.overlay.is_up(key)
+    }
+
+    /// Whether it knows the way to an address.
+    pub(super) fn reaches(&self, address: OverlayAddress) -> bool {
+        self.rib.lookup(address).is_some()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub(super) fn poll_timeout(&self) -> Nanos {
+        let engines = [self.overlay.poll_timeout(), self.speaker.poll_timeout()];
+        engines.into_iter().flatten().min().unwrap_or(Nanos::NEVER)
+    }
+
+    /// Takes what the socket has, within reason.
+    pub(super) fn receive(&mut self, now: Nanos, scratch: &mut Scratch) {
+        for _ in 0..RECEIVE_BUDGET {
+            // What ends it otherwise is an ICMP error of an earlier datagram: the next call goes on.
+            let Ok((len, from)) = self.socket.recv_from(&mut scratch.incoming) else {
+                break;
+            };
+            let from = Endpoint::from(from);
+            let frame = &mut scratch.incoming[..len];
+            self.take_frame(now, &from, frame, &mut scratch.outgoing);
+        }
+        self.drain(now, scratch);
+    }
+
+    fn take_frame(&mut self, now: Nanos, from: &Endpoint, frame: &mut [u8], out: &mut [u8]) {
+        let mut verdicts = std::mem::take(&mut self.verdicts);
+        let len = frame.len();
+        self.engine.receive(now, from, frame, len, &mut verdicts);
+        for verdict in verdicts.drain(..) {
+            self.carry_out(now, from, &verdict, frame, out);
+        }
+        self.verdicts = verdicts;
+    }
+
+    /// Does what is due.
+    pub(super) fn handle_timeout(&mut self, now: Nanos, scratch: &mut Scratch) {
+        self.overlay.handle_timeout(now);
+        self.speaker.handle_timeout(now);
+        if now >= self.housekeeping {
+            self.housekeeping = now + HOUSEKEEPING;
+            self.engine.handle_timeout(now);
+            self.read_traffic(now);
+        }
+        self.drain(now, scratch);
+    }
+
+    fn read_traffic(&mut self, now: Nanos) {
+        let Self {
+            engine, traffic, ..
+        } = self;
+        engine.drain_traffic(|peer, passed| {
+            let total = traffic.entry(peer).or_default();
+            total.sent += passed.tx_packets;
+            if passed.rx_packets > 0 {
+                total.heard = now;
+            }
+        });
+        for (peer, total) in &self.traffic {
+            self.overlay.note_traffic(now, *peer, *total);
+        }
+    }
+
+    /// Moves what each engine wants done into the others, until nothing is left.
+    pub(super) fn drain(&mut self, now: Nanos, scratch: &mut Scratch) {
+        loop {
+            let mut idle = true;
+            while let Some(event) = self.engine.next_event() {
+                idle = false;
+                hyphae_dataplane::punts::of_event(&event, |punt| {
+                    self.overlay.handle_punt(now, WORKER, punt);
+                });
+            }
+            while let Some(transmit) = self.speaker.poll_transmit() {
+                idle = false;
+                // A link that went down meanwhile is about to be reported.
+                self.overlay.send_routing(transmit.link, &transmit.packet);
+            }
+            while let Some(change) = self.speaker.poll_route() {
+                self.rib.set_dynamic(change.prefix, change.route);
+            }
+            while self.speaker.poll_refusal().is_some() {}
+            while let Some((_, program)) = self.overlay.poll_program() {
+                idle = false;
+                self.apply(now, &program.program(), &mut scratch.outgoing);
+            }
+            while let Some(change) = self.rib.poll_fib() {
+                idle = false;
+                self.apply(now, &change.program(), &mut scratch.outgoing);
+            }
+            // Only now: an event may lead to records that refer to those above.
+            if let Some(event) = self.overlay.poll_event() {
+                idle = false;
+                self.handle_event(now, event);
+            }
+            while let Some(ready) = self.engine.next_ready() {
+                idle = false;
+                self.send_packet(now, &ready.header, &ready.packet, &mut scratch.outgoing);
+            }
+            while self.engine.has_whole() {
+                idle = false;
+                let Some((len, from)) = self.engine.next_whole(&mut scratch.incoming) else {
+                    break;
+                };
+                let frame = &mut scratch.incoming[..len];
+                self.take_frame(now, &from, frame, &mut scratch.outgoing);
+            }
+            while self.engine.has_report() {
+                let train = self.engine.next_report(now, &mut scratch.outgoing);
+                self.send_built(train, &mut scratch.outgoing, false);
+            }
+            while self.engine.next_host_reply().is_some() {}
+            if idle {
+                break;
+            }
+        }
+    }
+
+    fn handle_event(&mut self, now: Nanos, event: Event) {
+        match event {
+            Event::PeerUp { peer, key, .. } => {
+                self.joined.get_or_insert(now.since(self.began));
+                self.traffic.insert(peer, PeerTraffic::default());
+                self.rib.peer_up(peer, key);
+                self.speaker.link_up(now, peer, key);
+            }
+            Event::PeerDown { peer, key, .. } => {
+                self.traffic.remove(&peer);
+                self.rib.peer_down(&key);
+                self.speaker.link_down(now, peer);
+            }
+            Event::ResyncFib { .. } => self.overlay.finish_resync(now),
+            Event::PeerMoved { .. }
+            | Event::SessionUp { .. }
+            | Event::SessionDown { .. }
+            | Event::SessionFailed { .. }
+            | Event::Refused { .. }
+            | Event::EchoReply { .. }
+            | Event::TraceReply { .. }
+            | Event::PathMtu { .. } => {}
+        }
+    }
+
+    /// Hands a punted record to the engine that it is for.
+    pub(super) fn take_punt(&mut self, now: Nanos, punt: &hyphae_shm::record::Punt<'_>) {
+        self.overlay.handle_punt(now, WORKER, punt);
+        if let hyphae_shm::record::Punt::LinkLocal(meta, bytes) = punt
+            && let Some((ControlKind::Routing, packet)) = control::parse(bytes)
+        {
+            self.speaker
+                .handle_packet(now, meta.peer.get(), now, packet);
+        }
+    }
+
+    /// Sends a packet of the host.
+    pub(super) fn send_packet(
+        &mut self,
+        now: Nanos,
+        header: &TunHeader,
+        packet: &[u8],
+        out: &mut [u8],
+    ) {
+        let HostVerdict::Depart(departure) = self.engine.route_host(now, header, packet) else {
+            return;
+        };
+        let Ok(mut splitter) = Splitter::new(header, packet, departure.mtu()) else {
+            return;
+        };
+        while let Some(train) = self.engine.originate(now, &departure, &mut splitter, out) {
+            self.send_built(Ok(train), out, false);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Idle peers on one relay: how fast they join, and what they cost once nothing happens any more.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args as ClapArgs;
+use hyphae_wire::PublicKey;
+use serde::Serialize;
+
+use super::loopback::Swarm;
+use super::node::Spec;
+use super::relay::{Activity, Relay, Target, Usage};
+use super::{clock, place};
+
+/// Processes that the nodes are spread over.
+const PROCESSES_MAX: usize = 4;
+/// Time for a relay without peers to become quiet.
+const EMPTY: Duration = Duration::from_secs(3);
+/// How long routes may be told before the idle time begins anyway.
+const SETTLE_MAX: Duration = Duration::from_secs(180);
+/// A relay that uses less of a core than this has told everybody everything.
+const SETTLED_PERCENT: f64 = 10.0;
+/// How long all nodes may take to join.
+const JOIN_MAX: Duration = Duration::from_secs(120);
+/// What a peer may cost, and what all may cost together.
+const PEER_KIB_MAX: f64 = 16.0;
+const CPU_PERCENT_MAX: f64 = 5.0;
+
+/// What to measure.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Args {
+    /// Numbers of peers, one row each.
+    #[arg(long, value_delimiter = ',', default_value = "10,100,1000")]
+    peers: Vec<usize>,
+    /// Seconds of idling that are measured.
+    #[arg(long, default_value_t = 20.0)]
+    seconds: f64,
+    /// Cores of the relay's workers, as `hyphae up --cores`.
+    #[arg(long, default_value = "any:1")]
+    cores: String,
+}
+
+/// A process of light nodes.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct SwarmArgs {
+    /// Address of the relay.
+    #[arg(long)]
+    relay: SocketAddr,
+    /// Its key.
+    #[arg(long)]
+    key: PublicKey,
+    /// How many nodes.
+    #[arg(long)]
+    nodes: usize,
+    /// Number of the first, from which its address follows.
+    #[arg(long)]
+    first: usize,
+}
+
+/// One process of the relay.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Process {
+    resident_kib_before: u64,
+    resident_kib_after: u64,
+    anonymous_kib_before: u64,
+    anonymous_kib_after: u64,
+    kib_per_peer: f64,
+    #[serde(flatten)]
+    idle: Activity,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    peers: usize,
+    /// From the start of the processes until every node has its link.
+    join_seconds: f64,
+    handshakes_per_second: f64,
+    /// From then on until the relay was quiet.
+    settle_seconds: f64,
+    dataplane: Process,
+    controlplane: Process,
+    /// Of both processes.
+    kib_per_peer: f64,
+    cpu_percent: f64,
+    wakeups_per_second: f64,
+    /// At most 16 KiB per peer and below 5 % of a core.
+    within_limits: bool,
+}
+
+pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    ensure!(args.seconds > 0.0, "idling takes some time");
+    let mut rows = Vec::new();
+    for peers in &args.peers {
+        ensure!(
+            (1..=4000).contains(peers),
+            "1 to 4000 peers, as many as a relay takes"
+        );
+        rows.push(row(args, *peers)?);
+    }
+    show(&rows, json)
+}
+
+fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
+    eprintln!("{peers} peers: starting the relay");
+    let relay = Relay::start(peers, &args.cores)?;
+    std::thread::sleep(EMPTY);
+    let before = relay.usage()?;
+    let began = Instant::now();
+    let mut crowd = Crowd::start(relay.target, peers)?;
+    crowd.wait()?;
+    let join = began.elapsed().as_secs_f64();
+    let up = relay.status()?.peers_up;
+    ensure!(
+        up == peers,
+        "of {peers} nodes that have a link, the relay knows {up}"
+    );
+    eprintln!("{peers} peers: joined in {join:.2} s; waiting for the relay to become quiet");
+    let settled = settle(&relay)?;
+    eprintln!("{peers} peers: quiet after {settled:.1} s; idling");
+    let start = relay.usage()?;
+    std::thread::sleep(Duration::from_secs_f64(args.seconds));
+    let end = relay.usage()?;
+    let states = relay.peers()?;
+    ensure!(
+        states.get("alive") == Some(&peers),
+        "peers were lost while idling: {states:?}"
+    );
+    drop(crowd);
+    let process = |n: usize| Process {
+        resident_kib_before: before[n].resident_kib,
+        resident_kib_after: end[n].resident_kib,
+        anonymous_kib_before: before[n].anonymous_kib,
+        anonymous_kib_after: end[n].anonymous_kib,
+        kib_per_peer: grown(&before[n], &end[n]) / peers as f64,
+        idle: start[n].until(&end[n]),
+    };
+    let (dataplane, controlplane) = (process(0), process(1));
+    let kib_per_peer = dataplane.kib_per_peer + controlplane.kib_per_peer;
+    let cpu_percent = dataplane.idle.cpu_percent + controlplane.idle.cpu_percent;
+    Ok(Row {
+        peers,
+        join_seconds: join,
+        handshakes_per_second: peers as f64 / join,
+        settle_seconds: settled,
+        kib_per_peer,
+        cpu_percent,
+        wakeups_per_second: dataplane.idle.wakeups_per_second
+            + controlplane.idle.wakeups_per_second,
+        within_limits: kib_per_peer <= PEER_KIB_MAX && cpu_percent < CPU_PERCENT_MAX,
+        dataplane,
+        controlplane,
+    })
+}
+
+fn grown(before: &Usage, after: &Usage) -> f64 {
+    after.resident_kib as f64 - before.resident_kib as f64
+}
+
+/// Waits until the relay has been quiet for two seconds; returns how long that took.
+fn settle(relay: &Relay) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let (mut last, mut quiet) = (relay.usage()?, 0);
+    while quiet < 2 && began.elapsed() < SETTLE_MAX {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = relay.usage()?;
+        let busy: f64 = last
+            .iter()
+            .zip(&now)
+            .map(|(last, now)| last.until(now).cpu_percent)
+            .sum();
+        quiet = if busy < SETTLED_PERCENT { quiet + 1 } else { 0 };
+        last = now;
+    }
+    Ok(began.elapsed().as_secs_f64())
+}
+
+/// Processes of light nodes; they end when dropped.
+struct Crowd(Vec<Child>);
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // It may have ended; either way it is gone then.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Crowd {
+    fn start(relay: Target, nodes: usize) -> anyhow::Result<Self> {
+        let processes = PROCESSES_MAX.min(nodes);
+        let mut crowd = Self(Vec::new());
+        let mut first = 0;
+        for n in 0..processes {
+            let share = (nodes - first) / (processes - n);
+            let child = Command::new(std::env::current_exe()?)
+                .arg("swarm")
+                .args(["--relay", &relay.at.to_string()])
+                .args(["--key", &relay.key.to_string()])
+                .args(["--nodes", &share.to_string()])
+                .args(["--first", &first.to_string()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("starting light nodes")?;
+            crowd.0.push(child);
+            first += share;
+        }
+        Ok(crowd)
+    }
+
+    /// Waits until every process says that its nodes are up.
+    fn wait(&mut self) -> anyhow::Result<()> {
+        for child in &mut self.0 {
+            let out = child.stdout.as_mut().context("standard output")?;
+            let mut line = String::new();
+            // At most one line, so nothing is lost with the reader.
+            BufReader::new(out).read_line(&mut line)?;
+            ensure!(line == "up\n", "light nodes did not connect; see above");
+        }
+        Ok(())
+    }
+}
+
+/// The work of a swarm process.
+#[allow(clippy::print_stdout, reason = "the process that waits reads it")]
+pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
+    std::thread::spawn(|| {
+        // It ends, or fails, when whoever started this process is gone.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
+    let relay = Target {
+        at: args.relay,
+        key: args.key,
+    };
+    let mut swarm = Swarm::new()?;
+    for n in 0..args.nodes {
+        swarm.add(&Spec {
+            at: place(args.first + n),
+            relay,
+            learns: false,
+        })?;
+    }
+    let give_up = clock() + JOIN_MAX;
+    while swarm.up(args.key) < args.nodes {
+        if clock() > give_up {
+            let up = swarm.up(args.key);
+            bail!("{up} of {} nodes connected in {JOIN_MAX:?}", args.nodes);
+        }
+        swarm.run_until(clock() + Duration::from_millis(20))?;
+    }
+    println!("up");
+    std::io::stdout().flush()?;
+    loop {
+        swarm.run_until(clock() + Duration::from_secs(60))?;
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "this is what standard output is for")]
+fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(rows)?);
+        return Ok(());
+    }
+    println!(
+        "{:>5} {:>7} {:>6} {:>8} {:>19} {:>19} {:>9} {:>15} {:>15} {:>6}",
+        "peers",
+        "join s",
+        "hs/s",
+        "quiet s",
+        "dataplane KiB",
+        "control KiB",
+        "KiB/peer",
+        "CPU % dp+cp",
+        "wakeups/s dp+cp",
+        "limits"
+    );
+    for row in rows {
+        let kib = |p: &Process| format!("{} > {}", p.resident_kib_before, p.resident_kib_after);
+        let (data, control) = (&row.dataplane, &row.controlplane);
+        println!(
+            "{:>5} {:>7.2} {:>6.0} {:>8.1} {:>19} {:>19} {:>9.1} {:>15} {:>15} {:>6}",
+            row.peers,
+            row.join_seconds,
+            row.handshakes_per_second,
+            row.settle_seconds,
+            kib(data),
+            kib(control),
+            row.kib_per_peer,
+            format!(
+                "{:.2} + {:.2}",
+                data.idle.cpu_percent, control.idle.cpu_percent
+            ),
+            format!(
+                "{:.0} + {:.0}",
+                data.idle.wakeups_per_second, control.idle.wakeups_per_second
+            ),
+            if row.within_limits { "kept" } else { "missed" }
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! The relay that is measured: `hyphae up`, two processes of their own, and what they use.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use hyphae_rpc::Client;
+use hyphae_rpc::method::Status;
+use hyphae_wire::PublicKey;
+use serde::Serialize;
+use tempfile::TempDir;
+
+/// How long a relay may take to come up.
+const START_MAX: Duration = Duration::from_secs(20);
+/// How often that is looked for.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Where a relay is, and who.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    pub(super) at: SocketAddr,
+    pub(super) key: PublicKey,
+}
+
+/// A running relay; it ends when dropped.
+pub(super) struct Relay {
+    supervisor: Child,
+    client: Client,
+    /// Dataplane and control plane.
+    pids: [u32; 2],
+    pub(super) target: Target,
+    _directory: TempDir,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // Both planes end with it.
+        let _ = self.supervisor.kill();
+        let _ = self.supervisor.wait();
+    }
+}
+
+/// What a process has used so far.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Usage {
+    at: Instant,
+    /// Resident, as the kernel says.
+    pub(super) resident_kib: u64,
+    /// Its own pages, without those of files and shared memory.
+    pub(super) anonymous_kib: u64,
+    cpu: Duration,
+    /// Times that a thread went to sleep by itself.
+    wakeups: u64,
+}
+
+/// What a process did between two looks.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Activity {
+    /// Of one core.
+    pub(super) cpu_percent: f64,
+    pub(super) wakeups_per_second: f64,
+}
+
+impl Usage {
+    pub(super) fn until(&self, later: &Self) -> Activity {
+        let seconds = later.at.duration_since(self.at).as_secs_f64().max(1e-9);
+        let cpu = later.cpu.saturating_sub(self.cpu).as_secs_f64();
+        Activity {
+            cpu_percent: 100.0 * cpu / seconds,
+            wakeups_per_second: later.wakeups.saturating_sub(self.wakeups) as f64 / seconds,
+        }
+    }
+}
+
+impl Relay {
+    /// Starts a relay on loopback that takes `peers_max` peers, with one worker.
+    pub(super) fn start(peers_max: usize, cores: &str) -> anyhow::Result<Self> {
+        let program = std::env::current_exe()?.with_file_name("hyphae");
+        ensure!(
+            program.exists(),
+            "{} is not built: cargo build --release -p hyphae -p hyphae-bench",
+            program.display()
+        );
+        let directory = tempfile::Builder::new().prefix("hyphae-bench-").tempdir()?;
+        let config = directory.path().join("relay.toml");
+        let room = peers_max.max(64);
+        std::fs::write(
+            &config,
+            format!(
+                "[peering]\npeers_max = {room}\ninbound_max = {room}\n\
+                 inbound_per_source_max = 64\n[stream]\nlisten = false\nfallback = false\n"
+            ),
+        )?;
+        let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        let sockets = directory.path().join("run");
+        let log = directory.path().join("log");
+        let supervisor = Command::new(program)
+            .args(["up", "--no-tun", "--discovery", "none", "--rpc", "off"])
+            .args(["--metrics", "off", "--log-level", "warn", "--cores", cores])
+            .args(["--listen", &at.to_string()])
+            .arg("--config")
+            .arg(&config)
+            .arg("--state-dir")
+            .arg(directory.path().join("state"))
+            .arg("--socket-dir")
+            .arg(&sockets)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log)?)
+            .spawn()
+            .context("starting the relay")?;
+        let client = Client::new(sockets.join("rpc.sock")).with_timeout(Duration::from_secs(10));
+        let mut relay = Self {
+            supervisor,
+            client,
+            pids: [0; 2],
+            target: Target {
+                at,
+                key: PublicKey([0; 32]),
+            },
+            _directory: directory,
+        };
+        relay.wait(&log)?;
+        Ok(relay)
+    }
+
+    fn wait(&mut self, log: &Path) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            if let Ok(status) = self.client.node_status()
+                && let Some(dataplane) = &status.dataplane
+            {
+                self.pids = [dataplane.pid, status.pid];
+                self.target.key = status.info.node_pubkey.parse()?;
+                return Ok(());
+            }
+            let ended = self.supervisor.try_wait()?;
+            if ended.is_some() || began.elapsed() > START_MAX {
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                bail!("the relay did not come up ({ended:?}): {log}");
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    pub(super) fn status(&self) -> anyhow::Result<Status> {
+        Ok(self.client.node_status()?)
+    }
+
+    /// Peers of each state.
+    pub(super) fn peers(&self) -> anyhow::Result<BTreeMap<String, usize>> {
+        let mut states = BTreeMap::new();
+        for peer in self.client.get_peers()? {
+            *states.entry(peer.connection_state).or_default() += 1;
+        }
+        Ok(states)
+    }
+
+    /// What dataplane and control plane have used so far.
+    pub(super) fn usage(&self) -> anyhow::Result<[Usage; 2]> {
+        Ok([usage(self.pids[0])?, usage(self.pids[1])?])
+    }
+}
+
+fn usage(pid: u32) -> anyhow::Result<Usage> {
+    let directory = Path::new("/proc").join(pid.to_string());
+    let status = std::fs::read_to_string(directory.join("status"))
+        .with_context(|| format!("process {pid} of the relay has ended"))?;
+    let (mut cpu, mut wakeups) = (0, 0);
+    for task in std::fs::read_dir(directory.join("task"))? {
+        let task = task?.path();
+        // A thread may end meanwhile.
+        let text = |file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+        let schedstat = text("schedstat");
+        let nanos = schedstat.split(' ').next().unwrap_or_default();
+        cpu += nanos.parse::<u64>().unwrap_or(0);
+        wakeups += field(&text("status"), "voluntary_ctxt_switches").unwrap_or(0);
+    }
+    Ok(Usage {
+        at: Instant::now(),
+        resident_kib: field(&status, "VmRSS").context("VmRSS")?,
+        anonymous_kib: field(&status, "RssAnon").context("RssAnon")?,
+        cpu: Duration::from_nanos(cpu),
+        wakeups,
+    })
+}
+
+fn field(status: &str, name: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
+}
