@@ -64,6 +64,7 @@ pub(crate) struct Scrape {
     pub(crate) sessions: usize,
     pub(crate) routes: usize,
     pub(crate) routes_held: bool,
+    pub(crate) drained: bool,
     /// Round-trip times of peers, in order.
     pub(crate) rtt: Vec<Duration>,
     pub(crate) totals: Totals,
@@ -534,6 +535,7 @@ impl Node {
             sessions: self.overlay.sessions().count(),
             routes: self.rib.routes().count(),
             routes_held: !self.hold.lets_through(),
+            drained: self.is_drained(),
             rtt,
             totals: self.totals.clone(),
             bus: self.bus.scrape(),

@@ -175,6 +175,22 @@ impl Node {
         }
     }
 
+    /// Lets neighbours take other ways than through this node, or ends that.
+    pub(crate) fn set_drained(&mut self, now: Nanos, on: bool) {
+        if let Some(routing) = &mut self.routing
+            && routing.speaker.is_drained() != on
+        {
+            tracing::info!(on, "drain");
+            routing.speaker.drain(now, on);
+        }
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.routing
+            .as_ref()
+            .is_some_and(|r| r.speaker.is_drained())
+    }
+
     /// A control message of a neighbour, if it is the routing protocol's.
     pub(crate) fn handle_routing(&mut self, now: Nanos, punt: &PuntLinkLocal, message: &[u8]) {
         if let Some((ControlKind::Routing, packet)) = control::parse(message)

@@ -20,7 +20,8 @@ use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
 use crate::rpc::{Dispatcher, Parts};
 use crate::state::{
-    self, ADMIN_FILE, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile, StateError, TOPICS_FILE,
+    self, ADMIN_FILE, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
+    StateError, TOPICS_FILE,
 };
 use crate::stored::Stored;
 use crate::{metrics, pump, rpc};
@@ -100,6 +101,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let peers: PeersFile = state::read_toml_or_create(&options.state_directory.join(PEERS_FILE))?;
     let routes: RoutesFile =
         state::read_toml_or_create(&options.state_directory.join(ROUTES_FILE))?;
+    let drain: DrainFile = state::read_toml(&options.state_directory.join(DRAIN_FILE))?;
     let topics = Arc::new(Stored::<Topics>::open(
         options.state_directory.join(TOPICS_FILE),
     )?);
@@ -178,6 +180,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
         (options.state_directory, options.socket_directory),
         now,
     );
+    node.set_drained(now, drain.drained);
     for route in node.config.routes.clone().into_iter().chain(routes.routes) {
         let refused = |source| RunError::Route {
             route: route.to_string(),

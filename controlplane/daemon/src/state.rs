@@ -22,6 +22,8 @@ pub mod network_key;
 pub const KEY_FILE: &str = "priv_key.bin";
 /// File of peers added at run time.
 pub const PEERS_FILE: &str = "peers.toml";
+/// Whether the node is drained.
+pub const DRAIN_FILE: &str = "drain.toml";
 /// File of routes added at run time.
 pub const ROUTES_FILE: &str = "routes.toml";
 /// File of topics.
@@ -254,6 +256,14 @@ pub fn load_or_create_key(directory: &Path) -> Result<SecretKey, StateError> {
 pub struct PeersFile {
     /// The peers.
     pub peers: Vec<PeerUrl>,
+}
+
+/// Whether the node is drained, as on disk: it stays so over restarts, until somebody ends it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainFile {
+    /// It is.
+    pub drained: bool,
 }
 
 /// Routes added at run time, as on disk.

@@ -4,6 +4,7 @@
 //! configuration. Exit codes: 0 done, 1 failed, 2 the command line itself is wrong.
 
 mod admin;
+mod drain;
 mod key;
 mod message;
 mod node;
@@ -112,6 +113,12 @@ enum Command {
         after_help = "Examples:\n  hyphae trace 400:1234::1\n  hyphae trace 400:1234::1 --max-hops 8 --json"
     )]
     Trace(node::TraceArgs),
+    /// Take a relay out of the way of others' traffic before maintenance, and put it back.
+    #[command(
+        after_help = "Examples:\n  hyphae drain               (waits until it carries nothing)\n  \
+        hyphae drain --no-wait\n  hyphae drain --off"
+    )]
+    Drain(drain::DrainArgs),
     /// Try the product: client, relay and server in namespaces of their own, measured.
     #[command(
         after_help = "Examples:\n  sudo hyphae lab --seconds 10\n  sudo hyphae lab --driver epoll --json\n  \
@@ -180,6 +187,7 @@ pub fn main() -> ExitCode {
         Command::Admin { command } => admin::run(command, json),
         Command::Ping(args) => node::ping(&args, json),
         Command::Trace(args) => node::trace(&args, json),
+        Command::Drain(args) => drain::run(&args, json),
         Command::Lab(args) => crate::lab::run(&args, json),
         Command::Dataplane(args) => plane::dataplane(&args),
         Command::Controlplane(args) => plane::controlplane(&args),

@@ -65,6 +65,8 @@ pub mod code {
     pub const OUTBOUND_BIND_FAILED: i64 = -32030;
     /// node.ping: nobody answered in time.
     pub const NO_ANSWER: i64 = -32040;
+    /// node.drain: the node has no dynamic routing.
+    pub const NOT_ROUTING: i64 = -32041;
     /// A change could not be written to the state directory; it was not made.
     pub const PERSIST_FAILED: i64 = -32099;
 
@@ -99,6 +101,7 @@ pub mod code {
             BAD_PATTERN => "not a method pattern",
             TOPIC_NOT_FOUND => "topic_not_found or outbound_socket_bind_failed; data.kind tells",
             NO_ANSWER => "nobody answered in time",
+            NOT_ROUTING => "the node has no dynamic routing",
             PERSIST_FAILED => "not stored, so not changed",
             _ => "",
         }

@@ -7,11 +7,12 @@ use serde_json::Value;
 use crate::client::{Client, ClientError};
 use crate::message::code;
 use crate::method::{
-    AcceptParams, BusCallParams, EndpointParams, ForwardSocketParams, IncomingMessage, Info,
-    IpParams, MessageIdParams, MessageInfo, OutboundSocket, OutboundSocketParams, PacketStatistics,
-    PatternsParams, Peer, PingParams, Pong, PopMessageParams, PubkeyParams, PushMessageParams,
-    PushMessageReplyParams, PushMessageResult, QueriedSubnet, Route, RouteParams, StaticRoute,
-    Status, TopicParams, TopicPubkeyParams, TopicSubnetParams, TraceHop, TraceParams,
+    AcceptParams, BusCallParams, DrainParams, EndpointParams, ForwardSocketParams, IncomingMessage,
+    Info, IpParams, MessageIdParams, MessageInfo, OutboundSocket, OutboundSocketParams,
+    PacketStatistics, PatternsParams, Peer, PingParams, Pong, PopMessageParams, PubkeyParams,
+    PushMessageParams, PushMessageReplyParams, PushMessageResult, QueriedSubnet, Route,
+    RouteParams, StaticRoute, Status, TopicParams, TopicPubkeyParams, TopicSubnetParams, TraceHop,
+    TraceParams,
 };
 use crate::{Request, Response};
 
@@ -176,6 +177,8 @@ methods! {
 
     /// How the node is doing: planes, peers, sessions, counters, drops.
     node_status = "node.status" () [] -> Status, [];
+    /// Let neighbours take other ways than through this node, or end that.
+    node_drain = "node.drain" (DrainParams) ["on"] -> bool, [NOT_ROUTING, PERSIST_FAILED];
     /// Measure the round trip to another node through the overlay.
     node_ping = "node.ping" (PingParams) ["address", "timeoutMs"] -> Pong, [BAD_IP, NO_ANSWER];
     /// Ask whoever is so many hops away on the way to another node who it is.

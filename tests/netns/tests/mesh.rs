@@ -6,12 +6,14 @@
 
 mod common;
 
+use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::mesh::Mesh;
-use common::{eventually, privileged, transfer};
-use hyphae_rpc::method::Peer;
+use common::{binary, eventually, privileged, transfer};
+use hyphae_rpc::method::{Peer, Pong};
 use serde_json::json;
 
 const CONNECT: Duration = Duration::from_secs(20);
@@ -153,4 +155,80 @@ fn an_idle_link_costs_less_than_a_kilobit_per_second() {
     let bits = (sent() - before) * 8 / 2 / start.elapsed().as_secs();
     println!("{bits} bit/s of UDP payload per idle link and direction");
     assert!(bits < 1000, "{bits}");
+}
+
+/// Ends what waits for it, also when a test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_drained_relay_can_be_stopped_without_anybody_noticing() {
+    if !privileged("a_drained_relay_can_be_stopped_without_anybody_noticing") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let mut mesh = Mesh::started(4, &[(0, 1), (0, 2), (1, 3), (2, 3)]);
+    eventually("all reach all", CONNECT, || mesh.is_connected());
+    let (far, by) = (
+        mesh.keys[3].address(),
+        [1, 2].map(|n| mesh.keys[n].to_string()),
+    );
+    let ways = |mesh: &Mesh| -> Vec<String> {
+        let routes = mesh.routes(0);
+        let route = routes
+            .into_iter()
+            .find(|r| r.subnet == far.subnet().to_string());
+        route.map_or(Vec::new(), |route| route.next_hops)
+    };
+    eventually("both ways are known", CONNECT, || !ways(&mesh).is_empty());
+    let lost = AtomicU32::new(0);
+    let done = AtomicBool::new(false);
+    let drain = |mesh: &Mesh, flags: &[&str]| {
+        let mut command = Command::new(binary());
+        command.arg("drain").args(flags).arg("--socket-dir");
+        let sockets = mesh.node(1).directory().join("run");
+        let output = command.arg(sockets).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let client = mesh.node(0).client.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let params = json!({ "address": far.to_string(), "timeoutMs": 500 });
+            while !done.load(Ordering::Relaxed) {
+                if client.call::<Pong>("node.ping", &params).is_err() {
+                    lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let _over = Over(&done);
+        let said = drain(&mesh, &["--timeout", "20"]);
+        assert!(said.contains("0 frames/s"), "{said}");
+        assert_eq!(ways(&mesh), [by[1].clone()]);
+        // It stays so when its control plane dies.
+        let control = mesh.node(1).status().unwrap().pid;
+        mesh.node(1).kill(control).unwrap();
+        eventually("another control plane", CONNECT, || {
+            let status = mesh.node(1).status();
+            status.is_ok_and(|status| status.pid != control && status.drained)
+        });
+        mesh.kill(1);
+        std::thread::sleep(Duration::from_secs(1));
+    });
+    assert_eq!(lost.load(Ordering::Relaxed), 0);
+    mesh.start(1, &[]);
+    eventually("it is back", CONNECT, || mesh.is_connected());
+    assert_eq!(
+        ways(&mesh),
+        [by[1].clone()],
+        "drained until somebody ends it"
+    );
+    drain(&mesh, &["--off"]);
+    eventually("both ways are used", CONNECT, || ways(&mesh).len() == 2);
 }

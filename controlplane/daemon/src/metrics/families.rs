@@ -123,6 +123,11 @@ pub(crate) const NODE: &[Family] = &[
         "Smoothed round-trip times of the peers that are up: median, nine tenths, largest",
     ),
     gauge(
+        "hyphae_drained",
+        &[],
+        "1 while the node is drained: neighbours take other ways where they have them",
+    ),
+    gauge(
         "hyphae_routes_held",
         &[],
         "1 while the workers keep the routes of an earlier control plane, until this one has learnt them",

@@ -23,6 +23,7 @@ pub(crate) fn record(scrape: &Scrape) {
     gauge!("hyphae_program_backlog").set(scrape.backlog as f64);
     gauge!("hyphae_sessions").set(scrape.sessions as f64);
     gauge!("hyphae_routes").set(scrape.routes as f64);
+    gauge!("hyphae_drained").set(f64::from(u8::from(scrape.drained)));
     gauge!("hyphae_routes_held").set(f64::from(u8::from(scrape.routes_held)));
     record_quantiles("hyphae_peers_rtt_seconds", &scrape.rtt);
     for (state, count) in &scrape.peers_by_state {

@@ -8,9 +8,9 @@ use hyphae_overlay::{PeerState, PeerStatus};
 use hyphae_routing::{Origin, Via};
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{
-    Dataplane, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer, PeerEndpoint,
-    PingParams, QueriedSubnet, Route, RouteParams, StaticRoute, Status, TraceHop, TraceOutcome,
-    TraceParams, Worker,
+    Dataplane, DrainParams, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer,
+    PeerEndpoint, PingParams, QueriedSubnet, Route, RouteParams, StaticRoute, Status, TraceHop,
+    TraceOutcome, TraceParams, Worker,
 };
 use hyphae_rpc::parse_params;
 use hyphae_shm::stats::{Counter, DropReason, counter_at, drop_at};
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::endpoint::{PeerUrl, RouteSpec, parse_via, via_text};
 use crate::node::Node;
-use crate::state::{self, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
+use crate::state::{self, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
 
 /// Longest wait of a ping.
 const PING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
@@ -45,6 +45,7 @@ impl Node {
             "route.add" => self.rpc_add_route(params),
             "route.remove" => self.rpc_remove_route(params),
             "node.status" => value(self.status(now)),
+            "node.drain" => self.rpc_drain(now, params),
             _ => Err(Error::new(
                 code::METHOD_NOT_FOUND,
                 format!("no method '{method}'"),
@@ -194,6 +195,18 @@ impl Node {
         file.peers.push(url.clone());
         self.persist(PEERS_FILE, &file)?;
         self.add_peer(now, url, true);
+        value(true)
+    }
+
+    fn rpc_drain(&mut self, now: Nanos, params: &str) -> Outcome {
+        let DrainParams { on } = parse_params(params)?;
+        if self.routing.is_none() {
+            let message = "this node has no dynamic routing ([routing] enabled = false), so its \
+                           neighbours' routes are not its to change";
+            return Err(Error::new(code::NOT_ROUTING, message));
+        }
+        self.persist(DRAIN_FILE, &DrainFile { drained: on })?;
+        self.set_drained(now, on);
         value(true)
     }
 
@@ -474,6 +487,7 @@ impl Node {
             peers: self.overlay.peers().count(),
             sessions: self.overlay.sessions().count(),
             routes: self.rib.routes().count(),
+            drained: self.is_drained(),
             counters,
             drops,
         }

@@ -169,9 +169,14 @@ enum Timer {
     Turn,
 }
 
+/// What a drained node adds to the cost of its links: more than any sensible way, less than none.
+const DRAIN_COST: u16 = 0x4000;
+
 /// The routing protocol of one node.
 pub struct Speaker {
     config: Config,
+    /// The node wants to carry nothing for others.
+    drained: bool,
     key: PublicKey,
     router_id: RouterId,
     verifier: Box<dyn Verifier>,
@@ -199,6 +204,7 @@ impl Speaker {
     pub fn new(now: Nanos, config: Config, seed: u64, verifier: Box<dyn Verifier>) -> Self {
         let key = config.identity.public_key();
         let mut speaker = Self {
+            drained: false,
             key,
             router_id: RouterId::of(&key),
             verifier,
@@ -264,6 +270,22 @@ impl Speaker {
     /// The next announcement that was not believed. Only the last few are kept; all are counted.
     pub fn poll_refusal(&mut self) -> Option<Refused> {
         self.refusals.pop_front()
+    }
+
+    /// Whether the node is to carry others' traffic only where there is no other way. What it
+    /// announces itself stays as near as it was.
+    pub fn drain(&mut self, now: Nanos, drained: bool) {
+        if std::mem::replace(&mut self.drained, drained) != drained {
+            let prefixes: Vec<Prefix> = self.table.keys().copied().collect();
+            for prefix in prefixes {
+                self.select(now, prefix);
+            }
+        }
+    }
+
+    /// Whether [`Self::drain`] holds.
+    pub fn is_drained(&self) -> bool {
+        self.drained
     }
 
     /// What was counted.

@@ -10,7 +10,7 @@ use hyphae_wire::babel::{INFINITY, Origin, RouterId, Serial};
 use hyphae_wire::{Nanos, Prefix, PublicKey};
 
 use super::bits::Bits;
-use super::{Speaker, Timer};
+use super::{DRAIN_COST, Speaker, Timer};
 
 /// How long the feasible distance of a source is kept after its last use, RFC 8966 appendix B.
 const SOURCE_KEPT: Duration = Duration::from_secs(180);
@@ -324,7 +324,8 @@ impl Speaker {
     ) -> (Option<Selected>, Option<(RouterId, Serial, u32)>) {
         let total = |c: &Candidate| {
             let cost = self.links.get(&c.link).map_or(INFINITY, |link| link.cost);
-            let sum = u32::from(c.metric) + u32::from(cost);
+            let drained = if self.drained { DRAIN_COST } else { 0 };
+            let sum = u32::from(c.metric) + u32::from(cost) + u32::from(drained);
             u16::try_from(sum).unwrap_or(INFINITY)
         };
         let current = destination.selected.as_ref();

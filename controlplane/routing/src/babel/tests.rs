@@ -173,6 +173,36 @@ fn a_line_converges_at_once_and_then_is_nearly_silent() {
 }
 
 #[test]
+fn a_drained_node_is_gone_round_and_stays_reachable() {
+    let mut net = Net::new(4);
+    // By 1 the way is short, by 2 it is long.
+    for via in [1, 2] {
+        let delay = if via == 1 { LAN } else { LAN * 20 };
+        net.join(0, via, delay);
+        net.join(via, 3, delay);
+    }
+    net.run(seconds(60));
+    assert_eq!((net.hops(0, 3), net.hops(3, 0)), (vec![1], vec![1]));
+    let now = net.now;
+    net.node(1).drain(now, true);
+    net.run(seconds(1));
+    assert_eq!((net.hops(0, 3), net.hops(3, 0)), (vec![2], vec![2]));
+    assert_eq!((net.hops(0, 1), net.hops(3, 1)), (vec![1], vec![1]));
+    assert!(net.connected());
+    // Where there is no other way, it goes on.
+    net.part(0, 2);
+    net.run(seconds(10));
+    assert_eq!((net.hops(0, 3), net.hops(3, 0)), (vec![1], vec![1]));
+    net.join(0, 2, LAN * 20);
+    net.run(seconds(60));
+    assert_eq!(net.hops(0, 3), [2]);
+    let now = net.now;
+    net.node(1).drain(now, false);
+    net.run(seconds(30));
+    assert_eq!((net.hops(0, 3), net.hops(3, 0)), (vec![1], vec![1]));
+}
+
+#[test]
 fn equal_paths_share_the_flows_and_a_worse_one_does_not() {
     let mut net = Net::new(5);
     for via in [1, 2, 3] {

@@ -224,6 +224,9 @@ pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
         "peers    {} up of {}; {} sessions; {} routes",
         status.peers_up, status.peers, status.sessions, status.routes
     ));
+    if status.drained {
+        output::line("drained  neighbours take other ways; `hyphae drain --off` ends it");
+    }
     for (title, counts) in [("counters", &status.counters), ("drops", &status.drops)] {
         output::line(title);
         counts

@@ -13,9 +13,9 @@ pub use message::{
     PopMessageParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
 };
 pub use node::{
-    Dataplane, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer, PeerEndpoint,
-    PingParams, Pong, QueriedSubnet, Route, RouteParams, StaticRoute, Status, TraceHop,
-    TraceOutcome, TraceParams, Worker,
+    Dataplane, DrainParams, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer,
+    PeerEndpoint, PingParams, Pong, QueriedSubnet, Route, RouteParams, StaticRoute, Status,
+    TraceHop, TraceOutcome, TraceParams, Worker,
 };
 pub use topic::{
     AcceptParams, ForwardSocketParams, OutboundSocket, OutboundSocketParams, TopicParams,

@@ -263,6 +263,13 @@ pub struct Dataplane {
     pub aes_hardware: bool,
 }
 
+/// Parameters of `node.drain`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DrainParams {
+    /// Drain, or end it.
+    pub on: bool,
+}
+
 /// Result of `node.status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -289,6 +296,9 @@ pub struct Status {
     pub sessions: usize,
     /// Routes in use.
     pub routes: usize,
+    /// Whether neighbours are told to take other ways.
+    #[serde(default)]
+    pub drained: bool,
     /// Counters that are not zero, summed over workers.
     pub counters: BTreeMap<String, u64>,
     /// Drops by reason that are not zero, summed over workers.
