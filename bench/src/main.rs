@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bus;
 mod mesh;
 mod swarm;
 mod transit;
@@ -41,6 +42,12 @@ enum Command {
     Mesh(mesh::Args),
     #[command(flatten)]
     Swarm(swarm::Command),
+    /// Messages between two nodes on this host: rate, latency, large ones, a burst, socket proxies,
+    /// against TCP and the server's own socket. Needs no privileges.
+    #[command(
+        after_help = "Examples:\n  hyphae-bench bus\n  hyphae-bench bus --only rate,latency --json"
+    )]
+    Bus(bus::Args),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +56,7 @@ fn main() -> ExitCode {
         Command::Transit(args) => transit::run(args, cli.json),
         Command::Mesh(args) => mesh::run(args, cli.json),
         Command::Swarm(command) => swarm::run(command, cli.json),
+        Command::Bus(args) => bus::run(args, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

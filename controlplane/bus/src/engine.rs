@@ -54,6 +54,8 @@ pub struct Bus {
     /// Senders that were told to wait, in order.
     pub(crate) held: VecDeque<(DeliveryKey, OverlayAddress)>,
     receipts: BTreeMap<DeliveryKey, u32>,
+    /// A packet that did not fit the last payload.
+    next: Option<Transmit>,
 }
 
 /// What has a deadline.
@@ -144,6 +146,7 @@ impl Bus {
             room: Room::ENDLESS,
             held: VecDeque::new(),
             receipts: BTreeMap::new(),
+            next: None,
         }
     }
 
@@ -209,6 +212,12 @@ impl Bus {
         address: OverlayAddress,
         bytes: &[u8],
     ) {
+        for bytes in message::packets(bytes) {
+            self.handle_one(now, source, address, bytes.unwrap_or_default());
+        }
+    }
+
+    fn handle_one(&mut self, now: Nanos, source: PublicKey, address: OverlayAddress, bytes: &[u8]) {
         self.stats.packets_received += 1;
         let Some(packet) = message::parse(bytes) else {
             self.stats.malformed += 1;
@@ -335,9 +344,25 @@ impl Bus {
         self.events.pop_front()
     }
 
-    /// The next packet to send. The windows bound how many there are; a caller may still stop early
-    /// and come back.
+    /// The next payload to send, with as many packets as fit it and are for the same node. The windows
+    /// bound how many there are; a caller may still stop early and come back.
     pub fn poll_transmit(&mut self, now: Nanos) -> Option<Transmit> {
+        let mut transmit = self.next.take().or_else(|| self.poll_packet(now))?;
+        let room = self.config.mtu - MESSAGE_HEADER_LEN - 2 * message::SEVERAL_EACH;
+        while transmit.payload.len() < room
+            && let Some(next) = self.poll_packet(now)
+        {
+            let fits = next.address == transmit.address
+                && message::append(&mut transmit.payload, &next.payload, self.config.mtu);
+            if !fits {
+                self.next = Some(next);
+                break;
+            }
+        }
+        Some(transmit)
+    }
+
+    fn poll_packet(&mut self, now: Nanos) -> Option<Transmit> {
         let transmit = self.poll_answer().or_else(|| self.poll_chunk(now))?;
         self.stats.packets_sent += 1;
         Some(transmit)
@@ -345,7 +370,7 @@ impl Bus {
 
     /// Whether [`Self::poll_transmit`] may have more.
     pub fn wants_transmit(&self) -> bool {
-        !self.answers.is_empty() || !self.active.is_empty()
+        self.next.is_some() || !self.answers.is_empty() || !self.active.is_empty()
     }
 
     pub(crate) fn answer(&mut self, answer: Answer) {

@@ -34,7 +34,8 @@ pub(crate) struct Incoming {
     have: u32,
     /// Their bytes.
     data: Vec<u8>,
-    hasher: blake3::Hasher,
+    /// Of a message of several chunks.
+    hasher: Option<Box<blake3::Hasher>>,
     /// Chunks beyond a gap.
     beyond: BTreeMap<u32, Box<[u8]>>,
     /// The same as ranges: first and end.
@@ -73,7 +74,7 @@ impl Incoming {
             sequence: 0,
             have: 0,
             data: Vec::new(),
-            hasher: blake3::Hasher::new(),
+            hasher: (cut.count() > 1).then(Box::default),
             beyond: BTreeMap::new(),
             ranges: BTreeMap::new(),
         }
@@ -113,7 +114,11 @@ impl Incoming {
         if self.have < self.cut.count() {
             return Took::Chunk;
         }
-        Took::Whole(*self.hasher.finalize().as_bytes() == self.digest)
+        let digest = match &self.hasher {
+            Some(hasher) => hasher.finalize(),
+            None => blake3::hash(&self.data),
+        };
+        Took::Whole(*digest.as_bytes() == self.digest)
     }
 
     fn append(&mut self, bytes: &[u8]) {
@@ -124,7 +129,9 @@ impl Incoming {
             self.data.reserve_exact(grown - len);
         }
         self.data.extend_from_slice(bytes);
-        self.hasher.update(bytes);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
         self.have += 1;
     }
 

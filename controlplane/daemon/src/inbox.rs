@@ -20,13 +20,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
-use hyphae_bus::{DeliveryKey, Inbound, Topic};
+use hyphae_bus::{DeliveryKey, Inbound, Room, Topic};
 use tokio::sync::{oneshot, watch};
 
 use worker::Job;
 
 /// File name in the state directory.
 pub const INBOX_FILE: &str = "inbox.redb";
+
+/// To take one message, however long.
+pub const ONE: Room = Room {
+    messages: 1,
+    bytes: 0,
+};
 
 /// What an inbox may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,30 +227,48 @@ impl Inbox {
     /// # Errors
     /// When there is no room or it cannot be written: then it must not be acknowledged.
     pub async fn put(&self, message: Inbound, held: bool) -> Result<Put, PutError> {
+        let mut put = self.put_all(vec![message], held).await;
+        put.pop().unwrap_or(Err(InboxError::Closed.into()))
+    }
+
+    /// The same for several, in one transaction; an answer for each.
+    pub async fn put_all(&self, messages: Vec<Inbound>, held: bool) -> Vec<Result<Put, PutError>> {
+        let count = messages.len();
         let answer = self.ask(|done| Job::Put {
-            message,
+            messages,
             held,
             done,
         });
-        answer.await.ok_or(InboxError::Closed)?
+        let closed = || Err(InboxError::Closed.into());
+        let answer = answer.await;
+        answer.unwrap_or_else(|| std::iter::repeat_with(closed).take(count).collect())
     }
 
     /// The right to decide about a message that was put `held`.
     pub fn held(&self, number: MessageNumber) -> Lease {
         Lease {
-            number,
+            numbers: vec![number],
             jobs: Some(self.jobs.clone()),
         }
     }
 
-    /// Hands out the oldest message, of a topic if one is named, and hides it from others until it is confirmed
-    /// or let go.
+    /// Hands out the oldest messages, of a topic if one is named, and hides them from others until they are
+    /// confirmed or let go. At least one if there is one, then as many as fit `most`.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub async fn take(&self, topic: Option<Topic>) -> Result<Option<Taken>, InboxError> {
+    /// When the first cannot be read.
+    pub async fn take(
+        &self,
+        topic: Option<Topic>,
+        most: Room,
+    ) -> Result<Option<Taken>, InboxError> {
         let jobs = self.jobs.clone();
-        let answer = self.ask(|done| Job::Take { topic, jobs, done });
+        let answer = self.ask(|done| Job::Take {
+            topic,
+            most,
+            jobs,
+            done,
+        });
         answer.await.ok_or(InboxError::Closed)?
     }
 
@@ -317,24 +341,24 @@ impl Drop for Waiting {
     }
 }
 
-/// The right to decide about a message. Dropping it leaves the message in the inbox, visible again.
+/// The right to decide about messages. Dropping it leaves them in the inbox, visible again.
 #[derive(Debug)]
 pub struct Lease {
-    number: MessageNumber,
+    numbers: Vec<MessageNumber>,
     jobs: Option<mpsc::Sender<Job>>,
 }
 
 impl Lease {
-    /// Removes the message for good. When this returns `Ok`, it will not be handed out again.
+    /// Removes the messages for good. When this returns `Ok`, they will not be handed out again.
     ///
     /// # Errors
-    /// When that could not be written: the message is then visible again.
+    /// When that could not be written: they are then visible again.
     pub async fn confirm(mut self) -> Result<(), InboxError> {
         let (done, answer) = oneshot::channel();
         let jobs = self.jobs.take().ok_or(InboxError::Closed)?;
-        let number = self.number;
+        let numbers = std::mem::take(&mut self.numbers);
         // As in `Inbox::ask`.
-        let _ = jobs.send(Job::Confirm { number, done });
+        let _ = jobs.send(Job::Confirm { numbers, done });
         answer.await.map_err(|_| InboxError::Closed)?
     }
 }
@@ -342,27 +366,27 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(jobs) = self.jobs.take() {
-            // A closed inbox shows the message when it is opened again.
-            let _ = jobs.send(Job::Release(self.number));
+            // A closed inbox shows the messages when it is opened again.
+            let _ = jobs.send(Job::Release(std::mem::take(&mut self.numbers)));
         }
     }
 }
 
-/// A message that was handed out.
+/// Messages that were handed out, one or more.
 #[derive(Debug)]
 pub struct Taken {
-    /// The message.
-    pub message: Inbound,
+    /// The messages, the oldest first.
+    pub messages: Vec<Inbound>,
     lease: Lease,
 }
 
 impl Taken {
-    /// Removes the message for good. When this returns, it will not be handed out again.
+    /// Removes the messages for good. When this returns, they will not be handed out again.
     ///
     /// # Errors
-    /// When that could not be written: the message is then visible again, so it must not be used.
-    pub async fn confirm(self) -> Result<Inbound, InboxError> {
+    /// When that could not be written: they are then visible again, so they must not be used.
+    pub async fn confirm(self) -> Result<Vec<Inbound>, InboxError> {
         self.lease.confirm().await?;
-        Ok(self.message)
+        Ok(self.messages)
     }
 }

@@ -32,6 +32,8 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 
 /// Packets of the bus that are sent before anything else gets a turn.
 const BUS_BUDGET: usize = 128;
+/// Packets of the bus that are handed over together.
+const BUS_TRAIN: usize = 32;
 /// Records that wait for room in a program ring, above which the bus sends nothing.
 const BUS_BACKLOG_MAX: usize = 64;
 /// The worker that sends the packets of the bus: it has lane 0 of every session, which is the first
@@ -359,10 +361,17 @@ impl Node {
                 None => self.overlay.want_session(now, address),
             }
         }
-        for _ in 0..BUS_BUDGET {
+        self.bus.store();
+        for sent in 0..BUS_BUDGET {
+            let Some(attachment) = &mut self.attachment else {
+                return false;
+            };
+            // A worker that is woken for several at once sends them as one train.
+            if sent % BUS_TRAIN == 0 {
+                attachment.flush();
+            }
             // What waits for room in the ring is on its way already; more would only grow old.
-            let room = |attachment: &Attachment| attachment.backlog() < BUS_BACKLOG_MAX;
-            if !self.attachment.as_ref().is_some_and(room) {
+            if attachment.backlog() >= BUS_BACKLOG_MAX {
                 return false;
             }
             let Some(transmit) = self.bus.poll_transmit(now) else {
@@ -377,9 +386,6 @@ impl Node {
             let program = Program::InjectRouted(&record, &transmit.payload);
             let program = hyphae_overlay::OwnedProgram::new(&program);
             self.push(BUS_WORKER, program);
-            if let Some(attachment) = &mut self.attachment {
-                attachment.flush();
-            }
         }
         self.bus.wants_transmit()
     }

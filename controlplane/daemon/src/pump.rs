@@ -12,6 +12,8 @@ use crate::node::{Command, Node};
 
 /// Records taken from the workers before anything else gets a turn.
 const PUNT_BUDGET: usize = 512;
+/// Commands taken before anything else gets a turn.
+const COMMAND_BUDGET: usize = 256;
 /// How often attaching is tried.
 const ATTACH_RETRY: Duration = Duration::from_millis(20);
 /// How soon a full program ring is tried again.
@@ -109,10 +111,15 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool 
             biased;
             () = attachment.gone() => return false,
             command = commands.recv() => {
-                let Some(command) = command else { return true };
-                if node.handle_command(now(), command) {
-                    say_goodbye(node).await;
-                    return true;
+                let Some(mut command) = command else { return true };
+                // What it leads to is done once for all that wait.
+                for _ in 0..COMMAND_BUDGET {
+                    if node.handle_command(now(), command) {
+                        say_goodbye(node).await;
+                        return true;
+                    }
+                    let Ok(next) = commands.try_recv() else { break };
+                    command = next;
                 }
             }
             resolved = node.resolver.next() => node.resolved(now(), resolved),

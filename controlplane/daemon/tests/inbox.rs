@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyphae_bus::{Inbound, MessageId, Topic};
-use hyphae_controlplane::inbox::{INBOX_FILE, Inbox, InboxError, Limits, Put, PutError};
+use hyphae_controlplane::inbox::{INBOX_FILE, Inbox, InboxError, Limits, ONE, Put, PutError};
 use hyphae_wire::{OverlayAddress, PublicKey};
 
 /// Names the directory to the child that is to be killed, or limited.
@@ -90,17 +90,17 @@ async fn work(directory: &Path) {
     let pushers: Vec<_> = pushers.collect();
     let mut changed = inbox.changed();
     loop {
-        let Some(taken) = inbox.take(None).await.unwrap() else {
+        let Some(taken) = inbox.take(None, ONE).await.unwrap() else {
             changed.changed().await.unwrap();
             continue;
         };
-        let id = id_of(&taken.message);
+        let id = id_of(&taken.messages[0]);
         say("taken", id);
         if id.is_multiple_of(7) {
             // Some are let go, and come again.
             drop(taken);
-            let taken = inbox.take(None).await.unwrap().unwrap();
-            let id = id_of(&taken.message);
+            let taken = inbox.take(None, ONE).await.unwrap().unwrap();
+            let id = id_of(&taken.messages[0]);
             say("confirming", id);
             taken.confirm().await.unwrap();
             say("confirmed", id);
@@ -178,8 +178,8 @@ fn item_06_kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
         let (inbox, found) = Inbox::open(directory.path(), Limits::default()).unwrap();
         assert_eq!(found.moved_aside, None);
         let mut left = BTreeSet::new();
-        while let Some(taken) = inbox.take(None).await.unwrap() {
-            let id = id_of(&taken.message);
+        while let Some(taken) = inbox.take(None, ONE).await.unwrap() {
+            let id = id_of(&taken.messages[0]);
             assert!(!confirmed.contains(&id), "{id} after it was confirmed");
             assert!(left.insert(id), "{id} is there twice");
             taken.confirm().await.unwrap();
@@ -244,11 +244,11 @@ async fn fill(directory: &Path) {
     }
     assert!(!inbox.failing());
     for id in 0..=kept {
-        let taken = inbox.take(None).await.unwrap().unwrap();
-        assert_eq!(taken.message, big(id), "nothing was lost");
+        let taken = inbox.take(None, ONE).await.unwrap().unwrap();
+        assert_eq!(taken.messages[0], big(id), "nothing was lost");
         taken.confirm().await.unwrap();
     }
-    assert!(inbox.take(None).await.unwrap().is_none());
+    assert!(inbox.take(None, ONE).await.unwrap().is_none());
 }
 
 #[test]
@@ -345,8 +345,8 @@ fn item_06_a_damaged_file_is_moved_aside_and_kept() {
         assert!(found.moved_aside.is_none() || found.moved_aside == aside);
         runtime().block_on(async {
             let mut count = 0;
-            while let Some(taken) = inbox.take(None).await.unwrap() {
-                assert!(sent.contains(&taken.message), "only what was sent");
+            while let Some(taken) = inbox.take(None, ONE).await.unwrap() {
+                assert!(sent.contains(&taken.messages[0]), "only what was sent");
                 taken.confirm().await.unwrap();
                 count += 1;
             }

@@ -201,17 +201,22 @@ impl Client {
     }
 
     fn fail(&self, source: io::Error) -> ClientError {
-        let (place, kind) = (self.named(), source.kind());
-        if kind == io::ErrorKind::PermissionDenied {
-            ClientError::Denied { place }
-        } else if matches!(
-            kind,
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-        ) {
-            ClientError::Absent { place, source }
-        } else {
-            ClientError::Io { place, source }
-        }
+        fail(self.named(), source)
+    }
+}
+
+/// What an error of a connection means.
+pub(crate) fn fail(place: String, source: io::Error) -> ClientError {
+    let kind = source.kind();
+    if kind == io::ErrorKind::PermissionDenied {
+        ClientError::Denied { place }
+    } else if matches!(
+        kind,
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    ) {
+        ClientError::Absent { place, source }
+    } else {
+        ClientError::Io { place, source }
     }
 }
 

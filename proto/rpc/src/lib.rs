@@ -8,6 +8,7 @@
 
 mod base64;
 mod client;
+mod connection;
 pub mod message;
 pub mod method;
 mod openrpc;
@@ -15,6 +16,7 @@ mod table;
 
 pub use base64::{Base64, InvalidBase64};
 pub use client::{Client, ClientError};
+pub use connection::{Answers, BATCH_MAX, BatchId, Connection};
 pub use message::{Error, Request, Response, code};
 pub use openrpc::document as openrpc;
 pub use table::{METHODS, Method, NoParams, method as find, parse_params};

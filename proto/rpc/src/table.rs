@@ -9,10 +9,10 @@ use crate::message::code;
 use crate::method::{
     AcceptParams, BusCallParams, DrainParams, EndpointParams, ForwardSocketParams, IncomingMessage,
     Info, IpParams, MessageIdParams, MessageInfo, OutboundSocket, OutboundSocketParams,
-    PacketStatistics, PatternsParams, Peer, PingParams, Pong, PopMessageParams, PubkeyParams,
-    PushMessageParams, PushMessageReplyParams, PushMessageResult, QueriedSubnet, Route,
-    RouteParams, StaticRoute, Status, TopicParams, TopicPubkeyParams, TopicSubnetParams, TraceHop,
-    TraceParams,
+    PacketStatistics, PatternsParams, Peer, PingParams, Pong, PopMessageParams, PopMessagesParams,
+    PubkeyParams, PushMessageParams, PushMessageReplyParams, PushMessageResult, QueriedSubnet,
+    Route, RouteParams, StaticRoute, Status, TopicParams, TopicPubkeyParams, TopicSubnetParams,
+    TraceHop, TraceParams,
 };
 use crate::{Request, Response};
 
@@ -100,6 +100,10 @@ methods! {
     /// Take the next message out of the inbox, or null when none comes in time.
     pop_message = "popMessage" (PopMessageParams) ["peek", "timeout", "topic"]
         -> Option<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY];
+    /// Take several messages out of the inbox at once: one at least, waiting for it if asked to, then
+    /// those that are there, up to count of them and 1 MiB. None when none comes in time.
+    pop_messages = "popMessages" (PopMessagesParams) ["count", "timeout", "topic"]
+        -> Vec<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY];
     /// Answer a message.
     push_message_reply = "pushMessageReply" (PushMessageReplyParams) ["id", "message"] -> bool,
         [BAD_IP, BAD_KEY, PUSH_REFUSED, BAD_ID];

@@ -9,6 +9,8 @@
 //! data:  + chunk `number`
 //! ack:   + up to ACK_RANGES_MAX ranges of chunks, first u32 | end u32
 //! query, read, read-ack, abort: the header alone
+//!
+//! several packets in one frame: kind 8 | for each: length u16 | packet
 //! ```
 //!
 //! A message is cut into chunk 0, as long as what the opening packet has room for, and chunks of one
@@ -33,6 +35,10 @@ pub const CHUNK_MIN: usize = 512;
 pub const ACK_RANGES_MAX: usize = 64;
 /// [`MessageHeader::flags`]: the packet is about a reply.
 pub const FLAG_REPLY: u8 = 1;
+/// First byte of a payload that holds several packets, where else the [`MessageKind`] is.
+pub const SEVERAL: u8 = 8;
+/// Bytes before each of several packets.
+pub const SEVERAL_EACH: usize = 2;
 /// Bytes of a [`MessageHeader`].
 pub const MESSAGE_HEADER_LEN: usize = size_of::<MessageHeader>();
 /// Bytes before the topic in an opening packet.
@@ -273,6 +279,50 @@ pub enum Body<'a> {
     Abort,
 }
 
+/// The packets of a payload: itself, or each of several. Ends with `None` where a length contradicts
+/// the rest.
+pub fn packets(payload: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+    let (mut one, mut rest) = match payload.split_first() {
+        Some((&SEVERAL, rest)) if !rest.is_empty() => (None, rest),
+        Some(_) | None => (Some(payload), &[][..]),
+    };
+    std::iter::from_fn(move || {
+        if let Some(one) = one.take() {
+            return Some(Some(one));
+        }
+        if rest.is_empty() {
+            return None;
+        }
+        let split = rest
+            .split_first_chunk()
+            .and_then(|(len, after)| after.split_at_checked(u16::from_le_bytes(*len).into()));
+        rest = split.map_or(&[], |(_, rest)| rest);
+        Some(split.map(|(packet, _)| packet))
+    })
+}
+
+/// Puts a packet behind others in one payload, if all of it then has at most `most` bytes.
+pub fn append(payload: &mut Vec<u8>, packet: &[u8], most: usize) -> bool {
+    let Ok(len) = u16::try_from(packet.len()) else {
+        return false;
+    };
+    let alone = payload.first().is_some_and(|kind| *kind != SEVERAL);
+    let grown = payload.len() + SEVERAL_EACH + packet.len();
+    if grown + usize::from(alone) * (1 + SEVERAL_EACH) > most {
+        return false;
+    }
+    if alone {
+        // It was at most a frame long.
+        let first = u16::try_from(payload.len())
+            .unwrap_or(u16::MAX)
+            .to_le_bytes();
+        payload.splice(..0, [SEVERAL, first[0], first[1]]);
+    }
+    payload.extend_from_slice(&len.to_le_bytes());
+    payload.extend_from_slice(packet);
+    true
+}
+
 /// Reads a packet; `None` when it contradicts the format.
 pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
     let (header, rest) = Ref::<_, MessageHeader>::from_prefix(bytes).ok()?;
@@ -384,6 +434,27 @@ impl Packet<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_packets_share_a_payload_and_come_out_again() {
+        let packet = |n: u8, len: usize| [vec![1], vec![n; len]].concat();
+        let all = [packet(1, 23), packet(2, 100), packet(3, 40)];
+        let mut payload = all[0].clone();
+        assert_eq!(packets(&payload).collect::<Vec<_>>(), [Some(&all[0][..])]);
+        assert!(append(&mut payload, &all[1], 200));
+        assert_eq!(payload.len(), 1 + 2 + 24 + 2 + 101);
+        assert!(append(&mut payload, &all[2], 173));
+        assert!(!append(&mut payload, &all[2], 215), "43 more are 216");
+        let found: Vec<_> = packets(&payload).collect();
+        assert_eq!(found, all.iter().map(|p| Some(&p[..])).collect::<Vec<_>>());
+        // Cut anywhere, nothing but whole packets comes out.
+        for len in 2..payload.len() {
+            let whole: Vec<_> = packets(&payload[..len]).flatten().collect();
+            assert!(whole.iter().zip(&all).all(|(found, sent)| found == sent));
+            assert!(whole.len() < 3);
+        }
+        assert_eq!(parse(&payload), None, "several are not one");
+    }
 
     #[test]
     fn item_01_every_size_class_is_cut_into_chunks_that_cover_it() {

@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -14,8 +15,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{binary, eventually};
-use hyphae_rpc::method::{Destination, OutgoingMessage, PopMessageParams, PushMessageParams};
-use hyphae_rpc::{Base64, Client, METHODS, code};
+use hyphae_rpc::method::{
+    Destination, IncomingMessage, OutgoingMessage, PopMessageParams, PopMessagesParams,
+    PushMessageParams, PushMessageResult,
+};
+use hyphae_rpc::{Answers, Base64, Client, Connection, METHODS, code};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -177,6 +181,7 @@ fn script(key: &str, ip: &str, directory: &str) -> Vec<(&'static str, Value)> {
         ("getPacketStatistics", json!({})),
         ("pushMessage", json!({ "message": message })),
         ("popMessage", json!({ "timeout": 10, "topic": "bm90ZQ==" })),
+        ("popMessages", json!({ "count": 10, "topic": "bm90ZQ==" })),
         ("getDefaultTopicAction", json!({})),
         ("setDefaultTopicAction", json!([true])),
         ("addTopic", named.clone()),
@@ -349,8 +354,10 @@ fn batches_notifications_garbage_and_waits() {
         ("addTopic", code::BAD_TOPIC),
         ("removeTopic", code::BAD_TOPIC),
         ("popMessage", code::BAD_TOPIC_FILTER),
+        ("popMessages", code::BAD_TOPIC_FILTER),
     ] {
-        let answer = lines.ask(&call(method, &json!({ "topic": reserved })).to_string());
+        let params = json!({ "topic": reserved, "count": 1 });
+        let answer = lines.ask(&call(method, &params).to_string());
         assert_eq!(answer["error"]["code"], expected, "{method}");
     }
     let answer = lines.ask(&call("getTopicSources", &json!({ "topic": "" })).to_string());
@@ -379,6 +386,73 @@ fn batches_notifications_garbage_and_waits() {
     let (status, body) = node.http(0, &request("POST", "/rpc", notification));
     assert_eq!((status, body.as_str()), (204, ""));
     assert!(node.client().get_topics().unwrap().is_empty());
+}
+
+#[test]
+fn many_messages_pass_in_batches_over_one_connection() {
+    let node = Node::start();
+    let key = node.client().get_info().unwrap().node_pubkey;
+    let socket = node.directory.path().join("run/rpc.sock");
+    let mut connection = Connection::open(socket, Duration::from_secs(60)).unwrap();
+    let message = |n: usize, dst: &str| PushMessageParams {
+        message: OutgoingMessage {
+            dst: Destination::Pk(dst.to_owned()),
+            topic: None,
+            payload: Base64::from(n.to_string()),
+        },
+        reply_timeout: None,
+    };
+    // Two batches under way at once, asked for in the other order; one call of them is wrong.
+    let mut first: Vec<_> = (0..600).map(|n| message(n, &key)).collect();
+    first.insert(300, message(0, "no key"));
+    let second: Vec<_> = (600..1000).map(|n| message(n, &key)).collect();
+    let first = connection.send("pushMessage", &first).unwrap();
+    let second = connection.send("pushMessage", &second).unwrap();
+    let mut ids = BTreeSet::new();
+    let mut note = |answers: Answers<PushMessageResult>| -> Vec<_> {
+        let refused = answers
+            .iter()
+            .enumerate()
+            .filter_map(|(at, answer)| match answer {
+                Ok(PushMessageResult::Id { id }) => {
+                    assert!(ids.insert(id.clone()));
+                    None
+                }
+                Ok(PushMessageResult::Reply(_)) => panic!("no reply was asked for"),
+                Err(error) => Some((at, error.code)),
+            });
+        refused.collect()
+    };
+    assert_eq!(note(connection.receive(second).unwrap()), []);
+    let refused = note(connection.receive(first).unwrap());
+    assert_eq!(refused, [(300, code::BAD_KEY)]);
+    assert_eq!(ids.len(), 1000);
+    let mut numbers = Vec::new();
+    while numbers.len() < 1000 {
+        let popped = node.client().pop_messages(PopMessagesParams {
+            count: 300,
+            timeout: Some(20),
+            topic: None,
+        });
+        let popped = popped.unwrap();
+        assert!((1..=300).contains(&popped.len()), "{}", popped.len());
+        let text = |message: IncomingMessage| String::from_utf8(message.payload.0).unwrap();
+        numbers.extend(
+            popped
+                .into_iter()
+                .map(|one| text(one).parse::<usize>().unwrap()),
+        );
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..1000).collect::<Vec<_>>());
+    // None are left, and none is asked for in vain.
+    let pop = |count| PopMessagesParams {
+        count,
+        timeout: None,
+        topic: None,
+    };
+    assert_eq!(node.client().pop_messages(pop(5)).unwrap(), []);
+    assert!(node.client().pop_messages(pop(0)).is_err());
 }
 
 #[test]

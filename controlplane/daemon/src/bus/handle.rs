@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
-    AbortReason, DeliveryKey, Inbound, MessageId, MessageInfo, Outgoing, PushError, Refuse, Topic,
+    AbortReason, DeliveryKey, Inbound, MessageId, MessageInfo, Outgoing, PushError, Refuse, Room,
+    Topic,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::inbox::{Inbox, InboxError};
+use crate::inbox::{Inbox, InboxError, ONE};
 use crate::node::Command;
 use crate::proxy::framing::FrameError;
 use crate::proxy::{Courier, Failure, Settings};
@@ -29,21 +30,22 @@ pub(crate) enum BusCommand {
         /// Gets the reply, if one is waited for.
         outcome: Option<oneshot::Sender<ReplyOutcome>>,
     },
+    /// Several, of which no reply is waited for.
+    PushAll {
+        messages: Vec<Outgoing>,
+        taken: oneshot::Sender<Vec<Result<MessageId, PushError>>>,
+    },
     Reply {
         id: MessageId,
         message: Outgoing,
         taken: oneshot::Sender<Result<(), PushError>>,
     },
     Cancel(MessageId),
-    Read(DeliveryKey),
+    Read(Vec<DeliveryKey>),
     Info(MessageId, oneshot::Sender<Option<MessageInfo>>),
     SetTopics(Topics, oneshot::Sender<()>),
-    /// The inbox keeps a message, or does not.
-    Stored {
-        key: DeliveryKey,
-        bytes: usize,
-        kept: super::Kept,
-    },
+    /// The inbox keeps messages of so many bytes, or does not.
+    Stored(Vec<((DeliveryKey, usize), super::Kept)>),
     Settle(DeliveryKey, Result<(), Refuse>),
     /// From now on, messages on the topic of administration go to this channel instead of the
     /// inbox. They count as received by then.
@@ -121,6 +123,16 @@ impl Handle {
         Ok(answer.await.map_err(|_| BusError::Stopping)??)
     }
 
+    /// Sends several short messages; an answer for each.
+    pub(crate) async fn push_all(
+        &self,
+        messages: Vec<Outgoing>,
+    ) -> Result<Vec<Result<MessageId, PushError>>, BusError> {
+        let (taken, answer) = oneshot::channel();
+        self.send(BusCommand::PushAll { messages, taken }).await?;
+        answer.await.map_err(|_| BusError::Stopping)
+    }
+
     /// Sends a message and waits for its reply for `within`. Dropping the future leaves the message
     /// on its way.
     pub(crate) async fn request(
@@ -170,15 +182,26 @@ impl Handle {
         topic: Option<Topic>,
         timeout: Option<Duration>,
     ) -> Result<Option<Inbound>, BusError> {
+        Ok(self.pop_many(topic, ONE, timeout).await?.pop())
+    }
+
+    /// The same for as many as fit `most`, but one at least.
+    pub(crate) async fn pop_many(
+        &self,
+        topic: Option<Topic>,
+        most: Room,
+        timeout: Option<Duration>,
+    ) -> Result<Vec<Inbound>, BusError> {
         let Some(taken) = self
-            .wait(timeout, || self.inbox.take(topic.clone()))
+            .wait(timeout, || self.inbox.take(topic.clone(), most))
             .await?
         else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        let inbound = taken.confirm().await?;
-        self.read(inbound.key()).await?;
-        Ok(Some(inbound))
+        let messages = taken.confirm().await?;
+        let keys = messages.iter().map(Inbound::key).collect();
+        self.send(BusCommand::Read(keys)).await?;
+        Ok(messages)
     }
 
     /// The oldest message of the inbox, left there.
@@ -220,7 +243,7 @@ impl Handle {
 
     /// Tells the sender of a message that it was read.
     pub(crate) async fn read(&self, key: DeliveryKey) -> Result<(), BusError> {
-        self.send(BusCommand::Read(key)).await
+        self.send(BusCommand::Read(vec![key])).await
     }
 
     /// Where an outgoing message is.

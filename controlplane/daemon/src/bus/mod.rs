@@ -50,6 +50,8 @@ pub(crate) struct Service {
     inbox: Inbox,
     /// On their way into the inbox.
     storing: Room,
+    /// Of these, those that nobody has brought there yet.
+    fresh: Vec<Inbound>,
     commands: mpsc::Sender<Command>,
     replies: BTreeMap<MessageId, oneshot::Sender<ReplyOutcome>>,
     admin: Option<mpsc::Sender<Inbound>>,
@@ -80,6 +82,7 @@ impl Service {
                 messages: 0,
                 bytes: 0,
             },
+            fresh: Vec::new(),
             commands,
             replies: BTreeMap::new(),
             admin: None,
@@ -223,40 +226,53 @@ impl Service {
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     self.bus.refused(now, key, Refuse::Full);
                 }
-                Err(mpsc::error::TrySendError::Closed(inbound)) => self.store(inbound),
+                Err(mpsc::error::TrySendError::Closed(inbound)) => self.keep(inbound),
             },
-            None => self.store(inbound),
+            None => self.keep(inbound),
         }
     }
 
-    /// Into the inbox, which decides.
-    fn store(&mut self, inbound: Inbound) {
-        let (key, bytes) = (inbound.key(), inbound.payload.len());
+    /// Into the inbox, which decides; with the next [`Self::store`].
+    fn keep(&mut self, inbound: Inbound) {
         self.storing.messages += 1;
-        self.storing.bytes += bytes;
+        self.storing.bytes += inbound.payload.len();
+        self.fresh.push(inbound);
         self.tell_room();
+    }
+
+    /// Brings what has come into the inbox, all at once.
+    pub(crate) fn store(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        if fresh.is_empty() {
+            return;
+        }
         let (commands, inbox) = (self.commands.clone(), self.inbox.clone());
         tokio::spawn(async move {
-            let kept = match inbox.put(inbound, false).await {
+            let of = |inbound: &Inbound| (inbound.key(), inbound.payload.len());
+            let keys: Vec<_> = fresh.iter().map(of).collect();
+            let kept = inbox.put_all(fresh, false).await.into_iter();
+            let kept = kept.map(|put| match put {
                 Ok(_) => Kept::Yes,
                 Err(PutError::Full) => Kept::Full,
                 Err(PutError::Failed(_)) => Kept::Failed,
-            };
-            let command = Command::Bus(BusCommand::Stored { key, bytes, kept });
+            });
+            let command = Command::Bus(BusCommand::Stored(keys.into_iter().zip(kept).collect()));
             // The engine task may be ending.
             let _ = commands.send(command).await;
         });
     }
 
-    fn stored(&mut self, now: Nanos, key: DeliveryKey, bytes: usize, kept: Kept) {
-        self.storing.messages -= 1;
-        self.storing.bytes -= bytes;
-        match kept {
-            Kept::Yes => self.bus.accepted(now, key),
-            Kept::Full => self.bus.refused(now, key, Refuse::Full),
-            Kept::Failed => {
-                self.inbox_failures += 1;
-                self.bus.refused(now, key, Refuse::Full);
+    fn stored(&mut self, now: Nanos, messages: Vec<((DeliveryKey, usize), Kept)>) {
+        for ((key, bytes), kept) in messages {
+            self.storing.messages -= 1;
+            self.storing.bytes -= bytes;
+            match kept {
+                Kept::Yes => self.bus.accepted(now, key),
+                Kept::Full => self.bus.refused(now, key, Refuse::Full),
+                Kept::Failed => {
+                    self.inbox_failures += 1;
+                    self.bus.refused(now, key, Refuse::Full);
+                }
             }
         }
         self.tell_room();
@@ -289,12 +305,18 @@ impl Service {
                     self.cancel(now, id);
                 }
             }
+            BusCommand::PushAll { messages, taken } => {
+                let push = |message| self.bus.push(now, message);
+                let _ = taken.send(messages.into_iter().map(push).collect());
+            }
             BusCommand::Reply { id, message, taken } => {
                 let _ = taken.send(self.bus.reply(now, id, message));
             }
             BusCommand::Cancel(id) => self.cancel(now, id),
-            BusCommand::Read(key) => {
-                self.bus.mark_read(now, key);
+            BusCommand::Read(keys) => {
+                for key in keys {
+                    self.bus.mark_read(now, key);
+                }
                 self.tell_room();
             }
             BusCommand::Info(id, answer) => {
@@ -305,7 +327,7 @@ impl Service {
                 self.bus.set_topics(topics);
                 let _ = done.send(());
             }
-            BusCommand::Stored { key, bytes, kept } => self.stored(now, key, bytes, kept),
+            BusCommand::Stored(messages) => self.stored(now, messages),
             BusCommand::Settle(key, verdict) => {
                 match verdict {
                     Ok(()) => self.bus.accepted(now, key),

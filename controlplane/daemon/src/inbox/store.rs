@@ -6,13 +6,13 @@
 )]
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use redb::backends::InMemoryBackend;
 use redb::{
     Builder, Database, DatabaseError, Durability, Error, ReadableTable, ReadableTableMetadata,
     StorageError, TableDefinition,
@@ -39,6 +39,8 @@ pub(super) struct Write {
     pub(super) number: MessageNumber,
     pub(super) head: Head,
     pub(super) payload: Bytes,
+    /// Hidden from those who take messages out.
+    pub(super) held: bool,
 }
 
 /// One transaction.
@@ -59,7 +61,13 @@ impl Batch {
 /// The store.
 pub(super) struct Store {
     path: PathBuf,
-    database: Database,
+    content: Content,
+}
+
+enum Content {
+    File(Box<Database>),
+    /// Payloads alone: what else there is, the index knows.
+    Memory(RefCell<BTreeMap<MessageNumber, Bytes>>),
 }
 
 /// What the store held when it was opened.
@@ -72,39 +80,55 @@ pub(super) struct Loaded {
 impl Store {
     /// Opens or makes a file; `None` keeps everything in memory.
     pub(super) fn open(path: Option<&Path>) -> Result<(Self, Loaded), InboxError> {
-        let place = path.unwrap_or(Path::new("in memory"));
+        let Some(place) = path else {
+            let store = Self {
+                path: PathBuf::from("in memory"),
+                content: Content::Memory(RefCell::default()),
+            };
+            let (index, next) = (Index::default(), 1);
+            return Ok((store, Loaded { index, next }));
+        };
         let fail = |error: Error| explain(place, error);
         let _hand = InHand::take(place);
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE);
-        let mut database = match path {
-            None => builder.create_with_backend(InMemoryBackend::new()),
-            Some(path) => builder.create(path),
-        }
-        .map_err(|error| fail(opening(error)))?;
+        let database = builder.create(place);
+        let mut database = database.map_err(|error| fail(opening(error)))?;
         // A kill is repaired while opening. What a disk or a hand did to the file is found only here, and
         // later it would be found in the middle of something.
-        if path.is_some() && !database.check_integrity().map_err(|e| fail(opening(e)))? {
+        if !database.check_integrity().map_err(|e| fail(opening(e)))? {
             tracing::warn!(inbox = %place.display(), "inbox was repaired");
         }
         let loaded = prepare(&database, place)?;
         let live = loaded.index.bytes();
-        let size = path.and_then(|path| std::fs::metadata(path).ok());
-        if size.is_some_and(|file| file.len() > live.saturating_mul(WASTE_FACTOR) + WASTE) {
+        let size = std::fs::metadata(place);
+        if size.is_ok_and(|file| file.len() > live.saturating_mul(WASTE_FACTOR) + WASTE) {
             database.compact().map_err(|error| fail(error.into()))?;
         }
         let store = Self {
             path: place.to_owned(),
-            database,
+            content: Content::File(Box::new(database)),
         };
         Ok((store, loaded))
     }
 
     /// Writes a batch and syncs. When this returns `Ok`, it survives the loss of power.
     pub(super) fn commit(&self, batch: &Batch) -> Result<(), InboxError> {
+        let database = match &self.content {
+            Content::File(database) => database,
+            Content::Memory(payloads) => {
+                let mut payloads = payloads.borrow_mut();
+                let writes = batch.writes.iter();
+                payloads.extend(writes.map(|write| (write.number, write.payload.clone())));
+                for number in &batch.removals {
+                    payloads.remove(number);
+                }
+                return Ok(());
+            }
+        };
         let _hand = InHand::take(&self.path);
         let write = || -> Result<(), Error> {
-            let mut transaction = self.database.begin_write()?;
+            let mut transaction = database.begin_write()?;
             transaction.set_durability(Durability::Immediate);
             {
                 let mut heads = transaction.open_table(HEADS)?;
@@ -114,6 +138,7 @@ impl Store {
                     number,
                     head,
                     payload,
+                    held: _,
                 } in &batch.writes
                 {
                     heads.insert(number.0, &head.encode()[..])?;
@@ -135,9 +160,13 @@ impl Store {
 
     /// Reads a payload.
     pub(super) fn payload(&self, number: MessageNumber) -> Result<Option<Bytes>, InboxError> {
+        let database = match &self.content {
+            Content::File(database) => database,
+            Content::Memory(payloads) => return Ok(payloads.borrow().get(&number).cloned()),
+        };
         let _hand = InHand::take(&self.path);
         let read = || -> Result<Option<Bytes>, Error> {
-            let payloads = self.database.begin_read()?.open_table(PAYLOADS)?;
+            let payloads = database.begin_read()?.open_table(PAYLOADS)?;
             let found = payloads.get(number.0)?;
             Ok(found.map(|bytes| Bytes::copy_from_slice(bytes.value())))
         };

@@ -24,8 +24,8 @@ fn topic(name: &str) -> Option<Topic> {
 }
 
 async fn pop(inbox: &Inbox, of: Option<Topic>) -> Option<Inbound> {
-    let taken = inbox.take(of).await.unwrap()?;
-    Some(taken.confirm().await.unwrap())
+    let taken = inbox.take(of, ONE).await.unwrap()?;
+    taken.confirm().await.unwrap().pop()
 }
 
 #[tokio::test]
@@ -79,9 +79,12 @@ async fn item_06_a_message_that_was_handed_out_but_not_confirmed_stays() {
     let inbox = Inbox::in_memory(Limits::default()).unwrap();
     inbox.put(message(1, "a", b"1"), false).await.unwrap();
     inbox.put(message(2, "b", b"2"), false).await.unwrap();
-    let taken = inbox.take(None).await.unwrap().unwrap();
-    assert_eq!(&taken.message.payload[..], b"1");
-    assert!(inbox.take(topic("a")).await.unwrap().is_none(), "hidden");
+    let taken = inbox.take(None, ONE).await.unwrap().unwrap();
+    assert_eq!(&taken.messages[0].payload[..], b"1");
+    assert!(
+        inbox.take(topic("a"), ONE).await.unwrap().is_none(),
+        "hidden"
+    );
     let other = inbox.peek(None).await.unwrap().unwrap();
     assert_eq!(&other.payload[..], b"2");
     let mut changed = inbox.changed();
@@ -90,7 +93,7 @@ async fn item_06_a_message_that_was_handed_out_but_not_confirmed_stays() {
     changed.changed().await.unwrap();
     assert_eq!(&pop(&inbox, topic("a")).await.unwrap().payload[..], b"1");
     // Whoever asks and goes away takes nothing with it.
-    drop(inbox.take(None).now_or_never());
+    drop(inbox.take(None, ONE).now_or_never());
     let left = loop {
         if let Some(left) = pop(&inbox, None).await {
             break left;

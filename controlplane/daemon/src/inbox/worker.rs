@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use hyphae_bus::{DeliveryKey, Inbound, Topic};
+use hyphae_bus::{DeliveryKey, Inbound, Room, Topic};
 use tokio::sync::{oneshot, watch};
 
 use super::index::Index;
@@ -28,17 +28,20 @@ type Done<T> = oneshot::Sender<T>;
 #[derive(Debug)]
 pub(super) enum Job {
     Put {
-        message: Inbound,
+        messages: Vec<Inbound>,
         held: bool,
-        done: Done<Result<Put, PutError>>,
+        /// An answer for each.
+        done: Done<Vec<Result<Put, PutError>>>,
     },
     Confirm {
-        number: MessageNumber,
+        numbers: Vec<MessageNumber>,
         done: Done<Result<(), InboxError>>,
     },
-    Release(MessageNumber),
+    Release(Vec<MessageNumber>),
     Take {
         topic: Option<Topic>,
+        /// As many as fit, but one at least.
+        most: Room,
         /// For the lease: an answer that nobody picks up lets the message go.
         jobs: mpsc::Sender<Self>,
         done: Done<Result<Option<Taken>, InboxError>>,
@@ -119,24 +122,39 @@ impl Worker {
         for job in jobs {
             match job {
                 Job::Put {
-                    message,
+                    messages,
                     held,
                     done,
-                } => self.put(message, held, done, &mut writing),
-                Job::Confirm { number, done } => {
-                    writing.batch.removals.push(number);
+                } => {
+                    let answers = messages
+                        .into_iter()
+                        .map(|message| self.put(message, held, &mut writing))
+                        .collect();
+                    writing.puts.push((answers, done));
+                }
+                Job::Confirm { numbers, done } => {
+                    writing.batch.removals.extend(numbers);
                     writing.confirmed.push(done);
                 }
-                Job::Release(number) => changed |= self.index.show(number),
+                Job::Release(numbers) => {
+                    for number in numbers {
+                        changed |= self.index.show(number);
+                    }
+                }
                 job @ (Job::Take { .. } | Job::Peek { .. }) => reading.push(job),
             }
         }
         changed |= self.write(writing);
         for job in reading {
             match job {
-                Job::Take { topic, jobs, done } => {
+                Job::Take {
+                    topic,
+                    most,
+                    jobs,
+                    done,
+                } => {
                     // As below.
-                    let _ = done.send(self.take(topic.as_ref(), jobs));
+                    let _ = done.send(self.take(topic.as_ref(), most, jobs));
                 }
                 Job::Peek { topic, done } => {
                     let found = self.read(topic.as_ref());
@@ -155,30 +173,28 @@ impl Worker {
         &mut self,
         message: Inbound,
         held: bool,
-        done: Done<Result<Put, PutError>>,
         writing: &mut Writing,
-    ) {
+    ) -> Result<Put, PutError> {
         let key = message.key();
         if self.index.is_completed(&key) || writing.keys.contains(&key) {
-            writing.duplicates.push(done);
-            return;
+            return Ok(Put::Duplicate);
         }
         let messages = self.index.len() + writing.batch.writes.len() + 1;
         let bytes = self.index.bytes() + writing.bytes + message.payload.len() as u64;
         if messages > self.limits.messages_max || bytes > self.limits.bytes_max {
-            // Whoever asked may have gone.
-            let _ = done.send(Err(PutError::Full));
-            return;
+            return Err(PutError::Full);
         }
         writing.bytes += message.payload.len() as u64;
         writing.keys.insert(key);
+        let number = MessageNumber(self.next);
         writing.batch.writes.push(Write {
-            number: MessageNumber(self.next),
+            number,
             head: Head::of(&message),
             payload: message.payload,
+            held,
         });
         self.next += 1;
-        writing.stored.push((held, done));
+        Ok(Put::Stored(number))
     }
 
     /// Commits and answers. True when a message may have become visible.
@@ -189,13 +205,15 @@ impl Worker {
         let fresh = writing.batch.writes.len();
         writing.batch.forgotten = self.index.surplus(fresh, self.limits.completed_max);
         let result = if writing.batch.is_empty() {
-            // Only duplicates of what is on disk.
+            // Only duplicates of what is on disk, or nothing that fits.
             Ok(())
         } else {
             self.store().and_then(|store| store.commit(&writing.batch))
         };
-        self.depth.commits.fetch_add(1, Ordering::Relaxed);
-        self.depth.failing.store(result.is_err(), Ordering::Relaxed);
+        if !writing.batch.is_empty() {
+            self.depth.commits.fetch_add(1, Ordering::Relaxed);
+            self.depth.failing.store(result.is_err(), Ordering::Relaxed);
+        }
         match result {
             Ok(()) => self.written(writing),
             Err(error) => self.failed(writing, &error),
@@ -207,25 +225,30 @@ impl Worker {
         for number in writing.batch.removals {
             self.index.remove(number);
         }
-        let mut numbers = Vec::with_capacity(writing.stored.len());
-        for (write, (held, _)) in writing.batch.writes.into_iter().zip(&writing.stored) {
+        let mut held = Vec::new();
+        for write in writing.batch.writes {
             let (number, key) = (write.number, write.head.key);
-            self.index.insert(number, write.head, !held);
+            self.index.insert(number, write.head, !write.held);
             self.index.complete(number.0, key);
-            numbers.push(number);
+            changed |= !write.held;
+            if write.held {
+                held.push(number);
+            }
         }
         self.index.forget(&writing.batch.forgotten);
         // Whoever hears the answer finds the depth that belongs to it.
         self.publish();
-        for (number, (held, done)) in numbers.into_iter().zip(writing.stored) {
-            changed |= !held;
+        for (answers, done) in writing.puts {
             // Whoever asked may have gone; then nobody decides about a held message.
-            if done.send(Ok(Put::Stored(number))).is_err() && held {
-                changed |= self.index.show(number);
+            if let Err(answers) = done.send(answers) {
+                for put in answers.into_iter().flatten() {
+                    if let Put::Stored(number) = put
+                        && held.contains(&number)
+                    {
+                        changed |= self.index.show(number);
+                    }
+                }
             }
-        }
-        for done in writing.duplicates {
-            let _ = done.send(Ok(Put::Duplicate));
         }
         for done in writing.confirmed {
             let _ = done.send(Ok(()));
@@ -238,10 +261,13 @@ impl Worker {
             self.failed = Instant::now();
             tracing::error!(%error, "messages cannot be kept, so none is acknowledged");
         }
-        let stored = writing.stored.into_iter().map(|(_, done)| done);
-        for done in stored.chain(writing.duplicates) {
+        for (answers, done) in writing.puts {
+            let failed = answers.into_iter().map(|answer| match answer {
+                Ok(Put::Stored(_) | Put::Duplicate) => Err(PutError::Failed(error.again())),
+                Err(refusal) => Err(refusal),
+            });
             // Whoever asked may have gone.
-            let _ = done.send(Err(PutError::Failed(error.again())));
+            let _ = done.send(failed.collect());
         }
         for done in writing.confirmed {
             let _ = done.send(Err(error.again()));
@@ -253,17 +279,37 @@ impl Worker {
     fn take(
         &mut self,
         topic: Option<&Topic>,
+        mut most: Room,
         jobs: mpsc::Sender<Job>,
     ) -> Result<Option<Taken>, InboxError> {
-        let Some((number, message)) = self.read(topic)? else {
-            return Ok(None);
-        };
-        self.index.hide(number);
+        let (mut messages, mut numbers) = (Vec::new(), Vec::new());
+        loop {
+            if !numbers.is_empty() {
+                let next = self.index.first(topic);
+                let fits = next.is_some_and(|(_, head)| head.len <= most.bytes as u64);
+                if !fits || most.messages == 0 {
+                    break;
+                }
+            }
+            match self.read(topic) {
+                Ok(Some((number, message))) => {
+                    self.index.hide(number);
+                    most.messages = most.messages.saturating_sub(1);
+                    most.bytes = most.bytes.saturating_sub(message.payload.len());
+                    numbers.push(number);
+                    messages.push(message);
+                }
+                Ok(None) => break,
+                Err(error) if numbers.is_empty() => return Err(error),
+                // Whoever asks next hears of it.
+                Err(_) => break,
+            }
+        }
         let lease = Lease {
-            number,
-            jobs: Some(jobs),
+            jobs: (!numbers.is_empty()).then_some(jobs),
+            numbers,
         };
-        Ok(Some(Taken { message, lease }))
+        Ok((!messages.is_empty()).then_some(Taken { messages, lease }))
     }
 
     /// The oldest visible message whose payload is what came.
@@ -316,27 +362,28 @@ impl Worker {
     }
 }
 
+/// What is said about messages that were put once the transaction is written, and to whom.
+type Answers = (Vec<Result<Put, PutError>>, Done<Vec<Result<Put, PutError>>>);
+
 /// What one transaction writes, and who waits for it.
 #[derive(Default)]
 struct Writing {
     batch: Batch,
     bytes: u64,
     keys: BTreeSet<DeliveryKey>,
-    /// One for each write.
-    stored: Vec<(bool, Done<Result<Put, PutError>>)>,
-    duplicates: Vec<Done<Result<Put, PutError>>>,
+    puts: Vec<Answers>,
     confirmed: Vec<Done<Result<(), InboxError>>>,
 }
 
 impl Writing {
     fn is_empty(&self) -> bool {
-        self.batch.is_empty() && self.duplicates.is_empty()
+        self.batch.is_empty() && self.puts.is_empty()
     }
 }
 
 fn weight(job: &Job) -> usize {
     match job {
-        Job::Put { message, .. } => message.payload.len(),
+        Job::Put { messages, .. } => messages.iter().map(|message| message.payload.len()).sum(),
         Job::Confirm { .. } | Job::Release(_) | Job::Take { .. } | Job::Peek { .. } => 0,
     }
 }

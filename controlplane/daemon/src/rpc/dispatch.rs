@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use hyphae_bus::topics::Topics;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{
-    BusCallParams, PopMessageParams, PushMessageParams, PushMessageReplyParams,
+    BusCallParams, PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageReplyParams,
 };
 use hyphae_rpc::parse_params;
 use hyphae_wire::PublicKey;
@@ -35,7 +35,13 @@ const WAITS_MAX: usize = 1024;
 /// Long requests that are read at once.
 const LARGE_AT_ONCE: usize = 4;
 /// Methods that may take long on purpose, beside `pushMessage` with a `reply_timeout`.
-const WAITING: &[&str] = &["popMessage", "admin.busCall", "node.ping", "node.trace"];
+const WAITING: &[&str] = &[
+    "popMessage",
+    "popMessages",
+    "admin.busCall",
+    "node.ping",
+    "node.trace",
+];
 /// How often a denial is logged.
 const LOG_DENIED_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait of a call; the client asks again.
@@ -132,6 +138,26 @@ impl Dispatcher {
         result
     }
 
+    /// Answers several calls of `pushMessage` that wait for no reply.
+    pub(crate) async fn push_all(
+        &self,
+        caller: &Caller,
+        calls: Vec<PushMessageParams>,
+    ) -> Vec<Outcome> {
+        let (method, started) = ("pushMessage", Instant::now());
+        let results = match self.admins.read().check(caller, method) {
+            Ok(()) => self.push_messages(calls).await,
+            Err(denied) => {
+                self.log_denied(caller, method, &denied);
+                calls.iter().map(|_| Err(denied.clone())).collect()
+            }
+        };
+        for result in &results {
+            self.latency.note(method, result, started.elapsed());
+        }
+        results
+    }
+
     async fn dispatch(self: &Arc<Self>, caller: &Caller, method: &str, params: Params) -> Outcome {
         let text = match params {
             Params::Push(params) => return self.push_message(params).await,
@@ -145,6 +171,10 @@ impl Dispatcher {
             "pushMessageReply" => self.push_reply(parse_params(&text)?).await,
             "popMessage" => {
                 self.pop_message(parse_params::<PopMessageParams>(&text)?)
+                    .await
+            }
+            "popMessages" => {
+                self.pop_messages(parse_params::<PopMessagesParams>(&text)?)
                     .await
             }
             "getMessageInfo" => self.message_info(parse_params(&text)?).await,

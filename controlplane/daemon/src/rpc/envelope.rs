@@ -46,6 +46,17 @@ struct Call {
     id: Option<Value>,
 }
 
+impl Call {
+    fn may_wait(&self) -> bool {
+        self.params.may_wait(&self.method)
+    }
+
+    /// A short message to send, of which no reply is waited for.
+    fn is_push(&self) -> bool {
+        matches!(self.params, Params::Push(_)) && !self.may_wait()
+    }
+}
+
 /// A request, read; the bytes that it was read from may go.
 pub(crate) struct Parsed(Shape);
 
@@ -93,12 +104,22 @@ impl Parsed {
             Shape::Batch(calls) => {
                 let mut responses: Vec<Option<Response>> = Vec::new();
                 let mut waiting = JoinSet::new();
-                for (n, call) in calls.into_iter().enumerate() {
+                let mut calls = calls.into_iter().peekable();
+                while let Some(call) = calls.next() {
+                    let n = responses.len();
+                    let call = match call {
+                        Ok(call) if call.is_push() => {
+                            let mut run = vec![call];
+                            let push =
+                                |call: &Result<Call, Error>| call.as_ref().is_ok_and(Call::is_push);
+                            run.extend(std::iter::from_fn(|| calls.next_if(push)).flatten());
+                            responses.extend(push_all(to, caller, run).await);
+                            continue;
+                        }
+                        other => other,
+                    };
                     responses.push(None);
-                    if call
-                        .as_ref()
-                        .is_ok_and(|call| call.params.may_wait(&call.method))
-                    {
+                    if call.as_ref().is_ok_and(Call::may_wait) {
                         let (to, caller) = (Arc::clone(to), caller.clone());
                         waiting.spawn(async move { (n, answer_call(&to, &caller, call).await) });
                     } else {
@@ -172,6 +193,26 @@ fn read_call(body: &[u8], large: bool) -> Result<Call, Error> {
         params,
         id: raw.id,
     })
+}
+
+/// Messages to send that follow each other go to the engine together.
+async fn push_all(
+    to: &Arc<Dispatcher>,
+    caller: &Caller,
+    calls: Vec<Call>,
+) -> Vec<Option<Response>> {
+    let (mut ids, mut messages) = (Vec::new(), Vec::new());
+    for call in calls {
+        ids.push(call.id);
+        if let Params::Push(params) = call.params {
+            messages.push(params);
+        }
+    }
+    let results = to.push_all(caller, messages).await;
+    let responses = ids.into_iter().zip(results);
+    responses
+        .map(|(id, result)| id.map(|id| Response::new(id, result)))
+        .collect()
 }
 
 async fn answer_call(

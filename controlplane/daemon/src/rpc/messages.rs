@@ -4,13 +4,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyphae_bus::topics::ADMIN_TOPIC;
 use hyphae_bus::{
-    AbortReason, Destination, Inbound, MessageId, MessageInfo, MessageState, Outgoing, Topic,
+    AbortReason, Destination, Inbound, MessageId, MessageInfo, MessageState, Outgoing, Room, Topic,
 };
 use hyphae_rpc::Base64;
 use hyphae_rpc::message::{Error, Request, Response, code};
 use hyphae_rpc::method::{
     self, BusCallParams, IncomingMessage, MessageIdParams, OutgoingMessage, PopMessageParams,
-    PushMessageParams, PushMessageReplyParams, PushMessageResult,
+    PopMessagesParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
 };
 use hyphae_wire::Nanos;
 use serde_json::Value;
@@ -20,6 +20,10 @@ use super::methods::{Outcome, overlay_address, value};
 use super::topics::{any_topic, destination, reserved};
 use crate::bus::{BusError, ReplyOutcome};
 use crate::pump;
+
+/// Messages that one `popMessages` returns at most, and their bytes unless the first has more.
+const POP_MAX: usize = 1000;
+const POP_BYTES: usize = 1 << 20;
 
 impl Dispatcher {
     pub(super) async fn push_message(&self, params: PushMessageParams) -> Outcome {
@@ -41,6 +45,39 @@ impl Dispatcher {
             (id, ReplyOutcome::TimedOut) => value(PushMessageResult::Id { id: id.to_string() }),
             (id, ReplyOutcome::Aborted(reason)) => Err(undelivered(id, reason)),
         }
+    }
+
+    /// Sends several, of which no reply is waited for; an answer for each.
+    pub(super) async fn push_messages(&self, calls: Vec<PushMessageParams>) -> Vec<Outcome> {
+        let (mut results, mut messages): (Vec<Option<Outcome>>, Vec<_>) = Default::default();
+        for params in calls {
+            let refusal = match outgoing(params.message, None) {
+                Ok(message) if message.topic.is_admin() => Some(reserved(code::PUSH_REFUSED)),
+                Ok(message) => {
+                    messages.push(message);
+                    None
+                }
+                Err(error) => Some(error),
+            };
+            results.push(refusal.map(Err));
+        }
+        let mut pushed = match self.bus.push_all(messages).await {
+            Ok(pushed) => pushed.into_iter(),
+            Err(error) => {
+                let error = refused(error);
+                let failed = |result: Option<Outcome>| result.unwrap_or(Err(error.clone()));
+                return results.into_iter().map(failed).collect();
+            }
+        };
+        let mut next = || match pushed.next() {
+            Some(Ok(id)) => value(PushMessageResult::Id { id: id.to_string() }),
+            Some(Err(error)) => Err(refused(error.into())),
+            None => Err(refused(BusError::Stopping)),
+        };
+        let filled = results
+            .into_iter()
+            .map(|result| result.unwrap_or_else(&mut next));
+        filled.collect()
     }
 
     pub(super) async fn push_reply(&self, params: PushMessageReplyParams) -> Outcome {
@@ -67,6 +104,33 @@ impl Dispatcher {
         };
         let found = found.map_err(refused)?;
         value(found.map(|inbound| self.incoming(inbound)))
+    }
+
+    pub(super) async fn pop_messages(&self, params: PopMessagesParams) -> Outcome {
+        let topic = params.topic.as_deref();
+        let topic = topic
+            .map(|text| any_topic(text, code::BAD_TOPIC_FILTER))
+            .transpose()?;
+        if topic.as_ref().is_some_and(Topic::is_admin) {
+            return Err(reserved(code::BAD_TOPIC_FILTER));
+        }
+        let most = Room {
+            messages: usize::try_from(params.count).map_or(POP_MAX, |count| count.min(POP_MAX)),
+            bytes: POP_BYTES,
+        };
+        if most.messages == 0 {
+            let message = "count is 1 or more";
+            return Err(Error::new(code::INVALID_PARAMS, message));
+        }
+        let wait = params.timeout.filter(|wait| *wait > 0).map(seconds);
+        let _room = wait.map(|_| self.wait()).transpose()?;
+        let found = self.bus.pop_many(topic, most, wait).await;
+        let found = found.map_err(refused)?.into_iter();
+        value(
+            found
+                .map(|inbound| self.incoming(inbound))
+                .collect::<Vec<_>>(),
+        )
     }
 
     pub(super) async fn message_info(&self, params: MessageIdParams) -> Outcome {

@@ -87,6 +87,19 @@ pub struct PopMessageParams {
     pub topic: Option<String>,
 }
 
+/// Parameters of `popMessages`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PopMessagesParams {
+    /// How many at most; no more than 1000 come at once.
+    pub count: u32,
+    /// Wait this many seconds for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u64>,
+    /// Only messages on exactly this topic, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+}
+
 /// A message that came in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

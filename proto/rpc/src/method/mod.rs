@@ -10,7 +10,8 @@ mod topic;
 pub use admin::{BusCallParams, PatternsParams, PubkeyParams};
 pub use message::{
     Destination, IncomingMessage, MessageIdParams, MessageInfo, MessageState, OutgoingMessage,
-    PopMessageParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
+    PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageReplyParams,
+    PushMessageResult,
 };
 pub use node::{
     Dataplane, DrainParams, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer,

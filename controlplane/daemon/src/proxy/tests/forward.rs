@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
-use crate::inbox::{Inbox, Limits};
+use crate::inbox::{Inbox, Limits, ONE};
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
 use crate::proxy::{Side, Stats};
@@ -80,12 +80,15 @@ impl Lab {
         assert_eq!(self.heard.recv().await, Some(Told::Settled(key, Ok(()))));
         let mut changed = self.inbox.changed();
         let taken = loop {
-            if let Some(taken) = self.inbox.take(None).await.unwrap() {
+            if let Some(taken) = self.inbox.take(None, ONE).await.unwrap() {
                 break taken;
             }
             changed.changed().await.unwrap();
         };
-        assert_eq!(&taken.confirm().await.unwrap(), message);
+        assert_eq!(
+            taken.confirm().await.unwrap(),
+            std::slice::from_ref(message)
+        );
         assert_eq!(self.stats.count(Side::Forward, cause), 1, "{cause}");
     }
 }

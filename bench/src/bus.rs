@@ -1,0 +1,211 @@
+//! The message bus between two real nodes.
+//!
+//! ```text
+//! this program ── rpc.sock ── node A ── UDP on loopback ── node B ── rpc.sock ── this program
+//!     client   ── outbound socket                        forward socket ── server
+//! ```
+//!
+//! Everything, this program too, shares the cores of one host: what a message costs all of them together
+//! is what limits the rate.
+
+mod lossy;
+mod messages;
+mod node;
+mod report;
+mod sockets;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args as ClapArgs, ValueEnum};
+
+use node::{Kind, Pair};
+use report::Row;
+
+/// Bytes of the longest message.
+const LARGE: usize = 64 << 20;
+/// One packet of so many is lost.
+const LOSS: u32 = 100;
+
+/// What to measure.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Args {
+    /// The `hyphae` program; by default the one beside this one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// Which parts; all by default.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Messages of the rate and of the burst.
+    #[arg(long, default_value_t = 100_000)]
+    messages: usize,
+    /// Bytes of a small message.
+    #[arg(long, default_value_t = 128)]
+    size: usize,
+    /// Seconds per row of the socket proxy.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Small messages per second, sent and taken out in batches.
+    Rate,
+    /// One small message at a time.
+    Latency,
+    /// A message of 64 MiB, and TCP.
+    Large,
+    /// Many messages that nobody takes out for a while.
+    Burst,
+    /// Requests through the socket proxy.
+    Sockets,
+    /// A message of 64 MiB with 1 % loss and without, over the same stretch.
+    Loss,
+}
+
+impl Args {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
+pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    let binary = match &args.binary {
+        Some(binary) => binary.clone(),
+        None => std::env::current_exe()?.with_file_name("hyphae"),
+    };
+    let mut rows = Vec::new();
+    for durable in [false, true] {
+        let of = if durable { "durable" } else { "memory" };
+        let start = || Pair::start(&binary, Kind { durable }, Ok);
+        if args.wants(Part::Rate) || args.wants(Part::Latency) {
+            let pair = start()?;
+            small(args, &pair, of, &mut rows)?;
+        }
+        if args.wants(Part::Large) {
+            large(&start()?, of, &mut rows)?;
+        }
+        if args.wants(Part::Burst) {
+            eprintln!("{of}: burst");
+            // Nodes that have done nothing yet.
+            let [before, held, after] = messages::burst(&start()?, args.messages, args.size)?;
+            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            rows.push(Row {
+                what: format!("burst of {}", args.messages),
+                of,
+                value: mib(held) - mib(before),
+                unit: "MiB",
+                baseline: None,
+                note: Some(format!(
+                    "receiver's memory {:.0} before, {:.0} with all, {:.0} MiB after",
+                    mib(before),
+                    mib(held),
+                    mib(after)
+                )),
+            });
+        }
+        if args.wants(Part::Sockets) {
+            proxies(args, &start()?, of, &mut rows)?;
+        }
+    }
+    if args.wants(Part::Loss) {
+        loss(&binary, &mut rows)?;
+    }
+    report::show(&rows, json)
+}
+
+fn small(args: &Args, pair: &Pair, of: &'static str, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    if args.wants(Part::Rate) {
+        eprintln!("{of}: {} messages of {} bytes", args.messages, args.size);
+        let rate = messages::rate(pair, args.messages, args.size)?;
+        let [a, b, c, d] = rate.cpu_micros;
+        rows.push(Row {
+            what: format!("{} B one to one, batched", args.size),
+            of,
+            value: rate.per_second,
+            unit: "msg/s",
+            baseline: None,
+            note: Some(format!(
+                "us of CPU per message: sender {a:.1} + {b:.1}, receiver {c:.1} + {d:.1} (control, data)"
+            )),
+        });
+    }
+    if args.wants(Part::Latency) {
+        eprintln!("{of}: latency");
+        let latency = messages::latency(pair, 1000, args.size)?;
+        for (name, value) in [("p50", latency.p50_micros), ("p99", latency.p99_micros)] {
+            rows.push(Row {
+                what: format!("{} B, push to pop, {name}", args.size),
+                of,
+                value,
+                unit: "us",
+                baseline: None,
+                note: None,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn large(pair: &Pair, of: &'static str, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    eprintln!("{of}: 64 MiB");
+    let rate = |seconds: f64| LARGE as f64 / seconds / 1e6;
+    messages::large(pair, 1 << 20).context("to warm up")?;
+    let plain = rate(messages::tcp(LARGE)?);
+    let [received, taken] = messages::large(pair, LARGE)?;
+    for (what, seconds) in [("received", received), ("taken out", taken)] {
+        rows.push(Row {
+            what: format!("64 MiB, {what}"),
+            of,
+            value: rate(seconds),
+            unit: "MB/s",
+            baseline: Some(plain),
+            note: Some("against TCP".to_owned()),
+        });
+    }
+    Ok(())
+}
+
+fn proxies(args: &Args, pair: &Pair, of: &'static str, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    let way = sockets::prepare(pair)?;
+    let time = Duration::from_secs_f64(args.seconds);
+    for clients in [1, 64] {
+        eprintln!("{of}: socket proxy, {clients} clients");
+        let (direct, direct_latency) = sockets::measure(&way.direct, clients, time)?;
+        let (rate, latency) = sockets::measure(&way.proxied, clients, time)?;
+        let row = |name: &str, value, unit, baseline| Row {
+            what: format!("socket proxy, {clients} clients, {name}"),
+            of,
+            value,
+            unit,
+            baseline: Some(baseline),
+            note: None,
+        };
+        let (own, other) = (latency, direct_latency);
+        rows.push(row("rate", rate, "req/s", direct));
+        rows.push(row("p50", own.p50_micros, "us", other.p50_micros));
+        rows.push(row("p99", own.p99_micros, "us", other.p99_micros));
+    }
+    Ok(())
+}
+
+fn loss(binary: &std::path::Path, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    let measure = |one_in| -> anyhow::Result<f64> {
+        eprintln!("64 MiB over a stretch that loses 1 of {one_in} packets");
+        let kind = Kind { durable: false };
+        let pair = Pair::start(binary, kind, |far| lossy::stretch(far, one_in))?;
+        messages::large(&pair, 1 << 20).context("to warm up")?;
+        Ok(LARGE as f64 / messages::large(&pair, LARGE)?[0] / 1e6)
+    };
+    let (without, with) = (measure(0)?, measure(LOSS)?);
+    rows.push(Row {
+        what: "64 MiB, 1 % loss".to_owned(),
+        of: "memory",
+        value: with,
+        unit: "MB/s",
+        baseline: Some(without),
+        note: Some("against the same stretch without loss".to_owned()),
+    });
+    Ok(())
+}

@@ -1,0 +1,255 @@
+//! Messages one to one: how many, how soon, how large, and a burst that nobody takes out.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use hyphae_rpc::method::{
+    Destination, IncomingMessage, MessageIdParams, MessageInfo, MessageState, OutgoingMessage,
+    PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageResult,
+};
+use hyphae_rpc::{Base64, BatchId, Connection, code};
+
+use super::node::{Node, PATIENCE, Pair, eventually};
+use super::report::{Latency, Rate};
+
+/// Messages per batch, and batches under way.
+const BATCH: usize = 500;
+const PIPELINE: usize = 6;
+/// Messages that are taken out at once.
+const TAKE: u32 = 1000;
+
+pub(super) fn outgoing(to: &Node, payload: &[u8]) -> PushMessageParams {
+    PushMessageParams {
+        message: OutgoingMessage {
+            dst: Destination::Pk(to.key.clone()),
+            topic: None,
+            payload: Base64::from(payload),
+        },
+        reply_timeout: None,
+    }
+}
+
+/// A payload that carries its number.
+fn numbered(number: usize, len: usize) -> Vec<u8> {
+    let mut payload = vec![0x5a; len.max(8)];
+    payload[..8].copy_from_slice(&(number as u64).to_le_bytes());
+    payload
+}
+
+fn number(message: &IncomingMessage) -> anyhow::Result<usize> {
+    let bytes = message.payload.0.get(..8).context("a numbered message")?;
+    Ok(usize::try_from(u64::from_le_bytes(bytes.try_into()?))?)
+}
+
+/// Sends numbered messages, many under way at once; what finds no room is sent again.
+fn send(from: &Node, to: &Node, count: usize, len: usize) -> anyhow::Result<Vec<String>> {
+    let mut connection = from.connection()?;
+    let mut waiting: std::collections::VecDeque<(BatchId, Vec<usize>)> = Default::default();
+    let (mut next, mut again) = (0, Vec::new());
+    let mut ids = Vec::new();
+    loop {
+        while waiting.len() < PIPELINE && (next < count || !again.is_empty()) {
+            let mut numbers: Vec<usize> = std::mem::take(&mut again);
+            let more = BATCH.saturating_sub(numbers.len()).min(count - next);
+            numbers.extend(next..next + more);
+            next += more;
+            again = numbers.split_off(numbers.len().min(BATCH));
+            let calls: Vec<_> = numbers
+                .iter()
+                .map(|n| outgoing(to, &numbered(*n, len)))
+                .collect();
+            waiting.push_back((connection.send("pushMessage", &calls)?, numbers));
+        }
+        let Some((batch, numbers)) = waiting.pop_front() else {
+            return Ok(ids);
+        };
+        let mut refused = false;
+        for (number, answer) in numbers.into_iter().zip(connection.receive(batch)?) {
+            match answer {
+                Ok(PushMessageResult::Id { id }) => ids.push(id),
+                Ok(PushMessageResult::Reply(_)) => bail!("a reply that nobody asked for"),
+                Err(error) if error.code == code::PUSH_REFUSED => {
+                    refused = true;
+                    again.push(number);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if refused {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Takes messages out until `count` different ones have come.
+fn take(at: &Node, count: usize) -> anyhow::Result<()> {
+    let mut connection = at.connection()?;
+    let mut seen = vec![false; count];
+    let mut left = count;
+    let ask = PopMessagesParams {
+        count: TAKE,
+        timeout: Some(PATIENCE.as_secs()),
+        topic: None,
+    };
+    let send = |connection: &mut Connection| connection.send("popMessages", &[&ask]);
+    let mut waiting = send(&mut connection)?;
+    while left > 0 {
+        let answers = connection.receive::<Vec<IncomingMessage>>(waiting)?;
+        let messages = answers.into_iter().next().context("one answer")??;
+        ensure!(!messages.is_empty(), "{left} messages did not come");
+        left = left.saturating_sub(messages.len());
+        if left > 0 {
+            waiting = send(&mut connection)?;
+        }
+        for message in &messages {
+            let number = number(message)?;
+            ensure!(!seen[number], "message {number} came twice");
+            seen[number] = true;
+        }
+    }
+    ensure!(seen.iter().all(|seen| *seen), "each message comes once");
+    Ok(())
+}
+
+/// Messages per second from a sender to a receiver that takes them out.
+pub(super) fn rate(pair: &Pair, count: usize, len: usize) -> anyhow::Result<Rate> {
+    let Pair { a, b, .. } = pair;
+    let before = (a.cpu()?, b.cpu()?);
+    let started = Instant::now();
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let taking = scope.spawn(|| take(b, count));
+        send(a, b, count, len)?;
+        taking.join().map_err(|_| anyhow::anyhow!("a panic"))?
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    let after = (a.cpu()?, b.cpu()?);
+    let micros = |after: Duration, before: Duration| {
+        after.saturating_sub(before).as_secs_f64() * 1e6 / count as f64
+    };
+    Ok(Rate {
+        messages: count,
+        per_second: count as f64 / seconds,
+        cpu_micros: [
+            micros(after.0[0], before.0[0]),
+            micros(after.0[1], before.0[1]),
+            micros(after.1[0], before.1[0]),
+            micros(after.1[1], before.1[1]),
+        ],
+    })
+}
+
+/// From the call that sends to the result of the call that takes out, one message at a time.
+pub(super) fn latency(pair: &Pair, count: usize, len: usize) -> anyhow::Result<Latency> {
+    let (mut from, mut to) = (pair.a.connection()?, pair.b.connection()?);
+    let mut times = Vec::with_capacity(count);
+    let pop = PopMessageParams {
+        timeout: Some(PATIENCE.as_secs()),
+        ..PopMessageParams::default()
+    };
+    for n in 0..count {
+        let call = [outgoing(&pair.b, &numbered(n, len))];
+        let waiting = to.send("popMessage", &[&pop])?;
+        let started = Instant::now();
+        let pushed = from.send("pushMessage", &call)?;
+        let popped = to.receive::<Option<IncomingMessage>>(waiting)?;
+        times.push(started.elapsed());
+        let message = popped.into_iter().next().context("an answer")??;
+        ensure!(number(&message.context("a message")?)? == n, "in order");
+        for answer in from.receive::<PushMessageResult>(pushed)? {
+            answer?;
+        }
+    }
+    Ok(Latency::of(times))
+}
+
+/// Seconds until a large message is received, and until it has been taken out.
+pub(super) fn large(pair: &Pair, len: usize) -> anyhow::Result<[f64; 2]> {
+    let payload: Vec<u8> = (0..len).map(|n| (n % 251).to_le_bytes()[0]).collect();
+    let call = outgoing(&pair.b, &payload);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let taking = scope.spawn(|| {
+            let pop = PopMessageParams {
+                timeout: Some(PATIENCE.as_secs()),
+                ..PopMessageParams::default()
+            };
+            let message = pair.b.client.pop_message(pop)?;
+            let seconds = started.elapsed().as_secs_f64();
+            let whole = message.is_some_and(|message| message.payload.0 == payload);
+            ensure!(whole, "every byte comes");
+            anyhow::Ok(seconds)
+        });
+        let PushMessageResult::Id { id } = pair.a.client.push_message(call)? else {
+            bail!("a reply that nobody asked for");
+        };
+        eventually("the large message is received", || {
+            let id = id.clone();
+            let info = pair.a.client.get_message_info(MessageIdParams { id })?;
+            settled(&info)
+        })?;
+        let received = started.elapsed().as_secs_f64();
+        let taken = taking.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+        Ok([received, taken])
+    })
+}
+
+fn settled(info: &MessageInfo) -> anyhow::Result<bool> {
+    match info.state {
+        MessageState::Pending | MessageState::Sending { .. } => Ok(false),
+        MessageState::Received | MessageState::Read => Ok(true),
+        MessageState::Aborted => bail!("aborted: {}", info.reason.as_deref().unwrap_or("?")),
+    }
+}
+
+/// Seconds that the same number of bytes takes over TCP between the same places, to the last byte.
+pub(super) fn tcp(len: usize) -> anyhow::Result<f64> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let place = listener.local_addr()?;
+    let payload = vec![0x5a; len];
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(move || -> anyhow::Result<usize> {
+            let (mut stream, _) = listener.accept()?;
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all)?;
+            stream.write_all(b"!")?;
+            Ok(all.len())
+        });
+        let started = Instant::now();
+        let mut stream = TcpStream::connect(place)?;
+        stream.write_all(&payload)?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        stream.read_exact(&mut [0])?;
+        let seconds = started.elapsed().as_secs_f64();
+        let read = reading.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+        ensure!(read == len, "every byte comes");
+        Ok(seconds)
+    })
+}
+
+/// What a burst that nobody takes out costs the receiver: memory before, with all of it, and after all
+/// was taken out.
+pub(super) fn burst(pair: &Pair, count: usize, len: usize) -> anyhow::Result<[u64; 3]> {
+    let before = pair.b.resident()?;
+    let ids = send(&pair.a, &pair.b, count, len)?;
+    // The last ones first: the states of the first ones may have been forgotten.
+    let mut connection = pair.a.connection()?;
+    for batch in ids[ids.len().saturating_sub(50_000)..].rchunks(BATCH) {
+        eventually("the burst is received", || {
+            let calls: Vec<_> = batch
+                .iter()
+                .map(|id| MessageIdParams { id: id.clone() })
+                .collect();
+            for answer in connection.call::<_, MessageInfo>("getMessageInfo", &calls)? {
+                if !settled(&answer?)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })?;
+    }
+    let held = pair.b.resident()?;
+    take(&pair.b, count)?;
+    Ok([before, held, pair.b.resident()?])
+}
