@@ -216,6 +216,7 @@ fn script(key: &str, ip: &str, directory: &str) -> Vec<(&'static str, Value)> {
         ("admin.setMethodPatterns", json!({ "patterns": [] })),
         ("admin.remove", json!({ "pubkey": key })),
         ("node.status", json!({})),
+        ("node.drain", json!({ "on": false })),
         ("node.ping", json!({ "address": ip })),
         ("route.add", route.clone()),
         ("route.list", json!({})),

@@ -1,0 +1,56 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::{bus, mesh, swarm, transit};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "hyphae-bench",
+    version,
+    about = "Measures Hyphae against baselines in the same run"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print one JSON document.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A relay worker alone on a core: cost of a forwarded packet, against the same driver without
+    /// cryptography.
+    #[command(
+        after_help = "Examples:\n  sudo hyphae-bench transit\n  sudo hyphae-bench transit \
+        --sizes 64,1400 --suites aes-256-gcm --seconds 2 --json"
+    )]
+    Transit(transit::Args),
+    /// Meshes of real routing engines in virtual time: how fast all find all, and at what cost.
+    #[command(
+        after_help = "Examples:\n  hyphae-bench mesh\n  hyphae-bench mesh --nodes 10000 \
+        --announcing 500 --shape lattice,random,scale-free --json"
+    )]
+    Mesh(mesh::Args),
+    #[command(flatten)]
+    Swarm(swarm::Command),
+    /// Messages between two nodes on this host: rate, latency, large ones, a burst, socket proxies,
+    /// against TCP and the server's own socket. Needs no privileges.
+    #[command(
+        after_help = "Examples:\n  hyphae-bench bus\n  hyphae-bench bus --only rate,latency --json"
+    )]
+    Bus(bus::Args),
+}
+
+impl Cli {
+    /// Runs what was asked for.
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        match &self.command {
+            Command::Transit(args) => transit::run(args, self.json),
+            Command::Mesh(args) => mesh::run(args, self.json),
+            Command::Swarm(command) => swarm::run(command, self.json),
+            Command::Bus(args) => bus::run(args, self.json),
+        }
+    }
+}
