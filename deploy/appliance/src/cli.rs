@@ -24,7 +24,7 @@ pub(crate) use output::{document, line, table};
 pub(crate) use plane::{RESTARTED, SUPERVISED, end_with_parent};
 pub use up::NodeArgs;
 
-/// An encrypted IPv6 overlay router.
+/// An encrypted IPv6 overlay router with a message bus.
 #[derive(Debug, Parser)]
 #[command(
     name = "hyphae",
@@ -46,11 +46,13 @@ enum Command {
     #[command(
         after_help = "Examples:\n  hyphae up\n  hyphae up --peer udp://192.0.2.1:9670\n  \
         hyphae up --config /etc/hyphae.toml --no-tun\n  hyphae up --peer udp://relay.example:9670#KEY \
-        --route 400:1234:5678:9abc::/64=KEY"
+        --peer tcp://relay.example:443\n  hyphae up --network garden --network-key garden.key"
     )]
     Up(NodeArgs),
-    /// Make or show the node's key.
-    #[command(after_help = "Examples:\n  hyphae key generate\n  hyphae key show --json")]
+    /// Make or show the node's key; make keys of private networks.
+    #[command(
+        after_help = "Examples:\n  hyphae key generate\n  hyphae key show --json\n  hyphae key network garden.key"
+    )]
     Key {
         #[command(subcommand)]
         command: key::KeyCommand,
@@ -61,15 +63,15 @@ enum Command {
     /// List, add and remove peers of a running node.
     #[command(
         after_help = "Examples:\n  hyphae peer list\n  hyphae peer add udp://192.0.2.1:9670\n  \
-        hyphae peer remove udp://192.0.2.1:9670"
+        hyphae peer add tcp://192.0.2.1:443#KEY\n  hyphae peer remove udp://192.0.2.1:9670"
     )]
     Peer {
         #[command(subcommand)]
         command: node::PeerCommand,
     },
-    /// List, add and remove static routes of a running node.
+    /// List the routes of a running node; add and remove static ones, which win over those found.
     #[command(
-        after_help = "Examples:\n  hyphae route list\n  hyphae route add 400:1:2:3::/64 KEY\n  \
+        after_help = "Examples:\n  hyphae route list\n  hyphae route list --fallback\n  hyphae route add 400:1:2:3::/64 KEY\n  \
         hyphae route remove 400:1:2:3::/64"
     )]
     Route {
@@ -136,11 +138,12 @@ enum Command {
 /// Which running node.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NodeRef {
-    /// Directory of the node's sockets [default: /run/hyphae as root, else
+    /// Directory of the node's sockets [default: $HYPHAE_SOCKET_DIR, else /run/hyphae as root, else
     /// $XDG_RUNTIME_DIR/hyphae].
     #[arg(long, value_name = "DIR")]
     socket_dir: Option<PathBuf>,
-    /// State directory of the node [default: /var/lib/hyphae as root, else $XDG_STATE_HOME/hyphae].
+    /// State directory of the node [default: $HYPHAE_STATE_DIR, else /var/lib/hyphae as root, else
+    /// $XDG_STATE_HOME/hyphae].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }

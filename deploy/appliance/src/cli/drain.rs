@@ -16,13 +16,13 @@ const QUIET: u32 = 3;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DrainArgs {
-    /// Carry others' traffic again.
+    /// Carry others' traffic again. Until then the node stays drained, over restarts too.
     #[arg(long)]
     off: bool,
     /// Do not wait until the node carries nothing.
     #[arg(long, conflicts_with = "off")]
     no_wait: bool,
-    /// How long to wait, seconds.
+    /// How long to wait, seconds; fails when the node still carries something then.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
     #[command(flatten)]

@@ -42,7 +42,7 @@ pub(crate) enum PeerCommand {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum RouteCommand {
-    /// Routes in use, and static ones that are not.
+    /// Routes in use, wherever they come from, and static ones that are not.
     #[command(
         after_help = "Examples:\n  hyphae route list\n  hyphae route list --fallback\n  hyphae route list --json"
     )]
@@ -56,7 +56,7 @@ pub(crate) enum RouteCommand {
     /// Send packets for PREFIX to the node with this key or overlay address next.
     #[command(after_help = "Examples:\n  hyphae route add 400:1:2:3::/64 KEY")]
     Add {
-        /// Destinations, such as 400:1:2:3::/64.
+        /// Destinations within the overlay, such as 400:1:2:3::/64.
         prefix: String,
         /// Public key of a peer, or overlay address.
         via: String,

@@ -17,21 +17,24 @@ pub struct NodeArgs {
     /// state directory, if it is there].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where key, peers and routes are kept [default: /var/lib/hyphae as root, else
-    /// $XDG_STATE_HOME/hyphae].
+    /// Where the key, messages that wait, and what was set at run time are kept [default:
+    /// $HYPHAE_STATE_DIR, else /var/lib/hyphae as root, else $XDG_STATE_HOME/hyphae].
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where sockets are made [default: /run/hyphae as root, else $XDG_RUNTIME_DIR/hyphae].
+    /// Where sockets are made [default: $HYPHAE_SOCKET_DIR, else /run/hyphae as root, else
+    /// $XDG_RUNTIME_DIR/hyphae].
     #[arg(long, value_name = "DIR")]
     pub socket_dir: Option<PathBuf>,
-    /// Underlay address of worker 0 [default: [::]:9670, which serves IPv4 too].
+    /// Underlay address of worker 0 [default: [::]:9670, which serves IPv4 too]. Worker 1 takes the
+    /// next port, and so on; links over TCP are accepted on the port of worker 0.
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
     /// Peer to keep connecting to; may be given several times. #KEY accepts only that key there.
     /// tcp:// uses TCP only; udp:// falls back to TCP where UDP does not pass.
     #[arg(long = "peer", value_name = "udp|tcp://HOST:PORT[#KEY]")]
     pub peers: Vec<PeerUrl>,
-    /// Static route; may be given several times.
+    /// Static route of an overlay prefix; may be given several times. It wins over routes that the
+    /// routing protocol finds.
     #[arg(long = "route", value_name = "PREFIX=KEY|ADDRESS")]
     pub routes: Vec<RouteSpec>,
     /// Name of the TUN device [default: hyphae0].
