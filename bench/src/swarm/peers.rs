@@ -19,10 +19,6 @@ use super::{clock, place};
 const PROCESSES_MAX: usize = 4;
 /// Time for a relay without peers to become quiet.
 const EMPTY: Duration = Duration::from_secs(3);
-/// How long routes may be told before the idle time begins anyway.
-const SETTLE_MAX: Duration = Duration::from_secs(180);
-/// A relay that uses less of a core than this has told everybody everything.
-const SETTLED_PERCENT: f64 = 10.0;
 /// How long all nodes may take to join.
 const JOIN_MAX: Duration = Duration::from_secs(120);
 /// What a peer may cost, and what all may cost together.
@@ -38,6 +34,10 @@ pub(crate) struct Args {
     /// Seconds of idling that are measured.
     #[arg(long, default_value_t = 20.0)]
     seconds: f64,
+    /// Seconds between the last peer's joining and that: everybody is told every route, and round-trip
+    /// times are learnt.
+    #[arg(long, default_value_t = 60.0)]
+    settle: f64,
     /// Cores of the relay's workers, as `hyphae up --cores`.
     #[arg(long, default_value = "any:1")]
     cores: String,
@@ -80,8 +80,6 @@ struct Row {
     /// From the start of the processes until every node has its link.
     join_seconds: f64,
     handshakes_per_second: f64,
-    /// From then on until the relay was quiet.
-    settle_seconds: f64,
     dataplane: Process,
     controlplane: Process,
     /// Of both processes.
@@ -93,7 +91,10 @@ struct Row {
 }
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    ensure!(args.seconds > 0.0, "idling takes some time");
+    ensure!(
+        args.seconds > 0.0 && args.settle >= 0.0,
+        "idling takes some time"
+    );
     let mut rows = Vec::new();
     for peers in &args.peers {
         ensure!(
@@ -119,9 +120,9 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
         up == peers,
         "of {peers} nodes that have a link, the relay knows {up}"
     );
-    eprintln!("{peers} peers: joined in {join:.2} s; waiting for the relay to become quiet");
-    let settled = settle(&relay)?;
-    eprintln!("{peers} peers: quiet after {settled:.1} s; idling");
+    eprintln!("{peers} peers: joined in {join:.2} s; everybody is told everything");
+    std::thread::sleep(Duration::from_secs_f64(args.settle));
+    eprintln!("{peers} peers: idling");
     let start = relay.usage()?;
     std::thread::sleep(Duration::from_secs_f64(args.seconds));
     let end = relay.usage()?;
@@ -146,7 +147,6 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
         peers,
         join_seconds: join,
         handshakes_per_second: peers as f64 / join,
-        settle_seconds: settled,
         kib_per_peer,
         cpu_percent,
         wakeups_per_second: dataplane.idle.wakeups_per_second
@@ -159,24 +159,6 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
 
 fn grown(before: &Usage, after: &Usage) -> f64 {
     after.resident_kib as f64 - before.resident_kib as f64
-}
-
-/// Waits until the relay has been quiet for two seconds; returns how long that took.
-fn settle(relay: &Relay) -> anyhow::Result<f64> {
-    let began = Instant::now();
-    let (mut last, mut quiet) = (relay.usage()?, 0);
-    while quiet < 2 && began.elapsed() < SETTLE_MAX {
-        std::thread::sleep(Duration::from_secs(1));
-        let now = relay.usage()?;
-        let busy: f64 = last
-            .iter()
-            .zip(&now)
-            .map(|(last, now)| last.until(now).cpu_percent)
-            .sum();
-        quiet = if busy < SETTLED_PERCENT { quiet + 1 } else { 0 };
-        last = now;
-    }
-    Ok(began.elapsed().as_secs_f64())
 }
 
 /// Processes of light nodes; they end when dropped.
@@ -270,11 +252,10 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     println!(
-        "{:>5} {:>7} {:>6} {:>8} {:>19} {:>19} {:>9} {:>15} {:>15} {:>6}",
+        "{:>5} {:>7} {:>6} {:>19} {:>19} {:>9} {:>15} {:>15} {:>6}",
         "peers",
         "join s",
         "hs/s",
-        "quiet s",
         "dataplane KiB",
         "control KiB",
         "KiB/peer",
@@ -286,11 +267,10 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
         let kib = |p: &Process| format!("{} > {}", p.resident_kib_before, p.resident_kib_after);
         let (data, control) = (&row.dataplane, &row.controlplane);
         println!(
-            "{:>5} {:>7.2} {:>6.0} {:>8.1} {:>19} {:>19} {:>9.1} {:>15} {:>15} {:>6}",
+            "{:>5} {:>7.2} {:>6.0} {:>19} {:>19} {:>9.1} {:>15} {:>15} {:>6}",
             row.peers,
             row.join_seconds,
             row.handshakes_per_second,
-            row.settle_seconds,
             kib(data),
             kib(control),
             row.kib_per_peer,

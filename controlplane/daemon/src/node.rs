@@ -1,6 +1,7 @@
 //! The node: engines, configured peers, and what RPC asks of them.
 
 mod links;
+mod memory;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -107,6 +108,7 @@ pub(crate) struct Node {
     pub(crate) neighbours: Neighbours,
     neighbours_at: Nanos,
     counters_at: Nanos,
+    memory: memory::Memory,
     pings: BTreeMap<u64, (Nanos, oneshot::Sender<Result<Value, Error>>)>,
     next_ping: u64,
     /// The host's routes to nodes whose path carries less than the device.
@@ -157,6 +159,7 @@ impl Node {
             neighbours: Neighbours::default(),
             neighbours_at: Nanos::NEVER,
             counters_at: now,
+            memory: memory::Memory::new(now),
             pings: BTreeMap::new(),
             next_ping: 1,
             host_routes: None,
@@ -265,6 +268,7 @@ impl Node {
         if now >= self.neighbours_at {
             self.expire_neighbours(now);
         }
+        self.give_back_memory(now);
         self.overlay.handle_timeout(now);
         self.bus.handle_timeout(now);
         if let Some(routing) = &mut self.routing {
@@ -298,7 +302,13 @@ impl Node {
         let pings = self.pings.values().map(|(at, _)| *at).min();
         let bus = self.bus.poll_timeout();
         let routing = self.routing.as_ref().and_then(|r| r.speaker.poll_timeout());
-        let own = [self.resolve_at, self.neighbours_at, self.counters_at];
+        let memory = self.memory.at();
+        let own = [
+            self.resolve_at,
+            self.neighbours_at,
+            self.counters_at,
+            memory,
+        ];
         let engines = [self.overlay.poll_timeout(), bus, routing];
         engines
             .into_iter()

@@ -30,6 +30,10 @@ const PING_RETRY: Duration = Duration::from_secs(2);
 const MISSED_MAX: u32 = 2;
 /// Probe numbers kept to recognise late answers.
 const OUTSTANDING_MAX: usize = 8;
+/// From so many nodes on, probes are due together at multiples of this time, nanoseconds, rather than
+/// each at its own: what one costs is mostly to be woken for it.
+const TOGETHER_FROM: usize = 128;
+const TOGETHER: u64 = 100_000_000;
 
 impl Overlay {
     /// Time between probes.
@@ -173,7 +177,10 @@ impl Overlay {
             return;
         }
         let interval = self.probe_interval(owner.kind());
-        let next = now + self.rng.jitter(interval, 90, 110);
+        let mut next = now + self.rng.jitter(interval, 90, 110);
+        if self.associations.len() >= TOGETHER_FROM {
+            next.0 -= next.0 % TOGETHER;
+        }
         let Some(association) = self.associations.get_mut(&owner) else {
             return;
         };

@@ -12,6 +12,8 @@ pub mod attach;
 #[cfg(not(loom))]
 mod doorbell;
 mod memory;
+#[cfg(not(loom))]
+mod reclaim;
 pub mod record;
 mod ring;
 #[cfg(not(loom))]
@@ -23,6 +25,8 @@ mod sync;
 
 #[cfg(not(loom))]
 pub use doorbell::Doorbell;
+#[cfg(not(loom))]
+pub use reclaim::give_back_free_memory;
 pub use ring::{Consumer, Corrupt, Producer, PushError, RECORD_MAX, heap};
 #[cfg(not(loom))]
 pub use segment::{ABI_VERSION, Layout, Segment, SegmentError};

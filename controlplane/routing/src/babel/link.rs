@@ -24,6 +24,11 @@ const PERFECT: u16 = 256;
 const RTT_SAMPLES: usize = 8;
 /// Every so many hellos carry timestamps and an IHU.
 const IHU_EVERY: u16 = 3;
+/// Beyond so many times the usual interval, nobody is followed in sending hellos seldom.
+const FOLLOW_MAX: u32 = 16;
+/// Where there are very many links, hellos are due together at these times rather than each at its
+/// own: what one costs is mostly to be woken for it.
+const TOGETHER: u64 = 100_000_000;
 /// Hello intervals, in tenths, without a hello until the neighbour is taken for lost.
 const LOST_AFTER_TENTHS: u32 = 27;
 
@@ -292,6 +297,27 @@ impl Speaker {
         self.config.hello * u32::try_from(spread).unwrap_or(u32::MAX)
     }
 
+    /// Between hellos of a link: a neighbour that has very many links, and so sends few hellos, is
+    /// not sent more. A little less than its interval, so that two who follow each other come back.
+    fn hello_interval_of(&self, link: u32) -> Duration {
+        let its = self.links.get(&link).map(|state| state.its_interval);
+        let most = self.config.hello * FOLLOW_MAX;
+        let followed = its.unwrap_or_default().min(most) * 7 / 8;
+        followed.max(self.hello_interval())
+    }
+
+    /// When the next hello of a link is due.
+    fn next_hello(&mut self, now: Nanos, interval: Duration) -> Nanos {
+        // The share of time that is the same for all: a tenth of jitter around it would make a
+        // neighbour that expects the advertised interval nervous.
+        let at = now + self.jitter(interval).min(interval);
+        if self.links.len() / self.config.hello_links.max(1) > 1 {
+            Nanos(at.0 - at.0 % TOGETHER)
+        } else {
+            at
+        }
+    }
+
     /// The first packet of a link: forget what you had from me, tell me what you have.
     fn send_opening(&mut self, now: Nanos, link: u32, adopted: bool) {
         self.put_hello(now, link, true);
@@ -310,7 +336,7 @@ impl Speaker {
             &[retraction, request]
         };
         self.transmit_opening(now, link, tlvs);
-        let interval = self.hello_interval();
+        let interval = self.hello_interval_of(link);
         let next = self.jitter(interval);
         self.timers.set(Timer::Hello(link), now + next);
     }
@@ -325,15 +351,13 @@ impl Speaker {
         self.put_hello(now, link, full || lost);
         self.flush(now, link);
         self.cost_changed(now, link);
-        // The share of time that is the same for all: a tenth of jitter around it would make a
-        // neighbour that expects the advertised interval nervous.
-        let interval = self.hello_interval();
-        let next = self.jitter(interval).min(interval);
-        self.timers.set(Timer::Hello(link), now + next);
+        let interval = self.hello_interval_of(link);
+        let next = self.next_hello(now, interval);
+        self.timers.set(Timer::Hello(link), next);
     }
 
     pub(super) fn put_hello(&mut self, now: Nanos, link: u32, full: bool) {
-        let interval = self.hello_interval();
+        let interval = self.hello_interval_of(link);
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };

@@ -90,7 +90,7 @@ impl Config {
             announce: Vec::new(),
             epoch,
             hello: Duration::from_secs(1),
-            hello_links: 256,
+            hello_links: 128,
             import: Filter::import_default(),
             export: Filter::accept_all(),
             next_hops_max: hyphae_shm::record::NEXT_HOPS_MAX,

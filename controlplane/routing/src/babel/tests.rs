@@ -515,3 +515,28 @@ fn a_route_that_grows_longer_stays_in_use() {
     assert_eq!(net.nodes[&0].counters().route_changes, changes);
     assert!(net.nodes[&0].route(subnet(2)).unwrap().metric > 500);
 }
+
+#[test]
+fn a_neighbour_with_very_many_links_is_not_sent_more_hellos_than_it_sends() {
+    const LEAVES: u32 = 6;
+    let mut net = Net::new(0);
+    net.start(0, 100, |config| config.hello_links = 1);
+    for n in 1..=LEAVES {
+        net.start(n, 100, |_| {});
+        net.join(0, n, Duration::from_millis(1));
+    }
+    net.run(seconds(60));
+    let sent = |net: &mut Net, time| {
+        let before = net.node(1).counters().packets_sent;
+        net.run(seconds(time));
+        net.node(1).counters().packets_sent - before
+    };
+    // Beside a tenth of jitter and an eighth: every 6 s, not every second.
+    let followed = sent(&mut net, 120);
+    assert!((20..=40).contains(&followed), "{followed} in 120 s");
+    assert!(net.node(1).route(subnet(2)).is_some());
+    (2..=LEAVES).for_each(|n| net.part(0, n));
+    net.run(seconds(60));
+    let alone = sent(&mut net, 60);
+    assert!(alone >= 55, "{alone} in 60 s, with nobody to follow");
+}
