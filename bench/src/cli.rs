@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bus, mesh, swarm, transit};
+use crate::{bus, mesh, rib, swarm, transit};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -33,6 +33,11 @@ enum Command {
         --announcing 500 --shape lattice,random,scale-free --json"
     )]
     Mesh(mesh::Args),
+    /// The routing table by its size: what a change costs, and a question.
+    #[command(
+        after_help = "Examples:\n  hyphae-bench rib\n  hyphae-bench rib --prefixes 100000 --json"
+    )]
+    Rib(rib::Args),
     #[command(flatten)]
     Swarm(swarm::Command),
     /// Messages between two nodes on this host: rate, latency, large ones, a burst, socket proxies,
@@ -49,6 +54,7 @@ impl Cli {
         match &self.command {
             Command::Transit(args) => transit::run(args, self.json),
             Command::Mesh(args) => mesh::run(args, self.json),
+            Command::Rib(args) => rib::run(args, self.json),
             Command::Swarm(command) => swarm::run(command, self.json),
             Command::Bus(args) => bus::run(args, self.json),
         }

@@ -5,6 +5,7 @@
 mod bus;
 mod cli;
 mod mesh;
+mod rib;
 mod swarm;
 mod transit;
 

@@ -239,7 +239,7 @@ impl Bus {
                 ranges,
             } => {
                 let send = SendKey {
-                    subnet: source.address().subnet_id(),
+                    subnet: address.subnet_id(),
                     id,
                     reply: packet.reply,
                 };

@@ -1,11 +1,11 @@
 //! The routing protocol in the node: links from the overlay's events, packets through its
 //! sessions, routes into the RIB.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hyphae_routing::FibChange;
-use hyphae_routing::babel::{Config, Counters, RefusalReason, Speaker, Xeddsa};
+use hyphae_routing::babel::{Config, Counters, Speaker, Xeddsa};
 use hyphae_shm::record::{Program, PuntLinkLocal};
 use hyphae_wire::babel::INFINITY;
 use hyphae_wire::control::{self, ControlKind};
@@ -14,7 +14,7 @@ use hyphae_wire::{Nanos, Prefix, PublicKey, SecretKey};
 use crate::config::RoutingConfig;
 use crate::node::Node;
 
-/// How often refusals are logged; all are counted.
+/// How often refusals of one reason are logged; all are counted.
 const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
 
 /// After an attach to workers that were forwarding: how long their FIB stays as it is at least, and
@@ -56,10 +56,10 @@ impl Hold {
     }
 }
 
-/// The speaker of a node, and when it complained last.
+/// The speaker of a node, and when it complained last, by reason.
 pub(crate) struct Routing {
     pub(crate) speaker: Speaker,
-    complained: Option<(Nanos, RefusalReason)>,
+    complained: BTreeMap<&'static str, Nanos>,
 }
 
 /// What metrics show of the protocol.
@@ -108,7 +108,7 @@ impl Routing {
         speaker.export = config.export.clone();
         Some(Self {
             speaker: Speaker::new(now, speaker, seed, Box::new(Xeddsa)),
-            complained: None,
+            complained: BTreeMap::new(),
         })
     }
 }
@@ -220,11 +220,9 @@ impl Node {
             }
         }
         while let Some(refused) = routing.speaker.poll_refusal() {
-            let repeated = routing.complained.is_some_and(|(at, reason)| {
-                reason == refused.reason && now.since(at) < COMPLAIN_AGAIN
-            });
-            if !repeated {
-                routing.complained = Some((now, refused.reason));
+            let last = routing.complained.get(refused.reason.name());
+            if last.is_none_or(|at| now.since(*at) >= COMPLAIN_AGAIN) {
+                routing.complained.insert(refused.reason.name(), now);
                 tracing::warn!("{refused}");
             }
         }

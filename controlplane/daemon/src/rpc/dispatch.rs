@@ -10,6 +10,7 @@
 //! Nothing here holds a lock while a call waits, so a waiting call keeps no other one back; how many
 //! may wait at once is bounded.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,7 +91,8 @@ pub(crate) struct Dispatcher {
     pub(super) bus: bus::Handle,
     pub(super) topics: Arc<Stored<Topics>>,
     pub(super) admins: Stored<Admins>,
-    pub(super) key: PublicKey,
+    /// Address and key of this node as text: every message that is taken out shows them.
+    pub(super) shown: (String, String),
     pub(super) sockets: Outbound<bus::Handle>,
     pub(super) bus_call: bool,
     latency: Latency,
@@ -106,7 +108,7 @@ impl Dispatcher {
             bus: parts.bus,
             topics: parts.topics,
             admins: parts.admins,
-            key: parts.key,
+            shown: (parts.key.address().to_string(), parts.key.to_string()),
             sockets: parts.sockets,
             bus_call: parts.bus_call,
             latency,
@@ -152,8 +154,14 @@ impl Dispatcher {
                 calls.iter().map(|_| Err(denied.clone())).collect()
             }
         };
+        let mut codes = BTreeMap::<Option<i64>, usize>::new();
         for result in &results {
-            self.latency.note(method, result, started.elapsed());
+            let code = result.as_ref().err().map(|error| error.code);
+            *codes.entry(code).or_default() += 1;
+        }
+        for (code, calls) in codes {
+            self.latency
+                .note_many(method, code, started.elapsed(), calls);
         }
         results
     }

@@ -206,8 +206,8 @@ impl Dispatcher {
             id: inbound.id.to_string(),
             src_ip: inbound.source_address.to_string(),
             src_pk: inbound.source_key.to_string(),
-            dst_ip: self.key.address().to_string(),
-            dst_pk: self.key.to_string(),
+            dst_ip: self.shown.0.clone(),
+            dst_pk: self.shown.1.clone(),
             topic: topic.map(|topic| Base64::from(topic.as_bytes())),
             payload: Base64(inbound.payload.into()),
         }
