@@ -3,8 +3,9 @@
 //! Bounded. When it is full, the peer with the most entries loses its oldest one: a peer that sends
 //! without end can only make the node forget its own messages.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use ahash::RandomState;
 use hyphae_wire::message::Status;
 use hyphae_wire::{Nanos, PublicKey};
 
@@ -13,7 +14,7 @@ use crate::config::TRY_DURATION_MAX;
 
 pub(crate) struct Completed {
     max: usize,
-    entries: BTreeMap<DeliveryKey, Status>,
+    entries: HashMap<DeliveryKey, Status, RandomState>,
     by_peer: BTreeMap<PublicKey, VecDeque<(Nanos, DeliveryKey)>>,
     by_count: BTreeSet<(usize, PublicKey)>,
 }
@@ -22,7 +23,7 @@ impl Completed {
     pub(crate) fn new(max: usize) -> Self {
         Self {
             max,
-            entries: BTreeMap::new(),
+            entries: HashMap::default(),
             by_peer: BTreeMap::new(),
             by_count: BTreeSet::new(),
         }

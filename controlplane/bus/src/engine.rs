@@ -1,9 +1,10 @@
 //! The engine: its state, its public calls, and where each input goes. Sending is in `sending`,
 //! receiving in `receiving`, each an `impl Bus`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
+use ahash::RandomState;
 use hyphae_wire::message::{self, Body, MESSAGE_HEADER_LEN, Packet, Status};
 use hyphae_wire::timers::Timers;
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
@@ -35,17 +36,18 @@ pub struct Bus {
     pub(crate) events: VecDeque<Event>,
     pub(crate) answers: VecDeque<Answer>,
     // Sending.
-    pub(crate) sends: BTreeMap<SendKey, Send>,
+    // Boxed, like the others that are large: trees move their entries about.
+    pub(crate) sends: BTreeMap<SendKey, Box<Send>>,
     pub(crate) outgoing_bytes: usize,
     /// The way to each /64 that something is sent to.
     pub(crate) paths: BTreeMap<u64, Path>,
     /// Paths with something to send and room for it.
     pub(crate) active: VecDeque<u64>,
-    pub(crate) finished: BTreeMap<SendKey, Finished>,
+    pub(crate) finished: BTreeMap<SendKey, Box<Finished>>,
     pub(crate) finished_order: VecDeque<(Nanos, SendKey)>,
     pub(crate) waiting: BTreeMap<MessageId, Waiting>,
     // Receiving.
-    pub(crate) incoming: BTreeMap<DeliveryKey, Incoming>,
+    pub(crate) incoming: HashMap<DeliveryKey, Box<Incoming>, RandomState>,
     pub(crate) incoming_bytes: usize,
     /// Messages and bytes of each peer in `incoming`.
     pub(crate) shares: BTreeMap<PublicKey, Room>,
@@ -53,13 +55,13 @@ pub struct Bus {
     pub(crate) room: Room,
     /// Senders that were told to wait, in order.
     pub(crate) held: VecDeque<(DeliveryKey, OverlayAddress)>,
-    receipts: BTreeMap<DeliveryKey, u32>,
+    receipts: HashMap<DeliveryKey, u32, RandomState>,
     /// A packet that did not fit the last payload.
     next: Option<Transmit>,
 }
 
 /// What has a deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Timer {
     Need(u64),
     Path(u64),
@@ -140,12 +142,12 @@ impl Bus {
             finished: BTreeMap::new(),
             finished_order: VecDeque::new(),
             waiting: BTreeMap::new(),
-            incoming: BTreeMap::new(),
+            incoming: HashMap::default(),
             incoming_bytes: 0,
             shares: BTreeMap::new(),
             room: Room::ENDLESS,
             held: VecDeque::new(),
-            receipts: BTreeMap::new(),
+            receipts: HashMap::default(),
             next: None,
         }
     }

@@ -12,7 +12,7 @@ use hyphae_wire::{Nanos, PublicKey};
 use crate::{Destination, MessageId, MessageInfo, MessageState, Topic};
 
 /// Names an outgoing message: its id, whether it is a reply, the /64 that it goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SendKey {
     pub(crate) id: MessageId,
     pub(crate) reply: bool,

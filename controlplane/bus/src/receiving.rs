@@ -114,7 +114,7 @@ impl Bus {
         self.check_room(now, key, &topic, cut.len)?;
         let incoming = Incoming::new(now, address, topic, cut, *digest);
         self.charge(key.peer, incoming.cost());
-        self.incoming.insert(key, incoming);
+        self.incoming.insert(key, Box::new(incoming));
         let at = now + self.config.incoming_idle;
         self.timers.set(Timer::Incoming(key), at);
         Ok(())
@@ -349,8 +349,8 @@ impl Bus {
                 }
             }
             Refuse::Full => {
-                let undecided = |i: &&Incoming| i.stage == Stage::Undecided;
-                let Some(incoming) = self.incoming.get(&key).filter(undecided) else {
+                let found = self.incoming.get(&key);
+                let Some(incoming) = found.filter(|i| i.stage == Stage::Undecided) else {
                     return;
                 };
                 let (address, sequence) = (incoming.address, incoming.sequence);
@@ -367,8 +367,8 @@ impl Bus {
     }
 
     fn decide(&mut self, now: Nanos, key: DeliveryKey, status: Status) -> bool {
-        let undecided = |i: &&Incoming| i.stage == Stage::Undecided;
-        let Some(incoming) = self.incoming.get(&key).filter(undecided) else {
+        let found = self.incoming.get(&key);
+        let Some(incoming) = found.filter(|i| i.stage == Stage::Undecided) else {
             return false;
         };
         let (address, sequence) = (incoming.address, incoming.sequence);

@@ -31,14 +31,13 @@ impl Bus {
     /// # Errors
     /// When it cannot be sent, or too much waits already.
     pub fn push(&mut self, now: Nanos, message: Outgoing) -> Result<MessageId, PushError> {
+        let subnet = message.destination.address().subnet_id();
         let id = loop {
             let id = MessageId(self.rng.array());
-            let taken = self.sends.range(SendKey::any(id, false)).next().is_some()
-                || self
-                    .finished
-                    .range(SendKey::any(id, false))
-                    .next()
-                    .is_some()
+            let reply = false;
+            let key = SendKey { id, reply, subnet };
+            let taken = self.sends.contains_key(&key)
+                || self.finished.contains_key(&key)
                 || self.waiting.contains_key(&id);
             if !taken {
                 break id;
@@ -72,8 +71,9 @@ impl Bus {
         }
         let subnet = address.subnet_id();
         let key = SendKey { id, reply, subnet };
-        let answered = |done: &Finished| done.info.state != MessageState::Aborted;
-        if self.sends.contains_key(&key) || self.finished.get(&key).is_some_and(answered) {
+        let done = self.finished.get(&key);
+        let answered = done.is_some_and(|done| done.info.state != MessageState::Aborted);
+        if self.sends.contains_key(&key) || answered {
             return Err(PushError::Answered(id));
         }
         let full = self.sends.len() >= self.config.outgoing_max
@@ -131,7 +131,7 @@ impl Bus {
         self.timers.set(Timer::Send(key), send.due());
         self.outgoing_bytes += len;
         self.stats.pushed += 1;
-        self.sends.insert(key, send);
+        self.sends.insert(key, Box::new(send));
         if own {
             self.deliver_own(now, key);
             return Ok(());
@@ -490,7 +490,7 @@ impl Bus {
     }
 
     fn schedule_send(&mut self, key: SendKey) {
-        let at = self.sends.get(&key).map_or(Nanos::NEVER, Send::due);
+        let at = self.sends.get(&key).map_or(Nanos::NEVER, |send| send.due());
         self.timers.set(Timer::Send(key), at);
     }
 
@@ -594,7 +594,7 @@ impl Bus {
             info,
             key: send.key,
         };
-        if self.finished.insert(key, done).is_none() {
+        if self.finished.insert(key, Box::new(done)).is_none() {
             self.finished_order.push_back((now, key));
         }
         self.forget_finished(now);

@@ -314,7 +314,7 @@ pub enum PushError {
 }
 
 /// Names a message that came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DeliveryKey {
     /// Its sender.
     pub peer: PublicKey,
@@ -322,6 +322,20 @@ pub struct DeliveryKey {
     pub id: MessageId,
     /// It is a reply.
     pub reply: bool,
+}
+
+impl Ord for DeliveryKey {
+    /// By id first: most keys of a table have the same peer.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let order = |key: &Self| (key.id, key.reply, key.peer);
+        order(self).cmp(&order(other))
+    }
+}
+
+impl PartialOrd for DeliveryKey {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// A message that came in, whole.

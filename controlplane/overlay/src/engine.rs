@@ -63,7 +63,7 @@ pub struct Overlay {
 }
 
 /// What has a deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Timer {
     Attach,
     HalfOpens,

@@ -25,7 +25,7 @@ use crate::pmtu::Search;
 
 /// Which association: a link with a peer, by its number, or end-to-end sessions with a node, by the
 /// first 64 bits of its address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Owner {
     Peer(u32),
     Remote(u64),
