@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{binary, eventually};
+use common::{binary, eventually, privileged};
 use hyphae::lab::{Lab, Spec};
 
 const CONNECT: Duration = Duration::from_secs(20);
@@ -20,19 +20,6 @@ const ROUNDS: u32 = 5;
 
 /// Labs are heavy and these measure time: one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Whether this process may make namespaces. A failure under CI, a loud skip elsewhere.
-fn privileged(test: &str) -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "{test} needs root, which CI has"
-    );
-    eprintln!("SKIPPED: {test} needs root for network namespaces");
-    false
-}
 
 /// Kills and starts the relay again and again, while both ends talk, and returns how long each start
 /// took until they reached each other.
