@@ -18,6 +18,8 @@ use tokio::io::unix::AsyncFd;
 /// Records that wait for room in a program ring, per worker. The engines are drained after every
 /// step, so this bounds what one resync or one burst of handshakes may produce.
 const BACKLOG_MAX: usize = 1 << 20;
+/// Room for records that is kept when none waits.
+const BACKLOG_KEPT: usize = 256;
 
 /// Attaching failed.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +135,9 @@ impl Attachment {
                 worker.backlog.pop_front();
             }
             left |= !worker.backlog.is_empty();
+            if worker.backlog.is_empty() {
+                worker.backlog.shrink_to(BACKLOG_KEPT);
+            }
             if std::mem::take(&mut worker.dirty) && worker.program.publish() {
                 worker.bell.ring();
             }

@@ -55,6 +55,9 @@ impl fmt::Debug for OwnedProgram {
     }
 }
 
+/// Room for programs that is kept when all are polled.
+const PROGRAMS_KEPT: usize = 256;
+
 /// Outputs that wait to be polled. Bounded by the work of one call, because callers drain it after
 /// each.
 #[derive(Debug, Default)]
@@ -78,7 +81,11 @@ impl Output {
     }
 
     pub(crate) fn poll_program(&mut self) -> Option<(WorkerId, OwnedProgram)> {
-        self.programs.pop_front()
+        let program = self.programs.pop_front();
+        if self.programs.is_empty() {
+            self.programs.shrink_to(PROGRAMS_KEPT);
+        }
+        program
     }
 
     pub(crate) fn poll_event(&mut self) -> Option<Event> {

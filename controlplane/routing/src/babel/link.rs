@@ -1,11 +1,12 @@
 //! A link to a neighbour: hellos, loss, round-trip time, cost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyphae_wire::babel::{Echo, INFINITY, Tlv, Update};
-use hyphae_wire::{Nanos, Prefix, PublicKey};
+use hyphae_wire::{Nanos, PublicKey};
 
+use super::pending::Pending;
 use super::{Speaker, Timer};
 
 /// Cost of a link without delay and loss.
@@ -62,7 +63,7 @@ pub(super) struct Link {
     /// To be put into the next packet.
     pub(super) tlvs: Vec<Tlv>,
     /// Prefixes whose state the neighbour is to be told.
-    pub(super) pending: BTreeSet<Prefix>,
+    pub(super) pending: Pending,
     /// Packets that are not acknowledged, by their number.
     pub(super) in_flight: BTreeMap<u16, super::send::InFlight>,
     pub(super) ack_last: u16,
@@ -114,7 +115,7 @@ impl Link {
             cost: INFINITY,
             open: false,
             tlvs: Vec::new(),
-            pending: BTreeSet::new(),
+            pending: Pending::default(),
             in_flight: BTreeMap::new(),
             ack_last: 0,
             acknowledged: None,

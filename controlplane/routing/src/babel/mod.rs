@@ -29,6 +29,7 @@ mod bits;
 mod filter;
 mod link;
 mod origin;
+mod pending;
 mod receive;
 mod request;
 mod send;
@@ -169,6 +170,8 @@ enum Timer {
     Turn,
 }
 
+/// Room for packets that is kept when all are sent.
+const TRANSMITS_KEPT: usize = 256;
 /// What a drained node adds to the cost of its links: more than any sensible way, less than none.
 const DRAIN_COST: u16 = 0x4000;
 
@@ -257,7 +260,11 @@ impl Speaker {
 
     /// The next packet to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.transmits.pop_front()
+        let transmit = self.transmits.pop_front();
+        if self.transmits.is_empty() {
+            self.transmits.shrink_to(TRANSMITS_KEPT);
+        }
+        transmit
     }
 
     /// The next route that has changed.

@@ -106,7 +106,7 @@ impl Speaker {
         let links: Vec<u32> = self.links.keys().copied().collect();
         for link in links {
             if let Some(state) = self.links.get_mut(&link) {
-                state.pending.extend(&prefixes);
+                state.pending.extend(prefixes.iter().copied());
             }
             self.flush_soon(now, link, GATHER);
         }
@@ -125,7 +125,7 @@ impl Speaker {
         marks.for_each(|marks| marks.forget(state.slot));
         state
             .pending
-            .extend(self.own.keys().chain(self.table.keys()));
+            .extend(self.own.keys().chain(self.table.keys()).copied());
         self.flush_soon(now, link, Duration::ZERO);
     }
 
@@ -165,7 +165,7 @@ impl Speaker {
             }
             let taken = if may_tell {
                 // More than fit are taken and put back.
-                state.pending.iter().copied().take(64).collect()
+                state.pending.take(64)
             } else {
                 Vec::new()
             };
@@ -174,7 +174,7 @@ impl Speaker {
     }
 
     /// Builds one packet of a link: what waits as TLVs, then updates for as many of `prefixes` as
-    /// fit.
+    /// fit; the others wait.
     fn transmit(
         &mut self,
         now: Nanos,
@@ -196,20 +196,23 @@ impl Speaker {
         let mut waiting = std::mem::take(&mut state.tlvs);
         let ask = again.is_some() || !prefixes.is_empty();
         if ask && !writer.push(&ack) {
+            state.pending.put_back(&prefixes);
             return;
         }
         let fit = waiting.iter().take_while(|tlv| writer.push(tlv)).count();
         state.tlvs = waiting.split_off(fit);
         let mut told = Vec::new();
         let mut updates = 0;
-        for prefix in prefixes {
+        let mut left = prefixes.into_iter();
+        while let Some(prefix) = left.as_slice().first().copied() {
             let Some(update) = self.state_of(now, link, prefix) else {
-                self.settle(link, prefix);
+                left.next();
                 continue;
             };
             if !writer.push(&Tlv::Update(update)) {
                 break;
             }
+            left.next();
             updates += 1;
             let what = match update.metric {
                 INFINITY => Told::End,
@@ -217,12 +220,12 @@ impl Speaker {
             };
             told.push((prefix, what));
             self.note_told(now, link, prefix, &update);
-            self.settle(link, prefix);
         }
         self.counters.updates_sent += updates;
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
+        state.pending.put_back(left.as_slice());
         // With nothing to tell after all, a request alone is no packet.
         if fit == 0 && told.is_empty() {
             return;
@@ -248,12 +251,6 @@ impl Speaker {
         self.counters.packets_sent += 1;
         self.counters.bytes_sent += packet.len() as u64;
         self.transmits.push_back(Transmit { link, packet });
-    }
-
-    fn settle(&mut self, link: u32, prefix: Prefix) {
-        if let Some(state) = self.links.get_mut(&link) {
-            state.pending.remove(&prefix);
-        }
     }
 
     /// What a neighbour is to be told of a prefix; `None` for nothing.
@@ -417,7 +414,6 @@ impl Speaker {
                 }
                 None => {
                     let prefixes: Vec<Prefix> = lost.told.into_iter().map(|(p, _)| p).collect();
-                    state.pending.extend(&prefixes);
                     // What is due first goes out at once and alone, so that patience grows.
                     self.transmit(now, link, prefixes, None, lost.tries + 1);
                 }

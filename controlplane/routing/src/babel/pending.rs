@@ -1,0 +1,111 @@
+//! Prefixes that a neighbour is to be told of.
+//!
+//! A burst has one of these per link with as many entries as there are routes, for a moment. So it is
+//! two vectors and no tree: what was freed of a thousand trees lies between what lives on, and is of
+//! no use to anybody.
+
+use hyphae_wire::Prefix;
+
+/// New entries that are taken in before they are sorted, at least.
+const FRESH_MIN: usize = 1024;
+
+/// In order, each once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pending {
+    /// Last first.
+    sorted: Vec<Prefix>,
+    /// As they came.
+    fresh: Vec<Prefix>,
+}
+
+impl Pending {
+    pub(super) fn insert(&mut self, prefix: Prefix) {
+        self.fresh.push(prefix);
+        if self.fresh.len() > FRESH_MIN.max(2 * self.sorted.len()) {
+            self.sort();
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.sorted.is_empty() && self.fresh.is_empty()
+    }
+
+    /// How many there are, at most.
+    pub(super) fn len(&self) -> usize {
+        self.sorted.len() + self.fresh.len()
+    }
+
+    /// Takes the first ones out.
+    pub(super) fn take(&mut self, most: usize) -> Vec<Prefix> {
+        self.sort();
+        let rest = self.sorted.len().saturating_sub(most);
+        let taken = self.sorted.drain(rest..).rev().collect();
+        if self.sorted.is_empty() {
+            self.sorted = Vec::new();
+        }
+        taken
+    }
+
+    /// Takes in again what [`Self::take`] gave, in its order.
+    pub(super) fn put_back(&mut self, prefixes: &[Prefix]) {
+        let first = self.sorted.last();
+        if prefixes
+            .last()
+            .is_some_and(|last| first.is_none_or(|first| last < first))
+        {
+            self.sorted.extend(prefixes.iter().rev());
+        } else {
+            self.extend(prefixes.iter().copied());
+        }
+    }
+
+    fn sort(&mut self) {
+        if !self.fresh.is_empty() {
+            self.sorted.append(&mut self.fresh);
+            self.fresh = Vec::new();
+            // Runs that are in order already are found and merged.
+            self.sorted.sort_by(|a, b| b.cmp(a));
+            self.sorted.dedup();
+        }
+    }
+}
+
+impl Extend<Prefix> for Pending {
+    fn extend<T: IntoIterator<Item = Prefix>>(&mut self, prefixes: T) {
+        prefixes.into_iter().for_each(|prefix| self.insert(prefix));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use hyphae_wire::OverlayAddress;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_is_a_set_in_order(
+            steps in prop::collection::vec((any::<u8>(), prop::option::of(0usize..40)), 0..3000),
+        ) {
+            let (mut pending, mut oracle) = (Pending::default(), BTreeSet::new());
+            for (n, take) in steps {
+                let prefix = Prefix::new(OverlayAddress([n; 16]), 128);
+                pending.insert(prefix);
+                oracle.insert(prefix);
+                prop_assert!(pending.len() >= oracle.len());
+                if let Some(most) = take {
+                    let first: Vec<_> = std::iter::from_fn(|| oracle.pop_first()).take(most).collect();
+                    let taken = pending.take(most);
+                    prop_assert_eq!(&taken, &first);
+                    let back = &taken[most.min(taken.len()) / 2..];
+                    pending.put_back(back);
+                    oracle.extend(back);
+                }
+                prop_assert_eq!(pending.is_empty(), oracle.is_empty());
+            }
+        }
+    }
+}
