@@ -376,7 +376,7 @@ impl Bus {
             Status::Late => self.rejected(now, key, Rejection::Late),
             Status::Malformed => self.rejected(now, key, Rejection::Malformed),
             Status::Full => self.handle_full(now, key, sequence, number),
-            Status::Unknown => self.handle_unknown(now, key, sequence),
+            Status::Unknown => self.handle_unknown(key, sequence),
             Status::Resume => {
                 if let Some(send) = self.sends.get_mut(&key)
                     && matches!(send.phase, Phase::Held(_))
@@ -464,7 +464,7 @@ impl Bus {
     }
 
     /// The receiver knows nothing of the message.
-    fn handle_unknown(&mut self, now: Nanos, key: SendKey, sequence: u64) {
+    fn handle_unknown(&mut self, key: SendKey, sequence: u64) {
         let Some(send) = self.sends.get_mut(&key) else {
             return;
         };
@@ -485,7 +485,6 @@ impl Bus {
                 .and_then(|path| path.take(sequence));
             self.lose(flight.into_iter().collect());
         }
-        let _ = now;
         self.make_ready(key);
     }
 

@@ -205,7 +205,7 @@ impl Speaker {
         let mut updates = 0;
         let mut left = prefixes.into_iter();
         while let Some(prefix) = left.as_slice().first().copied() {
-            let Some(update) = self.state_of(now, link, prefix) else {
+            let Some(update) = self.state_of(link, prefix) else {
                 left.next();
                 continue;
             };
@@ -254,7 +254,7 @@ impl Speaker {
     }
 
     /// What a neighbour is to be told of a prefix; `None` for nothing.
-    fn state_of(&self, _now: Nanos, link: u32, prefix: Prefix) -> Option<Update> {
+    fn state_of(&self, link: u32, prefix: Prefix) -> Option<Update> {
         let state = self.links.get(&link)?;
         // Below 65,536 centiseconds.
         let interval = u16::try_from(REFRESH.as_secs() * 100).unwrap_or(u16::MAX);
