@@ -1,18 +1,28 @@
 //! Configuration: one TOML file, flags on top.
 //!
-//! The file is read into a raw form that refuses unknown keys, then checked into [`Config`]. A flag
-//! that is not given is `None` in [`Overrides`] and changes nothing.
+//! ```text
+//! file ─▶ Settings (a value per key of the table) ─▶ Raw (typed) ─▶ Config (checked)
+//! flags ─┘  diff, show, reload
+//! ```
+//!
+//! The table of [`keys`] says what may be set; what it does not know is refused. A flag that is not
+//! given is `None` in [`Overrides`] and changes nothing.
 
+pub mod keys;
+pub mod page;
 mod peering;
+mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyphae_wire::address::OVERLAY_RANGE;
 use hyphae_wire::frame::MTU_DEFAULT;
 use hyphae_wire::{Suite, SuiteSet};
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 mod routing;
 
@@ -20,6 +30,8 @@ use crate::endpoint::{PeerUrl, RouteSpec};
 use crate::inbox::Limits;
 use routing::RawRouting;
 pub use routing::RoutingConfig;
+
+pub use settings::{Change, Problem, Settings};
 
 pub use peering::{
     DISCOVERY_PORT_DEFAULT, DiscoveryConfig, DiscoveryMode, NetworkConfig, PeeringConfig,
@@ -67,6 +79,8 @@ pub struct Config {
     pub bus_call: bool,
     /// Filter of log messages.
     pub log_level: String,
+    /// Their form.
+    pub log_format: LogFormat,
     /// Sessions.
     pub session: SessionConfig,
     /// Private network, who may be a peer, discovery.
@@ -77,6 +91,16 @@ pub struct Config {
     pub stream: StreamConfig,
     /// Dynamic routing.
     pub routing: RoutingConfig,
+}
+
+/// Form of log messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object in each line.
+    Json,
 }
 
 /// Frames over TCP, where UDP does not pass.
@@ -143,13 +167,13 @@ pub enum ConfigError {
         /// How.
         source: std::io::Error,
     },
-    /// The file is not what it should be.
-    #[error("{path}: {message}")]
-    Parse {
-        /// File.
-        path: PathBuf,
-        /// Line, key and cause.
-        message: String,
+    /// The file, or a flag, is not what it should be.
+    #[error("{}", refused(path.as_deref(), problems))]
+    Refused {
+        /// File, if one was read.
+        path: Option<PathBuf>,
+        /// All that was found.
+        problems: Vec<Problem>,
     },
     /// A value out of range or of the wrong form.
     #[error("{key}: {message}")]
@@ -159,6 +183,18 @@ pub enum ConfigError {
         /// Cause and way out.
         message: String,
     },
+}
+
+/// One line for one problem, a line each for several.
+fn refused(path: Option<&Path>, problems: &[Problem]) -> String {
+    let place = path.map_or_else(String::new, |path| format!("{}: ", path.display()));
+    match problems {
+        [one] => format!("{place}{one}"),
+        several => several.iter().fold(
+            format!("{place}{} problems", several.len()),
+            |text, problem| format!("{text}\n  {problem}"),
+        ),
+    }
 }
 
 /// The file as written.
@@ -174,10 +210,10 @@ struct Raw {
     suite: Option<String>,
     metrics: Option<String>,
     metrics_peers_max: usize,
-    #[serde(deserialize_with = "address_or_table")]
     rpc: RawRpc,
     admin: RawAdmin,
     log_level: Option<String>,
+    log: RawLog,
     session: RawSession,
     network: peering::RawNetwork,
     peering: peering::RawPeering,
@@ -202,28 +238,10 @@ struct RawAdmin {
     bus_call: Option<bool>,
 }
 
-/// `rpc = "127.0.0.1:8990"` is short for a table with `listen` only.
-fn address_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RawRpc, D::Error> {
-    struct Either;
-    impl<'de> Visitor<'de> for Either {
-        type Value = RawRpc;
-
-        fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            out.write_str("ADDRESS:PORT, \"off\", or a table")
-        }
-
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<RawRpc, E> {
-            Ok(RawRpc {
-                listen: Some(text.to_owned()),
-                ..RawRpc::default()
-            })
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawRpc, A::Error> {
-            RawRpc::deserialize(serde::de::value::MapAccessDeserializer::new(map))
-        }
-    }
-    deserializer.deserialize_any(Either)
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    format: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -287,6 +305,8 @@ pub struct Overrides {
     pub rest: Option<String>,
     /// `--log-level`
     pub log_level: Option<String>,
+    /// `--log-format`
+    pub log_format: Option<String>,
     /// `--network`
     pub network: Option<String>,
     /// `--network-key`
@@ -301,58 +321,42 @@ impl Config {
     /// # Errors
     /// With file, line, key and cause.
     pub fn load(path: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
-        let raw = match path {
-            None => Raw::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-                    path: path.to_owned(),
-                    source,
-                })?;
-                let mut raw: Raw = toml::from_str(&text).map_err(|error| ConfigError::Parse {
-                    path: path.to_owned(),
-                    message: explain(&error),
-                })?;
-                peering::relative_to(path, &mut raw.network);
-                raw
-            }
-        };
-        Self::check(raw, overrides)
+        Settings::load(path, &overrides)?.config()
     }
 
-    fn check(raw: Raw, over: Overrides) -> Result<Self, ConfigError> {
-        let text = |flag: Option<String>, file: Option<String>, default: &str| {
-            flag.or(file).unwrap_or_else(|| default.to_owned())
-        };
-        let listen = text(over.listen, raw.listen, LISTEN_DEFAULT);
-        let tun_off = over.no_tun || (over.tun_name.is_none() && raw.tun.enabled == Some(false));
-        let tun_name = text(over.tun_name, raw.tun.name, TUN_NAME_DEFAULT);
-        let suite = match text(over.suite, raw.suite, "auto").as_str() {
+    fn check(raw: Raw) -> Result<Self, ConfigError> {
+        let text =
+            |given: Option<String>, default: &str| given.unwrap_or_else(|| default.to_owned());
+        let listen = text(raw.listen, LISTEN_DEFAULT);
+        let tun_name = text(raw.tun.name, TUN_NAME_DEFAULT);
+        let suite = match text(raw.suite, "auto").as_str() {
             "auto" => None,
             name => Some(
                 name.parse::<Suite>()
                     .map_err(|error| value("suite", error))?,
             ),
         };
-        let mut peers = raw.peers;
-        for peer in over.peers {
-            if !peers.contains(&peer) {
-                peers.push(peer);
-            }
-        }
-        let rpc = optional_socket("rpc.listen", &text(over.rpc, raw.rpc.listen, RPC_DEFAULT))?;
+        let rpc = optional_socket("rpc.listen", &text(raw.rpc.listen, RPC_DEFAULT))?;
         // Whoever switches the one off does not expect the other to listen.
         let rest_default = if rpc.is_some() { REST_DEFAULT } else { "off" };
-        let rest = text(over.rest, raw.rpc.rest, rest_default);
-        let routes = raw.routes.into_iter().chain(over.routes).collect();
+        let rest = text(raw.rpc.rest, rest_default);
+        if let Some(route) = raw
+            .routes
+            .iter()
+            .find(|route| !OVERLAY_RANGE.covers(route.prefix))
+        {
+            let message = format!("{route} is not part of the overlay range, {OVERLAY_RANGE}");
+            return Err(value("routes", message));
+        }
         Ok(Self {
             listen: socket("listen", &listen)?,
-            peers,
-            routes,
-            tun: (!tun_off).then_some(tun_name),
-            cores: text(over.cores, raw.cores, "auto"),
-            driver: text(over.driver, raw.driver, "auto"),
+            peers: raw.peers,
+            routes: raw.routes,
+            tun: raw.tun.enabled.unwrap_or(true).then_some(tun_name),
+            cores: text(raw.cores, "auto"),
+            driver: text(raw.driver, "auto"),
             suite,
-            metrics: optional_socket("metrics", &text(over.metrics, raw.metrics, METRICS_DEFAULT))?,
+            metrics: optional_socket("metrics", &text(raw.metrics, METRICS_DEFAULT))?,
             metrics_peers_max: raw.metrics_peers_max,
             rpc,
             rest: optional_socket("rpc.rest", &rest)?,
@@ -361,18 +365,17 @@ impl Config {
                 gids: raw.rpc.allow_gids,
             },
             bus_call: raw.admin.bus_call.unwrap_or(true),
-            log_level: text(over.log_level, raw.log_level, "info"),
+            log_level: text(raw.log_level, "info"),
+            log_format: match text(raw.log.format, "text").as_str() {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                other => {
+                    let message = format!("'{other}' is neither \"text\" nor \"json\"");
+                    return Err(value("log.format", message));
+                }
+            },
             session: SessionConfig::check(&raw.session)?,
-            peering: peering::check(
-                raw.network,
-                raw.peering,
-                raw.discovery,
-                peering::PeeringOverrides {
-                    network_name: over.network,
-                    network_key_file: over.network_key,
-                    discovery: over.discovery,
-                },
-            )?,
+            peering: peering::check(raw.network, raw.peering, raw.discovery)?,
             inbox: InboxConfig::check(&raw.inbox)?,
             stream: StreamConfig::check(&raw.stream)?,
             routing: RoutingConfig::check(&raw.routing)?,
@@ -517,176 +520,5 @@ fn optional_socket(key: &'static str, text: &str) -> Result<Option<SocketAddr>, 
         Ok(None)
     } else {
         socket(key, text).map(Some)
-    }
-}
-
-/// The error of the parser, with the nearest key where one is unknown.
-fn explain(error: &toml::de::Error) -> String {
-    let text = error.to_string().trim_end().replace('\n', "\n  ");
-    let message = error.message();
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let (Some(unknown), true) = (quoted.next(), message.starts_with("unknown field")) else {
-        return text;
-    };
-    let nearest = quoted.min_by_key(|known| distance(unknown, known));
-    match nearest.filter(|known| distance(unknown, known) <= 3) {
-        Some(known) => format!("{text}\n  did you mean `{known}`?"),
-        None => text,
-    }
-}
-
-/// Edit distance of two short names.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let cost = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str, overrides: Overrides) -> Result<Config, ConfigError> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        Config::load(Some(file.path()), overrides)
-    }
-
-    #[test]
-    fn a_flag_that_is_not_given_changes_nothing() {
-        let text = "listen = \"127.0.0.1:1\"\nmetrics = \"off\"\nsuite = \"aes-256-gcm\"\n[tun]\nenabled = false\n";
-        let config = load(text, Overrides::default()).unwrap();
-        assert_eq!(config.listen.port(), 1);
-        assert_eq!((config.metrics, config.tun), (None, None));
-        assert_eq!(config.suite, Some(Suite::Aes256Gcm));
-        let flags = Overrides {
-            listen: Some("127.0.0.1:2".into()),
-            ..Overrides::default()
-        };
-        assert_eq!(load(text, flags).unwrap().listen.port(), 2);
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_line_and_suggestion() {
-        let error = load("listn = \"[::]:1\"", Overrides::default())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("line 1") && error.contains("did you mean `listen`?"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn values_out_of_range_name_their_key() {
-        for (text, key) in [
-            ("listen = \"9670\"", "listen"),
-            ("suite = \"rot13\"", "suite"),
-            ("[session]\nlost_after_ms = 10", "session.lost_after_ms"),
-            ("[network]\nname = \"garden\"", "network.key_file"),
-            ("[network]\nkey_file = \"k\"", "network.name"),
-            ("[network]\nname = \"\"\nkey_file = \"k\"", "network.name"),
-            ("[peering]\nallow = [\"12\"]", "peering.allow"),
-            (
-                "[peering]\ndeny = [{ key = \"12\", name = \"x\" }]",
-                "peering.deny",
-            ),
-            ("[peering]\npeers_max = 0", "peering.peers_max"),
-            ("[discovery]\nmode = \"a b\"", "discovery.mode"),
-            ("[discovery]\nmode = []", "discovery.mode"),
-            ("[discovery]\nport = 0", "discovery.port"),
-            ("[stream]\nupgrade_seconds = 0", "stream.upgrade_seconds"),
-            (
-                "[session]\nrekey_after_seconds = 0",
-                "session.rekey_after_seconds",
-            ),
-            (
-                "[session]\nkeepalive_seconds = 10",
-                "session.dead_after_seconds",
-            ),
-        ] {
-            let error = load(text, Overrides::default()).unwrap_err().to_string();
-            assert!(error.starts_with(key), "{error}");
-        }
-    }
-
-    #[test]
-    fn stream_links_can_be_switched_off_one_way_at_a_time() {
-        let defaults = load("", Overrides::default()).unwrap().stream;
-        assert!(defaults.listen && defaults.fallback_after.is_some());
-        let text = "[stream]\nfallback = false\n";
-        let stream = load(text, Overrides::default()).unwrap().stream;
-        assert_eq!((stream.listen, stream.fallback_after), (true, None));
-        let text = "[stream]\nlisten = false\n";
-        let stream = load(text, Overrides::default()).unwrap().stream;
-        assert_eq!(
-            (stream.listen, stream.fallback_after),
-            (false, defaults.fallback_after)
-        );
-    }
-
-    #[test]
-    fn rpc_is_an_address_or_a_table_and_takes_rest_along() {
-        let plain = load("", Overrides::default()).unwrap();
-        assert_eq!(
-            (plain.rpc.unwrap().port(), plain.rest.unwrap().port()),
-            (8990, 8989)
-        );
-        let off = load("rpc = \"off\"", Overrides::default()).unwrap();
-        assert_eq!((off.rpc, off.rest), (None, None));
-        let text = "[rpc]\nlisten = \"off\"\nrest = \"127.0.0.1:1\"\nallow_uids = [7]\n[admin]\nbus_call = false";
-        let table = load(text, Overrides::default()).unwrap();
-        assert_eq!((table.rpc, table.rest.unwrap().port()), (None, 1));
-        assert_eq!((table.rpc_allowed.uids, table.bus_call), (vec![7], false));
-        let error = load("[rpc]\nlisen = \"off\"", Overrides::default())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("line 2") && error.contains("did you mean `listen`?"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn lists_of_keys_take_names_and_an_empty_allow_list_lets_nobody_in() {
-        let (one, two) = ("11".repeat(32), "22".repeat(32));
-        let text = format!(
-            "[peering]\nallow = [\"{one}\", {{ key = \"{two}\", name = \"attic\" }}]\n\
-             inbound_max = 0\n[discovery]\nmode = [\"eth0\", \"eth1\"]\n\
-             [network]\nname = \"garden\"\nkey_file = \"k\""
-        );
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), &text).unwrap();
-        let config = Config::load(Some(file.path()), Overrides::default());
-        let peering = config.unwrap().peering;
-        assert_eq!(peering.policy.allow.as_ref().unwrap().len(), 2);
-        assert_eq!(peering.names[&two.parse().unwrap()], "attic");
-        assert_eq!(peering.policy.inbound_max, 0);
-        assert_eq!(peering.discovery.mode, "eth1,eth0".parse().unwrap());
-        let key_file = peering.network.unwrap().key_file;
-        assert_eq!(key_file, file.path().parent().unwrap().join("k"));
-        let nobody = load("[peering]\nallow = []", Overrides::default()).unwrap();
-        assert_eq!(nobody.peering.policy.allow, Some(Default::default()));
-        let flags = Overrides {
-            discovery: Some("none".into()),
-            ..Overrides::default()
-        };
-        let mode = load(&text, flags).unwrap().peering.discovery.mode;
-        assert_eq!(mode, DiscoveryMode::Off);
-    }
-
-    #[test]
-    fn the_shipped_file_holds_the_defaults() {
-        let text = include_str!("../../../deploy/default.toml");
-        let shipped = load(text, Overrides::default()).unwrap();
-        assert_eq!(shipped, Config::load(None, Overrides::default()).unwrap());
     }
 }

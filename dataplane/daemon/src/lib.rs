@@ -25,5 +25,6 @@ mod turn;
 mod worker;
 
 pub use cores::{Cores, CoresError, pin};
+pub use hyphae_uring::DriverKind;
 pub use options::Options;
 pub use run::{RunError, run};

@@ -4,6 +4,7 @@
 //! configuration. Exit codes: 0 done, 1 failed, 2 the command line itself is wrong.
 
 mod admin;
+mod config;
 mod drain;
 mod key;
 mod message;
@@ -56,6 +57,15 @@ enum Command {
     Key {
         #[command(subcommand)]
         command: key::KeyCommand,
+    },
+    /// Check, show and explain the configuration.
+    #[command(
+        after_help = "Examples:\n  hyphae config check hyphae.toml\n  hyphae config show --diff\n  \
+        hyphae config explain session.lost_after_ms"
+    )]
+    Config {
+        #[command(subcommand)]
+        command: config::ConfigCommand,
     },
     /// Show how a running node is doing.
     #[command(after_help = "Examples:\n  hyphae status\n  hyphae status --json | jq .drops")]
@@ -182,6 +192,12 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Up(args) => crate::supervisor::up(&args, json),
         Command::Key { command } => key::run(command, json),
+        Command::Config { command } => {
+            return match config::run(command, json) {
+                Ok(code) => code,
+                Err(error) => failed(&error, json),
+            };
+        }
         Command::Status(node) => node::status(&node, json),
         Command::Peer { command } => node::peer(command, json),
         Command::Route { command } => node::route(command, json),
@@ -197,11 +213,13 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::error(&error, json);
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error, json),
     }
+}
+
+fn failed(error: &anyhow::Error, json: bool) -> ExitCode {
+    output::error(error, json);
+    ExitCode::FAILURE
 }
 
 #[cfg(test)]

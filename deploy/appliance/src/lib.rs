@@ -4,4 +4,5 @@
 
 pub mod cli;
 pub mod lab;
+mod log;
 mod supervisor;

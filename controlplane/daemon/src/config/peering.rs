@@ -1,7 +1,7 @@
 //! Settings of peering: private network, who may be a peer, limits, discovery.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use hyphae_overlay::Policy;
@@ -144,19 +144,10 @@ enum RawMode {
     List(Vec<String>),
 }
 
-/// The flags that concern peering.
-#[derive(Clone, Debug, Default)]
-pub(super) struct PeeringOverrides {
-    pub(super) network_name: Option<String>,
-    pub(super) network_key_file: Option<PathBuf>,
-    pub(super) discovery: Option<String>,
-}
-
 pub(super) fn check(
     network: RawNetwork,
     peering: RawPeering,
     discovery: RawDiscovery,
-    over: PeeringOverrides,
 ) -> Result<PeeringConfig, ConfigError> {
     let mut names = BTreeMap::new();
     let deny = keys("peering.deny", peering.deny, &mut names)?;
@@ -189,10 +180,7 @@ pub(super) fn check(
         )?,
     };
     Ok(PeeringConfig {
-        network: check_network(
-            over.network_name.or(network.name),
-            over.network_key_file.or(network.key_file),
-        )?,
+        network: check_network(network.name, network.key_file)?,
         policy,
         names,
         peers_max,
@@ -202,7 +190,7 @@ pub(super) fn check(
             32,
             256,
         )?,
-        discovery: check_discovery(discovery, over.discovery)?,
+        discovery: check_discovery(discovery)?,
     })
 }
 
@@ -232,15 +220,11 @@ fn check_network(
     Ok(Some(NetworkConfig { name, key_file }))
 }
 
-fn check_discovery(
-    raw: RawDiscovery,
-    flag: Option<String>,
-) -> Result<DiscoveryConfig, ConfigError> {
-    let mode = match (flag, raw.mode) {
-        (Some(flag), _) => flag.parse(),
-        (None, Some(RawMode::Word(word))) => word.parse(),
-        (None, Some(RawMode::List(list))) => DiscoveryMode::interfaces(list.into_iter()),
-        (None, None) => Ok(DiscoveryMode::All),
+fn check_discovery(raw: RawDiscovery) -> Result<DiscoveryConfig, ConfigError> {
+    let mode = match raw.mode {
+        Some(RawMode::Word(word)) => word.parse(),
+        Some(RawMode::List(list)) => DiscoveryMode::interfaces(list.into_iter()),
+        None => Ok(DiscoveryMode::All),
     };
     let port = raw.port.unwrap_or(DISCOVERY_PORT_DEFAULT);
     if port == 0 {
@@ -268,13 +252,4 @@ fn keys(
         keys.insert(key);
     }
     Ok(keys)
-}
-
-/// A path of the configuration file is relative to that file.
-pub(super) fn relative_to(file: &Path, network: &mut RawNetwork) {
-    if let (Some(directory), Some(path)) = (file.parent(), &mut network.key_file)
-        && path.is_relative()
-    {
-        *path = directory.join(&*path);
-    }
 }

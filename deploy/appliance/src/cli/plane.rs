@@ -1,6 +1,5 @@
 //! The two planes as processes of their own.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -47,13 +46,7 @@ pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<()> {
 fn start(args: &NodeArgs) -> anyhow::Result<Config> {
     end_with_parent()?;
     let config = args.load()?;
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)
-        .with_context(|| format!("--log-level '{}'", config.log_level))?;
-    tracing_subscriber::fmt()
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    crate::log::start(&config)?;
     Ok(config)
 }
 

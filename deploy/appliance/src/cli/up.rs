@@ -1,10 +1,10 @@
 //! Flags of a node, shared by `up` and the two planes, so that a supervisor can hand them on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use hyphae_controlplane::config::{Config, Overrides};
+use hyphae_controlplane::config::{Config, ConfigError, Overrides, Problem, Settings};
 use hyphae_controlplane::endpoint::{PeerUrl, RouteSpec};
 use hyphae_controlplane::state;
 
@@ -75,6 +75,9 @@ pub struct NodeArgs {
     /// error, warn, info, debug or trace, or a filter by module [default: info].
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// 'text' or 'json' [default: text].
+    #[arg(long, value_name = "text|json")]
+    pub log_format: Option<String>,
 }
 
 impl NodeArgs {
@@ -96,20 +99,33 @@ impl NodeArgs {
             rpc: self.rpc.clone(),
             rest: self.rest.clone(),
             log_level: self.log_level.clone(),
+            log_format: self.log_format.clone(),
             network: self.network.clone(),
             network_key: self.network_key.clone(),
             discovery: self.discovery.clone(),
         })
     }
 
-    /// File and flags together.
+    /// File and flags together, checked.
     ///
     /// # Errors
-    /// With file, line, key and cause.
+    /// With file and, for all that is wrong, line, key and cause.
     pub fn load(&self) -> anyhow::Result<Config> {
+        Ok(self.settings()?.config()?)
+    }
+
+    /// The same, value by value.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        read(self.file().as_deref(), &self.overrides()?).context("configuration")
+    }
+
+    /// The file that holds the settings, if there is one.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
         let usual = self.node().state_directory().join(state::CONFIG_FILE);
-        let file = self.config.clone().or(usual.exists().then_some(usual));
-        Config::load(file.as_deref(), self.overrides()?).context("configuration")
+        self.config.clone().or(usual.exists().then_some(usual))
     }
 
     fn node(&self) -> NodeRef {
@@ -149,6 +165,7 @@ impl NodeArgs {
             ("--driver", self.driver.clone()),
             ("--suite", self.suite.clone()),
             ("--log-level", self.log_level.clone()),
+            ("--log-format", self.log_format.clone()),
             ("--network", self.network.clone()),
             ("--network-key", self.network_key.as_ref().map(path)),
             ("--discovery", self.discovery.clone()),
@@ -168,4 +185,41 @@ impl NodeArgs {
         }
         line
     }
+}
+
+/// Reads a file and puts flags on top; what only the planes know how to read is checked too.
+pub(crate) fn read(file: Option<&Path>, overrides: &Overrides) -> Result<Settings, ConfigError> {
+    let settings = Settings::load(file, overrides)?;
+    let problems = outside(&settings);
+    match problems.is_empty() {
+        true => Ok(settings),
+        false => Err(ConfigError::Refused {
+            path: file.map(Path::to_owned),
+            problems,
+        }),
+    }
+}
+
+/// What is wrong with values that the control plane does not read itself.
+pub(crate) fn outside(settings: &Settings) -> Vec<Problem> {
+    let Ok(config) = settings.config() else {
+        return Vec::new();
+    };
+    let cores = config.cores.parse::<hyphae_dataplane::Cores>().err();
+    let driver = config.driver.parse::<hyphae_dataplane::DriverKind>().err();
+    let level = crate::log::check_level(&config.log_level).err();
+    let problem = |key: &str, message: String| Problem {
+        line: None,
+        key: key.to_owned(),
+        message,
+        suggestion: None,
+    };
+    [
+        cores.map(|error| problem("cores", format!("{error} (flag --cores)"))),
+        driver.map(|error| problem("driver", format!("{error} (flag --driver)"))),
+        level.map(|message| problem("log_level", message)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

@@ -1,0 +1,151 @@
+//! The log of a plane: text or JSON on standard error, with a level that can be changed while it runs.
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use anyhow::Context;
+use hyphae_controlplane::config::{Config, LogFormat};
+use rustix::fs::fstat;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, reload};
+
+/// Changes the filter from now on; the error says why it cannot.
+pub(crate) type SetLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Whether text is a filter.
+pub(crate) fn check_level(text: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(text).map_err(|error| {
+        format!(
+            "'{text}' is no filter ({error}): use error, warn, info, debug or trace, also by module"
+        )
+    })
+}
+
+/// Starts the log of this process.
+pub(crate) fn start(config: &Config) -> anyhow::Result<SetLevel> {
+    let filter = check_level(&config.log_level).map_err(anyhow::Error::msg)?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    let lines = match config.log_format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text if to_journal() => lines.event_format(Journal).boxed(),
+        LogFormat::Text => lines.compact().boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init()
+        .context("log")?;
+    Ok(Arc::new(move |level| {
+        handle
+            .reload(check_level(level)?)
+            .map_err(|error| error.to_string())
+    }))
+}
+
+/// Whether standard error is what systemd has connected to the journal.
+fn to_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let Some((device, inode)) = stream.split_once(':') else {
+        return false;
+    };
+    fstat(std::io::stderr())
+        .is_ok_and(|file| device.parse() == Ok(file.st_dev) && inode.parse() == Ok(file.st_ino))
+}
+
+/// Lines of the journal: it knows the time, and takes the level from the front (sd-daemon(3)).
+struct Journal;
+
+impl<S, N> FormatEvent<S, N> for Journal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let (level, target) = (event.metadata().level(), event.metadata().target());
+        write!(writer, "<{}>{target}: ", priority(*level))?;
+        context
+            .field_format()
+            .format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+/// Of syslog(3).
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::Mutex;
+    use tracing_subscriber::fmt::MakeWriter;
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Kept {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    #[test]
+    fn the_journal_gets_priorities_and_no_times() {
+        let kept = Kept::default();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(kept.clone())
+            .event_format(Journal);
+        let subscriber = tracing_subscriber::registry().with(lines);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(peer = 7, "peer is down");
+            tracing::debug!("more");
+        });
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        let target = module_path!();
+        assert_eq!(
+            text,
+            format!("<4>{target}: peer is down peer=7\n<7>{target}: more\n")
+        );
+    }
+
+    #[test]
+    fn what_is_no_filter_is_refused() {
+        assert!(check_level("info,hyphae_overlay=debug").is_ok());
+        assert!(check_level("info,=,").is_err() && check_level("loud=what").is_err());
+    }
+}
