@@ -11,7 +11,6 @@
 mod lossy;
 mod messages;
 mod node;
-mod report;
 mod sockets;
 
 use std::path::PathBuf;
@@ -20,8 +19,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 
+use crate::output::{Measured, show_measured};
+use crate::process::hyphae;
 use node::{Kind, Pair};
-use report::Row;
 
 /// Bytes of the longest message.
 const LARGE: usize = 64 << 20;
@@ -71,10 +71,7 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let binary = match &args.binary {
-        Some(binary) => binary.clone(),
-        None => std::env::current_exe()?.with_file_name("hyphae"),
-    };
+    let binary = hyphae(args.binary.as_deref())?;
     let mut rows = Vec::new();
     for durable in [false, true] {
         let of = if durable { "durable" } else { "memory" };
@@ -91,19 +88,14 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             // Nodes that have done nothing yet.
             let [before, held, after] = messages::burst(&start()?, args.messages, args.size)?;
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-            rows.push(Row {
-                what: format!("burst of {}", args.messages),
-                of,
-                value: mib(held) - mib(before),
-                unit: "MiB",
-                baseline: None,
-                note: Some(format!(
-                    "receiver's memory {:.0} before, {:.0} with all, {:.0} MiB after",
-                    mib(before),
-                    mib(held),
-                    mib(after)
-                )),
-            });
+            let grown = mib(held) - mib(before);
+            let row = Measured::new("burst", of, grown, "MiB").size(args.messages);
+            rows.push(row.note(format!(
+                "receiver's memory {:.0} before, {:.0} with all, {:.0} MiB after",
+                mib(before),
+                mib(held),
+                mib(after)
+            )));
         }
         if args.wants(Part::Sockets) {
             proxies(args, &start()?, of, &mut rows)?;
@@ -112,85 +104,82 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     if args.wants(Part::Loss) {
         loss(&binary, &mut rows)?;
     }
-    report::show(&rows, json)
+    show_measured(
+        "bus",
+        &rows,
+        "TCP, the server's own socket, the same stretch without loss",
+        json,
+    )
 }
 
-fn small(args: &Args, pair: &Pair, of: &'static str, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+fn small(
+    args: &Args,
+    pair: &Pair,
+    of: &'static str,
+    rows: &mut Vec<Measured>,
+) -> anyhow::Result<()> {
     if args.wants(Part::Rate) {
         eprintln!("{of}: {} messages of {} bytes", args.messages, args.size);
         let rate = messages::rate(pair, args.messages, args.size)?;
         let [a, b, c, d] = rate.cpu_micros;
-        rows.push(Row {
-            what: format!("{} B one to one, batched", args.size),
-            of,
-            value: rate.per_second,
-            unit: "msg/s",
-            baseline: None,
-            note: Some(format!(
-                "us of CPU per message: sender {a:.1} + {b:.1}, receiver {c:.1} + {d:.1} (control, data)"
-            )),
-        });
+        let row = Measured::new("one to one, batched", of, rate.per_second, "msg/s");
+        rows.push(row.size(args.size).note(format!(
+            "us of CPU per message: sender {a:.1} + {b:.1}, receiver {c:.1} + {d:.1} (control, data)"
+        )));
     }
     if args.wants(Part::Latency) {
         eprintln!("{of}: latency");
         let latency = messages::latency(pair, 1000, args.size)?;
-        for (name, value) in [("p50", latency.p50_micros), ("p99", latency.p99_micros)] {
-            rows.push(Row {
-                what: format!("{} B, push to pop, {name}", args.size),
-                of,
-                value,
-                unit: "us",
-                baseline: None,
-                note: None,
-            });
+        for (name, per_mille) in [("p50", 500), ("p99", 990)] {
+            let what = format!("push to pop, {name}");
+            let row = Measured::new(what, of, latency.micros(per_mille), "us");
+            rows.push(row.size(args.size));
         }
     }
     Ok(())
 }
 
-fn large(pair: &Pair, of: &'static str, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+fn large(pair: &Pair, of: &'static str, rows: &mut Vec<Measured>) -> anyhow::Result<()> {
     eprintln!("{of}: 64 MiB");
     let rate = |seconds: f64| LARGE as f64 / seconds / 1e6;
     messages::large(pair, 1 << 20).context("to warm up")?;
     let plain = rate(messages::tcp(LARGE)?);
     let [received, taken] = messages::large(pair, LARGE)?;
     for (what, seconds) in [("received", received), ("taken out", taken)] {
-        rows.push(Row {
-            what: format!("64 MiB, {what}"),
-            of,
-            value: rate(seconds),
-            unit: "MB/s",
-            baseline: Some(plain),
-            note: Some("against TCP".to_owned()),
-        });
+        let row = Measured::new(format!("64 MiB, {what}"), of, rate(seconds), "MB/s");
+        rows.push(row.against(plain).note("against TCP"));
     }
     Ok(())
 }
 
-fn proxies(args: &Args, pair: &Pair, of: &'static str, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+fn proxies(
+    args: &Args,
+    pair: &Pair,
+    of: &'static str,
+    rows: &mut Vec<Measured>,
+) -> anyhow::Result<()> {
     let way = sockets::prepare(pair)?;
     let time = Duration::from_secs_f64(args.seconds);
     for clients in [1, 64] {
         eprintln!("{of}: socket proxy, {clients} clients");
         let (direct, direct_latency) = sockets::measure(&way.direct, clients, time)?;
         let (rate, latency) = sockets::measure(&way.proxied, clients, time)?;
-        let row = |name: &str, value, unit, baseline| Row {
-            what: format!("socket proxy, {clients} clients, {name}"),
-            of,
-            value,
-            unit,
-            baseline: Some(baseline),
-            note: None,
+        let row = |name: &str, value, unit, baseline| {
+            let what = format!("socket proxy, {name}");
+            Measured::new(what, of, value, unit)
+                .size(clients)
+                .against(baseline)
         };
-        let (own, other) = (latency, direct_latency);
         rows.push(row("rate", rate, "req/s", direct));
-        rows.push(row("p50", own.p50_micros, "us", other.p50_micros));
-        rows.push(row("p99", own.p99_micros, "us", other.p99_micros));
+        for (name, per_mille) in [("p50", 500), ("p99", 990)] {
+            let (own, other) = (latency.micros(per_mille), direct_latency.micros(per_mille));
+            rows.push(row(name, own, "us", other));
+        }
     }
     Ok(())
 }
 
-fn loss(binary: &std::path::Path, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+fn loss(binary: &std::path::Path, rows: &mut Vec<Measured>) -> anyhow::Result<()> {
     let measure = |one_in| -> anyhow::Result<f64> {
         eprintln!("64 MiB over a stretch that loses 1 of {one_in} packets");
         let kind = Kind { durable: false };
@@ -199,13 +188,10 @@ fn loss(binary: &std::path::Path, rows: &mut Vec<Row>) -> anyhow::Result<()> {
         Ok(LARGE as f64 / messages::large(&pair, LARGE)?[0] / 1e6)
     };
     let (without, with) = (measure(0)?, measure(LOSS)?);
-    rows.push(Row {
-        what: "64 MiB, 1 % loss".to_owned(),
-        of: "memory",
-        value: with,
-        unit: "MB/s",
-        baseline: Some(without),
-        note: Some("against the same stretch without loss".to_owned()),
-    });
+    let row = Measured::new("64 MiB, 1 % loss", "memory", with, "MB/s");
+    rows.push(
+        row.against(without)
+            .note("against the same stretch without loss"),
+    );
     Ok(())
 }

@@ -4,8 +4,13 @@
 
 mod bus;
 mod cli;
+mod command;
+mod machine;
 mod mesh;
+mod output;
+mod process;
 mod rib;
+mod stats;
 mod swarm;
 mod transit;
 

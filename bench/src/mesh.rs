@@ -12,6 +12,8 @@ use hyphae_test_sim::measure::{self, Case};
 use hyphae_test_sim::{NodeId, Shape};
 use serde::{Deserialize, Serialize};
 
+use crate::output::{self, Document, Table, number};
+
 /// What to measure.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct Args {
@@ -96,8 +98,8 @@ fn in_own_process(args: &Args, nodes: NodeId, shape: Shape) -> anyhow::Result<Ro
          lower --announcing",
         output.status
     );
-    let rows: Vec<Row> = serde_json::from_slice(&output.stdout).context("a row")?;
-    match rows.into_iter().next() {
+    let document: Document = serde_json::from_slice(&output.stdout).context("a document")?;
+    match document.rows_as()?.into_iter().next() {
         Some(row) => Ok(row),
         None => bail!("the run with {nodes} nodes told nothing"),
     }
@@ -138,50 +140,41 @@ fn row(args: &Args, nodes: NodeId, shape: Shape) -> anyhow::Result<Row> {
     })
 }
 
-#[allow(clippy::print_stdout, reason = "this is what standard output is for")]
 fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(rows)?);
-        return Ok(());
-    }
-    println!(
-        "{:<10} {:>6} {:>6} {:>10} | {:>9} {:>10} {:>9} | {:>9} {:>9} {:>9} | {:>8} {:>8} | {:>10} {:>7}",
+    let columns = [
         "shape",
         "nodes",
         "links",
         "announcing",
-        "sessions",
-        "all routes",
-        "settled",
+        "sessions s",
+        "all routes s",
+        "settled s",
         "packets",
         "kB",
         "updates",
         "idle p/s",
         "idle B/s",
         "memory kB",
-        "wall"
-    );
-    for row in rows {
-        println!(
-            "{:<10} {:>6} {:>6} {:>10} | {:>7.2} s {:>8.2} s {:>7.2} s | {:>9.0} {:>9.0} {:>9.0} | {:>8.1} {:>8.0} | {:>10.0} {:>5.0} s",
-            row.shape,
-            row.nodes,
-            row.links,
-            row.announcing,
-            row.sessions_seconds,
-            row.convergence_seconds,
-            row.settled_seconds,
-            row.packets,
-            row.bytes / 1e3,
-            row.updates,
-            row.idle_packets_per_second,
-            row.idle_bytes_per_second,
-            row.memory_bytes / 1e3,
-            row.wall_seconds
-        );
-    }
-    println!(
-        "packets, kB, updates (until all had routes), idle and memory are per node; times are virtual but for the last"
-    );
-    Ok(())
+        "wall s",
+    ];
+    let table = Table::new(columns, rows, |row| {
+        [
+            row.shape.clone(),
+            row.nodes.to_string(),
+            row.links.to_string(),
+            row.announcing.to_string(),
+            number(row.sessions_seconds),
+            number(row.convergence_seconds),
+            number(row.settled_seconds),
+            number(row.packets),
+            number(row.bytes / 1e3),
+            number(row.updates),
+            number(row.idle_packets_per_second),
+            number(row.idle_bytes_per_second),
+            number(row.memory_bytes / 1e3),
+            number(row.wall_seconds),
+        ]
+    });
+    let note = "packets, kB, updates (until all had routes), idle and memory are per node; times are virtual but for the last";
+    output::show("mesh", rows, &table.note(note), json)
 }

@@ -11,6 +11,8 @@ use hyphae_wire::babel::Serial;
 use hyphae_wire::{OverlayAddress, Prefix, PublicKey, SecretKey};
 use serde::Serialize;
 
+use crate::output::{self, Table, number};
+
 /// Changes and questions that are timed per size.
 const TIMED: usize = 20_000;
 const PEERS: u32 = 16;
@@ -28,6 +30,7 @@ pub(crate) struct Args {
 
 /// Nanoseconds each, and all of it at once in milliseconds.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Row {
     prefixes: usize,
     /// A route of a new prefix, up to the record for the workers.
@@ -49,29 +52,18 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     show(&rows, json)
 }
 
-#[allow(clippy::print_stdout, reason = "this is what standard output is for")]
 fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(rows)?);
-        return Ok(());
-    }
-    println!(
-        "{:>9}  {:>9}  {:>9}  {:>9}  {:>10}",
-        "prefixes", "add", "change", "lookup", "replay"
-    );
-    for row in rows {
-        let Row {
-            prefixes,
-            add_ns,
-            change_ns,
-            lookup_ns,
-            replay_ms,
-        } = row;
-        println!(
-            "{prefixes:>9}  {add_ns:>6.0} ns  {change_ns:>6.0} ns  {lookup_ns:>6.0} ns  {replay_ms:>7.1} ms"
-        );
-    }
-    Ok(())
+    let columns = ["prefixes", "add ns", "change ns", "lookup ns", "replay ms"];
+    let table = Table::new(columns, rows, |row| {
+        [
+            row.prefixes.to_string(),
+            number(row.add_ns),
+            number(row.change_ns),
+            number(row.lookup_ns),
+            number(row.replay_ms),
+        ]
+    });
+    output::show("rib", rows, &table, json)
 }
 
 fn key(seed: u32) -> anyhow::Result<PublicKey> {

@@ -7,21 +7,30 @@
 //! ```
 //!
 //! The generator seals every header (the relay refuses replays) and sends whole trains; the sink
-//! counts. This program is the relay's control plane: it attaches to the dataplane and installs
-//! two links, a route, and nothing else. The baseline is a forwarder over the same driver, on the
-//! same core, in the same namespaces, that changes 16 bytes of each segment and sends the train on.
+//! counts, and only what it counts is a rate. This program is the relay's control plane: it attaches
+//! to the dataplane and installs two links, a route, and nothing else. Baselines, in the same
+//! namespaces: forwarders on the relay's core that change 16 bytes of each segment and send it on
+//! (over the relay's own driver, and over recvmmsg and sendmmsg, with and without UDP's offloads),
+//! and the kernel's own IPv6 forwarding, which works on the generator's core.
 
 mod baseline;
+mod kernel;
 mod load;
+mod messages;
 mod relay;
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args as ClapArgs;
 use hyphae::lab::Namespace;
 use hyphae_wire::Suite;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::output::{self, Table, number};
+use crate::process::need_root;
+use crate::stats::median;
 
 /// What to measure.
 #[derive(Clone, Debug, ClapArgs)]
@@ -51,107 +60,184 @@ pub(crate) struct Args {
     /// Core of the relay's worker.
     #[arg(long, default_value_t = 1)]
     core: usize,
+    /// Only the relay, and the same driver without cryptography.
+    #[arg(long)]
+    brief: bool,
+}
+
+/// What forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forwarder {
+    Hyphae(Suite),
+    /// The same driver, without cryptography.
+    Driver,
+    /// recvmmsg and sendmmsg, with UDP's offloads or without.
+    Messages {
+        offload: bool,
+    },
+    Kernel,
+}
+
+impl fmt::Display for Forwarder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hyphae(suite) => write!(f, "hyphae {suite}"),
+            Self::Driver => f.write_str("same driver, no cryptography"),
+            Self::Messages { offload: true } => f.write_str("recvmmsg, GRO and GSO"),
+            Self::Messages { offload: false } => f.write_str("recvmmsg"),
+            Self::Kernel => f.write_str("kernel IPv6"),
+        }
+    }
 }
 
 /// One row: medians over the runs.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
-    suite: String,
-    payload_bytes: usize,
-    train: usize,
-    million_packets_per_second: f64,
-    gbit_per_second: f64,
-    /// CPU time of the relay per packet.
-    cpu_nanos_per_packet: f64,
-    /// Share of a core that the relay used.
-    busy: f64,
-    /// Of the baseline in the same run.
-    baseline_million_packets_per_second: f64,
-    /// See above.
-    baseline_cpu_nanos_per_packet: f64,
-    /// Packets per CPU second, relay to baseline: what the worker would reach on a full core.
-    ratio: f64,
+pub(crate) struct Row {
+    pub(crate) forwarder: String,
+    pub(crate) payload_bytes: usize,
+    pub(crate) train: usize,
+    /// Arrived at the sink.
+    pub(crate) million_packets_per_second: f64,
+    /// Of whole frames.
+    pub(crate) gbit_per_second: f64,
+    /// CPU time of the forwarder per packet that it sent on; nothing of the kernel's.
+    pub(crate) cpu_nanos_per_packet: Option<f64>,
+    /// CPU time of all cores per packet that arrived: generator, forwarder, sink.
+    pub(crate) machine_nanos_per_packet: f64,
+    /// Share of a core that the forwarder used.
+    pub(crate) busy: Option<f64>,
+    /// Of what the forwarder sent on; the sink shares its core with the generator.
+    pub(crate) arrived: Option<f64>,
+    /// CPU time per packet of the same driver without cryptography by this one's: packets per CPU
+    /// second against it.
+    pub(crate) ratio: Option<f64>,
 }
 
 /// What one run saw.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
-    packets: u64,
+    arrived: u64,
     seconds: f64,
-    cpu: Duration,
+    machine: Duration,
+    /// What the forwarder says of itself: packets and CPU time.
+    own: Option<(u64, Duration)>,
 }
 
 impl Sample {
-    fn rate(&self) -> f64 {
-        self.packets as f64 / self.seconds
-    }
-
-    fn nanos(&self) -> f64 {
-        self.cpu.as_nanos() as f64 / self.packets.max(1) as f64
+    fn nanos(&self) -> Option<f64> {
+        let (packets, cpu) = self.own?;
+        Some(cpu.as_nanos() as f64 / packets.max(1) as f64)
     }
 }
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "network namespaces need root"
-    );
+    need_root()?;
     ensure!(
         args.runs > 0 && args.seconds > 0.0,
         "at least one run of some length"
     );
-    let time = Duration::from_secs_f64(args.seconds);
     let mut rows = Vec::new();
-    for suite in &args.suites {
-        for size in &args.sizes {
-            for train in &args.trains {
-                eprintln!("{suite}, {size} bytes, trains of {train}");
-                rows.push(row(args, *suite, *size, *train, time)?);
-            }
+    for size in &args.sizes {
+        for train in &args.trains {
+            eprintln!("{size} bytes, trains of {train}");
+            rows.extend(measure(args, *size, *train)?);
         }
     }
     show(&rows, json)
 }
 
-fn row(
-    args: &Args,
-    suite: Suite,
-    payload: usize,
-    train: usize,
-    time: Duration,
-) -> anyhow::Result<Row> {
+/// All forwarders, turn by turn.
+fn measure(args: &Args, payload: usize, train: usize) -> anyhow::Result<Vec<Row>> {
     let frame = payload + hyphae_wire::frame::OVERHEAD;
     let train = train.min(65_507 / frame).clamp(1, 64);
-    let (mut relayed, mut plain) = (Vec::new(), Vec::new());
-    for _ in 0..args.runs {
-        let net = Net::new()?;
-        relayed.push(relay::measure(&net, args, suite, payload, train, time)?);
-        let net = Net::new()?;
-        plain.push(baseline::measure(&net, args, frame, train, time)?);
+    let time = Duration::from_secs_f64(args.seconds);
+    let mut forwarders: Vec<_> = args.suites.iter().copied().map(Forwarder::Hyphae).collect();
+    forwarders.push(Forwarder::Driver);
+    if !args.brief {
+        let messages = [true, false].map(|offload| Forwarder::Messages { offload });
+        forwarders.extend(messages);
+        forwarders.push(Forwarder::Kernel);
     }
-    let median = |samples: &[Sample], value: fn(&Sample) -> f64| {
-        let mut values: Vec<f64> = samples.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+    let mut samples = vec![Vec::new(); forwarders.len()];
+    for _ in 0..args.runs {
+        for (samples, forwarder) in samples.iter_mut().zip(&forwarders) {
+            let net = Net::new()?;
+            let sample = match *forwarder {
+                Forwarder::Hyphae(suite) => relay::measure(&net, args, suite, payload, train, time),
+                Forwarder::Driver => baseline::measure(&net, args, frame, train, time),
+                Forwarder::Messages { offload } => {
+                    messages::measure(&net, args.core, offload, frame, train, time)
+                }
+                Forwarder::Kernel => kernel::measure(&net, frame, train, time),
+            };
+            let sample = sample.with_context(|| forwarder.to_string())?;
+            ensure!(sample.arrived > 0, "{forwarder}: nothing arrived");
+            samples.push(sample);
+        }
+    }
+    let of = |samples: &[Sample], value: &dyn Fn(&Sample) -> Option<f64>| {
+        let values: Option<Vec<f64>> = samples.iter().map(value).collect();
+        values.map(median)
     };
-    let rate = median(&relayed, Sample::rate);
-    let (nanos, plain_nanos) = (
-        median(&relayed, Sample::nanos),
-        median(&plain, Sample::nanos),
-    );
-    Ok(Row {
-        suite: suite.to_string(),
-        payload_bytes: payload,
-        train,
-        million_packets_per_second: rate / 1e6,
-        gbit_per_second: rate * frame as f64 * 8.0 / 1e9,
-        cpu_nanos_per_packet: nanos,
-        busy: median(&relayed, |sample| sample.cpu.as_secs_f64() / sample.seconds),
-        baseline_million_packets_per_second: median(&plain, Sample::rate) / 1e6,
-        baseline_cpu_nanos_per_packet: plain_nanos,
-        ratio: plain_nanos / nanos,
-    })
+    let plain = forwarders
+        .iter()
+        .position(|forwarder| *forwarder == Forwarder::Driver)
+        .and_then(|at| of(&samples[at], &Sample::nanos));
+    let row = |(samples, forwarder): (&Vec<Sample>, &Forwarder)| {
+        let rate = |sample: &Sample| sample.arrived as f64 / sample.seconds;
+        let rate = median(samples.iter().map(rate));
+        let machine = |sample: &Sample| sample.machine.as_nanos() as f64 / sample.arrived as f64;
+        let nanos = of(samples, &Sample::nanos);
+        Row {
+            forwarder: forwarder.to_string(),
+            payload_bytes: payload,
+            train,
+            million_packets_per_second: rate / 1e6,
+            gbit_per_second: rate * frame as f64 * 8.0 / 1e9,
+            cpu_nanos_per_packet: nanos,
+            machine_nanos_per_packet: median(samples.iter().map(machine)),
+            busy: of(samples, &|s| Some(s.own?.1.as_secs_f64() / s.seconds)),
+            arrived: of(samples, &|s| {
+                Some(s.arrived as f64 / s.own?.0.max(1) as f64)
+            }),
+            ratio: plain.zip(nanos).map(|(plain, nanos)| plain / nanos),
+        }
+    };
+    Ok(samples.iter().zip(&forwarders).map(row).collect())
+}
+
+fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
+    let columns = [
+        "forwarder",
+        "bytes",
+        "train",
+        "Mpps",
+        "Gbit/s",
+        "ns/packet",
+        "busy %",
+        "arrived %",
+        "all cores ns",
+        "ratio",
+    ];
+    let maybe = |value: Option<f64>| value.map_or_else(String::new, number);
+    let table = Table::new(columns, rows, |row| {
+        [
+            row.forwarder.clone(),
+            row.payload_bytes.to_string(),
+            row.train.to_string(),
+            number(row.million_packets_per_second),
+            number(row.gbit_per_second),
+            maybe(row.cpu_nanos_per_packet),
+            maybe(row.busy.map(|busy| busy * 100.0)),
+            maybe(row.arrived.map(|arrived| arrived * 100.0)),
+            number(row.machine_nanos_per_packet),
+            maybe(row.ratio),
+        ]
+    });
+    let note = "rates are counted at the sink; ns/packet is the forwarder's CPU time; ratio: packets per CPU second, \
+                to the same driver without cryptography";
+    output::show("transit", rows, &table.note(note), json)
 }
 
 /// Three namespaces in a row.
@@ -190,41 +276,4 @@ impl Net {
         relay.join("to-sink", at(RELAY_TO_SINK)?, sink, "to-relay", at(SINK)?)?;
         Ok(net)
     }
-}
-
-#[allow(clippy::print_stdout, reason = "this is what standard output is for")]
-fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(rows)?);
-        return Ok(());
-    }
-    println!(
-        "{:<18} {:>5} {:>5} {:>8} {:>8} {:>8} {:>6} {:>13} {:>12} {:>6}",
-        "suite",
-        "bytes",
-        "train",
-        "Mpps",
-        "Gbit/s",
-        "ns/pkt",
-        "busy",
-        "baseline Mpps",
-        "baseline ns",
-        "ratio"
-    );
-    for row in rows {
-        println!(
-            "{:<18} {:>5} {:>5} {:>8.2} {:>8.2} {:>8.0} {:>5.0}% {:>13.2} {:>12.0} {:>6.2}",
-            row.suite,
-            row.payload_bytes,
-            row.train,
-            row.million_packets_per_second,
-            row.gbit_per_second,
-            row.cpu_nanos_per_packet,
-            row.busy * 100.0,
-            row.baseline_million_packets_per_second,
-            row.baseline_cpu_nanos_per_packet,
-            row.ratio
-        );
-    }
-    Ok(())
 }

@@ -12,7 +12,15 @@ use hyphae_rpc::method::{
 use hyphae_rpc::{Base64, BatchId, Connection, code};
 
 use super::node::{Node, PATIENCE, Pair, eventually};
-use super::report::{Latency, Rate};
+use crate::stats::Times;
+
+/// Messages in a row.
+#[derive(Clone, Debug)]
+pub(super) struct Rate {
+    pub(super) per_second: f64,
+    /// CPU time per message: control plane and dataplane of the sender, then of the receiver.
+    pub(super) cpu_micros: [f64; 4],
+}
 
 /// Messages per batch, and batches under way.
 const BATCH: usize = 500;
@@ -129,7 +137,6 @@ pub(super) fn rate(pair: &Pair, count: usize, len: usize) -> anyhow::Result<Rate
         after.saturating_sub(before).as_secs_f64() * 1e6 / count as f64
     };
     Ok(Rate {
-        messages: count,
         per_second: count as f64 / seconds,
         cpu_micros: [
             micros(after.0[0], before.0[0]),
@@ -141,7 +148,7 @@ pub(super) fn rate(pair: &Pair, count: usize, len: usize) -> anyhow::Result<Rate
 }
 
 /// From the call that sends to the result of the call that takes out, one message at a time.
-pub(super) fn latency(pair: &Pair, count: usize, len: usize) -> anyhow::Result<Latency> {
+pub(super) fn latency(pair: &Pair, count: usize, len: usize) -> anyhow::Result<Times> {
     let (mut from, mut to) = (pair.a.connection()?, pair.b.connection()?);
     let mut times = Vec::with_capacity(count);
     let pop = PopMessageParams {
@@ -161,7 +168,7 @@ pub(super) fn latency(pair: &Pair, count: usize, len: usize) -> anyhow::Result<L
             answer?;
         }
     }
-    Ok(Latency::of(times))
+    Ok(Times::new(times))
 }
 
 /// Seconds until a large message is received, and until it has been taken out.

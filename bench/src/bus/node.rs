@@ -11,6 +11,8 @@ use hyphae_rpc::{Client, Connection};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::process::{cpu, usage};
+
 /// How long anything may take on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -134,35 +136,15 @@ impl Node {
 
     /// Resident memory of both planes, in bytes.
     pub(super) fn resident(&self) -> anyhow::Result<u64> {
-        let page = rustix::param::page_size() as u64;
-        let one = |pid: u32| -> anyhow::Result<u64> {
-            let text = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
-            let pages = text.split(' ').nth(1).context("statm")?;
-            Ok(pages.parse::<u64>()? * page)
-        };
+        let one = |pid: u32| anyhow::Ok(usage(pid)?.resident_kib << 10);
         self.pids()?.into_iter().map(one).sum()
     }
 
     /// CPU time of both planes.
     pub(super) fn cpu(&self) -> anyhow::Result<[Duration; 2]> {
-        let ticks = rustix::param::clock_ticks_per_second();
-        let one = |pid: &u32| -> anyhow::Result<Duration> {
-            let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-            // The name before it is the only thing that may have spaces.
-            let rest = text.rsplit_once(')').context("stat")?.1;
-            let mut fields = rest.split_whitespace().skip(11);
-            let mut next = || -> anyhow::Result<u64> {
-                Ok(fields
-                    .next()
-                    .context("stat has user and system time")?
-                    .parse()?)
-            };
-            let sum = next()? + next()?;
-            Ok(Duration::from_secs_f64(sum as f64 / ticks as f64))
-        };
         let pids = self.pids()?;
         ensure!(pids.len() == 2, "a node has two planes");
-        Ok([one(&pids[0])?, one(&pids[1])?])
+        Ok([cpu(pids[0])?, cpu(pids[1])?])
     }
 }
 

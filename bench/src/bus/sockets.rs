@@ -13,7 +13,7 @@ use hyphae_rpc::method::{
 use serde_json::json;
 
 use super::node::{PATIENCE, Pair, eventually};
-use super::report::Latency;
+use crate::stats::Times;
 
 /// A server behind B's forward socket, and the way to it from A.
 pub(super) struct Way {
@@ -104,11 +104,7 @@ fn client(path: &Path, time: Duration) -> anyhow::Result<Vec<Duration>> {
 }
 
 /// So many clients at once: requests per second, and how long one takes.
-pub(super) fn measure(
-    path: &Path,
-    clients: usize,
-    time: Duration,
-) -> anyhow::Result<(f64, Latency)> {
+pub(super) fn measure(path: &Path, clients: usize, time: Duration) -> anyhow::Result<(f64, Times)> {
     let started = Instant::now();
     let times = std::thread::scope(|scope| {
         let running: Vec<_> = (0..clients)
@@ -121,5 +117,6 @@ pub(super) fn measure(
     })?;
     let seconds = started.elapsed().as_secs_f64();
     let times: Vec<Duration> = times.into_iter().flatten().collect();
-    Ok((times.len() as f64 / seconds, Latency::of(times)))
+    let times = Times::new(times);
+    Ok((times.len() as f64 / seconds, times))
 }

@@ -15,8 +15,11 @@ use serde::Serialize;
 
 use super::loopback::Swarm;
 use super::node::Spec;
-use super::relay::{Activity, Relay, Target};
+use super::relay::{Relay, Target};
 use super::{clock, place};
+use crate::output::{self, Table, number};
+use crate::process::Activity;
+use crate::stats::median;
 use flow::FlowPhase;
 
 /// Time between newcomers.
@@ -229,7 +232,7 @@ fn newcomers(times: &[Option<Duration>]) -> Newcomers {
     Newcomers {
         joined: joined.len(),
         never: times.len() - joined.len(),
-        median_ms: joined.get(joined.len() / 2).copied().unwrap_or(0.0),
+        median_ms: median(joined.iter().copied()),
         max_ms: joined.last().copied().unwrap_or(0.0),
     }
 }
@@ -258,45 +261,54 @@ fn report(sent: f64, phases: [(Seen, FlowPhase, &Vec<Option<Duration>>); 2]) -> 
     }
 }
 
-#[allow(clippy::print_stdout, reason = "this is what standard output is for")]
 fn show(report: &Report, json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(report)?);
-        return Ok(());
-    }
-    println!(
+    let phases = [("before", &report.before), ("during", &report.during)];
+    let columns = [
+        "phase",
+        "flow sent",
+        "lost",
+        "per mille",
+        "silence ms",
+        "joined",
+        "never",
+        "median ms",
+        "max ms",
+        "dataplane CPU %",
+        "control CPU %",
+    ];
+    let table = Table::new(columns, &phases, |(name, phase)| {
+        let (flow, new) = (&phase.flow, &phase.newcomers);
+        [
+            (*name).to_owned(),
+            flow.sent.to_string(),
+            flow.sent.saturating_sub(flow.received).to_string(),
+            number(flow.lost_permille()),
+            number(flow.silence_max_ms),
+            new.joined.to_string(),
+            new.never.to_string(),
+            number(new.median_ms),
+            number(new.max_ms),
+            number(phase.dataplane.cpu_percent),
+            number(phase.controlplane.cpu_percent),
+        ]
+    });
+    let mut table = table.note(format!(
         "first messages/s: {:.0} sent, {:.0} received by the relay; {}",
         report.sent_per_second,
         report.received_per_second,
         if report.held { "held" } else { "NOT held" }
-    );
-    for (name, phase) in [("before", &report.before), ("during", &report.during)] {
-        let (flow, new) = (&phase.flow, &phase.newcomers);
-        println!(
-            "{name}: flow {} sent, {} lost ({:.1} per mille), longest silence {:.0} ms; newcomers {} \
-             joined, {} not, median {:.0} ms, max {:.0} ms; CPU dataplane {:.1} %, control plane {:.1} %",
-            flow.sent,
-            flow.sent - flow.received,
-            flow.lost_permille(),
-            flow.silence_max_ms,
-            new.joined,
-            new.never,
-            new.median_ms,
-            new.max_ms,
-            phase.dataplane.cpu_percent,
-            phase.controlplane.cpu_percent,
-        );
+    ));
+    for (name, phase) in phases {
         let shown = ["cookies_sent", "cookies_refused", "punts", "punt_overruns"]
             .into_iter()
             .chain(["socket_overruns", "tx_backpressure", "tx_errors"]);
-        let counters = &phase.counters_per_second;
-        let drops = &phase.drops_per_second;
+        let (counters, drops) = (&phase.counters_per_second, &phase.drops_per_second);
         let line: Vec<String> = shown
             .filter_map(|name| Some((name, counters.get(name)?)))
             .chain(drops.iter().map(|(name, rate)| (name.as_str(), rate)))
             .map(|(name, rate)| format!("{name} {rate:.1}/s"))
             .collect();
-        println!("        {}", line.join(", "));
+        table = table.note(format!("{name}: {}", line.join(", ")));
     }
-    Ok(())
+    output::show("flood", std::slice::from_ref(report), &table, json)
 }

@@ -12,8 +12,10 @@ use serde::Serialize;
 
 use super::loopback::Swarm;
 use super::node::Spec;
-use super::relay::{Activity, Relay, Target, Usage};
+use super::relay::{Relay, Target};
 use super::{clock, place};
+use crate::output::{self, Table, number};
+use crate::process::{Activity, Usage};
 
 /// Processes that the nodes are spread over.
 const PROCESSES_MAX: usize = 4;
@@ -245,14 +247,8 @@ pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
     }
 }
 
-#[allow(clippy::print_stdout, reason = "this is what standard output is for")]
 fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(rows)?);
-        return Ok(());
-    }
-    println!(
-        "{:>5} {:>7} {:>6} {:>19} {:>19} {:>9} {:>15} {:>15} {:>6}",
+    let columns = [
         "peers",
         "join s",
         "hs/s",
@@ -261,29 +257,25 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
         "KiB/peer",
         "CPU % dp+cp",
         "wakeups/s dp+cp",
-        "limits"
-    );
-    for row in rows {
+        "limits",
+    ];
+    let table = Table::new(columns, rows, |row| {
         let kib = |p: &Process| format!("{} > {}", p.resident_kib_before, p.resident_kib_after);
-        let (data, control) = (&row.dataplane, &row.controlplane);
-        println!(
-            "{:>5} {:>7.2} {:>6.0} {:>19} {:>19} {:>9.1} {:>15} {:>15} {:>6}",
-            row.peers,
-            row.join_seconds,
-            row.handshakes_per_second,
-            kib(data),
-            kib(control),
-            row.kib_per_peer,
-            format!(
-                "{:.2} + {:.2}",
-                data.idle.cpu_percent, control.idle.cpu_percent
-            ),
+        let (data, control) = (&row.dataplane.idle, &row.controlplane.idle);
+        [
+            row.peers.to_string(),
+            number(row.join_seconds),
+            number(row.handshakes_per_second),
+            kib(&row.dataplane),
+            kib(&row.controlplane),
+            number(row.kib_per_peer),
+            format!("{:.2} + {:.2}", data.cpu_percent, control.cpu_percent),
             format!(
                 "{:.0} + {:.0}",
-                data.idle.wakeups_per_second, control.idle.wakeups_per_second
+                data.wakeups_per_second, control.wakeups_per_second
             ),
-            if row.within_limits { "kept" } else { "missed" }
-        );
-    }
-    Ok(())
+            if row.within_limits { "kept" } else { "missed" }.to_owned(),
+        ]
+    });
+    output::show("peers", rows, &table, json)
 }

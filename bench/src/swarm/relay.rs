@@ -7,12 +7,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use hyphae_rpc::Client;
 use hyphae_rpc::method::Status;
 use hyphae_wire::PublicKey;
-use serde::Serialize;
 use tempfile::TempDir;
+
+use crate::process::{Usage, hyphae, usage};
 
 /// How long a relay may take to come up.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -44,48 +45,10 @@ impl Drop for Relay {
     }
 }
 
-/// What a process has used so far.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Usage {
-    at: Instant,
-    /// Resident, as the kernel says.
-    pub(super) resident_kib: u64,
-    /// Its own pages, without those of files and shared memory.
-    pub(super) anonymous_kib: u64,
-    cpu: Duration,
-    /// Times that a thread went to sleep by itself.
-    wakeups: u64,
-}
-
-/// What a process did between two looks.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Activity {
-    /// Of one core.
-    pub(super) cpu_percent: f64,
-    pub(super) wakeups_per_second: f64,
-}
-
-impl Usage {
-    pub(super) fn until(&self, later: &Self) -> Activity {
-        let seconds = later.at.duration_since(self.at).as_secs_f64().max(1e-9);
-        let cpu = later.cpu.saturating_sub(self.cpu).as_secs_f64();
-        Activity {
-            cpu_percent: 100.0 * cpu / seconds,
-            wakeups_per_second: later.wakeups.saturating_sub(self.wakeups) as f64 / seconds,
-        }
-    }
-}
-
 impl Relay {
     /// Starts a relay on loopback that takes `peers_max` peers, with one worker.
     pub(super) fn start(peers_max: usize, cores: &str) -> anyhow::Result<Self> {
-        let program = std::env::current_exe()?.with_file_name("hyphae");
-        ensure!(
-            program.exists(),
-            "{} is not built: cargo build --release -p hyphae -p hyphae-bench",
-            program.display()
-        );
+        let program = hyphae(None)?;
         let directory = tempfile::Builder::new().prefix("hyphae-bench-").tempdir()?;
         let config = directory.path().join("relay.toml");
         let room = peers_max.max(64);
@@ -165,34 +128,4 @@ impl Relay {
     pub(super) fn usage(&self) -> anyhow::Result<[Usage; 2]> {
         Ok([usage(self.pids[0])?, usage(self.pids[1])?])
     }
-}
-
-fn usage(pid: u32) -> anyhow::Result<Usage> {
-    let directory = Path::new("/proc").join(pid.to_string());
-    let status = std::fs::read_to_string(directory.join("status"))
-        .with_context(|| format!("process {pid} of the relay has ended"))?;
-    let (mut cpu, mut wakeups) = (0, 0);
-    for task in std::fs::read_dir(directory.join("task"))? {
-        let task = task?.path();
-        // A thread may end meanwhile.
-        let text = |file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
-        let schedstat = text("schedstat");
-        let nanos = schedstat.split(' ').next().unwrap_or_default();
-        cpu += nanos.parse::<u64>().unwrap_or(0);
-        wakeups += field(&text("status"), "voluntary_ctxt_switches").unwrap_or(0);
-    }
-    Ok(Usage {
-        at: Instant::now(),
-        resident_kib: field(&status, "VmRSS").context("VmRSS")?,
-        anonymous_kib: field(&status, "RssAnon").context("RssAnon")?,
-        cpu: Duration::from_nanos(cpu),
-        wakeups,
-    })
-}
-
-fn field(status: &str, name: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    line.split_whitespace().next()?.parse().ok()
 }

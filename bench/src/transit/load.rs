@@ -5,12 +5,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use hyphae::lab::Namespace;
 use hyphae_uring::{Driver, DriverKind, Event, Parts, Span, udp};
 use hyphae_wire::Endpoint;
+
+use super::{Net, PORT, RELAY_TO_SOURCE, SINK, SOURCE, Sample};
+use crate::process::machine_busy;
 
 /// The core that generator and sink share.
 const CORE: usize = 0;
@@ -28,6 +31,52 @@ impl<T> Running<T> {
             .join()
             .map_err(|_| anyhow!("a load thread has panicked"))?
     }
+}
+
+/// What a forwarder that is a thread says of itself.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    packets: AtomicU64,
+    cpu: AtomicU64,
+}
+
+impl Meter {
+    /// The calling thread has sent on so many packets more.
+    pub(super) fn add(&self, packets: u64) {
+        self.packets.fetch_add(packets, Ordering::Relaxed);
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let nanos = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
+        self.cpu.store(nanos, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) -> (u64, Duration) {
+        let cpu = Duration::from_nanos(self.cpu.load(Ordering::Relaxed));
+        (self.packets.load(Ordering::Relaxed), cpu)
+    }
+}
+
+/// Watches the sink for so long, once everything has got going; `own` is what the forwarder says of
+/// itself at a moment.
+pub(super) fn watch(
+    received: &AtomicU64,
+    time: Duration,
+    own: impl Fn() -> anyhow::Result<Option<(u64, Duration)>>,
+) -> anyhow::Result<Sample> {
+    std::thread::sleep(Duration::from_millis(300));
+    let look = || anyhow::Ok((received.load(Ordering::Relaxed), own()?, machine_busy()?));
+    let (before, began) = (look()?, Instant::now());
+    std::thread::sleep(time);
+    let (after, seconds) = (look()?, began.elapsed().as_secs_f64());
+    let own = before
+        .1
+        .zip(after.1)
+        .map(|(before, after)| (after.0 - before.0, after.1.saturating_sub(before.1)));
+    Ok(Sample {
+        arrived: after.0 - before.0,
+        seconds,
+        machine: after.2.saturating_sub(before.2),
+        own,
+    })
 }
 
 /// Starts a thread inside a namespace, pinned.
@@ -115,6 +164,51 @@ pub(super) fn generator(
         }
         Ok(())
     })
+}
+
+/// Load for forwarders that read nothing of a frame.
+pub(super) struct Plain {
+    generating: Running<()>,
+    sinking: Running<()>,
+    received: Arc<AtomicU64>,
+}
+
+impl Plain {
+    /// Trains from the source to the relay, and a sink for what it sends on.
+    pub(super) fn start(net: &Net, frame: usize, train: usize) -> anyhow::Result<Self> {
+        let ends = [(SOURCE, 0), (RELAY_TO_SOURCE, PORT), (SINK, PORT)];
+        let [from, to, at] = ends.map(|(ip, port)| address(ip, port));
+        Self::between(net, (from?, to?), at?, frame, train)
+    }
+
+    /// The same with other addresses: of the generator and what it sends to, and of the sink.
+    pub(super) fn between(
+        net: &Net,
+        (from, to): (SocketAddr, SocketAddr),
+        at: SocketAddr,
+        frame: usize,
+        train: usize,
+    ) -> anyhow::Result<Self> {
+        let received = Arc::new(AtomicU64::new(0));
+        let sinking = sink(&net.sink, at, Arc::clone(&received))?;
+        let generating = generator(&net.source, from, to, frame, train, |frame| frame[0] = 1)?;
+        Ok(Self {
+            generating,
+            sinking,
+            received,
+        })
+    }
+
+    pub(super) fn watch(
+        self,
+        time: Duration,
+        own: impl Fn() -> anyhow::Result<Option<(u64, Duration)>>,
+    ) -> anyhow::Result<Sample> {
+        let sample = watch(&self.received, time, own);
+        self.generating.stop()?;
+        self.sinking.stop()?;
+        sample
+    }
 }
 
 pub(super) fn open(socket: OwnedFd, kind: DriverKind) -> anyhow::Result<hyphae_uring::AnyDriver> {

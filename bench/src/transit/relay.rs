@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use hyphae_forward::Aead;
 use hyphae_shm::record::{
     ACTION_FORWARD, FibReplace, LaneKeys, LinkInstall, LocalInstall, NextHop, PeerInstall, Program,
@@ -25,8 +25,9 @@ use hyphae_wire::{
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::load::{address, generator, sink};
+use super::load::{address, generator, sink, watch};
 use super::{Args, Net, PORT, RELAY_TO_SOURCE, SINK, SOURCE, Sample};
+use crate::process::{cpu, hyphae};
 
 const KEY_FROM_SOURCE: [u8; 32] = [0x11; 32];
 const KEY_TO_SINK: [u8; 32] = [0x22; 32];
@@ -63,33 +64,20 @@ pub(super) fn measure(
     let pid = hello.pid.get();
 
     let received = Arc::new(AtomicU64::new(0));
-    let sinking = sink(&net.sink, address(SINK, PORT)?, received)?;
+    let sinking = sink(&net.sink, address(SINK, PORT)?, Arc::clone(&received))?;
     let (from, to) = (address(SOURCE, PORT)?, address(RELAY_TO_SOURCE, PORT)?);
     let mut source = Source::new(suite, destination, payload);
     let fill = move |frame: &mut [u8]| source.write(frame);
     let generating = generator(&net.source, from, to, payload + OVERHEAD, train, fill)?;
-    std::thread::sleep(Duration::from_millis(300));
-    let before = (transit(&stats), cpu(pid)?, Instant::now());
-    std::thread::sleep(time);
-    let sample = Sample {
-        packets: transit(&stats) - before.0,
-        seconds: before.2.elapsed().as_secs_f64(),
-        cpu: cpu(pid)?.saturating_sub(before.1),
-    };
+    let sample = watch(&received, time, || Ok(Some((transit(&stats), cpu(pid)?))));
     generating.stop()?;
     sinking.stop()?;
     drop(process);
-    ensure!(sample.packets > 0, "the relay forwarded nothing");
-    Ok(sample)
+    sample
 }
 
 fn start(net: &Net, args: &Args, directory: &std::path::Path) -> anyhow::Result<Process> {
-    let program = std::env::current_exe()?.with_file_name("hyphae");
-    ensure!(
-        program.exists(),
-        "{} is not built: cargo build --release",
-        program.display()
-    );
+    let program = hyphae(None)?;
     let mut command = Command::new(program);
     command
         .args(["dataplane", "--no-tun", "--log-level", "warn", "--listen"])
@@ -223,18 +211,4 @@ impl Source {
 
 fn transit(stats: &StatsReader) -> u64 {
     stats.counters()[counter_at(Counter::TransitPackets)]
-}
-
-/// CPU time of a process.
-fn cpu(pid: u32) -> anyhow::Result<Duration> {
-    let schedstat = std::fs::read_dir(format!("/proc/{pid}/task"))?
-        .filter_map(Result::ok)
-        .filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok())
-        .filter_map(|text| {
-            text.split(' ')
-                .next()
-                .and_then(|field| field.parse::<u64>().ok())
-        })
-        .sum();
-    Ok(Duration::from_nanos(schedstat))
 }

@@ -18,8 +18,10 @@ use crate::map::Map;
 
 /// What to do with packets to a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
+pub enum Target {
+    /// Drop them.
     Discard,
+    /// Pass them on to one of these.
     Forward(NextHops),
     /// The prefix lies outside of the overlay, behind this node.
     Gateway(OverlayAddress),
@@ -27,7 +29,7 @@ pub(crate) enum Target {
 
 /// Weighted next hops; a hash picks one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NextHops {
+pub struct NextHops {
     peers: [u32; NEXT_HOPS_MAX],
     /// Running sums of the weights.
     bounds: [u32; NEXT_HOPS_MAX],
@@ -36,7 +38,7 @@ pub(crate) struct NextHops {
 
 impl NextHops {
     /// The peer for a flow.
-    pub(crate) fn pick(&self, flow_hash: u16) -> u32 {
+    pub fn pick(&self, flow_hash: u16) -> u32 {
         let last = usize::from(self.count) - 1;
         if last == 0 {
             return self.peers[0];
@@ -60,23 +62,30 @@ struct Entry {
 /// Not an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed FIB entry")]
-pub(crate) struct InvalidEntry;
+pub struct InvalidEntry;
 
-pub(crate) struct Fib {
+/// The table of one worker.
+pub struct Fib {
     exact: Map<Entry>,
     /// By length, longest first on lookup; keys are the prefix bits.
     others: BTreeMap<u8, BTreeMap<u128, Entry>>,
 }
 
 impl Fib {
-    pub(crate) fn new() -> Self {
+    /// An empty table.
+    #[allow(
+        clippy::new_without_default,
+        reason = "an empty table is no likely default"
+    )]
+    pub fn new() -> Self {
         Self {
             exact: Map::new(),
             others: BTreeMap::new(),
         }
     }
 
-    pub(crate) fn lookup(&self, destination: OverlayAddress) -> Option<Target> {
+    /// What the most specific entry for an address says.
+    pub fn lookup(&self, destination: OverlayAddress) -> Option<Target> {
         if self.others.is_empty() {
             return self
                 .exact
@@ -99,7 +108,11 @@ impl Fib {
             .next()
     }
 
-    pub(crate) fn replace(&mut self, record: &FibReplace, mark: u64) -> Result<(), InvalidEntry> {
+    /// Adds an entry, or changes the one of the same prefix; `mark` is its generation.
+    ///
+    /// # Errors
+    /// When the record is no entry.
+    pub fn replace(&mut self, record: &FibReplace, mark: u64) -> Result<(), InvalidEntry> {
         let prefix = prefix_of(record.prefix, record.prefix_len)?;
         let entry = Entry {
             target: target_of(record, prefix)?,

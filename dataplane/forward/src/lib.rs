@@ -59,5 +59,11 @@ pub use pending::PendingPacket;
 pub use snapshot::SnapshotCursor;
 pub use verdict::{LinkSlot, Verdict};
 
+/// Tables of the engine, for benchmarks that measure one of them alone. A worker has the [`Engine`].
+pub mod parts {
+    pub use crate::fib::{Fib, InvalidEntry, NextHops, Target};
+    pub use crate::session::Replay;
+}
+
 /// Segments worked on in one pass.
 pub const TRAIN_MAX: usize = 64;

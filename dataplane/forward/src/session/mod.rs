@@ -8,7 +8,7 @@ mod lane_set;
 mod replay;
 
 pub(crate) use lane_set::LaneSet;
-pub(crate) use replay::Replay;
+pub use replay::Replay;
 
 use std::time::Duration;
 

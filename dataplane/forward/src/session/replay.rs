@@ -5,14 +5,16 @@ const WORDS: u64 = 32;
 pub(crate) const WINDOW: u64 = (WORDS - 1) * 64;
 
 /// Counters seen on one receiving lane.
-pub(crate) struct Replay {
+pub struct Replay {
     /// One more than the highest counter seen.
     next: u64,
     bits: [u64; WORDS as usize],
 }
 
 impl Replay {
-    pub(crate) fn new() -> Self {
+    /// A window that has seen nothing.
+    #[allow(clippy::new_without_default, reason = "it is made where a lane is")]
+    pub fn new() -> Self {
         Self {
             next: 0,
             bits: [0; WORDS as usize],
@@ -21,7 +23,7 @@ impl Replay {
 
     /// Whether a counter has not been seen and is not older than the window. To be asked before the
     /// tag is verified, which costs more.
-    pub(crate) fn is_fresh(&self, counter: u64) -> bool {
+    pub fn is_fresh(&self, counter: u64) -> bool {
         if counter >= self.next {
             return counter < u64::MAX;
         }
@@ -31,7 +33,7 @@ impl Replay {
 
     /// Notes a counter whose frame was authentic and which was fresh. True when it is the highest
     /// so far.
-    pub(crate) fn note(&mut self, counter: u64) -> bool {
+    pub fn note(&mut self, counter: u64) -> bool {
         let newest = counter >= self.next;
         if newest {
             // Words between the old and the new highest counter are empty again.

@@ -1,0 +1,148 @@
+//! Runs valgrind, and compares with what was committed.
+//!
+//! Valgrind shows every program one and the same processor, as long as the real one has AVX2, so
+//! counts do not depend on where they are taken. They do depend on the compiler and on valgrind:
+//! counts of other versions are shown, but fail nothing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::ways::WAYS;
+
+/// Growth that fails, percent.
+const GROWTH_MAX: f64 = 3.0;
+
+/// Instructions per operation, and what counted them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Counts {
+    compiler: String,
+    valgrind: String,
+    architecture: String,
+    instructions: BTreeMap<String, f64>,
+}
+
+/// Counts, and holds the result against a file.
+pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let committed: Counts = serde_json::from_str(&text).context("committed counts")?;
+    let now = count()?;
+    let grown = compare(&committed, &now);
+    let same_tools = Counts {
+        instructions: BTreeMap::new(),
+        ..committed.clone()
+    } == Counts {
+        instructions: BTreeMap::new(),
+        ..now.clone()
+    };
+    let accept = format!(
+        "cargo run --release -p hyphae-bench-paths -- accept {}",
+        file.display()
+    );
+    if !same_tools {
+        eprintln!(
+            "SKIPPED: counted with {}, {}, {}, but committed with {}, {}, {}: growth fails nothing; \
+             to hold against these tools: {accept}",
+            now.compiler,
+            now.valgrind,
+            now.architecture,
+            committed.compiler,
+            committed.valgrind,
+            committed.architecture
+        );
+        return Ok(());
+    }
+    ensure!(
+        grown.is_empty(),
+        "more instructions than committed, by over {GROWTH_MAX} %: {}. If that is worth it, say why in \
+         the commit and commit the new counts: {accept}",
+        grown.join(", ")
+    );
+    Ok(())
+}
+
+/// Counts, and writes a file.
+pub(crate) fn accept(file: &Path) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(&count()?)?;
+    std::fs::write(file, text + "\n").with_context(|| file.display().to_string())
+}
+
+/// Prints both; names of what has grown too much.
+#[allow(clippy::print_stdout, reason = "this is what standard output is for")]
+fn compare(committed: &Counts, now: &Counts) -> Vec<String> {
+    let mut grown = Vec::new();
+    println!(
+        "{:<24} {:>10} {:>10} {:>8}",
+        "instructions per", "committed", "now", "change"
+    );
+    for (name, count) in &now.instructions {
+        let Some(before) = committed.instructions.get(name) else {
+            println!("{name:<24} {:>10} {count:>10.1} {:>8}", "-", "new");
+            continue;
+        };
+        let percent = (count / before - 1.0) * 100.0;
+        println!("{name:<24} {before:>10.1} {count:>10.1} {percent:>+7.1}%");
+        if percent > GROWTH_MAX {
+            grown.push(format!("{name} {percent:+.1} %"));
+        }
+    }
+    grown
+}
+
+fn count() -> anyhow::Result<Counts> {
+    let valgrind = said(Command::new("valgrind").arg("--version"))
+        .context("valgrind is needed (Debian: apt-get install valgrind)")?;
+    let compiler = said(Command::new("rustc").arg("--version"))?;
+    let directory =
+        std::env::temp_dir().join(format!("hyphae-instructions-{}", std::process::id()));
+    std::fs::create_dir(&directory)?;
+    let counted = WAYS
+        .iter()
+        .map(|way| anyhow::Ok(((*way).to_owned(), one(way, &directory)?)));
+    let instructions = counted.collect::<anyhow::Result<_>>();
+    std::fs::remove_dir_all(&directory)?;
+    Ok(Counts {
+        compiler,
+        valgrind,
+        architecture: std::env::consts::ARCH.to_owned(),
+        instructions: instructions?,
+    })
+}
+
+/// Instructions per operation of one way.
+fn one(way: &str, directory: &Path) -> anyhow::Result<f64> {
+    let out = directory.join(way);
+    let mut command = Command::new("valgrind");
+    command
+        .args(["--tool=callgrind", "--toggle-collect=*counted*"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(std::env::current_exe()?)
+        .args(["run", way]);
+    let operations: f64 = said(&mut command)?
+        .parse()
+        .context("a number of operations")?;
+    let text = std::fs::read_to_string(&out)?;
+    let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    let instructions: f64 = totals.context("callgrind's totals")?.trim().parse()?;
+    if instructions == 0.0 || operations == 0.0 {
+        bail!("{way}: nothing was counted");
+    }
+    // To a tenth: that is what is compared.
+    Ok((instructions / operations * 10.0).round() / 10.0)
+}
+
+/// What a program says on standard output.
+fn said(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}

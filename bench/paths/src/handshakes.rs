@@ -1,0 +1,75 @@
+//! A worker and the first handshake messages of strangers, none of whom shows a cookie.
+
+use hyphae_forward::{Engine, EngineConfig, Verdict};
+use hyphae_shm::record::{CookieSecret, Program};
+use hyphae_wire::frame::MTU_DEFAULT;
+use hyphae_wire::handshake::{Offer, Step, encode_frame};
+use hyphae_wire::{Nanos, SuiteSet, WorkerId};
+use zerocopy::FromZeros;
+use zerocopy::little_endian::U32;
+
+use crate::records::endpoint;
+use crate::{NOW, Spread};
+
+/// The engine of one worker.
+pub struct Strangers {
+    engine: Engine,
+    /// As it came; a worker answers into the frame.
+    frame: Vec<u8>,
+    spread: Spread,
+    now: Nanos,
+}
+
+impl Strangers {
+    /// A worker that takes no first message without a cookie.
+    ///
+    /// # Errors
+    /// When the engine refuses a record.
+    pub fn new() -> anyhow::Result<Self> {
+        let mut engine = Engine::new(EngineConfig {
+            worker: WorkerId(0),
+            workers: 1,
+            has_tun: false,
+        });
+        let mut secret = CookieSecret::new_zeroed();
+        secret.current.0 = [7; 32];
+        secret.inits_per_second = U32::new(1);
+        secret.inits_burst = U32::new(1);
+        engine.apply(NOW, &Program::CookieSecret(&secret))?;
+        let offer = Offer {
+            suites: SuiteSet::all(),
+            workers: 1,
+            mtu: MTU_DEFAULT,
+            ports: vec![9670],
+            lanes: Vec::new(),
+            resets: Vec::new(),
+        };
+        let noise = [&[9; 32][..], &offer.encode()].concat();
+        Ok(Self {
+            engine,
+            frame: encode_frame(Step::Init, 1, 0, &noise),
+            spread: Spread(1),
+            now: NOW,
+        })
+    }
+
+    /// Lets `count` strangers knock, a microsecond after each other; returns how many were answered
+    /// with a cookie. Beyond what the worker answers per second it drops.
+    pub fn knock(&mut self, count: u64) -> u64 {
+        let mut answered = 0;
+        let mut frame = self.frame.clone();
+        let mut verdicts = Vec::with_capacity(1);
+        for _ in 0..count {
+            self.now = Nanos(self.now.0 + 1000);
+            frame.copy_from_slice(&self.frame);
+            let [a, b, c, d, ..] = self.spread.next_number().to_le_bytes();
+            let from = endpoint(u32::from_le_bytes([a, b, c, d]));
+            verdicts.clear();
+            let len = frame.len();
+            self.engine
+                .receive(self.now, &from, &mut frame, len, &mut verdicts);
+            answered += u64::from(matches!(verdicts[..], [Verdict::Reply { .. }]));
+        }
+        answered
+    }
+}

@@ -1,0 +1,187 @@
+//! The ways that are counted. Each prepares what it needs, and then does in [`counted`] a fixed number
+//! of operations, which it prints.
+
+use anyhow::{bail, ensure};
+use bytes::Bytes;
+use hyphae_bench_paths::{Crowd, Ends, Messengers, Relay, records};
+use hyphae_forward::parts::{Fib, Replay};
+use hyphae_shm::{RECORD_MAX, heap};
+use hyphae_wire::Suite;
+
+/// Their names.
+pub(crate) const WAYS: [&str; 10] = [
+    "relay-aes-256-gcm",
+    "relay-chacha20-poly1305",
+    "relay-lone",
+    "seal",
+    "open",
+    "fib-hit",
+    "fib-miss",
+    "replay",
+    "ring",
+    "message",
+];
+
+/// Times that trains, and messages, go.
+const ROUNDS: usize = 50;
+/// Lookups and the like.
+const STEPS: u64 = 20_000;
+/// Packets of a train.
+const TRAIN: u16 = 40;
+
+/// What is counted happens in here, and nothing else does. The name is what valgrind looks for.
+#[inline(never)]
+fn counted<T>(work: impl FnOnce() -> T) -> T {
+    let result = work();
+    // So that the call above is no tail call.
+    std::hint::black_box(());
+    result
+}
+
+#[allow(clippy::print_stdout, reason = "who counts reads it")]
+pub(crate) fn run(name: &str) -> anyhow::Result<()> {
+    let operations = match name {
+        "relay-aes-256-gcm" => relay(Suite::Aes256Gcm, TRAIN.into())?,
+        "relay-chacha20-poly1305" => relay(Suite::ChaCha20Poly1305, TRAIN.into())?,
+        "relay-lone" => relay(Suite::Aes256Gcm, 1)?,
+        "seal" => seal()?,
+        "open" => open()?,
+        "fib-hit" => fib(0)?,
+        "fib-miss" => fib(STEPS)?,
+        "replay" => replay()?,
+        "ring" => ring()?,
+        "message" => message()?,
+        _ => bail!("no way {name}; one of {}", WAYS.join(", ")),
+    };
+    println!("{operations}");
+    Ok(())
+}
+
+/// Packets passed on by a relay among few neighbours.
+fn relay(suite: Suite, train: usize) -> anyhow::Result<u64> {
+    let mut relay = Relay::new(Crowd {
+        suite,
+        peers: 8,
+        routes: 64,
+        flows: 8,
+        train,
+        payload: 64,
+    })?;
+    let trains = ROUNDS * usize::from(TRAIN) / train;
+    relay.prepare(1);
+    relay.pass();
+    relay.prepare(trains);
+    let passed = counted(|| relay.pass());
+    ensure!(
+        passed == (trains * train) as u64,
+        "every packet is passed on"
+    );
+    Ok(passed)
+}
+
+fn ends() -> anyhow::Result<Ends> {
+    let mut ends = Ends::new(Suite::Aes256Gcm, TRAIN, 1200)?;
+    let mut first = ends.sealed()?;
+    ends.open(&mut first);
+    Ok(ends)
+}
+
+/// Packets split off a super-packet and sealed.
+fn seal() -> anyhow::Result<u64> {
+    let mut ends = ends()?;
+    counted(|| {
+        let mut packets = 0;
+        for _ in 0..ROUNDS {
+            packets += ends.seal(|train, _| {
+                std::hint::black_box(train);
+            })?;
+        }
+        Ok(packets)
+    })
+}
+
+/// Packets opened.
+fn open() -> anyhow::Result<u64> {
+    let mut ends = ends()?;
+    let mut trains = Vec::new();
+    for _ in 0..ROUNDS {
+        trains.extend(ends.sealed()?);
+    }
+    let opened = counted(|| ends.open(&mut trains));
+    ensure!(
+        opened == ROUNDS as u64 * u64::from(TRAIN),
+        "every packet is opened"
+    );
+    Ok(opened)
+}
+
+/// Lookups in a table of 10,000; those from `first` on.
+fn fib(first: u64) -> anyhow::Result<u64> {
+    const ENTRIES: u64 = 10_000;
+    let mut fib = Fib::new();
+    for n in 0..ENTRIES {
+        fib.replace(&records::route(records::network(n), 1), 1)?;
+    }
+    let addresses = (0..STEPS).map(|n| records::network(first + n % ENTRIES));
+    let addresses: Vec<_> = addresses.collect();
+    let found = counted(|| {
+        let found = addresses
+            .iter()
+            .filter(|address| fib.lookup(**address).is_some());
+        found.count() as u64
+    });
+    ensure!(
+        found == if first == 0 { STEPS } else { 0 },
+        "hits or misses"
+    );
+    Ok(STEPS)
+}
+
+/// Counters that come in order but for every eighth, which comes late.
+fn replay() -> anyhow::Result<u64> {
+    let mut window = Replay::new();
+    let order = (0..STEPS).map(|n| if n % 8 == 7 { n - 7 } else { n + 1 });
+    let order: Vec<u64> = order.collect();
+    let fresh = counted(|| {
+        let mut fresh = 0;
+        for counter in &order {
+            if window.is_fresh(*counter) {
+                window.note(*counter);
+                fresh += 1;
+            }
+        }
+        fresh
+    });
+    ensure!(fresh > STEPS / 2, "most counters are new");
+    Ok(STEPS)
+}
+
+/// Records of 64 bytes, published in batches of 16.
+fn ring() -> anyhow::Result<u64> {
+    let (mut producer, mut consumer) = heap(1 << 16);
+    let (record, mut scratch) = ([7; 64], vec![0; RECORD_MAX]);
+    counted(|| {
+        for _ in 0..STEPS / 16 {
+            for _ in 0..16 {
+                producer.push(1, &[&record])?;
+            }
+            std::hint::black_box(producer.publish());
+            while consumer.pop(&mut scratch)?.is_some() {}
+            consumer.release();
+        }
+        Ok(STEPS)
+    })
+}
+
+/// Messages of 128 bytes, to the acknowledgement.
+fn message() -> anyhow::Result<u64> {
+    let mut messengers = Messengers::new()?;
+    let payload = Bytes::from(vec![7; 128]);
+    messengers.exchange(&payload)?;
+    counted(|| {
+        for _ in 0..ROUNDS * 10 {
+            messengers.exchange(&payload)?;
+        }
+        Ok(ROUNDS as u64 * 10)
+    })
+}
