@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bus, mesh, rib, swarm, transit};
+use crate::{bus, mesh, micro, rib, swarm, transit, tunnel};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -39,6 +39,10 @@ enum Command {
     )]
     Rib(rib::Args),
     #[command(flatten)]
+    Micro(micro::Command),
+    #[command(flatten)]
+    Tunnel(tunnel::Command),
+    #[command(flatten)]
     Swarm(swarm::Command),
     /// Messages between two nodes on this host: rate, latency, large ones, a burst, socket proxies,
     /// against TCP and the server's own socket. Needs no privileges.
@@ -55,6 +59,8 @@ impl Cli {
             Command::Transit(args) => transit::run(args, self.json),
             Command::Mesh(args) => mesh::run(args, self.json),
             Command::Rib(args) => rib::run(args, self.json),
+            Command::Micro(command) => micro::run(command, self.json),
+            Command::Tunnel(command) => tunnel::run(command, self.json),
             Command::Swarm(command) => swarm::run(command, self.json),
             Command::Bus(args) => bus::run(args, self.json),
         }

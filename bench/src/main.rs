@@ -7,12 +7,14 @@ mod cli;
 mod command;
 mod machine;
 mod mesh;
+mod micro;
 mod output;
 mod process;
 mod rib;
 mod stats;
 mod swarm;
 mod transit;
+mod tunnel;
 
 use std::process::ExitCode;
 

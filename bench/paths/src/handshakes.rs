@@ -53,14 +53,14 @@ impl Strangers {
         })
     }
 
-    /// Lets `count` strangers knock, a microsecond after each other; returns how many were answered
-    /// with a cookie. Beyond what the worker answers per second it drops.
-    pub fn knock(&mut self, count: u64) -> u64 {
+    /// Lets `count` strangers knock, so many nanoseconds after each other; returns how many were
+    /// answered with a cookie. Beyond what the worker answers per second it drops.
+    pub fn knock(&mut self, count: u64, every_ns: u64) -> u64 {
         let mut answered = 0;
         let mut frame = self.frame.clone();
         let mut verdicts = Vec::with_capacity(1);
         for _ in 0..count {
-            self.now = Nanos(self.now.0 + 1000);
+            self.now = Nanos(self.now.0 + every_ns);
             frame.copy_from_slice(&self.frame);
             let [a, b, c, d, ..] = self.spread.next_number().to_le_bytes();
             let from = endpoint(u32::from_le_bytes([a, b, c, d]));

@@ -8,22 +8,17 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hyphae_forward::Aead;
+use hyphae_bench_paths::Source;
 use hyphae_shm::record::{
     ACTION_FORWARD, FibReplace, LaneKeys, LinkInstall, LocalInstall, NextHop, PeerInstall, Program,
     ROLE_ACTIVE,
 };
 use hyphae_shm::stats::{Counter, counter_at};
 use hyphae_shm::{Doorbell, Segment, StatsReader};
-use hyphae_wire::frame::{
-    LINK_TAG_AT, OVERHEAD, PAYLOAD_AT, SEALED_HEADERS_AT, SealedHeaders, TAG_LEN,
-};
-use hyphae_wire::{
-    Endpoint, FrameKind, LinkHeader, OverlayAddress, PublicKey, SecretKey, SessionIndex, Suite,
-    WorkerId,
-};
+use hyphae_wire::frame::OVERHEAD;
+use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SecretKey, SessionIndex, Suite, WorkerId};
+use zerocopy::FromZeros;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromZeros, IntoBytes};
 
 use super::load::{address, generator, sink, watch};
 use super::{Args, Net, PORT, RELAY_TO_SOURCE, SINK, SOURCE, Sample};
@@ -66,8 +61,8 @@ pub(super) fn measure(
     let received = Arc::new(AtomicU64::new(0));
     let sinking = sink(&net.sink, address(SINK, PORT)?, Arc::clone(&received))?;
     let (from, to) = (address(SOURCE, PORT)?, address(RELAY_TO_SOURCE, PORT)?);
-    let mut source = Source::new(suite, destination, payload);
-    let fill = move |frame: &mut [u8]| source.write(frame);
+    let mut source = Source::new(suite, &KEY_FROM_SOURCE, index(0), u16::try_from(payload)?);
+    let fill = move |frame: &mut [u8]| source.write(destination, frame);
     let generating = generator(&net.source, from, to, payload + OVERHEAD, train, fill)?;
     let sample = watch(&received, time, || Ok(Some((transit(&stats), cpu(pid)?))));
     generating.stop()?;
@@ -171,42 +166,6 @@ fn install(segment: &Segment, bell: &Doorbell, suite: Suite) -> anyhow::Result<O
 
 fn index(peer: u32) -> SessionIndex {
     SessionIndex::new(WorkerId(0), 5, u16::try_from(peer + 1).unwrap_or(1))
-}
-
-/// Writes frames as a neighbour of the relay would.
-struct Source {
-    seal: Aead,
-    headers: SealedHeaders,
-    counter: u64,
-}
-
-impl Source {
-    fn new(suite: Suite, destination: OverlayAddress, payload: usize) -> Self {
-        let mut headers = SealedHeaders::new_zeroed();
-        headers.routing.destination = destination;
-        headers.routing.hop_limit = 64;
-        // Payloads of a benchmark fit a datagram.
-        headers.routing.payload_len = U16::new(u16::try_from(payload).unwrap_or(u16::MAX));
-        headers.session.receiver = U32::new(1);
-        Self {
-            seal: Aead::new(suite, &KEY_FROM_SOURCE),
-            headers,
-            counter: 0,
-        }
-    }
-
-    fn write(&mut self, frame: &mut [u8]) {
-        let header = LinkHeader::new(FrameKind::Transit, index(0).0, self.counter);
-        let mut aad = [0; 2 * TAG_LEN];
-        aad[..TAG_LEN].copy_from_slice(header.as_bytes());
-        aad[TAG_LEN..].copy_from_slice(&frame[frame.len() - TAG_LEN..]);
-        frame[..SEALED_HEADERS_AT].copy_from_slice(header.as_bytes());
-        frame[SEALED_HEADERS_AT..LINK_TAG_AT].copy_from_slice(self.headers.as_bytes());
-        let sealed = &mut frame[SEALED_HEADERS_AT..LINK_TAG_AT];
-        let tag = self.seal.seal(self.counter, &aad, sealed);
-        frame[LINK_TAG_AT..PAYLOAD_AT].copy_from_slice(&tag);
-        self.counter += 1;
-    }
 }
 
 fn transit(stats: &StatsReader) -> u64 {

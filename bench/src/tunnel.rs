@@ -1,0 +1,221 @@
+//! Packets of hosts through whole nodes: real processes with TUN devices in namespaces.
+//!
+//! ```text
+//! namespace "client" ── veth ── namespace "relay" ── veth ── namespace "server"
+//! ```
+//!
+//! Client and server reach only the relay. The baseline is the same traffic over the veths, where the
+//! kernel of the relay forwards. Other overlays are set up in the same shape, if they are installed.
+
+mod peers;
+mod traffic;
+mod underlay;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::ensure;
+use clap::{Args as ClapArgs, Subcommand};
+
+use crate::output::{Measured, show_measured};
+use crate::process::need_root;
+use crate::stats::Times;
+use peers::{Absent, Named, Network};
+use underlay::Place;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// TCP through nodes with TUN devices, to the relay and through it, and CPU time per gigabyte, against
+    /// TCP over the same veths.
+    #[command(
+        after_help = "Examples:\n  sudo hyphae-bench tunnel\n  sudo hyphae-bench tunnel \
+        --streams 1 --seconds 5 --json"
+    )]
+    Tunnel(TunnelArgs),
+    /// Round trips of small packets through the relay, idle and beside a TCP stream, against an echo over
+    /// the same veths.
+    #[command(
+        after_help = "Examples:\n  sudo hyphae-bench latency\n  sudo hyphae-bench latency --json"
+    )]
+    Latency(LatencyArgs),
+    /// Both for other overlays that are installed; those that are not are said to be missing.
+    #[command(
+        after_help = "Examples:\n  sudo hyphae-bench versus\n  sudo hyphae-bench versus \
+        --peers hyphae,tinc --json\n  sudo hyphae-bench versus --mycelium ./mycelium"
+    )]
+    Versus(VersusArgs),
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct TunnelArgs {
+    /// TCP streams at the same time.
+    #[arg(long, value_delimiter = ',', default_value = "1,4")]
+    streams: Vec<usize>,
+    /// Seconds per row.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct LatencyArgs {
+    /// Round trips per row.
+    #[arg(long, default_value_t = 5000)]
+    samples: usize,
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct VersusArgs {
+    /// Whom to measure; all that are known by default.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<Named>,
+    /// A `mycelium` binary; by default the one on the path.
+    #[arg(long)]
+    mycelium: Option<PathBuf>,
+    #[command(flatten)]
+    tunnel: TunnelArgs,
+    #[command(flatten)]
+    latency: LatencyArgs,
+}
+
+pub(crate) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
+    need_root()?;
+    let mut rows = Vec::new();
+    let baseline = "the same traffic over the veths, forwarded by the kernel";
+    match command {
+        Command::Tunnel(args) => {
+            let plain = tcp(&mut *peers::plain()?, args)?;
+            compare(
+                &mut rows,
+                tcp(&mut *peers::start(Named::Hyphae, None)?, args)?,
+                &plain,
+            );
+            show_measured("tunnel", &rows, baseline, json)
+        }
+        Command::Latency(args) => {
+            let plain = latency(&mut *peers::plain()?, args)?;
+            compare(
+                &mut rows,
+                latency(&mut *peers::start(Named::Hyphae, None)?, args)?,
+                &plain,
+            );
+            show_measured("latency", &rows, baseline, json)
+        }
+        Command::Versus(args) => {
+            versus(args, &mut rows)?;
+            show_measured("versus", &rows, baseline, json)
+        }
+    }
+}
+
+fn versus(args: &VersusArgs, rows: &mut Vec<Measured>) -> anyhow::Result<()> {
+    let both = |network: &mut dyn Network| -> anyhow::Result<Vec<Measured>> {
+        let mut rows = tcp(network, &args.tunnel)?;
+        if let (Some(version), Some(row)) = (network.version(), rows.first_mut()) {
+            row.note = Some(version);
+        }
+        rows.extend(latency(network, &args.latency)?);
+        Ok(rows)
+    };
+    let plain = both(&mut *peers::plain()?)?;
+    let all = if args.peers.is_empty() {
+        &Named::ALL[..]
+    } else {
+        &args.peers
+    };
+    for named in all {
+        match peers::start(*named, args.mycelium.as_deref()) {
+            Ok(mut network) => compare(rows, both(&mut *network)?, &plain),
+            Err(error) => {
+                // Not installed is a result; anything else is a failure of the benchmark.
+                let absent = error.downcast::<Absent>()?;
+                eprintln!("{named}: {absent}");
+                let row = Measured::new("missing", named.to_string(), 0.0, "-");
+                rows.push(row.note(absent.to_string()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Adds rows, each with its like of the baseline.
+fn compare(rows: &mut Vec<Measured>, own: Vec<Measured>, plain: &[Measured]) {
+    for row in own {
+        let like = plain
+            .iter()
+            .find(|other| other.what == row.what && other.size == row.size);
+        rows.push(match like {
+            Some(like) if like.value > 0.0 => row.against(like.value),
+            Some(_) | None => row,
+        });
+    }
+}
+
+/// From where to where.
+const WAYS: [(&str, Place); 2] = [("direct", Place::Relay), ("relayed", Place::Server)];
+
+fn tcp(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Measured>> {
+    ensure!(args.seconds > 0.0, "some time");
+    let time = Duration::from_secs_f64(args.seconds);
+    let mut rows = Vec::new();
+    for (way, to) in WAYS {
+        for streams in &args.streams {
+            ensure!((1..=64).contains(streams), "1 to 64 streams");
+            eprintln!("{}: TCP, {way}, {streams} streams", network.name());
+            let target = traffic::Target::new(network, to)?;
+            let flow = traffic::Tcp::start(&target, *streams)?;
+            let before = network.cpu()?;
+            let (bytes, seconds) = flow.watch(time)?;
+            let after = network.cpu()?;
+            flow.stop()?;
+            let gigabytes = bytes as f64 / 1e9;
+            ensure!(bytes > 0, "nothing arrived");
+            let mut total = 0.0;
+            let mut each = Vec::new();
+            for ((name, before), (_, after)) in before.iter().zip(&after) {
+                let seconds = after.saturating_sub(*before).as_secs_f64() / gigabytes;
+                total += seconds;
+                if seconds >= 0.01 {
+                    each.push(format!("{name} {seconds:.2}"));
+                }
+            }
+            let name = network.name();
+            let rate = Measured::new(
+                format!("TCP, {way}"),
+                &name,
+                gigabytes * 8.0 / seconds,
+                "Gbit/s",
+            );
+            rows.push(rate.size(*streams));
+            let cpu = Measured::new(format!("CPU, {way}"), &name, total, "s/GB");
+            rows.push(cpu.size(*streams).note(each.join(", ")));
+        }
+    }
+    Ok(rows)
+}
+
+fn latency(network: &mut dyn Network, args: &LatencyArgs) -> anyhow::Result<Vec<Measured>> {
+    let mut rows = Vec::new();
+    for loaded in [false, true] {
+        let of = if loaded { "beside TCP" } else { "idle" };
+        eprintln!("{}: round trips, {of}", network.name());
+        let target = traffic::Target::new(network, Place::Server)?;
+        let load = if loaded {
+            let flow = traffic::Tcp::start(&target, 1)?;
+            flow.watch(Duration::from_millis(300))?;
+            Some(flow)
+        } else {
+            None
+        };
+        let (times, lost): (Times, usize) = traffic::round_trips(&target, args.samples)?;
+        if let Some(flow) = load {
+            flow.stop()?;
+        }
+        ensure!(times.len() > args.samples / 2, "most probes were lost");
+        for (name, per_mille) in [("p50", 500), ("p99", 990), ("p99.9", 999)] {
+            let what = format!("round trip, {of}, {name}");
+            let row = Measured::new(what, network.name(), times.micros(per_mille), "us");
+            rows.push(row.note(format!("{lost} of {} lost", args.samples)));
+        }
+    }
+    Ok(rows)
+}

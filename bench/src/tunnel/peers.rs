@@ -1,0 +1,178 @@
+//! Networks that traffic can go through: Hyphae, others if they are installed, and none.
+
+mod mycelium;
+mod nebula;
+mod node;
+mod tinc;
+mod wireguard;
+mod yggdrasil;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use hyphae::lab::{Lab, Namespace, Spec};
+
+use super::underlay::{self, Place};
+use crate::process::{cpu, hyphae};
+
+/// Not installed.
+#[derive(Debug, thiserror::Error)]
+#[error("`{program}` is not installed: {way}")]
+pub(super) struct Absent {
+    program: &'static str,
+    way: &'static str,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Named {
+    Hyphae,
+    WireguardGo,
+    Boringtun,
+    Nebula,
+    Yggdrasil,
+    Tinc,
+    Mycelium,
+}
+
+impl Named {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Hyphae,
+        Self::WireguardGo,
+        Self::Boringtun,
+        Self::Nebula,
+        Self::Yggdrasil,
+        Self::Tinc,
+        Self::Mycelium,
+    ];
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hyphae => "hyphae",
+            Self::WireguardGo => "wireguard-go",
+            Self::Boringtun => "boringtun",
+            Self::Nebula => "nebula",
+            Self::Yggdrasil => "yggdrasil",
+            Self::Tinc => "tinc",
+            Self::Mycelium => "mycelium",
+        })
+    }
+}
+
+/// A network in a row of namespaces; it ends when dropped.
+pub(super) trait Network {
+    /// Its name.
+    fn name(&self) -> String;
+
+    /// What its program says of its version.
+    fn version(&self) -> Option<String> {
+        None
+    }
+
+    fn namespaces(&self) -> &[Namespace; 3];
+
+    /// The address of one place, as another one reaches it.
+    fn address(&self, of: Place, from: Place) -> IpAddr;
+
+    /// CPU time of each of its processes.
+    fn cpu(&self) -> anyhow::Result<Vec<(String, Duration)>>;
+}
+
+/// Starts a network.
+///
+/// # Errors
+/// [`Absent`] when it is not installed.
+pub(super) fn start(named: Named, mycelium: Option<&Path>) -> anyhow::Result<Box<dyn Network>> {
+    Ok(match named {
+        Named::Hyphae => Box::new(Hyphae::start()?),
+        Named::WireguardGo => Box::new(wireguard::start("wireguard-go")?),
+        Named::Boringtun => Box::new(wireguard::start("boringtun-cli")?),
+        Named::Nebula => Box::new(nebula::start()?),
+        Named::Yggdrasil => Box::new(yggdrasil::start()?),
+        Named::Tinc => Box::new(tinc::start()?),
+        Named::Mycelium => Box::new(mycelium::start(mycelium)?),
+    })
+}
+
+/// Nothing but the veths.
+pub(super) fn plain() -> anyhow::Result<Box<dyn Network>> {
+    let namespaces = underlay::row()?;
+    underlay::route(&namespaces)?;
+    Ok(Box::new(Plain(namespaces)))
+}
+
+struct Plain([Namespace; 3]);
+
+impl Network for Plain {
+    fn name(&self) -> String {
+        "plain".to_owned()
+    }
+
+    fn namespaces(&self) -> &[Namespace; 3] {
+        &self.0
+    }
+
+    fn address(&self, of: Place, from: Place) -> IpAddr {
+        let text = match (of, from) {
+            (Place::Client, _) => underlay::CLIENT,
+            (Place::Server, _) => underlay::SERVER,
+            (Place::Relay, Place::Server) => underlay::RELAY_TO_SERVER,
+            (Place::Relay, Place::Client | Place::Relay) => underlay::RELAY_TO_CLIENT,
+        };
+        // Constants of this program.
+        text.parse().unwrap_or(IpAddr::from([0; 4]))
+    }
+
+    fn cpu(&self) -> anyhow::Result<Vec<(String, Duration)>> {
+        Ok(Vec::new())
+    }
+}
+
+struct Hyphae(Lab);
+
+impl Hyphae {
+    fn start() -> anyhow::Result<Self> {
+        let spec = Spec {
+            program: Some(hyphae(None)?),
+            ..Spec::default()
+        };
+        let lab = Lab::namespaces(&spec)?;
+        lab.wait_until_connected(Duration::from_secs(30))?;
+        Ok(Self(lab))
+    }
+}
+
+impl Network for Hyphae {
+    fn name(&self) -> String {
+        Named::Hyphae.to_string()
+    }
+
+    fn namespaces(&self) -> &[Namespace; 3] {
+        let Some(namespaces) = &self.0.namespaces else {
+            unreachable!("a lab of namespaces has some");
+        };
+        namespaces
+    }
+
+    fn address(&self, of: Place, _from: Place) -> IpAddr {
+        let nodes = [&self.0.client, &self.0.relay, &self.0.server];
+        nodes[of.number()].address().into()
+    }
+
+    fn cpu(&self) -> anyhow::Result<Vec<(String, Duration)>> {
+        let mut times = Vec::new();
+        for node in [&self.0.client, &self.0.relay, &self.0.server] {
+            let status = node.status()?;
+            let planes = status.dataplane.map(|plane| ("dataplane", plane.pid));
+            for (plane, pid) in planes.into_iter().chain([("control", status.pid)]) {
+                times.push((format!("{} {plane}", node.name), cpu(pid)?));
+            }
+        }
+        Ok(times)
+    }
+}

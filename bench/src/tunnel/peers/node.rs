@@ -1,0 +1,172 @@
+//! What networks of other programs have in common: one process in each namespace.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use hyphae::lab::Namespace;
+use tempfile::TempDir;
+
+use super::super::underlay::{self, Place};
+use super::{Absent, Network};
+use crate::process::cpu;
+
+/// The first program of this name on the path.
+pub(super) fn find(program: &'static str, way: &'static str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path).map(|directory| directory.join(program));
+    Ok(places
+        .find(|place| place.is_file())
+        .ok_or(Absent { program, way })?)
+}
+
+/// Three processes, and what they need. Processes end first, then their files and namespaces go.
+pub(super) struct Nodes {
+    name: String,
+    version: Option<String>,
+    /// By the number of their place.
+    processes: BTreeMap<usize, Child>,
+    addresses: [IpAddr; 3],
+    namespaces: [Namespace; 3],
+    directory: TempDir,
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for process in self.processes.values_mut() {
+            // It may have ended; either way it is gone then.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+impl Nodes {
+    /// Namespaces without processes; the addresses are those that nodes will have.
+    pub(super) fn new(name: impl Into<String>, addresses: [IpAddr; 3]) -> anyhow::Result<Self> {
+        Ok(Self {
+            name: name.into(),
+            version: None,
+            processes: BTreeMap::new(),
+            addresses,
+            namespaces: underlay::row()?,
+            directory: tempfile::Builder::new()
+                .prefix("hyphae-versus-")
+                .tempdir()?,
+        })
+    }
+
+    /// Asks the program for its version.
+    pub(super) fn ask_version(&mut self, binary: &Path, flag: &str) {
+        // One that does not know the flag has none to tell.
+        let text = said(Command::new(binary).arg(flag)).unwrap_or_default();
+        self.version = text.lines().next().map(str::to_owned);
+    }
+
+    /// A directory of a node's own.
+    pub(super) fn home(&self, place: Place) -> anyhow::Result<PathBuf> {
+        let home = self.directory.path().join(place.name());
+        std::fs::create_dir_all(&home)?;
+        Ok(home)
+    }
+
+    pub(super) fn at(&self, place: Place) -> &Namespace {
+        &self.namespaces[place.number()]
+    }
+
+    pub(super) fn set_address(&mut self, place: Place, address: IpAddr) {
+        self.addresses[place.number()] = address;
+    }
+
+    /// Starts the process of a node.
+    pub(super) fn spawn(&mut self, place: Place, mut command: Command) -> anyhow::Result<()> {
+        let log = File::create(self.log(place))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let child = self.at(place).run(move || command.spawn())??;
+        self.processes.insert(place.number(), child);
+        Ok(())
+    }
+
+    fn log(&self, place: Place) -> PathBuf {
+        self.directory.path().join(format!("{}.log", place.name()))
+    }
+
+    /// Waits until something is there; with the log of a node when it does not come.
+    pub(super) fn wait<T>(
+        &mut self,
+        place: Place,
+        what: &str,
+        mut look: impl FnMut(&Self) -> anyhow::Result<Option<T>>,
+    ) -> anyhow::Result<T> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(found) = look(self)? {
+                return Ok(found);
+            }
+            let ended = match self.processes.get_mut(&place.number()) {
+                Some(process) => process.try_wait()?,
+                None => None,
+            };
+            if ended.is_some() || Instant::now() > deadline {
+                let log = std::fs::read_to_string(self.log(place)).unwrap_or_default();
+                let name = &self.name;
+                bail!(
+                    "{name}: no {what} at the {}, {ended:?}: {log}",
+                    place.name()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for a device of this name.
+    pub(super) fn wait_for_device(&mut self, place: Place, device: &str) -> anyhow::Result<()> {
+        let path = format!("/proc/sys/net/ipv6/conf/{device}");
+        self.wait(place, "device", |nodes| {
+            let path = path.clone();
+            let there = nodes.at(place).run(move || Path::new(&path).exists())?;
+            Ok(there.then_some(()))
+        })
+    }
+}
+
+impl Network for Nodes {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn version(&self) -> Option<String> {
+        self.version.clone()
+    }
+
+    fn namespaces(&self) -> &[Namespace; 3] {
+        &self.namespaces
+    }
+
+    fn address(&self, of: Place, _from: Place) -> IpAddr {
+        self.addresses[of.number()]
+    }
+
+    fn cpu(&self) -> anyhow::Result<Vec<(String, Duration)>> {
+        ensure!(self.processes.len() == 3, "three nodes");
+        let each = Place::ALL.iter().zip(self.processes.values());
+        each.map(|(place, process)| Ok((place.name().to_owned(), cpu(process.id())?)))
+            .collect()
+    }
+}
+
+/// What a program says, without anything but a line break at its end.
+pub(super) fn said(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("{command:?}"))?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {}", error.trim());
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}

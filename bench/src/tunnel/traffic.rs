@@ -1,0 +1,213 @@
+//! Generators and sinks over ordinary sockets of the hosts. What is counted is counted where it
+//! arrives.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, ensure};
+use hyphae::lab::Namespace;
+
+use super::peers::Network;
+use super::underlay::Place;
+use crate::stats::Times;
+
+/// Bytes of one write.
+const CHUNK: usize = 128 * 1024;
+/// Until streams have got going.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// Payload of a probe, and how long it is waited for.
+const PROBE: usize = 64;
+const PROBE_MAX: Duration = Duration::from_millis(500);
+/// Time between probes that nobody waits for in between.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Where traffic goes, from the client.
+pub(super) struct Target<'a> {
+    from: &'a Namespace,
+    own: IpAddr,
+    to: &'a Namespace,
+    address: IpAddr,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn new(network: &'a dyn Network, to: Place) -> anyhow::Result<Self> {
+        let spaces = network.namespaces();
+        let target = Self {
+            from: &spaces[0],
+            own: network.address(Place::Client, to),
+            to: &spaces[to.number()],
+            address: network.address(to, Place::Client),
+        };
+        target.wait()?;
+        Ok(target)
+    }
+
+    fn udp(&self) -> anyhow::Result<(UdpSocket, UdpSocket)> {
+        let (own, address) = (self.own, self.address);
+        let from = self.from.run(move || UdpSocket::bind((own, 0)))??;
+        let to = self.to.run(move || UdpSocket::bind((address, 0)))??;
+        Ok((from, to))
+    }
+
+    /// Waits until a packet arrives.
+    fn wait(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            // A new address cannot be bound at once.
+            if let Ok((from, to)) = self.udp() {
+                to.set_read_timeout(Some(Duration::from_millis(100)))?;
+                // Refused until there is a route.
+                let _ = from.send_to(&[0; PROBE], to.local_addr()?);
+                if to.recv(&mut [0; PROBE]).is_ok() {
+                    return Ok(());
+                }
+            } else {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "nothing arrives at {} from {}",
+                self.address,
+                self.own
+            );
+        }
+    }
+}
+
+/// Streams that run, and threads that read them.
+pub(super) struct Tcp {
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Tcp {
+    pub(super) fn start(target: &Target<'_>, streams: usize) -> anyhow::Result<Self> {
+        let address = target.address;
+        let listener = target.to.run(move || TcpListener::bind((address, 0)))??;
+        let at: SocketAddr = listener.local_addr()?;
+        let (stop, received) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let mut threads = Vec::new();
+        for _ in 0..streams {
+            let connect = move || TcpStream::connect_timeout(&at, Duration::from_secs(10));
+            let sender = target.from.run(connect)??;
+            let (reader, _) = listener.accept()?;
+            for stream in [&sender, &reader] {
+                // So that every thread looks whether it is to stop.
+                stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+                stream.set_write_timeout(Some(Duration::from_millis(100)))?;
+            }
+            let (flag, count) = (Arc::clone(&stop), Arc::clone(&received));
+            threads.push(std::thread::spawn(move || read(reader, &flag, &count)));
+            let flag = Arc::clone(&stop);
+            threads.push(std::thread::spawn(move || write(sender, &flag)));
+        }
+        let flow = Self {
+            stop,
+            received,
+            threads,
+        };
+        std::thread::sleep(WARM_UP);
+        Ok(flow)
+    }
+
+    /// Bytes that arrive in this time, and seconds.
+    pub(super) fn watch(&self, time: Duration) -> anyhow::Result<(u64, f64)> {
+        let (before, start) = (self.received.load(Ordering::Relaxed), Instant::now());
+        std::thread::sleep(time);
+        let bytes = self.received.load(Ordering::Relaxed) - before;
+        let dead = self.threads.iter().any(JoinHandle::is_finished);
+        ensure!(!dead, "a stream has ended early");
+        Ok((bytes, start.elapsed().as_secs_f64()))
+    }
+
+    pub(super) fn stop(self) -> anyhow::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread
+                .join()
+                .map_err(|_| anyhow!("a stream's thread has panicked"))??;
+        }
+        Ok(())
+    }
+}
+
+/// Whether it is only that nothing happened for a while.
+fn waits(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    )
+}
+
+fn read(mut stream: TcpStream, stop: &AtomicBool, received: &AtomicU64) -> std::io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    while !stop.load(Ordering::Relaxed) {
+        match stream.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(len) => drop(received.fetch_add(len as u64, Ordering::Relaxed)),
+            Err(error) if waits(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn write(mut stream: TcpStream, stop: &AtomicBool) -> std::io::Result<()> {
+    let chunk = vec![0x5a; CHUNK];
+    while !stop.load(Ordering::Relaxed) {
+        match stream.write(&chunk) {
+            Ok(_) => {}
+            Err(error) if waits(&error) => {}
+            // The reader was told to stop first.
+            Err(_) if stop.load(Ordering::Relaxed) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Times of probes that came back, one at a time, and how many did not.
+pub(super) fn round_trips(target: &Target<'_>, samples: usize) -> anyhow::Result<(Times, usize)> {
+    let (here, there) = target.udp()?;
+    here.set_read_timeout(Some(PROBE_MAX))?;
+    there.set_read_timeout(Some(Duration::from_millis(100)))?;
+    here.connect(there.local_addr()?)?;
+    let stop = AtomicBool::new(false);
+    let (mut times, mut lost) = (Vec::with_capacity(samples), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut packet = [0; PROBE];
+            while !stop.load(Ordering::Relaxed) {
+                if let Ok((len, from)) = there.recv_from(&mut packet) {
+                    // What cannot be sent back is lost, and counted where it is waited for.
+                    let _ = there.send_to(&packet[..len], from);
+                }
+            }
+        });
+        let (mut packet, mut answer) = ([0; PROBE], [0; PROBE]);
+        for n in 0..samples as u64 {
+            packet[..8].copy_from_slice(&n.to_le_bytes());
+            let sent = Instant::now();
+            let mut back = here.send(&packet).is_ok();
+            while back {
+                back = here.recv(&mut answer).is_ok();
+                if back && answer == packet {
+                    times.push(sent.elapsed());
+                    break;
+                }
+            }
+            lost += usize::from(!back);
+            std::thread::sleep(PAUSE);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    Ok((Times::new(times), lost))
+}
