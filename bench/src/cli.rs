@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bus, mesh, micro, rib, swarm, transit, tunnel};
+use crate::{bus, mesh, micro, report, rib, swarm, transit, tunnel};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -44,6 +44,12 @@ enum Command {
     Tunnel(tunnel::Command),
     #[command(flatten)]
     Swarm(swarm::Command),
+    /// A page with plots from what was measured, or measures everything for it.
+    #[command(
+        after_help = "Examples:\n  sudo hyphae-bench report --run\n  hyphae-bench report \
+        docs/performance.json"
+    )]
+    Report(report::Args),
     /// Messages between two nodes on this host: rate, latency, large ones, a burst, socket proxies,
     /// against TCP and the server's own socket. Needs no privileges.
     #[command(
@@ -62,6 +68,7 @@ impl Cli {
             Command::Micro(command) => micro::run(command, self.json),
             Command::Tunnel(command) => tunnel::run(command, self.json),
             Command::Swarm(command) => swarm::run(command, self.json),
+            Command::Report(args) => report::run(args),
             Command::Bus(args) => bus::run(args, self.json),
         }
     }

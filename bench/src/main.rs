@@ -10,6 +10,7 @@ mod mesh;
 mod micro;
 mod output;
 mod process;
+mod report;
 mod rib;
 mod stats;
 mod swarm;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The `hyphae` program: the one named, else the one beside this program.
 pub(crate) fn hyphae(named: Option<&Path>) -> anyhow::Result<PathBuf> {
@@ -45,7 +45,7 @@ pub(crate) struct Usage {
 }
 
 /// What a process did between two looks.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Activity {
     /// Of one core.

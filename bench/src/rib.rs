@@ -9,7 +9,7 @@ use hyphae_routing::Rib;
 use hyphae_routing::babel::{DynamicRoute, NextHop};
 use hyphae_wire::babel::Serial;
 use hyphae_wire::{OverlayAddress, Prefix, PublicKey, SecretKey};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::output::{self, Table, number};
 
@@ -29,18 +29,18 @@ pub(crate) struct Args {
 }
 
 /// Nanoseconds each, and all of it at once in milliseconds.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
-    prefixes: usize,
+pub(crate) struct Row {
+    pub(crate) prefixes: usize,
     /// A route of a new prefix, up to the record for the workers.
-    add_ns: f64,
+    pub(crate) add_ns: f64,
     /// Another next hop for a known prefix, likewise.
-    change_ns: f64,
+    pub(crate) change_ns: f64,
     /// The longest match of an address.
-    lookup_ns: f64,
+    pub(crate) lookup_ns: f64,
     /// All entries for workers that start anew.
-    replay_ms: f64,
+    pub(crate) replay_ms: f64,
 }
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {

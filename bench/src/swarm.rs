@@ -21,6 +21,8 @@ mod verdicts;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
+pub(crate) use peers::Row as PeersRow;
+
 use clap::Subcommand;
 use hyphae_wire::Nanos;
 

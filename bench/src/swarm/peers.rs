@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::Args as ClapArgs;
 use hyphae_wire::PublicKey;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::loopback::Swarm;
 use super::node::Spec;
@@ -63,33 +63,33 @@ pub(crate) struct SwarmArgs {
 }
 
 /// One process of the relay.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Process {
-    resident_kib_before: u64,
-    resident_kib_after: u64,
-    anonymous_kib_before: u64,
-    anonymous_kib_after: u64,
-    kib_per_peer: f64,
+pub(crate) struct Process {
+    pub(crate) resident_kib_before: u64,
+    pub(crate) resident_kib_after: u64,
+    pub(crate) anonymous_kib_before: u64,
+    pub(crate) anonymous_kib_after: u64,
+    pub(crate) kib_per_peer: f64,
     #[serde(flatten)]
-    idle: Activity,
+    pub(crate) idle: Activity,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
-    peers: usize,
+pub(crate) struct Row {
+    pub(crate) peers: usize,
     /// From the start of the processes until every node has its link.
-    join_seconds: f64,
-    handshakes_per_second: f64,
-    dataplane: Process,
-    controlplane: Process,
+    pub(crate) join_seconds: f64,
+    pub(crate) handshakes_per_second: f64,
+    pub(crate) dataplane: Process,
+    pub(crate) controlplane: Process,
     /// Of both processes.
-    kib_per_peer: f64,
-    cpu_percent: f64,
-    wakeups_per_second: f64,
+    pub(crate) kib_per_peer: f64,
+    pub(crate) cpu_percent: f64,
+    pub(crate) wakeups_per_second: f64,
     /// At most 16 KiB per peer and below 5 % of a core.
-    within_limits: bool,
+    pub(crate) within_limits: bool,
 }
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
