@@ -1,7 +1,7 @@
 //! The engine: its state, its public calls, and where each input goes. Sending is in `sending`,
 //! receiving in `receiving`, each an `impl Bus`.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -11,9 +11,10 @@ use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 use crate::completed::Completed;
 use crate::incoming::Incoming;
-use crate::outgoing::{Send, SendKey};
+use crate::outgoing::SendKey;
 use crate::path::Path;
 use crate::rng::Rng;
+use crate::sends::{SendRef, Sends};
 use crate::topics::Topics;
 use crate::{
     Config, DeliveryKey, Event, MessageId, MessageInfo, MessageState, Room, Stats, Transmit,
@@ -36,21 +37,18 @@ pub struct Bus {
     pub(crate) events: VecDeque<Event>,
     pub(crate) answers: VecDeque<Answer>,
     // Sending.
-    // Boxed, like the others that are large: trees move their entries about.
-    pub(crate) sends: BTreeMap<SendKey, Box<Send>>,
+    pub(crate) sends: Sends,
     pub(crate) outgoing_bytes: usize,
     /// The way to each /64 that something is sent to.
-    pub(crate) paths: BTreeMap<u64, Path>,
+    pub(crate) paths: HashMap<u64, Path, RandomState>,
     /// Paths with something to send and room for it.
     pub(crate) active: VecDeque<u64>,
-    pub(crate) finished: BTreeMap<SendKey, Box<Finished>>,
-    pub(crate) finished_order: VecDeque<(Nanos, SendKey)>,
-    pub(crate) waiting: BTreeMap<MessageId, Waiting>,
+    pub(crate) waiting: HashMap<MessageId, Waiting, RandomState>,
     // Receiving.
     pub(crate) incoming: HashMap<DeliveryKey, Box<Incoming>, RandomState>,
     pub(crate) incoming_bytes: usize,
     /// Messages and bytes of each peer in `incoming`.
-    pub(crate) shares: BTreeMap<PublicKey, Room>,
+    pub(crate) shares: HashMap<PublicKey, Room, RandomState>,
     pub(crate) completed: Completed,
     pub(crate) room: Room,
     /// Senders that were told to wait, in order.
@@ -58,6 +56,9 @@ pub struct Bus {
     receipts: HashMap<DeliveryKey, u32, RandomState>,
     /// A packet that did not fit the last payload.
     next: Option<Transmit>,
+    /// This node's address, and that of the peer last spoken of: they are hashes of keys.
+    pub(crate) address: OverlayAddress,
+    looked_up: (PublicKey, OverlayAddress),
 }
 
 /// What has a deadline.
@@ -65,17 +66,9 @@ pub struct Bus {
 pub(crate) enum Timer {
     Need(u64),
     Path(u64),
-    Send(SendKey),
     Incoming(DeliveryKey),
     Waiting(MessageId),
     Receipt(DeliveryKey),
-}
-
-/// An outgoing message that is finished.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Finished {
-    pub(crate) info: MessageInfo,
-    pub(crate) key: Option<PublicKey>,
 }
 
 /// A reply that is waited for.
@@ -126,8 +119,11 @@ impl Bus {
     pub fn new(config: Config, topics: Topics, seed: [u8; 32]) -> Self {
         let least = message::OPEN_HEADER_LEN + message::TOPIC_MAX + message::CHUNK_MIN;
         assert!(config.mtu >= least, "a packet holds a topic and a chunk");
+        let address = config.key.address();
         Self {
             completed: Completed::new(config.completed_max),
+            address,
+            looked_up: (config.key, address),
             config,
             topics,
             rng: Rng::new(seed),
@@ -135,16 +131,14 @@ impl Bus {
             timers: Timers::new(),
             events: VecDeque::new(),
             answers: VecDeque::new(),
-            sends: BTreeMap::new(),
+            sends: Sends::default(),
             outgoing_bytes: 0,
-            paths: BTreeMap::new(),
+            paths: HashMap::default(),
             active: VecDeque::new(),
-            finished: BTreeMap::new(),
-            finished_order: VecDeque::new(),
-            waiting: BTreeMap::new(),
+            waiting: HashMap::default(),
             incoming: HashMap::default(),
             incoming_bytes: 0,
-            shares: BTreeMap::new(),
+            shares: HashMap::default(),
             room: Room::ENDLESS,
             held: VecDeque::new(),
             receipts: HashMap::default(),
@@ -183,8 +177,8 @@ impl Bus {
     /// same id. `None` when unknown, or finished too long ago.
     pub fn info(&self, id: MessageId) -> Option<MessageInfo> {
         [false, true].into_iter().find_map(|reply| {
-            let send = self.sends.range(SendKey::any(id, reply)).next();
-            let send = send.map(|(_, send)| {
+            let live = self.sends.live_any(id, reply);
+            let send = live.and_then(|of| self.sends.get(of)).map(|send| {
                 let state = if send.begun {
                     MessageState::Sending
                 } else {
@@ -192,8 +186,7 @@ impl Bus {
                 };
                 send.info(state)
             });
-            let done = self.finished.range(SendKey::any(id, reply)).next();
-            send.or(done.map(|(_, done)| done.info))
+            send.or_else(|| self.sends.done_any(id, reply).map(|done| done.info))
         })
     }
 
@@ -217,6 +210,15 @@ impl Bus {
         for bytes in message::packets(bytes) {
             self.handle_one(now, source, address, bytes.unwrap_or_default());
         }
+        self.judge_path(now, address.subnet_id());
+    }
+
+    /// The address of a peer.
+    pub(crate) fn address_of(&mut self, key: PublicKey) -> OverlayAddress {
+        if self.looked_up.0 != key {
+            self.looked_up = (key, key.address());
+        }
+        self.looked_up.1
     }
 
     fn handle_one(&mut self, now: Nanos, source: PublicKey, address: OverlayAddress, bytes: &[u8]) {
@@ -240,17 +242,17 @@ impl Bus {
                 number,
                 ranges,
             } => {
-                let send = SendKey {
+                let name = SendKey {
                     subnet: address.subnet_id(),
                     id,
                     reply: packet.reply,
                 };
-                if self.sends.get(&send).is_some_and(|s| s.key == Some(source)) {
-                    self.handle_ack(now, send, packet.sequence, status, (number, ranges));
+                if let Some(of) = self.find_sent(name, packet.sequence, source) {
+                    self.handle_ack(now, of, packet.sequence, status, (number, ranges));
                 }
             }
             Body::Read => {
-                self.handle_read(now, key);
+                self.handle_read(now, key, address);
                 self.answer(Answer::Bare {
                     address,
                     id,
@@ -267,21 +269,32 @@ impl Bus {
         }
     }
 
-    fn handle_read(&mut self, now: Nanos, from: DeliveryKey) {
-        let send = SendKey {
-            subnet: from.peer.address().subnet_id(),
+    /// The message that a packet of this number carried a chunk of, or else the one of this name, if it
+    /// went to this node.
+    fn find_sent(&self, name: SendKey, sequence: u64, to: PublicKey) -> Option<SendRef> {
+        let flight = self.paths.get(&name.subnet)?.flight(sequence);
+        let named = |of: &SendRef| self.sends.get(*of).is_some_and(|send| send.name == name);
+        let of = flight.map(|flight| flight.send).filter(named);
+        let of = of.or_else(|| self.sends.live(name))?;
+        self.sends
+            .get(of)
+            .is_some_and(|send| send.key == Some(to))
+            .then_some(of)
+    }
+
+    fn handle_read(&mut self, now: Nanos, from: DeliveryKey, address: OverlayAddress) {
+        let name = SendKey {
+            subnet: address.subnet_id(),
             id: from.id,
             reply: from.reply,
         };
         // The verdict may have been lost on the way.
-        if self
-            .sends
-            .get(&send)
-            .is_some_and(|s| s.key == Some(from.peer))
+        if let Some(of) = self.sends.live(name)
+            && self.sends.get(of).is_some_and(|s| s.key == Some(from.peer))
         {
-            self.finish(now, send, None);
+            self.finish(now, of, None);
         }
-        if let Some(done) = self.finished.get_mut(&send)
+        if let Some(done) = self.sends.done_mut(name)
             && done.key == Some(from.peer)
             && done.info.state == MessageState::Received
         {
@@ -293,7 +306,7 @@ impl Bus {
     /// A message that came in has been read: its sender is told.
     pub fn mark_read(&mut self, now: Nanos, key: DeliveryKey) {
         if key.peer == self.config.key {
-            self.handle_read(now, key);
+            self.handle_read(now, key, self.address);
             return;
         }
         if self.receipts.len() < RECEIPTS_MAX {
@@ -313,8 +326,9 @@ impl Bus {
             }
             self.timers.set(Timer::Receipt(key), now + wait);
         }
+        let address = self.address_of(key.peer);
         self.answer(Answer::Bare {
-            address: key.peer.address(),
+            address,
             id: key.id,
             reply: key.reply,
             sequence: 0,
@@ -328,17 +342,22 @@ impl Bus {
             match timer {
                 Timer::Need(subnet) => self.need_due(now, subnet),
                 Timer::Path(subnet) => self.path_due(now, subnet),
-                Timer::Send(key) => self.send_due(now, key),
                 Timer::Incoming(key) => self.incoming_due(now, key),
                 Timer::Waiting(id) => self.waiting_due(now, id),
                 Timer::Receipt(key) => self.send_receipt(now, key),
             }
         }
+        for of in self.sends.take_due(now) {
+            self.send_due(now, of);
+        }
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Nanos> {
-        self.timers.next()
+        [self.timers.next(), self.sends.next_due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The next event.

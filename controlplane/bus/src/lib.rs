@@ -24,6 +24,7 @@ mod path;
 mod receiving;
 mod rng;
 mod sending;
+mod sends;
 mod stats;
 pub mod topics;
 mod types;
@@ -33,6 +34,6 @@ pub use engine::Bus;
 pub use stats::Stats;
 pub use types::{
     AbortReason, DeliveryKey, Destination, Event, Inbound, InvalidMessageId, InvalidTopic,
-    MessageId, MessageInfo, MessageState, Outgoing, PushError, Refuse, Rejection, Room, Topic,
-    Transmit,
+    MessageId, MessageInfo, MessageState, Outgoing, Progress, PushError, Refuse, Rejection, Room,
+    Topic, Transmit,
 };

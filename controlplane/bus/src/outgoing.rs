@@ -1,15 +1,16 @@
 //! An outgoing message.
 //!
-//! Each of its chunks is not sent yet (`next` and beyond), on its way (`flights`), lost (`lost`), or
-//! else acknowledged. When the last is acknowledged, the verdict of the receiver is waited for.
+//! Each of its chunks is acknowledged (all before `first`, and some of `flights`), on its way (the rest of
+//! `flights`), lost (`lost`), or not sent yet (`next` and beyond). When the last is acknowledged, the verdict of the receiver is waited for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use hyphae_wire::message::Cut;
 use hyphae_wire::{Nanos, PublicKey};
 
-use crate::{Destination, MessageId, MessageInfo, MessageState, Topic};
+use crate::config::{TRY_DURATION_DEFAULT, TRY_DURATION_MAX};
+use crate::{Destination, MessageId, MessageInfo, MessageState, Outgoing, Progress, Topic};
 
 /// Names an outgoing message: its id, whether it is a reply, the /64 that it goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,14 +18,6 @@ pub(crate) struct SendKey {
     pub(crate) id: MessageId,
     pub(crate) reply: bool,
     pub(crate) subnet: u64,
-}
-
-impl SendKey {
-    /// All with this id, to whichever node.
-    pub(crate) fn any(id: MessageId, reply: bool) -> std::ops::RangeInclusive<Self> {
-        let key = |subnet| Self { id, reply, subnet };
-        key(0)..=key(u64::MAX)
-    }
 }
 
 /// What is being waited for.
@@ -38,7 +31,11 @@ pub(crate) enum Phase {
     Held(Nanos),
 }
 
+/// The number of the packet of a chunk that is not on its way.
+const GROUNDED: u64 = 0;
+
 pub(crate) struct Send {
+    pub(crate) name: SendKey,
     pub(crate) destination: Destination,
     /// Key that the destination must have: given, or learnt with the session.
     pub(crate) key: Option<PublicKey>,
@@ -51,68 +48,156 @@ pub(crate) struct Send {
     pub(crate) phase: Phase,
     /// Verdicts asked for, or refusals for want of room, in a row.
     pub(crate) attempts: u32,
+    /// The first chunk that is not acknowledged.
+    first: u32,
     pub(crate) next: u32,
-    /// Chunks on their way, and the numbers of their packets.
-    pub(crate) flights: BTreeMap<u32, u64>,
-    pub(crate) lost: BTreeSet<u32>,
+    /// From there to `next`: numbers of the packets that they are on their way in.
+    flights: VecDeque<u64>,
+    lost: BTreeSet<u32>,
     /// Number of the packet that opened it last.
     pub(crate) opened_by: u64,
     /// The receiver has acknowledged the opening.
     pub(crate) opened: bool,
     /// Something of it has been sent.
     pub(crate) begun: bool,
-    /// Its place among the ready ones of its path.
-    pub(crate) place: Option<u64>,
+    /// It is among the ready ones of its path.
+    pub(crate) queued: bool,
+    /// When it is looked at, at the latest.
+    pub(crate) alarm: Nanos,
+}
+
+/// A chunk that may go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunk {
+    pub(crate) number: u32,
+    pub(crate) again: bool,
 }
 
 impl Send {
+    pub(crate) fn new(now: Nanos, name: SendKey, message: Outgoing, cut: Cut) -> Self {
+        let try_for = message.try_for.unwrap_or(TRY_DURATION_DEFAULT);
+        Self {
+            name,
+            destination: message.destination,
+            key: match message.destination {
+                Destination::Key(key) => Some(key),
+                Destination::Address(_) => None,
+            },
+            digest: message
+                .digest
+                .unwrap_or_else(|| *blake3::hash(&message.payload).as_bytes()),
+            cut,
+            topic: message.topic,
+            payload: message.payload,
+            created: now,
+            deadline: now + try_for.min(TRY_DURATION_MAX),
+            phase: Phase::Transfer,
+            attempts: 0,
+            first: 0,
+            next: 0,
+            flights: VecDeque::new(),
+            lost: BTreeSet::new(),
+            opened_by: 0,
+            opened: false,
+            begun: false,
+            queued: false,
+            alarm: Nanos::NEVER,
+        }
+    }
+
     /// Whether a chunk waits to be sent.
     pub(crate) fn has_more(&self) -> bool {
         self.phase == Phase::Transfer && (!self.lost.is_empty() || self.next < self.cut.count())
     }
 
-    /// The next chunk to send, and whether it goes again.
-    pub(crate) fn take_chunk(&mut self) -> Option<(u32, bool)> {
+    /// The next chunk to send.
+    pub(crate) fn take_chunk(&mut self) -> Option<Chunk> {
         if self.phase != Phase::Transfer {
             return None;
         }
-        if let Some(chunk) = self.lost.pop_first() {
-            return Some((chunk, true));
-        }
-        let chunk = self.next;
-        (chunk < self.cut.count()).then(|| {
-            self.next += 1;
-            (chunk, false)
+        let again = self.lost.pop_first();
+        let number = again.unwrap_or(self.next);
+        (number < self.cut.count()).then_some(Chunk {
+            number,
+            again: again.is_some(),
         })
     }
 
-    /// Chunks `first..end` are there; gives the numbers of packets that are not on their way any
-    /// more.
-    pub(crate) fn acknowledge(&mut self, first: u32, end: u32) -> Vec<u64> {
-        if first >= end {
-            return Vec::new();
+    /// A chunk that was taken is on its way.
+    pub(crate) fn sent(&mut self, chunk: u32, sequence: u64) {
+        if chunk == self.next {
+            self.next += 1;
+            self.flights.push_back(sequence);
+        } else if let Some(flight) = self.flight(chunk) {
+            *flight = sequence;
         }
-        let flying: Vec<u32> = self.flights.range(first..end).map(|(c, _)| *c).collect();
-        let late: Vec<u32> = self.lost.range(first..end).copied().collect();
-        for chunk in late {
-            self.lost.remove(&chunk);
+    }
+
+    fn flight(&mut self, chunk: u32) -> Option<&mut u64> {
+        let place = usize::try_from(chunk.checked_sub(self.first)?).ok()?;
+        self.flights.get_mut(place)
+    }
+
+    /// The packet of a chunk did not arrive: the chunk is to be sent again.
+    pub(crate) fn lose(&mut self, chunk: u32, sequence: u64) {
+        if let Some(flight) = self.flight(chunk)
+            && *flight == sequence
+        {
+            *flight = GROUNDED;
+            self.lost.insert(chunk);
         }
-        let numbers = flying.iter().filter_map(|chunk| self.flights.remove(chunk));
-        numbers.collect()
+    }
+
+    /// Chunks `first..end` are there; `landed` is told the numbers of packets that are not on their way
+    /// any more.
+    pub(crate) fn acknowledge(&mut self, first: u32, end: u32, mut landed: impl FnMut(u64)) {
+        for chunk in first.max(self.first)..end.min(self.next) {
+            let Some(flight) = self.flight(chunk) else {
+                break;
+            };
+            match std::mem::replace(flight, GROUNDED) {
+                GROUNDED => {
+                    self.lost.remove(&chunk);
+                }
+                sequence => landed(sequence),
+            }
+        }
+        while self.flights.front() == Some(&GROUNDED) && !self.lost.contains(&self.first) {
+            self.flights.pop_front();
+            self.first += 1;
+        }
     }
 
     /// Every chunk is acknowledged.
     pub(crate) fn is_through(&self) -> bool {
-        self.next >= self.cut.count() && self.lost.is_empty() && self.flights.is_empty()
+        self.next >= self.cut.count() && self.flights.is_empty()
     }
 
-    /// Back to the beginning; gives the numbers of packets on their way.
-    pub(crate) fn restart(&mut self) -> Vec<u64> {
-        self.next = 0;
+    /// Numbers of its packets on their way.
+    pub(crate) fn on_the_way(&self) -> impl Iterator<Item = u64> {
+        let flying = self.flights.iter().copied();
+        flying.filter(|sequence| *sequence != GROUNDED)
+    }
+
+    /// Back to the beginning.
+    pub(crate) fn restart(&mut self) {
+        (self.first, self.next) = (0, 0);
+        self.flights.clear();
         self.lost.clear();
         self.opened = false;
         self.phase = Phase::Transfer;
-        std::mem::take(&mut self.flights).into_values().collect()
+    }
+
+    /// Chunks that wait to be sent, are on their way, and are acknowledged.
+    fn progress(&self) -> Progress {
+        let count = |chunks: usize| u32::try_from(chunks).unwrap_or(u32::MAX);
+        let sent = count(self.on_the_way().count());
+        let pending = self.cut.count() - self.next + count(self.lost.len());
+        Progress {
+            pending,
+            sent,
+            acknowledged: self.cut.count().saturating_sub(pending + sent),
+        }
     }
 
     /// When it wants attention.
@@ -131,6 +216,7 @@ impl Send {
             deadline: self.deadline,
             len: self.payload.len(),
             reason: None,
+            progress: self.progress(),
         }
     }
 }

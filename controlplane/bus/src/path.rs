@@ -7,13 +7,13 @@
 //! The window grows by slow start, then by one packet per round trip, and shrinks to 70 % once per
 //! round trip with losses.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 use crate::config::RETRANSMISSION_DELAY;
-use crate::outgoing::SendKey;
+use crate::sends::SendRef;
 
 /// A packet is lost when one that was sent this many later has been answered.
 const REORDER_MAX: u64 = 3;
@@ -32,10 +32,27 @@ pub(crate) const TURN: u32 = 8;
 /// A chunk on its way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flight {
-    pub(crate) send: SendKey,
+    pub(crate) send: SendRef,
     pub(crate) chunk: u32,
     pub(crate) bytes: usize,
     pub(crate) at: Nanos,
+}
+
+/// What arrived at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Landing {
+    pub(crate) bytes: usize,
+    pub(crate) latest: Nanos,
+}
+
+impl Landing {
+    /// Takes a packet off the way.
+    pub(crate) fn take(&mut self, path: &mut Path, sequence: u64) {
+        if let Some(flight) = path.take(sequence) {
+            self.bytes += flight.bytes;
+            self.latest = self.latest.max(flight.at);
+        }
+    }
 }
 
 pub(crate) struct Path {
@@ -44,17 +61,24 @@ pub(crate) struct Path {
     pub(crate) session: Option<PublicKey>,
     /// Attempts to get a session since there was one.
     pub(crate) needs: u32,
-    pub(crate) messages: BTreeSet<SendKey>,
-    /// Messages with something to send, in the order of their turns.
-    pub(crate) ready: BTreeMap<u64, SendKey>,
-    places: u64,
+    /// Messages on it.
+    pub(crate) messages: usize,
+    /// Messages with something to send, in the order of their turns. Those that are finished stay until
+    /// their turn.
+    pub(crate) ready: VecDeque<SendRef>,
+    /// Messages that wait for room at the receiver, and some that did.
+    pub(crate) held: Vec<SendRef>,
     /// It is in the engine's list of paths with something to send.
     pub(crate) active: bool,
     /// Chunks sent in the turn of the first ready message.
     pub(crate) turn: u32,
-    pub(crate) flights: BTreeMap<u64, Flight>,
+    /// Packets on their way, by number from `oldest` on. The first, if there is one, is on its way.
+    flights: VecDeque<Option<Flight>>,
+    oldest: u64,
     pub(crate) bytes: usize,
     sequence: u64,
+    /// When it is looked at, at the latest.
+    pub(crate) alarm: Nanos,
     answered: Option<u64>,
     sent_at: Nanos,
     smoothed: Option<Duration>,
@@ -76,14 +100,16 @@ impl Path {
             address,
             session: None,
             needs: 0,
-            messages: BTreeSet::new(),
-            ready: BTreeMap::new(),
-            places: 0,
+            messages: 0,
+            ready: VecDeque::new(),
+            held: Vec::new(),
             active: false,
             turn: 0,
-            flights: BTreeMap::new(),
+            flights: VecDeque::new(),
+            oldest: 1,
             bytes: 0,
             sequence: 0,
+            alarm: Nanos::NEVER,
             answered: None,
             sent_at: Nanos(0),
             smoothed: None,
@@ -99,22 +125,10 @@ impl Path {
         }
     }
 
-    /// Puts a message at the end of the queue; gives its place.
-    pub(crate) fn queue(&mut self, send: SendKey) -> u64 {
-        self.places += 1;
-        self.ready.insert(self.places, send);
-        self.places
-    }
-
-    /// Takes a message out of the queue; the next one gets a full turn.
-    pub(crate) fn leave(&mut self, place: Option<u64>) {
-        if let Some(place) = place {
-            let first = self.ready.first_key_value().map(|(first, _)| *first);
-            if first == Some(place) {
-                self.turn = 0;
-            }
-            self.ready.remove(&place);
-        }
+    /// The first of the queue leaves it; the next one gets a full turn.
+    pub(crate) fn leave(&mut self) {
+        self.turn = 0;
+        self.ready.pop_front();
     }
 
     /// Whether another packet may go.
@@ -132,19 +146,48 @@ impl Path {
         self.bytes += flight.bytes;
         self.sent_at = flight.at;
         self.probes = self.probes.saturating_sub(1);
-        self.flights.insert(sequence, flight);
+        if self.flights.is_empty() {
+            self.oldest = sequence;
+        }
+        // Packets without a chunk have numbers, too.
+        while self
+            .place(sequence)
+            .is_some_and(|place| place > self.flights.len())
+        {
+            self.flights.push_back(None);
+        }
+        self.flights.push_back(Some(flight));
+    }
+
+    fn place(&self, sequence: u64) -> Option<usize> {
+        usize::try_from(sequence.checked_sub(self.oldest)?).ok()
+    }
+
+    /// The message that a packet on its way belongs to.
+    pub(crate) fn flight(&self, sequence: u64) -> Option<&Flight> {
+        self.flights.get(self.place(sequence)?)?.as_ref()
+    }
+
+    fn first_flight(&self) -> Option<(u64, &Flight)> {
+        let first = self.flights.front()?.as_ref();
+        first.map(|flight| (self.oldest, flight))
     }
 
     /// Takes a packet off the way without judging it.
     pub(crate) fn take(&mut self, sequence: u64) -> Option<Flight> {
-        let flight = self.flights.remove(&sequence)?;
+        let place = self.place(sequence)?;
+        let flight = self.flights.get_mut(place)?.take()?;
         self.bytes -= flight.bytes;
+        while let Some(None) = self.flights.front() {
+            self.flights.pop_front();
+            self.oldest += 1;
+        }
         Some(flight)
     }
 
     /// The answer to a packet of this message has come: learn from it.
-    pub(crate) fn answered(&mut self, now: Nanos, send: SendKey, sequence: u64) {
-        let Some(flight) = self.flights.get(&sequence).filter(|f| f.send == send) else {
+    pub(crate) fn answered(&mut self, now: Nanos, send: SendRef, sequence: u64) {
+        let Some(flight) = self.flight(sequence).filter(|f| f.send == send).copied() else {
             return;
         };
         self.answered = self.answered.max(Some(sequence));
@@ -164,6 +207,15 @@ impl Path {
         }
     }
 
+    /// These packets have arrived.
+    pub(crate) fn land(&mut self, sequences: impl IntoIterator<Item = u64>) {
+        let mut landing = Landing::default();
+        for sequence in sequences {
+            landing.take(self, sequence);
+        }
+        self.arrived(landing.bytes, landing.latest);
+    }
+
     /// Bytes that were sent at `at` at the latest have arrived.
     pub(crate) fn arrived(&mut self, bytes: usize, at: Nanos) {
         // A window that was not filled says nothing about a bigger one.
@@ -180,20 +232,19 @@ impl Path {
     }
 
     /// Takes what is lost off the way, in order.
-    pub(crate) fn take_lost(&mut self, now: Nanos) -> Vec<Flight> {
+    pub(crate) fn take_lost(&mut self, now: Nanos) -> Vec<(u64, Flight)> {
         let Some(answered) = self.answered else {
             return Vec::new();
         };
         let patience = self.patience();
         let mut lost = Vec::new();
-        while let Some((sequence, flight)) = self.flights.first_key_value()
-            && *sequence < answered
+        while let Some((sequence, flight)) = self.first_flight()
+            && sequence < answered
             && (sequence + REORDER_MAX <= answered || flight.at + patience <= now)
         {
-            let sequence = *sequence;
-            lost.extend(self.take(sequence));
+            lost.extend(self.take(sequence).map(|flight| (sequence, flight)));
         }
-        if let Some(last) = lost.last()
+        if let Some((_, last)) = lost.last()
             && last.at > self.recovery_from
         {
             self.recovery_from = now;
@@ -206,7 +257,7 @@ impl Path {
 
     /// Nothing has been answered for too long: takes the two oldest off the way, to be sent again
     /// whatever the window says.
-    pub(crate) fn take_timed_out(&mut self, now: Nanos) -> Vec<Flight> {
+    pub(crate) fn take_timed_out(&mut self, now: Nanos) -> Vec<(u64, Flight)> {
         if self.timeout_at() > now || self.flights.is_empty() {
             return Vec::new();
         }
@@ -217,18 +268,22 @@ impl Path {
             self.window = WINDOW_MIN_PACKETS * self.packet;
             self.recovery_from = now;
         }
-        let oldest: Vec<u64> = self.flights.keys().take(2).copied().collect();
-        let taken: Vec<_> = oldest.into_iter().filter_map(|s| self.take(s)).collect();
         self.probes = 2;
+        let mut taken = Vec::new();
+        while taken.len() < 2
+            && let Some((sequence, _)) = self.first_flight()
+        {
+            taken.extend(self.take(sequence).map(|flight| (sequence, flight)));
+        }
         taken
     }
 
     /// When something has to be judged again.
     pub(crate) fn deadline(&self) -> Nanos {
-        let Some((sequence, flight)) = self.flights.first_key_value() else {
+        let Some((sequence, flight)) = self.first_flight() else {
             return Nanos::NEVER;
         };
-        let late = Some(*sequence) < self.answered;
+        let late = Some(sequence) < self.answered;
         let lost = if late {
             flight.at + self.patience()
         } else {
@@ -258,11 +313,14 @@ impl Path {
     }
 
     /// The session is gone: what was on the way is, too, and says nothing about the next session.
-    pub(crate) fn reset(&mut self) -> Vec<Flight> {
+    pub(crate) fn reset(&mut self) -> Vec<(u64, Flight)> {
         self.session = None;
         self.timeouts = 0;
         self.probes = 0;
         self.bytes = 0;
-        std::mem::take(&mut self.flights).into_values().collect()
+        let flights = (self.oldest..).zip(std::mem::take(&mut self.flights));
+        flights
+            .filter_map(|(sequence, flight)| Some((sequence, flight?)))
+            .collect()
     }
 }

@@ -6,6 +6,7 @@ use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 use crate::engine::{Answer, Timer};
 use crate::incoming::{Incoming, OVERHEAD, Stage, Took};
 use crate::outgoing::SendKey;
+use crate::sends::SendRef;
 use crate::topics::TopicClass;
 use crate::{AbortReason, Bus, DeliveryKey, Event, Inbound, Refuse, Rejection, Room, Topic};
 
@@ -114,9 +115,12 @@ impl Bus {
         self.check_room(now, key, &topic, cut.len)?;
         let incoming = Incoming::new(now, address, topic, cut, *digest);
         self.charge(key.peer, incoming.cost());
+        // One that comes whole waits for nothing but the caller.
+        if incoming.cut.count() > 1 {
+            let at = now + self.config.incoming_idle;
+            self.timers.set(Timer::Incoming(key), at);
+        }
         self.incoming.insert(key, Box::new(incoming));
-        let at = now + self.config.incoming_idle;
-        self.timers.set(Timer::Incoming(key), at);
         Ok(())
     }
 
@@ -219,7 +223,14 @@ impl Bus {
         let took = incoming.take(now, number, data);
         let address = incoming.address;
         match took {
-            Took::Mismatch => self.stats.malformed += 1,
+            Took::Mismatch => {
+                self.stats.malformed += 1;
+                // Without a deadline nobody else would forget it.
+                if incoming.cut.count() == 1 && incoming.stage == Stage::Partial {
+                    self.drop_incoming(key);
+                    return;
+                }
+            }
             Took::Nothing | Took::Chunk => {}
             Took::Whole(true) => {
                 let inbound = Inbound {
@@ -230,7 +241,9 @@ impl Bus {
                     topic: incoming.topic.clone(),
                     payload: incoming.hand_over().into(),
                 };
-                self.timers.set(Timer::Incoming(key), Nanos::NEVER);
+                if incoming.cut.count() > 1 {
+                    self.timers.set(Timer::Incoming(key), Nanos::NEVER);
+                }
                 self.events.push_back(Event::Deliver(inbound));
             }
             Took::Whole(false) => {
@@ -278,13 +291,12 @@ impl Bus {
     }
 
     /// A message to this node itself.
-    pub(crate) fn deliver_own(&mut self, now: Nanos, send: SendKey) {
-        let Some((payload, topic)) = self.own_payload(send) else {
+    pub(crate) fn deliver_own(&mut self, now: Nanos, send: SendRef) {
+        let Some((SendKey { id, reply, .. }, payload, topic)) = self.own_payload(send) else {
             return;
         };
-        let (peer, id, reply) = (self.config.key, send.id, send.reply);
+        let (peer, address) = (self.config.key, self.address);
         let key = DeliveryKey { peer, id, reply };
-        let address = peer.address();
         if let Some(waiting) = self.waiting.get_mut(&id).filter(|_| !reply) {
             waiting.key = Some(peer);
         }
@@ -357,7 +369,9 @@ impl Bus {
                 self.drop_incoming(key);
                 if key.peer == self.config.key {
                     self.stats.pushed_back += 1;
-                    self.hold_own(now, own_send(key));
+                    if let Some(own) = self.own_send(key) {
+                        self.hold_own(now, own);
+                    }
                 } else {
                     self.push_back(key, address);
                     self.say(key, address, sequence, Status::Full);
@@ -375,7 +389,9 @@ impl Bus {
         self.drop_incoming(key);
         if key.peer == self.config.key {
             let reason = rejection(status).map(AbortReason::Rejected);
-            self.finish(now, own_send(key), reason);
+            if let Some(own) = self.own_send(key) {
+                self.finish(now, own, reason);
+            }
         } else {
             self.completed.insert(now, key, status);
             self.say(key, address, sequence, status);
@@ -426,7 +442,9 @@ impl Bus {
         let Some(incoming) = self.incoming.remove(&key) else {
             return;
         };
-        self.timers.set(Timer::Incoming(key), Nanos::NEVER);
+        if incoming.cut.count() > 1 {
+            self.timers.set(Timer::Incoming(key), Nanos::NEVER);
+        }
         let cost = incoming.cost();
         self.incoming_bytes -= cost;
         if let Some(share) = self.shares.get_mut(&key.peer) {
@@ -437,12 +455,13 @@ impl Bus {
             }
         }
     }
-}
 
-fn own_send(key: DeliveryKey) -> SendKey {
-    SendKey {
-        id: key.id,
-        reply: key.reply,
-        subnet: key.peer.address().subnet_id(),
+    /// The outgoing side of a message to this node itself.
+    fn own_send(&self, key: DeliveryKey) -> Option<SendRef> {
+        self.sends.live(SendKey {
+            id: key.id,
+            reply: key.reply,
+            subnet: self.address.subnet_id(),
+        })
     }
 }

@@ -1,19 +1,36 @@
-//! Seeded randomness for ids and jitter. Each draw replaces the key before it gives bytes out.
+//! Seeded randomness for ids and jitter. The key is replaced before bytes of it are given out.
 
 use std::time::Duration;
 
-pub(crate) struct Rng([u8; 32]);
+/// Bytes that are made at once.
+const BLOCK: usize = 256;
+
+pub(crate) struct Rng {
+    key: [u8; 32],
+    block: [u8; BLOCK],
+    used: usize,
+}
 
 impl Rng {
     pub(crate) fn new(seed: [u8; 32]) -> Self {
-        Self(seed)
+        Self {
+            key: seed,
+            block: [0; BLOCK],
+            used: BLOCK,
+        }
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> [u8; N] {
-        let mut stream = blake3::Hasher::new_keyed(&self.0).finalize_xof();
-        stream.fill(&mut self.0);
+        const { assert!(N <= BLOCK) };
+        if self.used + N > BLOCK {
+            let mut stream = blake3::Hasher::new_keyed(&self.key).finalize_xof();
+            stream.fill(&mut self.key);
+            stream.fill(&mut self.block);
+            self.used = 0;
+        }
         let mut out = [0; N];
-        stream.fill(&mut out);
+        out.copy_from_slice(&self.block[self.used..self.used + N]);
+        self.used += N;
         out
     }
 

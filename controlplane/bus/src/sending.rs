@@ -8,18 +8,21 @@ use hyphae_wire::message::{
 };
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
-use crate::config::{REPLY_CLEAR_DELAY, TRY_DURATION_DEFAULT, TRY_DURATION_MAX};
-use crate::engine::{Answer, Bare, Finished, Timer, Waiting, packet};
-use crate::outgoing::{Phase, Send, SendKey};
-use crate::path::{Flight, Path, TURN};
+use crate::config::REPLY_CLEAR_DELAY;
+use crate::engine::{Answer, Bare, Timer, Waiting, packet};
+use crate::outgoing::{Chunk, Phase, Send, SendKey};
+use crate::path::{Flight, Landing, Path, TURN};
+use crate::sends::SendRef;
 use crate::{
-    AbortReason, Bus, Destination, Event, MessageId, MessageState, Outgoing, PushError, Rejection,
-    Transmit,
+    AbortReason, Bus, Destination, Event, MessageId, MessageInfo, MessageState, Outgoing,
+    PushError, Rejection, Transmit,
 };
 
 /// First wait after a refusal for want of room, and after an attempt at a session; doubles.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+/// Places in the queues of a path that may be of messages that have left, beside as many as have not.
+const STALE_MIN: usize = 64;
 
 fn back_off(attempts: u32) -> Duration {
     (BACK_OFF * (1 << attempts.min(6))).min(BACK_OFF_MAX)
@@ -31,15 +34,9 @@ impl Bus {
     /// # Errors
     /// When it cannot be sent, or too much waits already.
     pub fn push(&mut self, now: Nanos, message: Outgoing) -> Result<MessageId, PushError> {
-        let subnet = message.destination.address().subnet_id();
         let id = loop {
             let id = MessageId(self.rng.array());
-            let reply = false;
-            let key = SendKey { id, reply, subnet };
-            let taken = self.sends.contains_key(&key)
-                || self.finished.contains_key(&key)
-                || self.waiting.contains_key(&id);
-            if !taken {
+            if !self.sends.has_own(id) && !self.waiting.contains_key(&id) {
                 break id;
             }
         };
@@ -62,7 +59,11 @@ impl Bus {
         reply: bool,
         message: Outgoing,
     ) -> Result<(), PushError> {
-        let (address, len) = (message.destination.address(), message.payload.len());
+        let address = match message.destination {
+            Destination::Key(key) => self.address_of(key),
+            Destination::Address(address) => address,
+        };
+        let len = message.payload.len();
         if len > MESSAGE_MAX {
             return Err(PushError::TooLong(len));
         }
@@ -70,11 +71,13 @@ impl Bus {
             return Err(PushError::NotOverlay(address));
         }
         let subnet = address.subnet_id();
-        let key = SendKey { id, reply, subnet };
-        let done = self.finished.get(&key);
-        let answered = done.is_some_and(|done| done.info.state != MessageState::Aborted);
-        if self.sends.contains_key(&key) || answered {
-            return Err(PushError::Answered(id));
+        let name = SendKey { id, reply, subnet };
+        if reply {
+            let done = self.sends.done_mut(name);
+            let answered = done.is_some_and(|done| done.info.state != MessageState::Aborted);
+            if answered || self.sends.live(name).is_some() {
+                return Err(PushError::Answered(id));
+            }
         }
         let full = self.sends.len() >= self.config.outgoing_max
             || self.waiting.len() >= self.config.outgoing_max
@@ -85,8 +88,6 @@ impl Bus {
                 bytes: self.outgoing_bytes,
             });
         }
-        let try_for = message.try_for.unwrap_or(TRY_DURATION_DEFAULT);
-        let deadline = now + try_for.min(TRY_DURATION_MAX);
         if let Some(within) = message.reply_within.filter(|_| !reply) {
             let deadline = now + within;
             let waiting = Waiting {
@@ -97,43 +98,24 @@ impl Bus {
             self.waiting.insert(id, waiting);
             self.timers.set(Timer::Waiting(id), deadline);
         }
-        let own = self.config.key.address().subnet_id() == subnet;
         let first = self.config.mtu - OPEN_HEADER_LEN - message.topic.as_bytes().len();
-        let send = Send {
-            destination: message.destination,
-            key: match message.destination {
-                Destination::Key(key) => Some(key),
-                Destination::Address(_) if own => Some(self.config.key),
-                Destination::Address(_) => None,
-            },
-            digest: message
-                .digest
-                .unwrap_or_else(|| *blake3::hash(&message.payload).as_bytes()),
-            cut: Cut {
-                len,
-                first: first.min(len),
-                chunk: self.config.mtu - MESSAGE_HEADER_LEN,
-            },
-            topic: message.topic,
-            payload: message.payload,
-            created: now,
-            deadline,
-            phase: Phase::Transfer,
-            attempts: 0,
-            next: 0,
-            flights: std::collections::BTreeMap::new(),
-            lost: std::collections::BTreeSet::new(),
-            opened_by: 0,
-            opened: false,
-            begun: own,
-            place: None,
+        let cut = Cut {
+            len,
+            first: first.min(len),
+            chunk: self.config.mtu - MESSAGE_HEADER_LEN,
         };
-        self.timers.set(Timer::Send(key), send.due());
+        let own = self.address.subnet_id() == subnet;
+        let mut send = Send::new(now, name, message, cut);
+        if own {
+            send.key.get_or_insert(self.config.key);
+            send.begun = true;
+        }
+        let of = self.sends.insert(send);
+        self.sends.schedule(of);
         self.outgoing_bytes += len;
         self.stats.pushed += 1;
-        self.sends.insert(key, Box::new(send));
         if own {
-            self.deliver_own(now, key);
+            self.deliver_own(now, of);
             return Ok(());
         }
         let (packet, window) = (self.config.mtu, self.config.window_max);
@@ -141,24 +123,23 @@ impl Bus {
             .paths
             .entry(subnet)
             .or_insert_with(|| Path::new(address, packet, window));
-        let lonely = path.session.is_none() && path.messages.is_empty();
-        path.messages.insert(key);
+        let lonely = path.session.is_none() && path.messages == 0;
+        path.messages += 1;
         if lonely {
             self.need_due(now, subnet);
         }
-        self.make_ready(key);
+        self.make_ready(of);
         Ok(())
     }
 
     /// Withdraws an outgoing message, and the wait for its reply. False when it is not being sent.
     pub fn cancel(&mut self, now: Nanos, id: MessageId) -> bool {
         self.forget_waiting(id);
-        let sends = self.sends.range(SendKey::any(id, false));
-        let keys: Vec<SendKey> = sends.map(|(key, _)| *key).collect();
-        for key in &keys {
-            self.finish(now, *key, Some(AbortReason::Cancelled));
-        }
-        !keys.is_empty()
+        let Some(of) = self.sends.live_any(id, false) else {
+            return false;
+        };
+        self.finish(now, of, Some(AbortReason::Cancelled));
+        true
     }
 
     /// There is a session with the node of this address.
@@ -170,20 +151,16 @@ impl Bus {
         path.session = Some(key);
         path.needs = 0;
         self.timers.set(Timer::Need(subnet), Nanos::NEVER);
-        let messages: Vec<SendKey> = path.messages.iter().copied().collect();
-        for send in messages {
-            let held = self.sends.get_mut(&send).is_some_and(|send| {
-                let held = matches!(send.phase, Phase::Held(_));
-                if held {
-                    send.phase = Phase::Transfer;
-                }
-                held
-            });
-            if held {
-                self.schedule_send(send);
+        for of in std::mem::take(&mut path.held) {
+            if let Some(send) = self.sends.get_mut(of)
+                && matches!(send.phase, Phase::Held(_))
+            {
+                send.phase = Phase::Transfer;
+                self.sends.schedule(of);
+                self.make_ready(of);
             }
-            self.make_ready(send);
         }
+        self.activate(subnet);
         self.schedule_path(now, subnet);
     }
 
@@ -205,7 +182,7 @@ impl Bus {
         let Some(path) = self.paths.get_mut(&subnet) else {
             return;
         };
-        if path.session.is_some() || path.messages.is_empty() {
+        if path.session.is_some() || path.messages == 0 {
             return;
         }
         let wait = back_off(path.needs);
@@ -215,17 +192,50 @@ impl Bus {
     }
 
     /// Lets a message take part in sending if it has something to send.
-    fn make_ready(&mut self, key: SendKey) {
-        let Some(send) = self.sends.get_mut(&key) else {
+    fn make_ready(&mut self, of: SendRef) {
+        let Some(send) = self.sends.get_mut(of) else {
             return;
         };
-        let Some(path) = self.paths.get_mut(&key.subnet) else {
+        let subnet = send.name.subnet;
+        let Some(path) = self.paths.get_mut(&subnet) else {
             return;
         };
-        if send.has_more() && send.place.is_none() {
-            send.place = Some(path.queue(key));
+        if send.has_more() && !send.queued {
+            send.queued = true;
+            path.ready.push_back(of);
+            if path.ready.len() > 2 * path.messages + STALE_MIN {
+                let sends = &self.sends;
+                let queued = |of: &SendRef| sends.get(*of).is_some_and(|send| send.queued);
+                path.ready.retain(queued);
+            }
         }
-        self.activate(key.subnet);
+        self.activate(subnet);
+    }
+
+    /// A message waits for room at the receiver.
+    fn hold(&mut self, now: Nanos, of: SendRef, least: Duration) {
+        let Some(send) = self.sends.get_mut(of) else {
+            return;
+        };
+        let wait = back_off(send.attempts).max(least).min(BACK_OFF_MAX);
+        send.attempts += 1;
+        send.phase = Phase::Held(now + self.rng.jitter(wait));
+        let subnet = send.name.subnet;
+        self.sends.schedule(of);
+        let Some(path) = self.paths.get_mut(&subnet) else {
+            return;
+        };
+        path.held.push(of);
+        if path.held.len() > 2 * path.messages + STALE_MIN {
+            let sends = &self.sends;
+            let held = |of: &SendRef| {
+                let send = sends.get(*of);
+                send.is_some_and(|send| matches!(send.phase, Phase::Held(_)))
+            };
+            path.held.retain(held);
+            path.held.sort_unstable();
+            path.held.dedup();
+        }
     }
 
     fn activate(&mut self, subnet: u64) {
@@ -249,19 +259,20 @@ impl Bus {
             let (Some(session), true) = (path.session, path.has_room()) else {
                 continue;
             };
-            let Some(key) = path.ready.first_key_value().map(|(_, key)| *key) else {
+            let Some(of) = path.ready.front().copied() else {
                 continue;
             };
-            // Whoever is finished has left the queue.
-            let Some(send) = self.sends.get_mut(&key) else {
+            let Some(send) = self.sends.get_mut(of) else {
+                path.leave();
+                self.activate(subnet);
                 continue;
             };
             if *send.key.get_or_insert(session) != session {
-                self.finish(now, key, Some(AbortReason::OtherKey));
+                self.finish(now, of, Some(AbortReason::OtherKey));
                 self.activate(subnet);
                 continue;
             }
-            let transmit = self.transmit_chunk(now, key, session);
+            let transmit = self.transmit_chunk(now, of, session);
             self.activate(subnet);
             if transmit.is_some() {
                 return transmit;
@@ -270,17 +281,19 @@ impl Bus {
         None
     }
 
-    fn transmit_chunk(&mut self, now: Nanos, key: SendKey, session: PublicKey) -> Option<Transmit> {
-        let send = self.sends.get_mut(&key)?;
-        let path = self.paths.get_mut(&key.subnet)?;
-        let Some((chunk, again)) = send.take_chunk() else {
-            path.leave(send.place.take());
+    fn transmit_chunk(&mut self, now: Nanos, of: SendRef, session: PublicKey) -> Option<Transmit> {
+        let send = self.sends.get_mut(of)?;
+        let SendKey { id, reply, subnet } = send.name;
+        let path = self.paths.get_mut(&subnet)?;
+        let Some(Chunk { number, again }) = send.take_chunk() else {
+            send.queued = false;
+            path.leave();
             return None;
         };
-        let range = send.cut.range(chunk)?;
+        let range = send.cut.range(number)?;
         let data = send.payload.get(range)?;
         let sequence = path.next_sequence();
-        let body = if chunk == 0 {
+        let body = if number == 0 {
             send.opened_by = sequence;
             Body::Open {
                 cut: send.cut,
@@ -289,14 +302,13 @@ impl Bus {
                 data,
             }
         } else {
-            let number = chunk;
             Body::Data { number, data }
         };
-        let transmit = packet(path.address, key.id, key.reply, sequence, body);
-        send.flights.insert(chunk, sequence);
+        let transmit = packet(path.address, id, reply, sequence, body);
+        send.sent(number, sequence);
         if !send.begun {
             send.begun = true;
-            if let Some(waiting) = self.waiting.get_mut(&key.id).filter(|_| !key.reply) {
+            if let Some(waiting) = self.waiting.get_mut(&id).filter(|_| !reply) {
                 waiting.key = Some(session);
             }
         }
@@ -304,8 +316,8 @@ impl Bus {
         path.sent(
             sequence,
             Flight {
-                send: key,
-                chunk,
+                send: of,
+                chunk: number,
                 bytes: transmit.payload.len(),
                 at: now,
             },
@@ -313,23 +325,38 @@ impl Bus {
         path.turn += 1;
         let more = send.has_more();
         if !more || path.turn >= TURN {
-            path.leave(send.place.take());
+            path.leave();
+            send.queued = more;
             if more {
-                send.place = Some(path.queue(key));
+                path.ready.push_back(of);
             }
         }
-        let deadline = path.deadline();
-        self.timers.set(Timer::Path(key.subnet), deadline);
+        self.schedule_path(now, subnet);
         Some(transmit)
     }
 
     fn schedule_path(&mut self, now: Nanos, subnet: u64) {
-        let Some(path) = self.paths.get(&subnet) else {
+        let Some(path) = self.paths.get_mut(&subnet) else {
             return;
         };
-        // Never in the past: what is due is found by the timer, not by a loop.
+        // Never in the past: what is due is found by the timer, not by a loop. One that is looked at too
+        // early is scheduled again, which is rarer than a later deadline.
         let at = path.deadline().max(now);
-        self.timers.set(Timer::Path(subnet), at);
+        if at < path.alarm {
+            path.alarm = at;
+            self.timers.set(Timer::Path(subnet), at);
+        }
+    }
+
+    /// After the answers of a packet: what else they say about the way.
+    pub(crate) fn judge_path(&mut self, now: Nanos, subnet: u64) {
+        if let Some(path) = self.paths.get_mut(&subnet) {
+            let lost = path.take_lost(now);
+            self.lose(lost);
+            self.activate(subnet);
+            self.schedule_path(now, subnet);
+            self.close_path(subnet);
+        }
     }
 
     /// Something on the way to a node may be lost.
@@ -337,6 +364,7 @@ impl Bus {
         let Some(path) = self.paths.get_mut(&subnet) else {
             return;
         };
+        path.alarm = Nanos::NEVER;
         let mut lost = path.take_lost(now);
         lost.extend(path.take_timed_out(now));
         self.lose(lost);
@@ -345,11 +373,10 @@ impl Bus {
     }
 
     /// Chunks that did not arrive are to be sent again.
-    fn lose(&mut self, flights: Vec<Flight>) {
-        for flight in flights {
-            if let Some(send) = self.sends.get_mut(&flight.send) {
-                send.flights.remove(&flight.chunk);
-                send.lost.insert(flight.chunk);
+    fn lose(&mut self, flights: Vec<(u64, Flight)>) {
+        for (sequence, flight) in flights {
+            if let Some(send) = self.sends.get_mut(flight.send) {
+                send.lose(flight.chunk, sequence);
             }
             self.make_ready(flight.send);
         }
@@ -359,113 +386,88 @@ impl Bus {
     pub(crate) fn handle_ack(
         &mut self,
         now: Nanos,
-        key: SendKey,
+        of: SendRef,
         sequence: u64,
         status: Status,
         (number, ranges): (u32, &[AckRange]),
     ) {
-        let Some(path) = self.paths.get_mut(&key.subnet) else {
-            return;
-        };
-        path.answered(now, key, sequence);
+        let subnet = self.sends.get(of).map(|send| send.name.subnet);
+        if let Some(path) = subnet.and_then(|subnet| self.paths.get_mut(&subnet)) {
+            path.answered(now, of, sequence);
+        }
         match status {
-            Status::Progress => self.handle_progress(now, key, sequence, number, ranges),
-            Status::Received => self.finish(now, key, None),
-            Status::Forbidden => self.rejected(now, key, Rejection::Forbidden),
-            Status::Unasked => self.rejected(now, key, Rejection::Unasked),
-            Status::Late => self.rejected(now, key, Rejection::Late),
-            Status::Malformed => self.rejected(now, key, Rejection::Malformed),
-            Status::Full => self.handle_full(now, key, sequence, number),
-            Status::Unknown => self.handle_unknown(key, sequence),
+            Status::Progress => self.handle_progress(now, of, sequence, number, ranges),
+            Status::Received => self.finish(now, of, None),
+            Status::Forbidden => self.rejected(now, of, Rejection::Forbidden),
+            Status::Unasked => self.rejected(now, of, Rejection::Unasked),
+            Status::Late => self.rejected(now, of, Rejection::Late),
+            Status::Malformed => self.rejected(now, of, Rejection::Malformed),
+            Status::Full => self.handle_full(now, of, sequence, number),
+            Status::Unknown => self.handle_unknown(of, sequence),
             Status::Resume => {
-                if let Some(send) = self.sends.get_mut(&key)
+                if let Some(send) = self.sends.get_mut(of)
                     && matches!(send.phase, Phase::Held(_))
                 {
                     send.phase = Phase::Transfer;
-                    self.schedule_send(key);
-                    self.make_ready(key);
+                    self.sends.schedule(of);
+                    self.make_ready(of);
                 }
             }
         }
-        if let Some(path) = self.paths.get_mut(&key.subnet) {
-            let lost = path.take_lost(now);
-            self.lose(lost);
-        }
-        self.activate(key.subnet);
-        self.schedule_path(now, key.subnet);
-        self.close_path(key.subnet);
     }
 
-    fn rejected(&mut self, now: Nanos, key: SendKey, rejection: Rejection) {
-        self.finish(now, key, Some(AbortReason::Rejected(rejection)));
+    fn rejected(&mut self, now: Nanos, of: SendRef, rejection: Rejection) {
+        self.finish(now, of, Some(AbortReason::Rejected(rejection)));
     }
 
     fn handle_progress(
         &mut self,
         now: Nanos,
-        key: SendKey,
+        of: SendRef,
         sequence: u64,
         number: u32,
         ranges: &[AckRange],
     ) {
-        let Some(send) = self.sends.get_mut(&key) else {
+        let Some(send) = self.sends.get_mut(of) else {
             return;
         };
         // One from before a restart speaks of chunks that are gone.
         if sequence < send.opened_by && !send.opened {
             return;
         }
+        let Some(path) = self.paths.get_mut(&send.name.subnet) else {
+            return;
+        };
+        let mut landing = Landing::default();
         let count = send.next;
-        let mut arrived = send.acknowledge(0, number.min(count));
+        send.acknowledge(0, number.min(count), |sequence| {
+            landing.take(path, sequence)
+        });
         for range in ranges {
-            arrived.extend(send.acknowledge(range.first.get(), range.end.get().min(count)));
+            let (first, end) = (range.first.get(), range.end.get().min(count));
+            send.acknowledge(first, end, |sequence| landing.take(path, sequence));
         }
+        path.arrived(landing.bytes, landing.latest);
         if number > 0 {
             send.opened = true;
             send.attempts = 0;
         }
         if send.phase == Phase::Transfer && send.is_through() {
-            let wait = self.paths.get(&key.subnet).map(|path| path.timeout());
-            let wait = wait.unwrap_or(BACK_OFF).max(BACK_OFF);
-            send.phase = Phase::Verdict(now + wait);
+            send.phase = Phase::Verdict(now + path.timeout().max(BACK_OFF));
         }
-        self.land(key.subnet, arrived);
-        self.schedule_send(key);
-    }
-
-    /// These packets have arrived.
-    fn land(&mut self, subnet: u64, sequences: Vec<u64>) {
-        let Some(path) = self.paths.get_mut(&subnet) else {
-            return;
-        };
-        let (mut bytes, mut latest) = (0, Nanos(0));
-        for flight in sequences.into_iter().filter_map(|s| path.take(s)) {
-            bytes += flight.bytes;
-            latest = latest.max(flight.at);
-        }
-        path.arrived(bytes, latest);
+        self.sends.schedule(of);
     }
 
     /// The receiver has no room: it has forgotten the message, which begins again later.
-    fn handle_full(&mut self, now: Nanos, key: SendKey, sequence: u64, millis: u32) {
-        let Some(send) = self.sends.get_mut(&key) else {
-            return;
-        };
-        if sequence < send.opened_by {
-            return;
+    fn handle_full(&mut self, now: Nanos, of: SendRef, sequence: u64, millis: u32) {
+        if self.start_over(of, sequence) {
+            self.hold(now, of, Duration::from_millis(millis.into()));
         }
-        let gone = send.restart();
-        let asked = Duration::from_millis(millis.into());
-        let wait = back_off(send.attempts).max(asked).min(BACK_OFF_MAX);
-        send.attempts += 1;
-        send.phase = Phase::Held(now + self.rng.jitter(wait));
-        self.land(key.subnet, gone);
-        self.schedule_send(key);
     }
 
     /// The receiver knows nothing of the message.
-    fn handle_unknown(&mut self, key: SendKey, sequence: u64) {
-        let Some(send) = self.sends.get_mut(&key) else {
+    fn handle_unknown(&mut self, of: SendRef, sequence: u64) {
+        let Some(send) = self.sends.get_mut(of) else {
             return;
         };
         if sequence < send.opened_by {
@@ -473,56 +475,63 @@ impl Bus {
         }
         if send.opened {
             // It has been restarted.
-            let gone = send.restart();
-            self.land(key.subnet, gone);
-            self.schedule_send(key);
+            self.start_over(of, sequence);
+            self.sends.schedule(of);
         } else {
             // A later chunk came before the first: the receiver could not keep it.
             let flight = self
                 .paths
-                .get_mut(&key.subnet)
-                .filter(|path| path.flights.get(&sequence).is_some_and(|f| f.send == key))
+                .get_mut(&send.name.subnet)
+                .filter(|path| path.flight(sequence).is_some_and(|f| f.send == of))
                 .and_then(|path| path.take(sequence));
+            let flight = flight.map(|flight| (sequence, flight));
             self.lose(flight.into_iter().collect());
         }
-        self.make_ready(key);
+        self.make_ready(of);
     }
 
-    fn schedule_send(&mut self, key: SendKey) {
-        let at = self.sends.get(&key).map_or(Nanos::NEVER, |send| send.due());
-        self.timers.set(Timer::Send(key), at);
+    /// Takes a message back to its beginning, unless the answer is one from before it was opened last.
+    fn start_over(&mut self, of: SendRef, sequence: u64) -> bool {
+        let Some(send) = self.sends.get_mut(of).filter(|s| sequence >= s.opened_by) else {
+            return false;
+        };
+        if let Some(path) = self.paths.get_mut(&send.name.subnet) {
+            path.land(send.on_the_way());
+        }
+        send.restart();
+        true
     }
 
     /// A message is past its deadline, or wants a verdict, or tries again.
-    pub(crate) fn send_due(&mut self, now: Nanos, key: SendKey) {
-        let own = self.config.key.address().subnet_id() == key.subnet;
-        let Some(send) = self.sends.get_mut(&key) else {
+    pub(crate) fn send_due(&mut self, now: Nanos, of: SendRef) {
+        let Some(send) = self.sends.get_mut(of) else {
             return;
         };
+        let SendKey { id, reply, subnet } = send.name;
         if send.deadline <= now {
-            self.finish(now, key, Some(AbortReason::Deadline));
+            self.finish(now, of, Some(AbortReason::Deadline));
             return;
         }
         match send.phase {
             Phase::Held(at) if at <= now => {
                 send.phase = Phase::Transfer;
-                if own {
-                    self.deliver_own(now, key);
+                if subnet == self.address.subnet_id() {
+                    self.deliver_own(now, of);
                 } else {
-                    self.make_ready(key);
+                    self.make_ready(of);
                 }
             }
             Phase::Verdict(at) if at <= now => {
                 send.phase = Phase::Verdict(now + back_off(send.attempts));
                 send.attempts += 1;
-                if let Some(path) = self.paths.get_mut(&key.subnet)
+                if let Some(path) = self.paths.get_mut(&subnet)
                     && path.session.is_some()
                 {
                     let (address, sequence) = (path.address, path.next_sequence());
                     self.answer(Answer::Bare {
                         address,
-                        id: key.id,
-                        reply: key.reply,
+                        id,
+                        reply,
                         sequence,
                         body: Bare::Query,
                     });
@@ -530,97 +539,76 @@ impl Bus {
             }
             Phase::Transfer | Phase::Held(_) | Phase::Verdict(_) => {}
         }
-        self.schedule_send(key);
+        self.sends.schedule(of);
     }
 
     /// A message to this node itself found no room: it tries again like any other.
-    pub(crate) fn hold_own(&mut self, now: Nanos, key: SendKey) {
-        if let Some(send) = self.sends.get_mut(&key) {
-            let wait = back_off(send.attempts);
-            send.attempts += 1;
-            send.phase = Phase::Held(now + self.rng.jitter(wait));
-            self.schedule_send(key);
-        }
+    pub(crate) fn hold_own(&mut self, now: Nanos, of: SendRef) {
+        self.hold(now, of, Duration::ZERO);
     }
 
     /// Ends an outgoing message: received when there is no reason. Its memory is freed at once.
-    pub(crate) fn finish(&mut self, now: Nanos, key: SendKey, reason: Option<AbortReason>) {
-        let Some(send) = self.sends.remove(&key) else {
-            return;
-        };
-        self.timers.set(Timer::Send(key), Nanos::NEVER);
-        self.outgoing_bytes -= send.payload.len();
+    pub(crate) fn finish(&mut self, now: Nanos, of: SendRef, reason: Option<AbortReason>) {
         let state = if reason.is_none() {
             MessageState::Received
         } else {
             MessageState::Aborted
         };
-        let mut info = send.info(state);
-        info.reason = reason;
+        let info = |send: &Send| MessageInfo {
+            reason,
+            ..send.info(state)
+        };
+        let Some(send) = self.sends.finish(now, of, info) else {
+            return;
+        };
+        let SendKey { id, reply, subnet } = send.name;
+        self.outgoing_bytes -= send.payload.len();
         match reason {
             None => self.stats.received += 1,
             Some(reason) => {
                 *self.stats.aborted.entry(reason.name()).or_default() += 1;
-                if !key.reply {
-                    self.forget_waiting(key.id);
+                if !reply {
+                    self.forget_waiting(id);
                 }
             }
         }
         let told = !matches!(reason, None | Some(AbortReason::Rejected(_)));
-        let flights: Vec<u64> = send.flights.values().copied().collect();
-        if let Some(path) = self.paths.get_mut(&key.subnet) {
-            path.messages.remove(&key);
-            path.leave(send.place);
+        if let Some(path) = self.paths.get_mut(&subnet) {
+            path.messages -= 1;
+            if reason.is_none() {
+                path.land(send.on_the_way());
+            } else {
+                for sequence in send.on_the_way() {
+                    path.take(sequence);
+                }
+            }
             let address = path.address;
             if told && send.begun && path.session == send.key && send.key.is_some() {
                 self.answer(Answer::Bare {
                     address,
-                    id: key.id,
-                    reply: key.reply,
+                    id,
+                    reply,
                     sequence: 0,
                     body: Bare::Abort,
                 });
             }
         }
-        if reason.is_none() {
-            self.land(key.subnet, flights);
-        } else if let Some(path) = self.paths.get_mut(&key.subnet) {
-            for sequence in flights {
-                path.take(sequence);
-            }
-        }
-        let done = Finished {
-            info,
-            key: send.key,
-        };
-        if self.finished.insert(key, Box::new(done)).is_none() {
-            self.finished_order.push_back((now, key));
-        }
-        self.forget_finished(now);
+        let (max, hold) = (self.config.finished_max, self.config.finished_hold);
+        self.sends.forget(max, |at| now.since(at) > hold);
         self.events.push_back(Event::Finished {
-            id: key.id,
-            reply: key.reply,
+            id,
+            reply,
             state,
             reason,
         });
-        self.activate(key.subnet);
-        self.schedule_path(now, key.subnet);
-        self.close_path(key.subnet);
-    }
-
-    fn forget_finished(&mut self, now: Nanos) {
-        let (max, hold) = (self.config.finished_max, self.config.finished_hold);
-        while let Some((at, key)) = self.finished_order.front().copied()
-            && (self.finished_order.len() > max || now.since(at) > hold)
-        {
-            self.finished_order.pop_front();
-            self.finished.remove(&key);
-        }
+        self.activate(subnet);
+        self.schedule_path(now, subnet);
+        self.close_path(subnet);
     }
 
     /// A path without messages is only kept while it knows of a session.
     fn close_path(&mut self, subnet: u64) {
-        let empty = |path: &Path| path.messages.is_empty() && path.session.is_none();
+        let empty = |path: &Path| path.messages == 0 && path.session.is_none();
         if self.paths.get(&subnet).is_some_and(empty) {
             self.paths.remove(&subnet);
             self.timers.set(Timer::Path(subnet), Nanos::NEVER);
@@ -649,8 +637,8 @@ impl Bus {
         self.events.push_back(Event::ReplyTimeout(id));
     }
 
-    pub(crate) fn own_payload(&self, key: SendKey) -> Option<(Bytes, crate::Topic)> {
-        let send = self.sends.get(&key)?;
-        Some((send.payload.clone(), send.topic.clone()))
+    pub(crate) fn own_payload(&self, of: SendRef) -> Option<(SendKey, Bytes, crate::Topic)> {
+        let send = self.sends.get(of)?;
+        Some((send.name, send.payload.clone(), send.topic.clone()))
     }
 }

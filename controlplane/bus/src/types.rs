@@ -21,7 +21,7 @@ pub struct InvalidMessageId(pub String);
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
     }
 }
 
@@ -272,6 +272,17 @@ impl Rejection {
     }
 }
 
+/// How far an outgoing message has come, in chunks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Not sent yet, or to be sent again.
+    pub pending: u32,
+    /// On their way.
+    pub sent: u32,
+    /// Of which the receiver has said that it has them.
+    pub acknowledged: u32,
+}
+
 /// Where an outgoing message is, in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageInfo {
@@ -287,6 +298,8 @@ pub struct MessageInfo {
     pub len: usize,
     /// Why it was given up.
     pub reason: Option<AbortReason>,
+    /// How far it has come.
+    pub progress: Progress,
 }
 
 /// Why a message is not taken for sending.

@@ -50,10 +50,10 @@ pub(crate) struct Attachment {
 /// Watches a descriptor.
 #[allow(
     deprecated,
-    reason = "deprecated for types that do not own their descriptor; both types here do, and the \
+    reason = "deprecated for types that do not own their descriptor; all types here do, and the \
               replacement is an unsafe function"
 )]
-fn watch<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+pub(crate) fn watch<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(inner, Interest::READABLE)
 }
 

@@ -16,7 +16,6 @@ use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{InjectRouted, Program, Punt};
 use hyphae_wire::{Endpoint, Nanos, SecretKey, Service, WorkerId};
-use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::attach::Attachment;
@@ -27,6 +26,7 @@ use crate::endpoint::PeerUrl;
 use crate::host;
 use crate::overlay_log::Totals;
 use crate::routing::{Hold, Routing, RoutingScrape};
+use crate::rpc::Outcome;
 
 /// How often names of peers are looked up again.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ pub(crate) enum Command {
         method: String,
         /// JSON text.
         params: String,
-        reply: oneshot::Sender<Result<Value, Error>>,
+        reply: oneshot::Sender<Outcome>,
     },
     /// Something asked of the message bus.
     Bus(BusCommand),
@@ -109,7 +109,7 @@ pub(crate) struct Node {
     neighbours_at: Nanos,
     counters_at: Nanos,
     memory: memory::Memory,
-    pings: BTreeMap<u64, (Nanos, oneshot::Sender<Result<Value, Error>>)>,
+    pings: BTreeMap<u64, (Nanos, oneshot::Sender<Outcome>)>,
     next_ping: u64,
     /// The host's routes to nodes whose path carries less than the device.
     pub(crate) host_routes: Option<host::HostRoutes>,
@@ -437,10 +437,8 @@ impl Node {
             Event::EchoReply { id, rtt, .. } => {
                 if let Some((_, reply)) = self.pings.remove(&id) {
                     let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-                    let pong = serde_json::to_value(Pong { rtt_micros: micros });
-                    let pong = pong.map_err(|e| Error::new(code::INTERNAL, e.to_string()));
                     // Whoever asked may have gone.
-                    let _ = reply.send(pong);
+                    let _ = reply.send(crate::rpc::value(Pong { rtt_micros: micros }));
                 }
             }
             Event::TraceReply { id, code, key, rtt } => {
@@ -493,12 +491,7 @@ impl Node {
         }
     }
 
-    fn start_ping(
-        &mut self,
-        now: Nanos,
-        params: &str,
-        reply: oneshot::Sender<Result<Value, Error>>,
-    ) {
+    fn start_ping(&mut self, now: Nanos, params: &str, reply: oneshot::Sender<Outcome>) {
         match crate::rpc::ping_params(params) {
             Ok((address, timeout)) => {
                 let id = self.next_ping;
@@ -513,12 +506,7 @@ impl Node {
         }
     }
 
-    fn start_trace(
-        &mut self,
-        now: Nanos,
-        params: &str,
-        reply: oneshot::Sender<Result<Value, Error>>,
-    ) {
+    fn start_trace(&mut self, now: Nanos, params: &str, reply: oneshot::Sender<Outcome>) {
         match crate::rpc::trace_params(params) {
             Ok((address, hop_limit, timeout)) => {
                 let id = self.next_ping;

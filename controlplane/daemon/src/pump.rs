@@ -1,13 +1,19 @@
 //! The loop of the engine task: waits for records, time, calls and names; after each, drains the
 //! engines into the rings.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hyphae_shm::record::Punt;
 use hyphae_wire::Nanos;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::attach::{AttachFailure, Attachment};
+use crate::attach::{AttachFailure, Attachment, watch};
 use crate::node::{Command, Node};
 
 /// Records taken from the workers before anything else gets a turn.
@@ -16,8 +22,10 @@ const PUNT_BUDGET: usize = 512;
 const COMMAND_BUDGET: usize = 256;
 /// How often attaching is tried.
 const ATTACH_RETRY: Duration = Duration::from_millis(20);
-/// How soon a full program ring is tried again.
-const BACKLOG_RETRY: Duration = Duration::from_millis(1);
+/// How soon a full program ring is tried again: a worker empties it within a turn.
+const BACKLOG_RETRY: Duration = Duration::from_micros(50);
+/// Waits shorter than this need a finer clock than the runtime's, which counts milliseconds and rounds up.
+const SHORT: Duration = Duration::from_millis(4);
 /// How often a refusal to attach is logged.
 const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
 
@@ -38,6 +46,45 @@ impl Patience {
         }
         self.complained.get_or_insert(now);
         tokio::time::sleep(ATTACH_RETRY).await;
+    }
+}
+
+/// Sleeps as exactly as the kernel's timers.
+struct Alarm {
+    /// Missing where the kernel gave none; then the runtime's clock has to do.
+    timer: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Alarm {
+    fn new() -> Self {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags).ok();
+        Self {
+            timer: timer.and_then(|timer| watch(timer).ok()),
+        }
+    }
+
+    async fn sleep(&self, wait: Duration) {
+        let timer = self.timer.as_ref().filter(|_| wait < SHORT);
+        let set = timer.filter(|timer| {
+            let time = Itimerspec {
+                it_interval: Timespec::default(),
+                it_value: Timespec {
+                    tv_sec: 0,
+                    tv_nsec: wait.subsec_nanos().max(1).into(),
+                },
+            };
+            timerfd_settime(timer.get_ref(), TimerfdTimerFlags::empty(), &time).is_ok()
+        });
+        match set {
+            Some(timer) => {
+                // It is set anew each time, which takes back what it has said; an error ends the sleep.
+                if let Ok(mut ready) = timer.readable().await {
+                    ready.clear_ready();
+                }
+            }
+            None => tokio::time::sleep(wait).await,
+        }
     }
 }
 
@@ -86,6 +133,7 @@ pub(crate) async fn run(
 
 /// Works with one dataplane until it is gone. True when told to shut down.
 async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool {
+    let alarm = Alarm::new();
     loop {
         let punts = take_punts(node);
         node.handle_timeout(now());
@@ -101,9 +149,13 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool 
         if left {
             wait = wait.min(BACKLOG_RETRY);
         }
-        if more {
-            wait = Duration::ZERO;
-        }
+        let pause = async {
+            if more || wait.is_zero() {
+                tokio::task::yield_now().await;
+            } else {
+                alarm.sleep(wait).await;
+            }
+        };
         let Some(attachment) = &node.attachment else {
             return false;
         };
@@ -125,7 +177,7 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool 
             resolved = node.resolver.next() => node.resolved(now(), resolved),
             found = node.discovery.next() => node.found(now(), found),
             result = attachment.rung() => if result.is_err() { return false },
-            () = tokio::time::sleep(wait) => {}
+            () = pause => {}
         }
         if let Some(attachment) = &mut node.attachment {
             attachment.wake();

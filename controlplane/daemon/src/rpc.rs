@@ -31,7 +31,7 @@ use crate::config::Allowed;
 pub(crate) use dispatch::{Dispatcher, Parts};
 pub(crate) use http::{router, tcp_router};
 pub(crate) use latency::Latency;
-pub(crate) use methods::{ping_params, state_name, trace_hop, trace_params};
+pub(crate) use methods::{Outcome, ping_params, state_name, trace_hop, trace_params, value};
 pub(crate) use remote::{REMOTE_CALLS_QUEUED, answer_remote_calls};
 pub(crate) use rest::router as rest_router;
 pub(crate) use unix::Door;

@@ -250,7 +250,13 @@ async fn serve(options: Options) -> Result<(), RunError> {
         // The engine task may have ended already.
         let _ = stopper.send(Command::Shutdown).await;
     });
-    pump::run(node, attachment, receiver).await;
+    // A task of its own: waking the future that the runtime was entered with costs a system call.
+    let pumping = tokio::spawn(pump::run(node, attachment, receiver));
+    if let Err(error) = pumping.await
+        && let Ok(panic) = error.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
+    }
     dispatcher.unbind_outbound();
     // Ours: `listen_unix` made it. If it is gone already, so much the better.
     let _ = std::fs::remove_file(path);

@@ -1,7 +1,8 @@
 //! What is known without asking the disk: which messages there are, of which topics, and which are visible.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
+use ahash::RandomState;
 use hyphae_bus::{DeliveryKey, Topic};
 
 use super::MessageNumber;
@@ -20,7 +21,7 @@ pub(super) struct Index {
     visible: BTreeSet<MessageNumber>,
     by_topic: BTreeMap<Topic, BTreeSet<MessageNumber>>,
     bytes: u64,
-    completed: BTreeSet<DeliveryKey>,
+    completed: HashSet<DeliveryKey, RandomState>,
     /// By age, with their numbers in the store.
     ages: VecDeque<(u64, DeliveryKey)>,
 }
@@ -65,7 +66,10 @@ impl Index {
     }
 
     pub(super) fn remove(&mut self, number: MessageNumber) {
-        self.hide(number);
+        // Whoever removes it has mostly hidden it before.
+        if self.entries.get(&number).is_some_and(|entry| entry.visible) {
+            self.hide(number);
+        }
         if let Some(entry) = self.entries.remove(&number) {
             self.bytes -= entry.head.len;
         }

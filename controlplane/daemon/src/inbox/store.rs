@@ -5,7 +5,7 @@
     reason = "errors of the library, which stay inside this file and are seldom"
 )]
 
-use std::cell::RefCell;
+use std::cell::{Ref, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use redb::{
-    Builder, Database, DatabaseError, Durability, Error, ReadableTable, ReadableTableMetadata,
-    StorageError, TableDefinition,
+    Builder, Database, DatabaseError, Durability, Error, ReadOnlyTable, ReadableTable,
+    ReadableTableMetadata, StorageError, TableDefinition,
 };
 
 use super::record::{self, Head, KEY_LEN};
@@ -28,6 +28,8 @@ const COMPLETED: TableDefinition<'_, u64, &[u8; KEY_LEN]> = TableDefinition::new
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT: &str = "format";
 const FORMAT_NOW: u64 = 1;
+/// What an inbox without a file is called.
+const IN_MEMORY: &str = "in memory";
 /// Pages that are kept in memory.
 const CACHE: usize = 8 << 20;
 /// A file larger than its content by this and by [`WASTE_FACTOR`] is rewritten when it is opened.
@@ -82,7 +84,7 @@ impl Store {
     pub(super) fn open(path: Option<&Path>) -> Result<(Self, Loaded), InboxError> {
         let Some(place) = path else {
             let store = Self {
-                path: PathBuf::from("in memory"),
+                path: PathBuf::from(IN_MEMORY),
                 content: Content::Memory(RefCell::default()),
             };
             let (index, next) = (Index::default(), 1);
@@ -158,24 +160,49 @@ impl Store {
         write().map_err(|error| explain(&self.path, error))
     }
 
-    /// Reads a payload.
-    pub(super) fn payload(&self, number: MessageNumber) -> Result<Option<Bytes>, InboxError> {
+    /// A look at the payloads as they are now: opening one costs more than reading a message.
+    pub(super) fn reader(&self) -> Result<Reader<'_>, InboxError> {
         let database = match &self.content {
             Content::File(database) => database,
-            Content::Memory(payloads) => return Ok(payloads.borrow().get(&number).cloned()),
+            Content::Memory(payloads) => return Ok(Reader::Memory(payloads.borrow())),
         };
         let _hand = InHand::take(&self.path);
-        let read = || -> Result<Option<Bytes>, Error> {
-            let payloads = database.begin_read()?.open_table(PAYLOADS)?;
-            let found = payloads.get(number.0)?;
-            Ok(found.map(|bytes| Bytes::copy_from_slice(bytes.value())))
+        let open = || -> Result<_, Error> { Ok(database.begin_read()?.open_table(PAYLOADS)?) };
+        let table = open().map_err(|error| explain(&self.path, error))?;
+        let path = &self.path;
+        Ok(Reader::File { table, path })
+    }
+}
+
+/// The payloads at one moment.
+pub(super) enum Reader<'a> {
+    File {
+        table: ReadOnlyTable<u64, &'static [u8]>,
+        path: &'a Path,
+    },
+    Memory(Ref<'a, BTreeMap<MessageNumber, Bytes>>),
+}
+
+impl Reader<'_> {
+    /// The payload of a message, unchecked.
+    pub(super) fn payload(&self, number: MessageNumber) -> Result<Option<Bytes>, InboxError> {
+        let (table, path) = match self {
+            Self::File { table, path } => (table, path),
+            Self::Memory(payloads) => return Ok(payloads.get(&number).cloned()),
         };
-        read().map_err(|error| explain(&self.path, error))
+        let _hand = InHand::take(path);
+        let found = table.get(number.0);
+        let found = found.map_err(|error| explain(path, error.into()))?;
+        Ok(found.map(|bytes| Bytes::copy_from_slice(bytes.value())))
     }
 
+    /// What is wrong when a payload is not what came.
     pub(super) fn damaged(&self, number: MessageNumber) -> InboxError {
         InboxError::Damaged {
-            path: self.path.clone(),
+            path: match self {
+                Self::File { path, .. } => path.to_path_buf(),
+                Self::Memory(_) => PathBuf::from(IN_MEMORY),
+            },
             message: format!("the payload of message {} is not what came", number.0),
         }
     }

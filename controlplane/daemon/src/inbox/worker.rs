@@ -1,18 +1,19 @@
 //! The thread of the inbox: takes what waits, commits once, answers.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use hyphae_bus::{DeliveryKey, Inbound, Room, Topic};
 use tokio::sync::{oneshot, watch};
 
 use super::index::Index;
 use super::record::Head;
-use super::store::{Batch, Loaded, Store, Write, move_aside};
+use super::store::{Batch, Loaded, Reader, Store, Write, move_aside};
 use super::{Depth, Found, InboxError, Lease, Limits, MessageNumber, Put, PutError, Taken};
 
 /// Jobs of one transaction.
@@ -157,9 +158,8 @@ impl Worker {
                     let _ = done.send(self.take(topic.as_ref(), most, jobs));
                 }
                 Job::Peek { topic, done } => {
-                    let found = self.read(topic.as_ref());
                     // Whoever asked may have gone.
-                    let _ = done.send(found.map(|found| found.map(|(_, message)| message)));
+                    let _ = done.send(self.peek(topic.as_ref()));
                 }
                 Job::Put { .. } | Job::Confirm { .. } | Job::Release(_) => {}
             }
@@ -283,6 +283,8 @@ impl Worker {
         jobs: mpsc::Sender<Job>,
     ) -> Result<Option<Taken>, InboxError> {
         let (mut messages, mut numbers) = (Vec::new(), Vec::new());
+        self.store()?;
+        let reader = self.store.as_ref().ok_or(InboxError::Closed)?.reader()?;
         loop {
             if !numbers.is_empty() {
                 let next = self.index.first(topic);
@@ -291,7 +293,7 @@ impl Worker {
                     break;
                 }
             }
-            match self.read(topic) {
+            match read(&reader, &mut self.index, topic) {
                 Ok(Some((number, message))) => {
                     self.index.hide(number);
                     most.messages = most.messages.saturating_sub(1);
@@ -312,22 +314,11 @@ impl Worker {
         Ok((!messages.is_empty()).then_some(Taken { messages, lease }))
     }
 
-    /// The oldest visible message whose payload is what came.
-    fn read(
-        &mut self,
-        topic: Option<&Topic>,
-    ) -> Result<Option<(MessageNumber, Inbound)>, InboxError> {
-        while let Some((number, head)) = self.index.first(topic) {
-            let store = self.store()?;
-            let payload = store.payload(number)?;
-            if let Some(message) = payload.and_then(|payload| head.message(payload)) {
-                return Ok(Some((number, message)));
-            }
-            // It stays in the file, for whoever wants to look.
-            tracing::error!(error = %store.damaged(number), "a message is left out");
-            self.index.hide(number);
-        }
-        Ok(None)
+    fn peek(&mut self, topic: Option<&Topic>) -> Result<Option<Inbound>, InboxError> {
+        self.store()?;
+        let reader = self.store.as_ref().ok_or(InboxError::Closed)?.reader()?;
+        let found = read(&reader, &mut self.index, topic)?;
+        Ok(found.map(|(_, message)| message))
     }
 
     /// The store, opened again if it failed some time ago.
@@ -370,7 +361,7 @@ type Answers = (Vec<Result<Put, PutError>>, Done<Vec<Result<Put, PutError>>>);
 struct Writing {
     batch: Batch,
     bytes: u64,
-    keys: BTreeSet<DeliveryKey>,
+    keys: HashSet<DeliveryKey, RandomState>,
     puts: Vec<Answers>,
     confirmed: Vec<Done<Result<(), InboxError>>>,
 }
@@ -386,4 +377,22 @@ fn weight(job: &Job) -> usize {
         Job::Put { messages, .. } => messages.iter().map(|message| message.payload.len()).sum(),
         Job::Confirm { .. } | Job::Release(_) | Job::Take { .. } | Job::Peek { .. } => 0,
     }
+}
+
+/// The oldest visible message whose payload is what came.
+fn read(
+    reader: &Reader<'_>,
+    index: &mut Index,
+    topic: Option<&Topic>,
+) -> Result<Option<(MessageNumber, Inbound)>, InboxError> {
+    while let Some((number, head)) = index.first(topic) {
+        let payload = reader.payload(number)?;
+        if let Some(message) = payload.and_then(|payload| head.message(payload)) {
+            return Ok(Some((number, message)));
+        }
+        // It stays in the file, for whoever wants to look.
+        tracing::error!(error = %reader.damaged(number), "a message is left out");
+        index.hide(number);
+    }
+    Ok(None)
 }

@@ -187,7 +187,7 @@ impl Dispatcher {
             }
             "getMessageInfo" => self.message_info(parse_params(&text)?).await,
             "admin.busCall" => self.bus_call(parse_params::<BusCallParams>(&text)?).await,
-            "rpc.discover" => Ok(hyphae_rpc::openrpc()),
+            "rpc.discover" => value(hyphae_rpc::openrpc()),
             _ if hyphae_rpc::find(method).is_none() => {
                 let message = format!("no method '{method}'; rpc.discover lists them");
                 Err(Error::new(code::METHOD_NOT_FOUND, message))

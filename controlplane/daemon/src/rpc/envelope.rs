@@ -6,15 +6,16 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use hyphae_rpc::message::{Error, Response, code};
+use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::parse_params;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
 use super::authorizer::Caller;
 use super::dispatch::{Dispatcher, Params};
+use super::methods::Outcome;
 
 /// Longest request that is not one message.
 pub(crate) const SMALL_MAX: usize = 1 << 20;
@@ -37,6 +38,32 @@ struct RawCall<'a> {
 
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
+}
+
+/// The answer to a call, as [`hyphae_rpc::Response`] with a result that is text already.
+#[derive(Serialize)]
+struct Response {
+    jsonrpc: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Error>,
+    id: Value,
+}
+
+impl Response {
+    fn new(id: Value, outcome: Outcome) -> Self {
+        let (result, error) = match outcome {
+            Ok(result) => (Some(result), None),
+            Err(error) => (None, Some(error)),
+        };
+        Self {
+            jsonrpc: "2.0",
+            result,
+            error,
+            id,
+        }
+    }
 }
 
 /// One call, with all that it needs of the request.

@@ -250,9 +250,9 @@ fn shown(info: &MessageInfo) -> method::MessageInfo {
     let state = match info.state {
         MessageState::Pending => method::MessageState::Pending,
         MessageState::Sending => method::MessageState::Sending {
-            pending: 0,
-            sent: 0,
-            acked: 0,
+            pending: info.progress.pending.into(),
+            sent: info.progress.sent.into(),
+            acked: info.progress.acknowledged.into(),
         },
         MessageState::Received => method::MessageState::Received,
         MessageState::Read => method::MessageState::Read,

@@ -17,7 +17,7 @@ use hyphae_shm::stats::{Counter, DropReason, counter_at, drop_at};
 use hyphae_wire::report::ReportCode;
 use hyphae_wire::{Nanos, OverlayAddress, Prefix, PublicKey, Suite};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::endpoint::{PeerUrl, RouteSpec, parse_via, via_text};
 use crate::node::Node;
@@ -26,7 +26,8 @@ use crate::state::{self, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FI
 /// Longest wait of a ping.
 const PING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
-pub(crate) type Outcome = Result<Value, Error>;
+/// What a call returned, as text: a tree of values would be made only to be written out.
+pub(crate) type Outcome = Result<Box<RawValue>, Error>;
 
 impl Node {
     /// Answers a call.
@@ -550,5 +551,6 @@ pub(crate) fn overlay_address(text: &str) -> Result<OverlayAddress, Error> {
 }
 
 pub(crate) fn value(result: impl Serialize) -> Outcome {
-    serde_json::to_value(result).map_err(|error| Error::new(code::INTERNAL, error.to_string()))
+    serde_json::value::to_raw_value(&result)
+        .map_err(|error| Error::new(code::INTERNAL, error.to_string()))
 }

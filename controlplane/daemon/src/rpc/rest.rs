@@ -20,6 +20,7 @@ use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{PopMessageParams, PushMessageParams, PushMessageReplyParams};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::authorizer::Caller;
@@ -111,7 +112,12 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
 
 async fn call(node: &Arc<Dispatcher>, method: &str, params: Value) -> Result<Value, Refused> {
     let params = Params::Json(params.to_string());
-    Ok(node.call(&Caller::Local, method, params).await?)
+    tree(&node.call(&Caller::Local, method, params).await?)
+}
+
+fn tree(result: &RawValue) -> Result<Value, Refused> {
+    let read = serde_json::from_str(result.get());
+    Ok(read.map_err(|error| Error::new(code::INTERNAL, error.to_string()))?)
 }
 
 async fn plain(State(node): Node, method: &str) -> Answer {
@@ -209,7 +215,7 @@ async fn push_message(
         reply_timeout: query.reply_timeout,
     };
     let result = node.call(&Caller::Local, "pushMessage", Params::Push(params));
-    let result = result.await?;
+    let result = tree(&result.await?)?;
     let status = match (query.reply_timeout, result.get("payload")) {
         (None, _) => StatusCode::CREATED,
         (Some(_), Some(_)) => StatusCode::OK,
