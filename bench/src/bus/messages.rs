@@ -86,7 +86,7 @@ fn send(from: &Node, to: &Node, count: usize, len: usize) -> anyhow::Result<Vec<
             }
         }
         if refused {
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }

@@ -56,9 +56,10 @@ impl Config {
             mtu: MTU_DEFAULT.into(),
             outgoing_max: 65_536,
             outgoing_bytes_max: 512 << 20,
-            incoming_max: 16_384,
+            incoming_max: 65_536,
             incoming_bytes_max: 512 << 20,
-            incoming_per_peer_max: 4096,
+            // As many as a window has room for, even of short ones: a slow disk is no reason to refuse.
+            incoming_per_peer_max: 16_384,
             incoming_per_peer_bytes_max: 160 << 20,
             incoming_idle: Duration::from_secs(30),
             completed_max: 262_144,

@@ -34,6 +34,8 @@ const PER_TOPIC_MAX: usize = 512;
 /// Their bytes, of all topics.
 const BYTES_MAX: usize = 256 << 20;
 const PIECE: usize = 64 << 10;
+/// The first, which is mostly all there is: clearing a large one costs more than a request.
+const PIECE_FIRST: usize = 4 << 10;
 
 /// Why a message did not get an answer, and is in the inbox now.
 #[derive(Debug, thiserror::Error)]
@@ -236,11 +238,16 @@ async fn ask(path: &Path, framing: Framing, message: &[u8]) -> Result<Option<Byt
     }
     let read = async {
         let mut answers = Answers::new(request.expects.clone(), FRAME_MAX);
-        let mut piece = vec![0; PIECE];
+        let mut piece = vec![0; PIECE_FIRST];
         loop {
             match reading.read(&mut piece).await {
                 Ok(0) => answers.end(),
-                Ok(read) => answers.feed(&piece[..read]),
+                Ok(read) => {
+                    answers.feed(&piece[..read]);
+                    if read == piece.len() {
+                        piece.resize(PIECE, 0);
+                    }
+                }
                 Err(error) => return Err(ForwardError::Io(error)),
             }
             match answers.poll() {

@@ -38,6 +38,8 @@ const STALL: Duration = Duration::from_secs(60);
 /// How long the rest of a refused request is read, so that the client sees the refusal.
 const LINGER: Duration = Duration::from_secs(2);
 const PIECE: usize = 64 << 10;
+/// The first, which is mostly all there is: clearing a large one costs more than a request.
+const PIECE_FIRST: usize = 4 << 10;
 
 /// All outbound sockets of a node.
 pub struct Outbound<C> {
@@ -303,7 +305,7 @@ async fn next_request(
     share: &mut Share,
     framing: Framing,
 ) -> Result<Next, End> {
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; PIECE_FIRST];
     loop {
         match requests.poll() {
             Ok(Step::Request(request)) => return Ok(Next::Request(request)),
@@ -327,6 +329,9 @@ async fn next_request(
             requests.end();
         } else if share.grow(read) {
             requests.feed(&piece[..read]);
+            if read == piece.len() {
+                piece.resize(PIECE, 0);
+            }
         } else {
             return Ok(Next::Failed(Failure::Busy));
         }
