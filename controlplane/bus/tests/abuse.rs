@@ -347,7 +347,7 @@ fn noise_is_counted_and_changes_nothing() {
 fn item_05_one_peer_cannot_take_all_room_for_what_is_under_way() {
     let mut net = Net::new(2, 10, CLEAN);
     for n in 0..20_000 {
-        let bytes = opening(n, 10_000, b"", &[0; 1200], &[0; 32]);
+        let bytes = opening(n, 5000, b"", &[0; 1200], &[0; 32]);
         net.inject(stranger(0), 1, &bytes);
     }
     assert_eq!(net.nodes[1].bus.stats().incoming, 16_384);
