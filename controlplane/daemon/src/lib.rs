@@ -18,10 +18,12 @@ mod node;
 mod overlay_log;
 pub mod proxy;
 mod pump;
+mod reload;
 mod routing;
 mod rpc;
 mod run;
 pub mod state;
 mod stored;
 
+pub use reload::Reloader;
 pub use run::{Options, RunError, run};

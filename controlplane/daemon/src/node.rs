@@ -6,6 +6,7 @@ mod memory;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyphae_overlay::{ConfiguredPeer, Event, Overlay, PeerConfig};
@@ -15,16 +16,17 @@ use hyphae_rpc::method::{Peer, Pong};
 use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{InjectRouted, Program, Punt};
-use hyphae_wire::{Endpoint, Nanos, SecretKey, Service, WorkerId};
+use hyphae_wire::{Endpoint, Nanos, NetworkId, SecretKey, Service, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::attach::Attachment;
 use crate::bus::{BusCommand, BusScrape, Service as BusService};
-use crate::config::Config;
+use crate::config::{Config, Settings};
 use crate::discovery::{Discovery, Neighbours};
 use crate::endpoint::PeerUrl;
 use crate::host;
 use crate::overlay_log::Totals;
+use crate::reload::{Reloader, Reloads};
 use crate::routing::{Hold, Routing, RoutingScrape};
 use crate::rpc::Outcome;
 
@@ -71,6 +73,8 @@ pub(crate) struct Scrape {
     /// Round-trip times of peers, in order.
     pub(crate) rtt: Vec<Duration>,
     pub(crate) totals: Totals,
+    /// Reloads done and refused, and when the last was done.
+    pub(crate) reloads: (u64, u64, u64),
     pub(crate) bus: BusScrape,
     pub(crate) routing: Option<RoutingScrape>,
     /// Peers with families of their own, and how many have none; `None` when none is to have any.
@@ -117,13 +121,21 @@ pub(crate) struct Node {
     pub(crate) totals: Totals,
     pub(crate) started: Nanos,
     pub(crate) started_unix: u64,
+    /// What `config` was made of.
+    pub(crate) settings: Settings,
+    pub(crate) reloader: Reloader,
+    pub(crate) reloads: Arc<Reloads>,
+    /// Of the private network.
+    pub(crate) network: Option<NetworkId>,
+    /// Whether the workers' processor has AES instructions.
+    pub(crate) aes_hardware: bool,
     /// First and last time a key was seen up.
     pub(crate) seen: BTreeMap<String, (Nanos, Nanos)>,
 }
 
 impl Node {
     pub(crate) fn new(
-        config: Config,
+        (config, settings, reloader): (Config, Settings, Reloader),
         identity: SecretKey,
         (overlay, bus): (Overlay, BusService),
         ports: Vec<u16>,
@@ -167,6 +179,11 @@ impl Node {
             totals: Totals::default(),
             started: now,
             started_unix: unix.as_secs(),
+            settings,
+            reloader,
+            reloads: Arc::new(Reloads::new()),
+            network: None,
+            aes_hardware: false,
             seen: BTreeMap::new(),
         }
     }
@@ -542,6 +559,7 @@ impl Node {
             drained: self.is_drained(),
             rtt,
             totals: self.totals.clone(),
+            reloads: self.reloads.read(),
             bus: self.bus.scrape(),
             routing: self.routing.as_ref().map(Routing::scrape),
             each_peer: (self.config.metrics_peers_max > 0).then(|| self.each_peer(now)),

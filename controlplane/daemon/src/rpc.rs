@@ -15,6 +15,7 @@ mod http;
 mod latency;
 mod messages;
 mod methods;
+mod reload;
 mod remote;
 mod rest;
 mod topics;

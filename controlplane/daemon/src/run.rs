@@ -12,12 +12,13 @@ use tokio::sync::mpsc;
 
 use crate::attach::Attachment;
 use crate::bus::{BusCommand, Service as BusService};
-use crate::config::{Config, DiscoveryMode};
+use crate::config::{Config, ConfigError, DiscoveryMode, Settings};
 use crate::discovery::{self, Discovery};
 use crate::inbox::{Found, Inbox, InboxError};
 use crate::node::{Command, Node};
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
+use crate::reload::{self, Reloader};
 use crate::rpc::{Dispatcher, Parts};
 use crate::state::{
     self, ADMIN_FILE, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
@@ -32,8 +33,10 @@ const FORWARDED_MAX: usize = 1024;
 /// What a control plane is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Settings.
-    pub config: Config,
+    /// Settings, checked.
+    pub settings: Settings,
+    /// How they are read again.
+    pub reloader: Reloader,
     /// State directory; exists.
     pub state_directory: PathBuf,
     /// Socket directory; exists.
@@ -49,6 +52,9 @@ pub enum RunError {
     /// The inbox.
     #[error(transparent)]
     Inbox(#[from] InboxError),
+    /// Settings that contradict each other.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Key of the private network.
     #[error(transparent)]
     NetworkKey(#[from] state::network_key::NetworkKeyError),
@@ -106,13 +112,15 @@ async fn serve(options: Options) -> Result<(), RunError> {
         options.state_directory.join(TOPICS_FILE),
     )?);
     let admins = Stored::open(options.state_directory.join(ADMIN_FILE))?;
-    let limits = options.config.inbox.limits();
-    let (inbox, found) = if options.config.inbox.durable {
+    let config = options.settings.config()?;
+    let limits = config.inbox.limits();
+    let (inbox, found) = if config.inbox.durable {
         Inbox::open(&options.state_directory, limits)?
     } else {
         (Inbox::in_memory(limits)?, Found::default())
     };
-    let config = options.config;
+    let reloader = options.reloader;
+    let asked = Arc::clone(&reloader.asked);
     let allowed = config.rpc_allowed.clone();
     let unix = rpc::listen_unix(&options.socket_directory, &allowed)?;
     let (metrics_at, rpc_at, rest_at) = (config.metrics, config.rpc, config.rest);
@@ -136,19 +144,10 @@ async fn serve(options: Options) -> Result<(), RunError> {
         None => None,
     };
     let mut overlay_config = OverlayConfig::new(identity.clone(), ports.clone());
-    overlay_config.suites = config.suites(hello.aes_hardware != 0);
+    overlay_config.set_live(&reload::live(&config, hello.aes_hardware != 0));
     overlay_config.mtu = config.mtu();
-    overlay_config.rekey_after = config.session.rekey_after;
-    overlay_config.keepalive = config.session.keepalive;
-    overlay_config.dead_after = config.session.dead_after;
-    overlay_config.stream_fallback_after = config.stream.fallback_after;
-    overlay_config.stream_upgrade_every = config.stream.upgrade_every;
-    overlay_config.lost_after = config.session.lost_after;
-    overlay_config.retry_max = config.session.retry_max;
     overlay_config.network = network.clone();
     overlay_config.policy = config.peering.policy.clone();
-    overlay_config.peers_max = config.peering.peers_max;
-    overlay_config.half_open_per_source_max = config.peering.handshakes_per_source_max;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(RunError::Random)?;
     let now = pump::now();
@@ -170,9 +169,10 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let (forwarded, messages) = mpsc::channel(FORWARDED_MAX);
     bus.handle_command(now, BusCommand::OnForward(forwarded));
     let (handle, stats) = (bus.handle(), bus.proxies());
+    let network_id = network.as_ref().map(Network::id);
     let discovery = Discovery::start(discovery_settings(&config, &overlay, &ports, network));
     let mut node = Node::new(
-        config,
+        (config, options.settings, reloader),
         identity,
         (overlay, bus),
         ports,
@@ -180,6 +180,8 @@ async fn serve(options: Options) -> Result<(), RunError> {
         (options.state_directory, options.socket_directory),
         now,
     );
+    node.network = network_id;
+    node.aes_hardware = hello.aes_hardware != 0;
     node.set_drained(now, drain.drained);
     for route in node.config.routes.clone().into_iter().chain(routes.routes) {
         let refused = |source| RunError::Route {
@@ -208,6 +210,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
         key: node.identity.public_key(),
         sockets: Outbound::new(handle.clone(), handle.settings(), stats.clone()),
         bus_call: node.config.bus_call,
+        reloads: Arc::clone(&node.reloads),
     };
     let dispatcher = Arc::new(Dispatcher::new(parts, rpc::Latency::new()?));
     tokio::spawn(rpc::answer_remote_calls(
@@ -241,6 +244,14 @@ async fn serve(options: Options) -> Result<(), RunError> {
         let router = metrics::router(commands.clone(), Arc::clone(&dispatcher));
         serve_on(listener, router, "metrics");
     }
+    let reloading = Arc::clone(&dispatcher);
+    tokio::spawn(async move {
+        loop {
+            asked.notified().await;
+            // It says in the log what came of it.
+            let _ = reloading.reload("{}").await;
+        }
+    });
     let stopper = commands.clone();
     tokio::spawn(async move {
         tokio::select! {

@@ -63,6 +63,19 @@ impl<T: Content> Stored<T> {
         }
     }
 
+    /// Begins a change to what the file holds, which somebody may have edited. A missing file is no
+    /// change.
+    ///
+    /// # Errors
+    /// When it is malformed or cannot be read; then nothing changes.
+    pub(crate) async fn reread(&self) -> Result<Change<'_, T>, StateError> {
+        let mut change = self.change().await;
+        if self.path.exists() {
+            change.new = state::read_toml(&self.path)?;
+        }
+        Ok(change)
+    }
+
     fn set(&self, value: Arc<T>) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = value;
     }
@@ -78,6 +91,18 @@ pub(crate) struct Change<'a, T> {
 }
 
 impl<T: Content> Change<'_, T> {
+    /// What holds until then.
+    pub(crate) fn old(&self) -> &T {
+        &self.old
+    }
+
+    /// Puts in force what is on disk already.
+    pub(crate) fn accept(self) {
+        if *self.old != self.new {
+            self.stored.set(Arc::new(self.new));
+        }
+    }
+
     /// Puts the change on disk, then in force. Its future is to be driven to its end: see
     /// [`Dispatcher::call`](crate::rpc::dispatch::Dispatcher::call).
     ///

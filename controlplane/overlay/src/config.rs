@@ -101,6 +101,64 @@ impl Config {
     }
 }
 
+/// What an operator may change while the engine runs. It holds for what begins from then on: timers
+/// that are set, sessions that are there and peers that are in stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Live {
+    /// [`Config::suites`]
+    pub suites: SuiteSet,
+    /// [`Config::rekey_after`]
+    pub rekey_after: Duration,
+    /// [`Config::keepalive`]
+    pub keepalive: Duration,
+    /// [`Config::dead_after`]
+    pub dead_after: Duration,
+    /// [`Config::lost_after`]
+    pub lost_after: Duration,
+    /// [`Config::retry_max`]
+    pub retry_max: Duration,
+    /// [`Config::peers_max`]
+    pub peers_max: usize,
+    /// [`Config::half_open_per_source_max`]
+    pub half_open_per_source_max: usize,
+    /// [`Config::stream_fallback_after`]
+    pub stream_fallback_after: Option<Duration>,
+    /// [`Config::stream_upgrade_every`]
+    pub stream_upgrade_every: Duration,
+}
+
+impl Config {
+    /// Takes what can change.
+    pub fn set_live(&mut self, live: &Live) {
+        self.suites = live.suites;
+        self.rekey_after = live.rekey_after;
+        self.keepalive = live.keepalive;
+        self.dead_after = live.dead_after;
+        self.lost_after = live.lost_after;
+        self.retry_max = live.retry_max;
+        self.peers_max = live.peers_max;
+        self.half_open_per_source_max = live.half_open_per_source_max;
+        self.stream_fallback_after = live.stream_fallback_after;
+        self.stream_upgrade_every = live.stream_upgrade_every;
+    }
+
+    /// Whether times contradict each other.
+    pub(crate) fn assert_times(&self) {
+        assert!(
+            self.rekey_after < self.reject_after,
+            "renewal comes before the age limit"
+        );
+        assert!(
+            self.keepalive * 2 <= self.dead_after,
+            "two probes fit into the dead time"
+        );
+        assert!(
+            self.lost_after >= Duration::from_secs(1),
+            "answers need time"
+        );
+    }
+}
+
 /// Handle of a configured peer, given by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConfiguredPeer(pub u32);

@@ -28,7 +28,7 @@ use crate::program::Output;
 use crate::rng::Rng;
 use crate::session::{Association, Owner};
 use crate::target::Target;
-use crate::{Config, ConfiguredPeer, Event, OwnedProgram, PeerConfig};
+use crate::{Config, ConfiguredPeer, Event, Live, OwnedProgram, PeerConfig};
 use hyphae_wire::Timers;
 
 /// Peering, handshakes and sessions of one node.
@@ -85,18 +85,7 @@ impl Overlay {
             (1..=WORKERS_MAX).contains(&workers),
             "one port per worker, 1 to 64"
         );
-        assert!(
-            config.rekey_after < config.reject_after,
-            "renewal comes before the age limit"
-        );
-        assert!(
-            config.keepalive * 2 <= config.dead_after,
-            "two probes fit into the dead time"
-        );
-        assert!(
-            config.lost_after >= std::time::Duration::from_secs(1),
-            "answers need time"
-        );
+        config.assert_times();
         let key = config.identity.public_key();
         let mut rng = Rng::new(seed);
         Self {
@@ -124,6 +113,17 @@ impl Overlay {
             cookies: CookieSecrets::default(),
             config,
         }
+    }
+
+    /// Changes what can change while the engine runs.
+    ///
+    /// # Panics
+    /// When times contradict each other.
+    pub fn set_live(&mut self, live: &Live) {
+        self.config.set_live(live);
+        self.config.assert_times();
+        self.half_opens
+            .set_per_source_max(live.half_open_per_source_max);
     }
 
     /// This node's key.

@@ -224,6 +224,11 @@ impl HalfOpens {
         }
     }
 
+    /// Those above a lower limit stay until they end.
+    pub(crate) fn set_per_source_max(&mut self, max: usize) {
+        self.per_source_max = max.max(1);
+    }
+
     pub(crate) fn next_order(&mut self) -> u64 {
         self.order_last += 1;
         self.order_last

@@ -42,7 +42,7 @@ mod target;
 mod traffic;
 mod transport;
 
-pub use config::{Config, ConfiguredPeer, Ephemerals, PeerConfig};
+pub use config::{Config, ConfiguredPeer, Ephemerals, Live, PeerConfig};
 pub use engine::Overlay;
 pub use event::{
     Direction, DownReason, Event, Origin, PeerState, PeerStatus, Refusal, SessionStatus,

@@ -11,6 +11,7 @@ mod message;
 mod node;
 mod output;
 mod plane;
+mod reload;
 mod topic;
 mod up;
 
@@ -67,6 +68,12 @@ enum Command {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
+    /// Let a running node read its configuration again; what cannot change live is named.
+    #[command(
+        after_help = "Examples:\n  hyphae reload --dry-run\n  hyphae reload --json | jq .restart\n\n\
+        The same happens at SIGHUP; then the log tells what came of it."
+    )]
+    Reload(reload::ReloadArgs),
     /// Show how a running node is doing.
     #[command(after_help = "Examples:\n  hyphae status\n  hyphae status --json | jq .drops")]
     Status(NodeRef),
@@ -198,6 +205,7 @@ pub fn main() -> ExitCode {
                 Err(error) => failed(&error, json),
             };
         }
+        Command::Reload(args) => reload::run(&args, json),
         Command::Status(node) => node::status(&node, json),
         Command::Peer { command } => node::peer(command, json),
         Command::Route { command } => node::route(command, json),

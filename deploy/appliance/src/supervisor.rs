@@ -5,6 +5,7 @@
 //! supervisor itself is killed, the kernel kills both planes (parent-death signal).
 
 use std::collections::VecDeque;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -33,6 +34,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often it is asked until then.
 const START_POLL: Duration = Duration::from_millis(50);
 
+/// Name of the plane that reloads.
+const CONTROLPLANE: &str = "controlplane";
+
 /// Runs a node until a signal ends it.
 pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
     cli::end_with_parent()?;
@@ -55,7 +59,12 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
         );
     }
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGCHLD,
+        Signal::SIGHUP,
+    ] {
         signals.add(signal);
     }
     signals.thread_block().context("signals")?;
@@ -65,7 +74,7 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
     let line = |plane: &str| args.to_command_line(plane, tun);
     let mut planes = [
         Plane::start("dataplane", line("dataplane"))?,
-        Plane::start("controlplane", line("controlplane"))?,
+        Plane::start(CONTROLPLANE, line(CONTROLPLANE))?,
     ];
     let result = ready(&mut planes, &signals, &sockets).and_then(|status| match status {
         None => Ok(()),
@@ -174,6 +183,15 @@ impl Plane {
         self.spawn()
     }
 
+    /// Lets it read its configuration again.
+    fn reload(&self) {
+        let child = self.child.as_ref().map(|child| i32::try_from(child.id()));
+        if let Some(Ok(pid)) = child {
+            // One that has ended just now reads it when it starts again.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGHUP);
+        }
+    }
+
     fn stop(&mut self) -> anyhow::Result<()> {
         let Some(child) = &mut self.child else {
             return Ok(());
@@ -204,6 +222,7 @@ impl Plane {
 /// What the signals say.
 enum Told {
     Stop,
+    Reload,
     ChildEnded,
     Nothing,
 }
@@ -216,9 +235,16 @@ fn told(signals: &SignalFd, timeout: Option<Duration>) -> anyhow::Result<Told> {
     }
     let mut told = Told::Nothing;
     while let Some(info) = signals.read_signal().context("signals")? {
-        if i32::try_from(info.ssi_signo) == Ok(Signal::SIGCHLD as i32) {
-            told = Told::ChildEnded;
+        let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
+        if signal == Signal::SIGCHLD as i32 {
+            // Children are looked at before a reload, too.
+            if !matches!(told, Told::Reload) {
+                told = Told::ChildEnded;
+            }
+        } else if signal == Signal::SIGHUP as i32 && !std::io::stderr().is_terminal() {
+            told = Told::Reload;
         } else {
+            // To a program on a terminal SIGHUP says that the terminal is gone.
             return Ok(Told::Stop);
         }
     }
@@ -311,11 +337,18 @@ fn watch(planes: &mut [Plane], signals: &SignalFd) -> anyhow::Result<()> {
         match told(signals, None)? {
             Told::Stop => return Ok(()),
             Told::Nothing => {}
-            Told::ChildEnded => {
+            told @ (Told::ChildEnded | Told::Reload) => {
                 for plane in planes.iter_mut() {
                     if let Some(status) = plane.ended()? {
                         plane.restart(status)?;
                     }
+                }
+                if matches!(told, Told::Reload) {
+                    // The control plane decides, and tells the dataplane.
+                    planes
+                        .iter()
+                        .filter(|p| p.name == CONTROLPLANE)
+                        .for_each(Plane::reload);
                 }
             }
         }

@@ -67,6 +67,8 @@ pub mod code {
     pub const NO_ANSWER: i64 = -32040;
     /// node.drain: the node has no dynamic routing.
     pub const NOT_ROUTING: i64 = -32041;
+    /// config.reload: the file is refused; all stays as it was.
+    pub const CONFIG_REFUSED: i64 = -32042;
     /// A change could not be written to the state directory; it was not made.
     pub const PERSIST_FAILED: i64 = -32099;
 
@@ -102,6 +104,7 @@ pub mod code {
             TOPIC_NOT_FOUND => "topic_not_found or outbound_socket_bind_failed; data.kind tells",
             NO_ANSWER => "nobody answered in time",
             NOT_ROUTING => "the node has no dynamic routing",
+            CONFIG_REFUSED => "the configuration is refused",
             PERSIST_FAILED => "not stored, so not changed",
             _ => "",
         }

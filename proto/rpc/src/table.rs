@@ -11,8 +11,8 @@ use crate::method::{
     Info, IpParams, MessageIdParams, MessageInfo, OutboundSocket, OutboundSocketParams,
     PacketStatistics, PatternsParams, Peer, PingParams, Pong, PopMessageParams, PopMessagesParams,
     PubkeyParams, PushMessageParams, PushMessageReplyParams, PushMessageResult, QueriedSubnet,
-    Route, RouteParams, StaticRoute, Status, TopicParams, TopicPubkeyParams, TopicSubnetParams,
-    TraceHop, TraceParams,
+    ReloadParams, ReloadResult, Route, RouteParams, StaticRoute, Status, TopicParams,
+    TopicPubkeyParams, TopicSubnetParams, TraceHop, TraceParams,
 };
 use crate::{Request, Response};
 
@@ -188,6 +188,9 @@ methods! {
     /// Ask whoever is so many hops away on the way to another node who it is.
     node_trace = "node.trace" (TraceParams) ["address", "hopLimit", "timeoutMs"] -> TraceHop,
         [BAD_IP, NO_ANSWER];
+    /// Read the configuration file again and change what can change live; with dryRun, only say what
+    /// would.
+    config_reload = "config.reload" (ReloadParams) ["dryRun"] -> ReloadResult, [CONFIG_REFUSED];
     /// Static routes, in use or not.
     route_list = "route.list" () [] -> Vec<StaticRoute>, [];
     /// Send packets for a prefix to a peer, now and after every restart.

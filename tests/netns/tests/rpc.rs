@@ -217,6 +217,7 @@ fn script(key: &str, ip: &str, directory: &str) -> Vec<(&'static str, Value)> {
         ("admin.remove", json!({ "pubkey": key })),
         ("node.status", json!({})),
         ("node.drain", json!({ "on": false })),
+        ("config.reload", json!({ "dryRun": true })),
         ("node.ping", json!({ "address": ip })),
         ("route.add", route.clone()),
         ("route.list", json!({})),

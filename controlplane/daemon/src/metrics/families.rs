@@ -133,6 +133,16 @@ pub(crate) const NODE: &[Family] = &[
         "1 while the workers keep the routes of an earlier control plane, until this one has learnt them",
     ),
     counter(
+        "hyphae_config_reloads_total",
+        &["result"],
+        "Reloads of the configuration: \"done\", or \"refused\", which changes nothing",
+    ),
+    gauge(
+        "hyphae_config_last_reload_success_timestamp_seconds",
+        &[],
+        "When the configuration in force was read, seconds since 1970",
+    ),
+    counter(
         "hyphae_state_write_failures_total",
         &[],
         "State files that could not be written; what they should hold lives in memory only",

@@ -44,6 +44,10 @@ pub(crate) fn record(scrape: &Scrape) {
     for (reason, total) in &totals.refusals {
         counter!("hyphae_handshakes_refused_total", "reason" => *reason).absolute(*total);
     }
+    let (done, refused, last) = scrape.reloads;
+    counter!("hyphae_config_reloads_total", "result" => "done").absolute(done);
+    counter!("hyphae_config_reloads_total", "result" => "refused").absolute(refused);
+    gauge!("hyphae_config_last_reload_success_timestamp_seconds").set(last as f64);
     record_bus(&scrape.bus);
     let all = |counter| -> u64 {
         let workers = scrape.workers.iter();

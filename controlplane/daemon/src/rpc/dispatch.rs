@@ -29,6 +29,7 @@ use super::methods::{Outcome, value};
 use crate::bus;
 use crate::node::Command;
 use crate::proxy::outbound::Outbound;
+use crate::reload::Reloads;
 use crate::stored::Stored;
 
 /// Calls that wait at once.
@@ -83,6 +84,8 @@ pub(crate) struct Parts {
     pub(crate) sockets: Outbound<bus::Handle>,
     /// Whether `admin.busCall` is offered.
     pub(crate) bus_call: bool,
+    /// Reloads, to be counted.
+    pub(crate) reloads: Arc<Reloads>,
 }
 
 /// Answers calls.
@@ -95,6 +98,7 @@ pub(crate) struct Dispatcher {
     pub(super) shown: (String, String),
     pub(super) sockets: Outbound<bus::Handle>,
     pub(super) bus_call: bool,
+    pub(super) reloads: Arc<Reloads>,
     latency: Latency,
     waits: Semaphore,
     large: Arc<Semaphore>,
@@ -111,6 +115,7 @@ impl Dispatcher {
             shown: (parts.key.address().to_string(), parts.key.to_string()),
             sockets: parts.sockets,
             bus_call: parts.bus_call,
+            reloads: parts.reloads,
             latency,
             waits: Semaphore::new(WAITS_MAX),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
@@ -192,6 +197,13 @@ impl Dispatcher {
                 let message = format!("no method '{method}'; rpc.discover lists them");
                 Err(Error::new(code::METHOD_NOT_FOUND, message))
             }
+            "config.reload" => {
+                let this = Arc::clone(self);
+                let reload = tokio::spawn(async move { this.reload(&text).await });
+                reload
+                    .await
+                    .unwrap_or_else(|error| Err(Error::new(code::INTERNAL, error.to_string())))
+            }
             _ if method.starts_with("admin.") || method.contains("Topic") => {
                 let (this, caller, method) = (Arc::clone(self), caller.clone(), method.to_owned());
                 let change = tokio::spawn(async move {
@@ -215,7 +227,7 @@ impl Dispatcher {
         }
     }
 
-    async fn ask_node(&self, method: &str, params: String) -> Outcome {
+    pub(super) async fn ask_node(&self, method: &str, params: String) -> Outcome {
         let (reply, result) = oneshot::channel();
         let command = Command::Call {
             method: method.to_owned(),

@@ -47,6 +47,7 @@ impl Node {
             "route.remove" => self.rpc_remove_route(params),
             "node.status" => value(self.status(now)),
             "node.drain" => self.rpc_drain(now, params),
+            "config.reload" => self.rpc_reload(now, params).and_then(value),
             _ => Err(Error::new(
                 code::METHOD_NOT_FOUND,
                 format!("no method '{method}'"),

@@ -139,6 +139,30 @@ impl Dispatcher {
         )
     }
 
+    /// Puts in force topics that somebody has written to the file, with their sockets.
+    pub(super) async fn accept_topics(&self, change: Change<'_, Topics>) -> Result<(), Error> {
+        let outbound = |topics: &Topics| -> Vec<(Topic, PathBuf)> {
+            let socket = |(topic, config): (&Topic, &TopicConfig)| {
+                Some((topic.clone(), config.outbound_socket.as_ref()?.path.clone()))
+            };
+            topics.topics.iter().filter_map(socket).collect()
+        };
+        let (before, after) = (outbound(change.old()), outbound(&change.new));
+        change.accept();
+        let topics = Topics::clone(&self.topics.read());
+        let told = self.bus.set_topics(topics).await;
+        told.map_err(|error| Error::new(code::INTERNAL, error.to_string()))?;
+        for (_, path) in before.iter().filter(|socket| !after.contains(socket)) {
+            self.sockets.unbind(path);
+        }
+        for (topic, path) in after.iter().filter(|socket| !before.contains(socket)) {
+            if let Err(error) = self.sockets.bind(topic, path) {
+                tracing::error!(%topic, %error, "outbound socket is not served");
+            }
+        }
+        Ok(())
+    }
+
     async fn add_topic(&self, topic: &Topic) -> Outcome {
         let mut change = self.topics.change().await;
         if !change.new.topics.contains_key(topic) {

@@ -1,7 +1,9 @@
 //! What is taken from neighbours, and what is told to them.
 
 use hyphae_wire::address::OVERLAY_RANGE;
-use hyphae_wire::{Prefix, PublicKey};
+use hyphae_wire::{Nanos, Prefix, PublicKey};
+
+use super::Speaker;
 
 /// What a rule does with a route that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,5 +73,65 @@ impl Filter {
             .find(matches)
             .map_or(self.otherwise, |rule| rule.action);
         action == Action::Accept
+    }
+}
+
+impl Speaker {
+    /// Replaces the filters: what is no longer taken or told ends, and neighbours are asked for what
+    /// was refused before. Routes that both pass stay as they are.
+    pub fn set_filters(&mut self, now: Nanos, import: Filter, export: Filter) {
+        let taken = std::mem::replace(&mut self.config.import, import) != self.config.import;
+        let told = std::mem::replace(&mut self.config.export, export) != self.config.export;
+        if taken {
+            self.drop_refused(now);
+            self.ask_again(now);
+        }
+        if told {
+            let own = self.own.keys().chain(self.table.keys());
+            let all: Vec<Prefix> = own.copied().collect();
+            self.tell_again(now, all.into_iter());
+        }
+    }
+
+    /// Changes how many destinations may be known. None is dropped; those that found no room are asked
+    /// for again.
+    pub fn set_routes_max(&mut self, now: Nanos, max: usize) {
+        let before = std::mem::replace(&mut self.config.routes_max, max);
+        if max > before {
+            self.ask_again(now);
+        }
+    }
+
+    /// Routes of neighbours that the filter takes no longer.
+    fn drop_refused(&mut self, now: Nanos) {
+        let mut refused = Vec::new();
+        for (prefix, destination) in &self.table {
+            for candidate in destination.candidates() {
+                let link = self.links.get(&candidate.link);
+                let source = destination.source(candidate.router_id);
+                let (Some(link), Some(source)) = (link, source) else {
+                    continue;
+                };
+                if !self
+                    .config
+                    .import
+                    .accepts(*prefix, &source.origin.key, &link.key)
+                {
+                    refused.push((*prefix, candidate.link));
+                }
+            }
+        }
+        for (prefix, link) in refused {
+            self.drop_candidate(now, prefix, link);
+        }
+    }
+
+    /// Neighbours tell everything again, as to a speaker that has taken over: nothing is withdrawn
+    /// meanwhile, on either side.
+    fn ask_again(&mut self, now: Nanos) {
+        let links: Vec<u32> = self.links.keys().copied().collect();
+        for link in links {
+            self.open_again(now, link);
+        }
     }
 }

@@ -274,6 +274,14 @@ impl Speaker {
         self.send_opening(now, link, adopted);
     }
 
+    /// Begins anew on a link that goes on carrying frames.
+    pub(super) fn open_again(&mut self, now: Nanos, link: u32) {
+        if let Some(state) = self.links.get_mut(&link) {
+            state.open = false;
+            self.send_opening(now, link, true);
+        }
+    }
+
     /// A neighbour is gone.
     pub fn link_down(&mut self, now: Nanos, link: u32) {
         let Some(state) = self.links.remove(&link) else {

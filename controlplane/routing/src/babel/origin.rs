@@ -106,7 +106,14 @@ impl Speaker {
         if self.own.contains_key(&prefix) {
             return;
         }
-        let serial = Serial::new(self.config.epoch, 1);
+        // One that was withdrawn is announced anew: with its old number nobody would take it.
+        let before = self
+            .table
+            .get(&prefix)
+            .and_then(|d| d.source(self.router_id));
+        let before = before.filter(|source| source.origin.key == self.key);
+        let first = Serial::new(self.config.epoch, 1);
+        let serial = before.map_or(first, |source| source.origin.serial.next().max(first));
         let own = Own {
             origin: self.sign(prefix, serial),
             marks: Marks::default(),

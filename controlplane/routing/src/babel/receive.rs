@@ -201,12 +201,16 @@ impl Speaker {
             return Ok(known.filter(|serial| serial.seqno() == update.seqno));
         };
         let serial = origin.serial;
-        if source.is_some_and(|s| s.origin == origin) {
-            return Ok(Some(serial));
-        }
         let Some(neighbour) = self.links.get(&link).map(|state| state.key) else {
             return Ok(None);
         };
+        if source.is_some_and(|s| s.origin == origin) {
+            // Known to be true, but perhaps not from this neighbour.
+            return match self.config.import.accepts(prefix, &origin.key, &neighbour) {
+                true => Ok(Some(serial)),
+                false => Err((origin, RefusalReason::Filter)),
+            };
+        }
         self.plausible(&neighbour, prefix, router_id, &origin.key)
             .map_err(|reason| (origin, reason))?;
         if !self.signed(prefix, router_id, &origin) {

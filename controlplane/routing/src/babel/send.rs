@@ -267,16 +267,8 @@ impl Speaker {
             origin,
         };
         let exported = |key| self.config.export.accepts(prefix, key, &state.key);
-        if let Some(own) = self.own.get(&prefix) {
-            if !exported(&self.key) {
-                return None;
-            }
-            let proof = (!own.marks.proved.contains(state.slot)).then_some(own.origin);
-            return Some(update(self.router_id, own.origin.serial, 0, proof));
-        }
-        let destination = self.table.get(&prefix)?;
-        let retraction = || {
-            let told = destination.marks.told.contains(state.slot);
+        let ended = |marks: &Marks| {
+            let told = marks.told.contains(state.slot);
             told.then_some(Update {
                 prefix: Some(prefix),
                 router_id: None,
@@ -286,6 +278,15 @@ impl Speaker {
                 origin: None,
             })
         };
+        if let Some(own) = self.own.get(&prefix) {
+            if !exported(&self.key) {
+                return ended(&own.marks);
+            }
+            let proof = (!own.marks.proved.contains(state.slot)).then_some(own.origin);
+            return Some(update(self.router_id, own.origin.serial, 0, proof));
+        }
+        let destination = self.table.get(&prefix)?;
+        let retraction = || ended(&destination.marks);
         let Some(route) = &destination.selected else {
             return retraction();
         };
@@ -312,7 +313,10 @@ impl Speaker {
             return;
         };
         if let Some(own) = self.own.get_mut(&prefix) {
-            own.marks.told.insert(slot);
+            match update.metric {
+                INFINITY => own.marks.proved.remove(slot),
+                _ => own.marks.told.insert(slot),
+            }
             return;
         }
         let Some(destination) = self.table.get_mut(&prefix) else {
@@ -357,11 +361,13 @@ impl Speaker {
                 Told::End => {
                     let state = self.links.get(&link);
                     let again = state.is_none_or(|state| state.is_in_flight(prefix));
+                    let own = self.own.get_mut(&prefix).map(|own| &mut own.marks);
+                    let learnt = self.table.get_mut(&prefix).map(|d| &mut d.marks);
                     if newest
                         && !again
-                        && let Some(destination) = self.table.get_mut(&prefix)
+                        && let Some(marks) = own.or(learnt)
                     {
-                        destination.marks.told.remove(slot);
+                        marks.told.remove(slot);
                     }
                     continue;
                 }

@@ -132,6 +132,11 @@ impl Destination {
         self.sources.iter_mut().find(|s| s.router_id == router_id)
     }
 
+    /// What neighbours offer.
+    pub(super) fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        self.candidates.iter()
+    }
+
     pub(super) fn candidate(&self, link: u32) -> Option<&Candidate> {
         self.candidates.iter().find(|c| c.link == link)
     }

@@ -458,6 +458,105 @@ fn gateways_are_believed_by_those_who_say_so() {
     assert_eq!(net.nodes[&2].route(outside), None);
 }
 
+fn rule(prefix: Prefix, action: Action) -> Rule {
+    Rule {
+        prefix: Some(prefix),
+        origin: None,
+        neighbour: None,
+        action,
+    }
+}
+
+#[test]
+fn filters_change_while_it_runs_and_touch_only_what_they_name() {
+    let outside: Prefix = "fd12:3456::/32".parse().unwrap();
+    let mut net = line(2);
+    net.start(2, 100, |config| config.announce = vec![outside]);
+    net.join(1, 2, LAN);
+    net.run(seconds(2));
+    assert_eq!(net.nodes[&1].route(outside), None);
+    // 1 takes it from now on, though 2 has told it long ago; then 0, one hop on, may too.
+    let mut import = Filter::import_default();
+    import.rules.push(rule(outside, Action::Accept));
+    let (now, before) = (net.now, net.nodes[&0].counters().route_changes);
+    net.node(1)
+        .set_filters(now, import.clone(), Filter::accept_all());
+    net.node(0).set_filters(now, import, Filter::accept_all());
+    net.run(seconds(2));
+    assert_eq!(net.hops(0, 2), [1]);
+    assert!(net.nodes[&0].route(outside).is_some());
+    let gained = net.nodes[&0].counters().route_changes - before;
+    assert_eq!(gained, 1, "the others stayed as they were");
+    // It is no longer told to 0, whatever 0 takes; 1 keeps it.
+    let (now, import) = (net.now, net.nodes[&1].config.import.clone());
+    let mut export = Filter::accept_all();
+    export.rules.push(rule(outside, Action::Refuse));
+    export.rules.push(rule(subnet(1), Action::Refuse));
+    net.node(1).set_filters(now, import, export.clone());
+    net.run(seconds(2));
+    assert_eq!(net.nodes[&0].route(outside), None);
+    assert_eq!(net.nodes[&0].route(subnet(1)), None, "an own one ends too");
+    assert!(net.nodes[&1].route(outside).is_some());
+    assert_eq!(net.hops(0, 2), [1]);
+    // 1 takes it no longer; all is told again.
+    let now = net.now;
+    net.node(1)
+        .set_filters(now, Filter::import_default(), Filter::accept_all());
+    net.run(seconds(2));
+    assert_eq!(net.nodes[&1].route(outside), None);
+    assert!(net.connected());
+}
+
+#[test]
+fn a_neighbour_that_is_filtered_is_not_believed_what_others_have_proved() {
+    let mut net = line(3);
+    net.join(0, 2, Duration::from_millis(50));
+    net.run(seconds(5));
+    let rules = vec![Rule {
+        prefix: Some(subnet(2)),
+        origin: None,
+        neighbour: Some(secret(1).public_key()),
+        action: Action::Refuse,
+    }];
+    let mut import = Filter::import_default();
+    import.rules.splice(0..0, rules);
+    let now = net.now;
+    net.node(0).set_filters(now, import, Filter::accept_all());
+    net.run(seconds(30));
+    assert_eq!(
+        net.hops(0, 2),
+        [2],
+        "the slow way, because the other is filtered"
+    );
+    assert_eq!(
+        net.nodes[&0]
+            .fallbacks()
+            .filter(|(p, _, _)| *p == subnet(2))
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_prefix_that_is_withdrawn_and_announced_again_is_taken_again_at_once() {
+    let outside: Prefix = "fd12:3456::/32".parse().unwrap();
+    let mut net = line(2);
+    let mut import = Filter::import_default();
+    import.rules.push(rule(outside, Action::Accept));
+    let now = net.now;
+    net.node(0).set_filters(now, import, Filter::accept_all());
+    for _ in 0..3 {
+        let now = net.now;
+        net.node(1).announce(now, outside);
+        net.run(seconds(1));
+        assert!(net.nodes[&0].route(outside).is_some());
+        let now = net.now;
+        net.node(1).withdraw(now, outside);
+        net.run(seconds(1));
+        assert_eq!(net.nodes[&0].route(outside), None);
+    }
+}
+
 #[test]
 fn hostile_bytes_are_counted_and_change_nothing() {
     let mut net = line(2);

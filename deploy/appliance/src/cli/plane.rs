@@ -1,11 +1,15 @@
 //! The two planes as processes of their own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hyphae_controlplane::config::Config;
+use hyphae_controlplane::Reloader;
+use hyphae_controlplane::config::{Config, Settings};
+use nix::sys::signal::{SigSet, Signal};
 
-use super::NodeArgs;
+use super::{NodeArgs, up};
+use crate::log::SetLevel;
 
 /// Set by the supervisor: the plane is to end with it.
 pub(crate) const SUPERVISED: &str = "HYPHAE_SUPERVISED";
@@ -13,8 +17,19 @@ pub(crate) const SUPERVISED: &str = "HYPHAE_SUPERVISED";
 pub(crate) const RESTARTED: &str = "HYPHAE_RESTARTED";
 
 pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
-    let config = start(args)?;
+    let (_, config, set_level) = start(args)?;
     let (_, sockets) = args.directories()?;
+    on_hangup({
+        let args = args.clone();
+        // All that can change in a dataplane.
+        move || match args.load() {
+            Ok(config) => match set_level(&config.log_level) {
+                Ok(()) => tracing::info!(level = config.log_level, "log level"),
+                Err(error) => tracing::error!(error, "log level was not changed"),
+            },
+            Err(error) => tracing::error!("configuration was not read again: {error:#}"),
+        }
+    })?;
     let options = hyphae_dataplane::Options {
         listen: config.listen,
         stream_listen: config.stream.listen,
@@ -33,21 +48,55 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<()> {
-    let config = start(args)?;
+    let (settings, _, set_log_level) = start(args)?;
     let (state, sockets) = args.directories()?;
+    // A file that was there and has gone is an error; one that was made since is read.
+    let (file, overrides, args) = (args.file(), args.overrides()?, args.clone());
+    let reloader = Reloader {
+        read: Arc::new(move || {
+            let file = file.clone().or_else(|| args.file());
+            up::read(file.as_deref(), &overrides)
+        }),
+        set_log_level,
+        asked: Arc::default(),
+    };
+    let asked = Arc::clone(&reloader.asked);
+    on_hangup(move || asked.notify_one())?;
     let options = hyphae_controlplane::Options {
-        config,
+        settings,
+        reloader,
         state_directory: state,
         socket_directory: sockets,
     };
     Ok(hyphae_controlplane::run(options)?)
 }
 
-fn start(args: &NodeArgs) -> anyhow::Result<Config> {
+fn start(args: &NodeArgs) -> anyhow::Result<(Settings, Config, SetLevel)> {
+    // From before the first thread, so that none is ended by it.
+    hangup().thread_block().context("signals")?;
     end_with_parent()?;
-    let config = args.load()?;
-    crate::log::start(&config)?;
-    Ok(config)
+    let settings = args.settings()?;
+    let config = settings.config()?;
+    let set_level = crate::log::start(&config)?;
+    Ok((settings, config, set_level))
+}
+
+fn hangup() -> SigSet {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGHUP);
+    signals
+}
+
+/// Calls `then` at each SIGHUP, in a thread of its own.
+fn on_hangup(then: impl Fn() + Send + 'static) -> anyhow::Result<()> {
+    let wait = move || {
+        while hangup().wait().is_ok() {
+            then();
+        }
+    };
+    let thread = std::thread::Builder::new().name("reload".to_owned());
+    thread.spawn(wait).context("thread of SIGHUP")?;
+    Ok(())
 }
 
 /// Ties this process to the one that started it, if that one asked for it.

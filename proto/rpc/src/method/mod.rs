@@ -14,9 +14,10 @@ pub use message::{
     PushMessageResult,
 };
 pub use node::{
-    Dataplane, DrainParams, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer,
-    PeerEndpoint, PingParams, Pong, QueriedSubnet, Route, RouteParams, StaticRoute, Status,
-    TraceHop, TraceOutcome, TraceParams, Worker,
+    ConfigChange, Dataplane, DrainParams, EndpointParams, Info, IpParams, PacketStat,
+    PacketStatistics, Peer, PeerEndpoint, PingParams, Pong, QueriedSubnet, ReloadParams,
+    ReloadResult, Route, RouteParams, StaticRoute, Status, TraceHop, TraceOutcome, TraceParams,
+    Worker,
 };
 pub use topic::{
     AcceptParams, ForwardSocketParams, OutboundSocket, OutboundSocketParams, TopicParams,

@@ -270,6 +270,38 @@ pub struct DrainParams {
     pub on: bool,
 }
 
+/// Parameters of `config.reload`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReloadParams {
+    /// Say what would change, and change nothing.
+    pub dry_run: bool,
+}
+
+/// A setting that is another one in the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigChange {
+    /// Its key; for state files, the file and what in it.
+    pub key: String,
+    /// Value in force before, as TOML; null where there was none.
+    pub old: Option<String>,
+    /// Value in the file; null where there is none any more.
+    pub new: Option<String>,
+}
+
+/// Result of `config.reload`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReloadResult {
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// In force now, or what would be.
+    pub applied: Vec<ConfigChange>,
+    /// These need a restart; until then what was before holds.
+    pub restart: Vec<ConfigChange>,
+}
+
 /// Result of `node.status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

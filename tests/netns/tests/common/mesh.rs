@@ -1,6 +1,7 @@
 //! Any number of nodes, each in its namespace with a TUN device, joined by cables.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hyphae::lab::{LabNode, Namespace};
@@ -68,8 +69,6 @@ impl Mesh {
             "off",
             "--rest",
             "off",
-            "--log-level",
-            "warn",
             "--listen",
             "0.0.0.0:9670",
             "--cores",
@@ -81,6 +80,10 @@ impl Mesh {
         .chain(flags.iter().copied())
         .map(str::to_owned)
         .collect::<Vec<_>>();
+        // A file may have a level of its own, which a flag would hide.
+        if !flags.contains(&"--config") {
+            line.extend(["--log-level", "warn"].map(str::to_owned));
+        }
         for (cable, (a, b)) in (1..).zip(&self.cables) {
             if *b == n {
                 let key = self.keys[*a];
@@ -101,9 +104,18 @@ impl Mesh {
 
     /// Starts a node with a configuration file.
     pub(crate) fn start_with(&mut self, n: usize, config: &str) {
-        let file = self.directory.path().join(format!("{}.toml", NAMES[n]));
-        std::fs::write(&file, config).unwrap();
+        self.configure(n, config);
+        let file = self.file(n);
         self.start(n, &["--config", file.to_str().unwrap()]);
+    }
+
+    /// Replaces the configuration file of a node.
+    pub(crate) fn configure(&self, n: usize, config: &str) {
+        std::fs::write(self.file(n), config).unwrap();
+    }
+
+    fn file(&self, n: usize) -> PathBuf {
+        self.directory.path().join(format!("{}.toml", NAMES[n]))
     }
 
     pub(crate) fn node(&self, n: usize) -> &LabNode {
