@@ -5,6 +5,7 @@
 //! counts of other versions are shown, but fail nothing.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -16,13 +17,34 @@ use crate::ways::WAYS;
 /// Growth that fails, percent.
 const GROWTH_MAX: f64 = 3.0;
 
+/// What counts depend on besides the code.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Tools {
+    compiler: String,
+    valgrind: String,
+    /// Version of the C library, whose copying is counted too.
+    libc: String,
+    processor: String,
+}
+
+impl fmt::Display for Tools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            compiler,
+            valgrind,
+            libc,
+            processor,
+        } = self;
+        write!(f, "{compiler}, {valgrind}, libc {libc}, {processor}")
+    }
+}
+
 /// Instructions per operation, and what counted them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Counts {
-    compiler: String,
-    valgrind: String,
-    architecture: String,
+    tools: Tools,
     instructions: BTreeMap<String, f64>,
 }
 
@@ -32,27 +54,15 @@ pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
     let committed: Counts = serde_json::from_str(&text).context("committed counts")?;
     let now = count()?;
     let grown = compare(&committed, &now);
-    let same_tools = Counts {
-        instructions: BTreeMap::new(),
-        ..committed.clone()
-    } == Counts {
-        instructions: BTreeMap::new(),
-        ..now.clone()
-    };
     let accept = format!(
         "cargo run --release -p hyphae-bench-paths -- accept {}",
         file.display()
     );
-    if !same_tools {
+    if committed.tools != now.tools {
         eprintln!(
-            "SKIPPED: counted with {}, {}, {}, but committed with {}, {}, {}: growth fails nothing; \
-             to hold against these tools: {accept}",
-            now.compiler,
-            now.valgrind,
-            now.architecture,
-            committed.compiler,
-            committed.valgrind,
-            committed.architecture
+            "SKIPPED: counted with {}, but committed with {}: growth fails nothing; to hold against these tools \
+             from now on: {accept}",
+            now.tools, committed.tools
         );
         return Ok(());
     }
@@ -94,9 +104,7 @@ fn compare(committed: &Counts, now: &Counts) -> Vec<String> {
 }
 
 fn count() -> anyhow::Result<Counts> {
-    let valgrind = said(Command::new("valgrind").arg("--version"))
-        .context("valgrind is needed (Debian: apt-get install valgrind)")?;
-    let compiler = said(Command::new("rustc").arg("--version"))?;
+    let tools = tools()?;
     let directory =
         std::env::temp_dir().join(format!("hyphae-instructions-{}", std::process::id()));
     std::fs::create_dir(&directory)?;
@@ -106,11 +114,35 @@ fn count() -> anyhow::Result<Counts> {
     let instructions = counted.collect::<anyhow::Result<_>>();
     std::fs::remove_dir_all(&directory)?;
     Ok(Counts {
-        compiler,
-        valgrind,
-        architecture: std::env::consts::ARCH.to_owned(),
+        tools,
         instructions: instructions?,
     })
+}
+
+fn tools() -> anyhow::Result<Tools> {
+    let libc = said(Command::new("ldd").arg("--version"))?;
+    let libc = libc
+        .lines()
+        .next()
+        .and_then(|line| line.split(' ').next_back());
+    Ok(Tools {
+        compiler: said(Command::new("rustc").arg("--version"))?,
+        valgrind: said(Command::new("valgrind").arg("--version"))
+            .context("valgrind is needed (Debian: apt-get install valgrind)")?,
+        libc: libc.unwrap_or_default().to_owned(),
+        processor: processor(),
+    })
+}
+
+/// What of the processor shows through valgrind.
+fn processor() -> String {
+    #[cfg(target_arch = "x86_64")]
+    let wide =
+        std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("aes");
+    #[cfg(not(target_arch = "x86_64"))]
+    let wide = false;
+    let wide = if wide { " with AVX2 and AES" } else { "" };
+    format!("{}{wide}", std::env::consts::ARCH)
 }
 
 /// Instructions per operation of one way.
