@@ -24,6 +24,7 @@ mod rpc;
 mod run;
 pub mod state;
 mod stored;
+mod vigil;
 
 pub use reload::Reloader;
 pub use run::{Options, RunError, run};

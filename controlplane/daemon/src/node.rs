@@ -64,6 +64,8 @@ pub(crate) enum Command {
 pub(crate) struct Scrape {
     pub(crate) workers: Vec<StatsReader>,
     pub(crate) generation: u64,
+    /// Its process.
+    pub(crate) dataplane: Option<u32>,
     pub(crate) backlog: usize,
     pub(crate) peers_by_state: BTreeMap<&'static str, usize>,
     pub(crate) sessions: usize,
@@ -538,6 +540,17 @@ impl Node {
         }
     }
 
+    /// How it is doing, for the service manager.
+    pub(crate) fn in_a_line(&self) -> String {
+        let peers = self.overlay.peers().count();
+        let alive = self.overlay.peers();
+        let alive = alive.filter(|peer| crate::rpc::state_name(peer.state) == "alive");
+        let alive = alive.count();
+        let (sessions, routes) = (self.overlay.sessions().count(), self.rib.routes().count());
+        let drained = if self.is_drained() { "; drained" } else { "" };
+        format!("{alive} of {peers} peers alive, {routes} routes, {sessions} sessions{drained}")
+    }
+
     fn scrape(&self, now: Nanos) -> Scrape {
         let mut peers_by_state = BTreeMap::from([("alive", 0), ("connecting", 0), ("dead", 0)]);
         for peer in self.overlay.peers() {
@@ -551,6 +564,7 @@ impl Node {
         Scrape {
             workers: attachment.map(Attachment::stats).unwrap_or_default(),
             generation: attachment.map_or(0, |a| a.hello.generation.get()),
+            dataplane: attachment.map(|a| a.hello.pid.get()),
             backlog: attachment.map_or(0, Attachment::backlog),
             peers_by_state,
             sessions: self.overlay.sessions().count(),

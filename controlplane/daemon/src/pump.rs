@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::attach::{AttachFailure, Attachment, watch};
 use crate::node::{Command, Node};
+use crate::vigil::Vigil;
 
 /// Records taken from the workers before anything else gets a turn.
 const PUNT_BUDGET: usize = 512;
@@ -93,6 +94,7 @@ pub(crate) async fn run(
     mut node: Node,
     attachment: Attachment,
     mut commands: mpsc::Receiver<Command>,
+    mut vigil: Vigil,
 ) {
     let mut next = Some(attachment);
     let mut patience = Patience::default();
@@ -109,7 +111,7 @@ pub(crate) async fn run(
                     return;
                 }
                 node.attached(now(), attachment);
-                if serve(&mut node, &mut commands).await {
+                if serve(&mut node, &mut commands, &mut vigil).await {
                     return;
                 }
                 node.detached();
@@ -119,6 +121,7 @@ pub(crate) async fn run(
                     () = patience.wait(&error) => {}
                     command = commands.recv() => {
                         if command.is_none_or(|command| node.handle_command(now(), command)) {
+                            vigil.stopping();
                             return;
                         }
                     }
@@ -126,26 +129,30 @@ pub(crate) async fn run(
                 // Deadlines of messages pass, and messages to this node itself arrive.
                 node.handle_timeout(now());
                 node.drain_bus(now());
+                vigil.round(now(), || "waits for a dataplane".to_owned());
             }
         }
     }
 }
 
 /// Works with one dataplane until it is gone. True when told to shut down.
-async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool {
+async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>, vigil: &mut Vigil) -> bool {
     let alarm = Alarm::new();
     loop {
         let punts = take_punts(node);
         node.handle_timeout(now());
         let bus = node.drain_bus(now());
         let left = node.drain();
+        vigil.ready();
+        vigil.round(now(), || node.in_a_line());
         let Some(attachment) = &mut node.attachment else {
             return false;
         };
         let more = bus || punts == PUNT_BUDGET || !attachment.sleep();
         let mut wait = node
             .poll_timeout()
-            .map_or(Duration::from_secs(1), |at| at.since(now()));
+            .map_or(Duration::from_secs(1), |at| at.since(now()))
+            .min(vigil.at().since(now()));
         if left {
             wait = wait.min(BACKLOG_RETRY);
         }
@@ -167,6 +174,7 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>) -> bool 
                 // What it leads to is done once for all that wait.
                 for _ in 0..COMMAND_BUDGET {
                     if node.handle_command(now(), command) {
+                        vigil.stopping();
                         say_goodbye(node).await;
                         return true;
                     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyphae_bus::topics::Topics;
+use hyphae_notify::Notifier;
 use hyphae_overlay::{Config as OverlayConfig, Overlay};
 use hyphae_wire::Network;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +26,7 @@ use crate::state::{
     StateError, TOPICS_FILE,
 };
 use crate::stored::Stored;
+use crate::vigil::Vigil;
 use crate::{metrics, pump, rpc};
 
 /// Messages on their way to the forward proxy.
@@ -127,6 +129,8 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let (commands, receiver) = mpsc::channel(256);
 
     // Ports and hardware are the dataplane's to tell: the engines are made when it is there.
+    let mut vigil = Vigil::new(Notifier::from_environment());
+    vigil.status("waits for a dataplane");
     let waiting = wait_for_dataplane(&options.socket_directory);
     let attachment = tokio::select! {
         attachment = waiting => attachment,
@@ -262,7 +266,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
         let _ = stopper.send(Command::Shutdown).await;
     });
     // A task of its own: waking the future that the runtime was entered with costs a system call.
-    let pumping = tokio::spawn(pump::run(node, attachment, receiver));
+    let pumping = tokio::spawn(pump::run(node, attachment, receiver, vigil));
     if let Err(error) = pumping.await
         && let Ok(panic) = error.try_into_panic()
     {

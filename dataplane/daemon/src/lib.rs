@@ -22,6 +22,7 @@ pub mod punts;
 mod run;
 mod stream;
 mod turn;
+mod vigil;
 mod worker;
 
 pub use cores::{Cores, CoresError, pin};

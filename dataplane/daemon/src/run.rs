@@ -9,13 +9,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hyphae_forward::{Engine, EngineConfig, aes_in_hardware};
+use hyphae_notify::Notifier;
 use hyphae_shm::attach::{Hello, WELCOME, store_text};
 use hyphae_shm::{Doorbell, Layout, Segment, SegmentError};
 use hyphae_uring::{AnyDriver, DriverKind, OpenError, Parts, ProbeError, tun, udp};
 use hyphae_wire::WorkerId;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::attach::{Server, SocketError};
@@ -24,6 +25,7 @@ use crate::cores::{self, CoresError};
 use crate::handover;
 use crate::options::Options;
 use crate::stream;
+use crate::vigil::{Pulse, Vigil, Watched};
 use crate::worker::{Worker, WorkerParts, clock};
 
 /// How often a port or device that is in use is tried again.
@@ -102,6 +104,7 @@ struct Seat {
     stats: hyphae_shm::StatsWriter,
     udp_segmentation: bool,
     stop: Arc<AtomicBool>,
+    pulse: Arc<Pulse>,
     ended: Arc<Doorbell>,
 }
 
@@ -184,6 +187,17 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     let udp_segmentation = tun.as_ref().is_some_and(|tun| tun.uso);
     let mut queues = tun.map(|tun| tun.queues).unwrap_or_default().into_iter();
     let mut threads = Vec::new();
+    let begun = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
+    let mut watched = Vec::new();
+    let mut watch = |name: &str, bell: &Arc<Doorbell>| {
+        let pulse = Arc::new(Pulse::new(Arc::clone(&begun)));
+        watched.push(Watched {
+            name: name.to_owned(),
+            pulse: Arc::clone(&pulse),
+            bell: Arc::clone(bell),
+        });
+        pulse
+    };
     let mut handovers = handover::connect(&bells);
     let (outlets, rings) = stream::connect(&mut handovers, &bells, &stream_bell);
     let stream_seat = stream::Seat {
@@ -193,6 +207,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
         uring: kind == DriverKind::Uring,
         times: stream::Times::default(),
         stop: Arc::clone(&stream_stop),
+        pulse: watch("stream", &stream_bell),
     };
     let ends = handovers.into_iter().zip(outlets);
     for (((n, (socket, _)), (handover, stream)), core) in (0..).zip(sockets).zip(ends).zip(cores) {
@@ -225,6 +240,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
             stats: segment.stats_writer(id),
             udp_segmentation,
             stop: Arc::clone(&stop),
+            pulse: watch(&format!("worker-{n}"), &bells[id.as_usize()]),
             ended: Arc::clone(&ended),
         };
         let thread = std::thread::Builder::new()
@@ -255,7 +271,10 @@ pub fn run(options: &Options) -> Result<(), RunError> {
         segment_locked = segment.is_locked(),
         "dataplane is up"
     );
-    let waited = wait(server, &signal_fd, &ended);
+    let mut vigil = Vigil::new(Notifier::from_environment(), watched, begun);
+    let does = format!("{workers} workers ({kind}) on UDP {ports:?}");
+    let waited = wait(server, &signal_fd, &ended, &mut vigil, &does);
+    vigil.stopping();
     stop.store(true, Ordering::Relaxed);
     bells.iter().for_each(|bell| bell.ring());
     let joined = join(threads);
@@ -409,6 +428,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         stats,
         udp_segmentation,
         stop,
+        pulse,
         ..
     } = seat;
     let parts = WorkerParts {
@@ -419,6 +439,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         stats,
         udp_segmentation,
         stop,
+        pulse,
     };
     let result = match hyphae_uring::open(seat.kind, seat.parts).map_err(open)? {
         AnyDriver::Uring(driver) => Worker::new(*driver, parts).run(),
@@ -428,20 +449,37 @@ fn sit(seat: Seat) -> Result<(), RunError> {
 }
 
 /// Serves control planes until a signal comes or a worker ends.
-fn wait(mut server: Server, signals: &SignalFd, ended: &Doorbell) -> Result<(), RunError> {
+fn wait(
+    mut server: Server,
+    signals: &SignalFd,
+    ended: &Doorbell,
+    vigil: &mut Vigil,
+    does: &str,
+) -> Result<(), RunError> {
     loop {
+        vigil.look(Instant::now());
+        let has = if server.lease().is_some() {
+            "control plane attached"
+        } else {
+            "no control plane: forwarding goes on with what the last one left"
+        };
+        vigil.status(&format!("{does}; {has}"));
+        let timeout = vigil.wait(Instant::now());
+        let timeout = timeout.and_then(|wait| Timespec::try_from(wait).ok());
         let readable = PollFlags::IN;
         let (ended_fd, listener) = (ended.as_fd(), server.listener());
+        let begun = vigil.begun().as_fd();
         let mut fds = vec![
             PollFd::new(signals, readable),
             PollFd::new(&ended_fd, readable),
             PollFd::new(&listener, readable),
+            PollFd::new(&begun, readable),
         ];
         let lease = server.lease();
         if let Some(lease) = &lease {
             fds.push(PollFd::new(lease, readable));
         }
-        match poll(&mut fds, None) {
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(system("poll")(error)),
         }
@@ -449,7 +487,7 @@ fn wait(mut server: Server, signals: &SignalFd, ended: &Doorbell) -> Result<(), 
         if happened[0] || happened[1] {
             return Ok(());
         }
-        if happened.get(3) == Some(&true) {
+        if happened.get(4) == Some(&true) {
             server.end_lease();
         }
         if happened[2] {

@@ -19,6 +19,7 @@ use crate::control::Control;
 use crate::handover::Handover;
 use crate::output::{Arena, Output};
 use crate::stream::StreamOutlet;
+use crate::vigil::Pulse;
 
 /// Frames taken over per other worker in one turn.
 const HANDOVER_BUDGET: usize = 64;
@@ -42,6 +43,7 @@ pub(crate) struct Worker<D: Driver> {
     pub(crate) turn: Turn,
     pub(crate) verdicts: Vec<hyphae_forward::Verdict>,
     pub(crate) stop: Arc<AtomicBool>,
+    pulse: Arc<Pulse>,
     pub(crate) housekeeping: Nanos,
     /// A corrupt program ring is counted once.
     pub(crate) detached: bool,
@@ -63,6 +65,7 @@ pub(crate) struct WorkerParts {
     pub(crate) stats: StatsWriter,
     pub(crate) udp_segmentation: bool,
     pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// What a turn gathers and lets go of at its end.
@@ -84,6 +87,7 @@ impl<D: Driver> Worker<D> {
             stats,
             udp_segmentation,
             stop,
+            pulse,
         } = parts;
         let turn = Turn {
             output: Output::new(stream),
@@ -100,6 +104,7 @@ impl<D: Driver> Worker<D> {
             turn,
             verdicts: Vec::with_capacity(1024),
             stop,
+            pulse,
             housekeeping: Nanos(0),
             detached: false,
             too_big_told: (0, Nanos(0)),
@@ -115,6 +120,7 @@ impl<D: Driver> Worker<D> {
     /// When the driver cannot wait or submit any more: nothing a worker could mend.
     pub(crate) fn run(&mut self) -> std::io::Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
+            self.pulse.beat();
             if self.turn(clock()) {
                 self.driver.wait(Some(Duration::ZERO))?;
             } else {

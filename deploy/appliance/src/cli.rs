@@ -10,6 +10,7 @@ mod key;
 mod message;
 mod node;
 mod output;
+mod package;
 mod plane;
 mod reload;
 mod topic;
@@ -150,6 +151,15 @@ enum Command {
     /// Run the control plane only (systemd units use this).
     #[command(hide = true, after_help = "Examples:\n  hyphae controlplane --no-tun")]
     Controlplane(NodeArgs),
+    /// Write manual pages and completions (packages use this).
+    #[command(
+        hide = true,
+        after_help = "Examples:\n  hyphae package-files DIRECTORY"
+    )]
+    PackageFiles {
+        /// Where to; must exist.
+        directory: PathBuf,
+    },
 }
 
 /// Which running node.
@@ -218,6 +228,7 @@ pub fn main() -> ExitCode {
         Command::Lab(args) => crate::lab::run(&args, json),
         Command::Dataplane(args) => plane::dataplane(&args),
         Command::Controlplane(args) => plane::controlplane(&args),
+        Command::PackageFiles { directory } => package::write(&directory),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

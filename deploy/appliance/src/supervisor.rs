@@ -72,6 +72,7 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
     let signals = SignalFd::with_flags(&signals, flags).context("signals")?;
 
     let line = |plane: &str| args.to_command_line(plane, tun);
+    let mut notifier = hyphae_notify::Notifier::from_environment();
     let mut planes = [
         Plane::start("dataplane", line("dataplane"))?,
         Plane::start(CONTROLPLANE, line(CONTROLPLANE))?,
@@ -80,9 +81,11 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
         None => Ok(()),
         Some(status) => {
             announce(&config, &sockets, &status, json)?;
+            notifier.ready();
             watch(&mut planes, &signals)
         }
     });
+    notifier.stopping();
     // The control plane first: it says good-bye to the peers through the dataplane.
     let [dataplane, controlplane] = &mut planes;
     let stopped = controlplane.stop().and(dataplane.stop());
@@ -144,6 +147,10 @@ impl Plane {
         let mut command = Command::new(program);
         if !self.restarts.0.is_empty() {
             command.env(cli::RESTARTED, "1");
+        }
+        // The node is one service: its manager is told by this process.
+        for variable in hyphae_notify::VARIABLES {
+            command.env_remove(variable);
         }
         let child = command
             .args(&self.line)

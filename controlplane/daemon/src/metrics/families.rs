@@ -147,6 +147,11 @@ pub(crate) const NODE: &[Family] = &[
         &[],
         "State files that could not be written; what they should hold lives in memory only",
     ),
+    gauge(
+        "hyphae_process_resident_memory_bytes",
+        &["process"],
+        "Resident memory of each plane; what they share of the segment is in both",
+    ),
 ];
 
 /// The routing protocol; absent where it is switched off.
@@ -317,6 +322,16 @@ pub(crate) const BUS: &[Family] = &[
         "Messages that wait to be read",
     ),
     gauge("hyphae_inbox_bytes", &[], "Their bytes"),
+    gauge(
+        "hyphae_inbox_messages_limit",
+        &[],
+        "Messages that may wait, from which on senders are told to try again later",
+    ),
+    gauge(
+        "hyphae_inbox_bytes_limit",
+        &[],
+        "Bytes that they may have, likewise",
+    ),
     gauge("hyphae_inbox_waiting", &[], "Calls that wait for a message"),
     counter(
         "hyphae_inbox_failures_total",

@@ -48,6 +48,16 @@ pub(crate) fn record(scrape: &Scrape) {
     counter!("hyphae_config_reloads_total", "result" => "done").absolute(done);
     counter!("hyphae_config_reloads_total", "result" => "refused").absolute(refused);
     gauge!("hyphae_config_last_reload_success_timestamp_seconds").set(last as f64);
+    let planes = [
+        ("controlplane", Some(std::process::id())),
+        ("dataplane", scrape.dataplane),
+    ];
+    for (process, pid) in planes {
+        // Of a dataplane that has ended just now there is nothing to tell.
+        if let Some(bytes) = pid.and_then(resident_bytes) {
+            gauge!("hyphae_process_resident_memory_bytes", "process" => process).set(bytes as f64);
+        }
+    }
     record_bus(&scrape.bus);
     let all = |counter| -> u64 {
         let workers = scrape.workers.iter();
@@ -67,6 +77,13 @@ pub(crate) fn record(scrape: &Scrape) {
     if let Some(peers) = &scrape.each_peer {
         record_peers(peers);
     }
+}
+
+/// Resident memory of a process, from proc(5) `statm`: sizes in pages, the resident one is second.
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let sizes = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = sizes.split(' ').nth(1)?.parse().ok()?;
+    pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)
 }
 
 fn record_worker(worker: &str, totals: &[u64; COUNTERS]) {
@@ -286,6 +303,8 @@ fn record_bus(bus: &BusScrape) {
     for (name, held) in [
         ("hyphae_inbox_messages", bus.inbox_messages),
         ("hyphae_inbox_bytes", bus.inbox_bytes),
+        ("hyphae_inbox_messages_limit", bus.inbox_messages_max),
+        ("hyphae_inbox_bytes_limit", bus.inbox_bytes_max),
         ("hyphae_inbox_waiting", bus.waiting),
     ] {
         gauge!(name).set(held as f64);

@@ -82,3 +82,37 @@ fn names_follow_the_rules() {
         assert!(!help.is_empty() && !help.ends_with('.'), "{name}: {help}");
     }
 }
+
+/// What is installed around a node asks for families that there are, by the names that their kind has.
+#[test]
+fn the_dashboard_and_the_alerts_ask_for_what_is_declared() {
+    let known: BTreeSet<String> = all()
+        .into_iter()
+        .flat_map(|(_, families)| families)
+        .flat_map(|family| match family.kind {
+            Kind::Histogram => ["_bucket", "_sum", "_count"]
+                .map(|part| format!("{}{part}", family.name))
+                .to_vec(),
+            Kind::Counter | Kind::Gauge => vec![family.name],
+        })
+        .collect();
+    for file in [
+        "grafana/hyphae.json",
+        "prometheus/hyphae.rules.yml",
+        "prometheus/hyphae.rules.test.yml",
+    ] {
+        let path = format!("{}/../../deploy/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let names: BTreeSet<&str> = text
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .filter(|word| word.starts_with("hyphae_"))
+            .collect();
+        assert!(names.len() > 20, "{file}: {}", names.len());
+        for name in names {
+            assert!(
+                known.contains(name),
+                "{file}: {name} is no series of a node"
+            );
+        }
+    }
+}

@@ -24,6 +24,7 @@ use super::outbox::Outbox;
 use super::rings::{COUNTERS, COUNTS_LEN, Counts, DROPS, OVERRUNS_AT, Rings};
 use super::socket::{Plain, Socket, Uring};
 use super::table::{Limits, Refused, Table, Way};
+use crate::vigil::Pulse;
 
 /// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -48,6 +49,7 @@ pub(crate) struct Seat {
     pub(crate) uring: bool,
     pub(crate) times: Times,
     pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// What tasks share.
@@ -97,6 +99,7 @@ async fn serve<S: Socket>(seat: Seat) -> io::Result<()> {
     let bell = watch(seat.bell)?;
     let mut scratch = vec![0; RECORD_MAX];
     while !seat.stop.load(Ordering::Relaxed) {
+        seat.pulse.beat();
         if shared.take::<S>(&mut scratch) {
             // The connections write what they were given, and read.
             tokio::task::yield_now().await;

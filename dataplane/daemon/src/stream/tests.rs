@@ -25,6 +25,7 @@ use zerocopy::IntoBytes;
 use super::rings::{COUNTERS, COUNTS_LEN, DROPS};
 use super::{Seat, StreamOutlet, Times, connect, listen_at, parse_counts, run};
 use crate::handover::{self, Handover, Taken};
+use crate::vigil::Pulse;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -60,6 +61,7 @@ impl Rig {
             uring,
             times,
             stop: Arc::clone(&stop),
+            pulse: Arc::new(Pulse::new(doorbell())),
         };
         Self {
             workers,

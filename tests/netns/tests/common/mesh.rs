@@ -22,6 +22,8 @@ pub(crate) struct Mesh {
     pub(crate) nodes: Vec<Option<LabNode>>,
     pub(crate) namespaces: Vec<Namespace>,
     pub(crate) keys: Vec<PublicKey>,
+    /// Where the nodes that are started from now on show their metrics.
+    pub(crate) metrics: &'static str,
     cables: Vec<(usize, usize)>,
     directory: TempDir,
 }
@@ -47,6 +49,7 @@ impl Mesh {
             nodes: (0..nodes).map(|_| None).collect(),
             namespaces,
             keys: (0..nodes).map(key).collect(),
+            metrics: "127.0.0.1:9469",
             cables: cables.to_vec(),
             directory,
         }
@@ -64,7 +67,7 @@ impl Mesh {
         let mut line = vec![
             "up",
             "--metrics",
-            "127.0.0.1:9469",
+            self.metrics,
             "--rpc",
             "off",
             "--rest",

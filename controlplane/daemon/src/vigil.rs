@@ -1,0 +1,69 @@
+//! Tells the service manager how the engine task is doing. The watchdog is fed from its loop and from nowhere
+//! else: a loop that hangs, or anything that keeps its thread, lets the watchdog starve.
+
+use std::time::Duration;
+
+use hyphae_notify::Notifier;
+use hyphae_wire::Nanos;
+
+/// How often the status is brought up to date where no watchdog sets the pace.
+const STATUS_EVERY: Duration = Duration::from_secs(10);
+
+/// The engine task's side of the service manager.
+pub(crate) struct Vigil {
+    notifier: Notifier,
+    every: Duration,
+    next: Nanos,
+    ready: bool,
+}
+
+impl Vigil {
+    pub(crate) fn new(notifier: Notifier) -> Self {
+        let asked = notifier.watchdog_every();
+        let next = if notifier.is_heard() {
+            Nanos(0)
+        } else {
+            Nanos::NEVER
+        };
+        Self {
+            notifier,
+            every: asked.unwrap_or(STATUS_EVERY).min(STATUS_EVERY),
+            next,
+            ready: false,
+        }
+    }
+
+    /// The node serves.
+    pub(crate) fn ready(&mut self) {
+        if !std::mem::replace(&mut self.ready, true) {
+            self.notifier.ready();
+        }
+    }
+
+    /// When the loop has to come round again at the latest.
+    pub(crate) fn at(&self) -> Nanos {
+        self.next
+    }
+
+    /// The loop came round.
+    pub(crate) fn round(&mut self, now: Nanos, status: impl FnOnce() -> String) {
+        if now < self.next {
+            return;
+        }
+        self.next = now + self.every;
+        if self.ready {
+            self.notifier.watchdog();
+        }
+        self.notifier.status(&status());
+    }
+
+    /// Before there is a loop.
+    pub(crate) fn status(&mut self, text: &str) {
+        self.notifier.status(text);
+    }
+
+    /// The end begins.
+    pub(crate) fn stopping(&mut self) {
+        self.notifier.stopping();
+    }
+}

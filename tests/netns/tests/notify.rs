@@ -1,0 +1,277 @@
+//! Covers: what a service manager hears of the real planes: READY when they work, STATUS, WATCHDOG as long
+//! as every thread that serves packets makes progress, STOPPING; and what the parts of `hyphae up` inherit.
+//! No namespaces, no TUN device. The units themselves are in `units.rs`.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::cell::RefCell;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::binary;
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What the service manager allows between two pings; a plane sends four in this time.
+const WATCHDOG: Duration = Duration::from_secs(2);
+
+/// A service manager with the directories of one node.
+struct Manager {
+    directory: TempDir,
+    socket: UnixDatagram,
+    /// Heard and not asked for yet: two planes speak, in any order.
+    kept: RefCell<Vec<String>>,
+}
+
+/// A process that it started; killed when dropped.
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Service {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.0.id()).unwrap())
+    }
+
+    fn stop(&mut self) {
+        kill(self.pid(), Signal::SIGTERM).unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Manager {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+        let kept = RefCell::default();
+        Self {
+            directory,
+            socket,
+            kept,
+        }
+    }
+
+    fn at(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn start(&self, command: &str) -> Service {
+        let log = std::fs::File::create(self.at(&format!("{command}.log"))).unwrap();
+        let micros = WATCHDOG.as_micros().to_string();
+        let child = Command::new(binary())
+            .args([
+                command,
+                "--no-tun",
+                "--cores",
+                "any:2",
+                "--listen",
+                "127.0.0.1:0",
+            ])
+            .args([
+                "--metrics",
+                "off",
+                "--rpc",
+                "off",
+                "--discovery",
+                "none",
+                "--state-dir",
+            ])
+            .arg(self.at("state"))
+            .arg("--socket-dir")
+            .arg(self.at("run"))
+            .env("NOTIFY_SOCKET", self.at("notify"))
+            .env("WATCHDOG_USEC", micros)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        Service(child.unwrap())
+    }
+
+    /// The lines of the next message; none when there is none within the time.
+    fn heard(&self, within: Duration) -> Vec<String> {
+        let within = within.max(Duration::from_millis(1));
+        self.socket.set_read_timeout(Some(within)).unwrap();
+        let mut buffer = [0; 8192];
+        let len = self.socket.recv(&mut buffer).unwrap_or(0);
+        let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until a line with this text is heard, and gives it.
+    fn hears(&self, what: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let mut kept = self.kept.borrow_mut();
+            if let Some(at) = kept.iter().position(|line| line.contains(what)) {
+                return kept.remove(at);
+            }
+            kept.extend(self.heard(Duration::from_secs(1)));
+        }
+        let log = |name: &str| std::fs::read_to_string(self.at(name)).unwrap_or_default();
+        panic!(
+            "{what} is not heard: {}{}{}",
+            log("dataplane.log"),
+            log("controlplane.log"),
+            log("up.log")
+        );
+    }
+
+    /// What is heard from now on for so long.
+    fn listen(&self, time: Duration) -> Vec<String> {
+        self.kept.borrow_mut().clear();
+        let (mut lines, end) = (Vec::new(), Instant::now() + time);
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            lines.extend(self.heard(left));
+        }
+        lines
+    }
+}
+
+/// The thread of a process with this name.
+fn thread(process: Pid, name: &str) -> Pid {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let mut tasks = tasks.map(|task| task.unwrap().path());
+    let named = |task: &Path| {
+        let found = std::fs::read_to_string(task.join("comm"));
+        found.is_ok_and(|found| found.trim() == name)
+    };
+    let task = tasks.find(|task| named(task)).unwrap();
+    let number = task.file_name().unwrap().to_str().unwrap();
+    Pid::from_raw(number.parse().unwrap())
+}
+
+/// Stops one thread of a process and no other, as a debugger does.
+fn freeze(thread: Pid) {
+    ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+    ptrace::interrupt(thread).unwrap();
+    waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+}
+
+#[test]
+fn the_planes_tell_when_they_work_and_when_they_stop() {
+    let manager = Manager::new();
+    let mut dataplane = manager.start("dataplane");
+    manager.hears("READY=1");
+    let status = manager.hears("STATUS=");
+    assert!(
+        status.contains("2 workers") && status.contains("no control plane"),
+        "{status}"
+    );
+    manager.hears("WATCHDOG=1");
+
+    let mut controlplane = manager.start("controlplane");
+    // Of one or the other: the control plane is there when both have said so.
+    manager.hears("control plane attached");
+    manager.hears("READY=1");
+    manager.hears("0 of 0 peers alive");
+    controlplane.stop();
+    manager.hears("STOPPING=1");
+    // The dataplane goes on, and the next control plane is ready as soon as it has taken over.
+    manager.hears("no control plane");
+    let mut controlplane = manager.start("controlplane");
+    manager.hears("READY=1");
+    controlplane.stop();
+    manager.hears("STOPPING=1");
+    dataplane.stop();
+    manager.hears("STOPPING=1");
+}
+
+#[test]
+fn a_control_plane_without_a_dataplane_is_not_ready() {
+    let manager = Manager::new();
+    let mut controlplane = manager.start("controlplane");
+    manager.hears("STATUS=waits for a dataplane");
+    let lines = manager.listen(WATCHDOG);
+    assert!(!lines.iter().any(|line| line == "READY=1"), "{lines:?}");
+    let _dataplane = manager.start("dataplane");
+    manager.hears("peers alive");
+    controlplane.stop();
+}
+
+#[test]
+fn the_watchdog_starves_when_one_worker_hangs_and_no_other_thread_does() {
+    let manager = Manager::new();
+    let dataplane = manager.start("dataplane");
+    manager.hears("READY=1");
+    for name in ["worker-1", "worker-0", "stream"] {
+        manager.hears("WATCHDOG=1");
+        let stuck = thread(dataplane.pid(), name);
+        freeze(stuck);
+        // One may have been on its way, or been earned just before.
+        let _ = manager.listen(WATCHDOG);
+        let lines = manager.listen(2 * WATCHDOG);
+        let fed = lines.iter().any(|line| line == "WATCHDOG=1");
+        // The others are not stopped: the main thread still takes control planes in.
+        let probe = std::os::unix::net::UnixStream::connect(manager.at("run/dataplane.sock"));
+        ptrace::detach(stuck, None).unwrap();
+        assert!(!fed, "{name} hung, and the watchdog was fed: {lines:?}");
+        assert!(probe.is_ok());
+        let log = std::fs::read_to_string(manager.at("dataplane.log")).unwrap();
+        assert!(log.contains(name) && log.contains("no progress"), "{log}");
+    }
+    manager.hears("WATCHDOG=1");
+}
+
+#[test]
+fn the_watchdog_starves_when_the_engine_loop_hangs() {
+    let manager = Manager::new();
+    let mut dataplane = manager.start("dataplane");
+    manager.hears("READY=1");
+    dataplane.stop();
+    manager.hears("STOPPING=1");
+    // A dataplane that speaks to nobody, so that all that is heard is the control plane.
+    let mut quiet = Command::new(binary());
+    quiet
+        .args([
+            "dataplane",
+            "--no-tun",
+            "--cores",
+            "any:1",
+            "--listen",
+            "127.0.0.1:0",
+        ])
+        .arg("--state-dir")
+        .arg(manager.at("state"))
+        .arg("--socket-dir")
+        .arg(manager.at("run"));
+    quiet.stderr(Stdio::null()).env_remove("NOTIFY_SOCKET");
+    let _dataplane = Service(quiet.spawn().unwrap());
+    let controlplane = manager.start("controlplane");
+    manager.hears("READY=1");
+    manager.hears("WATCHDOG=1");
+    // Its main thread runs the engines.
+    freeze(controlplane.pid());
+    let _ = manager.listen(WATCHDOG);
+    let lines = manager.listen(2 * WATCHDOG);
+    ptrace::detach(controlplane.pid(), None).unwrap();
+    assert_eq!(lines, Vec::<String>::new());
+    manager.hears("WATCHDOG=1");
+}
+
+#[test]
+fn a_node_started_as_one_service_tells_once() {
+    let manager = Manager::new();
+    let mut up = manager.start("up");
+    manager.hears("READY=1");
+    // Its planes do not speak for it: they have not inherited whom to tell.
+    let lines = manager.listen(WATCHDOG);
+    assert_eq!(lines, Vec::<String>::new());
+    up.stop();
+    manager.hears("STOPPING=1");
+}
