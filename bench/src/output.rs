@@ -55,6 +55,21 @@ impl Table {
         self
     }
 
+    /// The same for a page; notes are for whoever explains the table there.
+    pub(crate) fn markdown(&self) -> String {
+        // A bar would end the cell.
+        let line = |cells: &mut dyn Iterator<Item = &str>| {
+            let cells: Vec<String> = cells.map(|cell| cell.replace('|', "/")).collect();
+            format!("| {} |\n", cells.join(" | "))
+        };
+        let mut out = line(&mut self.columns.iter().copied());
+        out += &line(&mut self.columns.iter().map(|_| "---"));
+        for row in &self.rows {
+            out += &line(&mut row.iter().map(String::as_str));
+        }
+        out
+    }
+
     /// Its lines: numbers at the right of their columns, words at the left.
     fn lines(&self) -> Vec<String> {
         let count = |text: &str| text.chars().count();
@@ -177,28 +192,32 @@ pub(crate) fn show_measured(
     baseline: &str,
     json: bool,
 ) -> anyhow::Result<()> {
+    let table = measured_table(rows).note(format!("baseline: {baseline}"));
+    show(bench, rows, &table, json)
+}
+
+/// Things measured, in a table.
+pub(crate) fn measured_table(rows: &[Measured]) -> Table {
     let columns = [
         "what", "of", "size", "value", "unit", "baseline", "ratio", "note",
     ];
-    let table = Table::new(columns, rows, |row| {
+    Table::new(columns, rows, |row| {
         [
             row.what.clone(),
             row.of.clone(),
             row.size.map_or_else(String::new, |size| size.to_string()),
             number(row.value),
             row.unit.clone(),
-            row.baseline.map_or_else(String::new, number),
-            row.ratio
-                .map_or_else(String::new, |ratio| format!("{ratio:.2}")),
+            maybe(row.baseline),
+            maybe(row.ratio),
             row.note.clone().unwrap_or_default(),
         ]
-    });
-    show(
-        bench,
-        rows,
-        &table.note(format!("baseline: {baseline}")),
-        json,
-    )
+    })
+}
+
+/// A number where there is one.
+pub(crate) fn maybe(value: Option<f64>) -> String {
+    value.map_or_else(String::new, number)
 }
 
 /// A number with as many decimals as say something.

@@ -36,9 +36,9 @@ const RUNS: [&str; 12] = [
     "rib --prefixes 1000,10000,100000",
     "transit --trains 1,4,16,64 --sizes 64,1292 --runs 1",
     "tunnel",
-    "latency --samples 3000",
+    "latency --samples 2000",
     "versus --streams 1 --samples 1000",
-    "peers --peers 10,100,1000 --settle 10 --seconds 5",
+    "peers --peers 10,100,1000 --settle 25 --seconds 5",
     "bus --only rate,latency,large",
 ];
 

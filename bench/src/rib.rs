@@ -49,12 +49,13 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         eprintln!("rib: {prefixes} prefixes");
         rows.push(measure(*prefixes)?);
     }
-    show(&rows, json)
+    output::show("rib", &rows, &table(&rows), json)
 }
 
-fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
+/// All rows.
+pub(crate) fn table(rows: &[Row]) -> Table {
     let columns = ["prefixes", "add ns", "change ns", "lookup ns", "replay ms"];
-    let table = Table::new(columns, rows, |row| {
+    Table::new(columns, rows, |row| {
         [
             row.prefixes.to_string(),
             number(row.add_ns),
@@ -62,8 +63,7 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
             number(row.lookup_ns),
             number(row.replay_ms),
         ]
-    });
-    output::show("rib", rows, &table, json)
+    })
 }
 
 fn key(seed: u32) -> anyhow::Result<PublicKey> {

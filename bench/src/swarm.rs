@@ -21,7 +21,7 @@ mod verdicts;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-pub(crate) use peers::Row as PeersRow;
+pub(crate) use peers::{Row as PeersRow, table as peers_table};
 
 use clap::Subcommand;
 use hyphae_wire::Nanos;

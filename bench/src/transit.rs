@@ -28,7 +28,7 @@ use hyphae::lab::Namespace;
 use hyphae_wire::Suite;
 use serde::{Deserialize, Serialize};
 
-use crate::output::{self, Table, number};
+use crate::output::{self, Table, maybe, number};
 use crate::process::need_root;
 use crate::stats::median;
 
@@ -208,6 +208,13 @@ fn measure(args: &Args, payload: usize, train: usize) -> anyhow::Result<Vec<Row>
 }
 
 fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
+    let note = "rates are counted at the sink; ns/packet is the forwarder's CPU time; ratio: packets per CPU second, \
+                to the same driver without cryptography";
+    output::show("transit", rows, &table(rows).note(note), json)
+}
+
+/// All rows.
+pub(crate) fn table(rows: &[Row]) -> Table {
     let columns = [
         "forwarder",
         "bytes",
@@ -220,8 +227,7 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
         "all cores ns",
         "ratio",
     ];
-    let maybe = |value: Option<f64>| value.map_or_else(String::new, number);
-    let table = Table::new(columns, rows, |row| {
+    Table::new(columns, rows, |row| {
         [
             row.forwarder.clone(),
             row.payload_bytes.to_string(),
@@ -234,10 +240,7 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
             number(row.machine_nanos_per_packet),
             maybe(row.ratio),
         ]
-    });
-    let note = "rates are counted at the sink; ns/packet is the forwarder's CPU time; ratio: packets per CPU second, \
-                to the same driver without cryptography";
-    output::show("transit", rows, &table.note(note), json)
+    })
 }
 
 /// Three namespaces in a row.

@@ -178,3 +178,28 @@ fn said(command: &mut Command) -> anyhow::Result<String> {
     );
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(of: &[(&str, f64)]) -> Counts {
+        let each = of.iter().map(|(name, count)| ((*name).to_owned(), *count));
+        Counts {
+            tools: Tools {
+                compiler: String::new(),
+                valgrind: String::new(),
+                libc: String::new(),
+                processor: processor(),
+            },
+            instructions: each.collect(),
+        }
+    }
+
+    #[test]
+    fn only_growth_beyond_the_limit_is_reported() {
+        let committed = counts(&[("a", 100.0), ("b", 100.0), ("c", 100.0)]);
+        let now = counts(&[("a", 102.9), ("b", 103.2), ("c", 50.0), ("new", 1.0)]);
+        assert_eq!(compare(&committed, &now), ["b +3.2 %"]);
+    }
+}

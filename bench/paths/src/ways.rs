@@ -185,3 +185,16 @@ fn message() -> anyhow::Result<u64> {
         Ok(ROUNDS as u64 * 10)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_can_be_gone_to_its_end() {
+        for way in WAYS {
+            assert!(run(way).is_ok(), "{way}");
+        }
+        assert!(run("elsewhere").is_err());
+    }
+}

@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use super::plots::Plot;
-use crate::output::{Document, Measured, number};
-use crate::swarm::PeersRow;
-use crate::transit::Row as TransitRow;
+use crate::output::{Document, measured_table};
+use crate::swarm::peers_table;
+use crate::{rib, transit};
 
 /// Heading and explanation of each subcommand, in the order of the page.
 const SECTIONS: [(&str, &str, &str); 12] = [
@@ -20,8 +20,8 @@ const SECTIONS: [(&str, &str, &str); 12] = [
         "scale",
         "Cost as a relay grows",
         "The engine alone, 64-byte payloads, trains of 16 unless said otherwise, AES-256-GCM. The ratio is to the first \
-         row of a kind. One peer is the worst case of all: its lane's counters depend on each other. Workers: cost \
-         per packet in one of them while all work.",
+         row of a kind. A packet to where the one before it went takes the same way without being looked up again: one flow \
+         or one route shows that. Workers: cost per packet in one of them while all work.",
     ),
     (
         "versus",
@@ -104,109 +104,14 @@ pub(super) fn write(documents: &[Document], plots: &[Plot]) -> anyhow::Result<St
         for plot in plots.iter().filter(|plot| plot.bench == bench) {
             writeln!(page, "![{}](performance/{})\n", plot.title, plot.file)?;
         }
-        page += &match bench {
-            "transit" => transit(&document.rows_as()?),
-            "peers" => peers(&document.rows_as()?),
-            "rib" => rib(&document.rows_as()?),
-            _ => measured(&document.rows_as()?),
+        let table = match bench {
+            "transit" => transit::table(&document.rows_as()?),
+            "peers" => peers_table(&document.rows_as()?),
+            "rib" => rib::table(&document.rows_as()?),
+            _ => measured_table(&document.rows_as()?),
         };
+        page += &table.markdown();
         page += "\n";
     }
     Ok(page)
-}
-
-fn table<const N: usize>(columns: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let line = |cells: &mut dyn Iterator<Item = String>| {
-        // A bar would end the cell.
-        let cells: Vec<String> = cells.map(|cell| cell.replace('|', "/")).collect();
-        format!("| {} |\n", cells.join(" | "))
-    };
-    let mut out = line(&mut columns.iter().map(|column| (*column).to_owned()));
-    out += &line(&mut columns.iter().map(|_| "---".to_owned()));
-    for row in rows {
-        out += &line(&mut row.into_iter());
-    }
-    out
-}
-
-fn maybe(value: Option<f64>) -> String {
-    value.map_or_else(String::new, number)
-}
-
-fn measured(rows: &[Measured]) -> String {
-    let cells = rows.iter().map(|row| {
-        [
-            row.what.clone(),
-            row.of.clone(),
-            row.size.map_or_else(String::new, |size| size.to_string()),
-            format!("{} {}", number(row.value), row.unit),
-            maybe(row.baseline),
-            maybe(row.ratio),
-            row.note.clone().unwrap_or_default(),
-        ]
-    });
-    table(
-        ["what", "of", "size", "value", "baseline", "ratio", "note"],
-        cells,
-    )
-}
-
-fn transit(rows: &[TransitRow]) -> String {
-    let cells = rows.iter().map(|row| {
-        [
-            row.forwarder.clone(),
-            row.payload_bytes.to_string(),
-            row.train.to_string(),
-            number(row.million_packets_per_second),
-            number(row.gbit_per_second),
-            maybe(row.cpu_nanos_per_packet),
-            number(row.machine_nanos_per_packet),
-            maybe(row.ratio),
-        ]
-    });
-    let columns = [
-        "forwarder",
-        "payload",
-        "train",
-        "Mpps",
-        "Gbit/s",
-        "ns",
-        "all cores ns",
-        "ratio",
-    ];
-    table(columns, cells)
-}
-
-fn peers(rows: &[PeersRow]) -> String {
-    let cells = rows.iter().map(|row| {
-        [
-            row.peers.to_string(),
-            number(row.handshakes_per_second),
-            row.dataplane.resident_kib_after.to_string(),
-            row.controlplane.resident_kib_after.to_string(),
-            number(row.kib_per_peer),
-            number(row.cpu_percent),
-        ]
-    });
-    let columns = [
-        "peers",
-        "joined per second",
-        "dataplane KiB",
-        "control plane KiB",
-        "KiB per peer",
-        "idle CPU %",
-    ];
-    table(columns, cells)
-}
-
-fn rib(rows: &[crate::rib::Row]) -> String {
-    let cells = rows.iter().map(|row| {
-        [
-            row.prefixes.to_string(),
-            number(row.add_ns),
-            number(row.change_ns),
-            number(row.lookup_ns),
-        ]
-    });
-    table(["prefixes", "add ns", "change ns", "lookup ns"], cells)
 }

@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         );
         rows.push(row(args, *peers)?);
     }
-    show(&rows, json)
+    output::show("peers", &rows, &table(&rows), json)
 }
 
 fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
@@ -247,7 +247,8 @@ pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
     }
 }
 
-fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
+/// All rows.
+pub(crate) fn table(rows: &[Row]) -> Table {
     let columns = [
         "peers",
         "join s",
@@ -259,7 +260,7 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
         "wakeups/s dp+cp",
         "limits",
     ];
-    let table = Table::new(columns, rows, |row| {
+    Table::new(columns, rows, |row| {
         let kib = |p: &Process| format!("{} > {}", p.resident_kib_before, p.resident_kib_after);
         let (data, control) = (&row.dataplane.idle, &row.controlplane.idle);
         [
@@ -276,6 +277,5 @@ fn show(rows: &[Row], json: bool) -> anyhow::Result<()> {
             ),
             if row.within_limits { "kept" } else { "missed" }.to_owned(),
         ]
-    });
-    output::show("peers", rows, &table, json)
+    })
 }

@@ -9,16 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hyphae_bench_paths::Source;
-use hyphae_shm::record::{
-    ACTION_FORWARD, FibReplace, LaneKeys, LinkInstall, LocalInstall, NextHop, PeerInstall, Program,
-    ROLE_ACTIVE,
-};
+use hyphae_bench_paths::records::{self, Lane};
+use hyphae_shm::record::Program;
 use hyphae_shm::stats::{Counter, counter_at};
 use hyphae_shm::{Doorbell, Segment, StatsReader};
 use hyphae_wire::frame::OVERHEAD;
-use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SecretKey, SessionIndex, Suite, WorkerId};
-use zerocopy::FromZeros;
-use zerocopy::little_endian::{U16, U32, U64};
+use hyphae_wire::{Endpoint, Nanos, OverlayAddress, SessionIndex, Suite, WorkerId};
 
 use super::load::{address, generator, sink, watch};
 use super::{Args, Net, PORT, RELAY_TO_SOURCE, SINK, SOURCE, Sample};
@@ -111,52 +107,26 @@ fn install(segment: &Segment, bell: &Doorbell, suite: Suite) -> anyhow::Result<O
         Ok(ring.push(code, &[body, tail])?)
     };
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let created = now.tv_sec.unsigned_abs() * 1_000_000_000;
-    let key = |byte: u8| -> anyhow::Result<PublicKey> {
-        Ok(SecretKey::from_bytes(&[byte; 32])?.public_key())
-    };
-    let mut local = LocalInstall::new_zeroed();
-    local.address = key(1)?.address();
-    local.mtu = U16::new(1340);
-    push(Program::LocalInstall(&local))?;
-    let far = key(3)?;
-    for (peer, key, at, open, seal) in [
-        (0, key(2)?, SOURCE, KEY_FROM_SOURCE, UNUSED_KEY),
+    let created = Nanos(now.tv_sec.unsigned_abs() * 1_000_000_000);
+    push(Program::LocalInstall(&records::local(records::key(1))))?;
+    let far = records::key(3);
+    for (peer, key, at, opens, seals) in [
+        (0, records::key(2), SOURCE, KEY_FROM_SOURCE, UNUSED_KEY),
         (1, far, SINK, UNUSED_KEY, KEY_TO_SINK),
     ] {
-        let record = PeerInstall {
-            peer: U32::new(peer),
-            reserved: U32::ZERO,
-            key,
+        push(Program::PeerInstall(&records::peer(peer, key)))?;
+        let lane = Lane {
+            receive: index(peer),
+            send: records::index(7),
+            suite,
+            opens,
+            seals,
+            created,
         };
-        push(Program::PeerInstall(&record))?;
-        let mut link = LinkInstall::new_zeroed();
-        link.peer = U32::new(peer);
-        link.receive_index = U32::new(index(peer).0);
-        link.send_index = U32::new(7);
-        link.suite = suite.code();
-        link.role = ROLE_ACTIVE;
-        link.epoch = U32::new(1);
-        link.endpoint = Endpoint::from(address(at, PORT)?);
-        link.created = U64::new(created);
-        link.rekey_after_ms = U32::new(3_600_000);
-        link.reject_after_ms = U32::new(3_600_000);
-        link.keys = LaneKeys {
-            receive: open,
-            send: seal,
-        };
+        let link = lane.link(peer, Endpoint::from(address(at, PORT)?));
         push(Program::LinkInstall(&link))?;
     }
-    let mut route = FibReplace::new_zeroed();
-    route.prefix = far.address().subnet().address();
-    route.prefix_len = 64;
-    route.action = ACTION_FORWARD;
-    route.next_hop_count = 1;
-    route.next_hops[0] = NextHop {
-        peer: U32::new(1),
-        weight: U16::new(1),
-        reserved: U16::ZERO,
-    };
+    let route = records::route(far.address(), 1);
     push(Program::FibReplace(&route))?;
     if ring.publish() {
         bell.ring();
@@ -165,7 +135,7 @@ fn install(segment: &Segment, bell: &Doorbell, suite: Suite) -> anyhow::Result<O
 }
 
 fn index(peer: u32) -> SessionIndex {
-    SessionIndex::new(WorkerId(0), 5, u16::try_from(peer + 1).unwrap_or(1))
+    records::index(u16::try_from(peer + 1).unwrap_or(1))
 }
 
 fn transit(stats: &StatsReader) -> u64 {

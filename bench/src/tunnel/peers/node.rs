@@ -64,7 +64,10 @@ impl Nodes {
     pub(super) fn ask_version(&mut self, binary: &Path, flag: &str) {
         // One that does not know the flag has none to tell.
         let text = said(Command::new(binary).arg(flag)).unwrap_or_default();
-        self.version = text.lines().next().map(str::to_owned);
+        let told = text
+            .lines()
+            .find(|line| line.contains(|c: char| c.is_ascii_digit()));
+        self.version = told.map(str::to_owned);
     }
 
     /// A directory of a node's own.
