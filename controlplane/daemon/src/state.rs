@@ -65,7 +65,7 @@ pub enum StateError {
     )]
     InUse(PathBuf),
     /// The key file cannot be read or written.
-    #[error("key file {path}: {source}")]
+    #[error("key file {path}: {source}{}", way_out(source))]
     KeyIo {
         /// File.
         path: PathBuf,
@@ -82,11 +82,23 @@ pub enum StateError {
         /// How.
         source: InvalidSecretKey,
     },
+    /// Others may use it.
+    #[error(
+        "key file {path} may be read by everybody or written by others (mode {mode:04o}): whoever reads it can \
+         be this node. `chmod 600 {path}`, and if somebody may have read it, `hyphae key generate --force` \
+         makes another"
+    )]
+    KeyExposed {
+        /// File.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// There is one already.
     #[error("key file {0} exists; --force replaces it, and with it the node's address")]
     KeyExists(PathBuf),
     /// A state file cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", way_out(source))]
     Io {
         /// File.
         path: PathBuf,
@@ -104,6 +116,22 @@ pub enum StateError {
     /// No randomness.
     #[error("cannot make a key: {0}")]
     Random(String),
+}
+
+/// What to do about a file that cannot be read or written.
+fn way_out(error: &io::Error) -> &'static str {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let kind = error.kind();
+    if kind == ReadOnlyFilesystem {
+        "; make the file system writable (after errors of a disk: check it first), or name another directory \
+         with --state-dir"
+    } else if kind == PermissionDenied {
+        "; run as the owner of the state directory, or name another with --state-dir"
+    } else if matches!(kind, StorageFull | QuotaExceeded) {
+        "; make room there, or name another directory with --state-dir"
+    } else {
+        ""
+    }
 }
 
 /// Where state is kept unless told otherwise: `HYPHAE_STATE_DIR`, `MYCELIUM_STATE_DIR`,
@@ -211,15 +239,24 @@ pub fn lock(directory: &Path) -> Result<Lock, StateError> {
 pub fn read_key(directory: &Path) -> Result<Option<SecretKey>, StateError> {
     let path = directory.join(KEY_FILE);
     let mut bytes = Vec::with_capacity(64);
-    let read = File::open(&path).and_then(|file| file.take(64).read_to_end(&mut bytes));
-    let key = match read {
-        Ok(_) => SecretKey::from_bytes(&bytes),
+    let read = File::open(&path).and_then(|file| {
+        let mode = file.metadata()?.mode() & 0o777;
+        file.take(64).read_to_end(&mut bytes).map(|_| mode)
+    });
+    let (key, exposed) = match read {
+        Ok(mode) => {
+            let exposed = Some(mode).filter(|mode| mode & 0o027 != 0);
+            (SecretKey::from_bytes(&bytes), exposed)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(StateError::KeyIo { path, source }),
     };
     zeroize::Zeroize::zeroize(&mut bytes);
-    key.map(Some)
-        .map_err(|source| StateError::Key { path, source })
+    match (key, exposed) {
+        (Err(source), _) => Err(StateError::Key { path, source }),
+        (Ok(_), Some(mode)) => Err(StateError::KeyExposed { path, mode }),
+        (Ok(key), None) => Ok(Some(key)),
+    }
 }
 
 /// Makes and stores a key.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -57,21 +58,7 @@ impl Server {
         hello: Hello,
     ) -> Result<Self, SocketError> {
         let path = directory.join(SOCKET_NAME);
-        let fail = |source| SocketError::Io {
-            path: path.clone(),
-            source,
-        };
-        if UnixStream::connect(&path).is_ok() {
-            return Err(SocketError::InUse(path));
-        }
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path).map_err(fail)?;
-        listener.set_nonblocking(true).map_err(fail)?;
-        let mode = rustix::fs::Mode::from_raw_mode(0o600);
-        rustix::fs::chmod(&path, mode).map_err(|error| fail(error.into()))?;
+        let listener = bind(&path)?;
         Ok(Self {
             listener,
             path,
@@ -82,6 +69,31 @@ impl Server {
             worker_bells,
             hello,
         })
+    }
+
+    /// Makes the socket anew where somebody has deleted it: no control plane could ever attach again.
+    pub(crate) fn restore(&mut self) {
+        let there = std::fs::symlink_metadata(&self.path);
+        if !there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            return;
+        }
+        let made = self.path.parent().map_or(Ok(()), |directory| {
+            let mut builder = std::fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700).create(directory)
+        });
+        let path = self.path.display();
+        match made
+            .map_err(|error| error.to_string())
+            .and_then(|()| bind(&self.path).map_err(|error| error.to_string()))
+        {
+            Ok(listener) => {
+                tracing::warn!(%path, "the socket was deleted, and is there again");
+                self.listener = listener;
+            }
+            Err(error) => {
+                tracing::debug!(error, "the socket was deleted and could not be made again");
+            }
+        }
     }
 
     pub(crate) fn listener(&self) -> BorrowedFd<'_> {
@@ -157,6 +169,25 @@ impl Server {
             (true, None) => WELCOME,
         }
     }
+}
+
+fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+    let fail = |source| SocketError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    if UnixStream::connect(path).is_ok() {
+        return Err(SocketError::InUse(path.to_owned()));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(fail)?;
+    listener.set_nonblocking(true).map_err(fail)?;
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::chmod(path, mode).map_err(|error| fail(error.into()))?;
+    Ok(listener)
 }
 
 impl Drop for Server {

@@ -26,6 +26,6 @@ mod vigil;
 mod worker;
 
 pub use cores::{Cores, CoresError, pin};
-pub use hyphae_uring::DriverKind;
+pub use hyphae_uring::{DriverKind, ProbeError, clock, probe, udp::SocketOptions};
 pub use options::Options;
 pub use run::{RunError, run};

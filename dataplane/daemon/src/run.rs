@@ -448,6 +448,9 @@ fn sit(seat: Seat) -> Result<(), RunError> {
     result.map_err(|source| RunError::Worker { worker, source })
 }
 
+/// How often it is looked whether the socket file is still there.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Serves control planes until a signal comes or a worker ends.
 fn wait(
     mut server: Server,
@@ -457,6 +460,7 @@ fn wait(
     does: &str,
 ) -> Result<(), RunError> {
     loop {
+        server.restore();
         vigil.look(Instant::now());
         let has = if server.lease().is_some() {
             "control plane attached"
@@ -464,8 +468,8 @@ fn wait(
             "no control plane: forwarding goes on with what the last one left"
         };
         vigil.status(&format!("{does}; {has}"));
-        let timeout = vigil.wait(Instant::now());
-        let timeout = timeout.and_then(|wait| Timespec::try_from(wait).ok());
+        let timeout = vigil.wait(Instant::now()).map_or(LOOK, |wait| wait.min(LOOK));
+        let timeout = Timespec::try_from(timeout).ok();
         let readable = PollFlags::IN;
         let (ended_fd, listener) = (ended.as_fd(), server.listener());
         let begun = vigil.begun().as_fd();

@@ -21,6 +21,7 @@ mod open;
 mod pool;
 mod train;
 
+pub mod clock;
 pub mod epoll;
 pub mod memory;
 pub mod tun;

@@ -69,6 +69,13 @@ enum Command {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
+    /// Look whether this host is fit for a node, and say what to do about what is not. Exit codes: 0
+    /// nothing to do, 1 a warning, 2 a failure.
+    #[command(
+        after_help = "Examples:\n  hyphae doctor\n  hyphae doctor --config /etc/hyphae/hyphae.toml --json\n\n\
+        Works for every user, and says what it could not look at. Give it the flags of the node."
+    )]
+    Doctor(Box<crate::doctor::DoctorArgs>),
     /// Let a running node read its configuration again; what cannot change live is named.
     #[command(
         after_help = "Examples:\n  hyphae reload --dry-run\n  hyphae reload --json | jq .restart\n\n\
@@ -210,10 +217,10 @@ pub fn main() -> ExitCode {
         Command::Up(args) => crate::supervisor::up(&args, json),
         Command::Key { command } => key::run(command, json),
         Command::Config { command } => {
-            return match config::run(command, json) {
-                Ok(code) => code,
-                Err(error) => failed(&error, json),
-            };
+            return config::run(command, json).unwrap_or_else(|error| failed(&error, json));
+        }
+        Command::Doctor(args) => {
+            return crate::doctor::run(&args, json).unwrap_or_else(|error| failed(&error, json));
         }
         Command::Reload(args) => reload::run(&args, json),
         Command::Status(node) => node::status(&node, json),

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+mod doctor;
 pub mod lab;
 mod log;
 mod supervisor;

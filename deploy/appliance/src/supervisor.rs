@@ -48,7 +48,8 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
         .resolve()
         .context("--cores")?;
     let (state_directory, sockets) = args.directories()?;
-    // Made here, so that a key that cannot be used is an error of `up` itself.
+    // Here first, so that neither a second node nor a key that cannot be used gets as far as a dataplane.
+    drop(state::lock(&state_directory)?);
     drop(state::load_or_create_key(&state_directory)?);
     let tun = tun_possible(&config);
     if !tun && config.tun.is_some() {

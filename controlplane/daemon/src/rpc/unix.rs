@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -34,6 +34,28 @@ use crate::config::Allowed;
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);
 /// Lines of one connection that are worked on at once.
 const LINES_AT_ONCE: usize = 64;
+
+/// How often it is looked whether the socket file is still there.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Makes the socket anew where somebody has deleted it: nobody could ever connect again.
+fn restore(path: &Path, allowed: &Allowed) -> Option<UnixListener> {
+    let gone = std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    let directory = path.parent().filter(|_| gone)?;
+    let made = crate::state::prepare_directory(directory).map_err(|error| error.to_string());
+    let listener = made
+        .and_then(|()| super::listen_unix(directory, allowed).map_err(|error| error.to_string()));
+    match listener {
+        Ok(listener) => {
+            tracing::warn!(path = %path.display(), "the socket was deleted, and is there again");
+            Some(listener)
+        }
+        Err(error) => {
+            tracing::debug!(error, "the socket was deleted and could not be made again");
+            None
+        }
+    }
+}
 
 fn admits(allowed: &Allowed, credentials: &UCred, file_gid: u32) -> bool {
     let (uid, gid) = (credentials.uid(), credentials.gid());
@@ -73,16 +95,28 @@ pub(crate) struct Door {
 
 impl Door {
     pub(crate) fn new(
-        listener: UnixListener,
+        mut listener: UnixListener,
         path: PathBuf,
         allowed: Allowed,
         dispatcher: Arc<Dispatcher>,
     ) -> Self {
         let (sender, http) = mpsc::channel(16);
-        let file_gid = std::fs::metadata(&path).map_or(u32::MAX, |file| file.gid());
+        let group = |path: &Path| std::fs::metadata(path).map_or(u32::MAX, |file| file.gid());
+        let (mut file_gid, place) = (group(&path), path.clone());
         tokio::spawn(async move {
+            let mut look = tokio::time::interval(LOOK);
+            look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
-                match listener.accept().await {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    _ = look.tick() => {
+                        if let Some(again) = restore(&place, &allowed) {
+                            (listener, file_gid) = (again, group(&place));
+                        }
+                        continue;
+                    }
+                };
+                match accepted {
                     Ok((stream, _)) => {
                         let admitted = stream
                             .peer_cred()

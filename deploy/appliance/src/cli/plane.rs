@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use hyphae_controlplane::Reloader;
 use hyphae_controlplane::config::{Config, Settings};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use super::{NodeArgs, up};
 use crate::log::SetLevel;
@@ -94,9 +94,14 @@ fn on_hangup(then: impl Fn() + Send + 'static) -> anyhow::Result<()> {
             then();
         }
     };
+    // A thread inherits what its maker blocks. Other signals are for those who wait for them.
+    let before = SigSet::all()
+        .thread_swap_mask(SigmaskHow::SIG_BLOCK)
+        .context("signals")?;
     let thread = std::thread::Builder::new().name("reload".to_owned());
-    thread.spawn(wait).context("thread of SIGHUP")?;
-    Ok(())
+    let spawned = thread.spawn(wait).context("thread of SIGHUP");
+    before.thread_set_mask().context("signals")?;
+    spawned.map(drop)
 }
 
 /// Ties this process to the one that started it, if that one asked for it.

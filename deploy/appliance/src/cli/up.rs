@@ -135,13 +135,18 @@ impl NodeArgs {
         }
     }
 
+    /// State and socket directory, made or not.
+    pub(crate) fn places(&self) -> (PathBuf, PathBuf) {
+        let node = self.node();
+        (node.state_directory(), node.socket_directory())
+    }
+
     /// State and socket directory, made if needed.
     ///
     /// # Errors
     /// When either cannot be made or is another user's.
     pub fn directories(&self) -> anyhow::Result<(PathBuf, PathBuf)> {
-        let node = self.node();
-        let (state, sockets) = (node.state_directory(), node.socket_directory());
+        let (state, sockets) = self.places();
         state::prepare_directory(&state)?;
         state::prepare_directory(&sockets).context("socket directory (--socket-dir)")?;
         Ok((state, sockets))

@@ -1,0 +1,225 @@
+//! Hosts that are made up: one where all is well, then one that lacks something, for every check.
+
+use std::collections::BTreeSet;
+
+use hyphae_dataplane::DriverKind;
+
+use super::checks::judge;
+use super::readings::{Link, Place, Readings, StateDirectory};
+use super::{Check, Level};
+
+/// A host where all is well.
+fn host() -> Readings {
+    Readings {
+        configuration: None,
+        user: 0,
+        capabilities: Some(u64::MAX),
+        kernel: "6.12.4-1-amd64".into(),
+        driver: DriverKind::Auto,
+        io_uring: None,
+        io_uring_disabled: Some(0),
+        memlock: Some(8 << 20),
+        files: Some(1 << 20),
+        workers: Some(Ok(2)),
+        receive_bytes_max: Some(212_992),
+        transmit_bytes_max: Some(212_992),
+        receive_bytes_wanted: 16 << 20,
+        transmit_bytes_wanted: 16 << 20,
+        tun: Some(Place::Free),
+        ports: vec![
+            ("UDP 9670".into(), Place::Free),
+            ("TCP 9670".into(), Place::Free),
+        ],
+        ipv6_disabled: Some(false),
+        links: vec![Link {
+            name: "eth0".into(),
+            mtu: 1500,
+        }],
+        clock_synchronised: Some(true),
+        state: StateDirectory {
+            path: "/var/lib/hyphae".into(),
+            exists: true,
+            writable: true,
+            owner: 0,
+            mode: 0o700,
+            free_bytes: Some(10 << 30),
+            free_files: Some(1 << 20),
+            key_mode: Some(0o640),
+        },
+        inbox_bytes_max: Some(256 << 20),
+        peers: vec![("udp://relay.example:9670".into(), Ok(2))],
+        governors: BTreeSet::from(["performance".into()]),
+        isolated: Some(String::new()),
+        huge_pages: Some("always [madvise] never".into()),
+    }
+}
+
+/// An ordinary user's.
+fn ordinary() -> Readings {
+    let mut host = host();
+    (host.user, host.capabilities, host.state.owner) = (1000, Some(0), 1000);
+    host
+}
+
+fn find(host: &Readings, name: &str) -> Check {
+    let all = judge(host);
+    all.into_iter().find(|check| check.name == name).unwrap()
+}
+
+/// How a check comes out when one thing is changed, and that it is the only one that is not well.
+fn changed(name: &str, change: impl FnOnce(&mut Readings)) -> Check {
+    let mut host = host();
+    change(&mut host);
+    let bad: Vec<_> = judge(&host)
+        .into_iter()
+        .filter(|check| check.level != Level::Ok)
+        .collect();
+    let names: Vec<_> = bad.iter().map(|check| check.name).collect();
+    assert_eq!(names, [name]);
+    let check = bad.into_iter().next().unwrap();
+    if check.level != Level::Unknown {
+        assert!(!check.why.is_empty() && !check.fix.is_empty(), "{check:?}");
+    }
+    check
+}
+
+#[test]
+fn a_host_where_all_is_well_has_nothing_to_do() {
+    for check in judge(&host()) {
+        assert_eq!(check.level, Level::Ok, "{check:?}");
+        assert!(check.why.is_empty() && check.fix.is_empty(), "{check:?}");
+    }
+}
+
+#[test]
+fn every_lack_is_found_with_its_reason_and_its_remedy() {
+    use Level::{Fail, Unknown, Warn};
+    type Case = (&'static str, Level, &'static str, fn(&mut Readings));
+    let cases: &[Case] = &[
+        ("configuration", Fail, "line 3", |h| {
+            h.configuration = Some("x.toml: line 3: y".into())
+        }),
+        ("kernel", Warn, "5.15.0", |h| {
+            h.kernel = "5.15.0-91-generic".into()
+        }),
+        ("kernel", Fail, "4.19", |h| h.kernel = "4.19.0".into()),
+        ("kernel", Unknown, "version", |h| h.kernel = "?".into()),
+        ("io_uring", Warn, "forbidden", |h| {
+            h.io_uring = Some("forbidden".into())
+        }),
+        ("io_uring", Fail, "is 2", |h| {
+            (h.driver, h.io_uring) = (DriverKind::Uring, Some("EPERM".into()));
+            h.io_uring_disabled = Some(2);
+        }),
+        ("TUN device", Fail, "No such file", |h| {
+            h.tun = Some(Place::Refused("/dev/net/tun: No such file".into()));
+        }),
+        ("workers", Fail, "core 9", |h| {
+            h.workers = Some(Err("core 9 is not available".into()))
+        }),
+        ("locked memory", Warn, "64 KiB", |h| {
+            (h.memlock, h.capabilities) = (Some(64 << 10), Some(1 << 12));
+        }),
+        ("open files", Warn, "256", |h| h.files = Some(256)),
+        ("ports", Fail, "UDP 9671: in use", |h| {
+            h.ports
+                .push(("UDP 9671".into(), Place::Refused("in use".into())));
+        }),
+        ("IPv6", Fail, "switched off", |h| {
+            h.ipv6_disabled = Some(true)
+        }),
+        ("IPv6", Warn, "switched off", |h| {
+            (h.ipv6_disabled, h.tun) = (Some(true), None)
+        }),
+        ("link MTU", Warn, "wg0 1280", |h| {
+            h.links.push(Link {
+                name: "wg0".into(),
+                mtu: 1280,
+            });
+        }),
+        ("link MTU", Unknown, "no link", |h| h.links.clear()),
+        ("clock", Warn, "nothing", |h| {
+            h.clock_synchronised = Some(false)
+        }),
+        ("clock", Unknown, "adjtimex", |h| {
+            h.clock_synchronised = None
+        }),
+        ("state directory", Fail, "cannot be written", |h| {
+            h.state.writable = false
+        }),
+        ("state directory", Fail, "by others (mode 0777)", |h| {
+            h.state.mode = 0o777
+        }),
+        ("state directory", Fail, "key file", |h| {
+            h.state.key_mode = Some(0o644)
+        }),
+        ("free disk", Fail, "inodes", |h| {
+            h.state.free_files = Some(0)
+        }),
+        ("free disk", Fail, "500 KiB", |h| {
+            h.state.free_bytes = Some(500 << 10)
+        }),
+        ("free disk", Warn, "a full inbox takes", |h| {
+            h.state.free_bytes = Some(200 << 20)
+        }),
+        ("free disk", Unknown, "file system", |h| {
+            h.state.free_bytes = None
+        }),
+        ("peers", Warn, "attic:1: no such name", |h| {
+            h.peers
+                .push(("udp://attic:1".into(), Err("no such name".into())));
+        }),
+        ("peers", Fail, "no address", |h| {
+            h.peers = vec![("udp://attic:1".into(), Ok(0))]
+        }),
+    ];
+    for (name, level, says, change) in cases {
+        let check = changed(name, change);
+        assert_eq!(check.level, *level, "{check:?}");
+        assert!(check.found.contains(says), "{check:?} says {says}");
+    }
+}
+
+#[test]
+fn what_only_concerns_an_ordinary_user_is_told_to_one() {
+    let host = ordinary();
+    assert_eq!(find(&host, "capabilities").level, Level::Warn);
+    let buffers = find(&host, "socket buffers");
+    assert_eq!(buffers.level, Level::Warn);
+    assert!(
+        buffers.fix.contains("net.core.rmem_max=16777216"),
+        "{buffers:?}"
+    );
+    assert_eq!(find(&host, "state directory").level, Level::Ok);
+
+    let mut host = ordinary();
+    host.tun = None;
+    (host.receive_bytes_max, host.transmit_bytes_max) = (Some(16 << 20), Some(16 << 20));
+    assert_eq!(
+        find(&host, "capabilities").level,
+        Level::Ok,
+        "--no-tun says that it is meant"
+    );
+    assert_eq!(find(&host, "socket buffers").level, Level::Ok);
+    host.receive_bytes_max = None;
+    assert_eq!(find(&host, "socket buffers").level, Level::Unknown);
+    host.capabilities = None;
+    assert_eq!(find(&host, "capabilities").level, Level::Unknown);
+    host.state.owner = 0;
+    assert_eq!(find(&host, "state directory").level, Level::Fail);
+    // Without the capability there would be no device anyway.
+    host.tun = Some(Place::Refused("denied".into()));
+    assert_eq!(find(&host, "TUN device").level, Level::Warn);
+}
+
+#[test]
+fn what_the_running_node_has_is_not_held_against_it() {
+    let mut host = host();
+    host.tun = Some(Place::Ours);
+    host.ports = vec![("UDP 9670".into(), Place::Ours)];
+    assert!(judge(&host).iter().all(|check| check.level == Level::Ok));
+    assert!(find(&host, "ports").found.contains("running node"));
+    host.driver = DriverKind::Epoll;
+    host.io_uring = Some("forbidden".into());
+    assert_eq!(find(&host, "io_uring").level, Level::Ok, "it is not used");
+}

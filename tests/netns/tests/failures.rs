@@ -1,0 +1,371 @@
+//! Covers: a host that fails a running node or one that starts: a full disk, a read-only one, wrong
+//! permissions, a socket directory that is deleted, a second node; and `hyphae doctor` on this host.
+//! Errors name the cause and the way out, exit codes are honest, nothing that was there is lost.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use common::{binary, eventually, privileged};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+const WAIT: Duration = Duration::from_secs(60);
+
+struct Node {
+    directory: TempDir,
+    child: Option<Child>,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            child: None,
+        }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    fn sockets(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
+    fn command(&self, line: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.args(line).arg("--socket-dir").arg(self.sockets());
+        command.arg("--state-dir").arg(self.state());
+        command
+    }
+
+    fn up(&self) -> Command {
+        let flags = [
+            "up",
+            "--no-tun",
+            "--rpc",
+            "off",
+            "--metrics",
+            "off",
+            "--cores",
+            "any:1",
+        ];
+        let mut command = self.command(&flags);
+        command.args(["--listen", "127.0.0.1:0"]);
+        command
+    }
+
+    fn start(&mut self) {
+        let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
+        let mut command = self.up();
+        command.stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        self.answers();
+    }
+
+    fn answers(&self) {
+        eventually("the node answers", WAIT, || {
+            self.run(&["status"]).status.success()
+        });
+    }
+
+    fn run(&self, line: &[&str]) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    /// The error of a command that has to fail.
+    fn refused(&self, mut command: Command) -> String {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!said.contains("panicked"), "{said}");
+        said
+    }
+
+    fn stop(&mut self) {
+        let mut child = self.child.take().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        assert!(child.wait().unwrap().success(), "{}", self.log());
+    }
+
+    fn peers(&self) -> String {
+        let output = self.run(&["peer", "list"]);
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // The planes end with it.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A file system of its own at a place, for as long as this is there.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(path: &Path, options: &str) -> Self {
+        std::fs::create_dir_all(path).unwrap();
+        mount(
+            Some("tmpfs"),
+            path,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(options),
+        )
+        .unwrap();
+        Self(path.to_owned())
+    }
+
+    fn read_only(&self, on: bool) {
+        let flags = if on {
+            MsFlags::MS_RDONLY
+        } else {
+            MsFlags::empty()
+        };
+        let none: Option<&str> = None;
+        mount(none, &self.0, none, MsFlags::MS_REMOUNT | flags, none).unwrap();
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A node that still ends there keeps it until it has.
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Lets this thread, and what it starts, mount without anybody else seeing it.
+fn private_mounts() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+}
+
+const PEER: &str = "udp://192.0.2.1:9670";
+const OTHER: &str = "udp://192.0.2.2:9670";
+
+#[test]
+fn a_full_disk_refuses_changes_and_loses_nothing() {
+    if !privileged("a_full_disk_refuses_changes_and_loses_nothing") {
+        return;
+    }
+    private_mounts();
+    let mut node = Node::new();
+    let mounted = Mounted::new(&node.state(), "size=4m,mode=0700");
+    node.start();
+    assert!(node.run(&["peer", "add", PEER]).status.success());
+    let filler = node.state().join("filler");
+    let fill = || {
+        // To the last byte: a page, then whatever is left.
+        let _ = std::fs::write(&filler, vec![7; 8 << 20]);
+    };
+    fill();
+    let said = node.refused(node.command(&["peer", "add", OTHER]));
+    assert!(said.contains("not stored, so not changed"), "{said}");
+    assert!(
+        said.contains("No space left") && said.contains("peers.toml"),
+        "{said}"
+    );
+    let peers = node.peers();
+    assert!(
+        peers.contains("192.0.2.1") && !peers.contains("192.0.2.2"),
+        "{peers}"
+    );
+
+    // It stops and starts with a full disk, and has what it had.
+    node.stop();
+    fill();
+    let key = node.run(&["key", "show"]).stdout;
+    node.start();
+    assert!(node.peers().contains("192.0.2.1"));
+    assert_eq!(node.run(&["key", "show"]).stdout, key);
+    std::fs::remove_file(&filler).unwrap();
+    assert!(
+        node.run(&["peer", "add", OTHER]).status.success(),
+        "room again"
+    );
+    node.stop();
+
+    // A first start on a full disk: no key can be made.
+    let fresh = Node::new();
+    let other = Mounted::new(&fresh.state(), "size=64k,mode=0700");
+    let _ = std::fs::write(fresh.state().join("filler"), vec![7; 1 << 20]);
+    let said = fresh.refused(fresh.up());
+    assert!(
+        said.contains("priv_key.bin") && said.contains("No space left"),
+        "{said}"
+    );
+    drop((mounted, other));
+}
+
+#[test]
+fn a_read_only_state_directory_is_named_with_the_way_out() {
+    if !privileged("a_read_only_state_directory_is_named_with_the_way_out") {
+        return;
+    }
+    private_mounts();
+    let mut node = Node::new();
+    let mounted = Mounted::new(&node.state(), "size=8m,mode=0700");
+    node.start();
+    assert!(node.run(&["peer", "add", PEER]).status.success());
+    // Like a disk with errors: it becomes read-only while the node runs.
+    node.stop();
+    mounted.read_only(true);
+    let said = node.refused(node.up());
+    assert!(
+        said.contains("Read-only") && said.contains("--state-dir"),
+        "{said}"
+    );
+    mounted.read_only(false);
+    node.start();
+    assert!(node.peers().contains("192.0.2.1"));
+    node.stop();
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused_until_that_is_put_right() {
+    let mut node = Node::new();
+    node.start();
+    node.stop();
+    let key = node.state().join("priv_key.bin");
+    let before = std::fs::read(&key).unwrap();
+    for mode in [0o644, 0o660, 0o604] {
+        std::fs::set_permissions(&key, Permissions::from_mode(mode)).unwrap();
+        let said = node.refused(node.up());
+        for expected in ["priv_key.bin", &format!("{mode:04o}"), "chmod 600"] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+    }
+    std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(std::fs::read(&key).unwrap(), before, "it is left as it is");
+    node.start();
+    node.stop();
+}
+
+#[test]
+fn a_socket_directory_that_is_deleted_comes_back() {
+    let mut node = Node::new();
+    node.start();
+    std::fs::remove_dir_all(node.sockets()).unwrap();
+    let said = node.refused(node.command(&["status"]));
+    assert!(said.contains("rpc.sock"), "{said}");
+    node.answers();
+    assert!(
+        node.log().contains("rpc.sock"),
+        "it says so: {}",
+        node.log()
+    );
+    // A plane that dies finds the other one again.
+    let status = node.run(&["status", "--json"]).stdout;
+    let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+    let pid = i32::try_from(status["pid"].as_i64().unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    eventually("another control plane", WAIT, || {
+        let now = node.run(&["status", "--json"]).stdout;
+        let now: serde_json::Value = serde_json::from_slice(&now).unwrap_or_default();
+        now["pid"].as_i64().is_some_and(|now| now != i64::from(pid)) && now["dataplane"].is_object()
+    });
+    node.stop();
+}
+
+#[test]
+fn a_second_node_is_refused_and_the_first_goes_on() {
+    let mut node = Node::new();
+    node.start();
+    let said = node.refused(node.up());
+    let names = |said: &str| said.contains("another node") || said.contains("in use by");
+    assert!(names(&said) && said.contains("--state-dir"), "{said}");
+    // Its own sockets do not help: the state is the first one's.
+    let elsewhere = node.directory.path().join("elsewhere");
+    let mut command = Command::new(binary());
+    command.args([
+        "up",
+        "--no-tun",
+        "--rpc",
+        "off",
+        "--metrics",
+        "off",
+        "--cores",
+        "any:1",
+    ]);
+    command
+        .args(["--listen", "127.0.0.1:0", "--socket-dir"])
+        .arg(&elsewhere);
+    command.arg("--state-dir").arg(node.state());
+    let said = node.refused(command);
+    assert!(names(&said) && said.contains("--state-dir"), "{said}");
+    assert!(node.run(&["status"]).status.success(), "the first");
+    node.stop();
+}
+
+#[test]
+fn the_doctor_looks_at_this_host_and_says_what_it_is_told_to_say() {
+    let mut node = Node::new();
+    let file = node.directory.path().join("hyphae.toml");
+    let config = "cores = \"any:1\"\nlisten = \"127.0.0.1:0\"\nmetrics = \"off\"\nrpc = \"off\"\n\
+                  peers = [\"udp://127.0.0.1:9\"]\n[tun]\nenabled = false\n[inbox]\nbytes_max = 1048576\n";
+    std::fs::write(&file, config).unwrap();
+    let doctor = |node: &Node, file: &Path| {
+        let output = node.run(&["doctor", "--json", "--config", file.to_str().unwrap()]);
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), json)
+    };
+    let level = |json: &serde_json::Value, name: &str| {
+        let checks = json["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == name).unwrap();
+        check["level"].as_str().unwrap().to_owned()
+    };
+    let (code, json) = doctor(&node, &file);
+    let worst = json["worst"].as_str().unwrap();
+    let expected = match worst {
+        "fail" => 2,
+        "warn" => 1,
+        _ => 0,
+    };
+    assert_eq!(code, expected, "{json}");
+    for name in [
+        "configuration",
+        "workers",
+        "ports",
+        "peers",
+        "state directory",
+    ] {
+        assert_eq!(level(&json, name), "ok", "{name}: {json}");
+    }
+    for check in json["checks"].as_array().unwrap() {
+        let bad = check["level"] == "warn" || check["level"] == "fail";
+        assert_eq!(bad, check["fix"] != "", "{check}");
+    }
+    assert!(!node.state().exists(), "it makes nothing");
+
+    // Beside a running node, with a key that others can read, and with a broken file.
+    node.start();
+    let key = node.state().join("priv_key.bin");
+    std::fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(&file, format!("{config}durabel = true\n")).unwrap();
+    let (code, json) = doctor(&node, &file);
+    assert_eq!(code, 2);
+    assert_eq!(level(&json, "configuration"), "fail");
+    assert_eq!(level(&json, "state directory"), "fail");
+    node.stop();
+}
