@@ -468,7 +468,9 @@ fn wait(
             "no control plane: forwarding goes on with what the last one left"
         };
         vigil.status(&format!("{does}; {has}"));
-        let timeout = vigil.wait(Instant::now()).map_or(LOOK, |wait| wait.min(LOOK));
+        let timeout = vigil
+            .wait(Instant::now())
+            .map_or(LOOK, |wait| wait.min(LOOK));
         let timeout = Timespec::try_from(timeout).ok();
         let readable = PollFlags::IN;
         let (ended_fd, listener) = (ended.as_fd(), server.listener());
