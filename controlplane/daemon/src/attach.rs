@@ -8,6 +8,7 @@ use std::path::Path;
 
 use hyphae_overlay::OwnedProgram;
 use hyphae_shm::attach::{AttachError, Hello, accept};
+use hyphae_shm::record::Program;
 use hyphae_shm::{
     Consumer, Doorbell, Producer, PushError, RECORD_MAX, Segment, SegmentError, StatsReader,
 };
@@ -37,6 +38,9 @@ pub(crate) enum AttachFailure {
     #[error("attaching: {0}")]
     System(#[from] io::Error),
 }
+
+/// Room in a ring for a packet to send, with what surrounds it.
+const PACKET_ROOM: usize = 2048;
 
 /// A dataplane that this control plane is attached to.
 pub(crate) struct Attachment {
@@ -117,6 +121,29 @@ impl Attachment {
         };
         worker.backlog.push_back(program);
         worker.backlog.len() < BACKLOG_MAX
+    }
+
+    /// Whether a packet may go to a worker now.
+    pub(crate) fn has_room(&mut self, worker: WorkerId) -> bool {
+        let worker = self.workers.get_mut(worker.as_usize());
+        worker.is_none_or(|worker| {
+            worker.backlog.is_empty() && worker.program.free_bytes() >= PACKET_ROOM
+        })
+    }
+
+    /// As [`Self::push`], for a record that carries no secret: straight into the ring while nothing
+    /// waits before it.
+    pub(crate) fn push_through(&mut self, worker: WorkerId, program: &Program<'_>) -> bool {
+        if self.has_room(worker)
+            && let Some(worker) = self.workers.get_mut(worker.as_usize())
+        {
+            let (code, body, tail) = program.parts();
+            if worker.program.push(code, &[body, tail]).is_ok() {
+                worker.dirty = true;
+                return true;
+            }
+        }
+        self.push(worker, OwnedProgram::new(program))
     }
 
     /// Moves what fits from the backlogs into the rings and rings those who sleep. True when

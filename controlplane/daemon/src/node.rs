@@ -37,8 +37,6 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 const BUS_BUDGET: usize = 128;
 /// Packets of the bus that are handed over together.
 const BUS_TRAIN: usize = 32;
-/// Records that wait for room in a program ring, above which the bus sends nothing.
-const BUS_BACKLOG_MAX: usize = 64;
 /// The worker that sends the packets of the bus: it has lane 0 of every session, which is the first
 /// one in use.
 const BUS_WORKER: WorkerId = WorkerId(0);
@@ -91,6 +89,17 @@ pub(crate) struct Configured {
     /// Found on a local network.
     pub(crate) lan: bool,
     pub(crate) since: Nanos,
+}
+
+/// How sending what the bus has to send ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BusDrained {
+    /// Nothing is left.
+    Done,
+    /// Others had to get a turn.
+    More,
+    /// The ring is full.
+    Blocked,
 }
 
 /// The node.
@@ -383,7 +392,7 @@ impl Node {
 
     /// Does what the bus wants done, and sends a bounded number of its packets, so that long
     /// messages hold up no handshake. True when there are more.
-    pub(crate) fn drain_bus(&mut self, now: Nanos) -> bool {
+    pub(crate) fn drain_bus(&mut self, now: Nanos) -> BusDrained {
         while let Some(address) = self.bus.poll_session(now) {
             match self.overlay.session_key(address) {
                 Some(key) => self.bus.session_up(now, address, key),
@@ -393,18 +402,18 @@ impl Node {
         self.bus.store();
         for sent in 0..BUS_BUDGET {
             let Some(attachment) = &mut self.attachment else {
-                return false;
+                return BusDrained::Done;
             };
             // A worker that is woken for several at once sends them as one train.
             if sent % BUS_TRAIN == 0 {
                 attachment.flush();
             }
-            // What waits for room in the ring is on its way already; more would only grow old.
-            if attachment.backlog() >= BUS_BACKLOG_MAX {
-                return false;
+            // What the ring has no room for can still be given up, or travel with something else.
+            if !attachment.has_room(BUS_WORKER) {
+                return BusDrained::Blocked;
             }
             let Some(transmit) = self.bus.poll_transmit(now) else {
-                return false;
+                return BusDrained::Done;
             };
             let record = InjectRouted {
                 destination: transmit.address,
@@ -413,10 +422,20 @@ impl Node {
                 receive_index: 0.into(),
             };
             let program = Program::InjectRouted(&record, &transmit.payload);
-            let program = hyphae_overlay::OwnedProgram::new(&program);
-            self.push(BUS_WORKER, program);
+            if !attachment.push_through(BUS_WORKER, &program) {
+                self.give_up_dataplane();
+            }
         }
-        self.bus.wants_transmit()
+        if self.bus.wants_transmit() {
+            BusDrained::More
+        } else {
+            BusDrained::Done
+        }
+    }
+
+    fn give_up_dataplane(&mut self) {
+        tracing::error!("the dataplane takes no more records; detaching from it");
+        self.attachment = None;
     }
 
     fn push(&mut self, worker: WorkerId, program: hyphae_overlay::OwnedProgram) {
@@ -425,8 +444,7 @@ impl Node {
             return;
         };
         if !attachment.push(worker, program) {
-            tracing::error!("the dataplane takes no more records; detaching from it");
-            self.attachment = None;
+            self.give_up_dataplane();
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use crate::attach::{AttachFailure, Attachment, watch};
-use crate::node::{Command, Node};
+use crate::node::{BusDrained, Command, Node};
 use crate::vigil::Vigil;
 
 /// Records taken from the workers before anything else gets a turn.
@@ -148,12 +148,12 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>, vigil: &
         let Some(attachment) = &mut node.attachment else {
             return false;
         };
-        let more = bus || punts == PUNT_BUDGET || !attachment.sleep();
+        let more = bus == BusDrained::More || punts == PUNT_BUDGET || !attachment.sleep();
         let mut wait = node
             .poll_timeout()
             .map_or(Duration::from_secs(1), |at| at.since(now()))
             .min(vigil.at().since(now()));
-        if left {
+        if left || bus == BusDrained::Blocked {
             wait = wait.min(BACKLOG_RETRY);
         }
         let pause = async {

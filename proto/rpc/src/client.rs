@@ -7,12 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::connection::{Answer, Call};
 use crate::message::{Error, Response};
-use crate::table::request;
 
 /// Largest response taken: a message of 64 MiB in base64, and what surrounds it.
 const RESPONSE_MAX: u64 = 96 << 20;
@@ -104,17 +104,25 @@ impl Client {
         params: impl Serialize,
     ) -> Result<R, ClientError> {
         let protocol = |what: String| self.protocol(what);
-        let params = serde_json::to_value(params).map_err(|e| protocol(e.to_string()))?;
-        let timeout = self.timeout.saturating_add(asked_to_wait(&params));
-        let body = serde_json::to_vec(&request(method, params));
+        let params = serde_json::value::to_raw_value(&params);
+        let params = params.map_err(|e| protocol(e.to_string()))?;
+        let timeout = self.timeout.saturating_add(asked_to_wait(params.get()));
+        let call = Call {
+            jsonrpc: "2.0",
+            method,
+            params: Some(params).filter(|params| params.get() != "null"),
+            id: 1,
+        };
+        let body = serde_json::to_vec(&call);
+        // A message may have 64 MiB, so what is not needed any more goes.
+        drop(call);
         let body = self.post(&body.map_err(|e| protocol(e.to_string()))?, timeout)?;
-        let response: Response =
+        let answer: Answer<R> =
             serde_json::from_slice(&body).map_err(|e| protocol(e.to_string()))?;
-        if let Some(error) = response.error {
-            return Err(error.into());
-        }
-        serde_json::from_value(response.result.unwrap_or(Value::Null))
-            .map_err(|e| protocol(e.to_string()))
+        answer
+            .outcome()
+            .map_err(|e| protocol(e.to_string()))?
+            .map_err(ClientError::from)
     }
 
     fn post(&self, body: &[u8], timeout: Duration) -> Result<Vec<u8>, ClientError> {
@@ -177,7 +185,7 @@ impl Client {
             }
         }
         let length = length.ok_or_else(|| self.protocol("response without a length".to_owned()))?;
-        let mut body = Vec::new();
+        let mut body = Vec::with_capacity(usize::try_from(length.min(RESPONSE_MAX)).unwrap_or(0));
         reader.take(length).read_to_end(&mut body).map_err(fail)?;
         // Other statuses carry a JSON-RPC error where the node could still say one.
         if !status.starts_with("HTTP/1.1 200") && serde_json::from_slice::<Response>(&body).is_err()
@@ -221,12 +229,27 @@ pub(crate) fn fail(place: String, source: io::Error) -> ClientError {
 }
 
 /// How long the parameters of a call let the node wait before it answers.
-fn asked_to_wait(params: &Value) -> Duration {
-    let number = |name| params.get(name).and_then(Value::as_u64);
-    let seconds = ["timeout", "reply_timeout", "timeout_secs"]
-        .into_iter()
-        .filter_map(number)
-        .map(Duration::from_secs);
-    let millis = number("timeoutMs").map(Duration::from_millis);
-    seconds.chain(millis).max().unwrap_or_default()
+fn asked_to_wait(params: &str) -> Duration {
+    #[derive(Default, Deserialize)]
+    struct Waits {
+        timeout: Option<Value>,
+        reply_timeout: Option<Value>,
+        timeout_secs: Option<Value>,
+        #[serde(rename = "timeoutMs")]
+        timeout_ms: Option<Value>,
+    }
+    // By position they have no names.
+    if !params.starts_with('{') {
+        return Duration::ZERO;
+    }
+    let waits: Waits = serde_json::from_str(params).unwrap_or_default();
+    let number = |value: &Option<Value>| value.as_ref().and_then(Value::as_u64);
+    let seconds = [&waits.timeout, &waits.reply_timeout, &waits.timeout_secs];
+    let seconds = seconds.into_iter().filter_map(number);
+    let millis = number(&waits.timeout_ms).map(Duration::from_millis);
+    seconds
+        .map(Duration::from_secs)
+        .chain(millis)
+        .max()
+        .unwrap_or_default()
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{ClientError, fail};
@@ -36,19 +36,36 @@ pub struct Connection {
     early: BTreeMap<BatchId, String>,
 }
 
+/// [`crate::Request`] with typed parameters.
 #[derive(Serialize)]
-struct Call<'a, P> {
-    jsonrpc: &'static str,
-    method: &'a str,
-    params: P,
-    id: u64,
+pub(crate) struct Call<'a, P> {
+    pub(crate) jsonrpc: &'static str,
+    pub(crate) method: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) params: Option<P>,
+    pub(crate) id: u64,
 }
 
+/// [`crate::Response`] with a typed result.
 #[derive(Deserialize)]
-struct Answer<R> {
+pub(crate) struct Answer<R> {
+    #[serde(rename = "jsonrpc")]
+    _version: IgnoredAny,
     #[serde(default = "Option::default")]
     result: Option<R>,
     error: Option<Error>,
+}
+
+impl<R: DeserializeOwned> Answer<R> {
+    /// The result, or why there is none.
+    pub(crate) fn outcome(self) -> serde_json::Result<Result<R, Error>> {
+        match (self.error, self.result) {
+            (Some(error), _) => Ok(Err(error)),
+            (None, Some(result)) => Ok(Ok(result)),
+            // Null is a result, too, of types that know it.
+            (None, None) => serde_json::from_str("null").map(Ok),
+        }
+    }
 }
 
 /// The ids alone, to find which batch an answer belongs to.
@@ -95,7 +112,7 @@ impl Connection {
             .map(|(id, params)| Call {
                 jsonrpc: "2.0",
                 method,
-                params,
+                params: Some(params),
                 id,
             })
             .collect();
@@ -131,14 +148,7 @@ impl Connection {
             serde_json::from_str(&line).map_err(|e| self.protocol(e.to_string()))?;
         answers
             .into_iter()
-            .map(|answer| match (answer.error, answer.result) {
-                (Some(error), _) => Ok(Err(error)),
-                (None, Some(result)) => Ok(Ok(result)),
-                // Null is a result, too, of types that know it.
-                (None, None) => serde_json::from_str("null")
-                    .map(Ok)
-                    .map_err(|e| self.protocol(e.to_string())),
-            })
+            .map(|answer| answer.outcome().map_err(|e| self.protocol(e.to_string())))
             .collect()
     }
 

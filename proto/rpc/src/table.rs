@@ -4,6 +4,7 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::Value;
 
+use crate::Response;
 use crate::client::{Client, ClientError};
 use crate::message::code;
 use crate::method::{
@@ -14,7 +15,6 @@ use crate::method::{
     ReloadParams, ReloadResult, Route, RouteParams, StaticRoute, Status, TopicParams,
     TopicPubkeyParams, TopicSubnetParams, TraceHop, TraceParams,
 };
-use crate::{Request, Response};
 
 /// One method.
 #[derive(Clone, Copy, Debug)]
@@ -219,16 +219,6 @@ pub fn parse_params<'de, T: serde::Deserialize<'de>>(text: &'de str) -> Result<T
         return Err(crate::Error::new(code::INVALID_PARAMS, message));
     }
     serde_json::from_str(text).map_err(invalid)
-}
-
-/// The request that calls a method.
-pub(crate) fn request(method: &str, params: Value) -> Request {
-    Request {
-        jsonrpc: "2.0".to_owned(),
-        method: method.to_owned(),
-        params,
-        id: Some(Value::from(1)),
-    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ use crate::config::Allowed;
 
 /// How long a connection may take to say anything.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);
+/// Bytes that are read at once.
+const READ_AHEAD: usize = 32 << 10;
 /// Lines of one connection that are worked on at once.
 const LINES_AT_ONCE: usize = 64;
 
@@ -199,7 +201,7 @@ async fn greet(
 
 async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Result<()> {
     let (reader, mut writer) = tokio::io::split(stream);
-    let mut reader = BufReader::new(reader);
+    let mut reader = BufReader::with_capacity(READ_AHEAD, reader);
     let (answers, mut written) = mpsc::channel::<Vec<u8>>(LINES_AT_ONCE);
     let writing = tokio::spawn(async move {
         while let Some(mut line) = written.recv().await {
