@@ -1,7 +1,8 @@
 //! An outgoing message.
 //!
 //! Each of its chunks is acknowledged (all before `first`, and some of `flights`), on its way (the rest of
-//! `flights`), lost (`lost`), or not sent yet (`next` and beyond). When the last is acknowledged, the verdict of the receiver is waited for.
+//! `flights`), lost (`lost`), or not sent yet (`next` and beyond). When the last is acknowledged, the
+//! verdict of the receiver is waited for.
 
 use std::collections::{BTreeSet, VecDeque};
 
