@@ -98,6 +98,8 @@ fn compare(committed: &Counts, now: &Counts) -> Vec<String> {
         println!("{name:<24} {before:>10.1} {count:>10.1} {percent:>+7.1}%");
         if percent > GROWTH_MAX {
             grown.push(format!("{name} {percent:+.1} %"));
+        } else if percent < -GROWTH_MAX {
+            println!("{:<24} `accept` keeps it that way", "");
         }
     }
     grown

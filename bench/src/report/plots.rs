@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::rows_of;
-use super::svg::{Bar, Series, bars, lines};
+use super::svg::{Bar, GREY, Series, bars, lines};
 use crate::output::{Document, Measured, number};
 use crate::swarm::PeersRow;
 use crate::transit::Row as TransitRow;
@@ -112,14 +112,17 @@ fn stages(documents: &[Document], transit: &[TransitRow]) -> anyhow::Result<Opti
             .find(at)
             .and_then(|row| row.cpu_nanos_per_packet)
     };
-    let trains = scale.iter().filter(|row| row.what == "packets of a train");
-    let engine = trains.max_by_key(|row| row.size).map(|row| row.value);
+    // Packets to one place after each other are looked up once.
+    let flows = || scale.iter().filter(|row| row.what == "flows");
+    let one = flows().find(|row| row.size == Some(1)).map(|row| row.value);
+    let many = flows().find(|row| row.size > Some(1)).map(|row| row.value);
     let suite = "aes-256-gcm";
-    let (Some(open), Some(seal), Some(fib), Some(engine), Some(driver)) = (
+    let (Some(open), Some(seal), Some(fib), Some(one), Some(many), Some(driver)) = (
         find(&aead, "open", suite),
         find(&aead, "seal", suite),
         find(&fib, "lookup", "hit"),
-        engine,
+        one,
+        many,
         cost("same driver, no cryptography"),
     ) else {
         return Ok(None);
@@ -131,16 +134,25 @@ fn stages(documents: &[Document], transit: &[TransitRow]) -> anyhow::Result<Opti
         "rest of the engine",
         "driver and kernel",
     ];
-    let rest = (engine - open - seal - fib).max(0.0);
-    let mut rows = vec![Bar {
-        name: "measured apart".to_owned(),
-        parts: vec![open, fib, seal, rest, driver],
-        label: format!("{} ns", number(open + fib + seal + rest + driver)),
-    }];
+    let apart = |name: &str, engine: f64, fib: f64| {
+        let rest = (engine - open - seal - fib).max(0.0);
+        let parts = vec![open, fib, seal, rest, driver];
+        Bar {
+            name: name.to_owned(),
+            label: format!("{} ns", number(parts.iter().sum())),
+            parts,
+            colour: 0,
+        }
+    };
+    let mut rows = vec![
+        apart("sum, several flows", many, fib),
+        apart("sum, one flow", one, 0.0),
+    ];
     if let Some(whole) = cost(&format!("hyphae {suite}")) {
         rows.push(Bar {
-            name: "the whole relay".to_owned(),
-            parts: vec![0.0, 0.0, 0.0, 0.0, 0.0, 0.0, whole],
+            name: "whole relay, one flow".to_owned(),
+            parts: vec![whole],
+            colour: GREY,
             label: format!("{} ns", number(whole)),
         });
     }
@@ -257,6 +269,7 @@ fn against(rows: &[Measured], which: Versus) -> Option<Plot> {
         drawn.push(Bar {
             name: name.to_owned(),
             parts: vec![value],
+            colour: if name == "hyphae" { 0 } else { GREY },
             label: format!("{} {unit}, {:.2}x", number(value), value / own),
         });
     }

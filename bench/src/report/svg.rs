@@ -25,6 +25,8 @@ pub(super) struct Bar {
     pub(super) name: String,
     /// Lengths that follow each other; as many as there are names of parts.
     pub(super) parts: Vec<f64>,
+    /// Colour of the first of them.
+    pub(super) colour: usize,
     /// Written behind it.
     pub(super) label: String,
 }
@@ -90,7 +92,7 @@ impl Canvas {
         );
     }
 
-    /// Names and their colours in rows; returns the height that they take.
+    /// Names and their colours, in rows of three.
     fn legend(&mut self, names: &[String], y: f64) {
         for (n, name) in names.iter().enumerate() {
             let (column, row) = ((n % 3) as f64, (n / 3) as f64);
@@ -105,6 +107,9 @@ impl Canvas {
         self.0
     }
 }
+
+/// The last colour: of what is not to stand out.
+pub(super) const GREY: usize = COLOURS.len() - 1;
 
 /// Lines over categories.
 pub(super) fn lines(
@@ -185,9 +190,11 @@ pub(super) fn bars(title: &str, parts: &[String], bars: &[Bar]) -> String {
         let y = TOP + n as f64 * 28.0;
         canvas.text((left - 8.0, y + 14.0), "end", "#111111", &bar.name);
         let mut x = left;
-        for (n, part) in bar.parts.iter().enumerate() {
+        for (n, part) in (bar.colour..).zip(&bar.parts) {
             let width = part / most * room;
-            canvas.rect((x, y), (width, 20.0), COLOURS[n % COLOURS.len()]);
+            if width > 0.0 {
+                canvas.rect((x, y), (width, 20.0), COLOURS[n % COLOURS.len()]);
+            }
             x += width;
         }
         canvas.text((x + 6.0, y + 14.0), "start", "#444444", &bar.label);

@@ -50,8 +50,8 @@ fn a_report_has_every_figure_and_a_plot_of_what_was_run() {
         document(
             "scale",
             vec![
-                measured("peers", "relayed packet", 1, 200.0),
-                measured("packets of a train", "relayed packet", 64, 190.0),
+                measured("flows", "relayed packet", 1, 190.0),
+                measured("flows", "relayed packet", 10, 250.0),
             ],
         ),
         document(
