@@ -59,16 +59,16 @@ fn text(scrape: &Scrape) -> String {
         describe();
         record::record(scrape);
     });
-    recorder.handle().render() + &record::render_rest(&scrape.workers)
+    let mut text = recorder.handle().render();
+    text.push_str(&record::render_rest(&scrape.workers));
+    if let Some(peers) = &scrape.each_peer {
+        text.push_str(&record::render_peers(peers));
+    }
+    text
 }
 
 fn describe() {
-    let declared = [
-        families::NODE,
-        families::ROUTING,
-        families::PEERS,
-        families::BUS,
-    ];
+    let declared = [families::NODE, families::ROUTING, families::BUS];
     for family in declared.into_iter().flatten().chain(families::SPECIAL) {
         describe_family(family.name.to_owned(), family.kind, family.help);
     }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hyphae_overlay::{ConfiguredPeer, Event, Overlay, PeerConfig};
+use hyphae_overlay::{ConfiguredPeer, Event, Handshakes, Overlay, PeerConfig};
 use hyphae_routing::Rib;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{Peer, Pong};
@@ -73,6 +73,7 @@ pub(crate) struct Scrape {
     /// Round-trip times of peers, in order.
     pub(crate) rtt: Vec<Duration>,
     pub(crate) totals: Totals,
+    pub(crate) handshakes: Handshakes,
     /// Reloads done and refused, and when the last was done.
     pub(crate) reloads: (u64, u64, u64),
     pub(crate) bus: BusScrape,
@@ -459,7 +460,7 @@ impl Node {
     }
 
     fn handle_event(&mut self, now: Nanos, event: Event) {
-        self.totals.note(now, &event);
+        self.totals.note(now, &event, &self.config.peering.names);
         match event {
             Event::PeerUp { peer, key, .. } => {
                 let seen = self.seen.entry(key.to_string()).or_insert((now, now));
@@ -591,6 +592,7 @@ impl Node {
             drained: self.is_drained(),
             rtt,
             totals: self.totals.clone(),
+            handshakes: self.overlay.handshakes(),
             reloads: self.reloads.read(),
             bus: self.bus.scrape(),
             routing: self.routing.as_ref().map(Routing::scrape),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hyphae_overlay::{Event, Refusal};
-use hyphae_wire::Nanos;
+use hyphae_wire::{Nanos, PublicKey};
 
 /// How often the same refusal is logged.
 const REFUSAL_AGAIN: Duration = Duration::from_secs(60);
@@ -45,23 +45,25 @@ impl Logged {
 }
 
 impl Totals {
-    pub(crate) fn note(&mut self, now: Nanos, event: &Event) {
+    /// `names` are those that the operator has given to keys.
+    pub(crate) fn note(&mut self, now: Nanos, event: &Event, names: &BTreeMap<PublicKey, String>) {
+        let name = |key: &PublicKey| names.get(key).map(String::as_str);
         match event {
             Event::PeerUp { key, endpoint, .. } => {
                 self.peers_up += 1;
-                tracing::info!(%key, %endpoint, "peer is up");
+                tracing::info!(%key, name = name(key), %endpoint, "peer is up");
             }
             Event::PeerDown { key, reason, .. } => {
                 self.peers_down += 1;
-                tracing::warn!(%key, %reason, "peer is down");
+                tracing::warn!(%key, name = name(key), %reason, "peer is down");
             }
             Event::PeerMoved { key, endpoint, .. } => {
                 self.peer_moves += 1;
-                tracing::info!(%key, %endpoint, "peer has moved");
+                tracing::info!(%key, name = name(key), %endpoint, "peer has moved");
             }
             Event::SessionUp { address, key } => {
                 self.sessions_up += 1;
-                tracing::info!(%address, %key, "session is up");
+                tracing::info!(%address, %key, name = name(key), "session is up");
             }
             Event::SessionDown {
                 address, reason, ..
@@ -75,10 +77,11 @@ impl Totals {
             }
             Event::Refused { key, from, reason } => {
                 *self.refusals.entry(refusal_name(reason)).or_default() += 1;
+                let name = key.as_ref().and_then(name);
                 let key = key.map_or_else(|| "unknown".to_owned(), |key| key.to_string());
                 let line = format!("{key} {from} {reason}");
                 if self.is_news(now, refusal_name(reason), line) {
-                    tracing::warn!(key, %from, %reason, "handshake refused");
+                    tracing::warn!(key, name, %from, %reason, "handshake refused");
                 }
             }
             Event::PathMtu { address, mtu } => match mtu {
@@ -156,8 +159,9 @@ mod tests {
     fn every_refusal_is_counted_and_few_are_remembered() {
         let mut totals = Totals::default();
         for port in 1..=5000 {
-            totals.note(Nanos(1), &refused(port, Refusal::NotAllowed));
-            totals.note(Nanos(1), &refused(1, Refusal::Denied));
+            let names = BTreeMap::new();
+            totals.note(Nanos(1), &refused(port, Refusal::NotAllowed), &names);
+            totals.note(Nanos(1), &refused(1, Refusal::Denied), &names);
         }
         assert_eq!(totals.refusals["not_allowed"], 5000);
         assert_eq!(totals.refusals["denied"], 5000);

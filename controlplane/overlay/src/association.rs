@@ -81,6 +81,11 @@ impl Overlay {
         };
         association.retire_older(epoch, now + self.config.grace + late);
         association.handshakes += 1;
+        self.handshakes.finished += 1;
+        match owner.kind() {
+            Kind::Link => self.handshakes.links_renewed += u64::from(!fresh),
+            Kind::EndToEnd => self.handshakes.sessions_renewed += u64::from(!fresh),
+        }
         let rekey_at = match owner.kind() {
             Kind::Link => self.rekey_time(created, outbound),
             // End to end, only a session that carries traffic is renewed: the workers say which.

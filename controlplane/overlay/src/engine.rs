@@ -28,7 +28,7 @@ use crate::program::Output;
 use crate::rng::Rng;
 use crate::session::{Association, Owner};
 use crate::target::Target;
-use crate::{Config, ConfiguredPeer, Event, Live, OwnedProgram, PeerConfig};
+use crate::{Config, ConfiguredPeer, Event, Handshakes, Live, OwnedProgram, PeerConfig};
 use hyphae_wire::Timers;
 
 /// Peering, handshakes and sessions of one node.
@@ -60,6 +60,7 @@ pub struct Overlay {
     pub(crate) cookies: CookieSecrets,
     /// Traces that wait for a report, by the number that it will quote.
     pub(crate) traces: BTreeMap<u64, Trace>,
+    pub(crate) handshakes: Handshakes,
 }
 
 /// What has a deadline.
@@ -108,6 +109,7 @@ impl Overlay {
             // Unlike those of a control plane before this one, whose answers may still come.
             probe_last: u64::from_le_bytes(rng.array()),
             traces: BTreeMap::new(),
+            handshakes: Handshakes::default(),
             rng,
             node_secret: Zeroizing::new(guard::node_secret(&config.identity)),
             cookies: CookieSecrets::default(),
@@ -124,6 +126,11 @@ impl Overlay {
         self.config.assert_times();
         self.half_opens
             .set_per_source_max(live.half_open_per_source_max);
+    }
+
+    /// What became of handshakes.
+    pub fn handshakes(&self) -> Handshakes {
+        self.handshakes
     }
 
     /// This node's key.

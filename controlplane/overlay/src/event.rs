@@ -282,3 +282,20 @@ pub struct SessionStatus {
     /// Finished handshakes.
     pub handshakes: u64,
 }
+
+/// Handshakes since the start, links and end to end together, by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handshakes {
+    /// The session works; those that renew one included.
+    pub finished: u64,
+    /// Refused, here or by the other end.
+    pub refused: u64,
+    /// Begun here, and given up for want of an answer.
+    pub unanswered: u64,
+    /// Begun by others, who did not go on.
+    pub abandoned: u64,
+    /// Links among the finished that renewed a session that worked.
+    pub links_renewed: u64,
+    /// The same end to end.
+    pub sessions_renewed: u64,
+}

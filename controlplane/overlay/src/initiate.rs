@@ -66,6 +66,7 @@ impl Overlay {
             return;
         };
         if now >= outgoing.expires_at {
+            self.handshakes.unanswered += 1;
             self.fail(now, id, None);
             return;
         }
@@ -388,6 +389,7 @@ impl Overlay {
             Carrier::Underlay { endpoint, .. } => Origin::Underlay(endpoint),
             Carrier::Overlay { address, .. } => Origin::Overlay(address),
         };
+        self.handshakes.refused += 1;
         self.output.event(Event::Refused { key, from, reason });
     }
 

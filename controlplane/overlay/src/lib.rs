@@ -45,7 +45,7 @@ mod transport;
 pub use config::{Config, ConfiguredPeer, Ephemerals, Live, PeerConfig};
 pub use engine::Overlay;
 pub use event::{
-    Direction, DownReason, Event, Origin, PeerState, PeerStatus, Refusal, SessionStatus,
+    Direction, DownReason, Event, Handshakes, Origin, PeerState, PeerStatus, Refusal, SessionStatus,
 };
 pub use policy::Policy;
 pub use program::OwnedProgram;

@@ -87,6 +87,7 @@ impl Overlay {
     /// Forgets first messages that nothing followed.
     pub(crate) fn expire_half_opens(&mut self, now: Nanos) {
         while let Some(half) = self.half_opens.expire(now) {
+            self.handshakes.abandoned += 1;
             self.release_unused(now, half.carrier.kind(), &half.indices);
         }
         self.timers.set(

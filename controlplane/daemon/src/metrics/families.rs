@@ -113,6 +113,17 @@ pub(crate) const NODE: &[Family] = &[
         "Addresses for which no session could be made",
     ),
     counter(
+        "hyphae_handshakes_total",
+        &["result"],
+        "Handshakes by what became of them: finished, refused, unanswered by whoever was dialled, abandoned by \
+         whoever began them",
+    ),
+    counter(
+        "hyphae_rekeys_total",
+        &["kind"],
+        "Finished handshakes that renewed a session that worked, of a link or end to end",
+    ),
+    counter(
         "hyphae_handshakes_refused_total",
         &["reason"],
         "Handshakes refused, by reason",

@@ -44,6 +44,21 @@ pub(crate) fn record(scrape: &Scrape) {
     for (reason, total) in &totals.refusals {
         counter!("hyphae_handshakes_refused_total", "reason" => *reason).absolute(*total);
     }
+    let handshakes = &scrape.handshakes;
+    for (result, total) in [
+        ("finished", handshakes.finished),
+        ("refused", handshakes.refused),
+        ("unanswered", handshakes.unanswered),
+        ("abandoned", handshakes.abandoned),
+    ] {
+        counter!("hyphae_handshakes_total", "result" => result).absolute(total);
+    }
+    for (kind, total) in [
+        ("link", handshakes.links_renewed),
+        ("end_to_end", handshakes.sessions_renewed),
+    ] {
+        counter!("hyphae_rekeys_total", "kind" => kind).absolute(total);
+    }
     let (done, refused, last) = scrape.reloads;
     counter!("hyphae_config_reloads_total", "result" => "done").absolute(done);
     counter!("hyphae_config_reloads_total", "result" => "refused").absolute(refused);
@@ -73,9 +88,6 @@ pub(crate) fn record(scrape: &Scrape) {
     }
     if let Some(routing) = &scrape.routing {
         record_routing(routing);
-    }
-    if let Some(peers) = &scrape.each_peer {
-        record_peers(peers);
     }
 }
 
@@ -208,35 +220,64 @@ fn record_routing(routing: &RoutingScrape) {
     }
 }
 
-fn record_peers((peers, left_out): &(Vec<Peer>, usize)) {
-    gauge!("hyphae_peers_left_out").set(*left_out as f64);
+/// The families of single peers, written straight: a recorder makes an entry of its own for each of
+/// many thousand series and sorts them again, which takes far longer than writing them.
+pub(crate) fn render_peers((peers, left_out): &(Vec<Peer>, usize)) -> String {
+    let mut text = String::with_capacity(peers.len() * 512);
+    // 64 bits of the key: short, and nobody else's.
+    let mut known: Vec<(&str, &Peer)> = Vec::with_capacity(peers.len());
     for peer in peers {
-        let Some(key) = peer.pubkey.clone() else {
-            continue;
-        };
-        // 64 bits of the key: short, and nobody else's.
-        let short = key.get(..16).unwrap_or(&key).to_owned();
-        let of = || short.clone();
-        let (name, endpoint) = (peer.name.clone(), peer.endpoint.socket_addr.clone());
-        gauge!(
-            "hyphae_peer_info",
-            "peer" => of(),
-            "key" => key,
-            "name" => name.unwrap_or_default(),
-            "endpoint" => endpoint,
-            "type" => peer.kind.clone()
-        )
-        .set(1.0);
-        let alive = peer.connection_state == "alive";
-        gauge!("hyphae_peer_alive", "peer" => of()).set(f64::from(u8::from(alive)));
-        if let Some(rtt) = peer.rtt_micros {
-            gauge!("hyphae_peer_rtt_seconds", "peer" => of()).set(rtt as f64 / 1e6);
+        if let Some(key) = peer.pubkey.as_deref() {
+            known.push((key.get(..16).unwrap_or(key), peer));
         }
-        if let Some(loss) = peer.loss_permille {
-            gauge!("hyphae_peer_loss_ratio", "peer" => of()).set(f64::from(loss) / 1e3);
+    }
+    for family in families::PEERS {
+        let Family { name, help, .. } = family;
+        let kind = family.kind.name();
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (short, peer) in &known {
+            let _ = match *name {
+                "hyphae_peer_info" => writeln!(
+                    text,
+                    "{name}{{peer=\"{short}\",key=\"{}\",name=\"{}\",endpoint=\"{}\",type=\"{}\"}} 1",
+                    peer.pubkey.as_deref().unwrap_or_default(),
+                    escaped(peer.name.as_deref().unwrap_or_default()),
+                    escaped(&peer.endpoint.socket_addr),
+                    escaped(&peer.kind)
+                ),
+                "hyphae_peer_alive" => {
+                    let alive = u8::from(peer.connection_state == "alive");
+                    writeln!(text, "{name}{{peer=\"{short}\"}} {alive}")
+                }
+                "hyphae_peer_rtt_seconds" => peer.rtt_micros.map_or(Ok(()), |rtt| {
+                    writeln!(text, "{name}{{peer=\"{short}\"}} {}", rtt as f64 / 1e6)
+                }),
+                "hyphae_peer_loss_ratio" => peer.loss_permille.map_or(Ok(()), |loss| {
+                    writeln!(text, "{name}{{peer=\"{short}\"}} {}", f64::from(loss) / 1e3)
+                }),
+                "hyphae_peer_receive_bytes_total" => {
+                    writeln!(text, "{name}{{peer=\"{short}\"}} {}", peer.rx_bytes)
+                }
+                "hyphae_peer_transmit_bytes_total" => {
+                    writeln!(text, "{name}{{peer=\"{short}\"}} {}", peer.tx_bytes)
+                }
+                _ => Ok(()),
+            };
         }
-        counter!("hyphae_peer_receive_bytes_total", "peer" => of()).absolute(peer.rx_bytes);
-        counter!("hyphae_peer_transmit_bytes_total", "peer" => of()).absolute(peer.tx_bytes);
+        if *name == "hyphae_peers_left_out" {
+            let _ = writeln!(text, "{name} {left_out}");
+        }
+    }
+    text
+}
+
+/// A label's value in the text format.
+fn escaped(value: &str) -> std::borrow::Cow<'_, str> {
+    if value.contains(['\\', '"', '\n']) {
+        let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+        value.replace('\n', "\\n").into()
+    } else {
+        value.into()
     }
 }
 

@@ -4,7 +4,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::families::{Family, Kind, all};
+use hyphae_rpc::method::{Peer, PeerEndpoint};
+
+use super::families::{self, Family, Kind, all};
+use super::record::render_peers;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
 
@@ -115,4 +118,56 @@ fn the_dashboard_and_the_alerts_ask_for_what_is_declared() {
             );
         }
     }
+}
+
+fn peer(n: usize) -> Peer {
+    Peer {
+        endpoint: PeerEndpoint {
+            proto: "udp".into(),
+            socket_addr: format!("[2001:db8::{n:x}]:9670"),
+        },
+        kind: "inbound".into(),
+        connection_state: "alive".into(),
+        tx_bytes: 7,
+        rx_bytes: 9,
+        discovered: 0,
+        last_connected: None,
+        pubkey: Some(format!("{n:064x}").chars().rev().collect()),
+        address: None,
+        suite: None,
+        lanes: 1,
+        lanes_active: 1,
+        rtt_micros: Some(1500),
+        loss_permille: Some(25),
+        name: (n == 1).then(|| "a \"quoted\\name\"\n".into()),
+        handshakes: 1,
+        refusal: None,
+    }
+}
+
+/// Each series once, under its family, in the text format; and how long it takes, for whoever wants to
+/// know (`--nocapture`).
+#[test]
+fn ten_thousand_peers_have_families_of_their_own() {
+    const PEERS: usize = 10_000;
+    let peers = (0..PEERS).map(peer).collect();
+    let start = std::time::Instant::now();
+    let text = render_peers(&(peers, 3));
+    eprintln!("{} bytes in {:?}", text.len(), start.elapsed());
+    let mut family = "";
+    let mut series = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            family = rest.split(' ').next().unwrap();
+        } else if !line.starts_with('#') {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(name.starts_with(family), "{line}");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            assert!(series.insert(name), "{line}");
+        }
+    }
+    assert_eq!(series.len(), PEERS * (families::PEERS.len() - 1) + 1);
+    assert!(series.contains("hyphae_peer_rtt_seconds{peer=\"0000000000000000\"}"));
+    assert!(text.contains(r#"name="a \"quoted\\name\"\n","#), "escaped");
+    assert!(text.ends_with("hyphae_peers_left_out 3\n"));
 }
