@@ -7,7 +7,7 @@ use hyphae_wire::SessionIndex;
 
 use super::network::{Network, config};
 use crate::session::Owner;
-use crate::{Config, ConfiguredPeer, Direction, DownReason, Event, PeerState};
+use crate::{Config, ConfiguredPeer, Direction, DownReason, Event, Live, PeerState};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -137,6 +137,10 @@ fn renewal_never_leaves_an_end_without_a_lane_that_the_other_has() {
             status.handshakes
         );
         assert_eq!(status.lanes_active, workers.0.max(workers.1));
+        let counted = network.overlay(0).handshakes();
+        assert_eq!(counted.finished, status.handshakes);
+        assert_eq!(counted.links_renewed, counted.finished - 1);
+        assert_eq!((counted.refused, counted.sessions_renewed), (0, 0));
         assert_eq!((downs(&network, 0), downs(&network, 1)), (vec![], vec![]));
         // The ones before are gone from the workers.
         let lanes: usize = network.nodes[0].workers.iter().map(|w| w.links.len()).sum();
@@ -145,6 +149,54 @@ fn renewal_never_leaves_an_end_without_a_lane_that_the_other_has() {
             "{lanes}"
         );
     }
+}
+
+#[test]
+fn a_handshake_that_nobody_answers_is_counted() {
+    let mut network = pair(8, (1, 1));
+    network.block(0, 1, true);
+    network.connect(0, 1);
+    network.run(SECOND * 60);
+    let counted = network.overlay(0).handshakes();
+    assert!(
+        counted.unanswered > 0 && counted.finished == 0,
+        "{counted:?}"
+    );
+    assert_eq!(network.overlay(1).handshakes(), Default::default());
+}
+
+#[test]
+fn times_that_change_while_it_runs_hold_for_what_begins_then() {
+    let renewed = |change: bool| {
+        let mut network = pair(9, (1, 1));
+        network.connect(0, 1);
+        network.wait(SECOND, "link", connected);
+        let usual = config(1, 1);
+        let live = Live {
+            suites: usual.suites,
+            rekey_after: SECOND * 20,
+            keepalive: usual.keepalive,
+            dead_after: usual.dead_after,
+            lost_after: usual.lost_after,
+            retry_max: usual.retry_max,
+            peers_max: usual.peers_max,
+            half_open_per_source_max: usual.half_open_per_source_max,
+            stream_fallback_after: usual.stream_fallback_after,
+            stream_upgrade_every: usual.stream_upgrade_every,
+        };
+        for node in [0, 1] {
+            network.with(node, |overlay, _| {
+                if change {
+                    overlay.set_live(&live);
+                }
+            });
+        }
+        network.run(SECOND * 300);
+        assert_eq!((downs(&network, 0), downs(&network, 1)), (vec![], vec![]));
+        network.overlay(0).handshakes().links_renewed
+    };
+    let (before, after) = (renewed(false), renewed(true));
+    assert!(before <= 3 && after >= 6, "{before} and {after}");
 }
 
 #[test]
