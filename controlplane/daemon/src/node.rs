@@ -572,13 +572,14 @@ impl Node {
 
     fn scrape(&self, now: Nanos) -> Scrape {
         let mut peers_by_state = BTreeMap::from([("alive", 0), ("connecting", 0), ("dead", 0)]);
+        let mut rtt = Vec::new();
         for peer in self.overlay.peers() {
             *peers_by_state
                 .entry(crate::rpc::state_name(peer.state))
                 .or_default() += 1;
+            rtt.extend(peer.rtt);
         }
         let attachment = self.attachment.as_ref();
-        let mut rtt: Vec<_> = self.overlay.peers().filter_map(|peer| peer.rtt).collect();
         rtt.sort_unstable();
         Scrape {
             workers: attachment.map(Attachment::stats).unwrap_or_default(),

@@ -1,6 +1,6 @@
-//! Events of the overlay as log lines and totals. A refusal is logged once per minute for each key,
-//! address and reason, and not more than a few of one reason: whoever sends from many addresses
-//! fills neither log nor memory. Every one is counted.
+//! Events of the overlay as log lines and totals. A refusal, or an address without a node, is logged
+//! once per minute for each key, address and reason, and not more than a few of one reason: whoever
+//! sends from many addresses, or to many, fills neither log nor memory. Every one is counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -73,7 +73,10 @@ impl Totals {
             }
             Event::SessionFailed { address } => {
                 self.sessions_failed += 1;
-                tracing::warn!(%address, "no session: nobody answers at this address");
+                // A program of this host that tries one address after the other makes as many.
+                if self.is_news(now, "no_session", address.to_string()) {
+                    tracing::warn!(%address, "no session: nobody answers at this address");
+                }
             }
             Event::Refused { key, from, reason } => {
                 *self.refusals.entry(refusal_name(reason)).or_default() += 1;
@@ -106,7 +109,7 @@ impl Totals {
                 tracing::warn!(
                     reason,
                     count,
-                    "more handshakes were refused for this reason"
+                    "more for this reason were counted and not logged"
                 );
             }
             *logged = Logged::new(now);
@@ -173,6 +176,13 @@ mod tests {
         };
         assert_eq!(logged("not_allowed"), (16, 4984));
         assert_eq!(logged("denied"), (1, 0));
+        let names = BTreeMap::new();
+        for n in 0..1000u32 {
+            let address = hyphae_wire::OverlayAddress([n.to_le_bytes()[0]; 16]);
+            totals.note(Nanos(1), &Event::SessionFailed { address }, &names);
+        }
+        assert_eq!(totals.sessions_failed, 1000);
+        assert_eq!(totals.logged["no_session"].lines.len(), 16);
     }
 
     #[test]

@@ -85,10 +85,10 @@ fn show(check: &Check) {
         Level::Warn => "WARN",
         Level::Fail => "FAIL",
     };
-    cli::line(format_args!("{word}  {:<14}  {}", check.name, check.found));
+    cli::line(format_args!("{word}  {:<15}  {}", check.name, check.found));
     for (word, text) in [("why", &check.why), ("fix", &check.fix)] {
         if !text.is_empty() {
-            cli::line(format_args!("      {word:<14}  {text}"));
+            cli::line(format_args!("      {word:<15}  {text}"));
         }
     }
 }
