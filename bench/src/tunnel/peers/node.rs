@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use hyphae::lab::Namespace;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::super::underlay::{self, Place};
@@ -37,8 +38,15 @@ pub(super) struct Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
+        // Asked first: some leave a socket behind otherwise. One may have ended already.
+        for process in self.processes.values() {
+            let _ = kill_process(Pid::from_child(process), Signal::TERM);
+        }
+        let deadline = Instant::now() + Duration::from_secs(2);
         for process in self.processes.values_mut() {
-            // It may have ended; either way it is gone then.
+            while matches!(process.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             let _ = process.kill();
             let _ = process.wait();
         }
