@@ -220,7 +220,7 @@ fn queries(panel: &Value) -> Vec<String> {
 
 /// Panels whose lines are all at zero on a node that has no trouble, and some that other tests provoke
 /// (TCP links, small links, several workers): for them it is enough that the series are there.
-const QUIET: [&str; 11] = [
+const QUIET: [&str; 12] = [
     "Drained",
     "Lost at the kernel",
     "Rings that were full",
@@ -228,6 +228,7 @@ const QUIET: [&str; 11] = [
     "Frames in two parts",
     "Waiting for the workers",
     "State files",
+    "Reloads of the configuration",
     "Loss by peer",
     "Stream links",
     "Stream connections coming and going",
