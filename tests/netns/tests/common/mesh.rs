@@ -11,7 +11,7 @@ use hyphae_wire::PublicKey;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{binary, command};
+use super::{binary, command, eventually};
 
 const NAMES: [&str; 8] = [
     "node0", "node1", "node2", "node3", "node4", "node5", "node6", "node7",
@@ -129,6 +129,11 @@ impl Mesh {
     pub(crate) fn kill(&mut self, n: usize) {
         let mut node = self.nodes[n].take().unwrap();
         node.crash().unwrap();
+        // A process that was killed lets go of its files only when the kernel has taken it apart.
+        let state = node.directory();
+        eventually("the dead lets go", Duration::from_secs(60), || {
+            state::lock(state).is_ok()
+        });
     }
 
     /// Pulls or plugs in the cable with this number, from 1.
