@@ -130,6 +130,7 @@ impl Engine {
                 // Another key under this number is another peer: its lanes are not this one's.
                 *place = Some(Box::new(Peer {
                     key: record.key,
+                    subnet: record.key.address().subnet_id(),
                     lanes: LaneSet::default(),
                     mtu: MTU_UNKNOWN,
                     large: false,

@@ -282,7 +282,7 @@ impl Engine {
         };
         let peer = self.peer_mut(peer).ok_or(DropReason::AdjacencyDown)?;
         // At the last hop the lane that ends at the session's worker saves a hand-over there.
-        let slot = if session.0 != 0 && peer.key.address().subnet_id() == destination.subnet_id() {
+        let slot = if session.0 != 0 && peer.subnet == destination.subnet_id() {
             peer.lanes.pick_towards(session.worker(), flow_hash)
         } else {
             peer.lanes.pick(flow_hash)

@@ -7,6 +7,8 @@ use crate::session::LaneSet;
 /// A directly reachable node.
 pub(crate) struct Peer {
     pub(crate) key: PublicKey,
+    /// Its /64, which is a hash of its key: every packet asks for it.
+    pub(crate) subnet: u64,
     pub(crate) lanes: LaneSet,
     /// What a datagram to it may hold, as far as known.
     pub(crate) mtu: u16,
