@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use hyphae_wire::SecretKey;
 use hyphae_wire::identity::InvalidSecretKey;
@@ -208,7 +209,11 @@ pub fn prepare_directory(path: &Path) -> Result<(), StateError> {
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code, reason = "holding the descriptor is the point")] File);
 
-/// Takes the lock of a state directory.
+/// How long a process that was killed may take to let go of its lock, and how often that is looked at.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// Takes the lock of a state directory. A node that was killed a moment ago may still have it.
 ///
 /// # Errors
 /// When another process has it.
@@ -225,10 +230,18 @@ pub fn lock(directory: &Path) -> Result<Lock, StateError> {
         .mode(0o600)
         .open(&path)
         .map_err(io)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Lock(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::InUse(directory.to_owned())),
-        Err(error) => Err(io(error.into())),
+    let given_up = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Lock(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < given_up => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(StateError::InUse(directory.to_owned()));
+            }
+            Err(error) => return Err(io(error.into())),
+        }
     }
 }
 
