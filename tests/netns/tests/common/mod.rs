@@ -25,7 +25,8 @@ pub(crate) fn binary() -> PathBuf {
                 .unwrap()
                 .to_owned();
             let mut build = Command::new(env!("CARGO"));
-            build.args(["build", "--quiet", "--package", "hyphae", "--bin", "hyphae"]);
+            // Of the whole workspace, as the tests are: the same features, so that nothing is built twice.
+            build.args(["build", "--quiet", "--workspace", "--bin", "hyphae"]);
             if profile.ends_with("release") {
                 build.arg("--release");
             }
