@@ -134,8 +134,8 @@ impl Attachment {
     /// As [`Self::push`], for a record that carries no secret: straight into the ring while nothing
     /// waits before it.
     pub(crate) fn push_through(&mut self, worker: WorkerId, program: &Program<'_>) -> bool {
-        if self.has_room(worker)
-            && let Some(worker) = self.workers.get_mut(worker.as_usize())
+        if let Some(worker) = self.workers.get_mut(worker.as_usize())
+            && worker.backlog.is_empty()
         {
             let (code, body, tail) = program.parts();
             if worker.program.push(code, &[body, tail]).is_ok() {

@@ -161,6 +161,16 @@ fn private_mounts() {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
 }
 
+/// A node that runs with its state on a file system of its own, and has been given [`PEER`].
+fn with_a_peer_on(options: &str) -> (Node, Mounted) {
+    private_mounts();
+    let mut node = Node::new();
+    let mounted = Mounted::new(&node.state(), options);
+    node.start();
+    assert!(node.run(&["peer", "add", PEER]).status.success());
+    (node, mounted)
+}
+
 const PEER: &str = "udp://192.0.2.1:9670";
 const OTHER: &str = "udp://192.0.2.2:9670";
 
@@ -169,11 +179,7 @@ fn a_full_disk_refuses_changes_and_loses_nothing() {
     if !privileged("a_full_disk_refuses_changes_and_loses_nothing") {
         return;
     }
-    private_mounts();
-    let mut node = Node::new();
-    let mounted = Mounted::new(&node.state(), "size=4m,mode=0700");
-    node.start();
-    assert!(node.run(&["peer", "add", PEER]).status.success());
+    let (mut node, mounted) = with_a_peer_on("size=4m,mode=0700");
     let filler = node.state().join("filler");
     let fill = || {
         // To the last byte: a page, then whatever is left.
@@ -223,12 +229,8 @@ fn a_read_only_state_directory_is_named_with_the_way_out() {
     if !privileged("a_read_only_state_directory_is_named_with_the_way_out") {
         return;
     }
-    private_mounts();
-    let mut node = Node::new();
-    let mounted = Mounted::new(&node.state(), "size=8m,mode=0700");
-    node.start();
-    assert!(node.run(&["peer", "add", PEER]).status.success());
-    // Like a disk with errors: it becomes read-only while the node runs.
+    let (mut node, mounted) = with_a_peer_on("size=8m,mode=0700");
+    // Like a disk that had errors: it is read-only when the node starts again.
     node.stop();
     mounted.read_only(true);
     let said = node.refused(node.up());
