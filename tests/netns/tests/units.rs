@@ -141,6 +141,24 @@ fn the_planes_find_each_other_and_do_not_drag_each_other_down() {
 }
 
 #[test]
+fn the_units_call_no_program_but_that_of_the_package() {
+    for unit in UNITS {
+        let text = read(&format!("systemd/{unit}"));
+        let lines = text.lines().filter(|line| line.starts_with("Exec"));
+        let lines: Vec<_> = lines.filter_map(|line| line.split_once('=')).collect();
+        assert!(!lines.is_empty());
+        for (key, line) in lines {
+            // Not even /bin/kill: a small Debian has none.
+            assert!(line.starts_with("/usr/bin/hyphae "), "{unit}: {key}={line}");
+            let words = line["/usr/bin/hyphae".len()..].split_whitespace();
+            let command = words.chain(["--help"]).collect::<Vec<_>>();
+            let output = Command::new(binary()).args(command).output().unwrap();
+            assert!(output.status.success(), "{unit}: {key}: {}", said(&output));
+        }
+    }
+}
+
+#[test]
 fn the_command_lines_of_the_units_are_taken() {
     for unit in UNITS {
         let lines = settings(unit, "ExecStart");
