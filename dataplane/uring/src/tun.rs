@@ -43,6 +43,26 @@ pub enum TunError {
         /// What `open` said.
         source: io::Error,
     },
+    /// The file has a mode or an owner that keeps this process out. No capability that a node asks for helps.
+    #[error(
+        "open {CLONE_DEVICE}: {source}: that is the file's own permission, not a missing capability: everybody \
+         may read and write it where udev made it (`ls -l {CLONE_DEVICE}`, `chmod 666 {CLONE_DEVICE}`; in a file \
+         system mounted `nodev` no mode helps); or run without a TUN device as a pure relay"
+    )]
+    FileClosed {
+        /// What `open` said.
+        source: io::Error,
+    },
+    /// The file may be opened, but whoever runs this process lets it use no such device.
+    #[error(
+        "open {CLONE_DEVICE}: {source}: this process may not use the device, whatever the file's mode: in a \
+         container, pass it in (`--device {CLONE_DEVICE}`); in a unit, `DeviceAllow={CLONE_DEVICE} rw`; or run \
+         without a TUN device as a pure relay"
+    )]
+    DeviceClosed {
+        /// What `open` said.
+        source: io::Error,
+    },
     /// Not privileged.
     #[error(
         "TUN device {name}: {source}: creating it needs CAP_NET_ADMIN; run as root or give the \
@@ -132,17 +152,18 @@ fn clone_device() -> Result<OwnedFd, TunError> {
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(CLONE_DEVICE)
-        .map_err(|source| {
-            if source.kind() == io::ErrorKind::PermissionDenied {
-                TunError::NotPermitted {
-                    name: CLONE_DEVICE.into(),
-                    source,
-                }
-            } else {
-                TunError::NoDriver { source }
-            }
-        })?;
+        .map_err(not_opened)?;
     Ok(file.into())
+}
+
+/// Two numbers that the standard library takes for one: EACCES is the file's mode, EPERM a control group or a
+/// security module.
+fn not_opened(source: io::Error) -> TunError {
+    match source.raw_os_error() {
+        Some(libc::EACCES) => TunError::FileClosed { source },
+        Some(libc::EPERM) => TunError::DeviceClosed { source },
+        Some(_) | None => TunError::NoDriver { source },
+    }
 }
 
 /// Makes `fd` a queue of `name`; returns the interface's name.
@@ -250,6 +271,20 @@ mod tests {
                 open("hyphae-test", queues),
                 Err(TunError::Queues { .. })
             ));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_closed_a_device_that_is_closed_and_no_driver_are_told_apart() {
+        for (number, way_out) in [
+            (libc::EACCES, "chmod 666"),
+            (libc::EPERM, "DeviceAllow="),
+            (libc::ENOENT, "modprobe tun"),
+            (libc::ENODEV, "modprobe tun"),
+        ] {
+            let said = not_opened(io::Error::from_raw_os_error(number)).to_string();
+            assert!(said.contains(way_out), "{number}: {said}");
+            assert!(!said.contains("CAP_NET_ADMIN"), "{number}: {said}");
         }
     }
 }

@@ -190,8 +190,9 @@ fn tun(host: &Readings) -> Check {
             check(NAME, level, why.clone())
                 .because("this host's own traffic goes through it")
                 .fix(
-                    "`modprobe tun`; in a container pass the device (--device /dev/net/tun); or another name in \
-                     tun.name; or --no-tun",
+                    "no such file: `modprobe tun`; permission denied: `chmod 666 /dev/net/tun`; not permitted: pass \
+                     the device to the container (--device /dev/net/tun) or unit (DeviceAllow=); there already: \
+                     another name in tun.name; or --no-tun",
                 )
         }
     }
