@@ -4,8 +4,10 @@
 //! that cannot even start ends the node, because its error says what the operator has to do. If the
 //! supervisor itself is killed, the kernel kills both planes (parent-death signal).
 
+mod terminal;
+mod vigil;
+
 use std::collections::VecDeque;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -21,6 +23,8 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
+use self::terminal::Terminal;
+use self::vigil::Vigil;
 use crate::cli::{self, NodeArgs};
 
 /// Restarts of one plane that are allowed in the window.
@@ -72,23 +76,28 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&signals, flags).context("signals")?;
 
-    let line = |plane: &str| args.to_command_line(plane, tun);
-    let mut notifier = hyphae_notify::Notifier::from_environment();
-    let mut planes = [
-        Plane::start("dataplane", line("dataplane"))?,
-        Plane::start(CONTROLPLANE, line(CONTROLPLANE))?,
-    ];
-    let result = ready(&mut planes, &signals, &sockets).and_then(|status| match status {
+    let vigil = Vigil::from_environment()?;
+    let start = |name: &'static str| {
+        Plane::start(name, args.to_command_line(name, tun), vigil.environment())
+    };
+    let planes = [start("dataplane")?, start(CONTROLPLANE)?];
+    let mut node = Node {
+        planes,
+        signals,
+        terminal: Terminal::of_this_process(),
+        vigil,
+    };
+    let result = node.ready(&sockets).and_then(|status| match status {
         None => Ok(()),
         Some(status) => {
             announce(&config, &sockets, &status, json)?;
-            notifier.ready();
-            watch(&mut planes, &signals)
+            node.vigil.ready();
+            node.watch()
         }
     });
-    notifier.stopping();
+    node.vigil.stopping();
     // The control plane first: it says good-bye to the peers through the dataplane.
-    let [dataplane, controlplane] = &mut planes;
+    let [dataplane, controlplane] = &mut node.planes;
     let stopped = controlplane.stop().and(dataplane.stop());
     result.and(stopped)
 }
@@ -96,18 +105,31 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
 /// Whether this process may make a TUN device.
 fn tun_possible(config: &Config) -> bool {
     const CAP_NET_ADMIN: u32 = 12;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let bits = effective
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
+    let bits = status_bits("CapEff:").unwrap_or(0);
     config.tun.is_some() && bits >> CAP_NET_ADMIN & 1 == 1
+}
+
+/// A set that the kernel shows of this process.
+fn status_bits(name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let hex = status.lines().find_map(|line| line.strip_prefix(name))?;
+    u64::from_str_radix(hex.trim(), 16).ok()
+}
+
+/// A node that runs, and who tells it what.
+struct Node {
+    planes: [Plane; vigil::PLANES],
+    signals: SignalFd,
+    terminal: Terminal,
+    vigil: Vigil,
 }
 
 /// One plane: the process that runs it now, and when it was restarted.
 struct Plane {
     name: &'static str,
     line: Vec<String>,
+    /// Whom it tells how it is doing.
+    environment: Vec<(&'static str, String)>,
     child: Option<Child>,
     restarts: Restarts,
 }
@@ -132,10 +154,15 @@ impl Restarts {
 }
 
 impl Plane {
-    fn start(name: &'static str, line: Vec<String>) -> anyhow::Result<Self> {
+    fn start(
+        name: &'static str,
+        line: Vec<String>,
+        environment: Vec<(&'static str, String)>,
+    ) -> anyhow::Result<Self> {
         let mut plane = Self {
             name,
             line,
+            environment,
             child: None,
             restarts: Restarts::default(),
         };
@@ -149,11 +176,12 @@ impl Plane {
         if !self.restarts.0.is_empty() {
             command.env(cli::RESTARTED, "1");
         }
-        // The node is one service: its manager is told by this process.
+        // The node is one service: its manager is told by this process, and the planes tell this process.
         for variable in hyphae_notify::VARIABLES {
             command.env_remove(variable);
         }
         let child = command
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .args(&self.line)
             .env(cli::SUPERVISED, std::process::id().to_string())
             .stdin(std::process::Stdio::null())
@@ -191,10 +219,15 @@ impl Plane {
         self.spawn()
     }
 
+    /// Process number, while it runs.
+    fn pid(&self) -> Option<i32> {
+        let child = self.child.as_ref()?;
+        i32::try_from(child.id()).ok()
+    }
+
     /// Lets it read its configuration again.
     fn reload(&self) {
-        let child = self.child.as_ref().map(|child| i32::try_from(child.id()));
-        if let Some(Ok(pid)) = child {
+        if let Some(pid) = self.pid() {
             // One that has ended just now reads it when it starts again.
             let _ = kill(Pid::from_raw(pid), Signal::SIGHUP);
         }
@@ -235,59 +268,100 @@ enum Told {
     Nothing,
 }
 
-fn told(signals: &SignalFd, timeout: Option<Duration>) -> anyhow::Result<Told> {
-    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    match poll(&mut [PollFd::new(signals, PollFlags::IN)], timeout.as_ref()) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(error) => return Err(error).context("poll"),
-    }
-    let mut told = Told::Nothing;
-    while let Some(info) = signals.read_signal().context("signals")? {
-        let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
-        if signal == Signal::SIGCHLD as i32 {
-            // Children are looked at before a reload, too.
-            if !matches!(told, Told::Reload) {
-                told = Told::ChildEnded;
-            }
-        } else if signal == Signal::SIGHUP as i32 && !std::io::stderr().is_terminal() {
-            told = Told::Reload;
-        } else {
-            // To a program on a terminal SIGHUP says that the terminal is gone.
-            return Ok(Told::Stop);
+impl Node {
+    /// Waits for the next thing, and passes on to the service manager what the planes tell.
+    fn told(&mut self, timeout: Option<Duration>) -> anyhow::Result<Told> {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut sources = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        let ear = self.vigil.ear();
+        sources.extend(ear.map(|ear| PollFd::from_borrowed_fd(ear, PollFlags::IN)));
+        match poll(&mut sources, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("poll"),
         }
+        let planes = &self.planes;
+        self.vigil
+            .listen(|pid| planes.iter().position(|plane| plane.pid() == Some(pid)));
+        let mut told = Told::Nothing;
+        while let Some(info) = self.signals.read_signal().context("signals")? {
+            let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
+            if signal == Signal::SIGCHLD as i32 {
+                // Children are looked at before a reload, too.
+                if !matches!(told, Told::Reload) {
+                    told = Told::ChildEnded;
+                }
+            } else if signal == Signal::SIGHUP as i32 && !self.terminal.is_gone() {
+                told = Told::Reload;
+            } else {
+                return Ok(Told::Stop);
+            }
+        }
+        Ok(told)
     }
-    Ok(told)
-}
 
-/// Waits until the node answers; `None` when it was told to stop first.
-fn ready(
-    planes: &mut [Plane],
-    signals: &SignalFd,
-    sockets: &Path,
-) -> anyhow::Result<Option<Status>> {
-    let client = Client::new(sockets.join("rpc.sock")).with_timeout(Duration::from_secs(2));
-    let deadline = Instant::now() + START_TIMEOUT;
-    loop {
-        if matches!(told(signals, Some(START_POLL))?, Told::Stop) {
-            return Ok(None);
-        }
-        for plane in planes.iter_mut() {
-            match plane.ended()? {
-                None => {}
-                // Killed, not ended by itself: nothing that the operator has to put right.
-                Some(status) if status.code().is_none() => plane.restart(status)?,
-                // Its own message says why.
-                Some(status) => bail!("the {} could not start ({status})", plane.name),
+    /// Waits until the node answers; `None` when it was told to stop first.
+    fn ready(&mut self, sockets: &Path) -> anyhow::Result<Option<Status>> {
+        let client = Client::new(sockets.join("rpc.sock")).with_timeout(Duration::from_secs(2));
+        let deadline = Instant::now() + START_TIMEOUT;
+        let mut reload = false;
+        loop {
+            match self.told(Some(START_POLL))? {
+                Told::Stop => return Ok(None),
+                // Whoever has changed the file since it was read is not to be forgotten.
+                Told::Reload => reload = true,
+                Told::ChildEnded | Told::Nothing => {}
+            }
+            for plane in &mut self.planes {
+                match plane.ended()? {
+                    None => {}
+                    // Killed, not ended by itself: nothing that the operator has to put right.
+                    Some(status) if status.code().is_none() => plane.restart(status)?,
+                    // Its own message says why.
+                    Some(status) => bail!("the {} could not start ({status})", plane.name),
+                }
+            }
+            let status = client.call::<Status>("node.status", json!({}));
+            match status {
+                Ok(status) if status.dataplane.is_some() => {
+                    if reload {
+                        self.reload();
+                    }
+                    return Ok(Some(status));
+                }
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(error).context("the node did not come up");
+                }
+                Ok(_) if Instant::now() >= deadline => bail!("the planes did not find each other"),
+                Ok(_) | Err(_) => {}
             }
         }
-        let status = client.call::<Status>("node.status", json!({}));
-        match status {
-            Ok(status) if status.dataplane.is_some() => return Ok(Some(status)),
-            Err(error) if Instant::now() >= deadline => {
-                return Err(error).context("the node did not come up");
+    }
+
+    /// The control plane decides, and tells the dataplane.
+    fn reload(&self) {
+        self.planes
+            .iter()
+            .filter(|plane| plane.name == CONTROLPLANE)
+            .for_each(Plane::reload);
+    }
+
+    /// Keeps the planes running until told to stop.
+    fn watch(&mut self) -> anyhow::Result<()> {
+        loop {
+            match self.told(None)? {
+                Told::Stop => return Ok(()),
+                Told::Nothing => {}
+                told @ (Told::ChildEnded | Told::Reload) => {
+                    for plane in &mut self.planes {
+                        if let Some(status) = plane.ended()? {
+                            plane.restart(status)?;
+                        }
+                    }
+                    if matches!(told, Told::Reload) {
+                        self.reload();
+                    }
+                }
             }
-            Ok(_) if Instant::now() >= deadline => bail!("the planes did not find each other"),
-            Ok(_) | Err(_) => {}
         }
     }
 }
@@ -337,30 +411,6 @@ fn announce(config: &Config, sockets: &Path, status: &Status, json: bool) -> any
         ));
     }
     Ok(())
-}
-
-/// Keeps the planes running until told to stop.
-fn watch(planes: &mut [Plane], signals: &SignalFd) -> anyhow::Result<()> {
-    loop {
-        match told(signals, None)? {
-            Told::Stop => return Ok(()),
-            Told::Nothing => {}
-            told @ (Told::ChildEnded | Told::Reload) => {
-                for plane in planes.iter_mut() {
-                    if let Some(status) = plane.ended()? {
-                        plane.restart(status)?;
-                    }
-                }
-                if matches!(told, Told::Reload) {
-                    // The control plane decides, and tells the dataplane.
-                    planes
-                        .iter()
-                        .filter(|p| p.name == CONTROLPLANE)
-                        .for_each(Plane::reload);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,12 @@ impl Notifier {
         }
     }
 
+    /// The time that the manager allows between two calls of [`Notifier::watchdog`]. `None` when it does not
+    /// ask for any.
+    pub fn watchdog_within(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
     /// How often [`Notifier::watchdog`] should be called: four times in the time that the manager
     /// allows. `None` when it does not ask for it.
     pub fn watchdog_every(&self) -> Option<Duration> {

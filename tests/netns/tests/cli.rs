@@ -1,17 +1,20 @@
 //! Covers: start-up failures of the real binary and what it says about them; peers and routes at
-//! run time and after a restart; exit codes and `--json`. Runs as an ordinary user too.
+//! run time and after a restart; exit codes and `--json`; what a hangup means. Runs as an ordinary user too.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod common;
 
+use std::fs::File;
 use std::net::UdpSocket;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use common::{binary, eventually};
+use nix::fcntl::OFlag;
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -277,4 +280,81 @@ fn a_key_is_made_once_and_shown() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&node.state()), 0o700);
     assert_eq!(mode(&node.state().join("priv_key.bin")) & 0o027, 0);
+}
+
+/// Starts a node on a terminal of its own, by way of these programs; returns it with both ends of the terminal.
+fn on_a_terminal(node: &Node, way: &[&str]) -> (Child, PtyMaster, File) {
+    // Not openpty: whatever another test starts just then would keep the terminal.
+    let terminal = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let near = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NOCTTY.bits())
+        .open(ptsname_r(&terminal).unwrap())
+        .unwrap();
+    let log = std::fs::File::create(node.directory.path().join("log")).unwrap();
+    // As a shell has it open: nohup does not.
+    let held = near.try_clone().unwrap();
+    // `setsid` makes what is its standard input the terminal of a new session.
+    let child = Command::new("setsid")
+        .arg("--ctty")
+        .args(way)
+        .arg(binary())
+        .args(["up", "--no-tun", "--metrics", "off", "--rpc", "off"])
+        .args(["--cores", "any:1", "--listen", "127.0.0.1:0", "--state-dir"])
+        .arg(node.state())
+        .arg("--socket-dir")
+        .arg(node.sockets())
+        .stdin(near)
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    eventually("the node answers", Duration::from_secs(60), || {
+        node.run(&["status"]).status.success()
+    });
+    (child, terminal, held)
+}
+
+fn reloads(node: &Node) -> usize {
+    let log = std::fs::read_to_string(node.directory.path().join("log")).unwrap();
+    log.matches("configuration reloaded").count()
+}
+
+#[test]
+fn a_hangup_reloads_and_ends_a_node_only_when_its_terminal_is_gone() {
+    let node = Node::new();
+    let (mut child, terminal, _held) = on_a_terminal(&node, &[]);
+    let hang_up = |child: &Child| {
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        kill(pid, Signal::SIGHUP).unwrap();
+    };
+    let patience = Duration::from_secs(60);
+    // An administrator's signal, while the terminal is there.
+    hang_up(&child);
+    eventually("it is reloaded", patience, || reloads(&node) == 1);
+    assert!(node.run(&["status"]).status.success());
+    // The window is closed: the kernel sends the signal.
+    drop(terminal);
+    let mut ended = None;
+    eventually("it ends", patience, || {
+        ended = child.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert!(ended.unwrap().success(), "in good order");
+
+    // Whoever says nohup wants it to stay.
+    let node = Node::new();
+    let (mut child, terminal, _held) = on_a_terminal(&node, &["nohup"]);
+    drop(terminal);
+    eventually("the hangup is noticed", patience, || reloads(&node) > 0);
+    assert!(node.run(&["status"]).status.success());
+    kill(
+        Pid::from_raw(i32::try_from(child.id()).unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    assert!(child.wait().unwrap().success());
 }

@@ -7,7 +7,8 @@
 mod common;
 
 use std::cell::RefCell;
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -264,14 +265,64 @@ fn the_watchdog_starves_when_the_engine_loop_hangs() {
     manager.hears("WATCHDOG=1");
 }
 
+/// What a process has in its environment.
+fn variable(process: Pid, name: &str) -> String {
+    let all = std::fs::read(format!("/proc/{process}/environ")).unwrap();
+    let all = String::from_utf8(all).unwrap();
+    let mut values = all
+        .split('\0')
+        .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    values.next().unwrap().to_owned()
+}
+
+/// The child of a process that runs this command.
+fn plane(up: Pid, command: &str) -> Pid {
+    let children = std::fs::read_to_string(format!("/proc/{up}/task/{up}/children")).unwrap();
+    let runs = |pid: &str| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        line.split('\0').any(|word| word == command)
+    };
+    let mut children = children.split_whitespace();
+    let pid = children.find(|pid| runs(pid)).unwrap();
+    Pid::from_raw(pid.parse().unwrap())
+}
+
 #[test]
-fn a_node_started_as_one_service_tells_once() {
+fn a_node_started_as_one_service_tells_once_and_feeds_the_watchdog_for_both_planes() {
     let manager = Manager::new();
     let mut up = manager.start("up");
     manager.hears("READY=1");
-    // Its planes do not speak for it: they have not inherited whom to tell.
-    let lines = manager.listen(WATCHDOG);
-    assert_eq!(lines, Vec::<String>::new());
+    let status = manager.hears("peers alive");
+    assert!(
+        status.starts_with("STATUS=") && status.contains("2 workers"),
+        "{status}"
+    );
+    manager.hears("WATCHDOG=1");
+    // Its planes speak to it alone.
+    assert!(!manager.kept.borrow().iter().any(|line| line == "READY=1"));
+    let (dataplane, controlplane) = (
+        plane(up.pid(), "dataplane"),
+        plane(up.pid(), "controlplane"),
+    );
+    let ear = variable(dataplane, "NOTIFY_SOCKET");
+    let ear = SocketAddr::from_abstract_name(ear.strip_prefix('@').unwrap()).unwrap();
+    let stranger = UnixDatagram::unbound().unwrap();
+    for stuck in [thread(dataplane, "worker-1"), controlplane] {
+        freeze(stuck);
+        // One may have been on its way, or been earned just before.
+        let _ = manager.listen(WATCHDOG);
+        // What others say for a plane counts for nothing.
+        stranger.send_to_addr(b"WATCHDOG=1\nREADY=1", &ear).unwrap();
+        let lines = manager.listen(2 * WATCHDOG);
+        ptrace::detach(stuck, None).unwrap();
+        let fed = lines.iter().any(|line| line == "WATCHDOG=1");
+        assert!(!fed, "{stuck} hung, and the watchdog was fed: {lines:?}");
+        manager.hears("WATCHDOG=1");
+    }
+    // A plane that is started again is heard like its predecessor.
+    kill(dataplane, Signal::SIGKILL).unwrap();
+    let _ = manager.listen(WATCHDOG);
+    manager.hears("WATCHDOG=1");
     up.stop();
     manager.hears("STOPPING=1");
 }
