@@ -1,5 +1,6 @@
-//! Covers: a host that fails a running node or one that starts: a full disk, a read-only one, wrong
-//! permissions, a socket directory that is deleted, a second node; and `hyphae doctor` on this host.
+//! Covers: a host that fails a running node or one that starts: a full disk, one that is or becomes read-only, wrong
+//! permissions, a TUN device that may not be opened, a socket directory that is deleted, a second node; and
+//! `hyphae doctor` on this host.
 //! Errors name the cause and the way out, exit codes are honest, nothing that was there is lost.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
@@ -10,9 +11,10 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::{binary, eventually, privileged};
+use common::{binary, eventually, privileged, scrape_at};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,6 +24,7 @@ const WAIT: Duration = Duration::from_secs(60);
 
 struct Node {
     directory: TempDir,
+    metrics: String,
     child: Option<Child>,
 }
 
@@ -29,6 +32,7 @@ impl Node {
     fn new() -> Self {
         Self {
             directory: tempfile::tempdir().unwrap(),
+            metrics: "off".to_owned(),
             child: None,
         }
     }
@@ -53,18 +57,8 @@ impl Node {
     }
 
     fn up(&self) -> Command {
-        let flags = [
-            "up",
-            "--no-tun",
-            "--rpc",
-            "off",
-            "--metrics",
-            "off",
-            "--cores",
-            "any:1",
-        ];
-        let mut command = self.command(&flags);
-        command.args(["--listen", "127.0.0.1:0"]);
+        let mut command = self.command(&["up", "--no-tun", "--rpc", "off", "--cores", "any:1"]);
+        command.args(["--listen", "127.0.0.1:0", "--metrics", &self.metrics]);
         command
     }
 
@@ -147,6 +141,17 @@ impl Mounted {
     }
 }
 
+impl Mounted {
+    /// The same files once more on top, where nothing can be written.
+    fn cover(&self) -> Self {
+        let none: Option<&str> = None;
+        mount(Some(&self.0), &self.0, none, MsFlags::MS_BIND, none).unwrap();
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(none, &self.0, none, flags, none).unwrap();
+        Self(self.0.clone())
+    }
+}
+
 impl Drop for Mounted {
     fn drop(&mut self) {
         // A node that still ends there keeps it until it has.
@@ -165,14 +170,25 @@ fn private_mounts() {
 fn with_a_peer_on(options: &str) -> (Node, Mounted) {
     private_mounts();
     let mut node = Node::new();
+    // An address of loopback that no other process of these tests has.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    node.metrics = format!(
+        "127.{}.{b}.{c}:{}",
+        a | 1 << 7,
+        9469 + PORTS.fetch_add(1, Relaxed)
+    );
     let mounted = Mounted::new(&node.state(), options);
     node.start();
     assert!(node.run(&["peer", "add", PEER]).status.success());
     (node, mounted)
 }
 
+/// One node after the other.
+static PORTS: AtomicU16 = AtomicU16::new(0);
+
 const PEER: &str = "udp://192.0.2.1:9670";
 const OTHER: &str = "udp://192.0.2.2:9670";
+const KEY: &str = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a";
 
 #[test]
 fn a_full_disk_refuses_changes_and_loses_nothing() {
@@ -242,6 +258,106 @@ fn a_read_only_state_directory_is_named_with_the_way_out() {
     node.start();
     assert!(node.peers().contains("192.0.2.1"));
     node.stop();
+}
+
+#[test]
+fn a_state_directory_that_becomes_read_only_under_a_node_stops_changes_and_nothing_else() {
+    if !privileged(
+        "a_state_directory_that_becomes_read_only_under_a_node_stops_changes_and_nothing_else",
+    ) {
+        return;
+    }
+    let (mut node, mounted) = with_a_peer_on("size=8m,mode=0700");
+    let failures = |node: &Node| {
+        let text = scrape_at(&node.metrics);
+        let name = "hyphae_state_write_failures_total ";
+        let value = text.lines().find_map(|line| line.strip_prefix(name));
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    let own = node.run(&["status", "--json"]).stdout;
+    let own: serde_json::Value = serde_json::from_slice(&own).unwrap();
+    let own = own["info"]["nodeIp"].as_str().unwrap().to_owned();
+    let send = |node: &Node, text: &str| {
+        let sent = node.run(&["message", "send", &own, text, "--topic", "t"]);
+        assert!(
+            sent.status.success(),
+            "{}",
+            String::from_utf8_lossy(&sent.stderr)
+        );
+    };
+    send(&node, "before");
+    let before = std::fs::read(node.state().join("peers.toml")).unwrap();
+    assert_eq!(failures(&node), 0);
+
+    // The same files in a mount that takes no writes, as after an error of the disk. What is open stays open.
+    let over = mounted.cover();
+    for line in [
+        &["peer", "add", OTHER][..],
+        &["topic", "add", "letters"],
+        &["route", "add", "400:1:2:3::/64", KEY],
+    ] {
+        let said = node.refused(node.command(line));
+        assert!(
+            said.contains("Read-only") && said.contains("not stored, so not changed"),
+            "{line:?}: {said}"
+        );
+        assert!(said.contains(".toml"), "the file: {said}");
+    }
+    assert_eq!(failures(&node), 3);
+    assert!(node.log().contains("Read-only"), "{}", node.log());
+    let peers = node.peers();
+    assert!(peers.contains("192.0.2.1") && !peers.contains("192.0.2.2"));
+    let topics = node.run(&["topic", "list"]).stdout;
+    assert!(!String::from_utf8(topics).unwrap().contains("letters"));
+    assert_eq!(
+        std::fs::read(node.state().join("peers.toml")).unwrap(),
+        before
+    );
+    send(&node, "meanwhile");
+
+    // Writable again: what was refused can be done, and nothing was lost. Not even by a restart.
+    drop(over);
+    assert!(node.run(&["peer", "add", OTHER]).status.success());
+    assert_eq!(failures(&node), 3);
+    node.stop();
+    node.start();
+    let peers = node.peers();
+    assert!(peers.contains("192.0.2.1") && peers.contains("192.0.2.2"));
+    for text in ["before", "meanwhile"] {
+        let got = node.run(&["message", "receive", "--topic", "t"]);
+        let got = String::from_utf8(got.stdout).unwrap();
+        assert!(got.contains(text), "{text}: {got}");
+    }
+    node.stop();
+}
+
+#[test]
+fn a_tun_device_whose_file_is_closed_is_no_matter_of_capabilities() {
+    if !privileged("a_tun_device_whose_file_is_closed_is_no_matter_of_capabilities") {
+        return;
+    }
+    private_mounts();
+    let device = Path::new("/dev/net/tun");
+    let node = Node::new();
+    let closed = node.directory.path().join("closed");
+    std::fs::write(&closed, "").unwrap();
+    std::fs::set_permissions(&closed, Permissions::from_mode(0o000)).unwrap();
+    let none: Option<&str> = None;
+    mount(Some(&closed), device, none, MsFlags::MS_BIND, none).unwrap();
+    // Root that has all capabilities but the one that opens every file.
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-dac_override,-dac_read_search"]);
+    command.arg(binary());
+    command.args(["up", "--rpc", "off", "--metrics", "off", "--cores", "any:1"]);
+    command.args(["--listen", "127.0.0.1:0", "--tun-name", "hyclosed0"]);
+    command.arg("--socket-dir").arg(node.sockets());
+    command.arg("--state-dir").arg(node.state());
+    let said = node.refused(command);
+    assert!(
+        said.contains("/dev/net/tun") && said.contains("chmod 666"),
+        "{said}"
+    );
+    assert!(!said.contains("CAP_NET_ADMIN"), "{said}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Covers: the configuration of a relay changes while traffic flows through it: peers, lists, filters,
 //! topics, log level; broken files; by RPC, by the command line and by SIGHUP. No packet of a flow that
-//! none of it concerns is lost.
+//! none of it concerns is lost. What a gateway announces and a host reaches for, changed live.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -14,9 +14,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::mesh::Mesh;
-use common::{binary, eventually, privileged, scrape};
+use common::{binary, command, eventually, privileged, scrape, transfer};
 use hyphae::lab::Namespace;
-use hyphae_rpc::method::{Peer, ReloadParams, ReloadResult};
+use hyphae_rpc::method::{Peer, ReloadParams, ReloadResult, Status};
 use hyphae_rpc::{ClientError, code};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -315,4 +315,76 @@ fn a_relay_is_reconfigured_under_traffic_and_loses_none_of_it() {
     assert_eq!(end.pid, start.pid, "the same control plane");
     assert_eq!(end.dataplane.unwrap().pid, dataplane, "the same dataplane");
     flow.end();
+}
+
+#[test]
+fn a_gateway_comes_and_goes_by_reloads_of_gateway_relay_and_host() {
+    if !privileged("a_gateway_comes_and_goes_by_reloads_of_gateway_relay_and_host") {
+        return;
+    }
+    const SITE: &str = "fd12:3456::/48";
+    let (gateway, relay, host) = (0, 1, 2);
+    let mut mesh = Mesh::new(3, &[(gateway, relay), (relay, host)]);
+    (0..3).for_each(|n| mesh.start_with(n, COMMON));
+    let inside: Ipv6Addr = "fd12:3456::1".parse().unwrap();
+    let address = "ip -6 address add fd12:3456::1/128 dev lo nodad";
+    command(&mesh.namespaces[gateway], address);
+    let before: Vec<_> = (0..3).map(|n| mesh.node(n).status().unwrap()).collect();
+    // Applied live, and nothing else.
+    let set = |n: usize, key: &str, value: &str| {
+        mesh.configure(n, &format!("{COMMON}[routing]\n{key} = {value}\n"));
+        let client = &mesh.node(n).client;
+        let done = client.config_reload(ReloadParams { dry_run: false });
+        let done = done.unwrap();
+        assert_eq!(keys(&done.applied), [format!("routing.{key}")]);
+        assert_eq!(keys(&done.restart), [""; 0]);
+    };
+    let known = |n: usize| mesh.routes(n).iter().any(|route| route.subnet == SITE);
+    let routed = || {
+        let routes = command(&mesh.namespaces[host], "ip -6 route show");
+        routes.contains(&format!("{SITE} dev hyphae0"))
+    };
+    let reached = || {
+        transfer(
+            &mesh.namespaces[host],
+            &mesh.namespaces[gateway],
+            inside,
+            1 << 16,
+        )
+    };
+    eventually("the ends know each other", WAIT, || {
+        mesh.node(host)
+            .ping(mesh.keys[gateway].address().ip(), Duration::from_secs(1))
+            .is_ok()
+    });
+
+    let announced = format!("[\"{SITE}\"]");
+    set(gateway, "announce", &announced);
+    let rule = "[{ action = \"accept\", prefix = \"fd12::/16\" }]";
+    set(relay, "import", rule);
+    eventually("the relay passes it on", WAIT, || known(relay));
+    assert!(!routed(), "the host has not asked for it");
+    set(host, "reach", "[\"fd12::/16\"]");
+    eventually("the host has a route", WAIT, routed);
+    reached();
+
+    set(host, "reach", "[]");
+    eventually("it does not want it any more", WAIT, || !routed());
+    assert!(known(relay), "the others are not asked");
+    set(host, "reach", &announced);
+    eventually("it wants it again", WAIT, routed);
+    reached();
+
+    set(gateway, "announce", "[]");
+    eventually("the gateway takes it back", WAIT, || {
+        !routed() && !known(relay) && !known(host)
+    });
+    set(gateway, "announce", &announced);
+    eventually("and gives it again", WAIT, routed);
+    reached();
+    for (n, before) in before.iter().enumerate() {
+        let now = mesh.node(n).status().unwrap();
+        let pids = |status: &Status| (status.pid, status.dataplane.as_ref().unwrap().pid);
+        assert_eq!(pids(&now), pids(before), "nothing was restarted");
+    }
 }

@@ -82,16 +82,18 @@ pub(crate) fn forward_packets(inside: &Namespace) {
 
 /// What the node in a namespace shows to Prometheus.
 pub(crate) fn scrape(inside: &Namespace) -> String {
-    let get = || {
-        let mut stream = TcpStream::connect("127.0.0.1:9469").unwrap();
-        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (_, body) = text.split_once("\r\n\r\n").unwrap();
-        body.to_owned()
-    };
-    inside.run(get).unwrap()
+    inside.run(|| scrape_at("127.0.0.1:9469")).unwrap()
+}
+
+/// What a node shows to Prometheus at an address.
+pub(crate) fn scrape_at(place: &str) -> String {
+    let mut stream = TcpStream::connect(place).unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (_, body) = text.split_once("\r\n\r\n").unwrap();
+    body.to_owned()
 }
 
 /// Sends bytes that depend on their position one way, and checks them at the other end.
