@@ -1,7 +1,7 @@
 //! Sealing and opening of payloads by suite and size, through the type that the packet path uses.
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use hyphae_forward::Aead;
+use hyphae_aead::Aead;
 use hyphae_wire::Suite;
 
 fn aead(c: &mut Criterion) {

@@ -121,10 +121,10 @@ impl Relay {
             let peer = u32::try_from(peer).unwrap_or(0);
             train.from = endpoint(peer + 1);
             let source = &mut self.sources[peer as usize];
-            for frame in train.bytes.chunks_exact_mut(frame) {
-                let flow = self.spread.next_number() % crowd.flows;
-                source.write(network(flow), frame);
-            }
+            let spread = &mut self.spread;
+            source.write_train(&mut train.bytes, frame, || {
+                network(spread.next_number() % crowd.flows)
+            });
         }
     }
 

@@ -6,18 +6,21 @@ use std::time::Duration;
 use anyhow::{anyhow, ensure};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use clap::Args as ClapArgs;
-use hyphae_forward::Aead;
+use hyphae_aead::{Aead, LinkAead};
 use hyphae_wire::Suite;
-use hyphae_wire::frame::{TAG_LEN, nonce};
+use hyphae_wire::frame::{OVERHEAD, TAG_LEN, nonce};
 
 use super::{Turn, nanos, timed};
 use crate::output::{Measured, show_measured};
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {
-    /// Bytes that are encrypted; the 56 of a frame's headers are what a relay seals.
+    /// Bytes that are encrypted, a packet at a time.
     #[arg(long, value_delimiter = ',', default_value = "56,64,512,1400")]
     sizes: Vec<usize>,
+    /// Frames of a train whose link parts, 56 bytes each, are sealed and opened at once.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,8,64")]
+    trains: Vec<usize>,
     /// Seconds per row.
     #[arg(long, default_value_t = 0.2)]
     seconds: f64,
@@ -37,8 +40,17 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             eprintln!("{suite}, {size} bytes");
             rows.extend(measure(suite, *size, time)?);
         }
+        for frames in &args.trains {
+            eprintln!("{suite}, link parts of {frames} frames");
+            rows.extend(link_parts(suite, *frames, time)?);
+        }
     }
-    show_measured("aead", &rows, "aws-lc-rs itself, same key and nonces", json)
+    show_measured(
+        "aead",
+        &rows,
+        "aws-lc-rs itself, same key and nonces; of link parts: one after the other",
+        json,
+    )
 }
 
 /// Every message with room for its tag.
@@ -121,4 +133,56 @@ fn measure(suite: Suite, size: usize, time: Duration) -> anyhow::Result<[Measure
             .note(format!("{:.2} GB/s", size as f64 / own))
     };
     Ok([row("seal", seal), row("open", open)])
+}
+
+/// Link parts of a train, all at once against one by one.
+fn link_parts(suite: Suite, frames: usize, time: Duration) -> anyhow::Result<[Measured; 2]> {
+    const SEGMENT: usize = OVERHEAD + 64;
+    // A train is over in less time than the clock can tell.
+    const ROUNDS: usize = 32;
+    ensure!((1..=64).contains(&frames), "a train has 1 to 64 frames");
+    let keys = [LinkAead::new, LinkAead::one_by_one].map(|way| way(suite, &KEY));
+    let plain: Vec<u8> = (0..ROUNDS * frames)
+        .flat_map(|counter| {
+            let mut frame = [0x5a; SEGMENT];
+            frame[8..16].copy_from_slice(&(counter as u64).to_le_bytes());
+            frame
+        })
+        .collect();
+    let seal = |key: &LinkAead| {
+        let mut bytes = plain.clone();
+        let ((), took) = timed(|| {
+            for train in bytes.chunks_mut(frames * SEGMENT) {
+                key.seal(black_box(train), SEGMENT);
+            }
+        });
+        (bytes, took)
+    };
+    let open = |key: &LinkAead| {
+        let (mut bytes, _) = seal(key);
+        let mut authentic = [false; 64];
+        let (all, took) = timed(|| {
+            bytes.chunks_mut(frames * SEGMENT).all(|train| {
+                key.open(black_box(train), SEGMENT, &mut authentic);
+                authentic[..frames].iter().all(|authentic| *authentic)
+            })
+        });
+        ensure!(all, "what was sealed opens");
+        Ok(((ROUNDS * frames) as u64, took))
+    };
+    let [ours, base] = &keys;
+    ensure!(seal(ours).0 == seal(base).0, "both seal the same");
+    let count = (ROUNDS * frames) as u64;
+    let seal = nanos(
+        time,
+        [&mut || Ok((count, seal(ours).1)), &mut || {
+            Ok((count, seal(base).1))
+        }],
+    )?;
+    let open = nanos(time, [&mut || open(ours), &mut || open(base)])?;
+    let row = |what, [own, base]: [f64; 2]| {
+        let row = Measured::new(what, suite.to_string(), own, "ns").size(frames);
+        row.against(base).note(format!("of {frames} frames"))
+    };
+    Ok([row("seal link parts", seal), row("open link parts", open)])
 }

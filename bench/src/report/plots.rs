@@ -97,9 +97,16 @@ fn stages(documents: &[Document], transit: &[TransitRow]) -> anyhow::Result<Opti
     let fib: Vec<Measured> = rows_of(documents, "fib")?;
     let scale: Vec<Measured> = rows_of(documents, "scale")?;
     let find = |rows: &[Measured], what: &str, of: &str| {
-        let least = rows.iter().filter(|row| row.what == what && row.of == of);
-        let least = least.min_by_key(|row| row.size);
-        least.map(|row| row.value)
+        let rows = rows.iter().filter(|row| row.what == what && row.of == of);
+        rows.map(|row| (row.size, row.value)).collect::<Vec<_>>()
+    };
+    let least = |sizes: Vec<(Option<u64>, f64)>| {
+        let least = sizes.into_iter().min_by_key(|(size, _)| *size);
+        least.map(|(_, value)| value)
+    };
+    let most = |sizes: Vec<(Option<u64>, f64)>| {
+        let most = sizes.into_iter().max_by_key(|(size, _)| *size);
+        most.map(|(_, value)| value)
     };
     let small = transit.iter().map(|row| row.payload_bytes).min();
     let longest = transit.iter().map(|row| row.train).max();
@@ -118,9 +125,9 @@ fn stages(documents: &[Document], transit: &[TransitRow]) -> anyhow::Result<Opti
     let many = flows().find(|row| row.size > Some(1)).map(|row| row.value);
     let suite = "aes-256-gcm";
     let (Some(open), Some(seal), Some(fib), Some(one), Some(many), Some(driver)) = (
-        find(&aead, "open", suite),
-        find(&aead, "seal", suite),
-        find(&fib, "lookup", "hit"),
+        most(find(&aead, "open link parts", suite)),
+        most(find(&aead, "seal link parts", suite)),
+        least(find(&fib, "lookup", "hit")),
         one,
         many,
         cost("same driver, no cryptography"),

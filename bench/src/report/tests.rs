@@ -42,8 +42,8 @@ fn a_report_has_every_figure_and_a_plot_of_what_was_run() {
         document(
             "aead",
             vec![
-                measured("open", "aes-256-gcm", 56, 71.5),
-                measured("seal", "aes-256-gcm", 56, 70.0),
+                measured("open link parts", "aes-256-gcm", 64, 71.5),
+                measured("seal link parts", "aes-256-gcm", 64, 70.0),
             ],
         ),
         document("fib", vec![measured("lookup", "hit", 1000, 12.25)]),

@@ -126,7 +126,7 @@ pub(super) fn sink(
     })
 }
 
-/// Sends trains that `fill` writes into `train` segments of `frame` bytes.
+/// Sends trains of `train` segments of `frame` bytes, which `fill` writes.
 pub(super) fn generator(
     namespace: &Namespace,
     from: SocketAddr,
@@ -153,10 +153,7 @@ pub(super) fn generator(
                     offset: 0,
                     len,
                 };
-                driver
-                    .spans(span)
-                    .chunks_exact_mut(frame)
-                    .for_each(&mut fill);
+                fill(driver.spans(span));
                 driver.send(&to, segment, &[span])?;
                 driver.release(buffer);
             }
@@ -191,7 +188,9 @@ impl Plain {
     ) -> anyhow::Result<Self> {
         let received = Arc::new(AtomicU64::new(0));
         let sinking = sink(&net.sink, at, Arc::clone(&received))?;
-        let generating = generator(&net.source, from, to, frame, train, |frame| frame[0] = 1)?;
+        let generating = generator(&net.source, from, to, frame, train, move |bytes| {
+            bytes.chunks_mut(frame).for_each(|frame| frame[0] = 1);
+        })?;
         Ok(Self {
             generating,
             sinking,

@@ -58,8 +58,9 @@ pub(super) fn measure(
     let sinking = sink(&net.sink, address(SINK, PORT)?, Arc::clone(&received))?;
     let (from, to) = (address(SOURCE, PORT)?, address(RELAY_TO_SOURCE, PORT)?);
     let mut source = Source::new(suite, &KEY_FROM_SOURCE, index(0), u16::try_from(payload)?);
-    let fill = move |frame: &mut [u8]| source.write(destination, frame);
-    let generating = generator(&net.source, from, to, payload + OVERHEAD, train, fill)?;
+    let frame = payload + OVERHEAD;
+    let fill = move |bytes: &mut [u8]| source.write_train(bytes, frame, || destination);
+    let generating = generator(&net.source, from, to, frame, train, fill)?;
     let sample = watch(&received, time, || Ok(Some((transit(&stats), cpu(pid)?))));
     generating.stop()?;
     sinking.stop()?;

@@ -32,23 +32,23 @@ impl Counters {
         self.0[at..at + totals.len()].copy_from_slice(&totals);
     }
 
-    pub(crate) fn sealed(&mut self, suite: Suite) {
+    pub(crate) fn sealed(&mut self, suite: Suite, n: u64) {
         self.add(
             match suite {
                 Suite::Aes256Gcm => Counter::SealedAes,
                 Suite::ChaCha20Poly1305 => Counter::SealedChaCha,
             },
-            1,
+            n,
         );
     }
 
-    pub(crate) fn opened(&mut self, suite: Suite) {
+    pub(crate) fn opened(&mut self, suite: Suite, n: u64) {
         self.add(
             match suite {
                 Suite::Aes256Gcm => Counter::OpenedAes,
                 Suite::ChaCha20Poly1305 => Counter::OpenedChaCha,
             },
-            1,
+            n,
         );
     }
 

@@ -299,20 +299,34 @@ impl Engine {
         slot: usize,
         frame: &mut [u8],
     ) -> Result<(), DropReason> {
+        let whole = frame.len();
+        self.seal_train(now, slot, frame, whole)
+    }
+
+    /// Likewise for frames of `segment` bytes each but the last, which may be shorter: all or none.
+    pub(crate) fn seal_train(
+        &mut self,
+        now: Nanos,
+        slot: usize,
+        frames: &mut [u8],
+        segment: usize,
+    ) -> Result<(), DropReason> {
         let link = self.links.get_mut(slot).ok_or(DropReason::AdjacencyDown)?;
-        let counter = link.lane.next_counter(now).ok_or(DropReason::LinkExpired)?;
-        let (index, suite) = (link.lane.receive_index, link.lane.suite);
-        let header = LinkHeader::new(FrameKind::Transit, link.lane.send_index.0, counter.value);
-        let aad = link_aad(header.as_bytes(), frame);
-        frame[..SEALED_HEADERS_AT].copy_from_slice(header.as_bytes());
-        let sealed = &mut frame[SEALED_HEADERS_AT..LINK_TAG_AT];
-        let tag = link.lane.seal.seal(counter.value, &aad, sealed);
-        frame[LINK_TAG_AT..PAYLOAD_AT].copy_from_slice(&tag);
-        self.counters.sealed(suite);
-        if counter.rekey_due {
+        let count = frames.len().div_ceil(segment) as u64;
+        let counters = link.lane.next_counters(now, count);
+        let first = counters.ok_or(DropReason::LinkExpired)?;
+        let to = link.lane.send_index.0;
+        for (counter, frame) in (first.value..).zip(frames.chunks_mut(segment)) {
+            let header = LinkHeader::new(FrameKind::Transit, to, counter);
+            frame[..SEALED_HEADERS_AT].copy_from_slice(header.as_bytes());
+        }
+        link.lane.seal.seal(frames, segment);
+        self.counters.sealed(link.lane.suite, count);
+        if first.rekey_due {
+            let receive_index = link.lane.receive_index.0;
             self.report(EngineEvent::RekeyDue {
                 kind: LANE_LINK,
-                receive_index: index.0,
+                receive_index,
             });
         }
         Ok(())
@@ -347,7 +361,7 @@ impl Engine {
             .seal(counter.value, &aad, &mut frame[PAYLOAD_AT..end]);
         frame[end..].copy_from_slice(&tag);
         frame[SEALED_HEADERS_AT..LINK_TAG_AT].copy_from_slice(headers.as_bytes());
-        self.counters.sealed(suite);
+        self.counters.sealed(suite, 1);
         if counter.rekey_due {
             self.report(EngineEvent::RekeyDue {
                 kind: LANE_SESSION,
@@ -402,12 +416,4 @@ impl Engine {
             });
         }
     }
-}
-
-/// Associated data of the link AEAD of a transit frame: link header and end-to-end tag.
-pub(crate) fn link_aad(header: &[u8], frame: &[u8]) -> [u8; 2 * TAG_LEN] {
-    let mut aad = [0; 2 * TAG_LEN];
-    aad[..TAG_LEN].copy_from_slice(header);
-    aad[TAG_LEN..].copy_from_slice(&frame[frame.len() - TAG_LEN..]);
-    aad
 }

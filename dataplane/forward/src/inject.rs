@@ -148,9 +148,10 @@ impl Engine {
         let tag = link
             .lane
             .seal
+            .single()
             .seal(counter.value, header.as_bytes(), sealed);
         frame[end..].copy_from_slice(&tag);
-        self.counters.sealed(suite);
+        self.counters.sealed(suite, 1);
         self.counters.add(Counter::LinkLocalTx, 1);
         if counter.rekey_due {
             let kind = hyphae_shm::record::LANE_LINK;

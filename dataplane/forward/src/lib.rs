@@ -25,7 +25,6 @@
               stands beside what bounds it"
 )]
 
-mod aead;
 mod apply;
 mod counters;
 mod engine;
@@ -47,12 +46,12 @@ mod session;
 mod snapshot;
 mod verdict;
 
-pub use aead::{Aead, AuthError, aes_in_hardware};
 pub use apply::ApplyError;
 pub use counters::Counters;
 pub use engine::{Engine, EngineConfig};
 pub use event::EngineEvent;
 pub use fragment::cut;
+pub use hyphae_aead::{Aead, AuthError, aes_in_hardware};
 pub use icmp::HostError;
 pub use originate::{Departure, HostVerdict, Train};
 pub use pending::PendingPacket;

@@ -181,13 +181,8 @@ impl Engine {
             };
             let mut headers = departure.headers(Service::Ipv6, len, flags);
             let head = Heads::copy(departure.hop_limit, &frame[PAYLOAD_AT..PAYLOAD_AT + len]);
-            if let Err(reason) = self.seal_both(
-                now,
-                departure.session,
-                departure.egress,
-                &mut headers,
-                frame,
-            ) {
+            let session = departure.session as usize;
+            if let Err(reason) = self.seal_payload(now, session, &mut headers, frame) {
                 self.counters.drop(reason);
                 break;
             }
@@ -198,6 +193,12 @@ impl Engine {
             frames += 1;
         }
         if frames == 0 {
+            return None;
+        }
+        if let Err(reason) =
+            self.seal_train(now, departure.egress as usize, &mut space[..at], segment)
+        {
+            self.counters.drop_many(reason, frames as u64);
             return None;
         }
         self.counters.add(Counter::TunRxPackets, frames as u64);
@@ -225,30 +226,13 @@ impl Engine {
         }
         frame[PAYLOAD_AT..len - TAG_LEN].copy_from_slice(payload);
         let mut headers = departure.headers(service, payload.len(), 0);
-        self.seal_both(
-            now,
-            departure.session,
-            departure.egress,
-            &mut headers,
-            frame,
-        )?;
+        self.seal_payload(now, departure.session as usize, &mut headers, frame)?;
+        self.seal_transit(now, departure.egress as usize, frame)?;
         Ok(Train {
             lane: LinkSlot(departure.egress),
             len,
             segment: len,
         })
-    }
-
-    fn seal_both(
-        &mut self,
-        now: Nanos,
-        session: u32,
-        egress: u32,
-        headers: &mut SealedHeaders,
-        frame: &mut [u8],
-    ) -> Result<(), DropReason> {
-        self.seal_payload(now, session as usize, headers, frame)?;
-        self.seal_transit(now, egress as usize, frame)
     }
 
     /// A departure for a packet of this node itself on a session lane.

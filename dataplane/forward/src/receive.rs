@@ -21,6 +21,8 @@ const LINE: usize = 64;
 enum Step {
     /// Its verdict is final.
     Final,
+    /// A transit frame that came on this lane.
+    Sealed { ingress: u32 },
     /// A transit frame, link part open, that came on this lane.
     Opened { ingress: u32 },
     /// To be sealed for this lane.
@@ -63,15 +65,9 @@ impl Engine {
         warm(part, segment);
         let mut steps = [Step::Final; TRAIN_MAX];
         let first = verdicts.len();
-        for (step, frame) in steps.iter_mut().zip(part.chunks_mut(segment)) {
-            let (next, verdict) = match self.open_frame(now, from, frame) {
-                Ok(ingress) => (Step::Opened { ingress }, Verdict::Done),
-                Err(verdict) => (Step::Final, verdict),
-            };
-            *step = next;
-            verdicts.push(verdict);
-        }
+        verdicts.resize(first + part.len().div_ceil(segment), Verdict::Done);
         let verdicts = &mut verdicts[first..];
+        self.open_train(now, from, part, segment, &mut steps, verdicts);
         self.route_opened(now, part, segment, &mut steps, verdicts);
         self.forward_routed(now, part, segment, &steps, verdicts);
         for (n, frame) in part.chunks_mut(segment).enumerate() {

@@ -91,7 +91,7 @@ fn step(cursor: &mut SnapshotCursor, at: usize, taken: bool) -> bool {
     true
 }
 
-fn link_record(lane: &Lane) -> LinkInstall {
+fn link_record<K>(lane: &Lane<K>) -> LinkInstall {
     LinkInstall {
         peer: U32::ZERO,
         receive_index: U32::new(lane.receive_index.0),

@@ -145,6 +145,19 @@ fn one_bad_segment_does_not_disturb_its_train() {
 }
 
 #[test]
+fn a_frame_that_a_train_has_twice_passes_once() {
+    for suite in BOTH_SUITES {
+        let mut line = Line::new(1, suite);
+        let (frame, _) = line.frame_at_relay(300);
+        let mut bytes = frame.repeat(3);
+        let from = line.client.endpoint;
+        let verdicts = receive(line.relay.engine(), NOW, from, &mut bytes, frame.len());
+        let again = Verdict::Drop(DropReason::LinkReplay);
+        assert_eq!(verdicts, [Verdict::Transmit(TO_SERVER), again, again]);
+    }
+}
+
+#[test]
 fn link_local_probe_returns_to_its_sender() {
     let mut line = Line::new(1, Suite::ChaCha20Poly1305);
     let body = Probe {

@@ -20,25 +20,41 @@ impl Engine {
         verdicts: &mut [Verdict],
     ) {
         let (mut packets, mut bytes) = (0, 0);
-        for (n, frame) in part.chunks_mut(segment).enumerate() {
-            let Step::Forward { egress } = steps[n] else {
+        let count = part.len().div_ceil(segment);
+        let mut next = 0;
+        while next < count {
+            let first = next;
+            next += 1;
+            let Step::Forward { egress } = steps[first] else {
                 continue;
             };
             let slot = egress as usize;
             let most = self.links.get(slot).map_or(0, LinkLane::frame_max);
-            if frame.len() > most && most > 0 {
+            let fits = |n: usize| {
+                let len = segment.min(part.len() - n * segment);
+                len <= most || most == 0
+            };
+            if !fits(first) {
+                let frame = part.chunks_mut(segment).nth(first).unwrap_or_default();
                 self.tell_sender(now, ReportCode::TooBig, most - OVERHEAD, frame);
-                verdicts[n] = Verdict::Drop(DropReason::LinkTooBig);
+                verdicts[first] = Verdict::Drop(DropReason::LinkTooBig);
                 continue;
             }
-            verdicts[n] = match self.seal_transit(now, slot, frame) {
+            // Neighbours that leave on one lane are sealed at once.
+            let same = |step| matches!(step, Step::Forward { egress: other } if other == egress);
+            while next < count && same(steps[next]) && fits(next) {
+                next += 1;
+            }
+            let end = part.len().min(next * segment);
+            let run = &mut part[first * segment..end];
+            verdicts[first..next].fill(match self.seal_train(now, slot, run, segment) {
                 Ok(()) => {
-                    packets += 1;
-                    bytes += frame.len() as u64;
+                    packets += (next - first) as u64;
+                    bytes += run.len() as u64;
                     transmit(slot)
                 }
                 Err(reason) => Verdict::Drop(reason),
-            };
+            });
         }
         self.counters.add(Counter::TransitPackets, packets);
         self.counters.add(Counter::TransitBytes, bytes);

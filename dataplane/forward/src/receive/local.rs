@@ -125,7 +125,7 @@ impl Engine {
         if !session.lane.replay.is_fresh(counter) {
             return Err(DropReason::SessionReplay);
         }
-        self.counters.opened(session.lane.suite);
+        self.counters.opened(session.lane.suite, 1);
         let aad = headers.associated_data();
         let opened = session
             .lane

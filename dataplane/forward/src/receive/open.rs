@@ -2,27 +2,58 @@
 
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::control::{self, ControlKind, PROBE_LEN};
-use hyphae_wire::frame::{
-    LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, OVERHEAD, PAYLOAD_AT, SEALED_HEADERS_AT,
-};
+use hyphae_wire::frame::{LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, OVERHEAD};
 use hyphae_wire::{Endpoint, FrameKind, LinkHeader, Nanos, SessionIndex};
 use zerocopy::IntoBytes;
 
-use super::transmit;
-use crate::engine::{Engine, link_aad};
+use super::{Step, transmit};
+use crate::TRAIN_MAX;
+use crate::engine::Engine;
 use crate::event::EngineEvent;
 use crate::session::Role;
 use crate::verdict::{LinkSlot, Verdict};
 
 impl Engine {
-    /// Opens the link part of a frame. Returns the slot of its lane for a transit frame, or what
-    /// is to become of anything else.
-    pub(super) fn open_frame(
+    /// Opens the link parts of a train. What passes becomes [`Step::Opened`]; for anything else there
+    /// is a verdict.
+    pub(super) fn open_train(
         &mut self,
         now: Nanos,
         from: &Endpoint,
-        frame: &mut [u8],
-    ) -> Result<u32, Verdict> {
+        part: &mut [u8],
+        segment: usize,
+        steps: &mut [Step],
+        verdicts: &mut [Verdict],
+    ) {
+        for (n, frame) in part.chunks_mut(segment).enumerate() {
+            match self.classify(now, from, frame) {
+                Ok(ingress) => steps[n] = Step::Sealed { ingress },
+                Err(verdict) => verdicts[n] = verdict,
+            }
+        }
+        let count = part.len().div_ceil(segment);
+        let mut next = 0;
+        while next < count {
+            let first = next;
+            next += 1;
+            let Step::Sealed { ingress } = steps[first] else {
+                continue;
+            };
+            // Neighbours that came on one lane are opened at once.
+            let same = |step| matches!(step, Step::Sealed { ingress: other } if other == ingress);
+            while next < count && same(steps[next]) {
+                next += 1;
+            }
+            let end = part.len().min(next * segment);
+            let run = &mut part[first * segment..end];
+            let (steps, verdicts) = (&mut steps[first..next], &mut verdicts[first..next]);
+            self.open_run(from, ingress, run, segment, steps, verdicts);
+        }
+    }
+
+    /// What a frame is. Returns the slot of the lane on which a transit frame, still sealed, came, or
+    /// what is to become of anything else.
+    fn classify(&mut self, now: Nanos, from: &Endpoint, frame: &mut [u8]) -> Result<u32, Verdict> {
         let (header, _) = LinkHeader::split(frame).ok_or(drop(DropReason::FrameTooShort))?;
         let header = *header;
         let kind = FrameKind::from_code(header.kind).ok_or(drop(DropReason::FrameKindUnknown))?;
@@ -34,11 +65,8 @@ impl Engine {
                 if frame.len() < OVERHEAD {
                     return Err(drop(DropReason::FrameTooShort));
                 }
-                let aad = link_aad(header.as_bytes(), frame);
-                let sealed = &mut frame[SEALED_HEADERS_AT..PAYLOAD_AT];
-                let opened = self.open_link(now, from, &header, &aad, sealed);
-                let slot = opened.map_err(|v| self.answer_unknown(now, from, v, frame))?;
-                self.note_received(slot, frame.len());
+                let slot = self.admit(now, &header);
+                let slot = slot.map_err(|v| self.answer_unknown(now, from, v, frame))?;
                 // Slots have 16 bits.
                 Ok(slot as u32)
             }
@@ -46,10 +74,9 @@ impl Engine {
                 if frame.len() < LINK_LOCAL_OVERHEAD + control::CONTROL_HEADER_LEN {
                     return Err(drop(DropReason::FrameTooShort));
                 }
-                let sealed = &mut frame[LINK_HEADER_LEN..];
-                let opened = self.open_link(now, from, &header, header.as_bytes(), sealed);
+                let opened = self.open_link_local(now, from, &header, frame);
                 let slot = opened.map_err(|v| self.answer_unknown(now, from, v, frame))?;
-                self.note_received(slot, frame.len());
+                self.note_received(slot, 1, frame.len() as u64);
                 self.counters.add(Counter::LinkLocalRx, 1);
                 Err(self.receive_link_local(now, slot, frame))
             }
@@ -62,17 +89,9 @@ impl Engine {
         }
     }
 
-    /// Finds the lane, refuses what is stale or forged, learns where the peer is.
-    fn open_link(
-        &mut self,
-        now: Nanos,
-        from: &Endpoint,
-        header: &LinkHeader,
-        aad: &[u8],
-        sealed: &mut [u8],
-    ) -> Result<usize, Verdict> {
+    /// Finds the lane of a frame and refuses what is stale.
+    fn admit(&mut self, now: Nanos, header: &LinkHeader) -> Result<usize, Verdict> {
         let index = SessionIndex(header.receiver.get());
-        let counter = header.counter.get();
         let owner = index.worker();
         if owner != self.config.worker {
             return Err(if owner.0 < self.config.workers {
@@ -85,21 +104,84 @@ impl Engine {
             .links
             .find(index)
             .ok_or(drop(DropReason::LinkUnknown))?;
-        let link = self
-            .links
-            .get_mut(slot)
-            .ok_or(drop(DropReason::LinkUnknown))?;
+        let link = self.links.get(slot).ok_or(drop(DropReason::LinkUnknown))?;
         if link.lane.expired(now) {
             return Err(drop(DropReason::LinkExpired));
         }
-        if !link.lane.replay.is_fresh(counter) {
+        if !link.lane.replay.is_fresh(header.counter.get()) {
             return Err(drop(DropReason::LinkReplay));
         }
-        self.counters.opened(link.lane.suite);
-        link.lane
+        Ok(slot)
+    }
+
+    /// Opens transit frames that came on one lane.
+    fn open_run(
+        &mut self,
+        from: &Endpoint,
+        ingress: u32,
+        run: &mut [u8],
+        segment: usize,
+        steps: &mut [Step],
+        verdicts: &mut [Verdict],
+    ) {
+        let slot = ingress as usize;
+        let Some(link) = self.links.get(slot) else {
+            return;
+        };
+        let mut authentic = [false; TRAIN_MAX];
+        link.lane.open.open(run, segment, &mut authentic);
+        self.counters.opened(link.lane.suite, steps.len() as u64);
+        let (mut packets, mut bytes) = (0, 0);
+        for (n, frame) in run.chunks(segment).enumerate() {
+            let counter = LinkHeader::split(frame).map_or(0, |(header, _)| header.counter.get());
+            let accepted = if authentic[n] {
+                self.accept(from, slot, counter)
+            } else {
+                Err(DropReason::LinkAuth)
+            };
+            match accepted {
+                Ok(()) => {
+                    steps[n] = Step::Opened { ingress };
+                    packets += 1;
+                    bytes += frame.len() as u64;
+                }
+                Err(reason) => {
+                    steps[n] = Step::Final;
+                    verdicts[n] = drop(reason);
+                }
+            }
+        }
+        self.note_received(slot, packets, bytes);
+    }
+
+    fn open_link_local(
+        &mut self,
+        now: Nanos,
+        from: &Endpoint,
+        header: &LinkHeader,
+        frame: &mut [u8],
+    ) -> Result<usize, Verdict> {
+        let slot = self.admit(now, header)?;
+        let link = self.links.get(slot).ok_or(drop(DropReason::LinkUnknown))?;
+        self.counters.opened(link.lane.suite, 1);
+        let (counter, sealed) = (header.counter.get(), &mut frame[LINK_HEADER_LEN..]);
+        let opened = link
+            .lane
             .open
-            .open(counter, aad, sealed)
-            .map_err(|_| drop(DropReason::LinkAuth))?;
+            .single()
+            .open(counter, header.as_bytes(), sealed);
+        opened.map_err(|_| drop(DropReason::LinkAuth))?;
+        self.accept(from, slot, counter).map_err(drop)?;
+        Ok(slot)
+    }
+
+    /// Notes an authentic frame, and learns from it where the peer is.
+    fn accept(&mut self, from: &Endpoint, slot: usize, counter: u64) -> Result<(), DropReason> {
+        let link = self.links.get_mut(slot).ok_or(DropReason::LinkUnknown)?;
+        // Once more: a train may have the same frame twice.
+        if !link.lane.replay.is_fresh(counter) {
+            return Err(DropReason::LinkReplay);
+        }
         let newest = link.lane.replay.note(counter);
         let standby = link.lane.role == Role::Standby;
         // Only the newest frame says where the peer is: a late one may come from where it was.
@@ -126,7 +208,7 @@ impl Engine {
         if standby {
             self.activate_link(slot);
         }
-        Ok(slot)
+        Ok(())
     }
 
     /// A frame whose link lane is not known at the worker that would own it may earn a reset.
@@ -145,13 +227,13 @@ impl Engine {
         }
     }
 
-    fn note_received(&mut self, slot: usize, len: usize) {
+    fn note_received(&mut self, slot: usize, packets: u64, bytes: u64) {
         let Some(peer) = self.links.get(slot).map(|link| link.peer) else {
             return;
         };
         self.note_traffic(peer, |traffic| {
-            traffic.rx_packets += 1;
-            traffic.rx_bytes += len as u64;
+            traffic.rx_packets += packets;
+            traffic.rx_bytes += bytes;
         });
     }
 

@@ -12,6 +12,7 @@ pub use replay::Replay;
 
 use std::time::Duration;
 
+use hyphae_aead::{Aead, LinkAead};
 use hyphae_shm::record::{
     LaneKeys, LinkInstall, MTU_UNKNOWN, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, ROLE_STANDBY,
     SessionInstall,
@@ -22,7 +23,6 @@ use hyphae_wire::index::SLOTS_MAX;
 use hyphae_wire::report::FRAME_MIN_MAX;
 use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
 
-use crate::aead::Aead;
 use crate::fragment::Halves;
 
 /// Packets after which a lane reports that it is due.
@@ -57,8 +57,8 @@ impl Role {
     }
 }
 
-/// What both kinds of lane have.
-pub(crate) struct Lane {
+/// What both kinds of lane have; `K` is a key of one direction.
+pub(crate) struct Lane<K> {
     pub(crate) receive_index: SessionIndex,
     pub(crate) send_index: SessionIndex,
     pub(crate) number: u16,
@@ -69,8 +69,8 @@ pub(crate) struct Lane {
     pub(crate) created: Nanos,
     pub(crate) rekey_after_ms: u32,
     pub(crate) reject_after_ms: u32,
-    pub(crate) open: Aead,
-    pub(crate) seal: Aead,
+    pub(crate) open: K,
+    pub(crate) seal: K,
     pub(crate) replay: Replay,
     rekey_at: Nanos,
     reject_at: Nanos,
@@ -84,13 +84,13 @@ pub(crate) struct Lane {
     pub(crate) mark: u64,
 }
 
-/// A counter to seal with, and whether the lane has just become due.
+/// Counters to seal with, from one on, and whether the lane has just become due.
 pub(crate) struct Counter {
     pub(crate) value: u64,
     pub(crate) rekey_due: bool,
 }
 
-impl Lane {
+impl<K> Lane<K> {
     /// Whether the lane is past its limits.
     pub(crate) fn expired(&self, now: Nanos) -> bool {
         now >= self.reject_at || self.counter >= REJECT_AFTER_PACKETS
@@ -103,11 +103,16 @@ impl Lane {
 
     /// The next counter; `None` when the lane is past its limits.
     pub(crate) fn next_counter(&mut self, now: Nanos) -> Option<Counter> {
+        self.next_counters(now, 1)
+    }
+
+    /// The next `count` counters, which is how many frames a train may have; `None` likewise.
+    pub(crate) fn next_counters(&mut self, now: Nanos, count: u64) -> Option<Counter> {
         if self.expired(now) {
             return None;
         }
         let value = self.counter;
-        self.counter += 1;
+        self.counter += count;
         let due = !self.rekey_told && (now >= self.rekey_at || value >= REKEY_AFTER_PACKETS);
         self.rekey_told |= due;
         Some(Counter {
@@ -134,7 +139,7 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    fn lane(&self, mark: u64) -> Option<Lane> {
+    fn lane<K>(&self, mark: u64, expand: fn(Suite, &[u8; 32]) -> K) -> Option<Lane<K>> {
         let suite = Suite::from_code(self.suite)?;
         let created = Nanos(self.created);
         let after = |ms: u32| created + Duration::from_millis(ms.into());
@@ -149,8 +154,8 @@ impl Common<'_> {
             created,
             rekey_after_ms: self.rekey_after_ms,
             reject_after_ms: self.reject_after_ms,
-            open: Aead::new(suite, &self.keys.receive),
-            seal: Aead::new(suite, &self.keys.send),
+            open: expand(suite, &self.keys.receive),
+            seal: expand(suite, &self.keys.send),
             replay: Replay::new(),
             rekey_at: after(self.rekey_after_ms),
             reject_at: after(self.reject_after_ms),
@@ -165,7 +170,7 @@ impl Common<'_> {
 
 /// A lane to a neighbour.
 pub(crate) struct LinkLane {
-    pub(crate) lane: Lane,
+    pub(crate) lane: Lane<LinkAead>,
     pub(crate) peer: u32,
     pub(crate) endpoint: Endpoint,
     /// What a datagram may hold, as far as known.
@@ -191,7 +196,7 @@ impl LinkLane {
             reset: record.reset,
             keys: &record.keys,
         };
-        let lane = common.lane(mark)?;
+        let lane = common.lane(mark, LinkAead::new)?;
         Some(Self {
             lane,
             peer: record.peer.get(),
@@ -215,7 +220,7 @@ impl LinkLane {
 
 /// A lane to the other end of a session.
 pub(crate) struct SessionLane {
-    pub(crate) lane: Lane,
+    pub(crate) lane: Lane<Aead>,
     pub(crate) address: OverlayAddress,
     pub(crate) key: PublicKey,
     pub(crate) mtu: u16,
@@ -238,7 +243,7 @@ impl SessionLane {
             reset: record.reset,
             keys: &record.keys,
         };
-        let lane = common.lane(mark)?;
+        let lane = common.lane(mark, Aead::new)?;
         Some(Self {
             lane,
             address: record.address,

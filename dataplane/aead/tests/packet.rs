@@ -10,7 +10,7 @@
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{AeadInPlace, KeyInit};
 use chacha20poly1305::ChaCha20Poly1305;
-use hyphae_forward::{Aead, AuthError};
+use hyphae_aead::{Aead, AuthError};
 use hyphae_wire::Suite;
 use hyphae_wire::frame::nonce;
 use proptest::prelude::*;
