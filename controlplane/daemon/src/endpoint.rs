@@ -155,7 +155,7 @@ impl<'de> Deserialize<'de> for PeerUrl {
 }
 
 /// `PREFIX=KEY` or `PREFIX=ADDRESS`: a static route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RouteSpec {
     /// Destinations.
     pub prefix: Prefix,

@@ -216,13 +216,14 @@ impl Node {
                 old.to_vec()
             }
         };
-        for route in old.iter().filter(|route| !new.contains(route)) {
+        let [before, after] = [old, new].map(|all| all.iter().collect::<BTreeSet<_>>());
+        for route in old.iter().filter(|route| !after.contains(route)) {
             if !stored.contains(route) {
                 let via: Via = route.route().via;
                 self.rib.remove_static(route.prefix, Some(via));
             }
         }
-        for route in new.iter().filter(|route| !old.contains(route)) {
+        for route in new.iter().filter(|route| !before.contains(route)) {
             // Tried before.
             if let Err(error) = self.rib.add_static(route.route()) {
                 tracing::error!(%error, %route, "route was not added");

@@ -194,16 +194,15 @@ async fn serve(options: Options) -> Result<(), RunError> {
         };
         node.rib.add_static(route.route()).map_err(refused)?;
     }
-    let stored = peers.peers.into_iter().map(|peer| (peer, true));
-    let given: Vec<_> = node
-        .config
-        .peers
-        .iter()
-        .cloned()
-        .map(|peer| (peer, false))
-        .collect();
-    for (peer, stored) in given.into_iter().chain(stored) {
-        node.add_peer(now, peer, stored);
+    // One that was added at run time stays when it leaves the configuration, and is one peer meanwhile.
+    let stored = peers.peers;
+    let mut given = node.config.peers.clone();
+    given.retain(|peer| !stored.contains(peer));
+    for peer in given {
+        node.add_peer(now, peer, false);
+    }
+    for peer in stored {
+        node.add_peer(now, peer, true);
     }
 
     let parts = Parts {

@@ -15,6 +15,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use hyphae_shm::record::FibReplace;
 use hyphae_wire::address::OVERLAY_RANGE;
@@ -124,6 +125,8 @@ pub struct Rib {
     /// /64 of each peer that is up.
     connected: BTreeMap<Prefix, PublicKey>,
     statics: BTreeMap<(Prefix, Via), u16>,
+    /// Prefixes of those static routes that lead to an address: only they depend on other prefixes.
+    resolved: BTreeSet<Prefix>,
     dynamic: BTreeMap<Prefix, DynamicRoute>,
     selected: BTreeMap<Prefix, SelectedRoute>,
     /// How many selected routes have each prefix length.
@@ -142,6 +145,7 @@ impl Rib {
             keys: BTreeMap::new(),
             connected: BTreeMap::new(),
             statics: BTreeMap::new(),
+            resolved: BTreeSet::new(),
             dynamic: BTreeMap::new(),
             selected: BTreeMap::new(),
             lengths: [0; 129],
@@ -170,7 +174,7 @@ impl Rib {
         self.peers.insert(key, peer);
         self.keys.insert(peer, key);
         self.connected.insert(key.address().subnet(), key);
-        self.select(Some(key.address().subnet()));
+        self.select_all(key.address().subnet());
     }
 
     /// A peer is down.
@@ -179,7 +183,7 @@ impl Rib {
             self.keys.remove(&peer);
         }
         self.connected.remove(&key.address().subnet());
-        self.select(Some(key.address().subnet()));
+        self.select_all(key.address().subnet());
     }
 
     /// The routing protocol's route to a prefix, by numbers of peers; `None` when it has none.
@@ -188,11 +192,7 @@ impl Rib {
             Some(route) => self.dynamic.insert(prefix, route),
             None => self.dynamic.remove(&prefix),
         };
-        if self.statics.is_empty() {
-            self.select_one(prefix);
-        } else {
-            self.select(Some(prefix));
-        }
+        self.select(prefix);
     }
 
     /// Adds a static route, or changes the metric of one with the same prefix and next hop. False
@@ -220,17 +220,26 @@ impl Rib {
             return Err(RouteError::OwnNextHop(prefix, next));
         }
         let changed = self.statics.insert((prefix, via), metric) != Some(metric);
-        self.select(None);
+        if matches!(via, Via::Address(_)) {
+            self.resolved.insert(prefix);
+        }
+        self.select(prefix);
         Ok(changed)
     }
 
     /// Removes the static routes of a prefix, or only the one via `via`. False when there was none.
     pub fn remove_static(&mut self, prefix: Prefix, via: Option<Via>) -> bool {
-        let before = self.statics.len();
-        self.statics
-            .retain(|(p, v), _| *p != prefix || via.is_some_and(|via| via != *v));
-        self.select(Some(prefix));
-        self.statics.len() != before
+        let given = self.statics.range(ways(prefix)).map(|((_, way), _)| *way);
+        let (gone, kept): (Vec<Via>, Vec<Via>) =
+            given.partition(|way| via.is_none_or(|via| via == *way));
+        for way in &gone {
+            self.statics.remove(&(prefix, *way));
+        }
+        if !kept.iter().any(|way| matches!(way, Via::Address(_))) {
+            self.resolved.remove(&prefix);
+        }
+        self.select(prefix);
+        !gone.is_empty()
     }
 
     /// Static routes as given, in use or not.
@@ -307,18 +316,19 @@ impl Rib {
             .collect()
     }
 
-    /// Selects anew for every prefix with a static route (any of them may resolve through what has
-    /// changed) and for `changed`.
-    fn select(&mut self, changed: Option<Prefix>) {
-        let prefixes: BTreeSet<_> = self
-            .statics
-            .keys()
-            .map(|(prefix, _)| *prefix)
-            .chain(changed)
-            .collect();
-        for prefix in prefixes {
-            self.select_one(prefix);
-        }
+    /// Selects anew for a prefix, and for those with a route that may resolve through it. With many
+    /// thousand routes to peers, each change still concerns but one.
+    fn select(&mut self, changed: Prefix) {
+        self.select_one(changed);
+        let resolved: Vec<_> = self.resolved.iter().copied().collect();
+        resolved.into_iter().for_each(|p| self.select_one(p));
+    }
+
+    /// The same after a peer has come or gone, which any static route may be about.
+    fn select_all(&mut self, changed: Prefix) {
+        let statics = self.statics.keys().map(|(prefix, _)| *prefix);
+        let all: BTreeSet<_> = statics.chain([changed]).collect();
+        all.into_iter().for_each(|prefix| self.select_one(prefix));
     }
 
     fn select_one(&mut self, prefix: Prefix) {
@@ -366,15 +376,16 @@ impl Rib {
             .get(&prefix)
             .and_then(|key| route(*key, METRIC_CONNECTED, Origin::Connected));
         if connected.is_none() {
-            let bounds = (prefix, Via::Peer(PublicKey([0; 32])))
-                ..=(prefix, Via::Address(OverlayAddress([0xff; 16])));
-            let statics = self.statics.range(bounds).filter_map(|((_, via), metric)| {
-                let key = match via {
-                    Via::Peer(key) => *key,
-                    Via::Address(address) => self.resolve(*address, prefix, depth)?,
-                };
-                route(key, *metric, Origin::Static)
-            });
+            let statics = self
+                .statics
+                .range(ways(prefix))
+                .filter_map(|((_, via), metric)| {
+                    let key = match via {
+                        Via::Peer(key) => *key,
+                        Via::Address(address) => self.resolve(*address, prefix, depth)?,
+                    };
+                    route(key, *metric, Origin::Static)
+                });
             if let Some(route) = statics.min_by_key(|route| route.metric) {
                 return Some(route);
             }
@@ -411,22 +422,21 @@ impl Rib {
     /// resolve through itself.
     fn resolve(&self, address: OverlayAddress, not: Prefix, depth: u8) -> Option<PublicKey> {
         let depth = depth.checked_sub(1)?;
-        let candidates: BTreeSet<_> = self
-            .connected
-            .get_key_value(&address.subnet())
-            .map(|(prefix, _)| *prefix)
-            .into_iter()
-            .chain(
-                self.dynamic
-                    .get_key_value(&address.subnet())
-                    .map(|(p, _)| *p),
-            )
-            .chain(self.statics.keys().map(|(prefix, _)| *prefix))
-            .filter(|prefix| prefix.contains(address) && *prefix != not)
-            .map(|prefix| (std::cmp::Reverse(prefix.len()), prefix))
-            .collect();
-        candidates
-            .into_iter()
-            .find_map(|(_, prefix)| self.best(prefix, depth).map(|route| route.next_hops[0].key))
+        let near = address.subnet();
+        (0..=128)
+            .rev()
+            .map(|len| Prefix::new(address, len))
+            .filter(|prefix| {
+                let known = *prefix == near
+                    && (self.connected.contains_key(&near) || self.dynamic.contains_key(&near));
+                known || self.statics.range(ways(*prefix)).next().is_some()
+            })
+            .filter(|prefix| *prefix != not)
+            .find_map(|prefix| self.best(prefix, depth).map(|route| route.next_hops[0].key))
     }
+}
+
+/// All that may be in a map of static routes under one prefix.
+fn ways(prefix: Prefix) -> RangeInclusive<(Prefix, Via)> {
+    (prefix, Via::Peer(PublicKey([0; 32])))..=(prefix, Via::Address(OverlayAddress([0xff; 16])))
 }

@@ -205,3 +205,33 @@ fn prefixes_behind_gateways_are_entries_only_where_they_are_used() {
     rib.set_dynamic(site, None);
     assert_eq!(changes(&mut rib), [(site, None)]);
 }
+
+/// Each of them is looked at when it is added, not all of them each time; what follows another route
+/// still does.
+#[test]
+fn ten_thousand_static_routes_are_added_and_removed_one_by_one() {
+    const ROUTES: u32 = 10_000;
+    let mut rib = rib();
+    rib.peer_up(7, key(2));
+    let nth = |n: u32| {
+        let mut address = [0; 16];
+        address[0] = 4;
+        address[4..8].copy_from_slice(&n.to_be_bytes());
+        Prefix::new(OverlayAddress(address), 64)
+    };
+    let follower = prefix("500::/64");
+    let far = nth(ROUTES - 1).address();
+    rib.add_static(via(follower, Via::Address(far))).unwrap();
+    changes(&mut rib);
+    for n in 0..ROUTES {
+        rib.add_static(via(nth(n), Via::Peer(key(2)))).unwrap();
+    }
+    let added = changes(&mut rib);
+    assert_eq!(added.len(), 10_001);
+    assert!(added.contains(&(follower, Some(7))));
+    for n in 0..ROUTES {
+        assert!(rib.remove_static(nth(n), None));
+    }
+    assert_eq!(changes(&mut rib).len(), 10_001);
+    assert_eq!(rib.routes().count(), 1, "the peer's own");
+}

@@ -5,26 +5,28 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+#[path = "prometheus/causes.rs"]
+mod causes;
 mod common;
+#[path = "prometheus/panels.rs"]
+mod panels;
+#[path = "prometheus/server.rs"]
+mod server;
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::mesh::Mesh;
-use common::{eventually, privileged, transfer};
+use common::{eventually, privileged};
 use hyphae::lab::Namespace;
-use hyphae_rpc::Base64;
-use hyphae_rpc::method::{Destination, OutgoingMessage, PushMessageParams};
-use serde_json::{Value, json};
+use panels::Panels;
+use serde_json::Value;
+use server::Prometheus;
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Where Prometheus listens, in a namespace of the test.
-const PROMETHEUS: &str = "127.0.0.1:9090";
 
 fn deploy(path: &str) -> PathBuf {
     let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
@@ -128,211 +130,14 @@ fn every_alert_has_a_case_and_a_way_out() {
     }
 }
 
-/// Prometheus in a namespace; killed when dropped.
-struct Prometheus<'a> {
-    child: Child,
-    inside: &'a Namespace,
-    log: PathBuf,
-}
-
-impl<'a> Prometheus<'a> {
-    fn start(inside: &'a Namespace, directory: &Path, targets: &[&str]) -> Self {
-        let targets = targets.join("\", \"");
-        let rules = deploy("prometheus/hyphae.rules.yml");
-        let config = format!(
-            "global: {{ scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s }}\n\
-             rule_files: [\"{}\"]\n\
-             scrape_configs:\n  - job_name: hyphae\n    static_configs: [{{ targets: [\"{targets}\"] }}]\n",
-            rules.display()
-        );
-        let file = directory.join("prometheus.yml");
-        std::fs::write(&file, config).unwrap();
-        let log = directory.join("prometheus.log");
-        let mut command = Command::new("prometheus");
-        command
-            .arg(format!("--config.file={}", file.display()))
-            .arg(format!(
-                "--storage.tsdb.path={}",
-                directory.join("data").display()
-            ))
-            .arg(format!("--web.listen-address={PROMETHEUS}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&log).unwrap());
-        let child = inside.run(move || command.spawn()).unwrap().unwrap();
-        Self { child, inside, log }
-    }
-
-    /// What its interface answers; null while it does not.
-    fn ask(&self, path: String) -> Value {
-        let get = move || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(PROMETHEUS)?;
-            // HTTP/1.0: the answer ends with the connection, and comes in one piece.
-            write!(stream, "GET {path} HTTP/1.0\r\nHost: {PROMETHEUS}\r\n\r\n")?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        };
-        let answer = self.inside.run(get).unwrap().unwrap_or_default();
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        serde_json::from_str(body).unwrap_or(Value::Null)
-    }
-
-    /// The values that a query has now; `None` while there is no answer.
-    fn values(&self, query: &str) -> Option<Vec<f64>> {
-        let byte = |byte: u8| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
-            byte => format!("%{byte:02X}"),
-        };
-        let query: String = query.bytes().map(byte).collect();
-        let answer = self.ask(format!("/api/v1/query?query={query}"));
-        assert_ne!(answer["status"], "error", "{query}: {answer}");
-        let result = answer["data"]["result"].as_array()?;
-        let value = |sample: &Value| sample["value"][1].as_str()?.parse().ok();
-        Some(result.iter().filter_map(value).collect())
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-impl Drop for Prometheus<'_> {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The queries of a panel as the dashboard would send them for all nodes and workers.
-fn queries(panel: &Value) -> Vec<String> {
-    list(panel, "targets")
-        .iter()
-        .map(|target| {
-            text(target, "expr")
-                .replace("$__rate_interval", "30s")
-                .replace("$instance", ".*")
-                .replace("$worker", ".*")
-        })
-        .collect()
-}
-
-/// Panels whose lines are all at zero on a node that has no trouble, and some that other tests provoke
-/// (TCP links, small links, several workers): for them it is enough that the series are there.
-const QUIET: [&str; 12] = [
-    "Drained",
-    "Lost at the kernel",
-    "Rings that were full",
-    "Between workers",
-    "Frames in two parts",
-    "Waiting for the workers",
-    "State files",
-    "Reloads of the configuration",
-    "Loss by peer",
-    "Stream links",
-    "Stream connections coming and going",
-    "Frames over streams",
-];
-
-/// Three nodes in a row, the last of which knows topics, and a fourth that the relay refuses.
-fn start() -> Mesh {
-    let mut mesh = Mesh::new(4, &[(0, 1), (1, 2), (1, 3)]);
-    mesh.metrics = "0.0.0.0:9469";
-    let unwanted = mesh.keys[3];
-    mesh.start_with(0, FAMILIES);
-    let list = format!("{FAMILIES}[peering]\ndeny = [\"{unwanted}\"]\n");
-    mesh.start_with(1, &list);
-    mesh.start_with(2, FAMILIES);
-    mesh.start_with(3, "[session]\nretry_max_seconds = 2\n");
-    let (receiver, sender) = (mesh.node(2), mesh.keys[0].to_string());
-    let [letters, echo] = ["letters", "echo"].map(Base64::encode);
-    let nobody = receiver.directory().join("nobody.sock");
-    for (method, params) in [
-        ("addTopic", json!({ "topic": letters })),
-        ("addTopic", json!({ "topic": echo })),
-        (
-            "addTopicPubkeySource",
-            json!({ "topic": echo, "pubkey": sender }),
-        ),
-        (
-            "setTopicForwardSocket",
-            json!({ "topic": echo, "socket_path": nobody }),
-        ),
-    ] {
-        let result: Result<Value, _> = receiver.client.call(method, params);
-        result.unwrap_or_else(|error| panic!("{method}: {error}"));
-    }
-    mesh
-}
-
-/// Peers with families of their own.
-const FAMILIES: &str = "metrics_peers_max = 1\n";
-
-fn connect(mesh: &Mesh) {
-    let reaches = |from: usize, to: usize| {
-        let address = mesh.keys[to].address().ip();
-        let ping = mesh.node(from).ping(address, Duration::from_millis(500));
-        ping.is_ok()
-    };
-    eventually("client and server reach each other", PATIENCE, || {
-        reaches(0, 2) && reaches(2, 0)
-    });
-    // The hosts too: their devices get address and route a moment later.
-    let far = mesh.node(2).address().to_string();
-    eventually("the hosts reach each other", PATIENCE, || {
-        answers(mesh, &far)
-    });
-}
-
-/// Something of everything that panels show.
-fn traffic(mesh: &Mesh) {
-    let far = mesh.node(2).address();
-    transfer(&mesh.namespaces[0], &mesh.namespaces[2], far, 1 << 20);
-    // Bytes that are no frame are dropped, with a reason.
-    let junk = || UdpSocket::bind("127.0.0.1:0")?.send_to(&[0xff; 64], "127.0.0.1:9670");
-    mesh.namespaces[1].run(junk).unwrap().unwrap();
-    // One topic takes everything, one nothing, and one leads to a server that does not run.
-    for topic in ["", "letters", "echo"] {
-        let message = OutgoingMessage {
-            dst: Destination::Pk(mesh.keys[2].to_string()),
-            topic: Some(topic.into()),
-            payload: "hello".into(),
-        };
-        let params = PushMessageParams {
-            message,
-            reply_timeout: None,
-        };
-        mesh.node(0).client.push_message(params).unwrap();
-    }
-    // A session that there was not before.
-    let near = mesh.node(1).address();
-    mesh.node(0).ping(near, PATIENCE).unwrap();
-    // A call that fails.
-    let nonsense = json!({ "endpoint": "nonsense" });
-    let refused: Result<Value, _> = mesh.node(1).client.call("deletePeer", nonsense);
-    assert!(refused.is_err());
-    // A node that does not exist: the host is told so.
-    assert!(!answers(mesh, "400:dead::1"));
-}
-
-/// Whether the first host gets an answer to a ping.
-fn answers(mesh: &Mesh, address: &str) -> bool {
-    let mut ping = Command::new("ping");
-    ping.args(["-6", "-c", "1", "-W", "1", address]);
-    ping.stdout(Stdio::null()).stderr(Stdio::null());
-    let status = mesh.namespaces[0].run(move || ping.status()).unwrap();
-    status.unwrap().success()
-}
-
 #[test]
-fn every_panel_has_data_and_every_alert_is_evaluated() {
-    let name = "every_panel_has_data_and_every_alert_is_evaluated";
+fn every_panel_moves_and_every_alert_is_evaluated() {
+    let name = "every_panel_moves_and_every_alert_is_evaluated";
     if !privileged(name) || !installed(name) {
         return;
     }
-    let mut mesh = start();
-    connect(&mesh);
+    let mut mesh = causes::start();
+    causes::connect(&mesh);
     let directory = tempfile::tempdir().unwrap();
     let outside = Namespace::new().unwrap();
     for (n, node) in (0..3).zip(&mesh.namespaces) {
@@ -346,54 +151,21 @@ fn every_panel_has_data_and_every_alert_is_evaluated() {
     eventually("Prometheus scrapes three nodes", PATIENCE, || {
         prometheus.values("up == 1").is_some_and(|up| up.len() == 3)
     });
-    // A node that loses everything comes back: peers and sessions end, and others begin.
-    traffic(&mesh);
-    mesh.kill(2);
-    mesh.start_with(2, FAMILIES);
-    connect(&mesh);
-
     let dashboard = dashboard();
-    // What is still to be seen: title, query, and whether a value above zero is wanted.
-    let mut waiting: Vec<_> = list(&dashboard, "panels")
-        .iter()
-        .filter(|panel| panel["type"] != "row")
-        .flat_map(|panel| {
-            queries(panel)
-                .into_iter()
-                .map(move |query| (text(panel, "title"), query))
-        })
-        .collect();
-    let titles: BTreeSet<_> = waiting.iter().map(|(title, _)| *title).collect();
-    assert!(QUIET.iter().all(|title| titles.contains(title)));
-    let mut still: BTreeSet<_> = titles
-        .into_iter()
-        .filter(|title| !QUIET.contains(title))
-        .collect();
-    let deadline = Instant::now() + 2 * PATIENCE;
-    while !waiting.is_empty() {
-        assert!(
-            Instant::now() < deadline,
-            "not seen: {waiting:#?}, nothing but zero in {still:?}\n{}",
-            prometheus.log()
-        );
-        traffic(&mesh);
-        // A peer goes and comes back.
-        let peer = json!({ "endpoint": format!("udp://198.18.2.1:9670#{}", mesh.keys[1]) });
-        for method in ["deletePeer", "addPeer"] {
-            let done: Result<bool, _> = mesh.node(2).client.call(method, &peer);
-            assert!(done.unwrap(), "{method}");
-        }
-        connect(&mesh);
-        waiting.retain(|(title, query)| {
-            let values = prometheus.values(query).unwrap_or_default();
-            if values.iter().any(|value| value.is_finite() && *value > 0.0) {
-                still.remove(title);
+    let mut panels = Panels::new(&dashboard, &prometheus);
+    let began = Instant::now();
+    causes::usual(&mut mesh, &mut panels);
+    while !panels.done() {
+        assert!(began.elapsed() < 4 * PATIENCE, "{}", panels.missing());
+        for (titles, cause) in causes::SPECIAL {
+            if titles.iter().any(|title| panels.waits_for(title)) {
+                cause(&mut mesh, &mut panels);
             }
-            let any = values.iter().any(|value| value.is_finite());
-            // Lines at zero are asked for again until one of their panel has moved.
-            !any || still.contains(title)
-        });
+        }
+        causes::usual(&mut mesh, &mut panels);
+        panels.look();
     }
+    panels.keep(&dashboard);
     alerts(&prometheus);
 }
 

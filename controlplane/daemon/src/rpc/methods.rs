@@ -218,18 +218,20 @@ impl Node {
             |e: crate::endpoint::InvalidPeer| Error::new(code::BAD_ENDPOINT_DELETE, e.to_string());
         let url: PeerUrl = params.endpoint.parse().map_err(bad)?;
         let same = |other: &PeerUrl| other.is_at(&url);
-        let found = self
-            .configured
-            .iter()
-            .find(|(_, configured)| same(&configured.url));
-        let Some(id) = found.map(|(id, _)| *id) else {
+        // One that was given with different keys is there more than once.
+        let found = self.configured.iter();
+        let found = found.filter(|(_, configured)| same(&configured.url));
+        let found: Vec<u32> = found.map(|(id, _)| *id).collect();
+        if found.is_empty() {
             let message = format!("{url} is not a configured peer");
             return Err(Error::new(code::PEER_NOT_FOUND, message));
-        };
+        }
         let mut file = self.stored_peers();
         file.peers.retain(|other| !same(other));
         self.persist(PEERS_FILE, &file)?;
-        self.remove_peer(now, id);
+        for id in found {
+            self.remove_peer(now, id);
+        }
         value(true)
     }
 

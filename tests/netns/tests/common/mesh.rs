@@ -24,6 +24,8 @@ pub(crate) struct Mesh {
     pub(crate) keys: Vec<PublicKey>,
     /// Where the nodes that are started from now on show their metrics.
     pub(crate) metrics: &'static str,
+    /// Cores of the workers of the nodes that are started from now on.
+    pub(crate) cores: &'static str,
     cables: Vec<(usize, usize)>,
     directory: TempDir,
 }
@@ -50,6 +52,7 @@ impl Mesh {
             namespaces,
             keys: (0..nodes).map(key).collect(),
             metrics: "127.0.0.1:9469",
+            cores: "any:1",
             cables: cables.to_vec(),
             directory,
         }
@@ -75,7 +78,7 @@ impl Mesh {
             "--listen",
             "0.0.0.0:9670",
             "--cores",
-            "any:1",
+            self.cores,
             "--discovery",
             "none",
         ]
