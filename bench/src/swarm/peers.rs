@@ -23,6 +23,8 @@ const PROCESSES_MAX: usize = 4;
 const EMPTY: Duration = Duration::from_secs(3);
 /// How long all nodes may take to join.
 const JOIN_MAX: Duration = Duration::from_secs(120);
+/// Scrapes that are timed.
+const SCRAPES: usize = 51;
 /// What a peer may cost, and what all may cost together.
 const PEER_KIB_MAX: f64 = 16.0;
 const CPU_PERCENT_MAX: f64 = 5.0;
@@ -88,8 +90,48 @@ pub(crate) struct Row {
     pub(crate) kib_per_peer: f64,
     pub(crate) cpu_percent: f64,
     pub(crate) wakeups_per_second: f64,
+    /// What it takes to ask for the metrics, without families of single peers.
+    #[serde(default)]
+    pub(crate) scrape: Scrapes,
+    /// The same with families for every peer.
+    #[serde(default)]
+    pub(crate) scrape_each_peer: Scrapes,
     /// At most 16 KiB per peer and below 5 % of a core.
     pub(crate) within_limits: bool,
+}
+
+/// Times of scrapes one after the other, over loopback, from connecting to the last byte.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Scrapes {
+    pub(crate) bytes: usize,
+    pub(crate) median_ms: f64,
+    pub(crate) max_ms: f64,
+}
+
+impl Scrapes {
+    fn of(relay: &Relay) -> anyhow::Result<Self> {
+        let (mut times, mut bytes) = (Vec::new(), 0);
+        for _ in 0..SCRAPES {
+            let (took, len) = relay.scrape()?;
+            times.push(took);
+            bytes = len;
+        }
+        times.sort_unstable();
+        let ms = |n: usize| times[n].as_secs_f64() * 1e3;
+        Ok(Self {
+            bytes,
+            median_ms: ms(SCRAPES / 2),
+            max_ms: ms(SCRAPES - 1),
+        })
+    }
+
+    fn shown(&self) -> String {
+        match self.bytes {
+            0 => "–".to_owned(),
+            _ => format!("{} ≤ {}", number(self.median_ms), number(self.max_ms)),
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
@@ -133,6 +175,9 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
         states.get("alive") == Some(&peers),
         "peers were lost while idling: {states:?}"
     );
+    let scrape = Scrapes::of(&relay)?;
+    relay.show_peers(peers)?;
+    let scrape_each_peer = Scrapes::of(&relay)?;
     drop(crowd);
     let process = |n: usize| Process {
         resident_kib_before: before[n].resident_kib,
@@ -151,6 +196,8 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
         handshakes_per_second: peers as f64 / join,
         kib_per_peer,
         cpu_percent,
+        scrape,
+        scrape_each_peer,
         wakeups_per_second: dataplane.idle.wakeups_per_second
             + controlplane.idle.wakeups_per_second,
         within_limits: kib_per_peer <= PEER_KIB_MAX && cpu_percent < CPU_PERCENT_MAX,
@@ -258,6 +305,8 @@ pub(crate) fn table(rows: &[Row]) -> Table {
         "KiB/peer",
         "CPU % dp+cp",
         "wakeups/s dp+cp",
+        "scrape ms",
+        "with each peer",
         "limits",
     ];
     Table::new(columns, rows, |row| {
@@ -275,6 +324,8 @@ pub(crate) fn table(rows: &[Row]) -> Table {
                 "{:.0} + {:.0}",
                 data.wakeups_per_second, control.wakeups_per_second
             ),
+            row.scrape.shown(),
+            row.scrape_each_peer.shown(),
             if row.within_limits { "kept" } else { "missed" }.to_owned(),
         ]
     })

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use hyphae_rpc::Client;
-use hyphae_rpc::method::Status;
+use hyphae_rpc::method::{ReloadParams, Status};
 use hyphae_wire::PublicKey;
 use tempfile::TempDir;
 
@@ -34,6 +35,10 @@ pub(super) struct Relay {
     /// Dataplane and control plane.
     pids: [u32; 2],
     pub(super) target: Target,
+    /// Where it shows its metrics.
+    metrics: SocketAddr,
+    config: PathBuf,
+    settings: String,
     _directory: TempDir,
 }
 
@@ -52,19 +57,20 @@ impl Relay {
         let directory = tempfile::Builder::new().prefix("hyphae-bench-").tempdir()?;
         let config = directory.path().join("relay.toml");
         let room = peers_max.max(64);
-        std::fs::write(
-            &config,
-            format!(
-                "[peering]\npeers_max = {room}\ninbound_max = {room}\n\
-                 inbound_per_source_max = 64\n[stream]\nlisten = false\nfallback = false\n"
-            ),
-        )?;
+        let settings = format!(
+            "[peering]\npeers_max = {room}\ninbound_max = {room}\n\
+             inbound_per_source_max = 64\n[stream]\nlisten = false\nfallback = false\n"
+        );
+        std::fs::write(&config, &settings)?;
+        // Free now, and nobody else takes ports here.
+        let metrics = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
         let sockets = directory.path().join("run");
         let log = directory.path().join("log");
         let supervisor = Command::new(program)
             .args(["up", "--no-tun", "--discovery", "none", "--rpc", "off"])
-            .args(["--metrics", "off", "--log-level", "warn", "--cores", cores])
+            .args(["--log-level", "warn", "--cores", cores])
+            .args(["--metrics", &metrics.to_string()])
             .args(["--listen", &at.to_string()])
             .arg("--config")
             .arg(&config)
@@ -86,6 +92,9 @@ impl Relay {
                 at,
                 key: PublicKey([0; 32]),
             },
+            metrics,
+            config,
+            settings,
             _directory: directory,
         };
         relay.wait(&log)?;
@@ -122,6 +131,32 @@ impl Relay {
             *states.entry(peer.connection_state).or_default() += 1;
         }
         Ok(states)
+    }
+
+    /// Shows families of single peers from now on, for as many as this.
+    pub(super) fn show_peers(&self, peers_max: usize) -> anyhow::Result<()> {
+        let settings = &self.settings;
+        std::fs::write(
+            &self.config,
+            format!("metrics_peers_max = {peers_max}\n{settings}"),
+        )?;
+        self.client.config_reload(ReloadParams { dry_run: false })?;
+        Ok(())
+    }
+
+    /// Asks for the metrics once: how long it took, and how many bytes came.
+    pub(super) fn scrape(&self) -> anyhow::Result<(Duration, usize)> {
+        let began = Instant::now();
+        let mut stream = TcpStream::connect(self.metrics)?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: bench\r\n\r\n")?;
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text)?;
+        let took = began.elapsed();
+        ensure!(
+            text.starts_with(b"HTTP/1.0 200"),
+            "the relay has no metrics"
+        );
+        Ok((took, text.len()))
     }
 
     /// What dataplane and control plane have used so far.
