@@ -7,13 +7,11 @@
 
 mod common;
 
-use std::io::Write;
 use std::net::UdpSocket;
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{binary, eventually, privileged, transfer};
+use common::{binary, eventually, nft, privileged, transfer};
 use hyphae::lab::{Lab, LabNode, Namespace, Spec};
 use hyphae_rpc::method::Peer;
 use nix::sys::signal::{Signal, kill};
@@ -96,20 +94,6 @@ fn counter(node: &LabNode, name: &str) -> u64 {
     let status = node.status().unwrap();
     let all = status.counters.get(name).or(status.drops.get(name));
     all.copied().unwrap_or(0)
-}
-
-/// Gives rules to the packet filter of a namespace.
-fn nft(namespace: &Namespace, rules: &'static str) {
-    let run = move || {
-        let mut nft = Command::new("nft")
-            .args(["-f", "-"])
-            .stdin(Stdio::piped())
-            .spawn()?;
-        nft.stdin.take().unwrap().write_all(rules.as_bytes())?;
-        nft.wait()
-    };
-    let status = namespace.run(run).unwrap().unwrap();
-    assert!(status.success(), "nft takes '{rules}': is nf_tables there?");
 }
 
 fn both_ways(streams: &Streams) {

@@ -7,7 +7,7 @@ pub(crate) mod mesh;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -104,7 +104,13 @@ pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, byte
         .unwrap();
     let place = listener.local_addr().unwrap();
     let connect = move || TcpStream::connect_timeout(&place, Duration::from_secs(10));
-    let mut sending = from.run(connect).unwrap().unwrap();
+    let mut sending = None;
+    // Right after a link has changed, the way may be gone for a moment.
+    eventually("a connection", Duration::from_secs(30), || {
+        sending = from.run(connect).unwrap().ok();
+        sending.is_some()
+    });
+    let mut sending = sending.unwrap();
     let (mut receiving, _) = listener.accept().unwrap();
     receiving
         .set_read_timeout(Some(Duration::from_secs(20)))
@@ -118,4 +124,18 @@ pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, byte
     receiving.read_exact(&mut received).unwrap();
     sender.join().unwrap();
     assert!((0..bytes).all(|at| received[at] == pattern(at)));
+}
+
+/// Gives rules to the packet filter of a namespace.
+pub(crate) fn nft(namespace: &Namespace, rules: &'static str) {
+    let run = move || {
+        let mut nft = Command::new("nft")
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()?;
+        nft.stdin.take().unwrap().write_all(rules.as_bytes())?;
+        nft.wait()
+    };
+    let status = namespace.run(run).unwrap().unwrap();
+    assert!(status.success(), "nft takes '{rules}': is nf_tables there?");
 }

@@ -16,13 +16,13 @@ use serde_json::{Value, json};
 use super::PATIENCE;
 use super::panels::Panels;
 use crate::common::mesh::Mesh;
-use crate::common::{command, eventually, scrape, transfer};
+use crate::common::{command, eventually, nft, scrape, transfer};
 
 /// Titles of panels, and what moves them. Whatever it changes, it changes back.
 pub(crate) type Cause = (&'static [&'static str], fn(&mut Mesh, &mut Panels<'_>));
 
 /// What ordinary traffic does not do.
-pub(crate) const SPECIAL: [Cause; 10] = [
+pub(crate) const SPECIAL: [Cause; 9] = [
     (&["Under way", "Bytes under way"], cut_a_message),
     (&["Drained"], drain),
     (&["State files"], fail_to_write),
@@ -31,7 +31,6 @@ pub(crate) const SPECIAL: [Cause; 10] = [
         reload,
     ),
     (&["Lost at the kernel"], flood),
-    (&["Rings that were full"], lose_the_control_plane),
     (&["Frames in two parts"], shrink_a_cable),
     (&["Loss by peer"], lose_probes),
     (&["Between workers"], cross_workers),
@@ -182,7 +181,7 @@ fn arrived(mesh: &Mesh, id: &str) -> bool {
     }
 }
 
-/// A message stands still between its ends, because its way is taken away when a part of it is there.
+/// A message stands still between its ends, because its cable is pulled when a part of it is there.
 fn cut_a_message(mesh: &mut Mesh, panels: &mut Panels<'_>) {
     let mut len = 4 << 20;
     eventually("a message stands still", PATIENCE * 2, || {
@@ -193,7 +192,7 @@ fn cut_a_message(mesh: &mut Mesh, panels: &mut Panels<'_>) {
         eventually("a part of it is there", PATIENCE, || {
             value(mesh, 2, "hyphae_messages_incoming") > 0.0 || arrived(mesh, &id)
         });
-        peer(mesh, "deletePeer", "udp");
+        mesh.cable(2, "down");
         let mut seen = false;
         eventually("it is seen, or was too fast", PATIENCE, || {
             let moves = |gauge: &str| {
@@ -210,7 +209,7 @@ fn cut_a_message(mesh: &mut Mesh, panels: &mut Panels<'_>) {
         if seen {
             panels.look();
         }
-        peer(mesh, "addPeer", "udp");
+        mesh.cable(2, "up");
         eventually("the whole message arrives", PATIENCE, || arrived(mesh, &id));
         let params = PopMessageParams {
             peek: None,
@@ -300,31 +299,6 @@ fn flood(mesh: &mut Mesh, _: &mut Panels<'_>) {
     });
 }
 
-/// The supervisor of a plane.
-fn supervisor(pid: u32) -> u32 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    line.unwrap().trim().parse().unwrap()
-}
-
-/// The workers have something for a control plane that is gone, and that nobody may start again yet.
-fn lose_the_control_plane(mesh: &mut Mesh, _: &mut Panels<'_>) {
-    let node = mesh.node(2);
-    let status = node.status().unwrap();
-    let above = supervisor(status.pid);
-    signal(above, Signal::SIGSTOP);
-    node.kill(status.pid).unwrap();
-    // Nobody knows a way there, which only the control plane could change.
-    for n in 1..4 {
-        assert!(!ping(mesh, 2, &[&format!("400:dead::{n}")]));
-    }
-    signal(above, Signal::SIGCONT);
-    eventually("there is another control plane", PATIENCE, || {
-        node.status().is_ok_and(|now| now.pid != status.pid)
-    });
-    connect(mesh);
-}
-
 /// A cable carries less than IPv6 promises, and neither side is told.
 fn shrink_a_cable(mesh: &mut Mesh, panels: &mut Panels<'_>) {
     let set = |mtu: u32| {
@@ -397,11 +371,15 @@ fn counter(mesh: &Mesh, n: usize, name: &str) -> u64 {
     status.counters.get(name).copied().unwrap_or(0)
 }
 
-/// The last node reaches the relay over TCP only.
+/// The last node reaches the relay over TCP only: the relay would come back over UDP by itself.
 fn use_streams(mesh: &mut Mesh, panels: &mut Panels<'_>) {
+    nft(
+        &mesh.namespaces[2],
+        "table inet blocked { chain underlay { type filter hook input priority 0; \
+         iifname \"plug2\" meta l4proto udp drop; }; }\n",
+    );
     peer(mesh, "deletePeer", "udp");
     peer(mesh, "addPeer", "tcp");
-    connect(mesh);
     for title in [
         "Stream links",
         "Stream connections coming and going",
@@ -409,6 +387,7 @@ fn use_streams(mesh: &mut Mesh, panels: &mut Panels<'_>) {
     ] {
         panels.see(title);
     }
+    nft(&mesh.namespaces[2], "delete table inet blocked\n");
     peer(mesh, "deletePeer", "tcp");
     peer(mesh, "addPeer", "udp");
     connect(mesh);
