@@ -59,8 +59,8 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
     if !tun && config.tun.is_some() {
         eprintln!(
             "hyphae: starting without a TUN device, so this host's own traffic is not carried: that \
-             needs CAP_NET_ADMIN (run as root, or `setcap cap_net_admin+ep` on the binary); \
-             --no-tun says that this is meant"
+             needs CAP_NET_ADMIN (run as root, or `setcap cap_net_admin+ep` on the binary; \
+             in a container `--cap-add NET_ADMIN`); --no-tun says that this is meant"
         );
     }
     let mut signals = SigSet::empty();

@@ -49,14 +49,31 @@ pub(crate) fn eventually(what: &str, timeout: Duration, mut done: impl FnMut() -
     }
 }
 
-/// Whether this process may make namespaces. A failure under CI, a loud skip elsewhere.
+/// What tests with namespaces call, and the Debian packages that it is in.
+const TOOLS: [(&str, &str); 3] = [
+    ("ip", "iproute2"),
+    ("ping", "iputils-ping"),
+    ("nft", "nftables"),
+];
+
+/// Whether this process may make namespaces, and has what it takes to set them up. A failure under CI, a loud skip
+/// elsewhere.
 pub(crate) fn privileged(test: &str) -> bool {
-    if rustix::process::geteuid().is_root() {
+    let mut lacks = Vec::new();
+    if !rustix::process::geteuid().is_root() {
+        lacks.push("root, for network namespaces".to_owned());
+    }
+    for (tool, package) in TOOLS {
+        if Command::new(tool).arg("-V").output().is_err() {
+            lacks.push(format!("`{tool}` (apt install {package})"));
+        }
+    }
+    if lacks.is_empty() {
         return true;
     }
     let ci = std::env::var_os("CI").is_some();
-    assert!(!ci, "{test} needs root, which CI has");
-    eprintln!("SKIPPED: {test} needs root for network namespaces");
+    assert!(!ci, "{test} needs {}, which CI has", lacks.join(", "));
+    eprintln!("SKIPPED: {test} needs {}", lacks.join(", "));
     false
 }
 
