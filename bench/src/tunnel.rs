@@ -25,8 +25,9 @@ use underlay::Place;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// TCP through nodes with TUN devices, to the relay and through it, and CPU time per gigabyte, against
-    /// TCP over the same veths.
+    /// TCP through nodes with TUN devices, to the relay and through it, and CPU time per gigabyte; small UDP
+    /// packets per second at 1 % loss, and what is left of them under three times that load. Against the same
+    /// over the same veths.
     #[command(
         after_help = "Examples:\n  sudo hyphae-bench tunnel\n  sudo hyphae-bench tunnel \
         --streams 1 --seconds 5 --json"
@@ -83,12 +84,9 @@ pub(crate) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
     let baseline = "the same traffic over the veths, forwarded by the kernel";
     match command {
         Command::Tunnel(args) => {
-            let plain = tcp(&mut *peers::plain()?, args)?;
-            compare(
-                &mut rows,
-                tcp(&mut *peers::start(Named::Hyphae, None)?, args)?,
-                &plain,
-            );
+            let plain = tunnel(&mut *peers::plain()?, args)?;
+            let mut hyphae = peers::start(Named::Hyphae, None)?;
+            compare(&mut rows, tunnel(&mut *hyphae, args)?, &plain);
             show_measured("tunnel", &rows, baseline, json)
         }
         Command::Latency(args) => {
@@ -109,7 +107,7 @@ pub(crate) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
 
 fn versus(args: &VersusArgs, rows: &mut Vec<Measured>) -> anyhow::Result<()> {
     let both = |network: &mut dyn Network| -> anyhow::Result<Vec<Measured>> {
-        let mut rows = tcp(network, &args.tunnel)?;
+        let mut rows = tunnel(network, &args.tunnel)?;
         if let (Some(version), Some(row)) = (network.version(), rows.first_mut()) {
             row.note = Some(version);
         }
@@ -191,6 +189,76 @@ fn tcp(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Measu
         }
     }
     Ok(rows)
+}
+
+fn tunnel(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Measured>> {
+    let mut rows = tcp(network, args)?;
+    rows.extend(small(network, args)?);
+    Ok(rows)
+}
+
+/// Share of small packets that may be lost.
+const LOSS_MAX: f64 = 0.01;
+/// Small packets per second that the search begins with, and how often it halves what it does not know.
+const FIRST: f64 = 5000.0;
+const HALVINGS: usize = 4;
+/// Times the rate with little loss that a flood has.
+const FLOOD: f64 = 3.0;
+
+/// The most small packets per second of which hardly any are lost, and what arrives under a flood.
+fn small(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Measured>> {
+    eprintln!("{}: small UDP packets, relayed", network.name());
+    let time = Duration::from_secs_f64(args.seconds / 4.0);
+    let name = network.name();
+    let target = traffic::Target::new(network, Place::Server)?;
+    let packets = traffic::Small::new(&target)?;
+    packets.go(FIRST, time)?;
+    // A rate that is too much once may be so by chance.
+    let passes = |rate: f64| -> anyhow::Result<Option<traffic::Went>> {
+        for _ in 0..2 {
+            let went = packets.go(rate, time)?;
+            if went.lost() <= LOSS_MAX {
+                return Ok(Some(went));
+            }
+        }
+        Ok(None)
+    };
+    let (mut low, mut best) = (0.0, None);
+    let mut high = FIRST;
+    while let Some(went) = passes(high)? {
+        (low, best) = (high, Some(went));
+        if went.offered() < 0.95 * high {
+            // The generator's own limit.
+            break;
+        }
+        high *= 2.0;
+    }
+    for _ in 0..HALVINGS {
+        let middle = f64::midpoint(low, high);
+        match passes(middle)? {
+            Some(went) => (low, best) = (middle, Some(went)),
+            None => high = middle,
+        }
+    }
+    let peak = best.map_or(0.0, |went| went.rate());
+    let flood = packets.go(FLOOD * peak.max(FIRST), time * 2)?;
+    let what = "small UDP";
+    let row = |of: &str, value, note| {
+        let row = Measured::new(format!("{what}, {of}"), &name, value, "packets/s");
+        row.size(traffic::SMALL).note(note)
+    };
+    Ok(vec![
+        row("1 % loss", peak, format!("{low:.0} offered")),
+        row(
+            "flood",
+            flood.rate(),
+            format!(
+                "{:.2} of the rate at 1 % loss, at {:.1} times the load",
+                flood.rate() / peak,
+                flood.offered() / peak
+            ),
+        ),
+    ])
 }
 
 fn latency(network: &mut dyn Network, args: &LatencyArgs) -> anyhow::Result<Vec<Measured>> {

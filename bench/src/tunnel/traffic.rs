@@ -211,3 +211,95 @@ pub(super) fn round_trips(target: &Target<'_>, samples: usize) -> anyhow::Result
     });
     Ok((Times::new(times), lost))
 }
+
+/// Payload of a small packet.
+pub(super) const SMALL: usize = 64;
+/// What waits at the sink while it does not run; the kernel doubles it.
+const SINK_BYTES: usize = 4 << 20;
+/// How often the generator sends what is due.
+const TICK: Duration = Duration::from_micros(500);
+/// Until what is on its way has arrived.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// Small packets at a rate.
+pub(super) struct Small {
+    from: UdpSocket,
+    to: UdpSocket,
+}
+
+/// Packets of one go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Went {
+    sent: u64,
+    arrived: u64,
+    seconds: f64,
+}
+
+impl Went {
+    /// Packets per second that arrived.
+    pub(super) fn rate(&self) -> f64 {
+        self.arrived as f64 / self.seconds
+    }
+
+    /// Packets per second that were sent.
+    pub(super) fn offered(&self) -> f64 {
+        self.sent as f64 / self.seconds
+    }
+
+    /// Of what was sent.
+    pub(super) fn lost(&self) -> f64 {
+        1.0 - self.arrived as f64 / self.sent.max(1) as f64
+    }
+}
+
+impl Small {
+    pub(super) fn new(target: &Target<'_>) -> anyhow::Result<Self> {
+        let (from, to) = target.udp()?;
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&to, SINK_BYTES)?;
+        to.set_read_timeout(Some(DRAIN))?;
+        from.connect(to.local_addr()?)?;
+        Ok(Self { from, to })
+    }
+
+    /// Sends so many packets per second for some time and counts those that arrive. The generator sends what it
+    /// can where that is less.
+    pub(super) fn go(&self, rate: f64, time: Duration) -> anyhow::Result<Went> {
+        let gap = Duration::from_secs_f64(1.0 / rate).as_nanos().max(1);
+        let arrived = AtomicU64::new(0);
+        let done = AtomicBool::new(false);
+        let (sent, seconds) = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut packet = [0; SMALL];
+                // Ends when nothing has come for a while after the last was sent.
+                while self.to.recv(&mut packet).is_ok() || !done.load(Ordering::Relaxed) {
+                    if packet[0] == 1 {
+                        arrived.fetch_add(1, Ordering::Relaxed);
+                        packet[0] = 0;
+                    }
+                }
+            });
+            let mut packet = [0; SMALL];
+            packet[0] = 1;
+            let (start, mut sent) = (Instant::now(), 0u64);
+            while start.elapsed() < time {
+                let due = start.elapsed().as_nanos() / gap;
+                let before = Instant::now();
+                while u128::from(sent) < due && before.elapsed() < TICK {
+                    // A full queue is loss like any other.
+                    let _ = self.from.send(&packet);
+                    sent += 1;
+                }
+                std::thread::sleep(TICK.saturating_sub(before.elapsed()));
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            done.store(true, Ordering::Relaxed);
+            (sent, seconds)
+        });
+        ensure!(sent > 0, "no packet was sent");
+        Ok(Went {
+            sent,
+            arrived: arrived.into_inner(),
+            seconds,
+        })
+    }
+}

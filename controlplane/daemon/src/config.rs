@@ -63,6 +63,8 @@ pub struct Config {
     pub cores: String,
     /// Driver, as the dataplane reads it.
     pub driver: String,
+    /// How long a worker may look for work before it sleeps.
+    pub poll_max: Duration,
     /// Suites to offer; `None` leaves the choice to the hardware.
     pub suite: Option<Suite>,
     /// Where metrics are served.
@@ -207,6 +209,7 @@ struct Raw {
     tun: RawTun,
     cores: Option<String>,
     driver: Option<String>,
+    poll_max_microseconds: Option<u64>,
     suite: Option<String>,
     metrics: Option<String>,
     metrics_peers_max: usize,
@@ -355,6 +358,13 @@ impl Config {
             tun: raw.tun.enabled.unwrap_or(true).then_some(tun_name),
             cores: text(raw.cores, "auto"),
             driver: text(raw.driver, "auto"),
+            poll_max: match raw.poll_max_microseconds.unwrap_or(0) {
+                given @ 0..=1000 => Duration::from_micros(given),
+                given => {
+                    let message = format!("{given} is out of range; use 0 to 1000 microseconds");
+                    return Err(value("poll_max_microseconds", message));
+                }
+            },
             suite,
             metrics: optional_socket("metrics", &text(raw.metrics, METRICS_DEFAULT))?,
             metrics_peers_max: raw.metrics_peers_max,

@@ -18,6 +18,7 @@ mod cores;
 mod handover;
 mod options;
 mod output;
+mod polling;
 pub mod punts;
 mod run;
 mod stream;

@@ -21,6 +21,8 @@ pub struct Options {
     pub tun: Option<String>,
     /// Which driver.
     pub driver: DriverKind,
+    /// How long a worker may look for work before it sleeps; zero for not at all.
+    pub poll_max: Duration,
     /// Directory of `dataplane.sock`; must exist.
     pub socket_dir: PathBuf,
     /// Receive buffers per worker, 64 KiB each, a power of two.

@@ -24,6 +24,7 @@ use crate::control::Control;
 use crate::cores::{self, CoresError};
 use crate::handover;
 use crate::options::Options;
+use crate::polling::Polling;
 use crate::stream;
 use crate::vigil::{Pulse, Vigil, Watched};
 use crate::worker::{Worker, WorkerParts, clock};
@@ -103,6 +104,7 @@ struct Seat {
     stream: stream::StreamOutlet,
     stats: hyphae_shm::StatsWriter,
     udp_segmentation: bool,
+    polling: Polling,
     stop: Arc<AtomicBool>,
     pulse: Arc<Pulse>,
     ended: Arc<Doorbell>,
@@ -239,6 +241,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
             stream,
             stats: segment.stats_writer(id),
             udp_segmentation,
+            polling: Polling::new(options.poll_max),
             stop: Arc::clone(&stop),
             pulse: watch(&format!("worker-{n}"), &bells[id.as_usize()]),
             ended: Arc::clone(&ended),
@@ -427,6 +430,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         stream,
         stats,
         udp_segmentation,
+        polling,
         stop,
         pulse,
         ..
@@ -438,6 +442,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         stream,
         stats,
         udp_segmentation,
+        polling,
         stop,
         pulse,
     };

@@ -18,6 +18,7 @@ use hyphae_wire::Nanos;
 use crate::control::Control;
 use crate::handover::Handover;
 use crate::output::{Arena, Output};
+use crate::polling::Polling;
 use crate::stream::StreamOutlet;
 use crate::vigil::Pulse;
 
@@ -54,6 +55,7 @@ pub(crate) struct Worker<D: Driver> {
     awake_since: Nanos,
     /// Frames received by the end of the last turn.
     received: u64,
+    polling: Polling,
 }
 
 /// What a worker is made of, beside its driver.
@@ -64,6 +66,7 @@ pub(crate) struct WorkerParts {
     pub(crate) stream: StreamOutlet,
     pub(crate) stats: StatsWriter,
     pub(crate) udp_segmentation: bool,
+    pub(crate) polling: Polling,
     pub(crate) stop: Arc<AtomicBool>,
     pub(crate) pulse: Arc<Pulse>,
 }
@@ -86,6 +89,7 @@ impl<D: Driver> Worker<D> {
             stream,
             stats,
             udp_segmentation,
+            polling,
             stop,
             pulse,
         } = parts;
@@ -111,6 +115,7 @@ impl<D: Driver> Worker<D> {
             busy: Duration::ZERO,
             awake_since: clock(),
             received: 0,
+            polling,
         }
     }
 
@@ -123,7 +128,7 @@ impl<D: Driver> Worker<D> {
             self.pulse.beat();
             if self.turn(clock()) {
                 self.driver.wait(Some(Duration::ZERO))?;
-            } else {
+            } else if !self.poll()? {
                 self.sleep()?;
             }
         }
@@ -213,6 +218,33 @@ impl<D: Driver> Worker<D> {
             .counters
             .observe(Counter::Turns1, received - before);
         self.publish();
+    }
+
+    /// Looks for work for as long as that is allowed; true when there was some. The time of looking does
+    /// not count as busy.
+    fn poll(&mut self) -> std::io::Result<bool> {
+        let begun = clock();
+        let budget = self.polling.budget(begun);
+        if budget.is_zero() {
+            return Ok(false);
+        }
+        let (mut found, mut now) = (false, begun);
+        while !found && now.since(begun) < budget && !self.stop.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+            let after = clock();
+            if self.polling.gave_way(after, after.since(now)) {
+                break;
+            }
+            now = after;
+            self.driver.wait(Some(Duration::ZERO))?;
+            found = self.turn(now);
+        }
+        self.polling.note(found);
+        self.awake_since = self.awake_since + now.since(begun);
+        let counters = &mut self.engine.counters;
+        counters.add(Counter::Polls, 1);
+        counters.add(Counter::PollsFound, u64::from(found));
+        Ok(found)
     }
 
     fn sleep(&mut self) -> std::io::Result<()> {

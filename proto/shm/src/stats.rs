@@ -57,6 +57,8 @@ counters! {
         Handovers = "handovers", "frames handed to the worker that owns their session";
         HandoverOverruns = "handover_overruns", "frames lost because the other worker's hand-over ring was full";
         Wakeups = "wakeups", "times the worker went to sleep and woke";
+        Polls = "polls", "times the worker looked for work before going to sleep";
+        PollsFound = "polls_found", "times that it found some, and did not sleep";
         Turns = "turns", "turns of the worker loop that found work";
         BufferExhausted = "buffer_exhausted", "receives that found no free buffer and were armed again";
         SocketOverruns = "socket_overruns", "datagrams that the kernel dropped because the socket buffer was full";

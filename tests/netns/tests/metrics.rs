@@ -144,3 +144,32 @@ fn what_is_shown_is_what_is_documented_and_moves() {
     let received = sum("hyphae_peer_receive_bytes_total", "", "");
     assert!(received + sum("hyphae_peer_transmit_bytes_total", "", "") > bytes);
 }
+
+#[test]
+fn a_worker_that_may_poll_finds_work_without_sleeping() {
+    if !privileged("a_worker_that_may_poll_finds_work_without_sleeping") {
+        return;
+    }
+    let mut mesh = Mesh::new(2, &[(0, 1)]);
+    mesh.start_with(0, "poll_max_microseconds = 500\n");
+    mesh.start_with(1, "");
+    eventually("all reach all", CONNECT, || mesh.is_connected());
+    let counts = |n: usize| {
+        let found = samples(&scrape(&mesh.namespaces[n]));
+        let count = |name: &str| {
+            let of = found.iter().filter(|(n, ..)| n == name);
+            of.map(|(_, _, value)| value).sum::<f64>()
+        };
+        let [polls, hits] = ["polls", "polls_found"]
+            .map(|name| count(&format!("hyphae_dataplane_{name}_total")));
+        (polls, hits)
+    };
+    let far = mesh.node(1).address();
+    eventually("a look finds work", CONNECT, || {
+        transfer(&mesh.namespaces[0], &mesh.namespaces[1], far, 1 << 20);
+        counts(0).1 > 0.0
+    });
+    let (polls, hits) = counts(0);
+    assert!(polls >= hits, "{polls} {hits}");
+    assert_eq!(counts(1), (0.0, 0.0), "polling is off by default");
+}

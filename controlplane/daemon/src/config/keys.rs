@@ -199,6 +199,15 @@ pub const KEYS_ALL: &[Key] = &[
     )
     .values("\"auto\", \"uring\" or \"epoll\""),
     key(
+        "poll_max_microseconds",
+        Kind::Number,
+        "0",
+        "How long a worker without work looks for some before it sleeps: saves the time of waking up, costs CPU time. \
+         It looks only as long as that pays off and nobody else wants the core. 0 is not at all.",
+    )
+    .unit("microseconds")
+    .range(0, 1000),
+    key(
         "suite",
         Kind::Text,
         "\"auto\"",

@@ -210,8 +210,15 @@ fn ranges_of_the_table_are_those_of_the_code() {
             continue;
         };
         let accepts = |number: u64| {
-            let (section, name) = (key.section(), key.name());
-            let text = format!("[{section}]\n{}{name} = {number}\n", companions(key.path));
+            let header = match key.section() {
+                "" => String::new(),
+                section => format!("[{section}]\n"),
+            };
+            let text = format!(
+                "{header}{}{} = {number}\n",
+                companions(key.path),
+                key.name()
+            );
             load(&text, Overrides::default()).is_ok()
         };
         assert!(

@@ -36,6 +36,7 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
         cores: config.cores.parse().context("--cores")?,
         tun: config.tun,
         driver: config.driver.parse().context("--driver")?,
+        poll_max: config.poll_max,
         socket_dir: sockets,
         patience: match std::env::var_os(RESTARTED) {
             Some(_) => Duration::from_secs(10),
