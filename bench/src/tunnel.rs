@@ -33,8 +33,8 @@ pub(crate) enum Command {
         --streams 1 --seconds 5 --json"
     )]
     Tunnel(TunnelArgs),
-    /// Round trips of small packets through the relay, idle and beside a TCP stream, against an echo over
-    /// the same veths.
+    /// Round trips of small packets through the relay, idle and beside a TCP stream, with workers that sleep
+    /// and with workers that poll, against an echo over the same veths.
     #[command(
         after_help = "Examples:\n  sudo hyphae-bench latency\n  sudo hyphae-bench latency --json"
     )]
@@ -91,11 +91,10 @@ pub(crate) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
         }
         Command::Latency(args) => {
             let plain = latency(&mut *peers::plain()?, args)?;
-            compare(
-                &mut rows,
-                latency(&mut *peers::start(Named::Hyphae, None)?, args)?,
-                &plain,
-            );
+            for named in [Named::Hyphae, Named::HyphaePolling] {
+                let own = latency(&mut *peers::start(named, None)?, args)?;
+                compare(&mut rows, own, &plain);
+            }
             show_measured("latency", &rows, baseline, json)
         }
         Command::Versus(args) => {

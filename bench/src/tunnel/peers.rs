@@ -8,15 +8,20 @@ mod wireguard;
 mod yggdrasil;
 
 use std::fmt;
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use hyphae::lab::{Lab, Namespace, Spec};
+use tempfile::NamedTempFile;
 
 use super::underlay::{self, Place};
 use crate::process::{cpu, hyphae};
+
+/// How long a worker that polls looks for work.
+const POLL_MICROS: u32 = 200;
 
 /// Not installed.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +35,8 @@ pub(super) struct Absent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Named {
     Hyphae,
+    /// With workers that look for work before they sleep.
+    HyphaePolling,
     WireguardGo,
     Boringtun,
     Nebula,
@@ -39,8 +46,9 @@ pub(super) enum Named {
 }
 
 impl Named {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Hyphae,
+        Self::HyphaePolling,
         Self::WireguardGo,
         Self::Boringtun,
         Self::Nebula,
@@ -54,6 +62,7 @@ impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hyphae => "hyphae",
+            Self::HyphaePolling => "hyphae-polling",
             Self::WireguardGo => "wireguard-go",
             Self::Boringtun => "boringtun",
             Self::Nebula => "nebula",
@@ -89,7 +98,7 @@ pub(super) trait Network {
 /// [`Absent`] when it is not installed.
 pub(super) fn start(named: Named, mycelium: Option<&Path>) -> anyhow::Result<Box<dyn Network>> {
     Ok(match named {
-        Named::Hyphae => Box::new(Hyphae::start()?),
+        Named::Hyphae | Named::HyphaePolling => Box::new(Hyphae::start(named)?),
         Named::WireguardGo => Box::new(wireguard::start("wireguard-go")?),
         Named::Boringtun => Box::new(wireguard::start("boringtun-cli")?),
         Named::Nebula => Box::new(nebula::start()?),
@@ -133,40 +142,56 @@ impl Network for Plain {
     }
 }
 
-struct Hyphae(Lab);
+struct Hyphae {
+    lab: Lab,
+    named: Named,
+    _config: Option<NamedTempFile>,
+}
 
 impl Hyphae {
-    fn start() -> anyhow::Result<Self> {
+    fn start(named: Named) -> anyhow::Result<Self> {
+        let config = (named == Named::HyphaePolling)
+            .then(|| {
+                let mut file = NamedTempFile::with_suffix(".toml")?;
+                writeln!(file, "poll_max_microseconds = {POLL_MICROS}")?;
+                anyhow::Ok(file)
+            })
+            .transpose()?;
         let spec = Spec {
             program: Some(hyphae(None)?),
+            config: config.as_ref().map(|file| file.path().to_owned()),
             ..Spec::default()
         };
         let lab = Lab::namespaces(&spec)?;
         lab.wait_until_connected(Duration::from_secs(30))?;
-        Ok(Self(lab))
+        Ok(Self {
+            lab,
+            named,
+            _config: config,
+        })
     }
 }
 
 impl Network for Hyphae {
     fn name(&self) -> String {
-        Named::Hyphae.to_string()
+        self.named.to_string()
     }
 
     fn namespaces(&self) -> &[Namespace; 3] {
-        let Some(namespaces) = &self.0.namespaces else {
+        let Some(namespaces) = &self.lab.namespaces else {
             unreachable!("a lab of namespaces has some");
         };
         namespaces
     }
 
     fn address(&self, of: Place, _from: Place) -> IpAddr {
-        let nodes = [&self.0.client, &self.0.relay, &self.0.server];
+        let nodes = [&self.lab.client, &self.lab.relay, &self.lab.server];
         nodes[of.number()].address().into()
     }
 
     fn cpu(&self) -> anyhow::Result<Vec<(String, Duration)>> {
         let mut times = Vec::new();
-        for node in [&self.0.client, &self.0.relay, &self.0.server] {
+        for node in [&self.lab.client, &self.lab.relay, &self.lab.server] {
             let status = node.status()?;
             let planes = status.dataplane.map(|plane| ("dataplane", plane.pid));
             for (plane, pid) in planes.into_iter().chain([("control", status.pid)]) {

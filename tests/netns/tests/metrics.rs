@@ -160,8 +160,8 @@ fn a_worker_that_may_poll_finds_work_without_sleeping() {
             let of = found.iter().filter(|(n, ..)| n == name);
             of.map(|(_, _, value)| value).sum::<f64>()
         };
-        let [polls, hits] = ["polls", "polls_found"]
-            .map(|name| count(&format!("hyphae_dataplane_{name}_total")));
+        let [polls, hits] =
+            ["polls", "polls_found"].map(|name| count(&format!("hyphae_dataplane_{name}_total")));
         (polls, hits)
     };
     let far = mesh.node(1).address();
