@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Files with what `--json` printed, or the `performance.json` of an earlier report.
     #[arg(required_unless_present = "run")]
     files: Vec<PathBuf>,
-    /// Measure everything now, in up to 8 minutes; needs root, and a quiet machine.
+    /// Measure everything now, in up to 10 minutes; needs root, and a quiet machine.
     #[arg(long, conflicts_with = "files")]
     run: bool,
     /// Folder that `performance.md`, `performance.json` and the plots in `performance/` are written to.

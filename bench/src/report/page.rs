@@ -76,7 +76,7 @@ const SECTIONS: [(&str, &str, &str); 12] = [
 
 pub(super) fn write(documents: &[Document], plots: &[Plot]) -> anyhow::Result<String> {
     let mut page = String::from(
-        "# Performance\n\nWritten by `hyphae-bench report`; do not edit. To measure again (root, a quiet machine, 8 minutes):\n\n\
+        "# Performance\n\nWritten by `hyphae-bench report`; do not edit. To measure again (root, a quiet machine, 10 minutes):\n\n\
          ```sh\ncargo build --release -p hyphae -p hyphae-bench\nsudo target/release/hyphae-bench report --run\n```\n\n\
          Figures of different machines say little about each other; ratios to a baseline of the same run say more.\n\n",
     );
