@@ -326,7 +326,9 @@ fn reloads(node: &Node) -> usize {
 #[test]
 fn a_hangup_reloads_and_ends_a_node_only_when_its_terminal_is_gone() {
     let node = Node::new();
-    let (mut child, terminal, _held) = on_a_terminal(&node, &[]);
+    // Whoever runs the tests may have said nohup, which is inherited.
+    let usual = ["env", "--default-signal=HUP"];
+    let (mut child, terminal, _held) = on_a_terminal(&node, &usual);
     let hang_up = |child: &Child| {
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
         kill(pid, Signal::SIGHUP).unwrap();
