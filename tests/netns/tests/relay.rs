@@ -254,7 +254,12 @@ fn killing_the_control_plane_loses_nothing_and_the_next_one_takes_over() {
     let before = lab.relay.status().unwrap();
     let generation = before.dataplane.unwrap().generation;
     let made = handshakes(&lab.client) + handshakes(&lab.server);
-    let drops = |lab: &Lab| lab.relay.status().unwrap().drops;
+    let drops = |lab: &Lab| {
+        let mut drops = lab.relay.status().unwrap().drops;
+        // The kernel of the relay looks for routers now and then, from an address that is not the node's.
+        drops.remove("tun_source_foreign");
+        drops
+    };
     let drops_before = drops(&lab);
     std::thread::scope(|scope| {
         let address = lab.server.address();
