@@ -8,8 +8,6 @@
 //! `unsafe` stands here for one thing: calling a function that was compiled for instructions this
 //! processor was found to have.
 
-#![warn(missing_docs)]
-
 mod packet;
 mod train;
 

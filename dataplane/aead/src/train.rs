@@ -82,6 +82,7 @@ impl LinkAead {
     /// # Panics
     /// When a frame is shorter than [`OVERHEAD`].
     pub fn seal(&self, frames: &mut [u8], segment: usize) {
+        count(frames, segment);
         match &self.batch {
             Batch::Single => frames
                 .chunks_mut(segment)
@@ -107,6 +108,7 @@ impl LinkAead {
     /// # Panics
     /// When a frame is shorter than [`OVERHEAD`], or `authentic` has no place for one.
     pub fn open(&self, frames: &mut [u8], segment: usize, authentic: &mut [bool]) {
+        let authentic = &mut authentic[..count(frames, segment)];
         match &self.batch {
             Batch::Single => {
                 for (frame, authentic) in frames.chunks_mut(segment).zip(authentic) {
@@ -159,9 +161,18 @@ impl Batch {
     }
 }
 
+/// How many frames there are, all of them long enough.
+fn count(frames: &[u8], segment: usize) -> usize {
+    let (whole, last) = (frames.len() / segment, frames.len() % segment);
+    assert!(
+        segment >= OVERHEAD && (last == 0 || last >= OVERHEAD),
+        "transit frames"
+    );
+    whole + usize::from(last > 0)
+}
+
 /// Counter and associated data of a frame.
 fn associated(frame: &[u8]) -> (u64, [u8; AAD_LEN]) {
-    assert!(frame.len() >= OVERHEAD, "a transit frame");
     let mut aad = [0; AAD_LEN];
     aad[..LINK_HEADER_LEN].copy_from_slice(&frame[..LINK_HEADER_LEN]);
     aad[LINK_HEADER_LEN..].copy_from_slice(&frame[frame.len() - TAG_LEN..]);

@@ -230,17 +230,18 @@ impl<D: Driver> Worker<D> {
         }
         let (mut found, mut now) = (false, begun);
         while !found && now.since(begun) < budget && !self.stop.load(Ordering::Relaxed) {
+            let offered = clock();
             std::thread::yield_now();
-            let after = clock();
-            if self.polling.gave_way(after, after.since(now)) {
+            let last = std::mem::replace(&mut now, clock());
+            // Before a turn that finds work publishes it: what has gone by since the last look was no work.
+            self.awake_since = self.awake_since + now.since(last);
+            if self.polling.gave_way(now, now.since(offered)) {
                 break;
             }
-            now = after;
             self.driver.wait(Some(Duration::ZERO))?;
             found = self.turn(now);
         }
         self.polling.note(found);
-        self.awake_since = self.awake_since + now.since(begun);
         let counters = &mut self.engine.counters;
         counters.add(Counter::Polls, 1);
         counters.add(Counter::PollsFound, u64::from(found));
