@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         "rates and times above 0"
     );
     eprintln!("starting the relay and a flow through it");
-    let relay = Relay::start(1000, &args.cores)?;
+    let relay = Relay::start(1000, &args.cores, "")?;
     let clockwork = Clockwork(AtomicU8::new(0));
     let time = Duration::from_secs(args.seconds);
     let target = relay.target;

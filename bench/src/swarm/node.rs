@@ -83,7 +83,6 @@ impl Node {
         let mut config = Config::new(identity.clone(), vec![socket.local_addr()?.port()]);
         config.peers_max = 8;
         config.sessions_max = 64;
-        config.link_slots = 64;
         config.session_slots = 256;
         let mut seed = [0; 32];
         rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty())?;

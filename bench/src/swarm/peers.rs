@@ -22,7 +22,9 @@ const PROCESSES_MAX: usize = 4;
 /// Time for a relay without peers to become quiet.
 const EMPTY: Duration = Duration::from_secs(3);
 /// How long all nodes may take to join.
-const JOIN_MAX: Duration = Duration::from_secs(120);
+const JOIN_MAX: Duration = Duration::from_secs(600);
+/// Most peers that are measured: fewer than a relay may have, because it is told that number.
+const PEERS_MAX: usize = 12_000;
 /// Scrapes that are timed.
 const SCRAPES: usize = 51;
 /// What a peer may cost, and what all may cost together.
@@ -42,6 +44,10 @@ pub(crate) struct Args {
     /// times are learnt.
     #[arg(long, default_value_t = 60.0)]
     settle: f64,
+    /// Most peers of which each is told the routes of all others. Beyond it the relay tells none, as a hub
+    /// does whose peers have a static route to it: routes told grow with the square of the peers.
+    #[arg(long, default_value_t = 1000)]
+    tell_max: usize,
     /// Cores of the relay's workers, as `hyphae up --cores`.
     #[arg(long, default_value = "any:1")]
     cores: String,
@@ -84,6 +90,12 @@ pub(crate) struct Row {
     /// From the start of the processes until every node has its link.
     pub(crate) join_seconds: f64,
     pub(crate) handshakes_per_second: f64,
+    /// Everybody was told everybody's route.
+    #[serde(default = "yes")]
+    pub(crate) told: bool,
+    /// Of both processes, as soon as all had joined.
+    #[serde(default)]
+    pub(crate) kib_per_peer_joined: f64,
     pub(crate) dataplane: Process,
     pub(crate) controlplane: Process,
     /// Of both processes.
@@ -98,6 +110,11 @@ pub(crate) struct Row {
     pub(crate) scrape_each_peer: Scrapes,
     /// At most 16 KiB per peer and below 5 % of a core.
     pub(crate) within_limits: bool,
+}
+
+/// Rows of before there was a choice.
+fn yes() -> bool {
+    true
 }
 
 /// Times of scrapes one after the other, over loopback, from connecting to the last byte.
@@ -141,10 +158,7 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     );
     let mut rows = Vec::new();
     for peers in &args.peers {
-        ensure!(
-            (1..=4000).contains(peers),
-            "1 to 4000 peers, as many as a relay takes"
-        );
+        ensure!((1..=PEERS_MAX).contains(peers), "1 to {PEERS_MAX} peers");
         rows.push(row(args, *peers)?);
     }
     output::show("peers", &rows, &table(&rows), json)
@@ -152,13 +166,19 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
 
 fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
     eprintln!("{peers} peers: starting the relay");
-    let relay = Relay::start(peers, &args.cores)?;
+    let told = peers <= args.tell_max;
+    let routing = match told {
+        true => "",
+        false => "[routing]\nexport = [{ action = \"refuse\" }]\n",
+    };
+    let relay = Relay::start(peers, &args.cores, routing)?;
     std::thread::sleep(EMPTY);
     let before = relay.usage()?;
     let began = Instant::now();
     let mut crowd = Crowd::start(relay.target, peers)?;
     crowd.wait()?;
     let join = began.elapsed().as_secs_f64();
+    let joined = relay.usage()?;
     let up = relay.status()?.peers_up;
     ensure!(
         up == peers,
@@ -194,6 +214,12 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
         peers,
         join_seconds: join,
         handshakes_per_second: peers as f64 / join,
+        told,
+        kib_per_peer_joined: [0, 1]
+            .map(|n| grown(&before[n], &joined[n]))
+            .iter()
+            .sum::<f64>()
+            / peers as f64,
         kib_per_peer,
         cpu_percent,
         scrape,
@@ -271,6 +297,7 @@ pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
         at: args.relay,
         key: args.key,
     };
+    allow_sockets(args.nodes)?;
     let mut swarm = Swarm::new()?;
     for n in 0..args.nodes {
         swarm.add(&Spec {
@@ -294,6 +321,19 @@ pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
     }
 }
 
+/// A socket per node, which is more than a process may have by default.
+fn allow_sockets(nodes: usize) -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let needed = u64::try_from(nodes)? + 64;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    let current = Some(needed);
+    setrlimit(Resource::Nofile, Rlimit { current, maximum })
+        .with_context(|| format!("{needed} open files in one process; raise ulimit -n"))
+}
+
 /// All rows.
 pub(crate) fn table(rows: &[Row]) -> Table {
     let columns = [
@@ -302,6 +342,7 @@ pub(crate) fn table(rows: &[Row]) -> Table {
         "hs/s",
         "dataplane KiB",
         "control KiB",
+        "KiB/peer joined",
         "KiB/peer",
         "CPU % dp+cp",
         "wakeups/s dp+cp",
@@ -313,11 +354,18 @@ pub(crate) fn table(rows: &[Row]) -> Table {
         let kib = |p: &Process| format!("{} > {}", p.resident_kib_before, p.resident_kib_after);
         let (data, control) = (&row.dataplane.idle, &row.controlplane.idle);
         [
-            row.peers.to_string(),
+            match row.told {
+                true => row.peers.to_string(),
+                false => format!("{}, told no routes", row.peers),
+            },
             number(row.join_seconds),
             number(row.handshakes_per_second),
             kib(&row.dataplane),
             kib(&row.controlplane),
+            match row.kib_per_peer_joined {
+                0.0 => "–".to_owned(),
+                joined => number(joined),
+            },
             number(row.kib_per_peer),
             format!("{:.2} + {:.2}", data.cpu_percent, control.cpu_percent),
             format!(

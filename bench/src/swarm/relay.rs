@@ -51,15 +51,15 @@ impl Drop for Relay {
 }
 
 impl Relay {
-    /// Starts a relay on loopback that takes `peers_max` peers, with one worker.
-    pub(super) fn start(peers_max: usize, cores: &str) -> anyhow::Result<Self> {
+    /// Starts a relay on loopback that takes `peers_max` peers, with one worker and with `more` settings.
+    pub(super) fn start(peers_max: usize, cores: &str, more: &str) -> anyhow::Result<Self> {
         let program = hyphae(None)?;
         let directory = tempfile::Builder::new().prefix("hyphae-bench-").tempdir()?;
         let config = directory.path().join("relay.toml");
         let room = peers_max.max(64);
         let settings = format!(
             "[peering]\npeers_max = {room}\ninbound_max = {room}\n\
-             inbound_per_source_max = 64\n[stream]\nlisten = false\nfallback = false\n"
+             inbound_per_source_max = 64\n[stream]\nlisten = false\nfallback = false\n{more}"
         );
         std::fs::write(&config, &settings)?;
         // Free now, and nobody else takes ports here.

@@ -77,6 +77,11 @@ impl PeerUrl {
         let place = |url: &Self| (url.transport, url.host.clone(), url.port);
         place(self) == place(other)
     }
+
+    /// Host and port.
+    pub(crate) fn place(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
 }
 
 impl FromStr for PeerUrl {

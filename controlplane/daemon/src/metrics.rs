@@ -2,6 +2,7 @@
 //!
 //! Workers are not disturbed: their counters are read from the segment.
 
+mod each_peer;
 mod families;
 mod record;
 #[cfg(test)]
@@ -17,23 +18,28 @@ use axum::routing::get;
 use hyphae_shm::stats::Counter;
 use metrics::{describe_counter, describe_gauge, with_local_recorder};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::node::{Command, Scrape};
 use crate::rpc::Dispatcher;
 use families::{Family, Kind};
 
+pub(crate) use each_peer::{EachPeer, Place};
 pub(crate) use families::RPC;
 
-type Sources = (mpsc::Sender<Command>, Arc<Dispatcher>);
+type Sources = (mpsc::Sender<Command>, Arc<Dispatcher>, Arc<Semaphore>);
 
 pub(crate) fn router(commands: mpsc::Sender<Command>, dispatcher: Arc<Dispatcher>) -> Router {
-    Router::new()
-        .route("/metrics", get(scrape))
-        .with_state((commands, dispatcher))
+    Router::new().route("/metrics", get(scrape)).with_state((
+        commands,
+        dispatcher,
+        Arc::new(Semaphore::new(1)),
+    ))
 }
 
-async fn scrape(State((commands, dispatcher)): State<Sources>) -> Response {
+async fn scrape(State((commands, dispatcher, turn)): State<Sources>) -> Response {
+    // One after the other: each gathers anew, and holds the text of thousands of peers.
+    let turn = turn.acquire_owned().await;
     let (reply, answer) = oneshot::channel();
     let asked = commands.send(Command::Scrape(reply)).await;
     let Ok(scrape) = answer
@@ -47,22 +53,37 @@ async fn scrape(State((commands, dispatcher)): State<Sources>) -> Response {
         )
             .into_response();
     };
-    let text = text(&scrape) + &dispatcher.metrics();
+    // Not on the thread of the engines: hellos would wait for the text of thousands of peers.
+    let written = tokio::task::spawn_blocking(move || {
+        let mut text = text(scrape);
+        text.extend_from_slice(dispatcher.metrics().as_bytes());
+        drop(turn);
+        text
+    });
+    let Ok(text) = written.await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
-fn text(scrape: &Scrape) -> String {
+fn text(mut scrape: Scrape) -> Vec<u8> {
     // A recorder of its own for every scrape: a kept one would hide that a dataplane's counters
     // have started over, because it only ever raises them.
     let recorder = PrometheusBuilder::new().build_recorder();
     with_local_recorder(&recorder, || {
         describe();
-        record::record(scrape);
+        record::record(&scrape);
     });
-    let mut text = recorder.handle().render();
-    text.push_str(&record::render_rest(&scrape.workers));
-    if let Some(peers) = &scrape.each_peer {
-        text.push_str(&record::render_peers(peers));
+    let mut text = recorder.handle().render().into_bytes();
+    text.extend_from_slice(record::render_rest(&scrape.workers).as_bytes());
+    if let Some((peers, peers_max)) = &mut scrape.each_peer {
+        let traffic = |peer| {
+            let workers = scrape.workers.iter().map(|worker| worker.peer(peer));
+            workers.fold([0; 2], |[received, sent], peer| {
+                [received + peer.rx_bytes, sent + peer.tx_bytes]
+            })
+        };
+        each_peer::render(peers, *peers_max, traffic, &mut text);
     }
     text
 }

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hyphae_overlay::{ConfiguredPeer, Event, Handshakes, Overlay, PeerConfig};
+use hyphae_overlay::{ConfiguredPeer, Event, Handshakes, Overlay, PeerConfig, PeerState};
 use hyphae_routing::Rib;
 use hyphae_rpc::message::{Error, code};
-use hyphae_rpc::method::{Peer, Pong};
+use hyphae_rpc::method::Pong;
 use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{InjectRouted, Program, Punt};
@@ -25,6 +25,7 @@ use crate::config::{Config, Settings};
 use crate::discovery::{Discovery, Neighbours};
 use crate::endpoint::PeerUrl;
 use crate::host;
+use crate::metrics::EachPeer;
 use crate::overlay_log::Totals;
 use crate::reload::{Reloader, Reloads};
 use crate::routing::{Hold, Routing, RoutingScrape};
@@ -70,7 +71,7 @@ pub(crate) struct Scrape {
     pub(crate) routes: usize,
     pub(crate) routes_held: bool,
     pub(crate) drained: bool,
-    /// Round-trip times of peers, in order.
+    /// Round-trip times of peers.
     pub(crate) rtt: Vec<Duration>,
     pub(crate) totals: Totals,
     pub(crate) handshakes: Handshakes,
@@ -78,8 +79,9 @@ pub(crate) struct Scrape {
     pub(crate) reloads: (u64, u64, u64),
     pub(crate) bus: BusScrape,
     pub(crate) routing: Option<RoutingScrape>,
-    /// Peers with families of their own, and how many have none; `None` when none is to have any.
-    pub(crate) each_peer: Option<(Vec<Peer>, usize)>,
+    /// All peers whose key is known, and how many of them may have families of their own; `None` when
+    /// none is to have any.
+    pub(crate) each_peer: Option<(Vec<EachPeer>, usize)>,
 }
 
 /// A peer that this node keeps connecting to.
@@ -522,7 +524,7 @@ impl Node {
                 false
             }
             Command::Scrape(reply) => {
-                let _ = reply.send(self.scrape(now));
+                let _ = reply.send(self.scrape());
                 false
             }
             Command::Shutdown => true,
@@ -561,16 +563,20 @@ impl Node {
 
     /// How it is doing, for the service manager.
     pub(crate) fn in_a_line(&self) -> String {
-        let peers = self.overlay.peers().count();
-        let alive = self.overlay.peers();
-        let alive = alive.filter(|peer| crate::rpc::state_name(peer.state) == "alive");
-        let alive = alive.count();
+        let (mut peers, mut alive) = (0, 0);
+        for peer in self.overlay.peers() {
+            peers += 1;
+            alive += usize::from(peer.state == PeerState::Up);
+        }
         let (sessions, routes) = (self.overlay.sessions().count(), self.rib.routes().count());
         let drained = if self.is_drained() { "; drained" } else { "" };
         format!("{alive} of {peers} peers alive, {routes} routes, {sessions} sessions{drained}")
     }
 
-    fn scrape(&self, now: Nanos) -> Scrape {
+    /// One pass over the peers, which copies: what else there is to do is not done on this thread.
+    fn scrape(&self) -> Scrape {
+        let peers_max = self.config.metrics_peers_max;
+        let mut each_peer = (peers_max > 0).then(Vec::new);
         let mut peers_by_state = BTreeMap::from([("alive", 0), ("connecting", 0), ("dead", 0)]);
         let mut rtt = Vec::new();
         for peer in self.overlay.peers() {
@@ -578,9 +584,11 @@ impl Node {
                 .entry(crate::rpc::state_name(peer.state))
                 .or_default() += 1;
             rtt.extend(peer.rtt);
+            if let Some(each) = &mut each_peer {
+                each.extend(self.each_peer(&peer));
+            }
         }
         let attachment = self.attachment.as_ref();
-        rtt.sort_unstable();
         Scrape {
             workers: attachment.map(Attachment::stats).unwrap_or_default(),
             generation: attachment.map_or(0, |a| a.hello.generation.get()),
@@ -597,7 +605,7 @@ impl Node {
             reloads: self.reloads.read(),
             bus: self.bus.scrape(),
             routing: self.routing.as_ref().map(Routing::scrape),
-            each_peer: (self.config.metrics_peers_max > 0).then(|| self.each_peer(now)),
+            each_peer: each_peer.map(|peers| (peers, peers_max)),
         }
     }
 }

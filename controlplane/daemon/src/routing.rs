@@ -68,7 +68,7 @@ pub(crate) struct RoutingScrape {
     /// Links on which the neighbour is heard, and on which it is not.
     pub(crate) heard: usize,
     pub(crate) not_heard: usize,
-    /// Round-trip times of links, in order.
+    /// Round-trip times of links.
     pub(crate) rtt: Vec<Duration>,
 }
 
@@ -76,8 +76,7 @@ impl Routing {
     pub(crate) fn scrape(&self) -> RoutingScrape {
         let links: Vec<_> = self.speaker.links().collect();
         let heard = links.iter().filter(|link| link.cost < INFINITY).count();
-        let mut rtt: Vec<_> = links.iter().filter_map(|link| link.rtt).collect();
-        rtt.sort_unstable();
+        let rtt = links.iter().filter_map(|link| link.rtt).collect();
         RoutingScrape {
             counters: *self.speaker.counters(),
             heard,

@@ -201,7 +201,7 @@ impl Overlay {
         self.lanes.clear();
         self.finished.clear();
         self.peer_numbers.clear();
-        self.link_indices = Indices::new(self.workers, self.config.link_slots);
+        self.link_indices = Indices::new(self.workers, self.config.link_slots());
         self.session_indices = Indices::new(self.workers, self.config.session_slots);
 
         let Collected {

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use hyphae_wire::frame::MTU_DEFAULT;
+use hyphae_wire::index::SLOTS_MAX;
 use hyphae_wire::{Endpoint, Network, PublicKey, SecretKey, SuiteSet};
 
 use crate::Policy;
+
+/// Lanes that there is room for, however few peers may be had.
+const LINK_SLOTS_MIN: u32 = 4096;
 
 /// Where ephemeral keys of handshakes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +61,6 @@ pub struct Config {
     pub half_open_per_source_max: usize,
     /// First handshake messages per second, over all workers, that need no cookie.
     pub inits_per_second: u32,
-    /// Link lanes of one worker, at most 65,536: the size of its table.
-    pub link_slots: u32,
     /// End-to-end lanes of one worker, at most 65,536: the size of its table.
     pub session_slots: u32,
     /// Where ephemeral keys come from.
@@ -92,7 +94,6 @@ impl Config {
             half_open_max: 256,
             half_open_per_source_max: 32,
             inits_per_second: 200,
-            link_slots: 4096,
             session_slots: 16_384,
             ephemerals: Ephemerals::System,
             stream_fallback_after: None,
@@ -128,6 +129,13 @@ pub struct Live {
 }
 
 impl Config {
+    /// Most link lanes of one worker: of each peer those in use, those of the session before, and as
+    /// many again for one that has more workers. The worker's table grows with what is in use.
+    pub(crate) fn link_slots(&self) -> u32 {
+        let wanted = u32::try_from(self.peers_max.saturating_mul(4)).unwrap_or(u32::MAX);
+        wanted.clamp(LINK_SLOTS_MIN, SLOTS_MAX)
+    }
+
     /// Takes what can change.
     pub fn set_live(&mut self, live: &Live) {
         self.suites = live.suites;

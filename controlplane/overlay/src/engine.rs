@@ -96,7 +96,7 @@ impl Overlay {
             output: Output::default(),
             timers: Timers::new(),
             phase: Phase::Idle,
-            link_indices: Indices::new(workers, config.link_slots),
+            link_indices: Indices::new(workers, config.link_slots()),
             session_indices: Indices::new(workers, config.session_slots),
             lanes: BTreeMap::new(),
             targets: BTreeMap::new(),
@@ -124,6 +124,7 @@ impl Overlay {
     pub fn set_live(&mut self, live: &Live) {
         self.config.set_live(live);
         self.config.assert_times();
+        self.link_indices.set_max(self.config.link_slots());
         self.half_opens
             .set_per_source_max(live.half_open_per_source_max);
     }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use hyphae_wire::index::SLOTS_MAX;
 use hyphae_wire::{Lane, Nanos, SessionIndex};
 
 use crate::rng::Rng;
@@ -28,12 +29,19 @@ struct Slots {
 impl Indices {
     pub(crate) fn new(workers: u16, slots: u32) -> Self {
         let slots = || Slots {
-            max: slots.min(1 << 16),
+            max: slots.min(SLOTS_MAX),
             fresh: 0,
             free: BTreeSet::new(),
         };
         Self {
             workers: (0..workers).map(|_| slots()).collect(),
+        }
+    }
+
+    /// Has another number of slots from now on. Those beyond it that are taken stay so.
+    pub(crate) fn set_max(&mut self, slots: u32) {
+        for worker in &mut self.workers {
+            worker.max = slots.min(SLOTS_MAX);
         }
     }
 
@@ -93,6 +101,10 @@ impl Indices {
                 .insert((rested, u16::try_from(slots.fresh).unwrap_or(wanted), 0));
             slots.fresh += 1;
         }
+        // Skipped by an adoption of the same takeover, as nearly all are: found without a search.
+        if slots.free.remove(&(rested, wanted, 0)) {
+            return true;
+        }
         let before = slots.free.len();
         slots.free.retain(|(_, slot, _)| *slot != wanted);
         slots.free.len() != before
@@ -128,6 +140,21 @@ mod tests {
     use hyphae_wire::WorkerId;
 
     use super::*;
+
+    #[test]
+    fn a_limit_that_is_raised_holds_at_once_and_a_lowered_one_takes_nothing_away() {
+        let mut rng = Rng::new([7; 32]);
+        let mut indices = Indices::new(1, 1);
+        let now = Nanos(10);
+        let first = indices.allocate(now, 1, &mut rng).unwrap()[0];
+        assert!(indices.allocate(now, 1, &mut rng).is_none());
+        indices.set_max(3);
+        assert!(indices.allocate(now, 2, &mut rng).is_some());
+        indices.set_max(1);
+        indices.release(first, now);
+        assert!(indices.allocate(now, 1, &mut rng).is_some());
+        assert!(indices.allocate(now, 1, &mut rng).is_none());
+    }
 
     #[test]
     fn lanes_go_to_their_workers_and_slots_rest() {

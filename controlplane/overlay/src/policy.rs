@@ -4,11 +4,11 @@
 //! before anything is kept for a key: for a handshake begun by another node once its third message
 //! has proved the key, for one begun here once the second has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use hyphae_wire::{Endpoint, Nanos, PublicKey};
 
-use crate::handshake::{Source, source_of};
+use crate::handshake::source_of;
 use crate::session::Owner;
 use crate::{DownReason, Overlay, Refusal};
 
@@ -105,18 +105,19 @@ impl Overlay {
             .values()
             .filter_map(|target| target.key.or(target.peer))
             .collect();
-        let mut sources: BTreeMap<Source, usize> = BTreeMap::new();
-        let mut inbound = 0;
-        for (other, peer) in &self.peer_numbers {
-            if configured.contains(other) {
+        // Each handshake of a stranger asks: one pass over the peers.
+        let source = source_of(endpoint);
+        let (mut inbound, mut here) = (0, 0);
+        for (owner, association) in self.associations.range(Owner::Peer(0)..) {
+            if !matches!(owner, Owner::Peer(_)) {
+                break;
+            }
+            if association.key.is_some_and(|key| configured.contains(&key)) {
                 continue;
             }
             inbound += 1;
-            if let Some(association) = self.associations.get(&Owner::Peer(*peer)) {
-                *sources.entry(source_of(association.endpoint)).or_default() += 1;
-            }
+            here += usize::from(source_of(association.endpoint) == source);
         }
-        let here = sources.get(&source_of(endpoint)).copied().unwrap_or(0);
         if inbound >= self.config.policy.inbound_max {
             return Err(Refusal::InboundMax);
         }

@@ -1,5 +1,7 @@
 //! What the operator sees.
 
+use std::collections::BTreeMap;
+
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 use crate::session::{Association, Owner};
@@ -9,11 +11,21 @@ use crate::{ConfiguredPeer, Overlay, PeerState, PeerStatus, SessionStatus};
 impl Overlay {
     /// Peers, then configured addresses that have not answered yet.
     pub fn peers(&self) -> impl Iterator<Item = PeerStatus> {
+        // Asked once for all peers: each by itself would go through all entries.
+        let mut entries: BTreeMap<PublicKey, Vec<ConfiguredPeer>> = BTreeMap::new();
+        for (id, target) in &self.targets {
+            if let Some(key) = target.key.or(target.peer) {
+                entries.entry(key).or_default().push(*id);
+            }
+        }
         let known = self
             .associations
             .iter()
-            .filter_map(|(owner, association)| match owner {
-                Owner::Peer(peer) => Some(self.peer_status(*peer, association)),
+            .filter_map(move |(owner, association)| match owner {
+                Owner::Peer(peer) => {
+                    let configured = association.key.and_then(|key| entries.remove(&key));
+                    Some(self.peer_status(*peer, association, configured.unwrap_or_default()))
+                }
                 Owner::Remote(_) => None,
             });
         let unknown = self.targets.iter().filter(|(_, target)| {
@@ -69,12 +81,12 @@ impl Overlay {
             .find(|key| key.address().subnet_id() == subnet)
     }
 
-    fn peer_status(&self, peer: u32, association: &Association) -> PeerStatus {
-        let configured: Vec<_> = association
-            .key
-            .into_iter()
-            .flat_map(|key| self.targets_of(key))
-            .collect();
+    fn peer_status(
+        &self,
+        peer: u32,
+        association: &Association,
+        configured: Vec<ConfiguredPeer>,
+    ) -> PeerStatus {
         let session = association.current();
         let state = match (association.up, association.since) {
             (true, _) => PeerState::Up,

@@ -4,6 +4,8 @@
 //! unknown keys are told by it, and a reload takes from a new file what it says can change live. Tests
 //! hold ranges, defaults and the reload against the code that uses them.
 
+use super::peering::PEERS_MAX;
+
 /// What a value looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -339,7 +341,7 @@ pub const KEYS_ALL: &[Key] = &[
         "Most peers, configured and inbound. Those above a limit that was lowered stay until they leave.",
     )
     .unit("peers")
-    .range(1, 4000)
+    .range(1, PEERS_MAX as u64)
     .live(),
     key(
         "peering.inbound_max",
@@ -348,7 +350,7 @@ pub const KEYS_ALL: &[Key] = &[
         "Most peers that connected by themselves; 0 takes configured ones only.",
     )
     .unit("peers")
-    .range(0, 4000)
+    .range(0, PEERS_MAX as u64)
     .live(),
     key(
         "peering.inbound_per_source_max",
@@ -357,7 +359,7 @@ pub const KEYS_ALL: &[Key] = &[
         "The same of one address (IPv6: one /64).",
     )
     .unit("peers")
-    .range(1, 4000)
+    .range(1, PEERS_MAX as u64)
     .live(),
     key(
         "peering.handshakes_per_source_max",

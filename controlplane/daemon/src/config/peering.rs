@@ -13,6 +13,9 @@ use super::{ConfigError, value};
 
 /// UDP port of discovery by default.
 pub const DISCOVERY_PORT_DEFAULT: u16 = 9651;
+/// Most peers that may be asked for. Their numbers go to 16,384, and some are left so that one which has
+/// just left is not given to another at once.
+pub(super) const PEERS_MAX: usize = 16_000;
 /// Most interfaces that may be named.
 const INTERFACES_MAX: usize = 64;
 /// Longest name of an interface (IFNAMSIZ without its end).
@@ -162,7 +165,7 @@ pub(super) fn check(
             format!("{given} is out of range; use 1 to {max}"),
         )),
     };
-    let peers_max = limit("peering.peers_max", peering.peers_max, 1024, 4000)?;
+    let peers_max = limit("peering.peers_max", peering.peers_max, 1024, PEERS_MAX)?;
     let usual = Policy::default();
     let policy = Policy {
         allow,
@@ -170,13 +173,13 @@ pub(super) fn check(
         inbound_max: match peering.inbound_max {
             // Nobody but configured peers.
             Some(0) => 0,
-            given => limit("peering.inbound_max", given, usual.inbound_max, 4000)?,
+            given => limit("peering.inbound_max", given, usual.inbound_max, PEERS_MAX)?,
         },
         inbound_per_source_max: limit(
             "peering.inbound_per_source_max",
             peering.inbound_per_source_max,
             usual.inbound_per_source_max,
-            4000,
+            PEERS_MAX,
         )?,
     };
     Ok(PeeringConfig {

@@ -49,6 +49,8 @@ fn values_out_of_range_name_their_key() {
             "peering.deny",
         ),
         ("[peering]\npeers_max = 0", "peering.peers_max"),
+        ("[peering]\npeers_max = 16001", "peering.peers_max"),
+        ("[peering]\ninbound_max = 16001", "peering.inbound_max"),
         ("[discovery]\nmode = \"a b\"", "discovery.mode"),
         ("[discovery]\nmode = []", "discovery.mode"),
         ("[discovery]\nport = 0", "discovery.port"),
@@ -65,6 +67,20 @@ fn values_out_of_range_name_their_key() {
         let error = load(text, Overrides::default()).unwrap_err().to_string();
         assert!(error.contains(&format!(": {key}: ")), "{error}");
     }
+}
+
+#[test]
+fn a_hub_may_have_many_thousand_peers() {
+    let text = "metrics_peers_max = 12000\n[peering]\npeers_max = 12000\ninbound_max = 12000\n\
+                inbound_per_source_max = 12000\n";
+    let config = load(text, Overrides::default()).unwrap();
+    let policy = &config.peering.policy;
+    assert_eq!(config.metrics_peers_max, 12_000);
+    assert_eq!(config.peering.peers_max, 12_000);
+    assert_eq!(
+        (policy.inbound_max, policy.inbound_per_source_max),
+        (12_000, 12_000)
+    );
 }
 
 #[test]

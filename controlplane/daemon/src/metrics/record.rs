@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use hyphae_routing::babel::RefusalReason;
-use hyphae_rpc::method::Peer;
 use hyphae_shm::StatsReader;
 use hyphae_shm::stats::{COUNTERS, Counter, DropReason, FRAME_BUCKETS, counter_at, drop_at};
 use hyphae_wire::Suite;
@@ -220,69 +219,10 @@ fn record_routing(routing: &RoutingScrape) {
     }
 }
 
-/// The families of single peers, written straight: a recorder makes an entry of its own for each of
-/// many thousand series and sorts them again, which takes far longer than writing them.
-pub(crate) fn render_peers((peers, left_out): &(Vec<Peer>, usize)) -> String {
-    let mut text = String::with_capacity(peers.len() * 512);
-    // 64 bits of the key: short, and nobody else's.
-    let mut known: Vec<(&str, &Peer)> = Vec::with_capacity(peers.len());
-    for peer in peers {
-        if let Some(key) = peer.pubkey.as_deref() {
-            known.push((key.get(..16).unwrap_or(key), peer));
-        }
-    }
-    for family in families::PEERS {
-        let Family { name, help, .. } = family;
-        let kind = family.kind.name();
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (short, peer) in &known {
-            let _ = match *name {
-                "hyphae_peer_info" => writeln!(
-                    text,
-                    "{name}{{peer=\"{short}\",key=\"{}\",name=\"{}\",endpoint=\"{}\",type=\"{}\"}} 1",
-                    peer.pubkey.as_deref().unwrap_or_default(),
-                    escaped(peer.name.as_deref().unwrap_or_default()),
-                    escaped(&peer.endpoint.socket_addr),
-                    escaped(&peer.kind)
-                ),
-                "hyphae_peer_alive" => {
-                    let alive = u8::from(peer.connection_state == "alive");
-                    writeln!(text, "{name}{{peer=\"{short}\"}} {alive}")
-                }
-                "hyphae_peer_rtt_seconds" => peer.rtt_micros.map_or(Ok(()), |rtt| {
-                    writeln!(text, "{name}{{peer=\"{short}\"}} {}", rtt as f64 / 1e6)
-                }),
-                "hyphae_peer_loss_ratio" => peer.loss_permille.map_or(Ok(()), |loss| {
-                    writeln!(text, "{name}{{peer=\"{short}\"}} {}", f64::from(loss) / 1e3)
-                }),
-                "hyphae_peer_receive_bytes_total" => {
-                    writeln!(text, "{name}{{peer=\"{short}\"}} {}", peer.rx_bytes)
-                }
-                "hyphae_peer_transmit_bytes_total" => {
-                    writeln!(text, "{name}{{peer=\"{short}\"}} {}", peer.tx_bytes)
-                }
-                _ => Ok(()),
-            };
-        }
-        if *name == "hyphae_peers_left_out" {
-            let _ = writeln!(text, "{name} {left_out}");
-        }
-    }
-    text
-}
-
-/// A label's value in the text format.
-fn escaped(value: &str) -> std::borrow::Cow<'_, str> {
-    if value.contains(['\\', '"', '\n']) {
-        let value = value.replace('\\', "\\\\").replace('"', "\\\"");
-        value.replace('\n', "\\n").into()
-    } else {
-        value.into()
-    }
-}
-
-/// Median, nine tenths and largest of sorted values, in seconds.
-fn record_quantiles(name: &'static str, sorted: &[Duration]) {
+/// Median, nine tenths and largest of some times, in seconds.
+fn record_quantiles(name: &'static str, times: &[Duration]) {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
     let Some(last) = sorted.len().checked_sub(1) else {
         return;
     };

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
-use hyphae_rpc::method::{Peer, PeerEndpoint};
+use hyphae_wire::PublicKey;
 
+use super::each_peer::{EachPeer, Place, render};
 use super::families::{self, Family, Kind, all};
-use super::record::render_peers;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
 
@@ -120,28 +122,20 @@ fn the_dashboard_and_the_alerts_ask_for_what_is_declared() {
     }
 }
 
-fn peer(n: usize) -> Peer {
-    Peer {
-        endpoint: PeerEndpoint {
-            proto: "udp".into(),
-            socket_addr: format!("[2001:db8::{n:x}]:9670"),
-        },
-        kind: "inbound".into(),
-        connection_state: "alive".into(),
-        tx_bytes: 7,
-        rx_bytes: 9,
-        discovered: 0,
-        last_connected: None,
-        pubkey: Some(format!("{n:064x}").chars().rev().collect()),
-        address: None,
-        suite: None,
-        lanes: 1,
-        lanes_active: 1,
-        rtt_micros: Some(1500),
-        loss_permille: Some(25),
+fn peer(n: u32) -> EachPeer {
+    let mut key = [0; 32];
+    key[..4].copy_from_slice(&n.to_le_bytes());
+    EachPeer {
+        key: PublicKey(key),
+        number: Some(n),
         name: (n == 1).then(|| "a \"quoted\\name\"\n".into()),
-        handshakes: 1,
-        refusal: None,
+        place: Place::At(
+            SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9670)).into(),
+        ),
+        kind: "inbound",
+        alive: n > 2,
+        rtt: Some(Duration::from_micros(1500)),
+        loss_permille: Some(25),
     }
 }
 
@@ -150,10 +144,12 @@ fn peer(n: usize) -> Peer {
 #[test]
 fn ten_thousand_peers_have_families_of_their_own() {
     const PEERS: usize = 10_000;
-    let peers = (0..PEERS).map(peer).collect();
+    let mut peers: Vec<_> = (0..10_003).map(peer).collect();
     let start = std::time::Instant::now();
-    let text = render_peers(&(peers, 3));
+    let mut text = Vec::new();
+    render(&mut peers, PEERS, |n| [u64::from(n), 7], &mut text);
     eprintln!("{} bytes in {:?}", text.len(), start.elapsed());
+    let text = String::from_utf8(text).unwrap();
     let mut family = "";
     let mut series = BTreeSet::new();
     for line in text.lines() {
@@ -167,7 +163,39 @@ fn ten_thousand_peers_have_families_of_their_own() {
         }
     }
     assert_eq!(series.len(), PEERS * (families::PEERS.len() - 1) + 1);
-    assert!(series.contains("hyphae_peer_rtt_seconds{peer=\"0000000000000000\"}"));
-    assert!(text.contains(r#"name="a \"quoted\\name\"\n","#), "escaped");
+    for line in [
+        "hyphae_peer_alive{peer=\"0300000000000000\"} 1\n",
+        "hyphae_peer_rtt_seconds{peer=\"0300000000000000\"} 0.0015\n",
+        "hyphae_peer_loss_ratio{peer=\"0300000000000000\"} 0.025\n",
+        "hyphae_peer_receive_bytes_total{peer=\"0f27000000000000\"} 9999\n",
+        "hyphae_peer_transmit_bytes_total{peer=\"0f27000000000000\"} 7\n",
+        "endpoint=\"[2001:db8::1]:9670\",type=\"inbound\"} 1\n",
+    ] {
+        assert!(text.contains(line), "{line}");
+    }
     assert!(text.ends_with("hyphae_peers_left_out 3\n"));
+    assert!(!series.contains("hyphae_peer_alive{peer=\"0000000000000000\"}"));
+}
+
+#[test]
+fn names_are_escaped_and_those_that_are_down_are_told_of_last() {
+    let mut peers: Vec<_> = [1, 4, 1].map(peer).into();
+    peers[0].place = Place::Named("relay.example:9670".into());
+    let mut text = Vec::new();
+    render(&mut peers, 10, |_| [0; 2], &mut text);
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains(r#"name="a \"quoted\\name\"\n","#), "{text}");
+    let alive: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("hyphae_peer_alive"))
+        .collect();
+    assert_eq!(
+        alive,
+        [
+            "hyphae_peer_alive{peer=\"0400000000000000\"} 1",
+            "hyphae_peer_alive{peer=\"0100000000000000\"} 0"
+        ],
+        "two entries of one key are one peer"
+    );
+    assert!(text.ends_with("hyphae_peers_left_out 0\n"));
 }

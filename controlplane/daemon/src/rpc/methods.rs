@@ -13,14 +13,17 @@ use hyphae_rpc::method::{
     TraceOutcome, TraceParams, Worker,
 };
 use hyphae_rpc::parse_params;
+use hyphae_shm::StatsReader;
 use hyphae_shm::stats::{Counter, DropReason, counter_at, drop_at};
 use hyphae_wire::report::ReportCode;
 use hyphae_wire::{Nanos, OverlayAddress, Prefix, PublicKey, Suite};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::attach::Attachment;
 use crate::endpoint::{PeerUrl, RouteSpec, parse_via, via_text};
-use crate::node::Node;
+use crate::metrics::{EachPeer, Place};
+use crate::node::{Configured, Node};
 use crate::state::{self, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
 
 /// Longest wait of a ping.
@@ -84,38 +87,57 @@ impl Node {
     }
 
     fn peers(&self, now: Nanos) -> Vec<Peer> {
-        self.overlay
-            .peers()
-            .map(|peer| self.peer(now, &peer))
-            .collect()
+        let workers = self.attachment.as_ref().map(Attachment::stats);
+        let workers = workers.unwrap_or_default();
+        let peers = self.overlay.peers();
+        peers.map(|peer| self.peer(now, &peer, &workers)).collect()
     }
 
-    /// Those of the peers that are up, then of the others, that may have families of their own, and
-    /// how many may not.
-    pub(crate) fn each_peer(&self, now: Nanos) -> (Vec<Peer>, usize) {
-        let known = self.overlay.peers().filter(|peer| peer.key.is_some());
-        let mut known: Vec<_> = known.collect();
-        known.sort_by_key(|peer| (peer.state != PeerState::Up, peer.key));
-        let left_out = known.len().saturating_sub(self.config.metrics_peers_max);
-        known.truncate(self.config.metrics_peers_max);
-        let peers = known.iter().map(|peer| self.peer(now, peer));
-        (peers.collect(), left_out)
+    /// What metrics of its own show of a peer.
+    pub(crate) fn each_peer(&self, peer: &PeerStatus) -> Option<EachPeer> {
+        let key = peer.key?;
+        let configured = self.entry_of(peer);
+        Some(EachPeer {
+            key,
+            number: peer.peer,
+            name: self.config.peering.names.get(&key).cloned(),
+            place: match (peer.endpoint.is_unset(), configured) {
+                (true, Some(configured)) => Place::Named(configured.url.place()),
+                _ => Place::At(peer.endpoint),
+            },
+            kind: self.kind_of(peer, configured),
+            alive: peer.state == PeerState::Up,
+            rtt: peer.rtt,
+            loss_permille: peer.loss_permille,
+        })
     }
 
-    fn peer(&self, now: Nanos, peer: &PeerStatus) -> Peer {
+    /// The entry that leads to a peer: one that the operator has given says more than one that was
+    /// found.
+    fn entry_of(&self, peer: &PeerStatus) -> Option<&Configured> {
         let entries = peer.configured.iter();
         let entries = entries.filter_map(|id| self.configured.get(&id.0));
-        // One that the operator has given says more than one that was found.
-        let configured = entries.min_by_key(|configured| configured.lan);
-        let found = |key| self.neighbours.knows(&key);
+        entries.min_by_key(|configured| configured.lan)
+    }
+
+    fn kind_of(&self, peer: &PeerStatus, configured: Option<&Configured>) -> &'static str {
         let lan = match configured {
             Some(configured) => configured.lan,
-            None => peer.key.is_some_and(found),
+            None => peer.key.is_some_and(|key| self.neighbours.knows(&key)),
         };
+        match (lan, configured) {
+            (true, _) => "lan",
+            (false, Some(_)) => "static",
+            (false, None) => "inbound",
+        }
+    }
+
+    fn peer(&self, now: Nanos, peer: &PeerStatus, workers: &[StatsReader]) -> Peer {
+        let configured = self.entry_of(peer);
         let (proto, place) = match (peer.endpoint.is_unset(), configured) {
             (true, Some(configured)) => {
                 let url = &configured.url;
-                (url.transport.scheme(), format!("{}:{}", url.host, url.port))
+                (url.transport.scheme(), url.place())
             }
             _ => {
                 let place = peer.endpoint.to_socket_addr().to_string();
@@ -128,25 +150,16 @@ impl Node {
             .map(|seen| seen.0)
             .or(configured.map(|c| c.since))
             .or(peer.since);
-        let stats = match (peer.peer, &self.attachment) {
-            (Some(number), Some(attachment)) => attachment
-                .stats()
-                .iter()
-                .map(|stats| stats.peer(number))
-                .collect(),
-            _ => Vec::new(),
+        let stats: Vec<_> = match peer.peer {
+            Some(number) => workers.iter().map(|worker| worker.peer(number)).collect(),
+            None => Vec::new(),
         };
         Peer {
             endpoint: PeerEndpoint {
                 proto: proto.to_owned(),
                 socket_addr: place,
             },
-            kind: match (lan, configured) {
-                (true, _) => "lan",
-                (false, Some(_)) => "static",
-                (false, None) => "inbound",
-            }
-            .to_owned(),
+            kind: self.kind_of(peer, configured).to_owned(),
             connection_state: state_name(peer.state).to_owned(),
             tx_bytes: stats.iter().map(|stats| stats.tx_bytes).sum(),
             rx_bytes: stats.iter().map(|stats| stats.rx_bytes).sum(),
