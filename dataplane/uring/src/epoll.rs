@@ -263,8 +263,10 @@ impl EpollDriver {
 
     fn lose_tun(&mut self) {
         self.stats.tun_errors += 1;
-        // Closing it takes it out of the epoll set too.
-        self.tun = None;
+        if let Some(tun) = self.tun.take() {
+            // Closing it would do, unless somebody else has it open too: a process that is just being started.
+            let _ = epoll::delete(&self.epoll, &tun);
+        }
     }
 
     /// Sends what has gathered.

@@ -17,7 +17,7 @@ use crate::uring::UringDriver;
 use crate::{Driver, Event, Parts, SLOT_BYTES, Span, probe, udp};
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the tests need beyond the contract.
 trait Subject: Driver + Sized {

@@ -377,7 +377,7 @@ fn a_wait_ends_with_its_timeout<D: Subject>() {
     assert_eq!(rig.driver.stats().wakeups, 2);
     let start = Instant::now();
     rig.driver.wait(Some(Duration::ZERO)).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(start.elapsed() < PATIENCE);
     assert_eq!(rig.driver.stats().wakeups, 2);
     assert_eq!(rig.driver.next(), None);
 }
@@ -633,7 +633,8 @@ fn dropping_a_busy_driver_ends_at_once<D: Subject>() {
         rig.send(other.endpoint(), 100, b"last words");
         let start = Instant::now();
         drop(rig);
-        assert!(start.elapsed() < Duration::from_secs(1));
+        // Rather than when something comes that never does.
+        assert!(start.elapsed() < PATIENCE);
         assert_eq!(other.receive(), [b"last words"]);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,10 @@ fn in_namespace(body: impl FnOnce() + Send + 'static) {
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
             return skip("a network namespace needs CAP_SYS_ADMIN");
         }
-        if Command::new("ip").arg("-V").output().is_err() {
-            return skip("no `ip` command");
+        let output = start(Command::new("ip").arg("-V").stdout(Stdio::null()));
+        match output {
+            Ok(mut child) => assert!(child.wait().unwrap().success()),
+            Err(_) => return skip("no `ip` command"),
         }
         body();
     })
@@ -37,11 +40,24 @@ fn in_namespace(body: impl FnOnce() + Send + 'static) {
     .unwrap();
 }
 
+/// Held while a process is started. Until it runs its program it has every file that is open here, of other tests
+/// too, so that none of them is closed by closing it.
+static STARTING: RwLock<()> = RwLock::new(());
+
+fn start(command: &mut Command) -> std::io::Result<Child> {
+    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    // It returns when the program runs.
+    command.spawn()
+}
+
+/// As long as this is held no process is started.
+fn nothing_starts() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn ip(arguments: &str) {
-    let status = Command::new("ip")
-        .args(arguments.split(' '))
-        .status()
-        .unwrap();
+    let child = start(Command::new("ip").args(arguments.split(' ')));
+    let status = child.unwrap().wait().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
 
@@ -284,6 +300,7 @@ fn a_deleted_interface_is_noticed_once<D: Subject>() {
 fn the_name_is_free_once_the_driver_is_dropped<D: Subject>() {
     in_namespace(|| {
         for _ in 0..3 {
+            let _nothing_starts = nothing_starts();
             let tun = open("hytest", 2).unwrap();
             assert_eq!((tun.name.as_str(), tun.queues.len()), ("hytest", 2));
             let mut drivers: Vec<D> = tun
