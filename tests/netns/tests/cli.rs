@@ -10,9 +10,8 @@ use std::net::UdpSocket;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
-use common::{binary, eventually};
+use common::{PATIENCE, binary, eventually};
 use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
@@ -86,7 +85,7 @@ impl Node {
             .stderr(Stdio::null())
             .spawn();
         self.child = Some(child.unwrap());
-        eventually("the node answers", Duration::from_secs(15), || {
+        eventually("the node answers", PATIENCE, || {
             self.run(&["status"]).status.success()
         });
     }
@@ -312,7 +311,7 @@ fn on_a_terminal(node: &Node, way: &[&str]) -> (Child, PtyMaster, File) {
         .stderr(log)
         .spawn()
         .unwrap();
-    eventually("the node answers", Duration::from_secs(60), || {
+    eventually("the node answers", PATIENCE, || {
         node.run(&["status"]).status.success()
     });
     (child, terminal, held)
@@ -333,15 +332,14 @@ fn a_hangup_reloads_and_ends_a_node_only_when_its_terminal_is_gone() {
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
         kill(pid, Signal::SIGHUP).unwrap();
     };
-    let patience = Duration::from_secs(60);
     // An administrator's signal, while the terminal is there.
     hang_up(&child);
-    eventually("it is reloaded", patience, || reloads(&node) == 1);
+    eventually("it is reloaded", PATIENCE, || reloads(&node) == 1);
     assert!(node.run(&["status"]).status.success());
     // The window is closed: the kernel sends the signal.
     drop(terminal);
     let mut ended = None;
-    eventually("it ends", patience, || {
+    eventually("it ends", PATIENCE, || {
         ended = child.try_wait().unwrap();
         ended.is_some()
     });
@@ -351,7 +349,7 @@ fn a_hangup_reloads_and_ends_a_node_only_when_its_terminal_is_gone() {
     let node = Node::new();
     let (mut child, terminal, _held) = on_a_terminal(&node, &["nohup"]);
     drop(terminal);
-    eventually("the hangup is noticed", patience, || reloads(&node) > 0);
+    eventually("the hangup is noticed", PATIENCE, || reloads(&node) > 0);
     assert!(node.run(&["status"]).status.success());
     kill(
         Pid::from_raw(i32::try_from(child.id()).unwrap()),

@@ -11,16 +11,12 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
-use std::time::Duration;
 
-use common::{binary, eventually, privileged, scrape_at};
+use common::{PATIENCE, binary, eventually, own_place, privileged, scrape_at};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-
-const WAIT: Duration = Duration::from_secs(60);
 
 struct Node {
     directory: TempDir,
@@ -71,7 +67,7 @@ impl Node {
     }
 
     fn answers(&self) {
-        eventually("the node answers", WAIT, || {
+        eventually("the node answers", PATIENCE, || {
             self.run(&["status"]).status.success()
         });
     }
@@ -170,21 +166,12 @@ fn private_mounts() {
 fn with_a_peer_on(options: &str) -> (Node, Mounted) {
     private_mounts();
     let mut node = Node::new();
-    // An address of loopback that no other process of these tests has.
-    let [_, a, b, c] = std::process::id().to_be_bytes();
-    node.metrics = format!(
-        "127.{}.{b}.{c}:{}",
-        a | 1 << 7,
-        9469 + PORTS.fetch_add(1, Relaxed)
-    );
+    node.metrics = own_place().to_string();
     let mounted = Mounted::new(&node.state(), options);
     node.start();
     assert!(node.run(&["peer", "add", PEER]).status.success());
     (node, mounted)
 }
-
-/// One node after the other.
-static PORTS: AtomicU16 = AtomicU16::new(0);
 
 const PEER: &str = "udp://192.0.2.1:9670";
 const OTHER: &str = "udp://192.0.2.2:9670";
@@ -384,9 +371,18 @@ fn a_key_that_others_can_read_is_refused_until_that_is_put_right() {
 fn a_socket_directory_that_is_deleted_comes_back() {
     let mut node = Node::new();
     node.start();
+    let pid = |node: &Node| {
+        let status = node.run(&["status", "--json"]).stdout;
+        let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+        Pid::from_raw(i32::try_from(status["pid"].as_i64().unwrap()).unwrap())
+    };
+    // It stands still, so that it is not faster than whoever asks.
+    let first = pid(&node);
+    kill(first, Signal::SIGSTOP).unwrap();
     std::fs::remove_dir_all(node.sockets()).unwrap();
     let said = node.refused(node.command(&["status"]));
     assert!(said.contains("rpc.sock"), "{said}");
+    kill(first, Signal::SIGCONT).unwrap();
     node.answers();
     assert!(
         node.log().contains("rpc.sock"),
@@ -394,14 +390,15 @@ fn a_socket_directory_that_is_deleted_comes_back() {
         node.log()
     );
     // A plane that dies finds the other one again.
-    let status = node.run(&["status", "--json"]).stdout;
-    let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
-    let pid = i32::try_from(status["pid"].as_i64().unwrap()).unwrap();
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    eventually("another control plane", WAIT, || {
+    let pid = pid(&node);
+    kill(pid, Signal::SIGKILL).unwrap();
+    eventually("another control plane", PATIENCE, || {
         let now = node.run(&["status", "--json"]).stdout;
         let now: serde_json::Value = serde_json::from_slice(&now).unwrap_or_default();
-        now["pid"].as_i64().is_some_and(|now| now != i64::from(pid)) && now["dataplane"].is_object()
+        now["pid"]
+            .as_i64()
+            .is_some_and(|now| now != i64::from(pid.as_raw()))
+            && now["dataplane"].is_object()
     });
     node.stop();
 }

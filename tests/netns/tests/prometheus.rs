@@ -17,16 +17,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::{eventually, privileged};
+use common::{PATIENCE, eventually, privileged};
 use hyphae::lab::Namespace;
 use panels::Panels;
 use serde_json::Value;
 use server::Prometheus;
-
-/// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn deploy(path: &str) -> PathBuf {
     let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");

@@ -19,25 +19,13 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{binary, eventually, privileged, transfer};
+use common::{PATIENCE, PATIENT_LINKS, eventually, file, lab, privileged, transfer};
 use hyphae::lab::{Lab, LabNode, Namespace, Spec};
 use hyphae_rpc::method::Peer;
 use serde_json::json;
 
-const CONNECT: Duration = Duration::from_secs(20);
-
 /// Labs are heavy and some of them measure time: one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn lab(spec: &Spec) -> Lab {
-    let lab = Lab::namespaces(&Spec {
-        program: Some(binary()),
-        ..spec.clone()
-    })
-    .unwrap();
-    lab.wait_until_connected(CONNECT).unwrap();
-    lab
-}
 
 fn namespaces(lab: &Lab) -> &[Namespace; 3] {
     lab.namespaces.as_ref().unwrap()
@@ -53,7 +41,7 @@ fn ping(from: &Namespace, to: Ipv6Addr, size: u32) -> bool {
                 "-i",
                 "0.2",
                 "-W",
-                "2",
+                "20",
                 "-M",
                 "do",
                 "-s",
@@ -117,18 +105,23 @@ fn hosts_talk_through_the_relay_in_packets_of_every_size() {
         "more than the MTU does not fit"
     );
     both_ways(&lab);
-    assert!(counter(&lab.relay, "transit_packets") > 10_000);
+    eventually("they were counted", PATIENCE, || {
+        counter(&lab.relay, "transit_packets") > 10_000
+    });
     assert_eq!(
         counter(&lab.relay, "tx_errors"),
         0,
         "nothing is too large for the underlay"
     );
-    // Super-packets went through whole: far fewer reads than packets.
-    let (reads, packets) = (
-        counter(&lab.client, "tun_rx_reads"),
-        counter(&lab.client, "tun_rx_packets"),
-    );
-    assert!(reads * 2 < packets, "{reads} reads, {packets} packets");
+    // Super-packets go through whole: far fewer reads than packets. How large the sender makes them depends on how fast
+    // it is, so once is enough.
+    let read = || ["tun_rx_reads", "tun_rx_packets"].map(|name| counter(&lab.client, name));
+    eventually("super-packets go through whole", PATIENCE, || {
+        let before = read();
+        transfer(client, server, lab.server.address(), 1 << 20);
+        let now = read();
+        (now[0] - before[0]) * 2 < now[1] - before[1]
+    });
 }
 
 #[test]
@@ -175,19 +168,15 @@ fn nodes_with_different_numbers_of_workers_understand_each_other() {
         cores,
         ..Spec::default()
     });
-    both_ways(&lab);
-    for _ in 0..4 {
+    for _ in 0..5 {
         both_ways(&lab);
     }
-    let peers: Vec<Peer> = lab.relay.client.call("getPeers", json!({})).unwrap();
-    let lanes: Vec<_> = peers
-        .iter()
-        .map(|peer| (peer.lanes, peer.lanes_active))
-        .collect();
-    assert!(
-        lanes.contains(&(2, 2)) && lanes.contains(&(3, 3)),
-        "{lanes:?}"
-    );
+    eventually("all lanes of both links are active", PATIENCE, || {
+        let peers: Vec<Peer> = lab.relay.client.call("getPeers", json!({})).unwrap();
+        let lanes = peers.iter().map(|peer| (peer.lanes, peer.lanes_active));
+        let lanes: Vec<_> = lanes.collect();
+        lanes.contains(&(2, 2)) && lanes.contains(&(3, 3))
+    });
     assert_eq!(counter(&lab.server, "handover_overruns"), 0);
 }
 
@@ -205,8 +194,7 @@ fn a_long_connection_lives_through_renewals_of_all_keys() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "[session]\nrekey_after_seconds = 2\n").unwrap();
+    let file = file(&format!("{PATIENT_LINKS}rekey_after_seconds = 2\n"));
     let lab = lab(&Spec {
         config: Some(file.path().to_owned()),
         ..Spec::default()
@@ -224,17 +212,16 @@ fn a_long_connection_lives_through_renewals_of_all_keys() {
         .unwrap();
     let (mut far, _) = listener.accept().unwrap();
     for stream in [&near, &far] {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
     }
     let all = [&lab.client, &lab.relay, &lab.server];
     let (before, drops_before) = (handshakes(&lab.client), all.map(drops));
     let started = Instant::now();
     let mut slowest = Duration::ZERO;
-    // A shell session: a key, its echo.
-    while started.elapsed() < Duration::from_secs(8) {
+    // A shell session: a key, its echo. A machine that is slow renews later.
+    while handshakes(&lab.client) - before < 3 {
+        assert!(started.elapsed() < PATIENCE, "keys are renewed");
         let sent = Instant::now();
         near.write_all(b"k").unwrap();
         let mut byte = [0];
@@ -244,8 +231,6 @@ fn a_long_connection_lives_through_renewals_of_all_keys() {
         slowest = slowest.max(sent.elapsed());
         std::thread::sleep(Duration::from_millis(1));
     }
-    let renewals = handshakes(&lab.client) - before;
-    assert!(renewals >= 3, "{renewals} renewals in 8 s");
     assert_eq!(all.map(drops), drops_before, "slowest echo {slowest:?}");
 }
 
@@ -255,7 +240,12 @@ fn killing_the_control_plane_loses_nothing_and_the_next_one_takes_over() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
-    let lab = lab(&Spec::default());
+    // However long a slow machine takes to start a process: whoever gives up a link does it for another reason.
+    let file = file(PATIENT_LINKS);
+    let lab = lab(&Spec {
+        config: Some(file.path().to_owned()),
+        ..Spec::default()
+    });
     let [client, _, server] = namespaces(&lab);
     let before = lab.relay.status().unwrap();
     let generation = before.dataplane.unwrap().generation;
@@ -264,19 +254,15 @@ fn killing_the_control_plane_loses_nothing_and_the_next_one_takes_over() {
     std::thread::scope(|scope| {
         let address = lab.server.address();
         let flow = scope.spawn(move || transfer(client, server, address, 256 << 20));
-        eventually("the transfer runs", CONNECT, || {
+        eventually("the transfer runs", PATIENCE, || {
             counter(&lab.relay, "transit_packets") > 5000
         });
         lab.relay.kill(before.pid).unwrap();
         let killed = Instant::now();
-        eventually(
-            "the next control plane has attached",
-            Duration::from_secs(1),
-            || {
-                let plane = lab.relay.status().ok().and_then(|status| status.dataplane);
-                plane.is_some_and(|plane| plane.generation == generation + 1)
-            },
-        );
+        eventually("the next control plane has attached", PATIENCE, || {
+            let plane = lab.relay.status().ok().and_then(|status| status.dataplane);
+            plane.is_some_and(|plane| plane.generation == generation + 1)
+        });
         eprintln!("took over after {:?}", killed.elapsed());
         flow.join().unwrap();
     });
@@ -304,7 +290,7 @@ fn a_dataplane_that_dies_is_replaced_and_traffic_comes_back() {
     let lab = lab(&Spec::default());
     let pid = lab.client.status().unwrap().dataplane.unwrap().pid;
     lab.client.kill(pid).unwrap();
-    let deadline = Instant::now() + CONNECT;
+    let deadline = Instant::now() + PATIENCE;
     let replaced = || {
         let plane = lab.client.status().ok()?.dataplane?;
         (plane.pid != pid).then_some(())
@@ -317,7 +303,7 @@ fn a_dataplane_that_dies_is_replaced_and_traffic_comes_back() {
         );
         std::thread::sleep(Duration::from_millis(10));
     }
-    lab.wait_until_connected(CONNECT).unwrap();
+    lab.wait_until_connected(PATIENCE).unwrap();
     both_ways(&lab);
 }
 
@@ -369,12 +355,18 @@ fn garbage_at_the_port_is_counted_and_costs_no_memory() {
         }
     };
     blast(20_000);
-    let before = resident();
-    blast(100_000);
-    let grown = resident().saturating_sub(before);
+    // Buffers are memory from their first use on, and how many are in use at once is chance: there is an end to that,
+    // while what garbage costs it would cost each time.
+    let mut grown = 0;
+    let settled = (0..10).any(|_| {
+        let before = resident();
+        blast(100_000);
+        grown = resident().saturating_sub(before);
+        grown < 2048
+    });
     assert!(
-        grown < 2048,
-        "{grown} KiB more after 100,000 packets of garbage"
+        settled,
+        "{grown} KiB more after each 100,000 packets of garbage"
     );
     for reason in [
         "frame_too_short",
@@ -383,7 +375,7 @@ fn garbage_at_the_port_is_counted_and_costs_no_memory() {
         "link_unknown",
         "handshake_malformed",
     ] {
-        assert!(dropped(&lab.relay, reason) > 0, "{reason} was counted");
+        eventually(reason, PATIENCE, || dropped(&lab.relay, reason) > 0);
     }
     both_ways(&lab);
 }
@@ -405,12 +397,17 @@ fn an_idle_node_sleeps() {
         };
         pids.iter().map(of).sum()
     };
-    let before = ticks();
-    std::thread::sleep(Duration::from_secs(10));
-    let used = ticks() - before;
     let per_second = rustix::param::clock_ticks_per_second();
+    // What others do to the core makes the same work longer, and never shorter: the best time counts.
+    let mut used = 0;
+    let asleep = (0..6).any(|_| {
+        let (before, began) = (ticks(), Instant::now());
+        std::thread::sleep(Duration::from_secs(10));
+        used = ticks() - before;
+        used * 100 < per_second * began.elapsed().as_secs()
+    });
     assert!(
-        used * 10 < per_second,
+        asleep,
         "{used} ticks of {per_second} per second in 10 s: over 1 %"
     );
 }
@@ -421,7 +418,11 @@ fn a_node_that_is_told_to_stop_leaves_nothing_behind() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
-    let mut lab = lab(&Spec::default());
+    let file = file(PATIENT_LINKS);
+    let mut lab = lab(&Spec {
+        config: Some(file.path().to_owned()),
+        ..Spec::default()
+    });
     let device = |namespace: &Namespace| {
         namespace
             .run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap())
@@ -433,16 +434,16 @@ fn a_node_that_is_told_to_stop_leaves_nothing_behind() {
         "exit code 0: {}",
         lab.client.log()
     );
-    assert!(
-        !device(&namespaces(&lab)[0]).contains("hyphae0"),
-        "the device is gone"
-    );
+    // The kernel takes a ring that held it apart when it finds the time.
+    eventually("the device is gone", PATIENCE, || {
+        !device(&namespaces(&lab)[0]).contains("hyphae0")
+    });
     let left: Vec<_> = std::fs::read_dir(lab.client.directory().join("run"))
         .unwrap()
         .collect();
     assert!(left.is_empty(), "{left:?}");
-    // The relay was told, so it need not wait for silence.
-    eventually("the relay knows", Duration::from_secs(3), || {
+    // The relay was told: it would wait for minutes of silence.
+    eventually("the relay knows", PATIENCE, || {
         lab.relay.status().unwrap().peers_up == 1
     });
 }

@@ -7,16 +7,13 @@ mod common;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use common::{binary, eventually};
+use common::{PATIENCE, binary, eventually};
 use hyphae_shm::record::{Generation, Program};
 use hyphae_shm::stats::{Counter, counter_at};
 use hyphae_shm::{Doorbell, Segment};
 use hyphae_wire::WorkerId;
 use zerocopy::FromZeros;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Dataplane(Child);
 

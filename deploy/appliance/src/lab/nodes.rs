@@ -73,6 +73,8 @@ pub(super) fn directory_in_use() -> Option<&'static Path> {
     DIRECTORY.get().map(PathBuf::as_path)
 }
 
+/// How long a node may take to start, or to answer, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 const NAMES: [&str; 3] = ["client", "relay", "server"];
 const PORT: u16 = 9670;
 const RELAY_TO_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
@@ -289,7 +291,7 @@ impl LabNode {
     ) -> anyhow::Result<Self> {
         let sockets = directory.join("run");
         let supervisor = spawn(name, &program, &line, &directory, namespace)?;
-        let client = Client::new(sockets.join("rpc.sock")).with_timeout(Duration::from_secs(10));
+        let client = Client::new(sockets.join("rpc.sock")).with_timeout(PATIENCE);
         let mut node = Self {
             name,
             key,
@@ -299,7 +301,7 @@ impl LabNode {
             line,
             supervisor,
         };
-        let deadline = Instant::now() + Duration::from_secs(15);
+        let deadline = Instant::now() + PATIENCE;
         while node.status().is_err() {
             if let Some(status) = node.supervisor.try_wait()? {
                 bail!("the {name} ended with {status}: {}", node.log());

@@ -1,9 +1,8 @@
 //! Nodes on loopback: own directories and ports, no TUN device, no privileges.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
 use hyphae_rpc::method::{
     Destination, EndpointParams, IncomingMessage, MessageIdParams, MessageInfo, MessageState,
@@ -17,10 +16,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::common::{binary, eventually};
-
-/// How long anything may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) use super::common::PATIENCE;
+use super::common::{binary, eventually, own_place};
 
 /// Who peers with whom; listening needs no entry.
 #[derive(Clone, Copy, Debug)]
@@ -50,15 +47,15 @@ impl Mesh {
     /// Starts them, and waits until each reaches each.
     pub(crate) fn start(shape: Shape) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let ports = [free_port(), free_port(), free_port()];
+        let places = [own_place(), own_place(), own_place()];
         let nodes = [0, 1, 2].map(|n| {
             let name = format!("mycelium_network_test{}", n + 1);
             let home = directory.path().join(name);
             let peers = shape.peers()[n].iter();
             let peers = peers
-                .map(|peer| format!("udp://127.0.0.1:{}", ports[*peer]))
+                .map(|peer| format!("udp://{}", places[*peer]))
                 .collect();
-            Node::start(home, ports[n], peers)
+            Node::start(home, places[n], peers)
         });
         let mesh = Self { nodes, directory };
         mesh.wait_until_connected();
@@ -82,7 +79,7 @@ impl Mesh {
 /// A node; stopped when dropped.
 pub(crate) struct Node {
     home: PathBuf,
-    port: u16,
+    place: SocketAddr,
     peers: Vec<String>,
     pub(crate) client: Client,
     pub(crate) key: String,
@@ -91,11 +88,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    fn start(home: PathBuf, port: u16, peers: Vec<String>) -> Self {
+    fn start(home: PathBuf, place: SocketAddr, peers: Vec<String>) -> Self {
         let client = Client::new(home.join("run/rpc.sock"));
         let mut node = Self {
             home,
-            port,
+            place,
             peers,
             client,
             key: String::new(),
@@ -111,7 +108,7 @@ impl Node {
     /// Starts it, the first time or again, and waits until both planes are there.
     pub(crate) fn up(&mut self) {
         std::fs::create_dir_all(&self.home).unwrap();
-        let listen = format!("127.0.0.1:{}", self.port);
+        let listen = self.place.to_string();
         let mut line = vec!["up", "--no-tun", "--cores", "any:1", "--listen", &listen];
         line.extend(["--metrics", "off", "--rpc", "off", "--log-level", "info"]);
         line.extend(self.peers.iter().flat_map(|peer| ["--peer", peer]));
@@ -316,17 +313,6 @@ pub(crate) fn outgoing(to: &Node, topic: &str, payload: &[u8]) -> OutgoingMessag
         dst: Destination::Pk(to.key.clone()),
         topic: (!topic.is_empty()).then(|| Base64::from(topic)),
         payload: Base64::from(payload),
-    }
-}
-
-/// A port that neither UDP nor TCP uses.
-fn free_port() -> u16 {
-    loop {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = socket.local_addr().unwrap().port();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use hyphae_wire::PublicKey;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{binary, command, eventually};
+use super::{PATIENCE, binary, command, eventually, host_up};
 
 const NAMES: [&str; 8] = [
     "node0", "node1", "node2", "node3", "node4", "node5", "node6", "node7",
@@ -105,7 +105,9 @@ impl Mesh {
             Some(&self.namespaces[n]),
             binary(),
         );
-        self.nodes[n] = Some(node.unwrap());
+        let node = node.unwrap();
+        host_up(&self.namespaces[n], node.address());
+        self.nodes[n] = Some(node);
     }
 
     /// Starts a node with a configuration file.
@@ -134,9 +136,7 @@ impl Mesh {
         node.crash().unwrap();
         // A process that was killed lets go of its files only when the kernel has taken it apart.
         let state = node.directory();
-        eventually("the dead lets go", Duration::from_secs(60), || {
-            state::lock(state).is_ok()
-        });
+        eventually("the dead lets go", PATIENCE, || state::lock(state).is_ok());
     }
 
     /// Pulls or plugs in the cable with this number, from 1.

@@ -2,16 +2,26 @@
 
 #![allow(dead_code, reason = "no test uses all of it")]
 
+pub(crate) mod flow;
 pub(crate) mod mesh;
 
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use hyphae::lab::Namespace;
+use hyphae::lab::{Lab, Namespace, Spec};
+use tempfile::NamedTempFile;
+
+/// How long anything may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Links that only an event ends: their timers give nothing up as long as any test waits.
+pub(crate) const PATIENT_LINKS: &str =
+    "[session]\nkeepalive_seconds = 60\ndead_after_seconds = 600\nlost_after_ms = 600000\n";
 
 /// The `hyphae` binary, built if needed with the profile of this test.
 pub(crate) fn binary() -> PathBuf {
@@ -47,6 +57,26 @@ pub(crate) fn eventually(what: &str, timeout: Duration, mut done: impl FnMut() -
         assert!(Instant::now() < deadline, "in time: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A place on loopback that nobody else is given. A port of 127.0.0.1 that is free could be taken by others before
+/// the node that is to have it starts; this address belongs to this process.
+pub(crate) fn own_place() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Process numbers have 22 bits.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    // Below the ports that kernels give out.
+    let port = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed);
+    SocketAddr::from((Ipv4Addr::new(127, a | 1 << 7, b, c), port))
+}
+
+/// Waits until the host in a namespace has its address of the overlay, and the route that comes with it: the control
+/// plane sets its device up after it has begun to answer.
+pub(crate) fn host_up(inside: &Namespace, address: Ipv6Addr) {
+    eventually("the host has its address and route", PATIENCE, || {
+        let reach = move || UdpSocket::bind((address, 0))?.connect("[400::1]:9");
+        inside.run(reach).unwrap().is_ok()
+    });
 }
 
 /// What tests with namespaces call, and the Debian packages that it is in.
@@ -113,6 +143,31 @@ pub(crate) fn scrape_at(place: &str) -> String {
     body.to_owned()
 }
 
+/// A lab of nodes that reach each other, and whose hosts do.
+pub(crate) fn lab(spec: &Spec) -> Lab {
+    let lab = Lab::namespaces(&Spec {
+        program: Some(binary()),
+        ..spec.clone()
+    })
+    .unwrap();
+    lab.wait_until_connected(PATIENCE).unwrap();
+    let namespaces = lab.namespaces.as_ref().unwrap();
+    for (inside, node) in namespaces
+        .iter()
+        .zip([&lab.client, &lab.relay, &lab.server])
+    {
+        host_up(inside, node.address());
+    }
+    lab
+}
+
+/// A file with this text, for as long as it is kept.
+pub(crate) fn file(text: &str) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
 /// Sends bytes that depend on their position one way, and checks them at the other end.
 pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, bytes: usize) {
     let listener = to
@@ -123,15 +178,19 @@ pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, byte
     let connect = move || TcpStream::connect_timeout(&place, Duration::from_secs(10));
     let mut sending = None;
     // Right after a link has changed, the way may be gone for a moment.
-    eventually("a connection", Duration::from_secs(30), || {
+    eventually("a connection", PATIENCE, || {
         sending = from.run(connect).unwrap().ok();
         sending.is_some()
     });
     let mut sending = sending.unwrap();
-    let (mut receiving, _) = listener.accept().unwrap();
-    receiving
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    // One that was given up a moment too early may be before it.
+    let mut receiving = loop {
+        let (accepted, other) = listener.accept().unwrap();
+        if other == sending.local_addr().unwrap() {
+            break accepted;
+        }
+    };
+    receiving.set_read_timeout(Some(PATIENCE)).unwrap();
     let pattern = |at: usize| at.wrapping_mul(2_654_435_761).to_le_bytes()[1];
     let sender = std::thread::spawn(move || {
         let all: Vec<u8> = (0..bytes).map(pattern).collect();
