@@ -9,7 +9,7 @@ use hyphae_rpc::method::{
     Destination, IncomingMessage, MessageIdParams, MessageInfo, MessageState, OutgoingMessage,
     PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageResult,
 };
-use hyphae_rpc::{Base64, BatchId, Connection, code};
+use hyphae_rpc::{Base64, BatchId, ClientError, code};
 
 use super::node::{Node, PATIENCE, Pair, eventually};
 use crate::stats::Times;
@@ -46,8 +46,8 @@ fn numbered(number: usize, len: usize) -> Vec<u8> {
     payload
 }
 
-fn number(message: &IncomingMessage) -> anyhow::Result<usize> {
-    let bytes = message.payload.0.get(..8).context("a numbered message")?;
+fn number(payload: &[u8]) -> anyhow::Result<usize> {
+    let bytes = payload.get(..8).context("a numbered message")?;
     Ok(usize::try_from(u64::from_le_bytes(bytes.try_into()?))?)
 }
 
@@ -56,7 +56,7 @@ fn send(from: &Node, to: &Node, count: usize, len: usize) -> anyhow::Result<Vec<
     let mut connection = from.connection()?;
     let mut waiting: std::collections::VecDeque<(BatchId, Vec<usize>)> = Default::default();
     let (mut next, mut again) = (0, Vec::new());
-    let mut ids = Vec::new();
+    let (to, mut ids) = (Destination::Pk(to.key.clone()), Vec::new());
     loop {
         while waiting.len() < PIPELINE && (next < count || !again.is_empty()) {
             let mut numbers: Vec<usize> = std::mem::take(&mut again);
@@ -64,28 +64,20 @@ fn send(from: &Node, to: &Node, count: usize, len: usize) -> anyhow::Result<Vec<
             numbers.extend(next..next + more);
             next += more;
             again = numbers.split_off(numbers.len().min(BATCH));
-            let calls: Vec<_> = numbers
-                .iter()
-                .map(|n| outgoing(to, &numbered(*n, len)))
-                .collect();
-            waiting.push_back((connection.send("pushMessage", &calls)?, numbers));
+            let payloads: Vec<_> = numbers.iter().map(|n| numbered(*n, len)).collect();
+            waiting.push_back((connection.send_messages(&to, None, &payloads)?, numbers));
         }
-        let Some((batch, numbers)) = waiting.pop_front() else {
+        let Some((batch, mut numbers)) = waiting.pop_front() else {
             return Ok(ids);
         };
-        let mut refused = false;
-        for (number, answer) in numbers.into_iter().zip(connection.receive(batch)?) {
-            match answer {
-                Ok(PushMessageResult::Id { id }) => ids.push(id),
-                Ok(PushMessageResult::Reply(_)) => bail!("a reply that nobody asked for"),
-                Err(error) if error.code == code::PUSH_REFUSED => {
-                    refused = true;
-                    again.push(number);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if refused {
+        let sent = match connection.sent_messages(batch) {
+            Err(ClientError::Call(error)) if error.code == code::PUSH_REFUSED => Vec::new(),
+            sent => sent?.ids,
+        };
+        let refused = numbers.split_off(sent.len());
+        ids.extend(sent);
+        if !refused.is_empty() {
+            again.extend(refused);
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -100,19 +92,18 @@ fn take(at: &Node, count: usize) -> anyhow::Result<()> {
         count: TAKE,
         timeout: Some(PATIENCE.as_secs()),
         topic: None,
+        attach: None,
     };
-    let send = |connection: &mut Connection| connection.send("popMessages", &[&ask]);
-    let mut waiting = send(&mut connection)?;
+    let mut waiting = connection.take_messages(ask.clone())?;
     while left > 0 {
-        let answers = connection.receive::<Vec<IncomingMessage>>(waiting)?;
-        let messages = answers.into_iter().next().context("one answer")??;
+        let messages = connection.taken_messages(waiting)?;
         ensure!(!messages.is_empty(), "{left} messages did not come");
         left = left.saturating_sub(messages.len());
         if left > 0 {
-            waiting = send(&mut connection)?;
+            waiting = connection.take_messages(ask.clone())?;
         }
-        for message in &messages {
-            let number = number(message)?;
+        for (_, payload) in &messages {
+            let number = number(payload)?;
             ensure!(!seen[number], "message {number} came twice");
             seen[number] = true;
         }
@@ -163,7 +154,8 @@ pub(super) fn latency(pair: &Pair, count: usize, len: usize) -> anyhow::Result<T
         let popped = to.receive::<Option<IncomingMessage>>(waiting)?;
         times.push(started.elapsed());
         let message = popped.into_iter().next().context("an answer")??;
-        ensure!(number(&message.context("a message")?)? == n, "in order");
+        let message = message.context("a message")?;
+        ensure!(number(&message.payload.0)? == n, "in order");
         for answer in from.receive::<PushMessageResult>(pushed)? {
             answer?;
         }
@@ -174,23 +166,26 @@ pub(super) fn latency(pair: &Pair, count: usize, len: usize) -> anyhow::Result<T
 /// Seconds until a large message is received, and until it has been taken out.
 pub(super) fn large(pair: &Pair, len: usize) -> anyhow::Result<[f64; 2]> {
     let payload: Vec<u8> = (0..len).map(|n| (n % 251).to_le_bytes()[0]).collect();
-    let call = outgoing(&pair.b, &payload);
+    let (mut from, mut at) = (pair.a.connection()?, pair.b.connection()?);
+    let to = Destination::Pk(pair.b.key.clone());
+    let waiting = at.take_messages(PopMessagesParams {
+        count: 1,
+        timeout: Some(PATIENCE.as_secs()),
+        topic: None,
+        attach: None,
+    })?;
     let started = Instant::now();
     std::thread::scope(|scope| {
         let taking = scope.spawn(|| {
-            let pop = PopMessageParams {
-                timeout: Some(PATIENCE.as_secs()),
-                ..PopMessageParams::default()
-            };
-            let message = pair.b.client.pop_message(pop)?;
+            let messages = at.taken_messages(waiting)?;
             let seconds = started.elapsed().as_secs_f64();
-            let whole = message.is_some_and(|message| message.payload.0 == payload);
+            let whole = messages.first().is_some_and(|(_, came)| *came == payload);
             ensure!(whole, "every byte comes");
             anyhow::Ok(seconds)
         });
-        let PushMessageResult::Id { id } = pair.a.client.push_message(call)? else {
-            bail!("a reply that nobody asked for");
-        };
+        let batch = from.send_messages(&to, None, &[&payload])?;
+        let sent = from.sent_messages(batch)?;
+        let id = sent.ids.first().context("it is taken")?;
         eventually("the large message is received", || {
             let id = id.clone();
             let info = pair.a.client.get_message_info(MessageIdParams { id })?;

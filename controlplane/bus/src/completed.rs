@@ -1,75 +1,98 @@
 //! Which incoming messages have been decided, so that a late copy is answered and not delivered.
 //!
-//! Bounded. When it is full, the peer with the most entries loses its oldest one: a peer that sends
+//! Bounded. When it is full, whoever has more than an even share loses its oldest one: a peer that sends
 //! without end can only make the node forget its own messages.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use ahash::RandomState;
 use hyphae_wire::message::Status;
 use hyphae_wire::{Nanos, PublicKey};
 
-use crate::DeliveryKey;
 use crate::config::TRY_DURATION_MAX;
+use crate::{DeliveryKey, MessageId};
 
 pub(crate) struct Completed {
     max: usize,
-    entries: HashMap<DeliveryKey, Status, RandomState>,
-    by_peer: BTreeMap<PublicKey, VecDeque<(Nanos, DeliveryKey)>>,
-    by_count: BTreeSet<(usize, PublicKey)>,
+    len: usize,
+    peers: BTreeMap<PublicKey, Peer>,
+    /// Who lost one last in favour of another.
+    loser: PublicKey,
+}
+
+#[derive(Default)]
+struct Peer {
+    statuses: HashMap<(MessageId, bool), Status, RandomState>,
+    order: VecDeque<(Nanos, MessageId, bool)>,
+}
+
+impl Peer {
+    fn drop_oldest(&mut self) {
+        if let Some((_, id, reply)) = self.order.pop_front() {
+            self.statuses.remove(&(id, reply));
+        }
+    }
 }
 
 impl Completed {
     pub(crate) fn new(max: usize) -> Self {
         Self {
             max,
-            entries: HashMap::default(),
-            by_peer: BTreeMap::new(),
-            by_count: BTreeSet::new(),
+            len: 0,
+            peers: BTreeMap::new(),
+            loser: PublicKey([0; 32]),
         }
     }
 
     pub(crate) fn get(&self, key: &DeliveryKey) -> Option<Status> {
-        self.entries.get(key).copied()
+        let peer = self.peers.get(&key.peer)?;
+        peer.statuses.get(&(key.id, key.reply)).copied()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.len
     }
 
     pub(crate) fn insert(&mut self, now: Nanos, key: DeliveryKey, status: Status) {
-        if self.entries.insert(key, status).is_some() {
+        let peer = self.peers.entry(key.peer).or_default();
+        if peer.statuses.insert((key.id, key.reply), status).is_some() {
             return;
         }
-        let queue = self.by_peer.entry(key.peer).or_default();
-        self.by_count.remove(&(queue.len(), key.peer));
-        queue.push_back((now, key));
-        while let Some((at, old)) = queue.front().copied()
-            && now.since(at) > TRY_DURATION_MAX
+        peer.order.push_back((now, key.id, key.reply));
+        self.len += 1;
+        while let Some((at, ..)) = peer.order.front()
+            && now.since(*at) > TRY_DURATION_MAX
         {
-            queue.pop_front();
-            self.entries.remove(&old);
+            peer.drop_oldest();
+            self.len -= 1;
         }
-        self.by_count.insert((queue.len(), key.peer));
-        while self.entries.len() > self.max {
-            self.drop_oldest_of_largest();
+        let own = peer.order.len();
+        if self.len > self.max {
+            let share = self.len / self.peers.len();
+            self.loser = if own > share {
+                key.peer
+            } else {
+                self.above(share)
+            };
+            self.drop_oldest_of_loser();
         }
     }
 
-    fn drop_oldest_of_largest(&mut self) {
-        let Some((count, peer)) = self.by_count.pop_last() else {
-            return;
-        };
-        let Some(queue) = self.by_peer.get_mut(&peer) else {
-            return;
-        };
-        if let Some((_, old)) = queue.pop_front() {
-            self.entries.remove(&old);
-        }
-        if count > 1 {
-            self.by_count.insert((count - 1, peer));
-        } else {
-            self.by_peer.remove(&peer);
+    /// Somebody with at least so many, from the last one who lost on; somebody has.
+    fn above(&self, share: usize) -> PublicKey {
+        let behind = self.peers.range(self.loser..);
+        let mut all = behind.chain(self.peers.range(..self.loser));
+        let found = all.find(|(_, peer)| peer.order.len() >= share.max(1));
+        found.map_or(self.loser, |(key, _)| *key)
+    }
+
+    fn drop_oldest_of_loser(&mut self) {
+        if let Some(peer) = self.peers.get_mut(&self.loser) {
+            peer.drop_oldest();
+            self.len -= 1;
+            if peer.order.is_empty() {
+                self.peers.remove(&self.loser);
+            }
         }
     }
 }
@@ -99,6 +122,25 @@ mod tests {
         assert_eq!(completed.len(), 100);
         assert!((0..10).all(|id| completed.get(&key(1, id)).is_some()));
         assert!(completed.get(&key(2, 99_999)).is_some() && completed.get(&key(2, 0)).is_none());
+    }
+
+    #[test]
+    fn many_peers_with_an_even_share_each_keep_their_youngest() {
+        let mut completed = Completed::new(100);
+        for id in 0..1000 {
+            for peer in 0..10 {
+                completed.insert(Nanos(id), key(peer, id), Status::Received);
+                assert!(completed.len() <= 100);
+            }
+        }
+        let holds = |peer| completed.get(&key(peer, 999)).is_some();
+        assert!((0..10).all(holds) && completed.peers.len() == 10);
+        // A newcomer has room for its share, too.
+        for id in 0..9 {
+            completed.insert(Nanos(2000), key(77, id), Status::Received);
+        }
+        assert!((0..9).all(|id| completed.get(&key(77, id)).is_some()));
+        assert_eq!(completed.len(), 100);
     }
 
     #[test]

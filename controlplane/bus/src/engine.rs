@@ -1,7 +1,7 @@
 //! The engine: its state, its public calls, and where each input goes. Sending is in `sending`,
 //! receiving in `receiving`, each an `impl Bus`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -11,21 +11,16 @@ use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 use crate::completed::Completed;
 use crate::incoming::Incoming;
+use crate::kept::Kept;
 use crate::outgoing::SendKey;
 use crate::path::Path;
+use crate::receipts::{Reader, Receipts};
 use crate::rng::Rng;
 use crate::sends::{SendRef, Sends};
 use crate::topics::Topics;
 use crate::{
-    Config, DeliveryKey, Event, MessageId, MessageInfo, MessageState, Room, Stats, Transmit,
+    Config, DeliveryKey, Event, MessageId, MessageInfo, MessageState, Room, Stats, Topic, Transmit,
 };
-
-/// Read receipts that wait for their answer.
-const RECEIPTS_MAX: usize = 16_384;
-/// Times that a read receipt is sent.
-const RECEIPT_TRIES: u32 = 8;
-/// Time to its second sending; doubles from then on.
-const RECEIPT_RETRY: Duration = Duration::from_millis(200);
 
 /// Messages of one node.
 pub struct Bus {
@@ -50,10 +45,14 @@ pub struct Bus {
     /// Messages and bytes of each peer in `incoming`.
     pub(crate) shares: HashMap<PublicKey, Room, RandomState>,
     pub(crate) completed: Completed,
+    /// Of the last message that came: most have the same.
+    pub(crate) last_topic: Topic,
     pub(crate) room: Room,
     /// Senders that were told to wait, in order.
     pub(crate) held: VecDeque<(DeliveryKey, OverlayAddress)>,
-    receipts: HashMap<DeliveryKey, u32, RandomState>,
+    /// What peers are told of their messages of one packet each.
+    pub(crate) kept: BTreeMap<PublicKey, Kept>,
+    receipts: Receipts,
     /// A packet that did not fit the last payload.
     next: Option<Transmit>,
     /// This node's address, and that of the peer last spoken of: they are hashes of keys.
@@ -68,7 +67,8 @@ pub(crate) enum Timer {
     Path(u64),
     Incoming(DeliveryKey),
     Waiting(MessageId),
-    Receipt(DeliveryKey),
+    Receipt(u64),
+    Late(PublicKey),
 }
 
 /// A reply that is waited for.
@@ -85,11 +85,16 @@ pub(crate) struct Waiting {
 pub(crate) enum Answer {
     /// What is there of an incoming message.
     Progress(DeliveryKey),
+    /// Which messages of a peer are kept.
+    Kept(PublicKey),
+    /// Which messages of a peer have been read.
+    Read(Reader),
+    /// The same again.
+    ReadAgain(u64),
     /// An ack that needs no state.
     Status {
         address: OverlayAddress,
-        id: MessageId,
-        reply: bool,
+        key: DeliveryKey,
         sequence: u64,
         status: Status,
     },
@@ -106,7 +111,6 @@ pub(crate) enum Answer {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bare {
     Query,
-    Read,
     ReadAck,
     Abort,
 }
@@ -120,13 +124,16 @@ impl Bus {
         let least = message::OPEN_HEADER_LEN + message::TOPIC_MAX + message::CHUNK_MIN;
         assert!(config.mtu >= least, "a packet holds a topic and a chunk");
         let address = config.key.address();
+        let mut rng = Rng::new(seed);
         Self {
             completed: Completed::new(config.completed_max),
             address,
             looked_up: (config.key, address),
             config,
             topics,
-            rng: Rng::new(seed),
+            receipts: Receipts::new(rng.number()),
+            kept: BTreeMap::new(),
+            rng,
             stats: Stats::default(),
             timers: Timers::new(),
             events: VecDeque::new(),
@@ -139,9 +146,9 @@ impl Bus {
             incoming: HashMap::default(),
             incoming_bytes: 0,
             shares: HashMap::default(),
+            last_topic: Topic::default(),
             room: Room::ENDLESS,
             held: VecDeque::new(),
-            receipts: HashMap::default(),
             next: None,
         }
     }
@@ -251,19 +258,31 @@ impl Bus {
                     self.handle_ack(now, of, packet.sequence, status, (number, ranges));
                 }
             }
-            Body::Read => {
-                self.handle_read(now, key, address);
+            Body::Kept {
+                waited,
+                kept,
+                there,
+            } => {
+                let from = (source, address.subnet_id());
+                let waited = Duration::from_micros(waited.into());
+                self.handle_kept(now, from, packet.sequence, waited, (kept, there));
+            }
+            Body::Read { ids } => {
+                for id in ids {
+                    self.handle_read(now, Receipts::key((source, packet.reply), *id), address);
+                }
                 self.answer(Answer::Bare {
                     address,
                     id,
                     reply: packet.reply,
-                    sequence: 0,
+                    sequence: packet.sequence,
                     body: Bare::ReadAck,
                 });
             }
             Body::ReadAck => {
-                if self.receipts.remove(&key).is_some() {
-                    self.timers.set(Timer::Receipt(key), Nanos::NEVER);
+                if self.receipts.answered(packet.sequence, source) {
+                    self.timers
+                        .set(Timer::Receipt(packet.sequence), Nanos::NEVER);
                 }
             }
         }
@@ -309,31 +328,17 @@ impl Bus {
             self.handle_read(now, key, self.address);
             return;
         }
-        if self.receipts.len() < RECEIPTS_MAX {
-            self.receipts.insert(key, 0);
+        let of = (key.peer, key.reply);
+        if self.receipts.add(key) && !self.answer(Answer::Read(of)) {
+            self.receipts.drop_fresh(of);
         }
-        self.send_receipt(now, key);
     }
 
-    fn send_receipt(&mut self, now: Nanos, key: DeliveryKey) {
-        if let Some(tries) = self.receipts.get_mut(&key) {
-            let wait = RECEIPT_RETRY * (1 << *tries);
-            *tries += 1;
-            let done = *tries > RECEIPT_TRIES;
-            if done {
-                self.receipts.remove(&key);
-                return;
-            }
-            self.timers.set(Timer::Receipt(key), now + wait);
-        }
-        let address = self.address_of(key.peer);
-        self.answer(Answer::Bare {
-            address,
-            id: key.id,
-            reply: key.reply,
-            sequence: 0,
-            body: Bare::Read,
-        });
+    fn receipt(&mut self, now: Nanos, of: Reader, number: u64, ids: &[[u8; 8]]) -> Transmit {
+        let again = self.receipts.again_at(now, number);
+        self.timers.set(Timer::Receipt(number), again);
+        let address = self.address_of(of.0);
+        packet(address, NOBODY, of.1, number, Body::Read { ids })
     }
 
     /// Does what is due.
@@ -344,7 +349,10 @@ impl Bus {
                 Timer::Path(subnet) => self.path_due(now, subnet),
                 Timer::Incoming(key) => self.incoming_due(now, key),
                 Timer::Waiting(id) => self.waiting_due(now, id),
-                Timer::Receipt(key) => self.send_receipt(now, key),
+                Timer::Receipt(number) => {
+                    self.answer(Answer::ReadAgain(number));
+                }
+                Timer::Late(peer) => self.late_due(now, peer),
             }
         }
         for of in self.sends.take_due(now) {
@@ -384,7 +392,7 @@ impl Bus {
     }
 
     fn poll_packet(&mut self, now: Nanos) -> Option<Transmit> {
-        let transmit = self.poll_answer().or_else(|| self.poll_chunk(now))?;
+        let transmit = self.poll_answer(now).or_else(|| self.poll_chunk(now))?;
         self.stats.packets_sent += 1;
         Some(transmit)
     }
@@ -394,17 +402,69 @@ impl Bus {
         self.next.is_some() || !self.answers.is_empty() || !self.active.is_empty()
     }
 
-    pub(crate) fn answer(&mut self, answer: Answer) {
-        if self.answers.len() >= self.config.answers_max {
+    /// Has a packet sent that answers another one; false when too many wait.
+    pub(crate) fn answer(&mut self, answer: Answer) -> bool {
+        let room = self.answers.len() < self.config.answers_max;
+        if room {
+            self.answers.push_back(answer);
+        } else {
             self.stats.answers_dropped += 1;
-            return;
         }
-        self.answers.push_back(answer);
+        room
     }
 
-    fn poll_answer(&mut self) -> Option<Transmit> {
+    /// Who has to be told of other messages before the next answer, which it would draw conclusions from.
+    fn owed_first(&self) -> Option<PublicKey> {
+        let (peer, sequence) = match self.answers.front()? {
+            Answer::Progress(key) => (key.peer, self.incoming.get(key)?.sequence),
+            Answer::Status { key, sequence, .. } => (key.peer, *sequence),
+            Answer::Kept(_) | Answer::Read(_) | Answer::ReadAgain(_) | Answer::Bare { .. } => {
+                return None;
+            }
+        };
+        let kept = self.kept.get(&peer)?;
+        kept.owes_before(sequence).then_some(peer)
+    }
+
+    fn word(&mut self, now: Nanos, peer: PublicKey) -> Option<Transmit> {
+        let kept = self.kept.get_mut(&peer)?;
+        let word = kept.word(now, |key| self.incoming.contains_key(key));
+        let body = Body::Kept {
+            waited: word.waited,
+            kept: &word.kept,
+            there: &word.there,
+        };
+        Some(packet(kept.address, NOBODY, false, word.first, body))
+    }
+
+    fn poll_answer(&mut self, now: Nanos) -> Option<Transmit> {
         loop {
+            if let Some(peer) = self.owed_first() {
+                return self.word(now, peer);
+            }
             match self.answers.pop_front()? {
+                Answer::Kept(peer) => {
+                    if let Some(kept) = self.kept.get_mut(&peer) {
+                        kept.queued = false;
+                        return self.word(now, peer);
+                    }
+                }
+                Answer::Read(of) => {
+                    let Some((number, ids, more)) = self.receipts.tell(of) else {
+                        continue;
+                    };
+                    if more && !self.answer(Answer::Read(of)) {
+                        self.receipts.drop_fresh(of);
+                    }
+                    return Some(self.receipt(now, of, number, &ids));
+                }
+                Answer::ReadAgain(number) => {
+                    let receipt = self.receipts.again(number);
+                    let Some((of, ids)) = receipt.map(|it| (it.of, it.ids.clone())) else {
+                        continue;
+                    };
+                    return Some(self.receipt(now, of, number, &ids));
+                }
                 Answer::Progress(key) => {
                     let Some(incoming) = self.incoming.get_mut(&key) else {
                         continue;
@@ -421,8 +481,7 @@ impl Bus {
                 }
                 Answer::Status {
                     address,
-                    id,
-                    reply,
+                    key,
                     sequence,
                     status,
                 } => {
@@ -431,7 +490,7 @@ impl Bus {
                         number: 0,
                         ranges: &[],
                     };
-                    return Some(packet(address, id, reply, sequence, body));
+                    return Some(packet(address, key.id, key.reply, sequence, body));
                 }
                 Answer::Bare {
                     address,
@@ -442,7 +501,6 @@ impl Bus {
                 } => {
                     let body = match body {
                         Bare::Query => Body::Query,
-                        Bare::Read => Body::Read,
                         Bare::ReadAck => Body::ReadAck,
                         Bare::Abort => Body::Abort,
                     };
@@ -452,6 +510,9 @@ impl Bus {
         }
     }
 }
+
+/// The id in packets that are not about one message.
+const NOBODY: MessageId = MessageId([0; 8]);
 
 pub(crate) fn packet(
     address: OverlayAddress,

@@ -74,10 +74,15 @@ impl Incoming {
             sequence: 0,
             have: 0,
             data: Vec::new(),
-            hasher: (cut.count() > 1).then(Box::default),
+            hasher: (cut.first < cut.len).then(Box::default),
             beyond: BTreeMap::new(),
             ranges: BTreeMap::new(),
         }
+    }
+
+    /// Whether it is one packet long.
+    pub(crate) fn is_single(&self) -> bool {
+        self.cut.first == self.cut.len
     }
 
     /// What it counts for in the budgets.

@@ -169,6 +169,16 @@ impl Send {
         }
     }
 
+    /// Whether it is one packet long.
+    pub(crate) fn is_single(&self) -> bool {
+        self.cut.first == self.cut.len
+    }
+
+    /// Whether it waits for its verdict.
+    pub(crate) fn is_undecided(&self) -> bool {
+        matches!(self.phase, Phase::Verdict(_))
+    }
+
     /// Every chunk is acknowledged.
     pub(crate) fn is_through(&self) -> bool {
         self.next >= self.cut.count() && self.flights.is_empty()

@@ -7,7 +7,7 @@
 //! The window grows by slow start, then by one packet per round trip, and shrinks to 70 % once per
 //! round trip with losses.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
@@ -20,12 +20,15 @@ const REORDER_MAX: u64 = 3;
 /// Packets that may go before anything is known about the way.
 const WINDOW_INITIAL_PACKETS: usize = 10;
 const WINDOW_MIN_PACKETS: usize = 2;
-/// A receiver may wait for its disk before it answers.
-const ANSWER_SLACK: Duration = Duration::from_millis(5);
+/// A receiver may wait for its disk before it answers, half of this and no longer, and has other things to do.
+const ANSWER_SLACK: Duration = Duration::from_millis(10);
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
 const TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// Timeouts in a row after which the window is as small as it gets.
 const TIMEOUTS_PERSISTENT: u32 = 3;
+/// Messages on a path that wait for their verdicts, and packets on the way: fewer than the messages that
+/// receivers let one peer have under way.
+const UNDECIDED_MAX: usize = 12_288;
 /// Chunks of one message before the next message gets its turn.
 pub(crate) const TURN: u32 = 8;
 
@@ -63,6 +66,8 @@ pub(crate) struct Path {
     pub(crate) needs: u32,
     /// Messages on it.
     pub(crate) messages: usize,
+    /// Of those: there, and waiting for their verdicts, by the number of the packet that opened them last.
+    undecided: BTreeMap<u64, SendRef>,
     /// Messages with something to send, in the order of their turns. Those that are finished stay until
     /// their turn.
     pub(crate) ready: VecDeque<SendRef>,
@@ -95,12 +100,20 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    pub(crate) fn new(address: OverlayAddress, packet: usize, window_max: usize) -> Self {
+    /// A path on which the first packet has the number after `sequence`. Not one that had been used before
+    /// by a path to the same node: the node may tell of packets of that one again.
+    pub(crate) fn new(
+        address: OverlayAddress,
+        sequence: u64,
+        packet: usize,
+        window_max: usize,
+    ) -> Self {
         Self {
             address,
             session: None,
             needs: 0,
             messages: 0,
+            undecided: BTreeMap::new(),
             ready: VecDeque::new(),
             held: Vec::new(),
             active: false,
@@ -108,7 +121,7 @@ impl Path {
             flights: VecDeque::new(),
             oldest: 1,
             bytes: 0,
-            sequence: 0,
+            sequence,
             alarm: Nanos::NEVER,
             answered: None,
             sent_at: Nanos(0),
@@ -134,6 +147,7 @@ impl Path {
     /// Whether another packet may go.
     pub(crate) fn has_room(&self) -> bool {
         self.session.is_some()
+            && self.undecided.len() + self.flights.len() < UNDECIDED_MAX
             && (self.probes > 0 || self.bytes == 0 || self.bytes + self.packet <= self.window)
     }
 
@@ -185,14 +199,34 @@ impl Path {
         Some(flight)
     }
 
-    /// The answer to a packet of this message has come: learn from it.
-    pub(crate) fn answered(&mut self, now: Nanos, send: SendRef, sequence: u64) {
-        let Some(flight) = self.flight(sequence).filter(|f| f.send == send).copied() else {
-            return;
-        };
+    /// A message is there and waits for its verdict.
+    pub(crate) fn wait_for_verdict(&mut self, opened_by: u64, send: SendRef) {
+        self.undecided.insert(opened_by, send);
+    }
+
+    /// It does not wait any more.
+    pub(crate) fn verdict(&mut self, opened_by: u64) {
+        self.undecided.remove(&opened_by);
+    }
+
+    /// Messages that wait for their verdicts, of packets of these numbers.
+    pub(crate) fn there(&self, first: u64, end: u64) -> impl Iterator<Item = SendRef> {
+        let found = self.undecided.range(first..end.max(first));
+        found.map(|(_, send)| *send)
+    }
+
+    /// Those of some numbers that may be on their way.
+    pub(crate) fn among(&self, first: u64, end: u64) -> std::ops::Range<u64> {
+        let count = u64::try_from(self.flights.len()).unwrap_or(u64::MAX);
+        first.max(self.oldest)..end.min(self.oldest.saturating_add(count))
+    }
+
+    /// The answer to a packet that was sent at `sent_at` has come, after it had waited at the other end
+    /// for this long: learn from it.
+    pub(crate) fn answered(&mut self, now: Nanos, sequence: u64, sent_at: Nanos, waited: Duration) {
         self.answered = self.answered.max(Some(sequence));
         self.timeouts = 0;
-        let sample = now.since(flight.at);
+        let sample = now.since(sent_at).saturating_sub(waited);
         self.latest = sample;
         // RFC 6298.
         match self.smoothed {

@@ -1,15 +1,20 @@
 //! Incoming messages: who may send what, how much, and what becomes of it.
 
+use std::collections::btree_map::Entry;
+
 use hyphae_wire::message::{Body, Cut, Packet, Status};
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 use crate::engine::{Answer, Timer};
 use crate::incoming::{Incoming, OVERHEAD, Stage, Took};
+use crate::kept::{ACK_DELAY, Kept};
 use crate::outgoing::SendKey;
 use crate::sends::SendRef;
 use crate::topics::TopicClass;
 use crate::{AbortReason, Bus, DeliveryKey, Event, Inbound, Refuse, Rejection, Room, Topic};
 
+/// Peers that are told of their messages many at a time.
+const KEPT_MAX: usize = 16_384;
 /// Senders that are remembered to wait for room.
 const HELD_MAX: usize = 1024;
 /// Bytes of the longest call on the topic of administration.
@@ -84,7 +89,7 @@ impl Bus {
                 }
                 self.held.retain(|(held, _)| *held != key);
             }
-            Body::Ack { .. } | Body::Read | Body::ReadAck => {}
+            Body::Ack { .. } | Body::Read { .. } | Body::ReadAck | Body::Kept { .. } => {}
         }
     }
 
@@ -100,7 +105,10 @@ impl Bus {
             let same = known.cut == cut && known.digest == *digest;
             return if same { Ok(()) } else { Err(Status::Malformed) };
         }
-        let topic = Topic::new(topic.to_vec()).map_err(|_| Status::Malformed)?;
+        if self.last_topic.as_bytes() != topic {
+            self.last_topic = Topic::new(topic.to_vec()).map_err(|_| Status::Malformed)?;
+        }
+        let topic = self.last_topic.clone();
         if key.reply {
             self.check_waiting(key)?;
         } else {
@@ -116,7 +124,7 @@ impl Bus {
         let incoming = Incoming::new(now, address, topic, cut, *digest);
         self.charge(key.peer, incoming.cost());
         // One that comes whole waits for nothing but the caller.
-        if incoming.cut.count() > 1 {
+        if !incoming.is_single() {
             let at = now + self.config.incoming_idle;
             self.timers.set(Timer::Incoming(key), at);
         }
@@ -226,7 +234,7 @@ impl Bus {
             Took::Mismatch => {
                 self.stats.malformed += 1;
                 // Without a deadline nobody else would forget it.
-                if incoming.cut.count() == 1 && incoming.stage == Stage::Partial {
+                if incoming.is_single() && incoming.stage == Stage::Partial {
                     self.drop_incoming(key);
                     return;
                 }
@@ -241,10 +249,13 @@ impl Bus {
                     topic: incoming.topic.clone(),
                     payload: incoming.hand_over().into(),
                 };
-                if incoming.cut.count() > 1 {
-                    self.timers.set(Timer::Incoming(key), Nanos::NEVER);
-                }
+                let single = incoming.is_single();
+                incoming.sequence = sequence;
                 self.events.push_back(Event::Deliver(inbound));
+                if single && self.wait_for_verdict(now, key, address, sequence) {
+                    return;
+                }
+                self.timers.set(Timer::Incoming(key), Nanos::NEVER);
             }
             Took::Whole(false) => {
                 let class = self.topics.class(&incoming.topic);
@@ -259,6 +270,64 @@ impl Bus {
         self.note_progress(key, sequence);
     }
 
+    /// The sender of a message of one packet is told of it together with the verdict, if that comes soon;
+    /// false when it has to be told now.
+    fn wait_for_verdict(
+        &mut self,
+        now: Nanos,
+        key: DeliveryKey,
+        address: OverlayAddress,
+        sequence: u64,
+    ) -> bool {
+        let Some(kept) = self.kept_of(key.peer, address) else {
+            return false;
+        };
+        let first = kept.due().is_none();
+        kept.wait(now, sequence, key);
+        if let Some(at) = kept.due().filter(|_| first) {
+            self.timers.set(Timer::Late(key.peer), at);
+        }
+        true
+    }
+
+    /// What a peer is told of its messages; `None` when too many are told something just now.
+    fn kept_of(&mut self, peer: PublicKey, address: OverlayAddress) -> Option<&mut Kept> {
+        if self.kept.len() >= KEPT_MAX && !self.kept.contains_key(&peer) {
+            self.kept
+                .retain(|_, kept| kept.queued || kept.due().is_some());
+        }
+        let room = self.kept.len() < KEPT_MAX;
+        match self.kept.entry(peer) {
+            Entry::Occupied(entry) => Some(entry.into_mut()),
+            Entry::Vacant(entry) if room => Some(entry.insert(Kept::new(address))),
+            Entry::Vacant(_) => None,
+        }
+    }
+
+    /// Messages of a peer may have waited long for their verdicts: then it is told that they are there.
+    pub(crate) fn late_due(&mut self, now: Nanos, peer: PublicKey) {
+        let Some(due) = self.kept.get(&peer).and_then(Kept::due) else {
+            return;
+        };
+        // That may not be possible at once, or not of all.
+        let again = if due <= now { now + ACK_DELAY } else { due };
+        self.timers.set(Timer::Late(peer), again);
+        if due <= now {
+            self.tell(peer);
+        }
+    }
+
+    /// A peer is told of its messages.
+    fn tell(&mut self, peer: PublicKey) {
+        if let Some(kept) = self.kept.get_mut(&peer)
+            && !std::mem::replace(&mut kept.queued, true)
+            && !self.answer(Answer::Kept(peer))
+            && let Some(kept) = self.kept.get_mut(&peer)
+        {
+            kept.queued = false;
+        }
+    }
+
     /// An answer about an incoming message is due; one for all that came of it since the last.
     fn note_progress(&mut self, key: DeliveryKey, sequence: u64) {
         let Some(incoming) = self.incoming.get_mut(&key) else {
@@ -267,9 +336,7 @@ impl Bus {
         incoming.sequence = incoming.sequence.max(sequence);
         if !incoming.answering {
             incoming.answering = true;
-            let before = self.answers.len();
-            self.answer(Answer::Progress(key));
-            if self.answers.len() == before
+            if !self.answer(Answer::Progress(key))
                 && let Some(incoming) = self.incoming.get_mut(&key)
             {
                 incoming.answering = false;
@@ -283,8 +350,7 @@ impl Bus {
         }
         self.answer(Answer::Status {
             address,
-            id: key.id,
-            reply: key.reply,
+            key,
             sequence,
             status,
         });
@@ -386,6 +452,7 @@ impl Bus {
             return false;
         };
         let (address, sequence) = (incoming.address, incoming.sequence);
+        let (came, single) = (incoming.progress_at, incoming.is_single());
         self.drop_incoming(key);
         if key.peer == self.config.key {
             let reason = rejection(status).map(AbortReason::Rejected);
@@ -394,8 +461,27 @@ impl Bus {
             }
         } else {
             self.completed.insert(now, key, status);
-            self.say(key, address, sequence, status);
+            let kept = status == Status::Received && single;
+            if !(kept && self.say_kept(key.peer, address, sequence, came)) {
+                self.say(key, address, sequence, status);
+            }
         }
+        true
+    }
+
+    /// The message in this packet of a peer is kept; false when that cannot be said together with others.
+    fn say_kept(
+        &mut self,
+        peer: PublicKey,
+        address: OverlayAddress,
+        sequence: u64,
+        came: Nanos,
+    ) -> bool {
+        let Some(kept) = self.kept_of(peer, address) else {
+            return false;
+        };
+        kept.keep(sequence, came);
+        self.tell(peer);
         true
     }
 
@@ -442,7 +528,7 @@ impl Bus {
         let Some(incoming) = self.incoming.remove(&key) else {
             return;
         };
-        if incoming.cut.count() > 1 {
+        if !incoming.is_single() {
             self.timers.set(Timer::Incoming(key), Nanos::NEVER);
         }
         let cost = incoming.cost();

@@ -34,6 +34,11 @@ impl Rng {
         out
     }
 
+    /// Somewhere to begin to count from: not where another one began, and with room to go on.
+    pub(crate) fn number(&mut self) -> u64 {
+        u64::from_le_bytes(self.array()) >> 2 | 1
+    }
+
     /// Between three and five quarters of `base`.
     pub(crate) fn jitter(&mut self, base: Duration) -> Duration {
         let part = u16::from_le_bytes(self.array());

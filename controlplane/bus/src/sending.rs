@@ -119,10 +119,11 @@ impl Bus {
             return Ok(());
         }
         let (packet, window) = (self.config.mtu, self.config.window_max);
+        let rng = &mut self.rng;
         let path = self
             .paths
             .entry(subnet)
-            .or_insert_with(|| Path::new(address, packet, window));
+            .or_insert_with(|| Path::new(address, rng.number(), packet, window));
         let lonely = path.session.is_none() && path.messages == 0;
         path.messages += 1;
         if lonely {
@@ -393,7 +394,10 @@ impl Bus {
     ) {
         let subnet = self.sends.get(of).map(|send| send.name.subnet);
         if let Some(path) = subnet.and_then(|subnet| self.paths.get_mut(&subnet)) {
-            path.answered(now, of, sequence);
+            let flight = path.flight(sequence).filter(|flight| flight.send == of);
+            if let Some(at) = flight.map(|flight| flight.at) {
+                path.answered(now, sequence, at, Duration::ZERO);
+            }
         }
         match status {
             Status::Progress => self.handle_progress(now, of, sequence, number, ranges),
@@ -413,6 +417,59 @@ impl Bus {
                     self.make_ready(of);
                 }
             }
+        }
+    }
+
+    /// The receiver has the messages that were in these packets, each of them whole: it keeps them, or they
+    /// are there.
+    pub(crate) fn handle_kept(
+        &mut self,
+        now: Nanos,
+        (from, subnet): (PublicKey, u64),
+        first: u64,
+        waited: Duration,
+        (kept, there): (&[AckRange], &[AckRange]),
+    ) {
+        let Some(path) = self.paths.get_mut(&subnet) else {
+            return;
+        };
+        let single = |send: &Send| send.key == Some(from) && send.is_single();
+        let (mut done, mut landing, mut last) = (Vec::new(), Landing::default(), None);
+        let all = kept.iter().map(|range| (range, true));
+        for (range, keeps) in all.chain(there.iter().map(|range| (range, false))) {
+            let at = |offset: u32| first.saturating_add(offset.into());
+            let (begin, end) = (at(range.first.get()), at(range.end.get()));
+            if keeps {
+                let sends = &self.sends;
+                let single = |of: &SendRef| sends.get(*of).is_some_and(single);
+                done.extend(path.there(begin, end).filter(single));
+            }
+            for sequence in path.among(begin, end) {
+                let Some(Flight { send: of, at, .. }) = path.flight(sequence).copied() else {
+                    continue;
+                };
+                let Some(send) = self.sends.get_mut(of).filter(|send| single(send)) else {
+                    continue;
+                };
+                landing.take(path, sequence);
+                last = last.max(Some((sequence, at)));
+                if keeps {
+                    done.push(of);
+                } else if send.phase == Phase::Transfer {
+                    send.acknowledge(0, 1, |_| {});
+                    send.opened = true;
+                    send.phase = Phase::Verdict(now + path.timeout().max(BACK_OFF));
+                    path.wait_for_verdict(send.opened_by, of);
+                    self.sends.schedule(of);
+                }
+            }
+        }
+        if let Some((sequence, sent_at)) = last {
+            path.answered(now, sequence, sent_at, waited);
+        }
+        path.arrived(landing.bytes, landing.latest);
+        for of in done {
+            self.end(now, of, None);
         }
     }
 
@@ -453,6 +510,7 @@ impl Bus {
             send.attempts = 0;
         }
         if send.phase == Phase::Transfer && send.is_through() {
+            path.wait_for_verdict(send.opened_by, of);
             send.phase = Phase::Verdict(now + path.timeout().max(BACK_OFF));
         }
         self.sends.schedule(of);
@@ -497,6 +555,9 @@ impl Bus {
         };
         if let Some(path) = self.paths.get_mut(&send.name.subnet) {
             path.land(send.on_the_way());
+            if send.is_undecided() {
+                path.verdict(send.opened_by);
+            }
         }
         send.restart();
         true
@@ -549,6 +610,15 @@ impl Bus {
 
     /// Ends an outgoing message: received when there is no reason. Its memory is freed at once.
     pub(crate) fn finish(&mut self, now: Nanos, of: SendRef, reason: Option<AbortReason>) {
+        if let Some(subnet) = self.end(now, of, reason) {
+            self.activate(subnet);
+            self.schedule_path(now, subnet);
+            self.close_path(subnet);
+        }
+    }
+
+    /// The same, but for what then becomes of its path, which it gives.
+    fn end(&mut self, now: Nanos, of: SendRef, reason: Option<AbortReason>) -> Option<u64> {
         let state = if reason.is_none() {
             MessageState::Received
         } else {
@@ -558,9 +628,7 @@ impl Bus {
             reason,
             ..send.info(state)
         };
-        let Some(send) = self.sends.finish(now, of, info) else {
-            return;
-        };
+        let send = self.sends.finish(now, of, info)?;
         let SendKey { id, reply, subnet } = send.name;
         self.outgoing_bytes -= send.payload.len();
         match reason {
@@ -575,6 +643,9 @@ impl Bus {
         let told = !matches!(reason, None | Some(AbortReason::Rejected(_)));
         if let Some(path) = self.paths.get_mut(&subnet) {
             path.messages -= 1;
+            if send.is_undecided() {
+                path.verdict(send.opened_by);
+            }
             if reason.is_none() {
                 path.land(send.on_the_way());
             } else {
@@ -601,9 +672,7 @@ impl Bus {
             state,
             reason,
         });
-        self.activate(subnet);
-        self.schedule_path(now, subnet);
-        self.close_path(subnet);
+        Some(subnet)
     }
 
     /// A path without messages is only kept while it knows of a session.

@@ -267,9 +267,12 @@ impl Sends {
         send.alarm = at;
         self.due.push(Reverse((at, of)));
         if self.due.len() > 2 * self.live + STALE_MIN {
-            let mut due = std::mem::take(&mut self.due);
+            let mut due = std::mem::take(&mut self.due).into_vec();
             due.retain(|Reverse((at, of))| self.get(*of).is_some_and(|send| send.alarm == *at));
-            self.due = due;
+            // One that was held and goes on has its deadline in here once more.
+            due.sort_unstable();
+            due.dedup();
+            self.due = due.into();
         }
     }
 

@@ -1,6 +1,7 @@
 //! What callers and the engine say to each other.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,8 +12,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Names a message. Random, chosen by its sender; a reply has the id of what it answers. Written
 /// as 16 hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MessageId(pub [u8; 8]);
+
+impl Hash for MessageId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(u64::from_ne_bytes(self.0));
+    }
+}
 
 /// Text that is not a message id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -327,7 +334,7 @@ pub enum PushError {
 }
 
 /// Names a message that came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliveryKey {
     /// Its sender.
     pub peer: PublicKey,
@@ -335,6 +342,16 @@ pub struct DeliveryKey {
     pub id: MessageId,
     /// It is a reply.
     pub reply: bool,
+}
+
+impl Hash for DeliveryKey {
+    /// By what tells most keys of a table apart.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.id.hash(state);
+        state.write_u8(self.reply.into());
+        let [a, b, c, d, e, f, g, h, ..] = self.peer.0;
+        state.write_u64(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
+    }
 }
 
 impl Ord for DeliveryKey {

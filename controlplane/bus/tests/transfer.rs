@@ -57,6 +57,72 @@ fn item_01_every_size_class_arrives_whole() {
 }
 
 #[test]
+fn item_01_many_short_messages_share_their_answers() {
+    let mut net = Net::new(2, 21, CLEAN);
+    for n in 0..5000 {
+        net.push(0, message(key(2), "", payload(100, n)));
+    }
+    net.run_while(MINUTE, |net| net.nodes[0].finished.len() < 5000);
+    let answers = net.nodes[1].bus.stats().packets_sent;
+    assert!(answers < 1000, "{answers} packets answer 5000 messages");
+    let before = net.nodes[1].bus.stats().packets_sent;
+    while net.nodes[1].inbox.len() > 1000 {
+        let now = net.now;
+        let read = net.nodes[1].inbox.pop().unwrap();
+        net.nodes[1].bus.mark_read(now, read.key());
+    }
+    net.drain(1);
+    net.run_for(MINUTE);
+    assert_eq!(net.nodes[0].bus.stats().read, 4000);
+    let receipts = net.nodes[1].bus.stats().packets_sent - before;
+    assert_eq!(receipts, 4000u64.div_ceil(128));
+    assert_eq!(net.nodes[0].bus.stats().retransmissions, 0);
+}
+
+#[test]
+fn item_06_a_receiver_that_decides_late_and_out_of_order_is_not_sent_anything_twice() {
+    for (seed, slow) in [(31, 2), (32, 8), (33, 100), (34, 3000)] {
+        let mut net = Net::new(2, seed, CLEAN);
+        net.nodes[1].slow = Duration::from_millis(slow);
+        // The first one makes the session.
+        net.push(0, message(key(2), "", "hello"));
+        net.run_for(MINUTE);
+        for n in 0..3000 {
+            net.push(0, message(key(2), "", payload(n as usize % 200, n)));
+            if n % 10 == 0 {
+                net.run_for(Duration::from_millis(1));
+            }
+        }
+        net.push(0, message(key(2), "", payload(300_000, seed)));
+        net.run_while(MINUTE, |net| net.nodes[0].finished.len() < 3002);
+        net.check_once();
+        let states = net.nodes[0].finished.values();
+        assert!(
+            states
+                .into_iter()
+                .all(|state| *state == MessageState::Received)
+        );
+        let again = net.nodes[0].bus.stats().retransmissions;
+        assert_eq!(again, 0, "the store takes up to {slow} ms");
+        assert_eq!(net.nodes[1].bus.stats().pushed_back, 0);
+    }
+}
+
+#[test]
+fn item_06_a_receiver_that_decides_nothing_for_long_is_not_flooded() {
+    let mut net = Net::new(2, 35, CLEAN);
+    net.nodes[1].slow = Duration::from_secs(5);
+    for n in 0..20_000 {
+        net.push(0, message(key(2), "", payload(50, n)));
+    }
+    net.run_while(MINUTE * 10, |net| net.nodes[0].finished.len() < 20_000);
+    net.check_once();
+    assert_eq!(net.nodes[1].inbox.len(), 20_000);
+    let stats = net.nodes[1].bus.stats();
+    assert_eq!((stats.pushed_back, stats.incoming), (0, 0));
+}
+
+#[test]
 fn item_01_loss_duplication_and_reordering_change_nothing() {
     for seed in 0..40 {
         let mut net = Net::new(3, seed, ROUGH);

@@ -2,7 +2,7 @@
 //! under way at once. [`crate::Client`] makes a connection per call, which is simpler and costs more.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,8 +10,12 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
+use crate::Base64;
 use crate::client::{ClientError, fail};
 use crate::message::Error;
+use crate::method::{
+    AttachedMessage, Destination, PopMessagesParams, PushMessagesParams, PushMessagesResult,
+};
 
 /// Calls of one batch at most; a node takes no longer ones.
 pub const BATCH_MAX: usize = 1000;
@@ -33,8 +37,19 @@ pub struct Connection {
     /// Calls of each batch under way.
     sizes: BTreeMap<BatchId, usize>,
     /// Answers that came before somebody asked for them.
-    early: BTreeMap<BatchId, String>,
+    early: BTreeMap<BatchId, Line>,
 }
+
+/// An answer as it came.
+#[derive(Debug)]
+struct Line {
+    json: String,
+    /// What followed it.
+    attached: Vec<u8>,
+}
+
+/// Bytes of the longest attachment that is read: a message, and short ones.
+const ATTACHED_MAX: u64 = 128 << 20;
 
 /// [`crate::Request`] with typed parameters.
 #[derive(Serialize)]
@@ -116,13 +131,136 @@ impl Connection {
                 id,
             })
             .collect();
-        let mut line = serde_json::to_vec(&calls).map_err(|e| self.protocol(e.to_string()))?;
-        line.push(b'\n');
-        let written = self.reader.get_mut().write_all(&line);
-        written.map_err(|error| fail(self.place.display().to_string(), error))?;
+        let line = serde_json::to_vec(&calls).map_err(|e| self.protocol(e.to_string()))?;
+        self.write(line)?;
         self.next += calls.len() as u64;
         self.sizes.insert(batch, calls.len());
         Ok(batch)
+    }
+
+    /// Sends messages to one node, their payloads as they are, and does not wait:
+    /// [`Self::sent_messages`] does. At most [`BATCH_MAX`] of together 64 MiB are taken.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub fn send_messages<P: AsRef<[u8]>>(
+        &mut self,
+        dst: &Destination,
+        topic: Option<&[u8]>,
+        payloads: &[P],
+    ) -> Result<BatchId, ClientError> {
+        let lengths = payloads.iter().map(|payload| payload.as_ref().len() as u64);
+        let params = PushMessagesParams {
+            dst: dst.clone(),
+            topic: topic.map(Base64::from),
+            payloads: Vec::new(),
+            attached: lengths.collect(),
+        };
+        let all: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
+        self.send_one("pushMessages", params, &all)
+    }
+
+    /// Waits for what became of [`Self::send_messages`].
+    ///
+    /// # Errors
+    /// When the connection fails, or the node takes none of them.
+    pub fn sent_messages(&mut self, batch: BatchId) -> Result<PushMessagesResult, ClientError> {
+        let line = self.line(batch)?;
+        self.result(&line)
+    }
+
+    /// Asks for messages of the inbox, their payloads as they are, and does not wait:
+    /// [`Self::taken_messages`] does.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub fn take_messages(&mut self, params: PopMessagesParams) -> Result<BatchId, ClientError> {
+        let attach = Some(true);
+        self.send_one("popMessages", PopMessagesParams { attach, ..params }, &[])
+    }
+
+    /// Waits for what [`Self::take_messages`] has asked for: messages and their payloads.
+    ///
+    /// # Errors
+    /// When the connection fails, or the node gives none.
+    pub fn taken_messages(
+        &mut self,
+        batch: BatchId,
+    ) -> Result<Vec<(AttachedMessage, Vec<u8>)>, ClientError> {
+        let line = self.line(batch)?;
+        let messages: Vec<AttachedMessage> = self.result(&line)?;
+        if let [message] = &messages[..]
+            && message.attached == line.attached.len() as u64
+        {
+            // It may be a long one.
+            return Ok(messages.into_iter().zip([line.attached]).collect());
+        }
+        let mut rest = &line.attached[..];
+        let mut taken = Vec::with_capacity(messages.len());
+        for message in messages {
+            let split = usize::try_from(message.attached).ok();
+            let split = split.and_then(|at| rest.split_at_checked(at));
+            let short = || self.protocol("fewer bytes are attached than announced".to_owned());
+            let (payload, behind) = split.ok_or_else(short)?;
+            taken.push((message, payload.to_vec()));
+            rest = behind;
+        }
+        Ok(taken)
+    }
+
+    /// Sends one call, with bytes behind it.
+    fn send_one<P: Serialize>(
+        &mut self,
+        method: &str,
+        params: P,
+        attached: &[&[u8]],
+    ) -> Result<BatchId, ClientError> {
+        let batch = BatchId(self.next);
+        let call = Call {
+            jsonrpc: "2.0",
+            method,
+            params: Some(params),
+            id: self.next,
+        };
+        let len: usize = attached.iter().map(|bytes| bytes.len()).sum();
+        let mut line = if len > 0 {
+            format!("+{len} ").into_bytes()
+        } else {
+            Vec::new()
+        };
+        serde_json::to_writer(&mut line, &call).map_err(|e| self.protocol(e.to_string()))?;
+        if let [long] = attached
+            && long.len() > 1 << 20
+        {
+            self.write(line)?;
+            let written = self.reader.get_mut().write_all(long);
+            written.map_err(|error| fail(self.place.display().to_string(), error))?;
+        } else {
+            line.push(b'\n');
+            attached
+                .iter()
+                .for_each(|bytes| line.extend_from_slice(bytes));
+            let written = self.reader.get_mut().write_all(&line);
+            written.map_err(|error| fail(self.place.display().to_string(), error))?;
+        }
+        self.next += 1;
+        self.sizes.insert(batch, 1);
+        Ok(batch)
+    }
+
+    fn write(&mut self, mut line: Vec<u8>) -> Result<(), ClientError> {
+        line.push(b'\n');
+        let written = self.reader.get_mut().write_all(&line);
+        written.map_err(|error| fail(self.place.display().to_string(), error))
+    }
+
+    /// The result of a single call.
+    fn result<R: DeserializeOwned>(&self, line: &Line) -> Result<R, ClientError> {
+        let answer: serde_json::Result<Answer<R>> = serde_json::from_str(&line.json);
+        let outcome = answer.and_then(Answer::outcome);
+        outcome
+            .map_err(|error| self.protocol(error.to_string()))?
+            .map_err(ClientError::Call)
     }
 
     /// Waits for the answers of a batch, in the order of its calls.
@@ -133,19 +271,9 @@ impl Connection {
         &mut self,
         batch: BatchId,
     ) -> Result<Answers<R>, ClientError> {
-        let line = loop {
-            if let Some(line) = self.early.remove(&batch) {
-                break line;
-            }
-            let (found, line) = self.read()?;
-            if found == batch {
-                break line;
-            }
-            self.early.insert(found, line);
-        };
-        self.sizes.remove(&batch);
+        let line = self.line(batch)?;
         let answers: Vec<Answer<R>> =
-            serde_json::from_str(&line).map_err(|e| self.protocol(e.to_string()))?;
+            serde_json::from_str(&line.json).map_err(|e| self.protocol(e.to_string()))?;
         answers
             .into_iter()
             .map(|answer| answer.outcome().map_err(|e| self.protocol(e.to_string())))
@@ -165,29 +293,50 @@ impl Connection {
         self.receive(batch)
     }
 
+    /// The answer to a batch.
+    fn line(&mut self, batch: BatchId) -> Result<Line, ClientError> {
+        let line = loop {
+            if let Some(line) = self.early.remove(&batch) {
+                break line;
+            }
+            let (found, line) = self.read()?;
+            if found == batch {
+                break line;
+            }
+            self.early.insert(found, line);
+        };
+        self.sizes.remove(&batch);
+        Ok(line)
+    }
+
     /// The next answer, and whose it is.
-    fn read(&mut self) -> Result<(BatchId, String), ClientError> {
-        let mut line = String::new();
-        let read = self.reader.read_line(&mut line);
+    fn read(&mut self) -> Result<(BatchId, Line), ClientError> {
+        let mut json = String::new();
+        let read = self.reader.read_line(&mut json);
         let read = read.map_err(|error| fail(self.place.display().to_string(), error))?;
         if read == 0 {
             return Err(self.protocol("the connection was closed".to_owned()));
         }
-        if !line.starts_with('[') {
-            // One answer for a whole batch is a refusal.
-            let refusal: Id =
-                serde_json::from_str(&line).map_err(|e| self.protocol(e.to_string()))?;
-            return Err(refusal.error.map_or_else(
-                || self.protocol(format!("an answer to nothing: {:?}", refusal.id)),
-                ClientError::Call,
-            ));
+        let mut attached = Vec::new();
+        if let Some((len, rest)) = json.strip_prefix('+').and_then(|rest| rest.split_once(' ')) {
+            let len = len.parse().ok().filter(|len| *len <= ATTACHED_MAX);
+            let len = len.ok_or_else(|| self.protocol("an attachment without end".to_owned()))?;
+            json = rest.to_owned();
+            let read = Read::take(&mut self.reader, len).read_to_end(&mut attached);
+            read.map_err(|error| fail(self.place.display().to_string(), error))?;
         }
-        let mut first = serde_json::Deserializer::from_str(&line[1..]).into_iter::<Id>();
-        let id = first.next().and_then(Result::ok).and_then(|first| first.id);
+        let first = json.strip_prefix('[').unwrap_or(&json);
+        let mut first = serde_json::Deserializer::from_str(first).into_iter::<Id>();
+        let (id, error) = match first.next() {
+            Some(Ok(first)) => (first.id, first.error),
+            Some(Err(_)) | None => (None, None),
+        };
         let batch = id.and_then(|id| self.sizes.range(..=BatchId(id)).next_back());
-        match batch {
-            Some((batch, _)) => Ok((*batch, line)),
-            None => Err(self.protocol("an answer to nothing".to_owned())),
+        match (batch, error) {
+            (Some((batch, _)), _) => Ok((*batch, Line { json, attached })),
+            // One answer for a whole batch is a refusal.
+            (None, Some(error)) => Err(ClientError::Call(error)),
+            (None, None) => Err(self.protocol(format!("an answer to nothing: {id:?}"))),
         }
     }
 

@@ -11,9 +11,9 @@ use crate::method::{
     AcceptParams, BusCallParams, DrainParams, EndpointParams, ForwardSocketParams, IncomingMessage,
     Info, IpParams, MessageIdParams, MessageInfo, OutboundSocket, OutboundSocketParams,
     PacketStatistics, PatternsParams, Peer, PingParams, Pong, PopMessageParams, PopMessagesParams,
-    PubkeyParams, PushMessageParams, PushMessageReplyParams, PushMessageResult, QueriedSubnet,
-    ReloadParams, ReloadResult, Route, RouteParams, StaticRoute, Status, TopicParams,
-    TopicPubkeyParams, TopicSubnetParams, TraceHop, TraceParams,
+    PubkeyParams, PushMessageParams, PushMessageReplyParams, PushMessageResult, PushMessagesParams,
+    PushMessagesResult, QueriedSubnet, ReloadParams, ReloadResult, Route, RouteParams, StaticRoute,
+    Status, TopicParams, TopicPubkeyParams, TopicSubnetParams, TraceHop, TraceParams,
 };
 
 /// One method.
@@ -97,12 +97,15 @@ methods! {
     /// Send a message; with reply_timeout, wait for the reply.
     push_message = "pushMessage" (PushMessageParams) ["message", "reply_timeout"]
         -> PushMessageResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY];
+    /// Send several messages to one node. Either all are under way then, or so many of the first.
+    push_messages = "pushMessages" (PushMessagesParams) ["dst", "topic", "payloads", "attached"]
+        -> PushMessagesResult, [BAD_IP, BAD_KEY, PUSH_REFUSED];
     /// Take the next message out of the inbox, or null when none comes in time.
     pop_message = "popMessage" (PopMessageParams) ["peek", "timeout", "topic"]
         -> Option<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY];
     /// Take several messages out of the inbox at once: one at least, waiting for it if asked to, then
     /// those that are there, up to count of them and 1 MiB. None when none comes in time.
-    pop_messages = "popMessages" (PopMessagesParams) ["count", "timeout", "topic"]
+    pop_messages = "popMessages" (PopMessagesParams) ["count", "timeout", "topic", "attach"]
         -> Vec<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY];
     /// Answer a message.
     push_message_reply = "pushMessageReply" (PushMessageReplyParams) ["id", "message"] -> bool,

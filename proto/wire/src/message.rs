@@ -8,7 +8,11 @@
 //! open:  + length u32 | chunk length u16 | zero u16 | BLAKE3 32 | topic | chunk 0
 //! data:  + chunk `number`
 //! ack:   + up to ACK_RANGES_MAX ranges of chunks, first u32 | end u32
-//! query, read, read-ack, abort: the header alone
+//! query, abort: the header alone
+//! kept:  + up to KEPT_RANGES_MAX ranges of packets, first u32 | end u32, each counted from `sequence`; of
+//!        the first `topic` ranges the messages are kept, of the others they are there
+//! read:  + up to READS_MAX ids of messages; `sequence` numbers the receipt
+//! read-ack: the header alone, with the `sequence` of the receipt
 //!
 //! several packets in one frame: kind 8 | for each: length u16 | packet
 //! ```
@@ -18,6 +22,10 @@
 //! another one; an ack carries that of the packet which it answers. In an ack `number` counts the
 //! chunks from the first on that are there without a gap, and the ranges name those beyond. With
 //! [`Status::Full`] it is the time in milliseconds after which to try again.
+//!
+//! Most messages are one packet long. What became of those is said for many at once, by the numbers of
+//! their packets: those that are received and kept, and those that are there and wait for that. `number`
+//! is how many microseconds the last of them has waited for being told of. A *read* names messages by their ids; in both the `id` of the header is zero.
 //!
 //! A reply has the id of the message that it answers, and [`FLAG_REPLY`] in every packet of either
 //! direction that is about it, so that the two are never mistaken for each other.
@@ -33,6 +41,10 @@ pub const TOPIC_MAX: usize = 255;
 pub const CHUNK_MIN: usize = 512;
 /// Ranges of one ack.
 pub const ACK_RANGES_MAX: usize = 64;
+/// Ranges of one *kept*.
+pub const KEPT_RANGES_MAX: usize = 128;
+/// Messages of one read receipt.
+pub const READS_MAX: usize = 128;
 /// [`MessageHeader::flags`]: the packet is about a reply.
 pub const FLAG_REPLY: u8 = 1;
 /// First byte of a payload that holds several packets, where else the [`MessageKind`] is.
@@ -57,12 +69,14 @@ pub enum MessageKind {
     Ack,
     /// Please acknowledge what you have.
     Query,
-    /// The message has been read.
+    /// These messages have been read.
     Read,
-    /// The other end knows that it has been read.
+    /// The other end knows that they have been read.
     ReadAck,
     /// The sender has given up.
     Abort,
+    /// The messages in these packets are kept.
+    Kept,
 }
 
 impl MessageKind {
@@ -76,6 +90,8 @@ impl MessageKind {
             Self::Read => 5,
             Self::ReadAck => 6,
             Self::Abort => 7,
+            // 8 is SEVERAL.
+            Self::Kept => 9,
         }
     }
 
@@ -89,6 +105,7 @@ impl MessageKind {
             5 => Self::Read,
             6 => Self::ReadAck,
             7 => Self::Abort,
+            9 => Self::Kept,
             _ => return None,
         })
     }
@@ -160,13 +177,13 @@ pub struct MessageHeader {
     pub flags: u8,
     /// [`Status`] code in an ack, else zero.
     pub status: u8,
-    /// Bytes of the topic in an opening packet, else zero.
+    /// Bytes of the topic in an opening packet, ranges of messages that are kept in a *kept*, else zero.
     pub topic_len: u8,
-    /// Number of the chunk, or what an ack counts.
+    /// Number of the chunk, what an ack counts, or microseconds.
     pub number: U32,
-    /// Number of the packet, or of the packet that an ack answers.
+    /// Number of the packet, of the one that an ack answers, of the first that is kept, or of a receipt.
     pub sequence: U64,
-    /// The message.
+    /// The message; zero where it is not about one.
     pub id: [u8; 8],
 }
 
@@ -184,7 +201,7 @@ pub struct OpenBody {
     pub digest: [u8; 32],
 }
 
-/// Chunks `first..end` are there.
+/// Chunks or packets `first..end` are there.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -229,11 +246,11 @@ impl Cut {
 /// A packet, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// The message.
+    /// The message; zero where it is not about one.
     pub id: [u8; 8],
     /// It is about a reply.
     pub reply: bool,
-    /// Number of the packet, or of that which an ack answers.
+    /// Number of the packet, of that which an ack answers, of the first one that is kept, or of a receipt.
     pub sequence: u64,
     /// The rest.
     pub body: Body<'a>,
@@ -271,12 +288,24 @@ pub enum Body<'a> {
     },
     /// Please acknowledge.
     Query,
-    /// It has been read.
-    Read,
+    /// These have been read.
+    Read {
+        /// Their ids, at least one.
+        ids: &'a [[u8; 8]],
+    },
     /// That is known.
     ReadAck,
     /// The sender has given up.
     Abort,
+    /// What became of messages of one packet each: their packets, counted from `sequence`.
+    Kept {
+        /// Microseconds that the last of them has waited for being told of.
+        waited: u32,
+        /// Those that are received and kept.
+        kept: &'a [AckRange],
+        /// Those that are there, and wait for that.
+        there: &'a [AckRange],
+    },
 }
 
 /// The packets of a payload: itself, or each of several. Ends with `None` where a length contradicts
@@ -333,18 +362,28 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
         MessageKind::Open => parse_open(header, rest)?,
         MessageKind::Data if number > 0 && !rest.is_empty() => Body::Data { number, data: rest },
         MessageKind::Data => return None,
-        MessageKind::Ack => {
-            let ranges = <[AckRange]>::ref_from_bytes(rest).ok()?;
-            Body::Ack {
-                status: Status::from_code(header.status)?,
-                number,
-                ranges: Some(ranges).filter(|r| r.len() <= ACK_RANGES_MAX)?,
-            }
-        }
+        MessageKind::Ack => Body::Ack {
+            status: Status::from_code(header.status)?,
+            number,
+            ranges: parse_ranges(rest, ACK_RANGES_MAX)?,
+        },
         MessageKind::Query => alone(Body::Query)?,
-        MessageKind::Read => alone(Body::Read)?,
+        MessageKind::Read => {
+            let ids = <[[u8; 8]]>::ref_from_bytes(rest).ok()?;
+            let ids = Some(ids).filter(|ids| (1..=READS_MAX).contains(&ids.len()))?;
+            Body::Read { ids }
+        }
         MessageKind::ReadAck => alone(Body::ReadAck)?,
         MessageKind::Abort => alone(Body::Abort)?,
+        MessageKind::Kept => {
+            let ranges = parse_ranges(rest, KEPT_RANGES_MAX).filter(|ranges| !ranges.is_empty())?;
+            let (kept, there) = ranges.split_at_checked(header.topic_len.into())?;
+            Body::Kept {
+                waited: number,
+                kept,
+                there,
+            }
+        }
     };
     Some(Packet {
         id: header.id,
@@ -352,6 +391,11 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
         sequence: header.sequence.get(),
         body,
     })
+}
+
+fn parse_ranges(bytes: &[u8], most: usize) -> Option<&[AckRange]> {
+    let ranges = <[AckRange]>::ref_from_bytes(bytes).ok()?;
+    Some(ranges).filter(|ranges| ranges.len() <= most)
 }
 
 fn parse_open<'a>(header: &MessageHeader, rest: &'a [u8]) -> Option<Body<'a>> {
@@ -416,9 +460,18 @@ impl Packet<'_> {
                 (MessageKind::Ack, [ranges.as_bytes(), &[]])
             }
             Body::Query => (MessageKind::Query, [&[], &[]]),
-            Body::Read => (MessageKind::Read, [&[], &[]]),
+            Body::Read { ids } => (MessageKind::Read, [ids.as_bytes(), &[]]),
             Body::ReadAck => (MessageKind::ReadAck, [&[], &[]]),
             Body::Abort => (MessageKind::Abort, [&[], &[]]),
+            Body::Kept {
+                waited,
+                kept,
+                there,
+            } => {
+                header.number = U32::new(*waited);
+                header.topic_len = u8::try_from(kept.len()).unwrap_or(u8::MAX);
+                (MessageKind::Kept, [kept.as_bytes(), there.as_bytes()])
+            }
         };
         header.kind = kind.code();
         let len = OPEN_HEADER_LEN + parts[0].len() + parts[1].len();

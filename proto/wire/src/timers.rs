@@ -53,9 +53,12 @@ impl<K: Ord + Hash + Copy> Timers<K> {
             self.by_time.push(Reverse((at, name)));
         }
         if self.by_time.len() > 2 * self.by_name.len() + STALE_MIN {
-            let holds =
-                |Reverse((at, name)): &Reverse<(Nanos, K)>| self.by_name.get(name) == Some(at);
-            self.by_time.retain(holds);
+            let mut entries = std::mem::take(&mut self.by_time).into_vec();
+            entries.retain(|Reverse((at, name))| self.by_name.get(name) == Some(at));
+            // A deadline that is set again after another one was set has two entries that hold.
+            entries.sort_unstable();
+            entries.dedup();
+            self.by_time = entries.into();
         }
         self.pass_over();
     }
@@ -136,5 +139,19 @@ mod tests {
                 prop_assert!(timers.by_time.len() <= 2 * timers.by_name.len() + STALE_MIN);
             }
         }
+    }
+
+    #[test]
+    fn a_deadline_that_is_set_again_and_again_takes_no_room() {
+        let mut timers = Timers::new();
+        for name in 0..100u32 {
+            for at in 0..100 {
+                timers.set(name, Nanos(1000));
+                timers.set(name, Nanos(at));
+            }
+            timers.set(name, Nanos(1000));
+            assert!(timers.by_time.len() <= 2 * timers.by_name.len() + STALE_MIN);
+        }
+        assert_eq!(timers.take_due(Nanos(1000)).len(), 100);
     }
 }

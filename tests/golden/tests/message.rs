@@ -26,6 +26,11 @@ fn packets_of_the_message_bus() {
         let (topic, data, ranges) = (bytes("topic"), bytes("data"), bytes("ranges"));
         let digest: [u8; 32] = std::array::from_fn(|n| u8::try_from(n).unwrap());
         let kind: u8 = case.number("kind");
+        let (kept, there) = (bytes("kept"), bytes("there"));
+        let ids: Vec<[u8; 8]> = bytes("ids")
+            .chunks_exact(8)
+            .map(|id| id.try_into().unwrap())
+            .collect();
         let body = match kind {
             1 => Body::Open {
                 cut: Cut {
@@ -47,13 +52,23 @@ fn packets_of_the_message_bus() {
                 ranges: <[AckRange]>::ref_from_bytes(&ranges).unwrap(),
             },
             4 => Body::Query,
-            5 => Body::Read,
+            5 => Body::Read { ids: &ids },
             6 => Body::ReadAck,
             7 => Body::Abort,
+            9 => Body::Kept {
+                waited: case.number("number"),
+                kept: <[AckRange]>::ref_from_bytes(&kept).unwrap(),
+                there: <[AckRange]>::ref_from_bytes(&there).unwrap(),
+            },
             _ => panic!("{at}: kind {kind}"),
         };
         let packet = Packet {
-            id: [0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7],
+            // These are about several messages, or a receipt.
+            id: if matches!(kind, 5 | 6 | 9) {
+                [0; 8]
+            } else {
+                [0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7]
+            },
             reply: case.number::<u8>("reply") == 1,
             sequence: case.number("sequence"),
             body,
@@ -62,5 +77,5 @@ fn packets_of_the_message_bus() {
         assert_eq!(parse(&case.bytes("packet")), Some(packet), "{at}");
         read += 1;
     }
-    assert_eq!((read, refused), (12, 15));
+    assert_eq!((read, refused), (13, 20));
 }

@@ -15,8 +15,8 @@ use std::process::{Child, Command, Stdio};
 
 use common::{PATIENCE, binary, eventually, own_place};
 use hyphae_rpc::method::{
-    Destination, IncomingMessage, OutgoingMessage, PopMessageParams, PopMessagesParams,
-    PushMessageParams, PushMessageResult,
+    AttachedMessage, Destination, IncomingMessage, OutgoingMessage, PopMessageParams,
+    PopMessagesParams, PushMessageParams, PushMessageResult,
 };
 use hyphae_rpc::{Answers, Base64, Client, Connection, METHODS, code};
 use serde_json::{Value, json};
@@ -173,6 +173,10 @@ fn script(key: &str, ip: &str, directory: &str) -> Vec<(&'static str, Value)> {
         ("getQueriedSubnets", json!({})),
         ("getPacketStatistics", json!({})),
         ("pushMessage", json!({ "message": message })),
+        (
+            "pushMessages",
+            json!({ "dst": { "pk": key }, "topic": "bm90ZQ==", "payloads": ["aGk=", ""] }),
+        ),
         ("popMessage", json!({ "timeout": 60, "topic": "bm90ZQ==" })),
         ("popMessages", json!({ "count": 10, "topic": "bm90ZQ==" })),
         ("getDefaultTopicAction", json!({})),
@@ -427,6 +431,7 @@ fn many_messages_pass_in_batches_over_one_connection() {
             count: 300,
             timeout: Some(60),
             topic: None,
+            attach: None,
         });
         let popped = popped.unwrap();
         assert!((1..=300).contains(&popped.len()), "{}", popped.len());
@@ -444,9 +449,99 @@ fn many_messages_pass_in_batches_over_one_connection() {
         count,
         timeout: None,
         topic: None,
+        attach: None,
     };
     assert_eq!(node.client().pop_messages(pop(5)).unwrap(), []);
     assert!(node.client().pop_messages(pop(0)).is_err());
+}
+
+#[test]
+fn messages_pass_as_bytes_behind_lines() {
+    let node = Node::start();
+    let key = node.client().get_info().unwrap().node_pubkey;
+    let socket = node.directory.path().join("run/rpc.sock");
+    let mut connection = Connection::open(&socket, Duration::from_secs(60)).unwrap();
+    let to = Destination::Pk(key.clone());
+    let bytes = |n: usize, len: usize| vec![n.to_le_bytes()[0]; len];
+    // Two under way at once, some empty, and one that is long.
+    let short: Vec<_> = (0..300).map(|n| bytes(n, n % 7)).collect();
+    let long = [bytes(7, 5 << 20)];
+    let first = connection.send_messages(&to, Some(b"t"), &short).unwrap();
+    let second = connection.send_messages(&to, None, &long).unwrap();
+    let mut ids = BTreeSet::new();
+    for (batch, count) in [(second, 1), (first, 300)] {
+        let sent = connection.sent_messages(batch).unwrap();
+        assert_eq!((sent.ids.len(), sent.refused), (count, None));
+        ids.extend(sent.ids);
+    }
+    let ask = PopMessagesParams {
+        count: 1000,
+        timeout: Some(20),
+        topic: None,
+        attach: None,
+    };
+    let (mut short, mut came) = (short, Vec::new());
+    while came.len() < 301 {
+        let asked = connection.take_messages(ask.clone()).unwrap();
+        came.extend(connection.taken_messages(asked).unwrap());
+    }
+    assert_eq!(
+        came.iter()
+            .map(|(m, _)| m.id.clone())
+            .collect::<BTreeSet<_>>(),
+        ids
+    );
+    assert!(came.iter().all(|(message, _)| message.src_pk == key));
+    let topic = |message: &AttachedMessage| message.topic.clone().map(|topic| topic.0);
+    let (of_topic, others): (Vec<_>, Vec<_>) = came
+        .into_iter()
+        .partition(|(m, _)| topic(m) == Some(b"t".to_vec()));
+    assert_eq!(
+        others
+            .into_iter()
+            .map(|(_, bytes)| bytes)
+            .collect::<Vec<_>>(),
+        long
+    );
+    let mut of_topic: Vec<_> = of_topic.into_iter().map(|(_, bytes)| bytes).collect();
+    of_topic.sort();
+    short.sort();
+    assert_eq!(of_topic, short);
+
+    // What does not fit together is refused, and the connection goes on behind the bytes.
+    let mut lines = Lines::connect(&node);
+    let push = |attached: Value| json!({ "dst": { "pk": key }, "attached": attached });
+    for (method, params) in [
+        ("pushMessages", push(json!([1, 2]))),
+        ("pushMessages", push(json!([5]))),
+        ("pushMessages", push(json!([u64::MAX, 5]))),
+        ("pushMessages", push(json!(["4"]))),
+        ("pushMessages", push(json!([]))),
+        ("pushMessage", push(json!([4]))),
+        ("getInfo", json!({})),
+    ] {
+        let answer = lines.ask(&format!("+4 {}\n{{\"\n", call(method, &params)));
+        assert!(
+            answer["error"]["code"].is_i64(),
+            "{method} {params}: {answer}"
+        );
+    }
+    let none = lines.ask(&call("pushMessages", &push(json!([]))).to_string());
+    assert_eq!(none["error"]["code"], code::INVALID_PARAMS);
+    let good = lines.ask(&format!(
+        "+4 {}\n\n\n\n",
+        call("pushMessages", &push(json!([4])))
+    ));
+    assert_eq!(good["result"]["ids"].as_array().unwrap().len(), 1);
+    // More than a message can have ends the connection: nobody could find the next line.
+    let over = lines.ask(&format!("+{} {}", 65 << 20, call("getInfo", &json!({}))));
+    assert_eq!(over["error"]["code"], code::INVALID_REQUEST);
+    // Attached payloads have no place in a batch, or behind HTTP.
+    let pop = call("popMessages", &json!({ "count": 1, "attach": true })).to_string();
+    let (status, body) = node.http(0, &request("POST", "/rpc", &pop));
+    let refused: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(refused["error"]["code"], code::INVALID_PARAMS);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use hyphae_bus::{
     Bus, Config, DeliveryKey, Destination, Event, Inbound, MessageId, MessageState, Outgoing,
     Refuse, Room, Topic,
 };
+use hyphae_wire::message::{Body, packets, parse};
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 /// SplitMix64.
@@ -75,6 +76,10 @@ pub struct Node {
     pub twice: usize,
     pub finished: BTreeMap<(MessageId, bool), MessageState>,
     pub timeouts: Vec<MessageId>,
+    /// Its store takes up to so long for each message.
+    pub slow: Duration,
+    /// Number of the last packet of a message that it sent.
+    pub last_packet: u64,
     /// Nobody reaches it, and it reaches nobody.
     pub cut_off: bool,
     config: Config,
@@ -103,6 +108,10 @@ enum Item {
     Session {
         at: usize,
         to: usize,
+    },
+    Stored {
+        at: usize,
+        key: DeliveryKey,
     },
 }
 
@@ -149,6 +158,8 @@ impl Net {
                 twice: 0,
                 finished: BTreeMap::new(),
                 timeouts: Vec::new(),
+                slow: Duration::ZERO,
+                last_packet: 0,
                 cut_off: false,
                 config,
                 topics: Topics::default(),
@@ -215,6 +226,11 @@ impl Net {
 
     fn transmit(&mut self, from: usize, to: usize, bytes: Vec<u8>) {
         self.packets += 1;
+        for packet in packets(&bytes).flatten().filter_map(parse) {
+            if matches!(packet.body, Body::Open { .. } | Body::Data { .. }) {
+                self.nodes[from].last_packet = packet.sequence;
+            }
+        }
         let link = self.link;
         if self.nodes[from].cut_off
             || self.nodes[to].cut_off
@@ -283,8 +299,14 @@ impl Net {
                     n.twice += 1;
                 }
                 n.inbox.push(inbound);
-                n.bus.accepted(now, key);
-                self.tell_room(node);
+                let slow = u64::try_from(n.slow.as_nanos()).unwrap();
+                if slow == 0 {
+                    n.bus.accepted(now, key);
+                    self.tell_room(node);
+                } else {
+                    let took = Duration::from_nanos(self.random.below(slow));
+                    self.at(now + took, Item::Stored { at: node, key });
+                }
             }
             Event::Finished {
                 id, reply, state, ..
@@ -369,6 +391,10 @@ impl Net {
                         self.nodes[at].bus.session_up(now, key.address(), key);
                         self.drain(at);
                     }
+                }
+                Item::Stored { at, key } => {
+                    self.nodes[at].bus.accepted(now, key);
+                    self.drain(at);
                 }
             }
         }

@@ -123,11 +123,16 @@ impl Handle {
         Ok(answer.await.map_err(|_| BusError::Stopping)??)
     }
 
-    /// Sends several short messages; an answer for each.
+    /// Sends several messages; an answer for each.
     pub(crate) async fn push_all(
         &self,
-        messages: Vec<Outgoing>,
+        mut messages: Vec<Outgoing>,
     ) -> Result<Vec<Result<MessageId, PushError>>, BusError> {
+        for message in &mut messages {
+            if message.payload.len() >= DIGEST_APART {
+                *message = digest(message.clone()).await;
+            }
+        }
         let (taken, answer) = oneshot::channel();
         self.send(BusCommand::PushAll { messages, taken }).await?;
         answer.await.map_err(|_| BusError::Stopping)

@@ -14,10 +14,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hyphae_bus::topics::Topics;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{
     BusCallParams, PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageReplyParams,
+    PushMessagesParams,
 };
 use hyphae_rpc::parse_params;
 use hyphae_wire::PublicKey;
@@ -25,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, onesho
 
 use super::authorizer::{Admins, Caller};
 use super::latency::Latency;
+use super::messages::Attached;
 use super::methods::{Outcome, value};
 use crate::bus;
 use crate::node::Command;
@@ -57,7 +60,9 @@ pub(crate) enum Params {
     Push(PushMessageParams),
     /// Of `pushMessageReply`.
     Reply(PushMessageReplyParams),
-    /// Of one of these two, and wrong.
+    /// Of `pushMessages`, and what came behind it.
+    PushList(PushMessagesParams, Bytes),
+    /// Of one of these, and wrong.
     Invalid(Error),
 }
 
@@ -66,7 +71,7 @@ impl Params {
     pub(crate) fn may_wait(&self, method: &str) -> bool {
         match self {
             Self::Push(params) => params.reply_timeout.is_some(),
-            Self::Reply(_) | Self::Invalid(_) => false,
+            Self::Reply(_) | Self::PushList(..) | Self::Invalid(_) => false,
             Self::Json(_) => WAITING.contains(&method),
         }
     }
@@ -133,9 +138,30 @@ impl Dispatcher {
         method: &str,
         params: Params,
     ) -> Outcome {
+        let done = self.dispatch(caller, method, params);
+        self.checked(caller, method, done).await
+    }
+
+    /// Answers a call of `popMessages` whose payloads follow its result.
+    pub(crate) async fn call_attached(
+        &self,
+        caller: &Caller,
+        params: &str,
+    ) -> Result<Attached, Error> {
+        let done = async { self.pop_attached(parse_params(params)?).await };
+        self.checked(caller, "popMessages", done).await
+    }
+
+    async fn checked<T>(
+        &self,
+        caller: &Caller,
+        method: &str,
+        done: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let started = Instant::now();
-        let result = match self.admins.read().check(caller, method) {
-            Ok(()) => self.dispatch(caller, method, params).await,
+        let checked = self.admins.read().check(caller, method);
+        let result = match checked {
+            Ok(()) => done.await,
             Err(denied) => {
                 self.log_denied(caller, method, &denied);
                 Err(denied)
@@ -175,12 +201,14 @@ impl Dispatcher {
         let text = match params {
             Params::Push(params) => return self.push_message(params).await,
             Params::Reply(params) => return self.push_reply(params).await,
+            Params::PushList(params, attached) => return self.push_list(params, attached).await,
             Params::Invalid(error) => return Err(error),
             Params::Json(text) => text,
         };
         match method {
             // Doors that read the parameters of these as text, such as the bus.
             "pushMessage" => self.push_message(parse_params(&text)?).await,
+            "pushMessages" => self.push_list(parse_params(&text)?, Bytes::new()).await,
             "pushMessageReply" => self.push_reply(parse_params(&text)?).await,
             "popMessage" => {
                 self.pop_message(parse_params::<PopMessageParams>(&text)?)

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::parse_params;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -78,6 +79,20 @@ impl Call {
         self.params.may_wait(&self.method)
     }
 
+    /// Messages to take out, with their payloads behind the answer.
+    fn is_attaching_pop(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Attach {
+            attach: Option<bool>,
+        }
+        let Params::Json(text) = &self.params else {
+            return false;
+        };
+        let attach =
+            || serde_json::from_str::<Attach>(text).is_ok_and(|it| it.attach == Some(true));
+        self.method == "popMessages" && attach()
+    }
+
     /// A short message to send, of which no reply is waited for.
     fn is_push(&self) -> bool {
         matches!(self.params, Params::Push(_)) && !self.may_wait()
@@ -85,7 +100,25 @@ impl Call {
 }
 
 /// A request, read; the bytes that it was read from may go.
-pub(crate) struct Parsed(Shape);
+pub(crate) struct Parsed {
+    shape: Shape,
+    /// Whoever asked can read what is attached to an answer.
+    attaches: bool,
+}
+
+/// What is said to a request.
+pub(crate) struct Answer {
+    pub(crate) json: Vec<u8>,
+    /// Bytes that follow it.
+    pub(crate) attached: Vec<Bytes>,
+}
+
+impl From<Vec<u8>> for Answer {
+    fn from(json: Vec<u8>) -> Self {
+        let attached = Vec::new();
+        Self { json, attached }
+    }
+}
 
 enum Shape {
     One(Result<Call, Error>),
@@ -95,12 +128,53 @@ enum Shape {
 impl Parsed {
     /// Reads a request.
     pub(crate) fn new(body: &[u8]) -> Self {
+        Self {
+            shape: Shape::new(body, Bytes::new()),
+            attaches: false,
+        }
+    }
+
+    /// Reads a request with what is attached to it; its answer may have something attached, too.
+    pub(crate) fn with(body: &[u8], attached: Bytes) -> Self {
+        Self {
+            shape: Shape::new(body, attached),
+            attaches: true,
+        }
+    }
+
+    /// Does what is asked; `None` when it was notifications only.
+    pub(crate) async fn answer(self, to: &Arc<Dispatcher>, caller: &Caller) -> Option<Answer> {
+        match self.shape {
+            Shape::One(Ok(call)) if self.attaches && call.is_attaching_pop() => {
+                let Params::Json(params) = &call.params else {
+                    return None;
+                };
+                let (outcome, attached) = match to.call_attached(caller, params).await {
+                    Ok((result, attached)) => (Ok(result), attached),
+                    Err(error) => (Err(error), Vec::new()),
+                };
+                let response = Response::new(call.id?, outcome);
+                let json = text(serde_json::to_vec(&response));
+                Some(Answer { json, attached })
+            }
+            shape @ (Shape::One(_) | Shape::Batch(_)) => {
+                shape.answer(to, caller).await.map(Answer::from)
+            }
+        }
+    }
+}
+
+impl Shape {
+    fn new(body: &[u8], attached: Bytes) -> Self {
         let body = body.trim_ascii();
         let large = body.len() > SMALL_MAX;
         if body.first() != Some(&b'[') {
-            return Self(Shape::One(read_call(body, large)));
+            return Self::One(read_call(body, large, attached));
         }
-        let refuse = |error| Self(Shape::One(Err(error)));
+        let refuse = |error| Self::One(Err(error));
+        if !attached.is_empty() {
+            return refuse(nothing_attached());
+        }
         if large {
             return refuse(too_long());
         }
@@ -113,22 +187,20 @@ impl Parsed {
             Ok(calls) => {
                 let calls = calls
                     .iter()
-                    .map(|call| read_call(call.get().as_bytes(), false));
-                Self(Shape::Batch(calls.collect()))
+                    .map(|call| read_call(call.get().as_bytes(), false, Bytes::new()));
+                Self::Batch(calls.collect())
             }
         }
     }
 
-    /// Does what is asked; `None` when it was notifications only.
-    ///
     /// Calls of a batch are made in order, but one that may wait does not keep the others waiting.
-    pub(crate) async fn answer(self, to: &Arc<Dispatcher>, caller: &Caller) -> Option<Vec<u8>> {
-        match self.0 {
-            Shape::One(call) => {
+    async fn answer(self, to: &Arc<Dispatcher>, caller: &Caller) -> Option<Vec<u8>> {
+        match self {
+            Self::One(call) => {
                 let response = answer_call(to, caller, call).await?;
                 Some(text(serde_json::to_vec(&response)))
             }
-            Shape::Batch(calls) => {
+            Self::Batch(calls) => {
                 let mut responses: Vec<Option<Response>> = Vec::new();
                 let mut waiting = JoinSet::new();
                 let mut calls = calls.into_iter().peekable();
@@ -191,7 +263,12 @@ fn not_json(error: &serde_json::Error) -> Error {
     Error::new(code::PARSE, format!("not JSON: {error}"))
 }
 
-fn read_call(body: &[u8], large: bool) -> Result<Call, Error> {
+fn nothing_attached() -> Error {
+    let message = "only pushMessages, not in a batch, takes attached bytes";
+    Error::new(code::INVALID_REQUEST, message)
+}
+
+fn read_call(body: &[u8], large: bool, attached: Bytes) -> Result<Call, Error> {
     let raw: RawCall<'_> = serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             let message = format!("not a JSON-RPC 2.0 request: {error}");
@@ -210,6 +287,11 @@ fn read_call(body: &[u8], large: bool) -> Result<Call, Error> {
     }
     let params = raw.params.map_or("", RawValue::get);
     let params = match &*raw.method {
+        "pushMessages" if !large => {
+            let list = |params| Params::PushList(params, attached);
+            parse_params(params).map_or_else(Params::Invalid, list)
+        }
+        _ if !attached.is_empty() => return Err(nothing_attached()),
         "pushMessage" => parse_params(params).map_or_else(Params::Invalid, Params::Push),
         "pushMessageReply" => parse_params(params).map_or_else(Params::Invalid, Params::Reply),
         _ if large => return Err(too_long()),

@@ -81,7 +81,7 @@ async fn handle(State(dispatcher): State<Arc<Dispatcher>>, request: Request<Body
         Err(refused) => return refused.into_response(),
     };
     match parsed.answer(&dispatcher, &Caller::Local).await {
-        Some(answer) => (JSON, answer).into_response(),
+        Some(answer) => (JSON, answer.json).into_response(),
         // Notifications only.
         None => StatusCode::NO_CONTENT.into_response(),
     }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use hyphae_bus::topics::ADMIN_TOPIC;
 use hyphae_bus::{
     AbortReason, Destination, Inbound, MessageId, MessageInfo, MessageState, Outgoing, Room, Topic,
@@ -9,11 +10,13 @@ use hyphae_bus::{
 use hyphae_rpc::Base64;
 use hyphae_rpc::message::{Error, Request, Response, code};
 use hyphae_rpc::method::{
-    self, BusCallParams, IncomingMessage, MessageIdParams, OutgoingMessage, PopMessageParams,
-    PopMessagesParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
+    self, AttachedMessage, BusCallParams, IncomingMessage, MessageIdParams, OutgoingMessage,
+    PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageReplyParams,
+    PushMessageResult, PushMessagesParams, PushMessagesResult,
 };
-use hyphae_wire::Nanos;
+use hyphae_wire::{Nanos, PublicKey};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::dispatch::{Dispatcher, public_key, seconds, yes};
 use super::methods::{Outcome, overlay_address, value};
@@ -24,6 +27,11 @@ use crate::pump;
 /// Messages that one `popMessages` returns at most, and their bytes unless the first has more.
 const POP_MAX: usize = 1000;
 const POP_BYTES: usize = 1 << 20;
+/// Messages that one `pushMessages` takes at most.
+const PUSH_MAX: usize = 1000;
+
+/// A result, and bytes that follow it.
+pub(crate) type Attached = (Box<RawValue>, Vec<Bytes>);
 
 impl Dispatcher {
     pub(super) async fn push_message(&self, params: PushMessageParams) -> Outcome {
@@ -80,6 +88,38 @@ impl Dispatcher {
         filled.collect()
     }
 
+    /// Sends several to one node; `attached` is what followed the request.
+    pub(super) async fn push_list(&self, params: PushMessagesParams, attached: Bytes) -> Outcome {
+        let payloads = payloads(params.payloads, &params.attached, &attached)?;
+        let destination = destination(&params.dst)?;
+        let topic = topic(params.topic)?;
+        if topic.is_admin() {
+            return Err(reserved(code::PUSH_REFUSED));
+        }
+        let message = |payload| Outgoing {
+            destination,
+            topic: topic.clone(),
+            payload,
+            digest: None,
+            try_for: None,
+            reply_within: None,
+        };
+        let messages = payloads.into_iter().map(message).collect();
+        let pushed = self.bus.push_all(messages).await.map_err(refused)?;
+        let mut result = PushMessagesResult::default();
+        for pushed in pushed {
+            match pushed {
+                Ok(id) => result.ids.push(id.to_string()),
+                Err(error) if result.ids.is_empty() => return Err(refused(error.into())),
+                Err(error) => {
+                    result.refused = Some(error.to_string());
+                    break;
+                }
+            }
+        }
+        value(result)
+    }
+
     pub(super) async fn push_reply(&self, params: PushMessageReplyParams) -> Outcome {
         let id = message_id(&params.id, code::BAD_ID)?;
         let message = outgoing(params.message, None)?;
@@ -107,6 +147,38 @@ impl Dispatcher {
     }
 
     pub(super) async fn pop_messages(&self, params: PopMessagesParams) -> Outcome {
+        if params.attach == Some(true) {
+            let message = "attach needs a newline-delimited connection, and no batch";
+            return Err(Error::new(code::INVALID_PARAMS, message));
+        }
+        let found = self.pop_list(params).await?;
+        let mut names = Names::default();
+        let shown = found.into_iter().map(|inbound| {
+            let (src_ip, src_pk) = names.of(inbound.source_key);
+            self.shown(inbound, src_ip, src_pk)
+        });
+        value(shown.collect::<Vec<_>>())
+    }
+
+    /// The same, with payloads apart.
+    pub(super) async fn pop_attached(&self, params: PopMessagesParams) -> Result<Attached, Error> {
+        let found = self.pop_list(params).await?;
+        let (mut names, mut shown, mut payloads) = (Names::default(), Vec::new(), Vec::new());
+        for inbound in found {
+            let (src_ip, src_pk) = names.of(inbound.source_key);
+            shown.push(AttachedMessage {
+                id: inbound.id.to_string(),
+                src_ip,
+                src_pk,
+                topic: shown_topic(&inbound.topic),
+                attached: u64::try_from(inbound.payload.len()).unwrap_or(u64::MAX),
+            });
+            payloads.push(inbound.payload);
+        }
+        Ok((value(shown)?, payloads))
+    }
+
+    async fn pop_list(&self, params: PopMessagesParams) -> Result<Vec<Inbound>, Error> {
         let topic = params.topic.as_deref();
         let topic = topic
             .map(|text| any_topic(text, code::BAD_TOPIC_FILTER))
@@ -124,13 +196,7 @@ impl Dispatcher {
         }
         let wait = params.timeout.filter(|wait| *wait > 0).map(seconds);
         let _room = wait.map(|_| self.wait()).transpose()?;
-        let found = self.bus.pop_many(topic, most, wait).await;
-        let found = found.map_err(refused)?.into_iter();
-        value(
-            found
-                .map(|inbound| self.incoming(inbound))
-                .collect::<Vec<_>>(),
-        )
+        self.bus.pop_many(topic, most, wait).await.map_err(refused)
     }
 
     pub(super) async fn message_info(&self, params: MessageIdParams) -> Outcome {
@@ -201,24 +267,84 @@ impl Dispatcher {
     }
 
     fn incoming(&self, inbound: Inbound) -> IncomingMessage {
-        let topic = Some(inbound.topic).filter(|topic| !topic.as_bytes().is_empty());
+        let (src_ip, src_pk) = Names::default().of(inbound.source_key);
+        self.shown(inbound, src_ip, src_pk)
+    }
+
+    fn shown(&self, inbound: Inbound, src_ip: String, src_pk: String) -> IncomingMessage {
         IncomingMessage {
             id: inbound.id.to_string(),
-            src_ip: inbound.source_address.to_string(),
-            src_pk: inbound.source_key.to_string(),
+            src_ip,
+            src_pk,
             dst_ip: self.shown.0.clone(),
             dst_pk: self.shown.1.clone(),
-            topic: topic.map(|topic| Base64::from(topic.as_bytes())),
+            topic: shown_topic(&inbound.topic),
             payload: Base64(inbound.payload.into()),
         }
     }
 }
 
+/// Address and key of the last sender as text: messages that are taken out together mostly have one.
+#[derive(Default)]
+struct Names(Option<(PublicKey, String, String)>);
+
+impl Names {
+    fn of(&mut self, key: PublicKey) -> (String, String) {
+        let known = self.0.take().filter(|(known, ..)| *known == key);
+        let names = known.unwrap_or_else(|| (key, key.address().to_string(), key.to_string()));
+        let (_, ip, pk) = self.0.insert(names);
+        (ip.clone(), pk.clone())
+    }
+}
+
+fn shown_topic(topic: &Topic) -> Option<Base64> {
+    let bytes = topic.as_bytes();
+    (!bytes.is_empty()).then(|| Base64::from(bytes))
+}
+
+/// The payloads of `pushMessages`, wherever they are.
+fn payloads(inline: Vec<Base64>, lengths: &[u64], attached: &Bytes) -> Result<Vec<Bytes>, Error> {
+    let wrong = |message: String| Err(Error::new(code::INVALID_PARAMS, message));
+    let payloads: Vec<Bytes> = match (inline.is_empty(), lengths) {
+        (false, []) if attached.is_empty() => inline.into_iter().map(|p| p.0.into()).collect(),
+        (true, [_]) if lengths == [attached.len() as u64] => vec![attached.clone()],
+        (true, [_, ..]) => {
+            let mut rest = &attached[..];
+            let mut take = |len: &u64| {
+                let at = usize::try_from(*len).ok().filter(|at| *at <= rest.len())?;
+                let (payload, behind) = rest.split_at(at);
+                rest = behind;
+                // Each on its own: one that waits must not keep all of them in memory.
+                Some(Bytes::copy_from_slice(payload))
+            };
+            let all: Option<Vec<_>> = lengths.iter().map(&mut take).collect();
+            match all {
+                Some(all) if rest.is_empty() => all,
+                Some(_) | None => {
+                    let come = attached.len();
+                    return wrong(format!(
+                        "{come} bytes are attached, which 'attached' contradicts"
+                    ));
+                }
+            }
+        }
+        _ => return wrong("either 'payloads' or 'attached' names one message or more".to_owned()),
+    };
+    if payloads.len() > PUSH_MAX {
+        return wrong(format!("at most {PUSH_MAX} messages are taken at once"));
+    }
+    Ok(payloads)
+}
+
+fn topic(given: Option<Base64>) -> Result<Topic, Error> {
+    let topic = Topic::new(given.map(|topic| topic.0).unwrap_or_default());
+    topic.map_err(|error| Error::new(code::PUSH_REFUSED, error.to_string()))
+}
+
 fn outgoing(message: OutgoingMessage, reply_within: Option<Duration>) -> Result<Outgoing, Error> {
-    let topic = message.topic.map(|topic| topic.0).unwrap_or_default();
     Ok(Outgoing {
         destination: destination(&message.dst)?,
-        topic: Topic::new(topic).map_err(|e| Error::new(code::PUSH_REFUSED, e.to_string()))?,
+        topic: topic(message.topic)?,
         payload: message.payload.0.into(),
         digest: None,
         try_for: None,

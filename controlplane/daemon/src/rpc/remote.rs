@@ -42,7 +42,9 @@ async fn answer(dispatcher: &Arc<Dispatcher>, inbound: Inbound) {
         Some(refusal(Error::new(code::INVALID_REQUEST, message)))
     } else {
         let call = Parsed::new(&inbound.payload);
-        call.answer(dispatcher, &caller).await
+        call.answer(dispatcher, &caller)
+            .await
+            .map(|answer| answer.json)
     };
     // Notifications get none.
     let Some(answer) = answer else { return };

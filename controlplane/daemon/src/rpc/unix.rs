@@ -7,6 +7,9 @@
 //!
 //! On a newline-delimited connection every line is a request and gets a line back, except
 //! notifications. Lines are answered as they are done: a call that waits keeps no other one back.
+//!
+//! A line that begins with `+`, a number and a space is followed by that many bytes, which are no JSON:
+//! payloads of messages, as the request or answer in the line says.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,7 +20,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyphae_rpc::message::{Error, code};
+use hyphae_wire::message::MESSAGE_MAX;
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf,
 };
@@ -27,7 +32,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::authorizer::Caller;
 use super::dispatch::Dispatcher;
-use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
+use super::envelope::{Answer, LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
 use crate::config::Allowed;
 
 /// How long a connection may take to say anything.
@@ -202,11 +207,10 @@ async fn greet(
 async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Result<()> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(READ_AHEAD, reader);
-    let (answers, mut written) = mpsc::channel::<Vec<u8>>(LINES_AT_ONCE);
+    let (answers, mut written) = mpsc::channel::<Answer>(LINES_AT_ONCE);
     let writing = tokio::spawn(async move {
-        while let Some(mut line) = written.recv().await {
-            line.push(b'\n');
-            if writer.write_all(&line).await.is_err() {
+        while let Some(answer) = written.recv().await {
+            if write_answer(&mut writer, answer).await.is_err() {
                 break;
             }
         }
@@ -219,7 +223,7 @@ async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Resul
             Line::End => break,
             Line::TooLong => {
                 // There is no way to find the next line within a bound.
-                let _ = answers.send(refusal(over_limit())).await;
+                let _ = answers.send(refusal(over_limit()).into()).await;
                 break;
             }
             Line::Some(line, large) => (line, large),
@@ -230,8 +234,26 @@ async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Resul
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             break;
         };
-        let parsed = Parsed::new(&line);
-        drop((line, large));
+        let (json, attached, more) = match attachment(&line) {
+            None => (&line[..], Bytes::new(), None),
+            Some((len, json)) if len <= MESSAGE_MAX => {
+                let more = if len > SMALL_MAX {
+                    dispatcher.room_for_large().await
+                } else {
+                    None
+                };
+                let mut attached = vec![0; len];
+                reader.read_exact(&mut attached).await?;
+                (json, attached.into(), more)
+            }
+            Some(_) => {
+                // As above.
+                let _ = answers.send(refusal(over_limit()).into()).await;
+                break;
+            }
+        };
+        let parsed = Parsed::with(json, attached);
+        drop((line, large, more));
         let (answers, dispatcher) = (answers.clone(), Arc::clone(dispatcher));
         tokio::spawn(async move {
             let answer = tokio::select! {
@@ -250,6 +272,38 @@ async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Resul
     // Ends when the last answer is written.
     let _ = writing.await;
     Ok(())
+}
+
+/// How many bytes follow a line, and what else it says; `None` when it says nothing of the kind.
+fn attachment(line: &[u8]) -> Option<(usize, &[u8])> {
+    let rest = line.trim_ascii_start().strip_prefix(b"+")?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (number, json) = rest.split_at_checked(digits)?;
+    let number = std::str::from_utf8(number).ok()?.parse().ok()?;
+    Some((number, json.strip_prefix(b" ")?))
+}
+
+async fn write_answer<W: AsyncWrite + Unpin>(writer: &mut W, answer: Answer) -> io::Result<()> {
+    let Answer { mut json, attached } = answer;
+    json.push(b'\n');
+    if attached.is_empty() {
+        return writer.write_all(&json).await;
+    }
+    let len: usize = attached.iter().map(Bytes::len).sum();
+    let mut bytes = format!("+{len} ").into_bytes();
+    bytes.reserve(json.len() + len.min(SMALL_MAX));
+    bytes.extend_from_slice(&json);
+    // Short ones leave together, a long one is not copied.
+    for payload in attached {
+        if bytes.len() + payload.len() > 2 * SMALL_MAX {
+            writer.write_all(&bytes).await?;
+            bytes.clear();
+            writer.write_all(&payload).await?;
+        } else {
+            bytes.extend_from_slice(&payload);
+        }
+    }
+    writer.write_all(&bytes).await
 }
 
 enum Line {

@@ -59,6 +59,33 @@ pub struct PushMessageParams {
     pub reply_timeout: Option<u64>,
 }
 
+/// Parameters of `pushMessages`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PushMessagesParams {
+    /// Whom they are for.
+    pub dst: Destination,
+    /// Topic of all of them, 0 to 255 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<Base64>,
+    /// Content of each; no more than 1000 are taken at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub payloads: Vec<Base64>,
+    /// Instead of `payloads`: the length in bytes of each, which follow the request one behind the other. Only
+    /// on a newline-delimited connection, in a line that begins with `+`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<u64>,
+}
+
+/// Result of `pushMessages`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PushMessagesResult {
+    /// Ids of those that are under way: all, or so many of the first.
+    pub ids: Vec<String>,
+    /// Why the others are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
 /// Result of `pushMessage`: the reply when one was waited for and came, else the id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -98,6 +125,27 @@ pub struct PopMessagesParams {
     /// Only messages on exactly this topic, base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
+    /// Content as bytes behind the answer, and `attached`, their number, in place of each `payload`. Only on a
+    /// newline-delimited connection, and not in a batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attach: Option<bool>,
+}
+
+/// A message that came in, whose content is somewhere else.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachedMessage {
+    /// Its id, 16 hexadecimal digits; its reply carries the same.
+    pub id: String,
+    /// Overlay address of the sender.
+    pub src_ip: String,
+    /// Key of the sender, hex; proven, not claimed.
+    pub src_pk: String,
+    /// Topic, when it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<Base64>,
+    /// Bytes of its content.
+    pub attached: u64,
 }
 
 /// A message that came in.

@@ -9,9 +9,9 @@ mod topic;
 
 pub use admin::{BusCallParams, PatternsParams, PubkeyParams};
 pub use message::{
-    Destination, IncomingMessage, MessageIdParams, MessageInfo, MessageState, OutgoingMessage,
-    PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageReplyParams,
-    PushMessageResult,
+    AttachedMessage, Destination, IncomingMessage, MessageIdParams, MessageInfo, MessageState,
+    OutgoingMessage, PopMessageParams, PopMessagesParams, PushMessageParams,
+    PushMessageReplyParams, PushMessageResult, PushMessagesParams, PushMessagesResult,
 };
 pub use node::{
     ConfigChange, Dataplane, DrainParams, EndpointParams, Info, IpParams, PacketStat,
