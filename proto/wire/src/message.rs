@@ -25,7 +25,8 @@
 //!
 //! Most messages are one packet long. What became of those is said for many at once, by the numbers of
 //! their packets: those that are received and kept, and those that are there and wait for that. `number`
-//! is how many microseconds the last of them has waited for being told of. A *read* names messages by their ids; in both the `id` of the header is zero.
+//! is how many microseconds the last of them has waited for being told of. A *read* names messages by
+//! their ids; in both the `id` of the header is zero.
 //!
 //! A reply has the id of the message that it answers, and [`FLAG_REPLY`] in every packet of either
 //! direction that is about it, so that the two are never mistaken for each other.
