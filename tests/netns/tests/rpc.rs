@@ -460,7 +460,7 @@ fn messages_pass_as_bytes_behind_lines() {
     let node = Node::start();
     let key = node.client().get_info().unwrap().node_pubkey;
     let socket = node.directory.path().join("run/rpc.sock");
-    let mut connection = Connection::open(&socket, Duration::from_secs(60)).unwrap();
+    let mut connection = Connection::open(&socket, PATIENCE).unwrap();
     let to = Destination::Pk(key.clone());
     let bytes = |n: usize, len: usize| vec![n.to_le_bytes()[0]; len];
     // Two under way at once, some empty, and one that is long.
