@@ -11,9 +11,10 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, binary};
+use common::{PATIENCE, binary, eventually};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -26,7 +27,8 @@ const WATCHDOG: Duration = Duration::from_secs(2);
 /// A service manager with the directories of one node.
 struct Manager {
     directory: TempDir,
-    socket: UnixDatagram,
+    /// What comes to its socket. A thread takes it from there: a full socket would swallow last words.
+    messages: mpsc::Receiver<String>,
     /// Heard and not asked for yet: two planes speak, in any order.
     kept: RefCell<Vec<String>>,
 }
@@ -57,10 +59,20 @@ impl Manager {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+        let (heard, messages) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 8192];
+            while let Ok(len) = socket.recv(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+                if heard.send(text).is_err() {
+                    break;
+                }
+            }
+        });
         let kept = RefCell::default();
         Self {
             directory,
-            socket,
+            messages,
             kept,
         }
     }
@@ -104,11 +116,7 @@ impl Manager {
 
     /// The lines of the next message; none when there is none within the time.
     fn heard(&self, within: Duration) -> Vec<String> {
-        let within = within.max(Duration::from_millis(1));
-        self.socket.set_read_timeout(Some(within)).unwrap();
-        let mut buffer = [0; 8192];
-        let len = self.socket.recv(&mut buffer).unwrap_or(0);
-        let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        let text = self.messages.recv_timeout(within).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 
@@ -129,6 +137,22 @@ impl Manager {
             log("controlplane.log"),
             log("up.log")
         );
+    }
+
+    /// Waits until the watchdog has not been fed for a while, twice as long as allowed. What was on its way, or
+    /// earned just before, may still come first.
+    fn starves(&self, who: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let lines = self.listen(2 * WATCHDOG);
+            if !lines.iter().any(|line| line == "WATCHDOG=1") {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{who} hung, and the watchdog was fed: {lines:?}"
+            );
+        }
     }
 
     /// What is heard from now on for so long.
@@ -212,17 +236,16 @@ fn the_watchdog_starves_when_one_worker_hangs_and_no_other_thread_does() {
         manager.hears("WATCHDOG=1");
         let stuck = thread(dataplane.pid(), name);
         freeze(stuck);
-        // One may have been on its way, or been earned just before.
-        let _ = manager.listen(WATCHDOG);
-        let lines = manager.listen(2 * WATCHDOG);
-        let fed = lines.iter().any(|line| line == "WATCHDOG=1");
-        // The others are not stopped: the main thread still takes control planes in.
+        manager.starves(name);
+        // The others are not stopped: the main thread still takes control planes in, and says who it is.
         let probe = std::os::unix::net::UnixStream::connect(manager.at("run/dataplane.sock"));
-        ptrace::detach(stuck, None).unwrap();
-        assert!(!fed, "{name} hung, and the watchdog was fed: {lines:?}");
         assert!(probe.is_ok());
-        let log = std::fs::read_to_string(manager.at("dataplane.log")).unwrap();
-        assert!(log.contains(name) && log.contains("no progress"), "{log}");
+        eventually("the log names it", PATIENCE, || {
+            let log = std::fs::read_to_string(manager.at("dataplane.log")).unwrap();
+            let mut lines = log.lines();
+            lines.any(|line| line.contains(name) && line.contains("no progress"))
+        });
+        ptrace::detach(stuck, None).unwrap();
     }
     manager.hears("WATCHDOG=1");
 }
@@ -256,10 +279,9 @@ fn the_watchdog_starves_when_the_engine_loop_hangs() {
     manager.hears("WATCHDOG=1");
     // Its main thread runs the engines.
     freeze(controlplane.pid());
-    let _ = manager.listen(WATCHDOG);
-    let lines = manager.listen(2 * WATCHDOG);
+    manager.starves("the control plane");
+    assert_eq!(manager.listen(WATCHDOG), Vec::<String>::new());
     ptrace::detach(controlplane.pid(), None).unwrap();
-    assert_eq!(lines, Vec::<String>::new());
     manager.hears("WATCHDOG=1");
 }
 
@@ -307,14 +329,12 @@ fn a_node_started_as_one_service_tells_once_and_feeds_the_watchdog_for_both_plan
     let stranger = UnixDatagram::unbound().unwrap();
     for stuck in [thread(dataplane, "worker-1"), controlplane] {
         freeze(stuck);
-        // One may have been on its way, or been earned just before.
-        let _ = manager.listen(WATCHDOG);
+        manager.starves(&stuck.to_string());
         // What others say for a plane counts for nothing.
         stranger.send_to_addr(b"WATCHDOG=1\nREADY=1", &ear).unwrap();
         let lines = manager.listen(2 * WATCHDOG);
+        assert!(!lines.iter().any(|line| line == "WATCHDOG=1"), "{lines:?}");
         ptrace::detach(stuck, None).unwrap();
-        let fed = lines.iter().any(|line| line == "WATCHDOG=1");
-        assert!(!fed, "{stuck} hung, and the watchdog was fed: {lines:?}");
         manager.hears("WATCHDOG=1");
     }
     // A plane that is started again is heard like its predecessor.

@@ -85,7 +85,10 @@ fn topic() -> Topic {
     "t".parse().unwrap()
 }
 
-fn settings(framing: Framing, forward: Option<PathBuf>) -> Settings {
+/// How long anything may take on a busy machine, seconds.
+const PATIENCE: u64 = 60;
+
+fn settings(framing: Framing, forward: Option<PathBuf>, reply_timeout: u64) -> Settings {
     let config = TopicConfig {
         framing,
         forward_socket: forward,
@@ -93,7 +96,7 @@ fn settings(framing: Framing, forward: Option<PathBuf>) -> Settings {
             path: PathBuf::new(),
             dst: Destination::Key(PublicKey([1; 32])),
         }),
-        reply_timeout: Some(1),
+        reply_timeout: Some(reply_timeout),
         ..TopicConfig::default()
     };
     Arc::new(move |name| (*name == topic()).then(|| config.clone()))
@@ -108,6 +111,18 @@ fn inbound(id: u64, payload: impl Into<Bytes>) -> Inbound {
         topic: topic(),
         payload: payload.into(),
     }
+}
+
+/// Waits until something holds that other tasks bring about.
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let waits = async {
+        while !done() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let within = std::time::Duration::from_secs(PATIENCE);
+    let waited = tokio::time::timeout(within, waits).await;
+    waited.unwrap_or_else(|_| panic!("in time: {what}"));
 }
 
 fn connect(path: &Path) -> UnixStream {

@@ -19,6 +19,7 @@ use hyphae_shm::{Doorbell, RECORD_MAX};
 use hyphae_wire::frame::LinkHeader;
 use hyphae_wire::{Endpoint, FrameKind, SessionIndex, WorkerId};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketType, bind, socket};
 use rustix::time::Timespec;
 use zerocopy::IntoBytes;
 
@@ -27,7 +28,14 @@ use super::{Seat, StreamOutlet, Times, connect, listen_at, parse_counts, run};
 use crate::handover::{self, Handover, Taken};
 use crate::vigil::Pulse;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Ends no connection, however long a test takes.
+const LONG: Times = Times {
+    first_frame: Duration::from_secs(3600),
+    whole_frame: Duration::from_secs(3600),
+    unused: Duration::from_secs(3600),
+    idle: Duration::from_secs(3600),
+};
 
 /// Two workers' ends of a stream thread.
 struct Rig {
@@ -210,7 +218,7 @@ fn local_listener() -> TcpListener {
 #[test]
 fn frames_reach_their_worker_and_answers_the_connection() {
     both(|uring| {
-        let mut rig = Rig::new(uring, Times::default());
+        let mut rig = Rig::new(uring, LONG);
         let mut stream = rig.connect();
         let from = Endpoint::from(stream.local_addr().unwrap()).stream();
         let sent = [
@@ -252,7 +260,7 @@ fn frames_reach_their_worker_and_answers_the_connection() {
 #[test]
 fn the_frames_of_one_turn_arrive_in_order() {
     both(|uring| {
-        let mut rig = Rig::new(uring, Times::default());
+        let mut rig = Rig::new(uring, LONG);
         let listener = local_listener();
         let (to, mut stream) = rig.dialled(&listener);
         for n in 0..200 {
@@ -270,7 +278,7 @@ fn the_frames_of_one_turn_arrive_in_order() {
 #[test]
 fn only_a_first_message_dials_and_a_sealed_frame_dials_again() {
     both(|uring| {
-        let mut rig = Rig::new(uring, Times::default());
+        let mut rig = Rig::new(uring, LONG);
         let listener = local_listener();
         let to = Endpoint::from(listener.local_addr().unwrap()).stream();
         let probe = frame(FrameKind::LinkLocal, 0, 64, 9);
@@ -299,10 +307,14 @@ fn only_a_first_message_dials_and_a_sealed_frame_dials_again() {
 #[test]
 fn a_connection_that_cannot_be_opened_is_counted() {
     both(|uring| {
-        let mut rig = Rig::new(uring, Times::default());
-        let closed = local_listener().local_addr().unwrap();
+        let mut rig = Rig::new(uring, LONG);
+        // Bound, so that nobody else can listen there, and nobody does.
+        let bound = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&bound, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let closed = TcpListener::from(bound);
+        let closed_at = closed.local_addr().unwrap();
         let first = frame(FrameKind::HandshakeInit, 0, 64, 0);
-        assert!(rig.send(0, Endpoint::from(closed).stream(), &first));
+        assert!(rig.send(0, Endpoint::from(closed_at).stream(), &first));
         rig.wait("failure", |rig| {
             rig.count(Counter::StreamConnectFailed) == 1 && rig.dropped(DropReason::StreamDown) == 1
         });
@@ -312,7 +324,7 @@ fn a_connection_that_cannot_be_opened_is_counted() {
 #[test]
 fn what_is_no_frame_ends_the_connection() {
     both(|uring| {
-        let mut rig = Rig::new(uring, Times::default());
+        let mut rig = Rig::new(uring, LONG);
         for greeting in [
             &b"GET / HTTP/1.1\r\n\r\n"[..],
             &[0, 3, 1, 1, 1],
@@ -329,51 +341,78 @@ fn what_is_no_frame_ends_the_connection() {
     });
 }
 
+const SHORT: Duration = Duration::from_millis(200);
+
+/// One that lacks something for too long ends after that time, and is counted; nothing else ends it.
+fn ends_after_a_while(uring: bool, times: Times, counter: Counter, sent: &[u8]) {
+    let mut rig = Rig::new(uring, times);
+    let began = Instant::now();
+    let mut stream = rig.connect();
+    stream.write_all(sent).unwrap();
+    wait_for_end(&mut stream);
+    assert!(began.elapsed() >= SHORT);
+    rig.wait("the end", |rig| {
+        rig.count(counter) == 1 && rig.count(Counter::StreamEnded) == 1
+    });
+}
+
+/// One on which a session sends lives longer than one without; false when this was too slow to send before the end.
+fn lives_longer(uring: bool, unused: Duration, sent: &[u8]) -> bool {
+    let times = Times {
+        unused,
+        idle: unused * 2,
+        ..LONG
+    };
+    let mut rig = Rig::new(uring, times);
+    let began = Instant::now();
+    let mut stream = rig.connect();
+    stream.write_all(sent).unwrap();
+    let from = Endpoint::from(stream.local_addr().unwrap()).stream();
+    rig.wait("its frame, or the end", |rig| {
+        rig.received.len() == 1 || rig.count(Counter::StreamEnded) == 1
+    });
+    let frame = frame(FrameKind::LinkLocal, 0, 64, 1);
+    assert!(rig.send(0, from, &frame));
+    let read = read_frame(&mut stream);
+    if read.is_err() || began.elapsed() >= unused {
+        return false;
+    }
+    assert_eq!(read.unwrap(), frame);
+    wait_for_end(&mut stream);
+    assert!(began.elapsed() >= unused * 2);
+    rig.wait("the end", |rig| rig.count(Counter::StreamEndedIdle) == 1);
+    true
+}
+
 #[test]
 fn silence_half_frames_and_disuse_end_a_connection() {
     both(|uring| {
-        let short = Duration::from_millis(200);
+        let whole = prefixed(&frame(FrameKind::HandshakeInit, 0, 64, 0));
+        let half = [&whole[..], &whole[..10]].concat();
+        let (silent, idle) = (Counter::StreamEndedSilent, Counter::StreamEndedIdle);
         let times = Times {
-            first_frame: short,
-            whole_frame: short,
-            unused: short * 3,
-            idle: short * 6,
+            first_frame: SHORT,
+            ..LONG
         };
-        let mut rig = Rig::new(uring, times);
-        let began = Instant::now();
-        let mut silent = rig.connect();
-        let mut half = rig.connect();
-        let bytes = prefixed(&frame(FrameKind::HandshakeInit, 0, 64, 0));
-        half.write_all(&bytes).unwrap();
-        half.write_all(&bytes[..10]).unwrap();
-        let mut unused = rig.connect();
-        unused.write_all(&bytes).unwrap();
-        wait_for_end(&mut silent);
-        wait_for_end(&mut half);
-        wait_for_end(&mut unused);
-        assert!(began.elapsed() >= short * 3);
-        rig.wait("the ends", |rig| {
-            rig.count(Counter::StreamEndedSilent) == 2 && rig.count(Counter::StreamEndedIdle) == 1
-        });
-        // One on which a session sends lives longer.
-        let mut used = rig.connect();
-        used.write_all(&bytes).unwrap();
-        let opened = Instant::now();
-        let from = Endpoint::from(used.local_addr().unwrap()).stream();
-        rig.wait("its frame", |rig| {
-            rig.received.iter().any(|(_, f, _)| *f == from)
-        });
-        assert!(rig.send(0, from, &frame(FrameKind::LinkLocal, 0, 64, 1)));
-        read_frame(&mut used).unwrap();
-        wait_for_end(&mut used);
-        assert!(opened.elapsed() >= short * 6);
+        ends_after_a_while(uring, times, silent, &[]);
+        let times = Times {
+            whole_frame: SHORT,
+            ..LONG
+        };
+        ends_after_a_while(uring, times, silent, &half);
+        let times = Times {
+            unused: SHORT,
+            ..LONG
+        };
+        ends_after_a_while(uring, times, idle, &whole);
+        assert!((0..8).any(|n| lives_longer(uring, SHORT * (1 << n), &whole)));
     });
 }
 
 #[test]
 fn a_slow_receiver_hurts_only_itself() {
     both(|uring| {
-        let mut rig = Rig::new(uring, Times::default());
+        let mut rig = Rig::new(uring, LONG);
         let (slow_at, fast_at) = (local_listener(), local_listener());
         let (slow_to, mut slow) = rig.dialled(&slow_at);
         let (fast_to, mut fast) = rig.dialled(&fast_at);
@@ -396,7 +435,12 @@ fn a_slow_receiver_hurts_only_itself() {
             }
         }
         let last = frame(FrameKind::LinkLocal, 0, 100, u64::from(u32::MAX));
-        assert!(rig.send(0, slow_to, &last));
+        // The thread may be behind with what was handed to it.
+        let deadline = Instant::now() + PATIENCE;
+        while !rig.send(0, slow_to, &last) {
+            assert!(Instant::now() < deadline, "room for one more");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // What was taken arrives whole and in order; what was not is counted.
         let (mut arrived, mut newest) = (0, 0);
         loop {
@@ -417,7 +461,7 @@ fn a_slow_receiver_hurts_only_itself() {
 #[test]
 fn one_source_has_a_bounded_number_of_connections() {
     both(|uring| {
-        let mut rig = Rig::new(uring, Times::default());
+        let mut rig = Rig::new(uring, LONG);
         let mut streams: Vec<_> = (0..32).map(|_| rig.connect()).collect();
         rig.wait("all", |rig| rig.count(Counter::StreamAccepted) == 32);
         let mut refused = rig.connect();
@@ -435,7 +479,7 @@ fn one_source_has_a_bounded_number_of_connections() {
 #[test]
 fn the_last_frames_leave_before_the_thread_ends() {
     both(|uring| {
-        let mut rig = Rig::new(uring, Times::default());
+        let mut rig = Rig::new(uring, LONG);
         let listener = local_listener();
         let (to, mut stream) = rig.dialled(&listener);
         let last = frame(FrameKind::LinkLocal, 0, 64, 7);

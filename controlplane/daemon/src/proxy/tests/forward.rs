@@ -1,17 +1,20 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 
 use super::*;
 use crate::inbox::{Inbox, Limits, ONE};
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
 use crate::proxy::{Side, Stats};
+
+/// Requests that a server gets at once.
+const AT_ONCE: usize = 64;
 
 struct Lab {
     directory: TempDir,
@@ -23,6 +26,11 @@ struct Lab {
 
 impl Lab {
     fn new(framing: Framing, limits: Limits) -> Self {
+        Self::with(framing, limits, PATIENCE)
+    }
+
+    /// With a server that has so many seconds to answer.
+    fn with(framing: Framing, limits: Limits, reply_timeout: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("server");
         let (courier, heard) = Fake::new(|_| panic!("nobody asks"));
@@ -30,7 +38,7 @@ impl Lab {
         let stats = Stats::default();
         let forward = Forward::new(
             courier,
-            settings(framing, Some(path)),
+            settings(framing, Some(path), reply_timeout),
             inbox.clone(),
             stats.clone(),
         );
@@ -74,6 +82,13 @@ impl Lab {
         payload
     }
 
+    /// Waits until so many outcomes of a kind are counted, and no more.
+    async fn counted(&self, outcome: &'static str, times: u64) {
+        let count = || self.stats.count(Side::Forward, outcome);
+        until(outcome, || count() >= times).await;
+        assert_eq!(count(), times, "{outcome}");
+    }
+
     /// The message that is in the inbox because of this.
     async fn fallen_back(&mut self, message: &Inbound, cause: &'static str) {
         let key = message.key();
@@ -89,7 +104,7 @@ impl Lab {
             taken.confirm().await.unwrap(),
             std::slice::from_ref(message)
         );
-        assert_eq!(self.stats.count(Side::Forward, cause), 1, "{cause}");
+        self.counted(cause, 1).await;
     }
 }
 
@@ -108,15 +123,15 @@ async fn item_20_the_answer_of_the_server_is_the_reply() {
         lab.send(message.clone()).await;
         let reversed: Vec<u8> = payload.into_iter().rev().collect();
         assert!(lab.reply(&message).await == reversed);
-        assert_eq!(lab.inbox.depth(), (0, 0));
+        until("the inbox has let it go", || lab.inbox.depth() == (0, 0)).await;
     }
     // The same message again is acknowledged, and that is all.
     let message = inbound(1, b"abc".to_vec());
     lab.send(message.clone()).await;
     let settled = Told::Settled(message.key(), Ok(()));
     assert_eq!(lab.heard.recv().await, Some(settled));
-    assert_eq!(lab.stats.count(Side::Forward, "duplicate"), 1);
-    assert_eq!(lab.stats.count(Side::Forward, "answered"), 2);
+    lab.counted("duplicate", 1).await;
+    lab.counted("answered", 2).await;
 }
 
 #[tokio::test]
@@ -174,7 +189,7 @@ async fn item_21_servers_that_never_see_an_end_are_understood() {
         [Some(settled), Some(Told::Read(note.key()))],
         "no reply to a notification"
     );
-    assert_eq!(lab.inbox.depth().0, 0);
+    until("the inbox has let it go", || lab.inbox.depth().0 == 0).await;
 }
 
 #[tokio::test]
@@ -186,15 +201,19 @@ async fn item_20_what_goes_wrong_leads_to_the_inbox_and_is_counted() {
     lab.serve(|mut stream| async move {
         let mut request = Vec::new();
         stream.read_to_end(&mut request).await.unwrap();
-        if request == b"never" {
-            std::future::pending::<()>().await;
-        }
     });
-    for (id, text, cause) in [(2, "silence", "empty"), (3, "never", "timeout")] {
-        let message = inbound(id, text);
-        lab.send(message.clone()).await;
-        lab.fallen_back(&message, cause).await;
-    }
+    let message = inbound(2, &b"silence"[..]);
+    lab.send(message.clone()).await;
+    lab.fallen_back(&message, "empty").await;
+
+    let mut lab = Lab::with(Framing::Eof, Limits::default(), 1);
+    lab.serve(|stream| async move {
+        let _held = stream;
+        std::future::pending::<()>().await;
+    });
+    let message = inbound(1, &b"never"[..]);
+    lab.send(message.clone()).await;
+    lab.fallen_back(&message, "timeout").await;
 
     let mut lab = Lab::new(Framing::Http, Limits::default());
     lab.serve(|mut stream| async move {
@@ -220,22 +239,28 @@ async fn item_05_a_full_inbox_pushes_back_before_the_server_is_asked() {
     lab.send(message.clone()).await;
     let full = Told::Settled(message.key(), Err(Refuse::Full));
     assert_eq!(lab.heard.recv().await, Some(full));
-    assert_eq!(lab.stats.count(Side::Forward, "pushed_back"), 1);
+    lab.counted("pushed_back", 1).await;
 }
 
 #[tokio::test]
 async fn item_20_a_server_gets_no_more_requests_at_once_than_its_limit() {
     let mut lab = Lab::new(Framing::Eof, Limits::default());
-    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let seen = Arc::clone(&most);
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), watch::Sender::new(0));
+    let seen = most.subscribe();
     lab.serve(move |mut stream| {
-        let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+        let (now, most) = (Arc::clone(&now), most.clone());
         async move {
             let at_once = now.fetch_add(1, Ordering::SeqCst) + 1;
-            most.fetch_max(at_once, Ordering::SeqCst);
+            most.send_modify(|most| *most = at_once.max(*most));
             let mut request = Vec::new();
             stream.read_to_end(&mut request).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            // Nobody is answered before as many as may have asked at once.
+            let mut most = most.subscribe();
+            most.wait_for(|most| *most >= AT_ONCE).await.unwrap();
+            // Room for more, if there were any.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
             now.fetch_sub(1, Ordering::SeqCst);
             stream.write_all(&request).await.unwrap();
         }
@@ -251,8 +276,7 @@ async fn item_20_a_server_gets_no_more_requests_at_once_than_its_limit() {
             replies += 1;
         }
     }
-    let most = seen.load(Ordering::SeqCst);
-    assert!((2..=64).contains(&most), "{most} at once");
+    assert_eq!(*seen.borrow(), AT_ONCE);
 }
 
 #[tokio::test]
@@ -301,7 +325,11 @@ async fn item_23_a_program_gets_byte_for_byte_what_the_server_answers() {
             Ok(answer.await.unwrap())
         })
     });
-    let outbound = Outbound::new(courier, settings(Framing::Http, None), Stats::default());
+    let outbound = Outbound::new(
+        courier,
+        settings(Framing::Http, None, PATIENCE),
+        Stats::default(),
+    );
     let path = directory.path().join("outbound");
     outbound.bind(&topic(), &path).unwrap();
     let ask = |number: usize| {

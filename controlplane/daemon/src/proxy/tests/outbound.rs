@@ -30,7 +30,7 @@ impl Lab {
         let directory = tempfile::tempdir().unwrap();
         let (courier, heard) = Fake::new(answer);
         let stats = Stats::default();
-        let outbound = Outbound::new(courier, settings(framing, None), stats.clone());
+        let outbound = Outbound::new(courier, settings(framing, None, PATIENCE), stats.clone());
         let lab = Self {
             directory,
             outbound,
@@ -62,10 +62,13 @@ impl Lab {
 
 /// Waits until an outcome is counted, which is after the client has heard of it.
 async fn counted(stats: &Stats, outcome: &'static str) {
-    while stats.count(Side::Outbound, outcome) == 0 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(stats.count(Side::Outbound, outcome), 1);
+    counted_times(stats, outcome, 1).await;
+}
+
+async fn counted_times(stats: &Stats, outcome: &'static str, times: u64) {
+    let count = || stats.count(Side::Outbound, outcome);
+    until(outcome, || count() >= times).await;
+    assert_eq!(count(), times, "{outcome}");
 }
 
 fn respond(body: &[u8]) -> Bytes {
@@ -98,7 +101,7 @@ async fn item_22_every_connection_gets_its_own_reply() {
     for ask in running.drain(..) {
         ask.await.unwrap();
     }
-    assert_eq!(lab.stats.count(Side::Outbound, "answered"), 64);
+    counted_times(&lab.stats, "answered", 64).await;
     // Connected and gone: nothing is asked.
     assert_eq!(lab.ask(b"").await, b"");
     assert_eq!(lab.stats.count(Side::Outbound, "answered"), 64);
@@ -123,11 +126,10 @@ async fn item_22_http_answers_come_in_the_order_of_pipelined_requests() {
         answer,
         [respond(b"/1"), respond(b"/2"), respond(b"/3")].concat()
     );
-    assert_eq!(
-        lab.outbound.bytes_left(),
-        256 << 20,
-        "nothing is held for a connection that ended"
-    );
+    until("nothing is held for a connection that ended", || {
+        lab.outbound.bytes_left() == 256 << 20
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -174,7 +176,7 @@ async fn item_22_lines_share_a_connection() {
     lines.read_line(&mut line).await.unwrap();
     let answer: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(answer["error"]["code"], json!(-32700));
-    assert_eq!(lab.stats.count(Side::Outbound, "answered"), 40);
+    counted_times(&lab.stats, "answered", 40).await;
 }
 
 #[tokio::test]
@@ -251,7 +253,10 @@ async fn item_25_a_client_that_goes_away_leaves_nothing() {
     drop(stream);
     assert!(gone.await.is_err(), "the request was given up");
     counted(&lab.stats, "client_gone").await;
-    assert_eq!(lab.outbound.bytes_left(), 256 << 20);
+    until("nothing is held for it", || {
+        lab.outbound.bytes_left() == 256 << 20
+    })
+    .await;
 }
 
 #[tokio::test]
