@@ -80,8 +80,7 @@ impl Speaker {
     /// A route or its end has to be told on every link.
     pub(super) fn tell_all(&mut self, now: Nanos, prefix: Prefix, urgent: bool) {
         let delay = if urgent { GATHER_URGENT } else { GATHER };
-        let links: Vec<u32> = self.links.keys().copied().collect();
-        for link in links {
+        for link in self.audience(prefix) {
             if let Some(state) = self.links.get_mut(&link) {
                 state.pending.insert(prefix);
             }
@@ -99,17 +98,30 @@ impl Speaker {
 
     /// Routes are told again, for neighbours that only believe in what is repeated.
     pub(super) fn tell_again(&mut self, now: Nanos, prefixes: impl Iterator<Item = Prefix>) {
-        let prefixes: Vec<Prefix> = prefixes.collect();
-        if prefixes.is_empty() {
-            return;
+        for prefix in prefixes {
+            self.tell_all(now, prefix, false);
         }
-        let links: Vec<u32> = self.links.keys().copied().collect();
-        for link in links {
-            if let Some(state) = self.links.get_mut(&link) {
-                state.pending.extend(prefixes.iter().copied());
-            }
-            self.flush_soon(now, link, GATHER);
-        }
+    }
+
+    /// Links that have something to be told of a prefix as it is now. Where `export` tells thousands of
+    /// neighbours next to nothing, each route would otherwise wait in all their sets to be found so.
+    fn audience(&self, prefix: Prefix) -> Vec<u32> {
+        let known = match self.own.get(&prefix) {
+            Some(own) => Some((&own.marks, Some(self.key))),
+            None => self.table.get(&prefix).map(|destination| {
+                let route = destination.selected.as_ref();
+                let source = route.and_then(|route| destination.source(route.router_id));
+                (&destination.marks, source.map(|source| source.origin.key))
+            }),
+        };
+        let Some((marks, origin)) = known else {
+            return Vec::new();
+        };
+        let exported = |to| origin.is_some_and(|key| self.config.export.accepts(prefix, &key, to));
+        let links = self.links.iter();
+        let concerned =
+            links.filter(|(_, state)| marks.told.contains(state.slot) || exported(&state.key));
+        concerned.map(|(link, _)| *link).collect()
     }
 
     /// Everything has to be told on a link, with proofs.
@@ -123,9 +135,17 @@ impl Speaker {
             .map(|own| &mut own.marks)
             .chain(self.table.values_mut().map(|d| &mut d.marks));
         marks.for_each(|marks| marks.forget(state.slot));
-        state
-            .pending
-            .extend(self.own.keys().chain(self.table.keys()).copied());
+        // Without marks, of what has no route there is nothing to tell.
+        let routes = self.table.iter().filter_map(|(prefix, destination)| {
+            let route = destination.selected.as_ref()?;
+            Some((*prefix, destination.source(route.router_id)?.origin.key))
+        });
+        let own = self.own.keys().map(|prefix| (*prefix, self.key));
+        let export = &self.config.export;
+        let exported = own
+            .chain(routes)
+            .filter(|(prefix, origin)| export.accepts(*prefix, origin, &state.key));
+        state.pending.extend(exported.map(|(prefix, _)| prefix));
         self.flush_soon(now, link, Duration::ZERO);
     }
 

@@ -508,6 +508,33 @@ fn filters_change_while_it_runs_and_touch_only_what_they_name() {
 }
 
 #[test]
+fn what_is_told_to_nobody_waits_nowhere() {
+    let waiting = |net: &Net| -> usize { net.nodes[&1].links().map(|link| link.pending).sum() };
+    let mut net = line(3);
+    net.run(seconds(5));
+    let (now, import) = (net.now, Filter::import_default());
+    let mut export = Filter::accept_all();
+    export.rules.push(rule(subnet(1), Action::Accept));
+    net.node(1).set_filters(now, import.clone(), export.clone());
+    assert!(waiting(&net) > 0, "all is told again");
+    net.run(seconds(2));
+    export.otherwise = Action::Refuse;
+    export.rules.clear();
+    net.node(1).set_filters(now, import.clone(), export.clone());
+    assert!(waiting(&net) > 0, "the ends of what was told");
+    net.run(seconds(2));
+    assert_eq!(net.nodes[&0].route(subnet(2)), None);
+    // Other rules with the same outcome: there is nothing to tell, and it is not looked for again.
+    export.rules.push(rule(subnet(2), Action::Refuse));
+    let now = net.now;
+    net.node(1).set_filters(now, import.clone(), export);
+    assert_eq!(waiting(&net), 0);
+    net.node(1).set_filters(now, import, Filter::accept_all());
+    net.run(seconds(2));
+    assert!(net.connected());
+}
+
+#[test]
 fn a_neighbour_that_is_filtered_is_not_believed_what_others_have_proved() {
     let mut net = line(3);
     net.join(0, 2, Duration::from_millis(50));
