@@ -5,6 +5,7 @@
 //! families, reading their traffic from the segment, writing. A recorder is not used: it makes an
 //! entry of its own for each series and sorts them again, which takes far longer than writing them.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::Duration;
 
@@ -43,18 +44,21 @@ pub(crate) struct EachPeer {
 /// Bytes received from and sent to a peer.
 pub(crate) type Traffic = [u64; 2];
 
-/// Writes the families of `peers_max` of the peers: of those that are up first, then of others.
+/// Writes the families of `peers_max` of the peers: others only where those that are up leave room.
 pub(crate) fn render(
     peers: &mut Vec<EachPeer>,
     peers_max: usize,
     traffic: impl Fn(u32) -> Traffic,
     text: &mut Vec<u8>,
 ) {
-    peers.sort_unstable_by_key(|peer| (!peer.alive, peer.key));
-    // Two entries with one key, neither connected.
-    peers.dedup_by_key(|peer| peer.key);
+    // Two entries with one key, neither connected, are one peer.
+    let mut looked_for = BTreeSet::new();
+    peers.retain(|peer| peer.number.is_some() || looked_for.insert(peer.key));
     let left_out = peers.len().saturating_sub(peers_max);
-    peers.truncate(peers_max);
+    if left_out > 0 {
+        peers.select_nth_unstable_by_key(peers_max, |peer| (!peer.alive, peer.key));
+        peers.truncate(peers_max);
+    }
     text.reserve(peers.len() * TEXT);
     let lines: Vec<Line<'_>> = peers
         .iter()

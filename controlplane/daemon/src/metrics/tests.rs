@@ -178,24 +178,31 @@ fn ten_thousand_peers_have_families_of_their_own() {
 }
 
 #[test]
-fn names_are_escaped_and_those_that_are_down_are_told_of_last() {
-    let mut peers: Vec<_> = [1, 4, 1].map(peer).into();
-    peers[0].place = Place::Named("relay.example:9670".into());
-    let mut text = Vec::new();
-    render(&mut peers, 10, |_| [0; 2], &mut text);
-    let text = String::from_utf8(text).unwrap();
-    assert!(text.contains(r#"name="a \"quoted\\name\"\n","#), "{text}");
-    let alive: Vec<_> = text
-        .lines()
-        .filter(|line| line.starts_with("hyphae_peer_alive"))
-        .collect();
-    assert_eq!(
-        alive,
-        [
-            "hyphae_peer_alive{peer=\"0400000000000000\"} 1",
-            "hyphae_peer_alive{peer=\"0100000000000000\"} 0"
-        ],
-        "two entries of one key are one peer"
+fn names_are_escaped_and_those_that_are_down_are_left_out_first() {
+    let alive = |peers_max| {
+        let mut peers: Vec<_> = [1, 4, 1].map(peer).into();
+        peers[0].place = Place::Named("relay.example:9670".into());
+        for n in [0, 2] {
+            peers[n].number = None;
+        }
+        let mut text = Vec::new();
+        render(&mut peers, peers_max, |_| [0; 2], &mut text);
+        let text = String::from_utf8(text).unwrap();
+        let lines = text.lines().map(str::to_owned);
+        let alive: Vec<_> = lines
+            .filter(|line| line.starts_with("hyphae_peer_alive"))
+            .collect();
+        (alive, text)
+    };
+    let (one, four) = (
+        "hyphae_peer_alive{peer=\"0100000000000000\"} 0",
+        "hyphae_peer_alive{peer=\"0400000000000000\"} 1",
     );
+    let (lines, text) = alive(10);
+    assert_eq!(lines, [one, four], "two entries of one key are one peer");
+    assert!(text.contains(r#"name="a \"quoted\\name\"\n",endpoint="relay.example:9670""#));
     assert!(text.ends_with("hyphae_peers_left_out 0\n"));
+    let (lines, text) = alive(1);
+    assert_eq!(lines, [four]);
+    assert!(text.ends_with("hyphae_peers_left_out 1\n"));
 }

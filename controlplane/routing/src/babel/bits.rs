@@ -24,6 +24,10 @@ impl Bits {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
@@ -37,9 +41,10 @@ mod tests {
     fn numbers_of_any_size_come_and_go() {
         let mut bits = Bits::default();
         for n in [0, 63, 64, 1000] {
-            assert!(!bits.contains(n));
+            assert!(!bits.contains(n) && bits.is_empty());
             bits.remove(n);
             bits.insert(n);
+            assert!(!bits.is_empty());
             assert!(bits.contains(n) && !bits.contains(n + 1));
             bits.remove(n);
             assert!(!bits.contains(n));

@@ -27,6 +27,14 @@ pub struct Rule {
     pub action: Action,
 }
 
+impl Rule {
+    /// Whether it matches a route, whoever the neighbour is.
+    fn is_about(&self, prefix: Prefix, origin: &PublicKey) -> bool {
+        self.prefix.is_none_or(|within| within.covers(prefix))
+            && self.origin.is_none_or(|key| key == *origin)
+    }
+}
+
 /// Rules; the first that matches decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
@@ -63,9 +71,7 @@ impl Filter {
     /// Whether a route passes.
     pub fn accepts(&self, prefix: Prefix, origin: &PublicKey, neighbour: &PublicKey) -> bool {
         let matches = |rule: &&Rule| {
-            rule.prefix.is_none_or(|within| within.covers(prefix))
-                && rule.origin.is_none_or(|key| key == *origin)
-                && rule.neighbour.is_none_or(|key| key == *neighbour)
+            rule.is_about(prefix, origin) && rule.neighbour.is_none_or(|key| key == *neighbour)
         };
         let action = self
             .rules
@@ -73,6 +79,20 @@ impl Filter {
             .find(matches)
             .map_or(self.otherwise, |rule| rule.action);
         action == Action::Accept
+    }
+
+    /// Whether it may accept a route from, or to, any neighbour at all.
+    pub(super) fn may_accept(&self, prefix: Prefix, origin: &PublicKey) -> bool {
+        for rule in &self.rules {
+            match (rule.action, rule.neighbour) {
+                _ if !rule.is_about(prefix, origin) => {}
+                (Action::Accept, _) => return true,
+                (Action::Refuse, None) => return false,
+                // Others remain.
+                (Action::Refuse, Some(_)) => {}
+            }
+        }
+        self.otherwise == Action::Accept
     }
 }
 

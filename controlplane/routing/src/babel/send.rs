@@ -117,7 +117,12 @@ impl Speaker {
         let Some((marks, origin)) = known else {
             return Vec::new();
         };
-        let exported = |to| origin.is_some_and(|key| self.config.export.accepts(prefix, &key, to));
+        let export = &self.config.export;
+        let origin = origin.filter(|key| export.may_accept(prefix, key));
+        if origin.is_none() && marks.told.is_empty() {
+            return Vec::new();
+        }
+        let exported = |to| origin.is_some_and(|key| export.accepts(prefix, &key, to));
         let links = self.links.iter();
         let concerned =
             links.filter(|(_, state)| marks.told.contains(state.slot) || exported(&state.key));

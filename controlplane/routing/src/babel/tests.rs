@@ -508,6 +508,32 @@ fn filters_change_while_it_runs_and_touch_only_what_they_name() {
 }
 
 #[test]
+fn a_filter_knows_what_it_takes_from_nobody() {
+    let (neighbour, origin) = (secret(1).public_key(), secret(2).public_key());
+    let mut of_one = rule(subnet(1), Action::Refuse);
+    of_one.neighbour = Some(neighbour);
+    for (rules, otherwise, may) in [
+        (vec![], Action::Accept, true),
+        (vec![], Action::Refuse, false),
+        (vec![of_one], Action::Accept, true),
+        (vec![of_one], Action::Refuse, false),
+        (vec![rule(subnet(1), Action::Refuse)], Action::Accept, false),
+        (vec![rule(subnet(2), Action::Refuse)], Action::Accept, true),
+        (
+            vec![of_one, rule(subnet(1), Action::Accept)],
+            Action::Refuse,
+            true,
+        ),
+    ] {
+        let filter = Filter { rules, otherwise };
+        assert_eq!(filter.may_accept(subnet(1), &origin), may, "{filter:?}");
+        if filter.accepts(subnet(1), &origin, &neighbour) {
+            assert!(may, "{filter:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_told_to_nobody_waits_nowhere() {
     let waiting = |net: &Net| -> usize { net.nodes[&1].links().map(|link| link.pending).sum() };
     let mut net = line(3);
