@@ -148,7 +148,7 @@ pub enum Put {
 }
 
 /// Names a message of the inbox; grows with every message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageNumber(pub u64);
 
 /// What was found when an inbox was opened.

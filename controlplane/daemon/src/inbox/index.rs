@@ -1,41 +1,110 @@
 //! What is known without asking the disk: which messages there are, of which topics, and which are visible.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use ahash::RandomState;
 use hyphae_bus::{DeliveryKey, Topic};
 
 use super::MessageNumber;
-use super::record::Head;
+use super::record::{Head, Place};
+
+/// Places in a line of those that are not in it any more, beside as many as are.
+const GONE_MIN: usize = 64;
 
 #[derive(Debug)]
-struct Entry {
-    head: Head,
+pub(super) struct Entry {
+    pub(super) head: Head,
+    pub(super) place: Place,
     visible: bool,
 }
+
+type Entries = HashMap<MessageNumber, Entry, RandomState>;
 
 /// The index.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    entries: BTreeMap<MessageNumber, Entry>,
-    visible: BTreeSet<MessageNumber>,
-    by_topic: BTreeMap<Topic, BTreeSet<MessageNumber>>,
+    entries: Entries,
+    visible: Line,
+    by_topic: BTreeMap<Topic, Line>,
     bytes: u64,
     completed: HashSet<DeliveryKey, RandomState>,
-    /// By age, with their numbers in the store.
-    ages: VecDeque<(u64, DeliveryKey)>,
+    /// By age.
+    ages: VecDeque<DeliveryKey>,
+}
+
+/// Visible messages, oldest first. Mostly they come at one end and leave at the other.
+#[derive(Debug, Default)]
+struct Line {
+    queue: VecDeque<MessageNumber>,
+    /// Of `queue`: not visible any more.
+    gone: usize,
+    /// Visible again, and older than what was in the queue then.
+    returned: BTreeSet<MessageNumber>,
+}
+
+impl Line {
+    fn show(&mut self, number: MessageNumber) {
+        if self.queue.back().is_none_or(|last| *last < number) {
+            self.queue.push_back(number);
+        } else if self.queue.binary_search(&number).is_ok() {
+            self.gone -= 1;
+        } else {
+            self.returned.insert(number);
+        }
+    }
+
+    /// One of them is not visible any more, as `entries` says already.
+    fn hide(&mut self, number: MessageNumber, entries: &Entries) {
+        if self.returned.remove(&number) {
+            return;
+        }
+        self.gone += 1;
+        let gone = |number: &MessageNumber| entries.get(number).is_none_or(|entry| !entry.visible);
+        while let Some(true) = self.queue.front().map(gone) {
+            self.queue.pop_front();
+            self.gone -= 1;
+        }
+        if self.gone > self.queue.len() / 2 + GONE_MIN {
+            self.queue.retain(|number| !gone(number));
+            self.gone = 0;
+        }
+    }
+
+    /// The oldest. The first of the queue is visible.
+    fn first(&self) -> Option<MessageNumber> {
+        let firsts = [self.queue.front(), self.returned.first()];
+        firsts.into_iter().flatten().min().copied()
+    }
 }
 
 impl Index {
-    pub(super) fn insert(&mut self, number: MessageNumber, head: Head, visible: bool) {
+    pub(super) fn insert(
+        &mut self,
+        number: MessageNumber,
+        head: Head,
+        place: Place,
+        visible: bool,
+    ) {
         self.bytes += head.len;
         let entry = Entry {
             head,
+            place,
             visible: false,
         };
         self.entries.insert(number, entry);
         if visible {
             self.show(number);
+        }
+    }
+
+    pub(super) fn get(&self, number: MessageNumber) -> Option<&Entry> {
+        self.entries.get(&number)
+    }
+
+    /// A message lies somewhere else now.
+    pub(super) fn relocate(&mut self, number: MessageNumber, place: Place) {
+        if let Some(entry) = self.entries.get_mut(&number) {
+            entry.place = place;
         }
     }
 
@@ -45,44 +114,49 @@ impl Index {
             return false;
         };
         entry.visible = true;
-        self.visible.insert(number);
-        let topic = entry.head.topic.clone();
-        self.by_topic.entry(topic).or_default().insert(number);
+        self.visible.show(number);
+        match self.by_topic.get_mut(&entry.head.topic) {
+            Some(line) => line.show(number),
+            None => {
+                let mut line = Line::default();
+                line.show(number);
+                self.by_topic.insert(entry.head.topic.clone(), line);
+            }
+        }
         true
     }
 
     pub(super) fn hide(&mut self, number: MessageNumber) {
-        let Some(entry) = self.entries.get_mut(&number) else {
+        let Some(entry) = self.entries.get_mut(&number).filter(|entry| entry.visible) else {
             return;
         };
         entry.visible = false;
-        self.visible.remove(&number);
-        if let Some(numbers) = self.by_topic.get_mut(&entry.head.topic) {
-            numbers.remove(&number);
-            if numbers.is_empty() {
-                self.by_topic.remove(&entry.head.topic);
+        let topic = entry.head.topic.clone();
+        self.visible.hide(number, &self.entries);
+        if let Some(line) = self.by_topic.get_mut(&topic) {
+            line.hide(number, &self.entries);
+            if line.first().is_none() {
+                self.by_topic.remove(&topic);
             }
         }
     }
 
     pub(super) fn remove(&mut self, number: MessageNumber) {
         // Whoever removes it has mostly hidden it before.
-        if self.entries.get(&number).is_some_and(|entry| entry.visible) {
-            self.hide(number);
-        }
+        self.hide(number);
         if let Some(entry) = self.entries.remove(&number) {
             self.bytes -= entry.head.len;
         }
     }
 
     /// The oldest visible message.
-    pub(super) fn first(&self, topic: Option<&Topic>) -> Option<(MessageNumber, Head)> {
-        let number = match topic {
-            None => self.visible.first(),
-            Some(topic) => self.by_topic.get(topic).and_then(BTreeSet::first),
-        }?;
-        let entry = self.entries.get(number)?;
-        Some((*number, entry.head.clone()))
+    pub(super) fn first(&self, topic: Option<&Topic>) -> Option<(MessageNumber, &Entry)> {
+        let line = match topic {
+            None => &self.visible,
+            Some(topic) => self.by_topic.get(topic)?,
+        };
+        let number = line.first()?;
+        Some((number, self.entries.get(&number)?))
     }
 
     pub(super) fn hidden(&self) -> BTreeSet<MessageNumber> {
@@ -102,31 +176,108 @@ impl Index {
         self.completed.contains(key)
     }
 
-    pub(super) fn complete(&mut self, age: u64, key: DeliveryKey) {
-        if self.completed.insert(key) {
-            self.ages.push_back((age, key));
+    /// Remembers an id; false when it is known.
+    pub(super) fn complete(&mut self, key: DeliveryKey) -> bool {
+        let new = self.completed.insert(key);
+        if new {
+            self.ages.push_back(key);
         }
+        new
     }
 
-    /// Ages of the ids that are too many once `more` have been added.
-    pub(super) fn surplus(&self, more: usize, max: usize) -> Vec<u64> {
-        let surplus = (self.ages.len() + more).saturating_sub(max);
-        self.ages
-            .iter()
-            .take(surplus)
-            .map(|(age, _)| *age)
-            .collect()
-    }
-
-    pub(super) fn forget(&mut self, ages: &[u64]) {
-        for _ in ages {
-            if let Some((_, key)) = self.ages.pop_front() {
+    /// The last ids did not come to be written.
+    pub(super) fn undo(&mut self, count: usize) {
+        for _ in 0..count {
+            if let Some(key) = self.ages.pop_back() {
                 self.completed.remove(&key);
             }
         }
     }
 
+    /// Ids beyond those that are remembered.
+    pub(super) fn surplus(&self, max: usize) -> usize {
+        self.ages.len().saturating_sub(max)
+    }
+
+    /// Forgets the oldest ids.
+    pub(super) fn forget(&mut self, count: usize) {
+        for key in self.ages.drain(..count.min(self.ages.len())) {
+            self.completed.remove(&key);
+        }
+    }
+
     pub(super) fn completed(&self) -> Vec<DeliveryKey> {
-        self.ages.iter().map(|(_, key)| *key).collect()
+        self.ages.iter().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyphae_bus::MessageId;
+    use hyphae_wire::{OverlayAddress, PublicKey};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn head(topic: u8) -> Head {
+        Head {
+            key: DeliveryKey {
+                peer: PublicKey([1; 32]),
+                id: MessageId([topic; 8]),
+                reply: false,
+            },
+            source_address: OverlayAddress::default(),
+            digest: [0; 32],
+            len: 1,
+            topic: Topic::new(vec![topic]).unwrap(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_oldest_visible_one_is_first(
+            steps in prop::collection::vec((0u8..4, 0u64..400, 0u8..3), 0..3000),
+        ) {
+            let (mut index, mut next) = (Index::default(), 0);
+            let mut oracle = BTreeMap::<u64, (u8, bool)>::new();
+            for (what, number, topic) in steps {
+                let at = MessageNumber(number);
+                match what {
+                    0 => {
+                        index.insert(MessageNumber(next), head(topic), Place::default(), topic != 2);
+                        oracle.insert(next, (topic, topic != 2));
+                        next += 1;
+                    }
+                    1 => {
+                        index.hide(at);
+                        oracle.entry(number).and_modify(|entry| entry.1 = false);
+                    }
+                    2 => {
+                        let shown = index.show(at);
+                        let hidden = oracle.get(&number).is_some_and(|entry| !entry.1);
+                        prop_assert_eq!(shown, hidden);
+                        oracle.entry(number).and_modify(|entry| entry.1 = true);
+                    }
+                    _ => {
+                        index.remove(at);
+                        oracle.remove(&number);
+                    }
+                }
+                let first = |topic: Option<u8>| {
+                    let found = oracle.iter().find(|(_, (of, visible))| {
+                        *visible && topic.is_none_or(|topic| *of == topic)
+                    });
+                    found.map(|(number, _)| MessageNumber(*number))
+                };
+                prop_assert_eq!(index.first(None).map(|(number, _)| number), first(None));
+                for topic in 0..3 {
+                    let name = Topic::new(vec![topic]).unwrap();
+                    let found = index.first(Some(&name)).map(|(number, _)| number);
+                    prop_assert_eq!(found, first(Some(topic)));
+                }
+                prop_assert_eq!(index.len(), oracle.len());
+                prop_assert!(index.visible.queue.len() <= 2 * oracle.len() + 2 * GONE_MIN);
+            }
+        }
     }
 }

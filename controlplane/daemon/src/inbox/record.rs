@@ -1,12 +1,14 @@
 //! Messages and ids as they are on disk.
 //!
 //! ```text
+//! shelf:  one record after the other
+//! record: number 8 | length of the head 4 | length of the payload 8 | head | payload
 //! head:   flags 1 | id 8 | source key 32 | source address 16 | digest 32 | length 8 | topic …
 //! id:     flags 1 | id 8 | source key 32
 //! ```
 //!
-//! Integers are little-endian; flag bit 0: a reply. The payload has a table of its own. Its digest is
-//! BLAKE3 and is checked whenever it is read: a disk that lies does not become a message.
+//! Integers are little-endian; flag bit 0: a reply. The digest is BLAKE3 of the payload and is checked whenever
+//! that is read: a disk that lies does not become a message.
 
 use bytes::Bytes;
 use hyphae_bus::{DeliveryKey, Inbound, MessageId, Topic};
@@ -15,6 +17,67 @@ use hyphae_wire::{OverlayAddress, PublicKey};
 const REPLY: u8 = 1;
 /// Length of an id.
 pub(super) const KEY_LEN: usize = 41;
+
+/// Where the payload of a message is: the shelf, and the first of its bytes there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) shelf: u64,
+    pub(super) at: usize,
+}
+
+/// Length of what comes before the head in a record.
+const RECORD_HEAD: usize = 20;
+
+/// Puts a message on a shelf; gives where its payload begins.
+pub(super) fn append(shelf: &mut Vec<u8>, number: u64, head: &[u8], payload: &[u8]) -> usize {
+    let len = u32::try_from(head.len()).unwrap_or(u32::MAX);
+    shelf.extend_from_slice(&number.to_le_bytes());
+    shelf.extend_from_slice(&len.to_le_bytes());
+    shelf.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+    shelf.extend_from_slice(head);
+    let at = shelf.len();
+    shelf.extend_from_slice(payload);
+    at
+}
+
+/// A record of a shelf.
+pub(super) struct Record<'a> {
+    pub(super) number: u64,
+    pub(super) head: &'a [u8],
+    /// Where its payload begins.
+    pub(super) at: usize,
+    pub(super) payload: &'a [u8],
+}
+
+/// The records of a shelf; ends with `None` where they contradict themselves.
+pub(super) fn records(shelf: &[u8]) -> impl Iterator<Item = Option<Record<'_>>> {
+    let mut rest = shelf;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let begins = shelf.len() - rest.len();
+        let read = || {
+            let (number, after) = rest.split_first_chunk::<8>()?;
+            let (head_len, after) = after.split_first_chunk::<4>()?;
+            let (len, after) = after.split_first_chunk::<8>()?;
+            let head_len = usize::try_from(u32::from_le_bytes(*head_len)).ok()?;
+            let (head, after) = after.split_at_checked(head_len)?;
+            let len = usize::try_from(u64::from_le_bytes(*len)).ok()?;
+            let (payload, after) = after.split_at_checked(len)?;
+            let record = Record {
+                number: u64::from_le_bytes(*number),
+                head,
+                at: begins + RECORD_HEAD + head_len,
+                payload,
+            };
+            Some((record, after))
+        };
+        let found = read();
+        rest = found.as_ref().map_or(&[], |(_, after)| after);
+        Some(found.map(|(record, _)| record))
+    })
+}
 
 /// What is known of a message without its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,11 +109,13 @@ pub(super) fn decode_key(bytes: &[u8; KEY_LEN]) -> DeliveryKey {
 }
 
 impl Head {
-    pub(super) fn of(message: &Inbound) -> Self {
+    /// Of a message. The digest is for those that go to a disk.
+    pub(super) fn of(message: &Inbound, digest: bool) -> Self {
+        let digest = digest.then(|| *blake3::hash(&message.payload).as_bytes());
         Self {
             key: message.key(),
             source_address: message.source_address,
-            digest: *blake3::hash(&message.payload).as_bytes(),
+            digest: digest.unwrap_or_default(),
             len: message.payload.len() as u64,
             topic: message.topic.clone(),
         }
@@ -80,16 +145,20 @@ impl Head {
         })
     }
 
-    /// The message, if the payload is the one that came.
-    pub(super) fn message(&self, payload: Bytes) -> Option<Inbound> {
-        let same = *blake3::hash(&payload).as_bytes() == self.digest;
-        same.then(|| Inbound {
+    /// Whether a payload is the one that came.
+    pub(super) fn is_of(&self, payload: &[u8]) -> bool {
+        *blake3::hash(payload).as_bytes() == self.digest
+    }
+
+    /// The message.
+    pub(super) fn message(&self, payload: Bytes) -> Inbound {
+        Inbound {
             id: self.key.id,
             reply: self.key.reply,
             source_key: self.key.peer,
             source_address: self.source_address,
             topic: self.topic.clone(),
             payload,
-        })
+        }
     }
 }

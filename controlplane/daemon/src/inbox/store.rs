@@ -6,28 +6,32 @@
 )]
 
 use std::cell::{Ref, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ahash::RandomState;
 use bytes::Bytes;
 use redb::{
-    Builder, Database, DatabaseError, Durability, Error, ReadOnlyTable, ReadableTable,
-    ReadableTableMetadata, StorageError, TableDefinition,
+    AccessGuard, Builder, Database, DatabaseError, Durability, Error, ReadOnlyTable, ReadableTable,
+    StorageError, TableDefinition,
 };
 
-use super::record::{self, Head, KEY_LEN};
-use super::{InboxError, MessageNumber, index::Index};
+use super::index::{Entry, Index};
+use super::record::{self, Head, KEY_LEN, Place};
+use super::{InboxError, MessageNumber};
 
-const HEADS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("heads");
-const PAYLOADS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("payloads");
-/// By age.
-const COMPLETED: TableDefinition<'_, u64, &[u8; KEY_LEN]> = TableDefinition::new("completed");
+/// Messages that were written together, by the number of the first.
+const SHELVES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("shelves");
+/// Of a shelf: which of its messages have been taken, bit by bit from its first number on.
+const TAKEN: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("taken");
+/// Ids of messages that came together, by the number of the first.
+const COMPLETED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("completed");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT: &str = "format";
-const FORMAT_NOW: u64 = 1;
+const FORMAT_NOW: u64 = 2;
 /// What an inbox without a file is called.
 const IN_MEMORY: &str = "in memory";
 /// Pages that are kept in memory.
@@ -35,6 +39,10 @@ const CACHE: usize = 8 << 20;
 /// A file larger than its content by this and by [`WASTE_FACTOR`] is rewritten when it is opened.
 const WASTE: u64 = 32 << 20;
 const WASTE_FACTOR: u64 = 2;
+/// A shelf takes no more messages when it has so many bytes.
+const SHELF_FULL: usize = 1 << 20;
+/// A shelf of at least so many bytes is written again when less than a quarter of them is of use.
+const SHELF_SMALL: u64 = 64 << 10;
 
 /// A message that is to be written.
 pub(super) struct Write {
@@ -49,9 +57,16 @@ pub(super) struct Write {
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) writes: Vec<Write>,
-    pub(super) removals: Vec<MessageNumber>,
-    /// Ages of ids that are forgotten.
-    pub(super) forgotten: Vec<u64>,
+    pub(super) removals: Vec<Removal>,
+    /// The oldest ids, so many of them, are forgotten.
+    pub(super) forgotten: usize,
+}
+
+/// A message that is to be removed.
+pub(super) struct Removal {
+    pub(super) number: MessageNumber,
+    pub(super) shelf: u64,
+    pub(super) len: u64,
 }
 
 impl Batch {
@@ -60,16 +75,87 @@ impl Batch {
     }
 }
 
-/// The store.
+/// The store. After a failed write it is not to be used any more.
 pub(super) struct Store {
     path: PathBuf,
     content: Content,
 }
 
 enum Content {
-    File(Box<Database>),
+    File(Box<File>),
     /// Payloads alone: what else there is, the index knows.
-    Memory(RefCell<BTreeMap<MessageNumber, Bytes>>),
+    Memory(RefCell<HashMap<MessageNumber, Bytes, RandomState>>),
+}
+
+struct File {
+    database: Database,
+    shelves: HashMap<u64, Shelf, RandomState>,
+    /// Rows of ids, oldest first, and how many each has.
+    completed: VecDeque<(u64, usize)>,
+    /// Of the oldest row: forgotten already.
+    forgotten: usize,
+}
+
+/// What is known of a shelf without reading it.
+struct Shelf {
+    /// Messages that have not been taken.
+    left: u64,
+    /// Bytes of their payloads.
+    useful: u64,
+    /// Bytes of all of it.
+    size: u64,
+    taken: Vec<u8>,
+}
+
+impl Shelf {
+    fn new(size: usize) -> Self {
+        Self {
+            left: 0,
+            useful: 0,
+            size: size as u64,
+            taken: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, payload: usize) {
+        self.left += 1;
+        self.useful += payload as u64;
+    }
+
+    fn take(&mut self, first: u64, removal: &Removal) {
+        let (byte, bit) = bit_of(first, removal.number.0);
+        if self.taken.len() <= byte {
+            self.taken.resize(byte + 1, 0);
+        }
+        if let Some(bits) = self.taken.get_mut(byte) {
+            *bits |= bit;
+        }
+        self.left = self.left.saturating_sub(1);
+        self.useful = self.useful.saturating_sub(removal.len);
+    }
+
+    fn is_wasteful(&self) -> bool {
+        self.size >= SHELF_SMALL && self.useful < self.size / 4
+    }
+}
+
+fn bit_of(first: u64, number: u64) -> (usize, u8) {
+    let at = usize::try_from(number.saturating_sub(first)).unwrap_or(usize::MAX);
+    (at / 8, 1 << (at % 8))
+}
+
+fn is_taken(bits: &[u8], first: u64, number: u64) -> bool {
+    let (byte, bit) = bit_of(first, number);
+    bits.get(byte).is_some_and(|bits| bits & bit != 0)
+}
+
+/// Where messages lie after a transaction.
+#[derive(Default)]
+pub(super) struct Placed {
+    /// Those that were written, in order.
+    pub(super) writes: Vec<Place>,
+    /// Others that have moved.
+    pub(super) moved: Vec<(MessageNumber, Place)>,
 }
 
 /// What the store held when it was opened.
@@ -101,7 +187,7 @@ impl Store {
         if !database.check_integrity().map_err(|e| fail(opening(e)))? {
             tracing::warn!(inbox = %place.display(), "inbox was repaired");
         }
-        let loaded = prepare(&database, place)?;
+        let (loaded, shelves, completed) = prepare(&database, place)?;
         let live = loaded.index.bytes();
         let size = std::fs::metadata(place);
         if size.is_ok_and(|file| file.len() > live.saturating_mul(WASTE_FACTOR) + WASTE) {
@@ -109,69 +195,144 @@ impl Store {
         }
         let store = Self {
             path: place.to_owned(),
-            content: Content::File(Box::new(database)),
+            content: Content::File(Box::new(File {
+                database,
+                shelves,
+                completed,
+                forgotten: 0,
+            })),
         };
         Ok((store, loaded))
     }
 
     /// Writes a batch and syncs. When this returns `Ok`, it survives the loss of power.
-    pub(super) fn commit(&self, batch: &Batch) -> Result<(), InboxError> {
-        let database = match &self.content {
-            Content::File(database) => database,
+    pub(super) fn commit(&mut self, batch: &Batch) -> Result<Placed, InboxError> {
+        let file = match &mut self.content {
+            Content::File(file) => file,
             Content::Memory(payloads) => {
-                let mut payloads = payloads.borrow_mut();
+                let payloads = payloads.get_mut();
                 let writes = batch.writes.iter();
                 payloads.extend(writes.map(|write| (write.number, write.payload.clone())));
-                for number in &batch.removals {
-                    payloads.remove(number);
+                for removal in &batch.removals {
+                    payloads.remove(&removal.number);
                 }
-                return Ok(());
+                let writes = vec![Place::default(); batch.writes.len()];
+                return Ok(Placed {
+                    writes,
+                    ..Placed::default()
+                });
             }
         };
         let _hand = InHand::take(&self.path);
-        let write = || -> Result<(), Error> {
-            let mut transaction = database.begin_write()?;
-            transaction.set_durability(Durability::Immediate);
-            {
-                let mut heads = transaction.open_table(HEADS)?;
-                let mut payloads = transaction.open_table(PAYLOADS)?;
-                let mut completed = transaction.open_table(COMPLETED)?;
-                for Write {
-                    number,
-                    head,
-                    payload,
-                    held: _,
-                } in &batch.writes
-                {
-                    heads.insert(number.0, &head.encode()[..])?;
-                    payloads.insert(number.0, &payload[..])?;
-                    completed.insert(number.0, &record::encode_key(&head.key))?;
-                }
-                for number in &batch.removals {
-                    heads.remove(number.0)?;
-                    payloads.remove(number.0)?;
-                }
-                for age in &batch.forgotten {
-                    completed.remove(age)?;
-                }
-            }
-            Ok(transaction.commit()?)
-        };
-        write().map_err(|error| explain(&self.path, error))
+        file.write(batch)
+            .map_err(|error| explain(&self.path, error))
     }
 
     /// A look at the payloads as they are now: opening one costs more than reading a message.
     pub(super) fn reader(&self) -> Result<Reader<'_>, InboxError> {
         let database = match &self.content {
-            Content::File(database) => database,
+            Content::File(file) => &file.database,
             Content::Memory(payloads) => return Ok(Reader::Memory(payloads.borrow())),
         };
         let _hand = InHand::take(&self.path);
-        let open = || -> Result<_, Error> { Ok(database.begin_read()?.open_table(PAYLOADS)?) };
+        let open = || -> Result<_, Error> { Ok(database.begin_read()?.open_table(SHELVES)?) };
         let table = open().map_err(|error| explain(&self.path, error))?;
         let path = &self.path;
-        Ok(Reader::File { table, path })
+        Ok(Reader::File {
+            table,
+            path,
+            open: None,
+        })
     }
+}
+
+impl File {
+    fn write(&mut self, batch: &Batch) -> Result<Placed, Error> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::Immediate);
+        let mut placed = Placed::default();
+        {
+            let mut shelves = transaction.open_table(SHELVES)?;
+            let mut taken = transaction.open_table(TAKEN)?;
+            let mut completed = transaction.open_table(COMPLETED)?;
+            let mut rest = &batch.writes[..];
+            while let Some(first) = rest.first() {
+                let (first, mut bytes, mut ids) = (first.number.0, Vec::new(), Vec::new());
+                let mut count = 0;
+                let mut shelf = Shelf::new(0);
+                for write in rest {
+                    let head = write.head.encode();
+                    let long = bytes.len() + head.len() + write.payload.len() > SHELF_FULL;
+                    if count > 0 && long {
+                        break;
+                    }
+                    let at = record::append(&mut bytes, write.number.0, &head, &write.payload);
+                    placed.writes.push(Place { shelf: first, at });
+                    ids.extend_from_slice(&record::encode_key(&write.head.key));
+                    shelf.add(write.payload.len());
+                    count += 1;
+                }
+                rest = rest.get(count..).unwrap_or_default();
+                shelf.size = bytes.len() as u64;
+                shelves.insert(first, &bytes[..])?;
+                completed.insert(first, &ids[..])?;
+                self.shelves.insert(first, shelf);
+                self.completed.push_back((first, count));
+            }
+            let mut touched = BTreeSet::new();
+            for removal in &batch.removals {
+                if let Some(shelf) = self.shelves.get_mut(&removal.shelf) {
+                    shelf.take(removal.shelf, removal);
+                    touched.insert(removal.shelf);
+                }
+            }
+            for first in touched {
+                let Some(shelf) = self.shelves.get_mut(&first) else {
+                    continue;
+                };
+                if shelf.left == 0 {
+                    shelves.remove(first)?;
+                    taken.remove(first)?;
+                    self.shelves.remove(&first);
+                } else if shelf.is_wasteful() {
+                    let (bytes, moved) = {
+                        let found = shelves.get(first)?;
+                        let old = found.as_ref().map_or(&[][..], |old| old.value());
+                        tidied(old, first, &shelf.taken)
+                    };
+                    shelves.insert(first, &bytes[..])?;
+                    taken.remove(first)?;
+                    shelf.size = bytes.len() as u64;
+                    shelf.taken.clear();
+                    placed.moved.extend(moved);
+                } else {
+                    taken.insert(first, &shelf.taken[..])?;
+                }
+            }
+            self.forgotten += batch.forgotten;
+            while let Some((row, count)) = self.completed.front().copied()
+                && count <= self.forgotten
+            {
+                completed.remove(row)?;
+                self.completed.pop_front();
+                self.forgotten -= count;
+            }
+        }
+        transaction.commit()?;
+        Ok(placed)
+    }
+}
+
+/// A shelf without what has been taken from it, and where the others lie then.
+fn tidied(old: &[u8], first: u64, taken: &[u8]) -> (Vec<u8>, Vec<(MessageNumber, Place)>) {
+    let (mut bytes, mut moved) = (Vec::new(), Vec::new());
+    for record in record::records(old).flatten() {
+        if !is_taken(taken, first, record.number) {
+            let at = record::append(&mut bytes, record.number, record.head, record.payload);
+            moved.push((MessageNumber(record.number), Place { shelf: first, at }));
+        }
+    }
+    (bytes, moved)
 }
 
 /// The payloads at one moment.
@@ -179,21 +340,38 @@ pub(super) enum Reader<'a> {
     File {
         table: ReadOnlyTable<u64, &'static [u8]>,
         path: &'a Path,
+        /// The shelf that was read last: the next message is mostly on it.
+        open: Option<(u64, Box<AccessGuard<'static, &'static [u8]>>)>,
     },
-    Memory(Ref<'a, BTreeMap<MessageNumber, Bytes>>),
+    Memory(Ref<'a, HashMap<MessageNumber, Bytes, RandomState>>),
 }
 
 impl Reader<'_> {
-    /// The payload of a message, unchecked.
-    pub(super) fn payload(&self, number: MessageNumber) -> Result<Option<Bytes>, InboxError> {
-        let (table, path) = match self {
-            Self::File { table, path } => (table, path),
+    /// The payload of a message; `None` when what is there is not what came.
+    pub(super) fn payload(
+        &mut self,
+        number: MessageNumber,
+        entry: &Entry,
+    ) -> Result<Option<Bytes>, InboxError> {
+        let (table, path, open) = match self {
+            Self::File { table, path, open } => (table, path, open),
             Self::Memory(payloads) => return Ok(payloads.get(&number).cloned()),
         };
-        let _hand = InHand::take(path);
-        let found = table.get(number.0);
-        let found = found.map_err(|error| explain(path, error.into()))?;
-        Ok(found.map(|bytes| Bytes::copy_from_slice(bytes.value())))
+        let Place { shelf, at } = entry.place;
+        if open.as_ref().is_none_or(|(open, _)| *open != shelf) {
+            let _hand = InHand::take(path);
+            let found = table.get(shelf);
+            let found = found.map_err(|error| explain(path, error.into()))?;
+            *open = found.map(|found| (shelf, Box::new(found)));
+        }
+        let end = usize::try_from(entry.head.len)
+            .ok()
+            .and_then(|len| at.checked_add(len));
+        let bytes = open
+            .as_ref()
+            .and_then(|(_, bytes)| bytes.value().get(at..end?));
+        let bytes = bytes.filter(|bytes| entry.head.is_of(bytes));
+        Ok(bytes.map(Bytes::copy_from_slice))
     }
 
     /// What is wrong when a payload is not what came.
@@ -208,8 +386,15 @@ impl Reader<'_> {
     }
 }
 
+/// What was found, and what is known of it without reading it again.
+type Prepared = (
+    Loaded,
+    HashMap<u64, Shelf, RandomState>,
+    VecDeque<(u64, usize)>,
+);
+
 /// Makes the tables and reads what memory holds of them.
-fn prepare(database: &Database, path: &Path) -> Result<Loaded, InboxError> {
+fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
     let fail = |error: Error| explain(path, error);
     let made = || -> Result<u64, Error> {
         let transaction = database.begin_write()?;
@@ -218,8 +403,8 @@ fn prepare(database: &Database, path: &Path) -> Result<Loaded, InboxError> {
             let found = meta.get(FORMAT)?.map(|format| format.value());
             if found.is_none() {
                 meta.insert(FORMAT, FORMAT_NOW)?;
-                transaction.open_table(HEADS)?;
-                transaction.open_table(PAYLOADS)?;
+                transaction.open_table(SHELVES)?;
+                transaction.open_table(TAKEN)?;
                 transaction.open_table(COMPLETED)?;
             }
             found
@@ -240,29 +425,53 @@ fn prepare(database: &Database, path: &Path) -> Result<Loaded, InboxError> {
         });
     }
     let mut unreadable = None;
-    let read = |unreadable: &mut Option<u64>| -> Result<Loaded, Error> {
+    let read = |unreadable: &mut Option<u64>| -> Result<Prepared, Error> {
         let transaction = database.begin_read()?;
         let (mut index, mut next) = (Index::default(), 1);
-        let completed = transaction.open_table(COMPLETED)?;
-        for row in completed.iter()? {
-            let (age, key) = row?;
-            index.complete(age.value(), record::decode_key(key.value()));
-            next = next.max(age.value() + 1);
-        }
-        let heads = transaction.open_table(HEADS)?;
-        for row in heads.iter()? {
-            let (number, bytes) = row?;
-            let number = number.value();
-            match Head::decode(bytes.value()) {
-                Some(head) => index.insert(MessageNumber(number), head, true),
-                None => *unreadable = Some(number),
+        let mut rows = VecDeque::new();
+        for row in transaction.open_table(COMPLETED)?.iter()? {
+            let (first, keys) = row?;
+            let (keys, rest) = keys.value().as_chunks::<KEY_LEN>();
+            if !rest.is_empty() {
+                *unreadable = Some(first.value());
             }
-            next = next.max(number + 1);
+            for key in keys {
+                index.complete(record::decode_key(key));
+            }
+            rows.push_back((first.value(), keys.len()));
+            next = next.max(first.value() + keys.len() as u64);
         }
-        if transaction.open_table(PAYLOADS)?.len()? != heads.len()? {
-            *unreadable = Some(0);
+        let taken = transaction.open_table(TAKEN)?;
+        let mut shelves = HashMap::default();
+        for row in transaction.open_table(SHELVES)?.iter()? {
+            let (first, bytes) = row?;
+            let (first, bytes) = (first.value(), bytes.value());
+            let bits = taken.get(first)?;
+            let mut shelf = Shelf::new(bytes.len());
+            shelf.taken = bits.map(|bits| bits.value().to_vec()).unwrap_or_default();
+            for record in record::records(bytes) {
+                let head = record.as_ref().and_then(|record| Head::decode(record.head));
+                let (Some(record), Some(head)) = (record, head) else {
+                    *unreadable = Some(first);
+                    break;
+                };
+                next = next.max(record.number + 1);
+                if is_taken(&shelf.taken, first, record.number) {
+                    continue;
+                }
+                if head.len != record.payload.len() as u64 {
+                    *unreadable = Some(record.number);
+                }
+                let place = Place {
+                    shelf: first,
+                    at: record.at,
+                };
+                shelf.add(record.payload.len());
+                index.insert(MessageNumber(record.number), head, place, true);
+            }
+            shelves.insert(first, shelf);
         }
-        Ok(Loaded { index, next })
+        Ok((Loaded { index, next }, shelves, rows))
     };
     let loaded = read(&mut unreadable).map_err(fail)?;
     match unreadable {

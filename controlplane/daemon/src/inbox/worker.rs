@@ -1,19 +1,17 @@
 //! The thread of the inbox: takes what waits, commits once, answers.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use ahash::RandomState;
-use hyphae_bus::{DeliveryKey, Inbound, Room, Topic};
+use hyphae_bus::{Inbound, Room, Topic};
 use tokio::sync::{oneshot, watch};
 
 use super::index::Index;
 use super::record::Head;
-use super::store::{Batch, Loaded, Reader, Store, Write, move_aside};
+use super::store::{Batch, Loaded, Placed, Reader, Removal, Store, Write, move_aside};
 use super::{Depth, Found, InboxError, Lease, Limits, MessageNumber, Put, PutError, Taken};
 
 /// Jobs of one transaction.
@@ -118,6 +116,8 @@ impl Worker {
     }
 
     fn work(&mut self, jobs: Vec<Job>) {
+        // Opened again here or not before the next: what follows counts on one index. Whoever needs it hears of it.
+        let _ = self.store();
         let mut changed = false;
         let (mut writing, mut reading) = (Writing::default(), Vec::new());
         for job in jobs {
@@ -134,7 +134,16 @@ impl Worker {
                     writing.puts.push((answers, done));
                 }
                 Job::Confirm { numbers, done } => {
-                    writing.batch.removals.extend(numbers);
+                    let removal = |number: MessageNumber| {
+                        let entry = self.index.get(number)?;
+                        Some(Removal {
+                            number,
+                            shelf: entry.place.shelf,
+                            len: entry.head.len,
+                        })
+                    };
+                    let removals = numbers.into_iter().filter_map(removal);
+                    writing.batch.removals.extend(removals);
                     writing.confirmed.push(done);
                 }
                 Job::Release(numbers) => {
@@ -176,20 +185,24 @@ impl Worker {
         writing: &mut Writing,
     ) -> Result<Put, PutError> {
         let key = message.key();
-        if self.index.is_completed(&key) || writing.keys.contains(&key) {
-            return Ok(Put::Duplicate);
-        }
         let messages = self.index.len() + writing.batch.writes.len() + 1;
         let bytes = self.index.bytes() + writing.bytes + message.payload.len() as u64;
         if messages > self.limits.messages_max || bytes > self.limits.bytes_max {
-            return Err(PutError::Full);
+            return if self.index.is_completed(&key) {
+                Ok(Put::Duplicate)
+            } else {
+                Err(PutError::Full)
+            };
+        }
+        // Taken back if it cannot be written.
+        if !self.index.complete(key) {
+            return Ok(Put::Duplicate);
         }
         writing.bytes += message.payload.len() as u64;
-        writing.keys.insert(key);
         let number = MessageNumber(self.next);
         writing.batch.writes.push(Write {
             number,
-            head: Head::of(&message),
+            head: Head::of(&message, self.path.is_some()),
             payload: message.payload,
             held,
         });
@@ -202,40 +215,44 @@ impl Worker {
         if writing.is_empty() {
             return false;
         }
-        let fresh = writing.batch.writes.len();
-        writing.batch.forgotten = self.index.surplus(fresh, self.limits.completed_max);
+        writing.batch.forgotten = self.index.surplus(self.limits.completed_max);
         let result = if writing.batch.is_empty() {
             // Only duplicates of what is on disk, or nothing that fits.
-            Ok(())
+            Ok(Placed::default())
         } else {
-            self.store().and_then(|store| store.commit(&writing.batch))
+            match &mut self.store {
+                Some(store) => store.commit(&writing.batch),
+                None => Err(self.unavailable()),
+            }
         };
         if !writing.batch.is_empty() {
             self.depth.commits.fetch_add(1, Ordering::Relaxed);
             self.depth.failing.store(result.is_err(), Ordering::Relaxed);
         }
         match result {
-            Ok(()) => self.written(writing),
+            Ok(placed) => self.written(writing, placed),
             Err(error) => self.failed(writing, &error),
         }
     }
 
-    fn written(&mut self, writing: Writing) -> bool {
+    fn written(&mut self, writing: Writing, placed: Placed) -> bool {
         let mut changed = false;
-        for number in writing.batch.removals {
-            self.index.remove(number);
+        for removal in writing.batch.removals {
+            self.index.remove(removal.number);
+        }
+        for (number, place) in placed.moved {
+            self.index.relocate(number, place);
         }
         let mut held = Vec::new();
-        for write in writing.batch.writes {
-            let (number, key) = (write.number, write.head.key);
-            self.index.insert(number, write.head, !write.held);
-            self.index.complete(number.0, key);
+        for (write, place) in writing.batch.writes.into_iter().zip(placed.writes) {
+            let number = write.number;
+            self.index.insert(number, write.head, place, !write.held);
             changed |= !write.held;
             if write.held {
                 held.push(number);
             }
         }
-        self.index.forget(&writing.batch.forgotten);
+        self.index.forget(writing.batch.forgotten);
         // Whoever hears the answer finds the depth that belongs to it.
         self.publish();
         for (answers, done) in writing.puts {
@@ -272,8 +289,11 @@ impl Worker {
         for done in writing.confirmed {
             let _ = done.send(Err(error.again()));
         }
+        self.index.undo(writing.batch.writes.len());
         let removals = writing.batch.removals.into_iter();
-        removals.fold(false, |changed, number| self.index.show(number) | changed)
+        removals.fold(false, |changed, removal| {
+            self.index.show(removal.number) | changed
+        })
     }
 
     fn take(
@@ -284,16 +304,16 @@ impl Worker {
     ) -> Result<Option<Taken>, InboxError> {
         let (mut messages, mut numbers) = (Vec::new(), Vec::new());
         self.store()?;
-        let reader = self.store.as_ref().ok_or(InboxError::Closed)?.reader()?;
+        let mut reader = self.store.as_ref().ok_or(InboxError::Closed)?.reader()?;
         loop {
             if !numbers.is_empty() {
                 let next = self.index.first(topic);
-                let fits = next.is_some_and(|(_, head)| head.len <= most.bytes as u64);
+                let fits = next.is_some_and(|(_, entry)| entry.head.len <= most.bytes as u64);
                 if !fits || most.messages == 0 {
                     break;
                 }
             }
-            match read(&reader, &mut self.index, topic) {
+            match read(&mut reader, &mut self.index, topic) {
                 Ok(Some((number, message))) => {
                     self.index.hide(number);
                     most.messages = most.messages.saturating_sub(1);
@@ -316,20 +336,16 @@ impl Worker {
 
     fn peek(&mut self, topic: Option<&Topic>) -> Result<Option<Inbound>, InboxError> {
         self.store()?;
-        let reader = self.store.as_ref().ok_or(InboxError::Closed)?.reader()?;
-        let found = read(&reader, &mut self.index, topic)?;
+        let mut reader = self.store.as_ref().ok_or(InboxError::Closed)?.reader()?;
+        let found = read(&mut reader, &mut self.index, topic)?;
         Ok(found.map(|(_, message)| message))
     }
 
     /// The store, opened again if it failed some time ago.
-    fn store(&mut self) -> Result<&Store, InboxError> {
+    fn store(&mut self) -> Result<&mut Store, InboxError> {
         if self.store.is_none() {
             if self.failed.elapsed() < REOPEN_AFTER {
-                return Err(InboxError::Io {
-                    path: self.path.clone().unwrap_or_default(),
-                    source: std::io::Error::other("an earlier write failed; tried again shortly"),
-                    hint: "",
-                });
+                return Err(self.unavailable());
             }
             self.failed = Instant::now();
             let (store, loaded) = Store::open(self.path.as_deref())?;
@@ -341,7 +357,15 @@ impl Worker {
             self.next = self.next.max(loaded.next);
             self.store = Some(store);
         }
-        self.store.as_ref().ok_or(InboxError::Closed)
+        self.store.as_mut().ok_or(InboxError::Closed)
+    }
+
+    fn unavailable(&self) -> InboxError {
+        InboxError::Io {
+            path: self.path.clone().unwrap_or_default(),
+            source: std::io::Error::other("an earlier write failed; tried again shortly"),
+            hint: "",
+        }
     }
 
     fn publish(&self) {
@@ -361,7 +385,6 @@ type Answers = (Vec<Result<Put, PutError>>, Done<Vec<Result<Put, PutError>>>);
 struct Writing {
     batch: Batch,
     bytes: u64,
-    keys: HashSet<DeliveryKey, RandomState>,
     puts: Vec<Answers>,
     confirmed: Vec<Done<Result<(), InboxError>>>,
 }
@@ -381,14 +404,13 @@ fn weight(job: &Job) -> usize {
 
 /// The oldest visible message whose payload is what came.
 fn read(
-    reader: &Reader<'_>,
+    reader: &mut Reader<'_>,
     index: &mut Index,
     topic: Option<&Topic>,
 ) -> Result<Option<(MessageNumber, Inbound)>, InboxError> {
-    while let Some((number, head)) = index.first(topic) {
-        let payload = reader.payload(number)?;
-        if let Some(message) = payload.and_then(|payload| head.message(payload)) {
-            return Ok(Some((number, message)));
+    while let Some((number, entry)) = index.first(topic) {
+        if let Some(payload) = reader.payload(number, entry)? {
+            return Ok(Some((number, entry.head.message(payload))));
         }
         // It stays in the file, for whoever wants to look.
         tracing::error!(error = %reader.damaged(number), "a message is left out");
