@@ -25,7 +25,7 @@ impl<'a> Prometheus<'a> {
         let targets = targets.join("\", \"");
         let rules = deploy("prometheus/hyphae.rules.yml");
         let config = format!(
-            "global: {{ scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s }}\n\
+            "global: {{ scrape_interval: 2s, scrape_timeout: 2s, evaluation_interval: 2s }}\n\
              rule_files: [\"{}\"]\n\
              scrape_configs:\n  - job_name: hyphae\n    static_configs: [{{ targets: [\"{targets}\"] }}]\n",
             rules.display()
