@@ -189,7 +189,10 @@ impl Sends {
         let (rooms, hasher) = (&self.rooms, &self.hasher);
         let hash = hasher.hash_one(name.id);
         let same = |other: &Place| *other != place && rooms.name(*other) == Some(name);
-        if let Some(found) = self.table.find_mut(hash, same) {
+        // The id of a message of this node is new, that of a reply may have been used.
+        if name.reply
+            && let Some(found) = self.table.find_mut(hash, same)
+        {
             *found = place;
             return;
         }

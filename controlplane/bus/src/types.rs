@@ -334,7 +334,7 @@ pub enum PushError {
 }
 
 /// Names a message that came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DeliveryKey {
     /// Its sender.
     pub peer: PublicKey,
@@ -342,16 +342,6 @@ pub struct DeliveryKey {
     pub id: MessageId,
     /// It is a reply.
     pub reply: bool,
-}
-
-impl Hash for DeliveryKey {
-    /// By what tells most keys of a table apart.
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.id.hash(state);
-        state.write_u8(self.reply.into());
-        let [a, b, c, d, e, f, g, h, ..] = self.peer.0;
-        state.write_u64(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
-    }
 }
 
 impl Ord for DeliveryKey {

@@ -1,6 +1,7 @@
 //! What is known without asking the disk: which messages there are, of which topics, and which are visible.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use ahash::RandomState;
 use hyphae_bus::{DeliveryKey, Topic};
@@ -27,9 +28,32 @@ pub(super) struct Index {
     visible: Line,
     by_topic: BTreeMap<Topic, Line>,
     bytes: u64,
-    completed: HashSet<DeliveryKey, RandomState>,
-    /// By age.
-    ages: VecDeque<DeliveryKey>,
+    /// Ids of messages that came, as hashes under a key of this process: a quarter of a million of them stay
+    /// in the caches of a processor, and two have one hash as seldom as two random ids are the same.
+    completed: HashSet<u64, BuildHasherDefault<Hashed>>,
+    /// The same by age.
+    ages: VecDeque<u64>,
+    hasher: RandomState,
+}
+
+/// Passes on what is a hash already.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 << 8 | u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }
 
 /// Visible messages, oldest first. Mostly they come at one end and leave at the other.
@@ -173,14 +197,15 @@ impl Index {
     }
 
     pub(super) fn is_completed(&self, key: &DeliveryKey) -> bool {
-        self.completed.contains(key)
+        self.completed.contains(&self.hasher.hash_one(key))
     }
 
     /// Remembers an id; false when it is known.
-    pub(super) fn complete(&mut self, key: DeliveryKey) -> bool {
-        let new = self.completed.insert(key);
+    pub(super) fn complete(&mut self, key: &DeliveryKey) -> bool {
+        let hash = self.hasher.hash_one(key);
+        let new = self.completed.insert(hash);
         if new {
-            self.ages.push_back(key);
+            self.ages.push_back(hash);
         }
         new
     }
@@ -188,8 +213,8 @@ impl Index {
     /// The last ids did not come to be written.
     pub(super) fn undo(&mut self, count: usize) {
         for _ in 0..count {
-            if let Some(key) = self.ages.pop_back() {
-                self.completed.remove(&key);
+            if let Some(hash) = self.ages.pop_back() {
+                self.completed.remove(&hash);
             }
         }
     }
@@ -201,13 +226,9 @@ impl Index {
 
     /// Forgets the oldest ids.
     pub(super) fn forget(&mut self, count: usize) {
-        for key in self.ages.drain(..count.min(self.ages.len())) {
-            self.completed.remove(&key);
+        for hash in self.ages.drain(..count.min(self.ages.len())) {
+            self.completed.remove(&hash);
         }
-    }
-
-    pub(super) fn completed(&self) -> Vec<DeliveryKey> {
-        self.ages.iter().copied().collect()
     }
 }
 

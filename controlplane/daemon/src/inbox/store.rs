@@ -14,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ahash::RandomState;
 use bytes::Bytes;
+use hyphae_bus::DeliveryKey;
 use redb::{
     AccessGuard, Builder, Database, DatabaseError, Durability, Error, ReadOnlyTable, ReadableTable,
     StorageError, TableDefinition,
@@ -161,6 +162,8 @@ pub(super) struct Placed {
 /// What the store held when it was opened.
 pub(super) struct Loaded {
     pub(super) index: Index,
+    /// Ids of messages that came, oldest first.
+    pub(super) completed: Vec<DeliveryKey>,
     /// Above every number in use.
     pub(super) next: u64,
 }
@@ -173,8 +176,12 @@ impl Store {
                 path: PathBuf::from(IN_MEMORY),
                 content: Content::Memory(RefCell::default()),
             };
-            let (index, next) = (Index::default(), 1);
-            return Ok((store, Loaded { index, next }));
+            let loaded = Loaded {
+                index: Index::default(),
+                completed: Vec::new(),
+                next: 1,
+            };
+            return Ok((store, loaded));
         };
         let fail = |error: Error| explain(place, error);
         let _hand = InHand::take(place);
@@ -428,7 +435,7 @@ fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
     let read = |unreadable: &mut Option<u64>| -> Result<Prepared, Error> {
         let transaction = database.begin_read()?;
         let (mut index, mut next) = (Index::default(), 1);
-        let mut rows = VecDeque::new();
+        let (mut completed, mut rows) = (Vec::new(), VecDeque::new());
         for row in transaction.open_table(COMPLETED)?.iter()? {
             let (first, keys) = row?;
             let (keys, rest) = keys.value().as_chunks::<KEY_LEN>();
@@ -436,7 +443,9 @@ fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
                 *unreadable = Some(first.value());
             }
             for key in keys {
-                index.complete(record::decode_key(key));
+                let key = record::decode_key(key);
+                index.complete(&key);
+                completed.push(key);
             }
             rows.push_back((first.value(), keys.len()));
             next = next.max(first.value() + keys.len() as u64);
@@ -471,7 +480,12 @@ fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
             }
             shelves.insert(first, shelf);
         }
-        Ok((Loaded { index, next }, shelves, rows))
+        let loaded = Loaded {
+            index,
+            completed,
+            next,
+        };
+        Ok((loaded, shelves, rows))
     };
     let loaded = read(&mut unreadable).map_err(fail)?;
     match unreadable {

@@ -85,8 +85,12 @@ impl Worker {
             }
             (result, _) => result?,
         };
-        let Loaded { index, next } = loaded;
-        found.completed = index.completed();
+        let Loaded {
+            index,
+            completed,
+            next,
+        } = loaded;
+        found.completed = completed;
         let worker = Self {
             path,
             limits,
@@ -195,7 +199,7 @@ impl Worker {
             };
         }
         // Taken back if it cannot be written.
-        if !self.index.complete(key) {
+        if !self.index.complete(&key) {
             return Ok(Put::Duplicate);
         }
         writing.bytes += message.payload.len() as u64;
