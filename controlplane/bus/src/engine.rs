@@ -55,6 +55,8 @@ pub struct Bus {
     receipts: Receipts,
     /// A packet that did not fit the last payload.
     next: Option<Transmit>,
+    /// Room for the next packet.
+    pub(crate) spare: Vec<u8>,
     /// This node's address, and that of the peer last spoken of: they are hashes of keys.
     pub(crate) address: OverlayAddress,
     looked_up: (PublicKey, OverlayAddress),
@@ -150,6 +152,7 @@ impl Bus {
             room: Room::ENDLESS,
             held: VecDeque::new(),
             next: None,
+            spare: Vec::new(),
         }
     }
 
@@ -335,10 +338,11 @@ impl Bus {
     }
 
     fn receipt(&mut self, now: Nanos, of: Reader, number: u64, ids: &[[u8; 8]]) -> Transmit {
+        let spare = std::mem::take(&mut self.spare);
         let again = self.receipts.again_at(now, number);
         self.timers.set(Timer::Receipt(number), again);
         let address = self.address_of(of.0);
-        packet(address, NOBODY, of.1, number, Body::Read { ids })
+        packet(spare, address, NOBODY, of.1, number, Body::Read { ids })
     }
 
     /// Does what is due.
@@ -379,14 +383,19 @@ impl Bus {
         let mut transmit = self.next.take().or_else(|| self.poll_packet(now))?;
         let room = self.config.mtu - MESSAGE_HEADER_LEN - 2 * message::SEVERAL_EACH;
         while transmit.payload.len() < room
-            && let Some(next) = self.poll_packet(now)
+            && let Some(mut next) = self.poll_packet(now)
         {
+            transmit
+                .payload
+                .reserve(self.config.mtu - transmit.payload.len());
             let fits = next.address == transmit.address
                 && message::append(&mut transmit.payload, &next.payload, self.config.mtu);
             if !fits {
                 self.next = Some(next);
                 break;
             }
+            next.payload.clear();
+            self.spare = next.payload;
         }
         Some(transmit)
     }
@@ -427,6 +436,7 @@ impl Bus {
     }
 
     fn word(&mut self, now: Nanos, peer: PublicKey) -> Option<Transmit> {
+        let spare = std::mem::take(&mut self.spare);
         let kept = self.kept.get_mut(&peer)?;
         let word = kept.word(now, |key| self.incoming.contains_key(key));
         let body = Body::Kept {
@@ -434,7 +444,7 @@ impl Bus {
             kept: &word.kept,
             there: &word.there,
         };
-        Some(packet(kept.address, NOBODY, false, word.first, body))
+        Some(packet(spare, kept.address, NOBODY, false, word.first, body))
     }
 
     fn poll_answer(&mut self, now: Nanos) -> Option<Transmit> {
@@ -470,6 +480,7 @@ impl Bus {
                         continue;
                     };
                     incoming.answering = false;
+                    let spare = std::mem::take(&mut self.spare);
                     let (number, ranges) = incoming.have();
                     let body = Body::Ack {
                         status: Status::Progress,
@@ -477,7 +488,7 @@ impl Bus {
                         ranges: &ranges,
                     };
                     let (address, sequence) = (incoming.address, incoming.sequence);
-                    return Some(packet(address, key.id, key.reply, sequence, body));
+                    return Some(packet(spare, address, key.id, key.reply, sequence, body));
                 }
                 Answer::Status {
                     address,
@@ -485,12 +496,13 @@ impl Bus {
                     sequence,
                     status,
                 } => {
+                    let spare = std::mem::take(&mut self.spare);
                     let body = Body::Ack {
                         status,
                         number: 0,
                         ranges: &[],
                     };
-                    return Some(packet(address, key.id, key.reply, sequence, body));
+                    return Some(packet(spare, address, key.id, key.reply, sequence, body));
                 }
                 Answer::Bare {
                     address,
@@ -499,12 +511,13 @@ impl Bus {
                     sequence,
                     body,
                 } => {
+                    let spare = std::mem::take(&mut self.spare);
                     let body = match body {
                         Bare::Query => Body::Query,
                         Bare::ReadAck => Body::ReadAck,
                         Bare::Abort => Body::Abort,
                     };
-                    return Some(packet(address, id, reply, sequence, body));
+                    return Some(packet(spare, address, id, reply, sequence, body));
                 }
             }
         }
@@ -515,6 +528,7 @@ impl Bus {
 const NOBODY: MessageId = MessageId([0; 8]);
 
 pub(crate) fn packet(
+    mut payload: Vec<u8>,
     address: OverlayAddress,
     id: MessageId,
     reply: bool,
@@ -527,7 +541,7 @@ pub(crate) fn packet(
         sequence,
         body,
     };
-    let payload = packet.encode();
+    packet.write(&mut payload);
     debug_assert!(payload.len() >= MESSAGE_HEADER_LEN);
     Transmit { address, payload }
 }

@@ -10,6 +10,9 @@ use crate::Topic;
 /// Bytes that an incoming message costs besides its own.
 pub(crate) const OVERHEAD: usize = 1024;
 
+/// Bytes that are digested at once: chunk by chunk BLAKE3 has nothing to do side by side.
+const DIGEST_BLOCK: usize = 64 << 10;
+
 /// Where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -34,8 +37,8 @@ pub(crate) struct Incoming {
     have: u32,
     /// Their bytes.
     data: Vec<u8>,
-    /// Of a message of several chunks.
-    hasher: Option<Box<blake3::Hasher>>,
+    /// Of a message of several chunks: of their first bytes, so many of them.
+    hasher: Option<Box<(blake3::Hasher, usize)>>,
     /// Chunks beyond a gap.
     beyond: BTreeMap<u32, Box<[u8]>>,
     /// The same as ranges: first and end.
@@ -119,8 +122,9 @@ impl Incoming {
         if self.have < self.cut.count() {
             return Took::Chunk;
         }
+        self.digest_from(0);
         let digest = match &self.hasher {
-            Some(hasher) => hasher.finalize(),
+            Some(hasher) => hasher.0.finalize(),
             None => blake3::hash(&self.data),
         };
         Took::Whole(*digest.as_bytes() == self.digest)
@@ -134,10 +138,19 @@ impl Incoming {
             self.data.reserve_exact(grown - len);
         }
         self.data.extend_from_slice(bytes);
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(bytes);
-        }
+        self.digest_from(DIGEST_BLOCK);
         self.have += 1;
+    }
+
+    /// Digests what has not been, if it is so much at least.
+    fn digest_from(&mut self, least: usize) {
+        if let Some((hasher, done)) = self.hasher.as_deref_mut()
+            && let Some(fresh) = self.data.get(*done..)
+            && fresh.len() >= least
+        {
+            hasher.update(fresh);
+            *done = self.data.len();
+        }
     }
 
     fn note_range(&mut self, number: u32) {

@@ -305,7 +305,8 @@ impl Bus {
         } else {
             Body::Data { number, data }
         };
-        let transmit = packet(path.address, id, reply, sequence, body);
+        let spare = std::mem::take(&mut self.spare);
+        let transmit = packet(spare, path.address, id, reply, sequence, body);
         send.sent(number, sequence);
         if !send.begun {
             send.begun = true;

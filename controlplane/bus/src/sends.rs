@@ -59,6 +59,8 @@ pub(crate) struct Sends {
     free: Vec<u32>,
     live: usize,
     generation: u32,
+    /// Those that come after what is in here: deadlines mostly do, and a queue costs less than a heap.
+    queue: VecDeque<(Nanos, SendRef)>,
     due: BinaryHeap<Reverse<(Nanos, SendRef)>>,
 }
 
@@ -232,10 +234,12 @@ impl Sends {
         self.free.push(of.slot);
         if self.live == 0 {
             self.due.clear();
+            self.queue.clear();
             if self.rooms.slots.len() > SLOTS_KEPT {
                 self.rooms.slots = Vec::new();
                 self.free = Vec::new();
                 self.due = BinaryHeap::new();
+                self.queue = VecDeque::new();
             }
         }
         Some(send)
@@ -268,29 +272,53 @@ impl Sends {
             return;
         }
         send.alarm = at;
-        self.due.push(Reverse((at, of)));
-        if self.due.len() > 2 * self.live + STALE_MIN {
-            let mut due = std::mem::take(&mut self.due).into_vec();
-            due.retain(|Reverse((at, of))| self.get(*of).is_some_and(|send| send.alarm == *at));
-            // One that was held and goes on has its deadline in here once more.
-            due.sort_unstable();
-            due.dedup();
-            self.due = due.into();
+        if self.queue.back().is_none_or(|(last, _)| *last <= at) {
+            self.queue.push_back((at, of));
+        } else {
+            self.due.push(Reverse((at, of)));
+        }
+        if self.queue.len() + self.due.len() > 2 * self.live + STALE_MIN {
+            let (mut queue, mut due) = (Vec::from(std::mem::take(&mut self.queue)), Vec::new());
+            due.extend(
+                std::mem::take(&mut self.due)
+                    .into_iter()
+                    .map(|Reverse(it)| it),
+            );
+            for list in [&mut queue, &mut due] {
+                list.retain(|(at, of)| self.get(*of).is_some_and(|send| send.alarm == *at));
+                // One that was held and goes on has its deadline in here once more.
+                list.sort_unstable();
+                list.dedup();
+            }
+            self.queue = queue.into();
+            self.due = due.into_iter().map(Reverse).collect();
         }
     }
 
     /// When a message is due at the earliest.
     pub(crate) fn next_due(&self) -> Option<Nanos> {
-        self.due.peek().map(|Reverse((at, _))| *at)
+        self.first_due().map(|(at, _)| at)
+    }
+
+    fn first_due(&self) -> Option<(Nanos, SendRef)> {
+        let heap = self.due.peek().map(|Reverse(first)| *first);
+        [heap, self.queue.front().copied()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What is due, each once.
     pub(crate) fn take_due(&mut self, now: Nanos) -> Vec<SendRef> {
         let mut taken = Vec::new();
-        while let Some(Reverse((at, of))) = self.due.peek().copied()
+        while let Some((at, of)) = self.first_due()
             && at <= now
         {
-            self.due.pop();
+            if self.queue.front() == Some(&(at, of)) {
+                self.queue.pop_front();
+            } else {
+                self.due.pop();
+            }
             let Some(send) = self.get_mut(of).filter(|send| send.alarm == at) else {
                 continue;
             };

@@ -420,6 +420,13 @@ fn parse_open<'a>(header: &MessageHeader, rest: &'a [u8]) -> Option<Body<'a>> {
 impl Packet<'_> {
     /// The bytes of the packet.
     pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes);
+        bytes
+    }
+
+    /// Puts the packet behind what is there.
+    pub fn write(&self, bytes: &mut Vec<u8>) {
         let mut header = MessageHeader {
             kind: MessageKind::Query.code(),
             flags: if self.reply { FLAG_REPLY } else { 0 },
@@ -476,12 +483,11 @@ impl Packet<'_> {
         };
         header.kind = kind.code();
         let len = OPEN_HEADER_LEN + parts[0].len() + parts[1].len();
-        let mut bytes = Vec::with_capacity(len);
+        bytes.reserve(len);
         bytes.extend_from_slice(header.as_bytes());
         bytes.extend_from_slice(open.as_ref().map_or(&[], |open| open.as_bytes()));
         bytes.extend_from_slice(parts[0]);
         bytes.extend_from_slice(parts[1]);
-        bytes
     }
 }
 

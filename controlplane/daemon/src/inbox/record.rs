@@ -30,14 +30,19 @@ const RECORD_HEAD: usize = 20;
 
 /// Puts a message on a shelf; gives where its payload begins.
 pub(super) fn append(shelf: &mut Vec<u8>, number: u64, head: &[u8], payload: &[u8]) -> usize {
+    let at = begin(shelf, number, head, payload.len());
+    shelf.extend_from_slice(payload);
+    at
+}
+
+/// The same without the payload, which has to follow.
+pub(super) fn begin(shelf: &mut Vec<u8>, number: u64, head: &[u8], payload: usize) -> usize {
     let len = u32::try_from(head.len()).unwrap_or(u32::MAX);
     shelf.extend_from_slice(&number.to_le_bytes());
     shelf.extend_from_slice(&len.to_le_bytes());
-    shelf.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+    shelf.extend_from_slice(&(payload as u64).to_le_bytes());
     shelf.extend_from_slice(head);
-    let at = shelf.len();
-    shelf.extend_from_slice(payload);
-    at
+    shelf.len()
 }
 
 /// A record of a shelf.

@@ -265,23 +265,39 @@ impl File {
             let mut rest = &batch.writes[..];
             while let Some(first) = rest.first() {
                 let (first, mut bytes, mut ids) = (first.number.0, Vec::new(), Vec::new());
-                let mut count = 0;
+                let (mut count, mut long) = (0, None);
                 let mut shelf = Shelf::new(0);
                 for write in rest {
-                    let head = write.head.encode();
-                    let long = bytes.len() + head.len() + write.payload.len() > SHELF_FULL;
-                    if count > 0 && long {
+                    let (number, head) = (write.number.0, write.head.encode());
+                    let fits = bytes.len() + head.len() + write.payload.len() <= SHELF_FULL;
+                    if (count > 0 && !fits) || long.is_some() {
                         break;
                     }
-                    let at = record::append(&mut bytes, write.number.0, &head, &write.payload);
+                    let at = if fits {
+                        record::append(&mut bytes, number, &head, &write.payload)
+                    } else {
+                        // Alone, and copied only to where it stays.
+                        long = Some(&write.payload);
+                        record::begin(&mut bytes, number, &head, write.payload.len())
+                    };
                     placed.writes.push(Place { shelf: first, at });
                     ids.extend_from_slice(&record::encode_key(&write.head.key));
                     shelf.add(write.payload.len());
                     count += 1;
                 }
                 rest = rest.get(count..).unwrap_or_default();
-                shelf.size = bytes.len() as u64;
-                shelves.insert(first, &bytes[..])?;
+                let size = bytes.len() + long.map_or(0, |payload| payload.len());
+                shelf.size = size as u64;
+                if let Some(payload) = long {
+                    let len = u32::try_from(size).unwrap_or(u32::MAX);
+                    let mut place = shelves.insert_reserve(first, len)?;
+                    if let Some((head, rest)) = place.as_mut().split_at_mut_checked(bytes.len()) {
+                        head.copy_from_slice(&bytes);
+                        rest.copy_from_slice(payload);
+                    }
+                } else {
+                    shelves.insert(first, &bytes[..])?;
+                }
                 completed.insert(first, &ids[..])?;
                 self.shelves.insert(first, shelf);
                 self.completed.push_back((first, count));

@@ -1,5 +1,6 @@
 //! Messages: sending, taking out of the inbox, and calls of other nodes' methods by message.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -10,11 +11,12 @@ use hyphae_bus::{
 use hyphae_rpc::Base64;
 use hyphae_rpc::message::{Error, Request, Response, code};
 use hyphae_rpc::method::{
-    self, AttachedMessage, BusCallParams, IncomingMessage, MessageIdParams, OutgoingMessage,
-    PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageReplyParams,
-    PushMessageResult, PushMessagesParams, PushMessagesResult,
+    self, BusCallParams, IncomingMessage, MessageIdParams, OutgoingMessage, PopMessageParams,
+    PopMessagesParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
+    PushMessagesParams,
 };
 use hyphae_wire::{Nanos, PublicKey};
+use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -106,10 +108,10 @@ impl Dispatcher {
         };
         let messages = payloads.into_iter().map(message).collect();
         let pushed = self.bus.push_all(messages).await.map_err(refused)?;
-        let mut result = PushMessagesResult::default();
+        let mut result = Pushed::default();
         for pushed in pushed {
             match pushed {
-                Ok(id) => result.ids.push(id.to_string()),
+                Ok(id) => result.ids.push(id),
                 Err(error) if result.ids.is_empty() => return Err(refused(error.into())),
                 Err(error) => {
                     result.refused = Some(error.to_string());
@@ -154,8 +156,8 @@ impl Dispatcher {
         let found = self.pop_list(params).await?;
         let mut names = Names::default();
         let shown = found.into_iter().map(|inbound| {
-            let (src_ip, src_pk) = names.of(inbound.source_key);
-            self.shown(inbound, src_ip, src_pk)
+            let source = names.of(inbound.source_key);
+            self.shown(inbound, &source)
         });
         value(shown.collect::<Vec<_>>())
     }
@@ -163,19 +165,24 @@ impl Dispatcher {
     /// The same, with payloads apart.
     pub(super) async fn pop_attached(&self, params: PopMessagesParams) -> Result<Attached, Error> {
         let found = self.pop_list(params).await?;
-        let (mut names, mut shown, mut payloads) = (Names::default(), Vec::new(), Vec::new());
-        for inbound in found {
-            let (src_ip, src_pk) = names.of(inbound.source_key);
-            shown.push(AttachedMessage {
-                id: inbound.id.to_string(),
-                src_ip,
-                src_pk,
+        let mut names = Names::default();
+        let sources = found.iter().map(|inbound| names.of(inbound.source_key));
+        let sources: Vec<_> = sources.collect();
+        let shown = found
+            .iter()
+            .zip(&sources)
+            .map(|(inbound, source)| Attachment {
+                id: inbound.id,
+                src_ip: &source.0,
+                src_pk: &source.1,
                 topic: shown_topic(&inbound.topic),
-                attached: u64::try_from(inbound.payload.len()).unwrap_or(u64::MAX),
+                attached: inbound.payload.len(),
             });
-            payloads.push(inbound.payload);
-        }
-        Ok((value(shown)?, payloads))
+        let shown = value(shown.collect::<Vec<_>>())?;
+        Ok((
+            shown,
+            found.into_iter().map(|inbound| inbound.payload).collect(),
+        ))
     }
 
     async fn pop_list(&self, params: PopMessagesParams) -> Result<Vec<Inbound>, Error> {
@@ -267,15 +274,15 @@ impl Dispatcher {
     }
 
     fn incoming(&self, inbound: Inbound) -> IncomingMessage {
-        let (src_ip, src_pk) = Names::default().of(inbound.source_key);
-        self.shown(inbound, src_ip, src_pk)
+        let source = Names::default().of(inbound.source_key);
+        self.shown(inbound, &source)
     }
 
-    fn shown(&self, inbound: Inbound, src_ip: String, src_pk: String) -> IncomingMessage {
+    fn shown(&self, inbound: Inbound, source: &(String, String)) -> IncomingMessage {
         IncomingMessage {
             id: inbound.id.to_string(),
-            src_ip,
-            src_pk,
+            src_ip: source.0.clone(),
+            src_pk: source.1.clone(),
             dst_ip: self.shown.0.clone(),
             dst_pk: self.shown.1.clone(),
             topic: shown_topic(&inbound.topic),
@@ -284,16 +291,37 @@ impl Dispatcher {
     }
 }
 
+/// [`method::PushMessagesResult`], of ids that are not text yet.
+#[derive(Default, Serialize)]
+struct Pushed {
+    ids: Vec<MessageId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
+}
+
+/// [`method::AttachedMessage`], of parts that live elsewhere.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Attachment<'a> {
+    id: MessageId,
+    src_ip: &'a str,
+    src_pk: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<Base64>,
+    attached: usize,
+}
+
 /// Address and key of the last sender as text: messages that are taken out together mostly have one.
 #[derive(Default)]
-struct Names(Option<(PublicKey, String, String)>);
+struct Names(Option<(PublicKey, Arc<(String, String)>)>);
 
 impl Names {
-    fn of(&mut self, key: PublicKey) -> (String, String) {
-        let known = self.0.take().filter(|(known, ..)| *known == key);
-        let names = known.unwrap_or_else(|| (key, key.address().to_string(), key.to_string()));
-        let (_, ip, pk) = self.0.insert(names);
-        (ip.clone(), pk.clone())
+    fn of(&mut self, key: PublicKey) -> Arc<(String, String)> {
+        let known = self.0.take().filter(|(known, _)| *known == key);
+        let make = || Arc::new((key.address().to_string(), key.to_string()));
+        let (_, names) = known.unwrap_or_else(|| (key, make()));
+        self.0 = Some((key, Arc::clone(&names)));
+        names
     }
 }
 
