@@ -13,7 +13,7 @@ fn bus(c: &mut Criterion) {
             panic!("two engines");
         };
         group.bench_function(BenchmarkId::new("send and receive", size), |b| {
-            b.iter(|| assert!(messengers.exchange(&payload).is_ok(), "it arrives"));
+            b.iter(|| assert!(messengers.exchange(&payload, 1).is_ok(), "it arrives"));
         });
     }
 }

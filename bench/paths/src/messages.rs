@@ -37,29 +37,29 @@ impl Messengers {
         })
     }
 
-    /// Sends one message and carries packets until nothing is left to send; returns how many packets
-    /// that were.
+    /// Sends so many messages together and carries packets until nothing is left to send; returns how many
+    /// packets that were.
     ///
     /// # Errors
-    /// When it does not arrive.
+    /// When they do not arrive.
     #[inline(never)]
-    pub fn exchange(&mut self, payload: &Bytes) -> anyhow::Result<u64> {
+    pub fn exchange(&mut self, payload: &Bytes, count: u64) -> anyhow::Result<u64> {
         let (received, packets) = (self.received, self.packets);
         self.now = Nanos(self.now.0 + 20_000);
-        self.buses[0].push(
-            self.now,
-            Outgoing {
+        for _ in 0..count {
+            let message = Outgoing {
                 destination: Destination::Key(self.keys[1]),
                 topic: self.topic.clone(),
                 payload: payload.clone(),
                 digest: None,
                 try_for: None,
                 reply_within: None,
-            },
-        )?;
+            };
+            self.buses[0].push(self.now, message)?;
+        }
         loop {
             while self.turn(0) | self.turn(1) {}
-            if self.received > received {
+            if self.received == received + count {
                 break;
             }
             // Acknowledgements wait a moment for company, and a sender for room.

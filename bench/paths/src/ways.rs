@@ -9,7 +9,7 @@ use hyphae_shm::{RECORD_MAX, heap};
 use hyphae_wire::Suite;
 
 /// Their names.
-pub(crate) const WAYS: [&str; 10] = [
+pub(crate) const WAYS: [&str; 11] = [
     "relay-aes-256-gcm",
     "relay-chacha20-poly1305",
     "relay-lone",
@@ -20,6 +20,7 @@ pub(crate) const WAYS: [&str; 10] = [
     "replay",
     "ring",
     "message",
+    "messages",
 ];
 
 /// Times that trains, and messages, go.
@@ -50,7 +51,8 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
         "fib-miss" => fib(STEPS)?,
         "replay" => replay()?,
         "ring" => ring()?,
-        "message" => message()?,
+        "message" => messages(1)?,
+        "messages" => messages(64)?,
         _ => bail!("no way {name}; one of {}", WAYS.join(", ")),
     };
     println!("{operations}");
@@ -173,16 +175,16 @@ fn ring() -> anyhow::Result<u64> {
     })
 }
 
-/// Messages of 128 bytes, to the acknowledgement.
-fn message() -> anyhow::Result<u64> {
+/// Messages of 128 bytes, so many together, until it is known that they were read.
+fn messages(together: u64) -> anyhow::Result<u64> {
     let mut messengers = Messengers::new()?;
     let payload = Bytes::from(vec![7; 128]);
-    messengers.exchange(&payload)?;
+    messengers.exchange(&payload, together)?;
     counted(|| {
         for _ in 0..ROUNDS * 10 {
-            messengers.exchange(&payload)?;
+            messengers.exchange(&payload, together)?;
         }
-        Ok(ROUNDS as u64 * 10)
+        Ok(ROUNDS as u64 * 10 * together)
     })
 }
 

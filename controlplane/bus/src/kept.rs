@@ -20,6 +20,8 @@ pub(crate) struct Kept {
     pub(crate) address: OverlayAddress,
     /// Word of it waits to be sent.
     pub(crate) queued: bool,
+    /// It is looked at when something may be due.
+    pub(crate) alarmed: bool,
     /// Numbers of packets, in order and apart: the first and the one after the last.
     ranges: VecDeque<(u64, u64)>,
     /// When the last of them came.
@@ -43,6 +45,7 @@ impl Kept {
         Self {
             address,
             queued: false,
+            alarmed: false,
             ranges: VecDeque::new(),
             came: Nanos(0),
             late: VecDeque::new(),

@@ -282,10 +282,9 @@ impl Bus {
         let Some(kept) = self.kept_of(key.peer, address) else {
             return false;
         };
-        let first = kept.due().is_none();
         kept.wait(now, sequence, key);
-        if let Some(at) = kept.due().filter(|_| first) {
-            self.timers.set(Timer::Late(key.peer), at);
+        if !std::mem::replace(&mut kept.alarmed, true) {
+            self.timers.set(Timer::Late(key.peer), now + ACK_DELAY);
         }
         true
     }
@@ -306,7 +305,11 @@ impl Bus {
 
     /// Messages of a peer may have waited long for their verdicts: then it is told that they are there.
     pub(crate) fn late_due(&mut self, now: Nanos, peer: PublicKey) {
-        let Some(due) = self.kept.get(&peer).and_then(Kept::due) else {
+        let Some(kept) = self.kept.get_mut(&peer) else {
+            return;
+        };
+        let Some(due) = kept.due() else {
+            kept.alarmed = false;
             return;
         };
         // That may not be possible at once, or not of all.
