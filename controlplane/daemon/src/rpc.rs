@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::config::Allowed;
+use crate::state::let_go;
 
 pub(crate) use dispatch::{Dispatcher, Parts};
 pub(crate) use http::{router, tcp_router};
@@ -102,6 +103,7 @@ pub(crate) fn listen_unix(
     Ok(listener)
 }
 
+/// Listens on an address.
 pub(crate) async fn listen_tcp(
     address: std::net::SocketAddr,
     flag: &'static str,
@@ -111,5 +113,9 @@ pub(crate) async fn listen_tcp(
         flag,
         source,
     };
-    TcpListener::bind(address).await.map_err(fail)
+    let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    let listener = let_go(in_use, || std::net::TcpListener::bind(address)).await;
+    let listener = listener.map_err(fail)?;
+    listener.set_nonblocking(true).map_err(fail)?;
+    TcpListener::from_std(listener).map_err(fail)
 }

@@ -23,7 +23,7 @@ use crate::reload::{self, Reloader};
 use crate::rpc::{Dispatcher, Parts};
 use crate::state::{
     self, ADMIN_FILE, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
-    StateError, TOPICS_FILE,
+    StateError, TOPICS_FILE, let_go,
 };
 use crate::stored::Stored;
 use crate::vigil::Vigil;
@@ -117,14 +117,19 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let config = options.settings.config()?;
     let limits = config.inbox.limits();
     let (inbox, found) = if config.inbox.durable {
-        Inbox::open(&options.state_directory, limits)?
+        let in_use = |error: &InboxError| matches!(error, InboxError::InUse(_));
+        let_go(in_use, || Inbox::open(&options.state_directory, limits)).await?
     } else {
         (Inbox::in_memory(limits)?, Found::default())
     };
     let reloader = options.reloader;
     let asked = Arc::clone(&reloader.asked);
     let allowed = config.rpc_allowed.clone();
-    let unix = rpc::listen_unix(&options.socket_directory, &allowed)?;
+    let unix = let_go(
+        |error| matches!(error, rpc::ListenError::InUse(_)),
+        || rpc::listen_unix(&options.socket_directory, &allowed),
+    )
+    .await?;
     let (metrics_at, rpc_at, rest_at) = (config.metrics, config.rpc, config.rest);
     let (commands, receiver) = mpsc::channel(256);
 

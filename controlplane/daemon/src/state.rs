@@ -209,9 +209,25 @@ pub fn prepare_directory(path: &Path) -> Result<(), StateError> {
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code, reason = "holding the descriptor is the point")] File);
 
-/// How long a process that was killed may take to let go of its lock, and how often that is looked at.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-const LOCK_RETRY: Duration = Duration::from_millis(20);
+/// How long a process that was killed may take to let go of what it had, and how often that is looked at.
+const LET_GO_WITHIN: Duration = Duration::from_secs(2);
+const LET_GO_LOOK: Duration = Duration::from_millis(20);
+
+/// Tries for something that a process which was killed may not have let go of yet.
+pub(crate) async fn let_go<T, E>(
+    is_held: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let given_up = Instant::now() + LET_GO_WITHIN;
+    loop {
+        match attempt() {
+            Err(error) if is_held(&error) && Instant::now() < given_up => {
+                tokio::time::sleep(LET_GO_LOOK).await;
+            }
+            done => return done,
+        }
+    }
+}
 
 /// Takes the lock of a state directory. A node that was killed a moment ago may still have it.
 ///
@@ -230,12 +246,12 @@ pub fn lock(directory: &Path) -> Result<Lock, StateError> {
         .mode(0o600)
         .open(&path)
         .map_err(io)?;
-    let given_up = Instant::now() + LOCK_PATIENCE;
+    let given_up = Instant::now() + LET_GO_WITHIN;
     loop {
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Lock(file)),
             Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < given_up => {
-                std::thread::sleep(LOCK_RETRY);
+                std::thread::sleep(LET_GO_LOOK);
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(StateError::InUse(directory.to_owned()));
@@ -461,6 +477,26 @@ mod tests {
             Err(StateError::Malformed { .. })
         ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "peers = 3");
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_process_holds_is_waited_for_and_what_is_held_on_to_is_not() {
+        let in_use = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = holder.local_addr().unwrap();
+        let bind = || std::net::TcpListener::bind(place);
+        assert!(in_use(&let_go(in_use, bind).await.unwrap_err()));
+        let mut holder = Some(holder);
+        let mut attempts = 0;
+        let taken = let_go(in_use, || {
+            attempts += 1;
+            if attempts == 4 {
+                holder = None;
+            }
+            bind()
+        });
+        assert_eq!(taken.await.unwrap().local_addr().unwrap(), place);
+        assert_eq!(attempts, 4);
     }
 
     #[test]
