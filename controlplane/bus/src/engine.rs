@@ -354,7 +354,10 @@ impl Bus {
                 Timer::Incoming(key) => self.incoming_due(now, key),
                 Timer::Waiting(id) => self.waiting_due(now, id),
                 Timer::Receipt(number) => {
-                    self.answer(Answer::ReadAgain(number));
+                    if !self.answer(Answer::ReadAgain(number)) {
+                        let again = self.receipts.again_at(now, number);
+                        self.timers.set(Timer::Receipt(number), again);
+                    }
                 }
                 Timer::Late(peer) => self.late_due(now, peer),
             }

@@ -293,10 +293,15 @@ fn a_hostile_receiver_cannot_break_its_sender() {
     let last = net.nodes[0].last_packet;
     for _ in 0..20_000 {
         let id = ids[random.below(50) as usize];
-        let ranges: Vec<AckRange> = (0..random.below(4))
-            .map(|_| AckRange {
-                first: (random.below(200) as u32).into(),
-                end: (random.next() as u32 % 300).into(),
+        let mut ends: Vec<u32> = (0..2 * random.below(4))
+            .map(|_| random.below(300) as u32)
+            .collect();
+        ends.sort_unstable();
+        let ranges: Vec<AckRange> = ends
+            .chunks_exact(2)
+            .map(|ends| AckRange {
+                first: ends[0].into(),
+                end: (ends[1] + 1).into(),
             })
             .collect();
         let status = [

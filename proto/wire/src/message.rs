@@ -21,7 +21,7 @@
 //! length after it, the last as long as the rest. `sequence` numbers the packets that a node sends to
 //! another one; an ack carries that of the packet which it answers. In an ack `number` counts the
 //! chunks from the first on that are there without a gap, and the ranges name those beyond. With
-//! [`Status::Full`] it is the time in milliseconds after which to try again.
+//! [`Status::Full`] it is the time in milliseconds after which to try again. Ranges are in order and apart.
 //!
 //! Most messages are one packet long. What became of those is said for many at once, by the numbers of
 //! their packets: those that are received and kept, and those that are there and wait for that. `number`
@@ -366,7 +366,7 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
         MessageKind::Ack => Body::Ack {
             status: Status::from_code(header.status)?,
             number,
-            ranges: parse_ranges(rest, ACK_RANGES_MAX)?,
+            ranges: parse_ranges(rest)?,
         },
         MessageKind::Query => alone(Body::Query)?,
         MessageKind::Read => {
@@ -377,8 +377,13 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
         MessageKind::ReadAck => alone(Body::ReadAck)?,
         MessageKind::Abort => alone(Body::Abort)?,
         MessageKind::Kept => {
-            let ranges = parse_ranges(rest, KEPT_RANGES_MAX).filter(|ranges| !ranges.is_empty())?;
+            let ranges = <[AckRange]>::ref_from_bytes(rest).ok()?;
+            let fits = (1..=KEPT_RANGES_MAX).contains(&ranges.len());
+            let ranges = Some(ranges).filter(|_| fits)?;
             let (kept, there) = ranges.split_at_checked(header.topic_len.into())?;
+            if !are_apart(kept) || !are_apart(there) {
+                return None;
+            }
             Body::Kept {
                 waited: number,
                 kept,
@@ -394,9 +399,18 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
     })
 }
 
-fn parse_ranges(bytes: &[u8], most: usize) -> Option<&[AckRange]> {
+fn parse_ranges(bytes: &[u8]) -> Option<&[AckRange]> {
     let ranges = <[AckRange]>::ref_from_bytes(bytes).ok()?;
-    Some(ranges).filter(|ranges| ranges.len() <= most)
+    Some(ranges).filter(|ranges| ranges.len() <= ACK_RANGES_MAX && are_apart(ranges))
+}
+
+/// Whether ranges are in order and apart: then nobody has to look at a packet twice, whoever wrote them.
+fn are_apart(ranges: &[AckRange]) -> bool {
+    let mut end = 0;
+    ranges.iter().all(|range| {
+        let before = std::mem::replace(&mut end, range.end.get());
+        before <= range.first.get() && range.first < range.end
+    })
 }
 
 fn parse_open<'a>(header: &MessageHeader, rest: &'a [u8]) -> Option<Body<'a>> {
