@@ -438,10 +438,14 @@ impl Bus {
         kept.owes_before(sequence).then_some(peer)
     }
 
+    /// What a peer is told of its messages; `None` when there is nothing to tell.
     fn word(&mut self, now: Nanos, peer: PublicKey) -> Option<Transmit> {
-        let spare = std::mem::take(&mut self.spare);
         let kept = self.kept.get_mut(&peer)?;
         let word = kept.word(now, |key| self.incoming.contains_key(key));
+        if word.kept.is_empty() && word.there.is_empty() {
+            return None;
+        }
+        let spare = std::mem::take(&mut self.spare);
         let body = Body::Kept {
             waited: word.waited,
             kept: &word.kept,
@@ -452,14 +456,18 @@ impl Bus {
 
     fn poll_answer(&mut self, now: Nanos) -> Option<Transmit> {
         loop {
-            if let Some(peer) = self.owed_first() {
-                return self.word(now, peer);
+            if let Some(peer) = self.owed_first()
+                && let Some(word) = self.word(now, peer)
+            {
+                return Some(word);
             }
             match self.answers.pop_front()? {
                 Answer::Kept(peer) => {
                     if let Some(kept) = self.kept.get_mut(&peer) {
                         kept.queued = false;
-                        return self.word(now, peer);
+                    }
+                    if let Some(word) = self.word(now, peer) {
+                        return Some(word);
                     }
                 }
                 Answer::Read(of) => {

@@ -73,6 +73,11 @@ impl Kept {
 
     /// The message in this packet, which came at this time, is kept.
     pub(crate) fn keep(&mut self, sequence: u64, came: Nanos) {
+        let known = self.ranges.back().map_or(0, |(_, end)| *end);
+        if sequence < known.saturating_sub(AGAIN) {
+            // Its sender has begun to count anew, somewhere lower.
+            self.ranges.clear();
+        }
         let place = self.ranges.partition_point(|(first, _)| *first <= sequence);
         let before = place.checked_sub(1).and_then(|at| self.ranges.get_mut(at));
         match before {
@@ -127,16 +132,19 @@ impl Kept {
         let firsts = [self.ranges.front(), there.first()];
         let first = firsts.into_iter().flatten().map(|(first, _)| *first).min();
         let first = first.unwrap_or(0);
-        let offset = |number: u64| u32::try_from(number - first).unwrap_or(u32::MAX).into();
-        let range = |(from, end): &(u64, u64)| AckRange {
-            first: offset(*from),
-            end: offset(*end),
+        let offset = |number: u64| u32::try_from(number - first).ok();
+        // Those of another life of the sender may be too far away to be told of together.
+        let range = |(from, end): &(u64, u64)| {
+            Some(AckRange {
+                first: offset(*from)?.into(),
+                end: offset(*end)?.into(),
+            })
         };
         Word {
             first,
             waited: u32::try_from(now.since(came).as_micros()).unwrap_or(u32::MAX),
-            kept: self.ranges.iter().map(range).collect(),
-            there: there.iter().map(range).collect(),
+            kept: self.ranges.iter().filter_map(range).collect(),
+            there: there.iter().filter_map(range).collect(),
         }
     }
 }
@@ -180,6 +188,12 @@ mod tests {
         // The far future leaves nothing of the past.
         kept.keep(start + 1_000_000, Nanos(0));
         assert_eq!(kept.word(Nanos(0), |_| true).kept.len(), 1);
+        // A sender that was restarted counts from anywhere.
+        for sequence in [7, 8, 1 << 62] {
+            kept.keep(sequence, Nanos(0));
+            let word = kept.word(Nanos(0), |_| true);
+            assert_eq!(numbers(word.first, &word.kept).last(), Some(&sequence));
+        }
     }
 
     #[test]

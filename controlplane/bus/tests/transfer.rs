@@ -416,3 +416,30 @@ fn an_idle_engine_does_nothing() {
     net.run_for(MINUTE);
     assert_eq!(net.next(), None, "no timer is left");
 }
+
+#[test]
+fn a_receiver_without_anything_to_tell_tells_nothing() {
+    let mut net = Net::new(2, 36, CLEAN);
+    net.nodes[1].capacity = 3;
+    for n in 0..40 {
+        net.push(0, message(key(2), "", payload(50, n)));
+    }
+    net.run_for(Duration::from_secs(5));
+    while net.nodes[0].finished.len() < 40 {
+        net.pop(1);
+        net.run_for(Duration::from_secs(1));
+    }
+    net.check_once();
+    // A path that is made anew counts from somewhere else, and is understood at once.
+    for round in 0..20 {
+        net.restart(0);
+        net.pop(1);
+        net.push(0, message(key(2), "", payload(50, round)));
+        net.run_for(Duration::from_secs(1));
+        net.pop(1);
+        assert_eq!(net.nodes[0].bus.stats().received, 1);
+        assert_eq!(net.nodes[0].bus.stats().retransmissions, 0, "{round}");
+    }
+    let malformed = |node: usize| net.nodes[node].bus.stats().malformed;
+    assert_eq!((malformed(0), malformed(1)), (0, 0));
+}

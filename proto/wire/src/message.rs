@@ -44,6 +44,8 @@ pub const CHUNK_MIN: usize = 512;
 pub const ACK_RANGES_MAX: usize = 64;
 /// Ranges of one *kept*.
 pub const KEPT_RANGES_MAX: usize = 128;
+/// The highest number of a packet or receipt; senders begin below half of it.
+pub const SEQUENCE_MAX: u64 = u64::MAX >> 1;
 /// Messages of one read receipt.
 pub const READS_MAX: usize = 128;
 /// [`MessageHeader::flags`]: the packet is about a reply.
@@ -391,10 +393,12 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
             }
         }
     };
+    // So that whoever counts on from it does not overflow.
+    let sequence = Some(header.sequence.get()).filter(|number| *number <= SEQUENCE_MAX)?;
     Some(Packet {
         id: header.id,
         reply: header.flags & FLAG_REPLY != 0,
-        sequence: header.sequence.get(),
+        sequence,
         body,
     })
 }
