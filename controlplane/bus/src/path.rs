@@ -5,7 +5,8 @@
 //! (RFC 9002): a packet is lost when one sent three later, or clearly earlier than a round trip
 //! ago, has been answered; when nothing is answered at all, a timer sends the oldest ones again.
 //! The window grows by slow start, then by one packet per round trip, and shrinks to 70 % once per
-//! round trip with losses.
+//! round trip with losses that are more than the way loses by itself: up to 2 % of the bytes, as BBR has it
+//! (LossThresh in draft-ietf-ccwg-bbr), and a few at a time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -26,6 +27,10 @@ const TIMEOUT_MIN: Duration = Duration::from_millis(10);
 const TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// Timeouts in a row after which the window is as small as it gets.
 const TIMEOUTS_PERSISTENT: u32 = 3;
+/// Of so many bytes that arrive, one may be lost without being taken for a queue that has overflowed.
+const LOSS_TOLERATED: usize = 50;
+/// Packets that may be lost so at once.
+const LOSS_BURST: usize = 8;
 /// Messages on a path that wait for their verdicts, and packets on the way: fewer than the messages that
 /// receivers let one peer have under way.
 const UNDECIDED_MAX: usize = 12_288;
@@ -97,6 +102,8 @@ pub(crate) struct Path {
     window_max: usize,
     packet: usize,
     recovery_from: Nanos,
+    /// Bytes that may be lost before the window shrinks.
+    tolerance: usize,
 }
 
 impl Path {
@@ -135,6 +142,7 @@ impl Path {
             window_max,
             packet,
             recovery_from: Nanos(0),
+            tolerance: LOSS_BURST * packet,
         }
     }
 
@@ -252,6 +260,8 @@ impl Path {
 
     /// Bytes that were sent at `at` at the latest have arrived.
     pub(crate) fn arrived(&mut self, bytes: usize, at: Nanos) {
+        let tolerance = self.tolerance + bytes / LOSS_TOLERATED;
+        self.tolerance = tolerance.min(LOSS_BURST * self.packet);
         // A window that was not filled says nothing about a bigger one.
         let filled = self.bytes + bytes + 2 * self.packet >= self.window;
         if at <= self.recovery_from || !filled || bytes == 0 {
@@ -278,9 +288,12 @@ impl Path {
         {
             lost.extend(self.take(sequence).map(|flight| (sequence, flight)));
         }
-        if let Some((_, last)) = lost.last()
-            && last.at > self.recovery_from
-        {
+        let counts = lost.iter().filter(|(_, it)| it.at > self.recovery_from);
+        let bytes: usize = counts.map(|(_, flight)| flight.bytes).sum();
+        if bytes <= self.tolerance {
+            self.tolerance -= bytes;
+        } else {
+            self.tolerance = 0;
             self.recovery_from = now;
             let floor = WINDOW_MIN_PACKETS * self.packet;
             self.window = (self.window / 10 * 7).max(floor);

@@ -220,6 +220,43 @@ fn item_01_a_bottleneck_is_used_and_not_flooded() {
 }
 
 #[test]
+fn item_01_a_way_that_loses_1_percent_keeps_half_its_speed() {
+    let took = |loss_percent| {
+        let mut net = Net::new(
+            2,
+            4,
+            Link {
+                loss_percent,
+                ..CLEAN
+            },
+        );
+        let id = net.push(0, message(key(2), "", payload(32 << 20, 4)));
+        net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received)
+    };
+    let (without, with) = (took(0), took(1));
+    assert!(with < without * 2, "{with:?} instead of {without:?}");
+}
+
+#[test]
+fn item_01_a_small_bottleneck_loses_little_more_than_what_is_tolerated() {
+    for queue in [10_000, 30_000] {
+        let link = Link {
+            rate: Some((1_250_000, queue)),
+            ..CLEAN
+        };
+        let mut net = Net::new(2, 4, link);
+        let id = net.push(0, message(key(2), "", payload(4 << 20, 4)));
+        net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
+        assert!(
+            net.dropped * 20 < net.packets,
+            "{} of {}",
+            net.dropped,
+            net.packets
+        );
+    }
+}
+
+#[test]
 fn item_01_many_messages_share_one_window_and_short_ones_pass() {
     let link = Link {
         rate: Some((12_500_000, 100_000)),
