@@ -60,6 +60,10 @@ pub(crate) struct Args {
     /// Core of the relay's worker.
     #[arg(long, default_value_t = 1)]
     core: usize,
+    /// Workers of the relay: on that core, the next ones, and from the first on. Generator and sink stay on the
+    /// first core, so more than all other cores are no measure of speed, only of cost.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    workers: Vec<u16>,
     /// Only the relay, and the same driver without cryptography.
     #[arg(long)]
     brief: bool,
@@ -68,7 +72,7 @@ pub(crate) struct Args {
 /// What forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Forwarder {
-    Hyphae(Suite),
+    Hyphae(Suite, u16),
     /// The same driver, without cryptography.
     Driver,
     /// recvmmsg and sendmmsg, with UDP's offloads or without.
@@ -81,7 +85,8 @@ enum Forwarder {
 impl fmt::Display for Forwarder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Hyphae(suite) => write!(f, "hyphae {suite}"),
+            Self::Hyphae(suite, 1) => write!(f, "hyphae {suite}"),
+            Self::Hyphae(suite, workers) => write!(f, "hyphae {suite}, {workers} workers"),
             Self::Driver => f.write_str("same driver, no cryptography"),
             Self::Messages { offload: true } => f.write_str("recvmmsg, GRO and GSO"),
             Self::Messages { offload: false } => f.write_str("recvmmsg"),
@@ -152,7 +157,12 @@ fn measure(args: &Args, payload: usize, train: usize) -> anyhow::Result<Vec<Row>
     let frame = payload + hyphae_wire::frame::OVERHEAD;
     let train = train.min(65_507 / frame).clamp(1, 64);
     let time = Duration::from_secs_f64(args.seconds);
-    let mut forwarders: Vec<_> = args.suites.iter().copied().map(Forwarder::Hyphae).collect();
+    let of = |suite: &Suite| {
+        let suite = *suite;
+        let of = move |workers: &u16| Forwarder::Hyphae(suite, *workers);
+        args.workers.iter().map(of)
+    };
+    let mut forwarders: Vec<_> = args.suites.iter().flat_map(of).collect();
     forwarders.push(Forwarder::Driver);
     if !args.brief {
         let messages = [true, false].map(|offload| Forwarder::Messages { offload });
@@ -164,7 +174,9 @@ fn measure(args: &Args, payload: usize, train: usize) -> anyhow::Result<Vec<Row>
         for (samples, forwarder) in samples.iter_mut().zip(&forwarders) {
             let net = Net::new()?;
             let sample = match *forwarder {
-                Forwarder::Hyphae(suite) => relay::measure(&net, args, suite, payload, train, time),
+                Forwarder::Hyphae(suite, workers) => {
+                    relay::measure(&net, args, (suite, workers), payload, train, time)
+                }
                 Forwarder::Driver => baseline::measure(&net, args, frame, train, time),
                 Forwarder::Messages { offload } => {
                     messages::measure(&net, args.core, offload, frame, train, time)

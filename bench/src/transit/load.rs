@@ -126,25 +126,27 @@ pub(super) fn sink(
     })
 }
 
-/// Sends trains of `train` segments of `frame` bytes, which `fill` writes.
+/// Sends trains of `train` segments of `frame` bytes, to one place after the other. `fill` is told the place and
+/// writes them.
 pub(super) fn generator(
     namespace: &Namespace,
     from: SocketAddr,
-    to: SocketAddr,
+    to: &[SocketAddr],
     frame: usize,
     train: usize,
-    mut fill: impl FnMut(&mut [u8]) + Send + 'static,
+    mut fill: impl FnMut(usize, &mut [u8]) + Send + 'static,
 ) -> anyhow::Result<Running<()>> {
     let socket = namespace
         .run(move || udp::bind(from, udp::SocketOptions::default()))??
         .0;
-    let to = Endpoint::from(to);
+    let to: Vec<Endpoint> = to.iter().copied().map(Endpoint::from).collect();
     spawn(namespace, CORE, move |stop| {
         let mut driver = open(socket, DriverKind::Epoll)?;
         let len = u32::try_from(frame * train)?;
         let segment = u16::try_from(frame)?;
+        let mut places = (0..to.len()).cycle();
         while !stop.load(Ordering::Relaxed) {
-            for _ in 0..4 {
+            for place in places.by_ref().take(4) {
                 let Some(buffer) = driver.allocate() else {
                     break;
                 };
@@ -153,8 +155,8 @@ pub(super) fn generator(
                     offset: 0,
                     len,
                 };
-                fill(driver.spans(span));
-                driver.send(&to, segment, &[span])?;
+                fill(place, driver.spans(span));
+                driver.send(&to[place], segment, &[span])?;
                 driver.release(buffer);
             }
             driver.submit()?;
@@ -188,7 +190,7 @@ impl Plain {
     ) -> anyhow::Result<Self> {
         let received = Arc::new(AtomicU64::new(0));
         let sinking = sink(&net.sink, at, Arc::clone(&received))?;
-        let generating = generator(&net.source, from, to, frame, train, move |bytes| {
+        let generating = generator(&net.source, from, &[to], frame, train, move |_, bytes| {
             bytes.chunks_mut(frame).for_each(|frame| frame[0] = 1);
         })?;
         Ok(Self {

@@ -38,48 +38,65 @@ impl Drop for Process {
 pub(super) fn measure(
     net: &Net,
     args: &Args,
-    suite: Suite,
+    (suite, workers): (Suite, u16),
     payload: usize,
     train: usize,
     time: Duration,
 ) -> anyhow::Result<Sample> {
     let directory = tempfile::tempdir()?;
-    let process = start(net, args, directory.path())?;
+    let process = start(net, args, workers, directory.path())?;
     let stream = connect(directory.path())?;
     let (hello, fds) = hyphae_shm::attach::accept(stream.as_fd())?;
     let mut fds = fds.into_iter();
     let segment = Segment::attach(&fds.next().context("segment")?)?;
-    let bell = Doorbell::from_fd(fds.nth(1).context("doorbell")?);
-    let destination = install(&segment, &bell, suite)?;
-    let stats = segment.stats_reader(WorkerId(0));
+    // Behind its own doorbell.
+    let bells = fds.skip(1).map(Doorbell::from_fd);
+    let (mut stats, mut destination) = (Vec::new(), OverlayAddress::default());
+    for (worker, bell) in (0..workers).map(WorkerId).zip(bells) {
+        destination = install(&segment, worker, &bell, suite)?;
+        stats.push(segment.stats_reader(worker));
+    }
     let pid = hello.pid.get();
 
     let received = Arc::new(AtomicU64::new(0));
     let sinking = sink(&net.sink, address(SINK, PORT)?, Arc::clone(&received))?;
-    let (from, to) = (address(SOURCE, PORT)?, address(RELAY_TO_SOURCE, PORT)?);
-    let mut source = Source::new(suite, &KEY_FROM_SOURCE, index(0), u16::try_from(payload)?);
+    let from = address(SOURCE, PORT)?;
+    let (mut to, mut sources) = (Vec::new(), Vec::new());
+    for (worker, port) in (0..workers).map(WorkerId).zip(hello.ports) {
+        to.push(address(RELAY_TO_SOURCE, port.get())?);
+        let index = index(worker, 0);
+        let payload = u16::try_from(payload)?;
+        sources.push(Source::new(suite, &KEY_FROM_SOURCE, index, payload));
+    }
     let frame = payload + OVERHEAD;
-    let fill = move |bytes: &mut [u8]| source.write_train(bytes, frame, || destination);
-    let generating = generator(&net.source, from, to, frame, train, fill)?;
-    let sample = watch(&received, time, || Ok(Some((transit(&stats), cpu(pid)?))));
+    let fill = move |worker: usize, bytes: &mut [u8]| {
+        sources[worker].write_train(bytes, frame, || destination);
+    };
+    let generating = generator(&net.source, from, &to, frame, train, fill)?;
+    let own = || Ok(Some((stats.iter().map(transit).sum(), cpu(pid)?)));
+    let sample = watch(&received, time, own);
     generating.stop()?;
     sinking.stop()?;
     drop(process);
     sample
 }
 
-fn start(net: &Net, args: &Args, directory: &std::path::Path) -> anyhow::Result<Process> {
+fn start(
+    net: &Net,
+    args: &Args,
+    workers: u16,
+    directory: &std::path::Path,
+) -> anyhow::Result<Process> {
+    // The others share cores with generator and sink.
+    let all = std::thread::available_parallelism()?.get();
+    let cores = (0..usize::from(workers)).map(|n| ((args.core + n) % all).to_string());
+    let cores = cores.collect::<Vec<_>>().join(",");
     let program = hyphae(None)?;
     let mut command = Command::new(program);
     command
         .args(["dataplane", "--no-tun", "--log-level", "warn", "--listen"])
         .arg(format!("0.0.0.0:{PORT}"))
-        .args([
-            "--cores",
-            &args.core.to_string(),
-            "--driver",
-            &args.driver.to_string(),
-        ])
+        .args(["--cores", &cores, "--driver", &args.driver.to_string()])
         .arg("--state-dir")
         .arg(directory.join("state"))
         .arg("--socket-dir")
@@ -100,9 +117,14 @@ fn connect(directory: &std::path::Path) -> anyhow::Result<UnixStream> {
     }
 }
 
-/// Installs two links and a route; returns an address that the route covers.
-fn install(segment: &Segment, bell: &Doorbell, suite: Suite) -> anyhow::Result<OverlayAddress> {
-    let mut ring = segment.program_producer(WorkerId(0));
+/// Installs two links and a route at a worker; returns an address that the route covers.
+fn install(
+    segment: &Segment,
+    worker: WorkerId,
+    bell: &Doorbell,
+    suite: Suite,
+) -> anyhow::Result<OverlayAddress> {
+    let mut ring = segment.program_producer(worker);
     let mut push = |program: Program<'_>| -> anyhow::Result<()> {
         let (code, body, tail) = program.parts();
         Ok(ring.push(code, &[body, tail])?)
@@ -117,7 +139,7 @@ fn install(segment: &Segment, bell: &Doorbell, suite: Suite) -> anyhow::Result<O
     ] {
         push(Program::PeerInstall(&records::peer(peer, key)))?;
         let lane = Lane {
-            receive: index(peer),
+            receive: index(worker, peer),
             send: records::index(7),
             suite,
             opens,
@@ -135,8 +157,8 @@ fn install(segment: &Segment, bell: &Doorbell, suite: Suite) -> anyhow::Result<O
     Ok(far.address())
 }
 
-fn index(peer: u32) -> SessionIndex {
-    records::index(u16::try_from(peer + 1).unwrap_or(1))
+fn index(worker: WorkerId, peer: u32) -> SessionIndex {
+    SessionIndex::new(worker, 0x155, u16::try_from(peer + 1).unwrap_or(1))
 }
 
 fn transit(stats: &StatsReader) -> u64 {
