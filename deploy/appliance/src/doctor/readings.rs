@@ -90,6 +90,8 @@ pub(super) struct Readings {
     /// Peers with how many addresses they have, or why none.
     pub(super) peers: Vec<(String, Result<usize, String>)>,
     pub(super) governors: BTreeSet<String>,
+    /// Where the guest's own governor decides: how long an idle core polls.
+    pub(super) idle_polled: Option<u64>,
     pub(super) isolated: Option<String>,
     pub(super) huge_pages: Option<String>,
 }
@@ -137,6 +139,7 @@ pub(super) fn take(config: &Config, args: &NodeArgs) -> Readings {
             .then_some(config.inbox.bytes_max as u64),
         peers: peers(config),
         governors: governors(),
+        idle_polled: idle_polled(),
         isolated: word("/sys/devices/system/cpu/isolated"),
         huge_pages: word("/sys/kernel/mm/transparent_hugepage/enabled"),
     }
@@ -295,4 +298,10 @@ fn governors() -> BTreeSet<String> {
         .flatten();
     let paths = cores.map(|core| core.path().join("cpufreq/scaling_governor"));
     paths.filter_map(|path| word(path.to_str()?)).collect()
+}
+
+fn idle_polled() -> Option<u64> {
+    let governor = word("/sys/devices/system/cpu/cpuidle/current_governor")?;
+    (governor == "haltpoll")
+        .then(|| number("/sys/module/haltpoll/parameters/guest_halt_poll_ns"))?
 }

@@ -49,6 +49,7 @@ fn host() -> Readings {
         inbox_bytes_max: Some(256 << 20),
         peers: vec![("udp://relay.example:9670".into(), Ok(2))],
         governors: BTreeSet::from(["performance".into()]),
+        idle_polled: Some(200_000),
         isolated: Some(String::new()),
         huge_pages: Some("always [madvise] never".into()),
     }
