@@ -58,6 +58,7 @@ pub(super) fn prepare(pair: &Pair) -> anyhow::Result<Way> {
             socket_path: text(&direct),
             framing: Some("json-lines".to_owned()),
             reply_timeout: None,
+            keep_alive: Some(true),
         })?;
     pair.a.client.add_topic(named())?;
     pair.a

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use ahash::RandomState;
-use hyphae_wire::message::{self, Body, MESSAGE_HEADER_LEN, Packet, Status};
+use hyphae_wire::message::{self, Body, MESSAGE_HEADER_LEN, Packet, READS_MAX, Status};
 use hyphae_wire::timers::Timers;
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
@@ -21,6 +21,9 @@ use crate::topics::Topics;
 use crate::{
     Config, DeliveryKey, Event, MessageId, MessageInfo, MessageState, Room, Stats, Topic, Transmit,
 };
+
+/// How long a receipt waits for others to the same sender.
+const READ_DELAY: Duration = Duration::from_millis(5);
 
 /// Messages of one node.
 pub struct Bus {
@@ -69,6 +72,7 @@ pub(crate) enum Timer {
     Path(u64),
     Incoming(DeliveryKey),
     Waiting(MessageId),
+    Read(Reader),
     Receipt(u64),
     Late(PublicKey),
 }
@@ -332,7 +336,16 @@ impl Bus {
             return;
         }
         let of = (key.peer, key.reply);
-        if self.receipts.add(key) && !self.answer(Answer::Read(of)) {
+        match self.receipts.add(key) {
+            1 => self.timers.set(Timer::Read(of), now + READ_DELAY),
+            READS_MAX => self.tell_read(of),
+            _ => {}
+        }
+    }
+
+    /// A sender is told of what has been read of its messages.
+    fn tell_read(&mut self, of: Reader) {
+        if !self.answer(Answer::Read(of)) {
             self.receipts.drop_fresh(of);
         }
     }
@@ -359,6 +372,7 @@ impl Bus {
                         self.timers.set(Timer::Receipt(number), again);
                     }
                 }
+                Timer::Read(of) => self.tell_read(of),
                 Timer::Late(peer) => self.late_due(now, peer),
             }
         }
@@ -384,6 +398,7 @@ impl Bus {
     /// bound how many there are; a caller may still stop early and come back.
     pub fn poll_transmit(&mut self, now: Nanos) -> Option<Transmit> {
         let mut transmit = self.next.take().or_else(|| self.poll_packet(now))?;
+        self.add_late(transmit.address);
         let room = self.config.mtu - MESSAGE_HEADER_LEN - 2 * message::SEVERAL_EACH;
         while transmit.payload.len() < room
             && let Some(mut next) = self.poll_packet(now)
@@ -401,6 +416,18 @@ impl Bus {
             self.spare = next.payload;
         }
         Some(transmit)
+    }
+
+    /// What a node would be told late it is told now, as something goes there anyway.
+    fn add_late(&mut self, address: OverlayAddress) {
+        let path = self.paths.get(&address.subnet_id());
+        if let Some(peer) = path.and_then(|path| path.session)
+            && let Some(kept) = self.kept.get_mut(&peer)
+            && kept.owes_verdict(|key| self.incoming.contains_key(key))
+            && !std::mem::replace(&mut kept.queued, true)
+        {
+            self.answers.push_front(Answer::Kept(peer));
+        }
     }
 
     fn poll_packet(&mut self, now: Nanos) -> Option<Transmit> {
@@ -474,8 +501,8 @@ impl Bus {
                     let Some((number, ids, more)) = self.receipts.tell(of) else {
                         continue;
                     };
-                    if more && !self.answer(Answer::Read(of)) {
-                        self.receipts.drop_fresh(of);
+                    if more {
+                        self.tell_read(of);
                     }
                     return Some(self.receipt(now, of, number, &ids));
                 }

@@ -13,6 +13,8 @@ use crate::DeliveryKey;
 /// How long a message that is there waits for its verdict before its sender is told that it is there.
 /// Less than what a sender allows for it, [`crate::path::ANSWER_SLACK`].
 pub(crate) const ACK_DELAY: Duration = Duration::from_millis(5);
+/// Messages that a sender is told of late at most: its window may have no room for many more.
+const LATE_MAX: usize = 16;
 /// Packets back from the last one that are told again: more than a window holds.
 const AGAIN: u64 = 65_536;
 
@@ -61,6 +63,18 @@ impl Kept {
     /// When its sender has to be told of a message.
     pub(crate) fn due(&self) -> Option<Nanos> {
         self.late.front().map(|(_, at, _)| *at + ACK_DELAY)
+    }
+
+    /// Whether its sender has not heard of the message in this packet, and will within [`ACK_DELAY`], or not much
+    /// more: then nothing else has to be said of it now.
+    pub(crate) fn is_late(&self, sequence: u64) -> bool {
+        let place = self.late.binary_search_by_key(&sequence, |(it, ..)| *it);
+        place.is_ok() && self.late.len() < LATE_MAX
+    }
+
+    /// Whether its sender has not heard yet that the first of them is kept.
+    pub(crate) fn owes_verdict(&self, waits: impl Fn(&DeliveryKey) -> bool) -> bool {
+        self.late.front().is_some_and(|(.., key)| !waits(key))
     }
 
     /// Whether a sender that hears of this packet would take one before it, of which it has not heard, for

@@ -45,11 +45,11 @@ impl Receipts {
         }
     }
 
-    /// A message has been read. True when its sender has to be told, and was not to be before.
-    pub(crate) fn add(&mut self, key: DeliveryKey) -> bool {
+    /// A message has been read. How many there are now that its sender has to be told of.
+    pub(crate) fn add(&mut self, key: DeliveryKey) -> usize {
         let ids = self.fresh.entry((key.peer, key.reply)).or_default();
         ids.push(key.id.0);
-        ids.len() == 1
+        ids.len()
     }
 
     /// The next receipt for a sender: its number, and whether there is more.

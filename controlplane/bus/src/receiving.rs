@@ -403,9 +403,20 @@ impl Bus {
         }
     }
 
-    /// A delivered message is kept (durably, where that was promised): its sender is told so.
+    /// A delivered message is kept (durably, where that was promised): its sender is told so, of a reply
+    /// not at once.
     pub fn accepted(&mut self, now: Nanos, key: DeliveryKey) {
-        if self.decide(now, key, Status::Received) {
+        self.accept(now, key, key.reply);
+    }
+
+    /// The same of a message that is likely to be answered soon: its sender is told with the reply, or shortly
+    /// after the message came.
+    pub fn accepted_to_answer(&mut self, now: Nanos, key: DeliveryKey) {
+        self.accept(now, key, true);
+    }
+
+    fn accept(&mut self, now: Nanos, key: DeliveryKey, late: bool) {
+        if self.decide(now, key, Status::Received, late) {
             self.stats.accepted += 1;
             if key.reply {
                 self.forget_waiting(key.id);
@@ -424,7 +435,7 @@ impl Bus {
                 } else {
                     (Status::Forbidden, Rejection::Forbidden)
                 };
-                if self.decide(now, key, status) {
+                if self.decide(now, key, status, false) {
                     let class = self.topics.class(&topic.unwrap_or_default());
                     *self.stats.rejected.entry((rejection, class)).or_default() += 1;
                 }
@@ -449,7 +460,7 @@ impl Bus {
         }
     }
 
-    fn decide(&mut self, now: Nanos, key: DeliveryKey, status: Status) -> bool {
+    fn decide(&mut self, now: Nanos, key: DeliveryKey, status: Status, late: bool) -> bool {
         let found = self.incoming.get(&key);
         let Some(incoming) = found.filter(|i| i.stage == Stage::Undecided) else {
             return false;
@@ -465,7 +476,7 @@ impl Bus {
         } else {
             self.completed.insert(now, key, status);
             let kept = status == Status::Received && single;
-            if !(kept && self.say_kept(key.peer, address, sequence, came)) {
+            if !(kept && self.say_kept(key.peer, address, (sequence, came), late)) {
                 self.say(key, address, sequence, status);
             }
         }
@@ -477,14 +488,16 @@ impl Bus {
         &mut self,
         peer: PublicKey,
         address: OverlayAddress,
-        sequence: u64,
-        came: Nanos,
+        (sequence, came): (u64, Nanos),
+        late: bool,
     ) -> bool {
         let Some(kept) = self.kept_of(peer, address) else {
             return false;
         };
         kept.keep(sequence, came);
-        self.tell(peer);
+        if !(late && kept.is_late(sequence)) {
+            self.tell(peer);
+        }
         true
     }
 

@@ -78,12 +78,26 @@ pub struct TopicConfig {
     pub reply_timeout: Option<u64>,
     /// How the topic's sockets frame requests.
     pub framing: Framing,
+    /// Whether connections to the forward socket are used for more than one request, where the framing allows
+    /// that; with HTTP they are unless this says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<bool>,
     /// Unix socket that leads to the same topic of another node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outbound_socket: Option<OutboundSocket>,
 }
 
 impl TopicConfig {
+    /// Whether a connection to the forward socket is used for more than one request.
+    pub fn keeps_connections(&self) -> bool {
+        match self.framing {
+            Framing::Eof => false,
+            Framing::Http => self.keep_alive.unwrap_or(true),
+            // A server may say things without being asked, which the next request would get.
+            Framing::JsonLines => self.keep_alive.unwrap_or(false),
+        }
+    }
+
     /// How long the forward socket may take.
     pub fn socket_timeout(&self) -> Duration {
         self.reply_timeout

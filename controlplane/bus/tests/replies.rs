@@ -72,6 +72,57 @@ fn item_04_question_and_answer_take_two_round_trips_of_packets_and_one_of_waitin
 }
 
 #[test]
+fn item_04_questions_one_after_the_other_cost_a_packet_each_way() {
+    for link in [CLEAN, ROUGH] {
+        let mut net = Net::new(2, 1, link);
+        net.nodes[1].answers = true;
+        net.push(0, message(key(2), "", "x"));
+        net.push(1, message(key(1), "", "x"));
+        net.run_for(MINUTE);
+        let packets = net.packets;
+        for round in 2..52 {
+            let id = ask(&mut net, MINUTE);
+            net.run_while(MINUTE, |net| net.nodes[1].inbox.len() < round);
+            answer(&mut net, 1, id, 10);
+            net.run_while(MINUTE, |net| net.nodes[0].inbox.len() < round);
+        }
+        if link.loss_percent == 0 {
+            assert_eq!(net.packets - packets, 100);
+        }
+        // The last answer is acknowledged although nothing else goes there.
+        net.run_while(MINUTE, |net| net.nodes[1].bus.stats().outgoing > 0);
+        if link.loss_percent == 0 {
+            assert_eq!(net.packets - packets, 101);
+        }
+        assert_eq!(
+            net.nodes[0].bus.stats().retransmissions > 0,
+            link.loss_percent > 0
+        );
+        net.run_for(MINUTE);
+        net.check_once();
+    }
+}
+
+#[test]
+fn what_is_kept_to_be_answered_is_acknowledged_before_its_sender_sends_it_again() {
+    let mut net = Net::new(2, 1, CLEAN);
+    net.nodes[1].answers = true;
+    net.push(0, message(key(2), "", "x"));
+    net.run_for(MINUTE);
+    // One of them, and more than may wait.
+    for count in [1, 100] {
+        let asked: Vec<_> = (0..count).map(|_| ask(&mut net, MINUTE)).collect();
+        let waits = |net: &Net| net.state(0, *asked.last().unwrap()) != MessageState::Received;
+        let took = net.run_while(MINUTE, waits);
+        assert!(
+            took <= CLEAN.delay * 2 + Duration::from_millis(5),
+            "{took:?}"
+        );
+    }
+    assert_eq!(net.nodes[0].bus.stats().retransmissions, 0);
+}
+
+#[test]
 fn item_14_a_reply_that_nobody_waits_for_is_rejected_and_its_sender_learns_it() {
     let mut net = Net::new(3, 2, CLEAN);
     // Nobody asked at all.

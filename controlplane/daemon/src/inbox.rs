@@ -1,9 +1,9 @@
 //! The inbox: messages that were acknowledged to their senders and that nobody has taken yet.
 //!
-//! A thread of its own owns the store, so that a sync of the disk holds nobody up. It takes everything that
+//! A thread of its own owns a store on disk, so that a sync of the disk holds nobody up. It takes everything that
 //! waits, writes it in one transaction, syncs once and only then tells those who wait: under load many
 //! messages share a sync, alone a message pays for one (group commit). Payloads stay on disk; memory holds
-//! one small entry per message.
+//! one small entry per message. A store in memory needs no thread: whoever asks does the work.
 //!
 //! Taking is in two steps. [`Inbox::take`] hides a message and hands it out; [`Taken::confirm`] removes it
 //! for good. Whoever drops a [`Taken`] unconfirmed, or dies, leaves the message where it was.
@@ -16,14 +16,13 @@ mod tests;
 mod worker;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 
 use hyphae_bus::{DeliveryKey, Inbound, Room, Topic};
 use tokio::sync::{oneshot, watch};
 
-use worker::Job;
+use worker::{Desk, Job, Worker};
 
 /// File name in the state directory.
 pub const INBOX_FILE: &str = "inbox.redb";
@@ -175,7 +174,7 @@ struct Depth {
 /// The inbox. Copies lead to the same one.
 #[derive(Clone, Debug)]
 pub struct Inbox {
-    jobs: mpsc::Sender<Job>,
+    jobs: Desk,
     depth: Arc<Depth>,
     changed: watch::Receiver<u64>,
     limits: Limits,
@@ -201,17 +200,11 @@ impl Inbox {
     fn start(path: Option<PathBuf>, limits: Limits) -> Result<(Self, Found), InboxError> {
         let depth = Arc::new(Depth::default());
         let (changes, changed) = watch::channel(0);
-        let (jobs, queue) = mpsc::channel();
-        let (worker, found) =
-            worker::Worker::open(path.clone(), limits, Arc::clone(&depth), changes)?;
-        std::thread::Builder::new()
-            .name("inbox".to_owned())
-            .spawn(move || worker.run(&queue))
-            .map_err(|source| InboxError::Io {
-                path: path.unwrap_or_default(),
-                source,
-                hint: "; no thread for it",
-            })?;
+        let (worker, found) = Worker::open(path.clone(), limits, Arc::clone(&depth), changes)?;
+        let jobs = match path {
+            Some(path) => Desk::apart(path, worker)?,
+            None => Desk::Here(Arc::new(Mutex::new(worker))),
+        };
         let inbox = Self {
             jobs,
             depth,
@@ -326,7 +319,7 @@ impl Inbox {
     ) -> impl Future<Output = Option<T>> {
         let (done, answer) = oneshot::channel();
         // A closed queue drops the sender, which is what the answer then says.
-        let _ = self.jobs.send(job(done));
+        self.jobs.send(job(done));
         async move { answer.await.ok() }
     }
 }
@@ -345,7 +338,7 @@ impl Drop for Waiting {
 #[derive(Debug)]
 pub struct Lease {
     numbers: Vec<MessageNumber>,
-    jobs: Option<mpsc::Sender<Job>>,
+    jobs: Option<Desk>,
 }
 
 impl Lease {
@@ -358,7 +351,7 @@ impl Lease {
         let jobs = self.jobs.take().ok_or(InboxError::Closed)?;
         let numbers = std::mem::take(&mut self.numbers);
         // As in `Inbox::ask`.
-        let _ = jobs.send(Job::Confirm { numbers, done });
+        jobs.send(Job::Confirm { numbers, done });
         answer.await.map_err(|_| InboxError::Closed)?
     }
 }
@@ -367,7 +360,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(jobs) = self.jobs.take() {
             // A closed inbox shows the messages when it is opened again.
-            let _ = jobs.send(Job::Release(std::mem::take(&mut self.numbers)));
+            jobs.send(Job::Release(std::mem::take(&mut self.numbers)));
         }
     }
 }

@@ -13,6 +13,7 @@ mod bind;
 mod budget;
 pub mod forward;
 pub mod framing;
+mod idle;
 pub mod outbound;
 mod stats;
 #[cfg(test)]

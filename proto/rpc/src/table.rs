@@ -149,7 +149,7 @@ methods! {
         [BAD_TOPIC, TOPIC_NOT_FOUND];
     /// Hand messages on a topic to a local socket, and send back what it answers.
     set_topic_forward_socket = "setTopicForwardSocket" (ForwardSocketParams)
-        ["topic", "socket_path", "framing", "reply_timeout"] -> bool,
+        ["topic", "socket_path", "framing", "reply_timeout", "keep_alive"] -> bool,
         [BAD_TOPIC, BAD_SOCKET, TOPIC_NOT_FOUND, PERSIST_FAILED];
     /// Hand messages on a topic to no socket any more.
     remove_topic_forward_socket = "removeTopicForwardSocket" (TopicParams) ["topic"] -> bool,

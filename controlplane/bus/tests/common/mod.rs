@@ -76,6 +76,8 @@ pub struct Node {
     pub twice: usize,
     pub finished: BTreeMap<(MessageId, bool), MessageState>,
     pub timeouts: Vec<MessageId>,
+    /// It keeps messages as one does that answers them.
+    pub answers: bool,
     /// Its store takes up to so long for each message.
     pub slow: Duration,
     /// Number of the last packet of a message that it sent.
@@ -158,6 +160,7 @@ impl Net {
                 twice: 0,
                 finished: BTreeMap::new(),
                 timeouts: Vec::new(),
+                answers: false,
                 slow: Duration::ZERO,
                 last_packet: 0,
                 cut_off: false,
@@ -301,7 +304,11 @@ impl Net {
                 n.inbox.push(inbound);
                 let slow = u64::try_from(n.slow.as_nanos()).unwrap();
                 if slow == 0 {
-                    n.bus.accepted(now, key);
+                    if n.answers {
+                        n.bus.accepted_to_answer(now, key);
+                    } else {
+                        n.bus.accepted(now, key);
+                    }
                     self.tell_room(node);
                 } else {
                     let took = Duration::from_nanos(self.random.below(slow));

@@ -332,7 +332,7 @@ impl Service {
             BusCommand::Stored(messages) => self.stored(now, messages),
             BusCommand::Settle(key, verdict) => {
                 match verdict {
-                    Ok(()) => self.bus.accepted(now, key),
+                    Ok(()) => self.bus.accepted_to_answer(now, key),
                     Err(refuse) => self.bus.refused(now, key, refuse),
                 }
                 self.tell_room();

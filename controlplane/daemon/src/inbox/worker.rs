@@ -1,9 +1,8 @@
 //! The thread of the inbox: takes what waits, commits once, answers.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use hyphae_bus::{Inbound, Room, Topic};
@@ -42,13 +41,62 @@ pub(super) enum Job {
         /// As many as fit, but one at least.
         most: Room,
         /// For the lease: an answer that nobody picks up lets the message go.
-        jobs: mpsc::Sender<Self>,
+        jobs: Desk,
         done: Done<Result<Option<Taken>, InboxError>>,
     },
     Peek {
         topic: Option<Topic>,
         done: Done<Result<Option<Inbound>, InboxError>>,
     },
+}
+
+/// Where jobs are handed in.
+#[derive(Clone)]
+pub(super) enum Desk {
+    /// To the thread of the worker.
+    Thread(mpsc::Sender<Job>),
+    /// Done at once. Whoever hands one in holds what the answer comes by, so nothing that is left of an
+    /// answer is dropped, and handed in again, while the worker is at work.
+    Here(Arc<Mutex<Worker>>),
+}
+
+impl Desk {
+    /// A thread for a worker.
+    pub(super) fn apart(path: PathBuf, worker: Worker) -> Result<Self, InboxError> {
+        let (jobs, queue) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("inbox".to_owned())
+            .spawn(move || worker.run(&queue))
+            .map_err(|source| InboxError::Io {
+                path,
+                source,
+                hint: "; no thread for it",
+            })?;
+        Ok(Self::Thread(jobs))
+    }
+
+    /// Has a job done. An inbox that is closed drops it, which is what its answer then says.
+    pub(super) fn send(&self, job: Job) {
+        match self {
+            Self::Thread(jobs) => {
+                let _ = jobs.send(job);
+            }
+            Self::Here(worker) => {
+                if let Ok(mut worker) = worker.lock() {
+                    worker.work(vec![job]);
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Thread(_) => "Thread",
+            Self::Here(_) => "Here",
+        })
+    }
 }
 
 pub(super) struct Worker {
@@ -304,7 +352,7 @@ impl Worker {
         &mut self,
         topic: Option<&Topic>,
         mut most: Room,
-        jobs: mpsc::Sender<Job>,
+        jobs: Desk,
     ) -> Result<Option<Taken>, InboxError> {
         let (mut messages, mut numbers) = (Vec::new(), Vec::new());
         self.store()?;

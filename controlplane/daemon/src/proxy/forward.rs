@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use super::budget::{Budget, Share};
 use super::framing::{Answers, Expects, FRAME_MAX, FrameError, Framing, Request, Requests};
+use super::idle::Idle;
 use super::stats::{Side, Stats};
 use super::{Courier, Settings};
 use crate::inbox::{Inbox, Put, PutError};
@@ -90,6 +91,7 @@ pub struct Forward<C> {
     stats: Stats,
     at_once: Semaphore,
     budget: Budget,
+    idle: Arc<Idle>,
     lanes: Mutex<BTreeMap<Topic, Arc<Lane>>>,
 }
 
@@ -110,6 +112,7 @@ impl<C: Courier> Forward<C> {
             stats,
             at_once: Semaphore::new(AT_ONCE),
             budget: Budget::new(BYTES_MAX),
+            idle: Arc::default(),
             lanes: Mutex::default(),
         })
     }
@@ -184,8 +187,10 @@ impl<C: Courier> Forward<C> {
         let _room = self.at_once.acquire().await;
         let config = (self.settings)(&message.topic).ok_or(ForwardError::NotConfigured)?;
         let within = config.socket_timeout();
+        let keeps = config.keeps_connections();
         let path = config.forward_socket.ok_or(ForwardError::NotConfigured)?;
-        let asked = ask(&path, config.framing, &message.payload);
+        let way = (&*path, config.framing, keeps);
+        let asked = ask(&self.idle, way, &message.payload);
         let answer = timeout(within, asked)
             .await
             .map_err(|_| ForwardError::Timeout(within))??;
@@ -209,7 +214,11 @@ impl<C: Courier> Forward<C> {
 }
 
 /// Asks a server; `None` when the request expects no answer.
-async fn ask(path: &Path, framing: Framing, message: &[u8]) -> Result<Option<Bytes>, ForwardError> {
+async fn ask(
+    idle: &Arc<Idle>,
+    (path, framing, keeps): (&Path, Framing, bool),
+    message: &[u8],
+) -> Result<Option<Bytes>, ForwardError> {
     let request = match Requests::only(framing, message) {
         Ok(request) => request,
         // Without a framing of its own an empty request is one.
@@ -220,21 +229,53 @@ async fn ask(path: &Path, framing: Framing, message: &[u8]) -> Result<Option<Byt
         },
         Err(error) => return Err(ForwardError::Request(error)),
     };
-    let stream = UnixStream::connect(path)
-        .await
-        .map_err(ForwardError::Connect)?;
-    let (mut reading, mut writing) = stream.into_split();
+    loop {
+        let waiting = if keeps { idle.take(path) } else { None };
+        let reused = waiting.is_some();
+        let mut stream = match waiting {
+            Some(stream) => stream,
+            None => UnixStream::connect(path)
+                .await
+                .map_err(ForwardError::Connect)?,
+        };
+        // Without an exchange the server has closed it a moment ago, and has read nothing of the request.
+        if let Some((answer, goes_on)) = exchange(&mut stream, reused, framing, &request).await? {
+            if keeps && goes_on && !request.last {
+                idle.rest(path, stream);
+            }
+            return Ok(answer);
+        }
+    }
+}
+
+/// One request on a connection: the answer, and whether the connection can carry another one. `None` when it
+/// was used before and does not take even the first byte.
+async fn exchange(
+    stream: &mut UnixStream,
+    reused: bool,
+    framing: Framing,
+    request: &Request,
+) -> Result<Option<(Option<Bytes>, bool)>, ForwardError> {
+    let (mut reading, mut writing) = stream.split();
     let half_close = framing == Framing::Eof;
+    let (mut rest, mut written) = (&request.bytes[..], false);
+    if reused {
+        let Ok(sent) = writing.write(rest).await else {
+            return Ok(None);
+        };
+        rest = rest.get(sent..).unwrap_or_default();
+    }
     let write = async {
-        writing.write_all(&request.bytes).await?;
+        writing.write_all(rest).await?;
         if half_close {
             writing.shutdown().await?;
         }
+        written = true;
         Ok::<_, io::Error>(())
     };
     if request.expects == Expects::Nothing {
         write.await.map_err(ForwardError::Io)?;
-        return Ok(None);
+        return Ok(Some((None, true)));
     }
     let read = async {
         let mut answers = Answers::new(request.expects.clone(), FRAME_MAX);
@@ -251,7 +292,10 @@ async fn ask(path: &Path, framing: Framing, message: &[u8]) -> Result<Option<Byt
                 Err(error) => return Err(ForwardError::Io(error)),
             }
             match answers.poll() {
-                Ok(Some(answer)) => return Ok(answer.bytes),
+                Ok(Some(answer)) => {
+                    let persistent = answer.persistent && answers.is_empty();
+                    return Ok((answer.bytes, persistent));
+                }
                 Ok(None) => {}
                 Err(FrameError::Empty) => return Err(ForwardError::Empty),
                 Err(error) => return Err(ForwardError::Answer(error)),
@@ -262,14 +306,16 @@ async fn ask(path: &Path, framing: Framing, message: &[u8]) -> Result<Option<Byt
     // matter any more. While it still may answer, a failed write does not decide either.
     tokio::pin!(read);
     let answer = tokio::select! {
-        answer = &mut read => answer,
-        written = write => {
+        biased;
+        outcome = write => {
             let answer = read.await;
-            match (answer, written) {
+            match (answer, outcome) {
                 (Err(_), Err(error)) => Err(ForwardError::Io(error)),
                 (answer, _) => answer,
             }
         }
+        answer = &mut read => answer,
     };
-    answer.map(Some)
+    let (answer, persistent) = answer?;
+    Ok(Some((Some(answer), persistent && written)))
 }

@@ -120,14 +120,16 @@ impl Requests {
     pub fn only(framing: Framing, message: &[u8]) -> Result<Request, FrameError> {
         let mut requests = Self::new(framing, FRAME_MAX);
         requests.feed(message);
-        requests.end();
         let request = loop {
             match requests.poll()? {
                 Step::Request(request) => break request,
                 Step::Continue => {}
+                // What is whole without the end of the stream can be followed by others.
+                Step::More if !requests.ended => requests.end(),
                 Step::More | Step::End => return Err(FrameError::Truncated),
             }
         };
+        requests.end();
         if requests.poll() == Ok(Step::End) {
             Ok(request)
         } else {
@@ -221,6 +223,11 @@ impl Answers {
     /// No more bytes will come.
     pub fn end(&mut self) {
         self.ended = true;
+    }
+
+    /// Whether nothing has come after what was found.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
     }
 
     /// The answer, once it is whole.

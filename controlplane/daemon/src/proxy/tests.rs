@@ -89,7 +89,12 @@ fn topic() -> Topic {
 const PATIENCE: u64 = 60;
 
 fn settings(framing: Framing, forward: Option<PathBuf>, reply_timeout: u64) -> Settings {
-    let config = TopicConfig {
+    let config = config(framing, forward, reply_timeout);
+    Arc::new(move |name| (*name == topic()).then(|| config.clone()))
+}
+
+fn config(framing: Framing, forward: Option<PathBuf>, reply_timeout: u64) -> TopicConfig {
+    TopicConfig {
         framing,
         forward_socket: forward,
         outbound_socket: Some(OutboundSocket {
@@ -98,8 +103,7 @@ fn settings(framing: Framing, forward: Option<PathBuf>, reply_timeout: u64) -> S
         }),
         reply_timeout: Some(reply_timeout),
         ..TopicConfig::default()
-    };
-    Arc::new(move |name| (*name == topic()).then(|| config.clone()))
+    }
 }
 
 fn inbound(id: u64, payload: impl Into<Bytes>) -> Inbound {

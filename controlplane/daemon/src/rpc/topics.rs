@@ -90,6 +90,7 @@ impl Dispatcher {
                     config.forward_socket = Some(path);
                     config.framing = framing.unwrap_or(config.framing);
                     config.reply_timeout = timeout.or(config.reply_timeout);
+                    config.keep_alive = params.keep_alive.or(config.keep_alive);
                     Ok(true)
                 })
                 .await

@@ -141,6 +141,10 @@ pub(crate) enum ForwardCommand {
         /// Seconds that the server may take [default: as it was, at first 5].
         #[arg(long, value_name = "SECONDS")]
         reply_timeout: Option<u64>,
+        /// Whether connections to the server are used for more than one request [default: as it was, at
+        /// first yes with http and no with json-lines].
+        #[arg(long, value_name = "YES-OR-NO", value_parser = clap::builder::BoolishValueParser::new())]
+        keep_alive: Option<bool>,
         #[command(flatten)]
         node: NodeRef,
     },
@@ -359,6 +363,7 @@ fn forward(command: ForwardCommand, json: bool) -> anyhow::Result<()> {
             path,
             framing,
             reply_timeout,
+            keep_alive,
             node,
         } => {
             let params = ForwardSocketParams {
@@ -366,6 +371,7 @@ fn forward(command: ForwardCommand, json: bool) -> anyhow::Result<()> {
                 socket_path: absolute(&path)?,
                 framing,
                 reply_timeout,
+                keep_alive,
             };
             said(node.client().set_topic_forward_socket(params)?, json)
         }

@@ -50,6 +50,10 @@ pub struct ForwardSocketParams {
     /// Seconds that connecting, writing and reading may take together; 5 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_timeout: Option<u64>,
+    /// Whether connections to the server are used for more than one request; by default with "http" only, and
+    /// never with "eof". Requests of all senders share them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<bool>,
 }
 
 /// Parameters of `setTopicOutboundSocket`.

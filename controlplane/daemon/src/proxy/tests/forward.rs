@@ -17,6 +17,7 @@ use crate::proxy::{Side, Stats};
 const AT_ONCE: usize = 64;
 
 struct Lab {
+    settings: Settings,
     directory: TempDir,
     messages: mpsc::Sender<Inbound>,
     heard: mpsc::UnboundedReceiver<Told>,
@@ -31,20 +32,22 @@ impl Lab {
 
     /// With a server that has so many seconds to answer.
     fn with(framing: Framing, limits: Limits, reply_timeout: u64) -> Self {
+        Self::of(limits, |path| config(framing, Some(path), reply_timeout))
+    }
+
+    /// With these settings of the topic, whose server is at a path.
+    fn of(limits: Limits, config: impl FnOnce(PathBuf) -> TopicConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("server");
+        let config = config(directory.path().join("server"));
+        let settings: Settings = Arc::new(move |name| (*name == topic()).then(|| config.clone()));
         let (courier, heard) = Fake::new(|_| panic!("nobody asks"));
         let inbox = Inbox::in_memory(limits).unwrap();
         let stats = Stats::default();
-        let forward = Forward::new(
-            courier,
-            settings(framing, Some(path), reply_timeout),
-            inbox.clone(),
-            stats.clone(),
-        );
+        let forward = Forward::new(courier, Arc::clone(&settings), inbox.clone(), stats.clone());
         let (messages, receiver) = mpsc::channel(16);
         tokio::spawn(forward.run(receiver));
         Self {
+            settings,
             directory,
             messages,
             heard,
@@ -132,6 +135,97 @@ async fn item_20_the_answer_of_the_server_is_the_reply() {
     assert_eq!(lab.heard.recv().await, Some(settled));
     lab.counted("duplicate", 1).await;
     lab.counted("answered", 2).await;
+}
+
+/// What a server of lines does beside answering.
+#[derive(Clone, Copy, PartialEq)]
+enum Habit {
+    None,
+    /// It closes after each answer.
+    Closes,
+    /// It says something more after each answer.
+    Talks,
+}
+
+/// The connections that a server gets for three requests, one after the other.
+async fn connections(habit: Habit, config: impl FnOnce(PathBuf) -> TopicConfig) -> usize {
+    let mut lab = Lab::of(Limits::default(), config);
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let (done, mut dones) = mpsc::unbounded_channel();
+    lab.serve(move |stream| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let done = done.clone();
+        async move {
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            while stream.read_line(&mut line).await.unwrap() > 0 {
+                let http = line.starts_with("GET");
+                if http {
+                    while line != "\r\n" {
+                        line.clear();
+                        stream.read_line(&mut line).await.unwrap();
+                    }
+                }
+                let answer = match http {
+                    true => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+                    false => "{\"id\":1,\"result\":true}\n",
+                };
+                stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+                line.clear();
+                if habit == Habit::Talks {
+                    let more = b"{\"method\":\"by the way\"}\n";
+                    stream.get_mut().write_all(more).await.unwrap();
+                }
+                if habit == Habit::Closes {
+                    break;
+                }
+                done.send(()).unwrap();
+            }
+            drop(stream);
+            let _ = done.send(());
+        }
+    });
+    let http = (lab.settings)(&topic()).unwrap().framing == Framing::Http;
+    for id in 0..3 {
+        let (asked, expected) = match http {
+            true => ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", &b"ok"[..]),
+            false => (
+                "{\"id\":1,\"method\":\"m\"}\n",
+                &b"{\"id\":1,\"result\":true}\n"[..],
+            ),
+        };
+        let message = inbound(id, asked);
+        lab.send(message.clone()).await;
+        assert!(lab.reply(&message).await.ends_with(expected));
+        // What the server does after its answer is done.
+        dones.recv().await.unwrap();
+    }
+    connections.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn item_21_connections_carry_several_requests_where_that_is_safe() {
+    let of = |framing, keep_alive| {
+        move |path| TopicConfig {
+            keep_alive,
+            ..config(framing, Some(path), PATIENCE)
+        }
+    };
+    assert_eq!(connections(Habit::None, of(Framing::Http, None)).await, 1);
+    assert_eq!(
+        connections(Habit::None, of(Framing::Http, Some(false))).await,
+        3
+    );
+    assert_eq!(
+        connections(Habit::None, of(Framing::JsonLines, None)).await,
+        3
+    );
+    let lines = of(Framing::JsonLines, Some(true));
+    assert_eq!(connections(Habit::None, lines).await, 1);
+    // One that the server has closed is not used again, nor one on which it has said more than it was asked.
+    assert_eq!(connections(Habit::Closes, lines).await, 3);
+    assert_eq!(connections(Habit::Talks, lines).await, 3);
 }
 
 #[tokio::test]

@@ -1,0 +1,67 @@
+//! Connections to local servers that wait for their next request.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+/// How long one waits: less than servers let connections rest.
+const REST: Duration = Duration::from_secs(1);
+/// Connections to one socket that wait.
+const PER_SOCKET_MAX: usize = 64;
+
+/// The connections, by the socket they lead to, those used last at the end.
+#[derive(Default)]
+pub(super) struct Idle(Mutex<HashMap<PathBuf, Vec<(UnixStream, Instant)>>>);
+
+impl Idle {
+    /// One that its server has neither closed nor said anything on.
+    pub(super) fn take(&self, path: &Path) -> Option<UnixStream> {
+        let mut all = self.lock();
+        let found = all.get_mut(path)?;
+        std::iter::from_fn(|| found.pop())
+            .find_map(|(stream, _)| is_quiet(&stream).then_some(stream))
+    }
+
+    /// Lets one wait for its next request, but not for long.
+    pub(super) fn rest(self: &Arc<Self>, path: &Path, stream: UnixStream) {
+        let mut all = self.lock();
+        if all.is_empty() {
+            tokio::spawn(Arc::clone(self).sweep());
+        }
+        let found = all.entry(path.to_owned()).or_default();
+        if found.len() < PER_SOCKET_MAX {
+            found.push((stream, Instant::now()));
+        }
+    }
+
+    /// Closes those that have waited long enough, until there are none.
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(REST).await;
+            let mut all = self.lock();
+            all.retain(|_, found| {
+                found.retain(|(_, since)| since.elapsed() < REST);
+                !found.is_empty()
+            });
+            if all.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, Vec<(UnixStream, Instant)>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What comes before a request is no answer to it.
+fn is_quiet(stream: &UnixStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    rustix::net::recv(stream, &mut [0; 1], flags) == Err(Errno::AGAIN)
+}
