@@ -18,31 +18,29 @@ const REPLY: u8 = 1;
 /// Length of an id.
 pub(super) const KEY_LEN: usize = 41;
 
-/// Where the payload of a message is: the shelf, and the first of its bytes there.
+/// Where the payload of a message is: the shelf, and the first of its bytes there, or [`IN_PIECES`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) shelf: u64,
     pub(super) at: usize,
 }
 
+/// In place of the first byte of a payload that lies in pieces beside the shelf.
+pub(super) const IN_PIECES: usize = usize::MAX;
+
 /// Length of what comes before the head in a record.
 const RECORD_HEAD: usize = 20;
 
 /// Puts a message on a shelf; gives where its payload begins.
 pub(super) fn append(shelf: &mut Vec<u8>, number: u64, head: &[u8], payload: &[u8]) -> usize {
-    let at = begin(shelf, number, head, payload.len());
-    shelf.extend_from_slice(payload);
-    at
-}
-
-/// The same without the payload, which has to follow.
-pub(super) fn begin(shelf: &mut Vec<u8>, number: u64, head: &[u8], payload: usize) -> usize {
     let len = u32::try_from(head.len()).unwrap_or(u32::MAX);
     shelf.extend_from_slice(&number.to_le_bytes());
     shelf.extend_from_slice(&len.to_le_bytes());
-    shelf.extend_from_slice(&(payload as u64).to_le_bytes());
+    shelf.extend_from_slice(&(payload.len() as u64).to_le_bytes());
     shelf.extend_from_slice(head);
-    shelf.len()
+    let at = shelf.len();
+    shelf.extend_from_slice(payload);
+    at
 }
 
 /// A record of a shelf.

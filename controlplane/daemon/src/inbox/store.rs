@@ -21,18 +21,21 @@ use redb::{
 };
 
 use super::index::{Entry, Index};
-use super::record::{self, Head, KEY_LEN, Place};
+use super::record::{self, Head, IN_PIECES, KEY_LEN, Place};
 use super::{InboxError, MessageNumber};
 
 /// Messages that were written together, by the number of the first.
 const SHELVES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("shelves");
+/// A payload that is too long for a shelf, piece by piece, by the number of its message: the head is alone on
+/// its shelf, in a record without a payload. One long value would be copied, as a whole, several times.
+const PIECES: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("pieces");
 /// Of a shelf: which of its messages have been taken, bit by bit from its first number on.
 const TAKEN: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("taken");
 /// Ids of messages that came together, by the number of the first.
 const COMPLETED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("completed");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT: &str = "format";
-const FORMAT_NOW: u64 = 2;
+const FORMAT_NOW: u64 = 3;
 /// What an inbox without a file is called.
 const IN_MEMORY: &str = "in memory";
 /// Pages that are kept in memory.
@@ -42,6 +45,8 @@ const WASTE: u64 = 32 << 20;
 const WASTE_FACTOR: u64 = 2;
 /// A shelf takes no more messages when it has so many bytes.
 const SHELF_FULL: usize = 1 << 20;
+/// Bytes of a piece: with what surrounds it, it fits a page of 1 MiB.
+const PIECE: usize = (1 << 20) - 4096;
 /// A shelf of at least so many bytes is written again when less than a quarter of them is of use.
 const SHELF_SMALL: u64 = 64 << 10;
 
@@ -105,6 +110,8 @@ struct Shelf {
     useful: u64,
     /// Bytes of all of it.
     size: u64,
+    /// Of its only message.
+    pieces: u32,
     taken: Vec<u8>,
 }
 
@@ -114,6 +121,7 @@ impl Shelf {
             left: 0,
             useful: 0,
             size: size as u64,
+            pieces: 0,
             taken: Vec::new(),
         }
     }
@@ -242,11 +250,17 @@ impl Store {
             Content::Memory(payloads) => return Ok(Reader::Memory(payloads.borrow())),
         };
         let _hand = InHand::take(&self.path);
-        let open = || -> Result<_, Error> { Ok(database.begin_read()?.open_table(SHELVES)?) };
-        let table = open().map_err(|error| explain(&self.path, error))?;
+        let open = || -> Result<_, Error> {
+            let transaction = database.begin_read()?;
+            Ok(Box::new(Tables {
+                shelves: transaction.open_table(SHELVES)?,
+                pieces: transaction.open_table(PIECES)?,
+            }))
+        };
+        let tables = open().map_err(|error| explain(&self.path, error))?;
         let path = &self.path;
         Ok(Reader::File {
-            table,
+            tables,
             path,
             open: None,
         })
@@ -262,23 +276,27 @@ impl File {
             let mut shelves = transaction.open_table(SHELVES)?;
             let mut taken = transaction.open_table(TAKEN)?;
             let mut completed = transaction.open_table(COMPLETED)?;
+            let mut pieces = transaction.open_table(PIECES)?;
             let mut rest = &batch.writes[..];
             while let Some(first) = rest.first() {
                 let (first, mut bytes, mut ids) = (first.number.0, Vec::new(), Vec::new());
-                let (mut count, mut long) = (0, None);
+                let mut count = 0;
                 let mut shelf = Shelf::new(0);
                 for write in rest {
                     let (number, head) = (write.number.0, write.head.encode());
                     let fits = bytes.len() + head.len() + write.payload.len() <= SHELF_FULL;
-                    if (count > 0 && !fits) || long.is_some() {
+                    if (count > 0 && !fits) || shelf.pieces > 0 {
                         break;
                     }
                     let at = if fits {
                         record::append(&mut bytes, number, &head, &write.payload)
                     } else {
-                        // Alone, and copied only to where it stays.
-                        long = Some(&write.payload);
-                        record::begin(&mut bytes, number, &head, write.payload.len())
+                        record::append(&mut bytes, number, &head, &[]);
+                        for (n, piece) in (0..).zip(write.payload.chunks(PIECE)) {
+                            pieces.insert((first, n), piece)?;
+                            shelf.pieces = n + 1;
+                        }
+                        IN_PIECES
                     };
                     placed.writes.push(Place { shelf: first, at });
                     ids.extend_from_slice(&record::encode_key(&write.head.key));
@@ -286,18 +304,8 @@ impl File {
                     count += 1;
                 }
                 rest = rest.get(count..).unwrap_or_default();
-                let size = bytes.len() + long.map_or(0, |payload| payload.len());
-                shelf.size = size as u64;
-                if let Some(payload) = long {
-                    let len = u32::try_from(size).unwrap_or(u32::MAX);
-                    let mut place = shelves.insert_reserve(first, len)?;
-                    if let Some((head, rest)) = place.as_mut().split_at_mut_checked(bytes.len()) {
-                        head.copy_from_slice(&bytes);
-                        rest.copy_from_slice(payload);
-                    }
-                } else {
-                    shelves.insert(first, &bytes[..])?;
-                }
+                shelf.size = bytes.len() as u64;
+                shelves.insert(first, &bytes[..])?;
                 completed.insert(first, &ids[..])?;
                 self.shelves.insert(first, shelf);
                 self.completed.push_back((first, count));
@@ -314,6 +322,9 @@ impl File {
                     continue;
                 };
                 if shelf.left == 0 {
+                    for n in 0..shelf.pieces {
+                        pieces.remove((first, n))?;
+                    }
                     shelves.remove(first)?;
                     taken.remove(first)?;
                     self.shelves.remove(&first);
@@ -358,10 +369,16 @@ fn tidied(old: &[u8], first: u64, taken: &[u8]) -> (Vec<u8>, Vec<(MessageNumber,
     (bytes, moved)
 }
 
+/// Where payloads lie in a file.
+pub(super) struct Tables {
+    shelves: ReadOnlyTable<u64, &'static [u8]>,
+    pieces: ReadOnlyTable<(u64, u32), &'static [u8]>,
+}
+
 /// The payloads at one moment.
 pub(super) enum Reader<'a> {
     File {
-        table: ReadOnlyTable<u64, &'static [u8]>,
+        tables: Box<Tables>,
         path: &'a Path,
         /// The shelf that was read last: the next message is mostly on it.
         open: Option<(u64, Box<AccessGuard<'static, &'static [u8]>>)>,
@@ -376,14 +393,20 @@ impl Reader<'_> {
         number: MessageNumber,
         entry: &Entry,
     ) -> Result<Option<Bytes>, InboxError> {
-        let (table, path, open) = match self {
-            Self::File { table, path, open } => (table, path, open),
+        let (tables, path, open) = match self {
+            Self::File { tables, path, open } => (tables, path, open),
             Self::Memory(payloads) => return Ok(payloads.get(&number).cloned()),
         };
         let Place { shelf, at } = entry.place;
+        if at == IN_PIECES {
+            let _hand = InHand::take(path);
+            let bytes = joined(&tables.pieces, shelf, entry.head.len);
+            let bytes = bytes.map_err(|error| explain(path, error))?;
+            return Ok(entry.head.is_of(&bytes).then(|| bytes.into()));
+        }
         if open.as_ref().is_none_or(|(open, _)| *open != shelf) {
             let _hand = InHand::take(path);
-            let found = table.get(shelf);
+            let found = tables.shelves.get(shelf);
             let found = found.map_err(|error| explain(path, error.into()))?;
             *open = found.map(|found| (shelf, Box::new(found)));
         }
@@ -409,6 +432,23 @@ impl Reader<'_> {
     }
 }
 
+/// The pieces of a payload of this length, or as much as there is.
+fn joined(
+    pieces: &ReadOnlyTable<(u64, u32), &'static [u8]>,
+    shelf: u64,
+    len: u64,
+) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
+    for piece in pieces.range((shelf, 0)..(shelf, pieces_of(len)))? {
+        bytes.extend_from_slice(piece?.1.value());
+    }
+    Ok(bytes)
+}
+
+fn pieces_of(len: u64) -> u32 {
+    u32::try_from(len.div_ceil(PIECE as u64)).unwrap_or(u32::MAX)
+}
+
 /// What was found, and what is known of it without reading it again.
 type Prepared = (
     Loaded,
@@ -427,6 +467,7 @@ fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
             if found.is_none() {
                 meta.insert(FORMAT, FORMAT_NOW)?;
                 transaction.open_table(SHELVES)?;
+                transaction.open_table(PIECES)?;
                 transaction.open_table(TAKEN)?;
                 transaction.open_table(COMPLETED)?;
             }
@@ -484,14 +525,19 @@ fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
                 if is_taken(&shelf.taken, first, record.number) {
                     continue;
                 }
-                if head.len != record.payload.len() as u64 {
+                let len = record.payload.len() as u64;
+                let apart = record.number == first && len == 0 && head.len > 0;
+                if head.len != len && !apart {
                     *unreadable = Some(record.number);
                 }
-                let place = Place {
-                    shelf: first,
-                    at: record.at,
+                let at = if apart {
+                    shelf.pieces = pieces_of(head.len);
+                    IN_PIECES
+                } else {
+                    record.at
                 };
-                shelf.add(record.payload.len());
+                let place = Place { shelf: first, at };
+                shelf.add(usize::try_from(head.len).unwrap_or(usize::MAX));
                 index.insert(MessageNumber(record.number), head, place, true);
             }
             shelves.insert(first, shelf);

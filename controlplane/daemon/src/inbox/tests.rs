@@ -31,10 +31,13 @@ async fn pop(inbox: &Inbox, of: Option<Topic>) -> Option<Inbound> {
 #[tokio::test]
 async fn item_06_what_was_put_is_there_after_opening_again() {
     let directory = tempfile::tempdir().unwrap();
-    let sent: Vec<_> = [0usize, 1, 100, 5000, 200_000]
+    let piece = (1 << 20) - 4096;
+    let lengths = [0, 1, 100, 5000, 200_000, 1 << 20, 2 * piece, 3_500_000];
+    let long: Vec<u8> = (0..3_500_000u32).map(|n| (n % 251) as u8).collect();
+    let sent: Vec<_> = lengths
         .iter()
         .zip(1..)
-        .map(|(len, id)| message(id, "t", &vec![0x5a; *len]))
+        .map(|(len, id)| message(id, "t", &long[..*len]))
         .collect();
     {
         let (inbox, found) = Inbox::open(directory.path(), Limits::default()).unwrap();
@@ -51,7 +54,8 @@ async fn item_06_what_was_put_is_there_after_opening_again() {
         found.completed, keys,
         "ids are remembered, taken or not, in order"
     );
-    assert_eq!(inbox.depth(), (4, 205_101));
+    let bytes: usize = lengths.iter().sum();
+    assert_eq!(inbox.depth(), (7, bytes as u64));
     for message in &sent {
         let again = inbox.put(message.clone(), false).await.unwrap();
         assert_eq!(again, Put::Duplicate);
@@ -61,6 +65,19 @@ async fn item_06_what_was_put_is_there_after_opening_again() {
     }
     assert_eq!(pop(&inbox, None).await, None);
     assert_eq!(inbox.depth(), (0, 0));
+    // Nothing of them is left: as many of the long ones again need no more room than the first.
+    let size = || {
+        std::fs::metadata(directory.path().join(INBOX_FILE))
+            .unwrap()
+            .len()
+    };
+    let before = size();
+    for id in 100..120 {
+        let message = message(id, "t", &long);
+        inbox.put(message.clone(), false).await.unwrap();
+        assert_eq!(pop(&inbox, None).await.as_ref(), Some(&message));
+    }
+    assert!(size() <= 2 * before, "{before} bytes became {}", size());
 }
 
 #[tokio::test]
