@@ -204,7 +204,8 @@ fn cut_a_message(mesh: &mut Mesh, panels: &mut Panels<'_>) {
             seen = ["outgoing", "outgoing_bytes", "incoming"]
                 .into_iter()
                 .all(moves);
-            seen || arrived(mesh, &id)
+            // All of it may be there, and only its sender not know.
+            seen || value(mesh, 2, "hyphae_messages_incoming") == 0.0 || arrived(mesh, &id)
         });
         if seen {
             panels.look();
