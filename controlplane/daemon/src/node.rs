@@ -396,13 +396,17 @@ impl Node {
     /// Does what the bus wants done, and sends a bounded number of its packets, so that long
     /// messages hold up no handshake. True when there are more.
     pub(crate) fn drain_bus(&mut self, now: Nanos) -> BusDrained {
-        while let Some(address) = self.bus.poll_session(now) {
-            match self.overlay.session_key(address) {
-                Some(key) => self.bus.session_up(now, address, key),
-                None => self.overlay.want_session(now, address),
+        loop {
+            while let Some(address) = self.bus.poll_session(now) {
+                match self.overlay.session_key(address) {
+                    Some(key) => self.bus.session_up(now, address, key),
+                    None => self.overlay.want_session(now, address),
+                }
+            }
+            if !self.bus.store(now) {
+                break;
             }
         }
-        self.bus.store();
         for sent in 0..BUS_BUDGET {
             let Some(attachment) = &mut self.attachment else {
                 return BusDrained::Done;

@@ -9,6 +9,7 @@ mod handle;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
     Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Refuse, Room, Stats,
@@ -209,7 +210,7 @@ impl Service {
                 return;
             };
             match admin.try_send(inbound) {
-                Ok(()) => self.bus.accepted(now, key),
+                Ok(()) => self.bus.accepted_to_answer(now, key),
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     self.bus.refused(now, key, Refuse::Full);
                 }
@@ -242,26 +243,36 @@ impl Service {
         self.tell_room();
     }
 
-    /// Brings what has come into the inbox, all at once.
-    pub(crate) fn store(&mut self) {
+    /// Brings what has come into the inbox, all at once. True when that has decided about it already, as an
+    /// inbox in memory does.
+    pub(crate) fn store(&mut self, now: Nanos) -> bool {
         let fresh = std::mem::take(&mut self.fresh);
         if fresh.is_empty() {
-            return;
+            return false;
         }
-        let (commands, inbox) = (self.commands.clone(), self.inbox.clone());
-        tokio::spawn(async move {
-            let of = |inbound: &Inbound| (inbound.key(), inbound.payload.len());
-            let keys: Vec<_> = fresh.iter().map(of).collect();
+        let of = |inbound: &Inbound| (inbound.key(), inbound.payload.len());
+        let keys: Vec<_> = fresh.iter().map(of).collect();
+        let inbox = self.inbox.clone();
+        let mut kept = Box::pin(async move {
             let kept = inbox.put_all(fresh, false).await.into_iter();
             let kept = kept.map(|put| match put {
                 Ok(_) => Kept::Yes,
                 Err(PutError::Full) => Kept::Full,
                 Err(PutError::Failed(_)) => Kept::Failed,
             });
-            let command = Command::Bus(BusCommand::Stored(keys.into_iter().zip(kept).collect()));
+            keys.into_iter().zip(kept).collect()
+        });
+        if let Some(kept) = (&mut kept).now_or_never() {
+            self.stored(now, kept);
+            return true;
+        }
+        let commands = self.commands.clone();
+        tokio::spawn(async move {
+            let command = Command::Bus(BusCommand::Stored(kept.await));
             // The engine task may be ending.
             let _ = commands.send(command).await;
         });
+        false
     }
 
     fn stored(&mut self, now: Nanos, messages: Vec<((DeliveryKey, usize), Kept)>) {
