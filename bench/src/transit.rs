@@ -62,7 +62,12 @@ pub(crate) struct Args {
     core: usize,
     /// Workers of the relay: on that core, the next ones, and from the first on. Generator and sink stay on the
     /// first core, so more than all other cores are no measure of speed, only of cost.
-    #[arg(long, value_delimiter = ',', default_value = "1")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1",
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     workers: Vec<u16>,
     /// Only the relay, and the same driver without cryptography.
     #[arg(long)]

@@ -29,7 +29,12 @@ pub fn endpoint(n: u32) -> Endpoint {
 
 /// The index in a slot of the first worker.
 pub fn index(slot: u16) -> SessionIndex {
-    SessionIndex::new(WorkerId(0), 0x155, slot)
+    index_at(WorkerId(0), slot)
+}
+
+/// The index in a slot of a worker.
+pub fn index_at(worker: WorkerId, slot: u16) -> SessionIndex {
+    SessionIndex::new(worker, 0x155, slot)
 }
 
 /// The `n`th of many networks, as keys would make them.

@@ -158,7 +158,7 @@ fn install(
 }
 
 fn index(worker: WorkerId, peer: u32) -> SessionIndex {
-    SessionIndex::new(worker, 0x155, u16::try_from(peer + 1).unwrap_or(1))
+    records::index_at(worker, u16::try_from(peer + 1).unwrap_or(1))
 }
 
 fn transit(stats: &StatsReader) -> u64 {

@@ -3,8 +3,8 @@
 //!
 //! A message is put into the inbox first, hidden, so that its sender may be told that it was received and
 //! no kill can lose it. When the server has answered, it is removed; when anything goes wrong, it is let
-//! go and somebody may take it from the inbox. A node that was killed in between does not ask the server
-//! a second time.
+//! go and somebody may take it from the inbox. A node with a durable inbox that was killed in between does
+//! not ask the server a second time.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -88,8 +88,7 @@ fn topic() -> Topic {
 /// How long anything may take on a busy machine, seconds.
 const PATIENCE: u64 = 60;
 
-fn settings(framing: Framing, forward: Option<PathBuf>, reply_timeout: u64) -> Settings {
-    let config = config(framing, forward, reply_timeout);
+fn settings(config: TopicConfig) -> Settings {
     Arc::new(move |name| (*name == topic()).then(|| config.clone()))
 }
 

@@ -513,7 +513,7 @@ fn informational(host: &Readings) -> Vec<Check> {
     if let Some(polled) = host.idle_polled {
         let note = match polled {
             0 => {
-                ": a wake-up of an idle core costs the host's scheduler some 30 us; where latency counts \
+                ": waking an idle core may take the hypervisor tens of microseconds; where latency counts \
                   more than idle power, `echo 200000 > /sys/module/haltpoll/parameters/guest_halt_poll_ns`"
             }
             _ => "",

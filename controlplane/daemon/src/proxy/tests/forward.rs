@@ -38,8 +38,7 @@ impl Lab {
     /// With these settings of the topic, whose server is at a path.
     fn of(limits: Limits, config: impl FnOnce(PathBuf) -> TopicConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = config(directory.path().join("server"));
-        let settings: Settings = Arc::new(move |name| (*name == topic()).then(|| config.clone()));
+        let settings = settings(config(directory.path().join("server")));
         let (courier, heard) = Fake::new(|_| panic!("nobody asks"));
         let inbox = Inbox::in_memory(limits).unwrap();
         let stats = Stats::default();
@@ -421,7 +420,7 @@ async fn item_23_a_program_gets_byte_for_byte_what_the_server_answers() {
     });
     let outbound = Outbound::new(
         courier,
-        settings(Framing::Http, None, PATIENCE),
+        settings(config(Framing::Http, None, PATIENCE)),
         Stats::default(),
     );
     let path = directory.path().join("outbound");

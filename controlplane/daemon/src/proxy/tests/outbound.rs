@@ -30,7 +30,11 @@ impl Lab {
         let directory = tempfile::tempdir().unwrap();
         let (courier, heard) = Fake::new(answer);
         let stats = Stats::default();
-        let outbound = Outbound::new(courier, settings(framing, None, PATIENCE), stats.clone());
+        let outbound = Outbound::new(
+            courier,
+            settings(config(framing, None, PATIENCE)),
+            stats.clone(),
+        );
         let lab = Self {
             directory,
             outbound,
