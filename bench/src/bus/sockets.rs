@@ -1,7 +1,6 @@
 //! Requests through the socket proxy, and the same to the server's socket directly.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,11 @@ use hyphae_rpc::method::{
     Destination, ForwardSocketParams, OutboundSocketParams, TopicParams, TopicPubkeyParams,
 };
 use serde_json::json;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::node::{PATIENCE, Pair, eventually};
 use crate::stats::Times;
@@ -26,21 +30,9 @@ pub(super) fn prepare(pair: &Pair) -> anyhow::Result<Way> {
     let directory = pair.directory.path();
     let (direct, proxied) = (directory.join("server.sock"), directory.join("remote.sock"));
     let listener = UnixListener::bind(&direct)?;
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || {
-                let mut reader = BufReader::new(&stream);
-                let mut line = Vec::new();
-                while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                    // A client that has gone is no error here.
-                    if (&stream).write_all(answer().as_bytes()).is_err() {
-                        return;
-                    }
-                    line.clear();
-                }
-            });
-        }
-    });
+    listener.set_nonblocking(true)?;
+    let runtime = runtime()?;
+    std::thread::spawn(move || runtime.block_on(serve(listener)));
     let topic = Base64::encode("bench");
     let named = || TopicParams {
         topic: topic.clone(),
@@ -71,9 +63,34 @@ pub(super) fn prepare(pair: &Pair) -> anyhow::Result<Way> {
         })?;
     let way = Way { direct, proxied };
     eventually("the proxy answers", || {
-        Ok(client(&way.proxied, Duration::ZERO).is_ok())
+        Ok(measure(&way.proxied, 1, Duration::ZERO).is_ok())
     })?;
     Ok(way)
+}
+
+/// One thread for all clients, and one for the server, as load generators and servers usually have: a
+/// thread for each would be woken by every read and write of its other end, and that would be measured.
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+/// Answers every line of every connection.
+async fn serve(listener: UnixListener) -> std::io::Result<()> {
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(stream);
+            let mut line = Vec::new();
+            while stream.read_until(b'\n', &mut line).await? > 0 {
+                stream.write_all(answer().as_bytes()).await?;
+                line.clear();
+            }
+            std::io::Result::Ok(())
+        });
+    }
 }
 
 /// What the server says to everything.
@@ -83,19 +100,17 @@ fn answer() -> String {
 }
 
 /// One client for so long: the times of its requests, at least one.
-fn client(path: &Path, time: Duration) -> anyhow::Result<Vec<Duration>> {
-    let stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut reader = BufReader::new(&stream);
+async fn client(path: PathBuf, time: Duration) -> anyhow::Result<Vec<Duration>> {
+    let mut stream = BufReader::new(UnixStream::connect(path).await?);
     let request = json!({ "jsonrpc": "2.0", "id": 1, "method": "say", "params": ["x".repeat(64)] });
     let (request, expected) = (format!("{request}\n"), answer());
     let (mut times, mut answer) = (Vec::new(), String::new());
     let started = Instant::now();
     loop {
         let asked = Instant::now();
-        (&stream).write_all(request.as_bytes())?;
+        stream.write_all(request.as_bytes()).await?;
         answer.clear();
-        reader.read_line(&mut answer)?;
+        timeout(PATIENCE, stream.read_line(&mut answer)).await??;
         times.push(asked.elapsed());
         ensure!(answer == expected, "the server's answer, not {answer:?}");
         if started.elapsed() >= time {
@@ -107,17 +122,17 @@ fn client(path: &Path, time: Duration) -> anyhow::Result<Vec<Duration>> {
 /// So many clients at once: requests per second, and how long one takes.
 pub(super) fn measure(path: &Path, clients: usize, time: Duration) -> anyhow::Result<(f64, Times)> {
     let started = Instant::now();
-    let times = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..clients)
-            .map(|_| scope.spawn(|| client(path, time)))
+    let times = runtime()?.block_on(async {
+        let mut running: JoinSet<_> = (0..clients)
+            .map(|_| client(path.to_owned(), time))
             .collect();
-        running
-            .into_iter()
-            .map(|one| one.join().map_err(|_| anyhow::anyhow!("a panic"))?)
-            .collect::<anyhow::Result<Vec<_>>>()
+        let mut times = Vec::new();
+        while let Some(one) = running.join_next().await {
+            times.extend(one??);
+        }
+        anyhow::Ok(times)
     })?;
     let seconds = started.elapsed().as_secs_f64();
-    let times: Vec<Duration> = times.into_iter().flatten().collect();
     let times = Times::new(times);
     Ok((times.len() as f64 / seconds, times))
 }

@@ -242,15 +242,19 @@ async fn fill(directory: &Path) {
     )
     .unwrap();
     // The same message is sent again and again, as its sender does.
-    loop {
-        match inbox.put(big(kept), false).await {
-            Ok(_) => break,
-            Err(PutError::Failed(InboxError::Io { .. })) => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+    let again = async {
+        loop {
+            match inbox.put(big(kept), false).await {
+                Ok(_) => break,
+                Err(PutError::Failed(InboxError::Io { .. })) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => panic!("{error}"),
             }
-            Err(error) => panic!("{error}"),
         }
-    }
+    };
+    let patience = Duration::from_secs(30);
+    tokio::time::timeout(patience, again).await.unwrap();
     assert!(!inbox.failing());
     for id in 0..=kept {
         let taken = inbox.take(None, ONE).await.unwrap().unwrap();

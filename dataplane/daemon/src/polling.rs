@@ -33,6 +33,11 @@ impl Polling {
         }
     }
 
+    /// Whether there is never anything to look for.
+    pub(crate) fn is_off(&self) -> bool {
+        self.most.is_zero()
+    }
+
     /// How long to look now.
     pub(crate) fn budget(&self, now: Nanos) -> Duration {
         if now < self.barred {

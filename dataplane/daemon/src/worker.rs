@@ -14,6 +14,7 @@ use hyphae_shm::StatsWriter;
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_uring::{BufferId, Driver, Event, Span};
 use hyphae_wire::Nanos;
+use hyphae_wire::report::DATAGRAM_BASE;
 
 use crate::control::Control;
 use crate::handover::Handover;
@@ -30,6 +31,11 @@ const SLEEP_MAX: Duration = Duration::from_secs(10);
 const SNAPSHOT_RETRY: Duration = Duration::from_millis(1);
 /// How often expiries are looked for.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
+
+/// A turn with more trains and TUN packets is followed by a look for others.
+const LIGHT_EVENTS: usize = 4;
+/// Work that has been waited for less than that was there already.
+const REST: Duration = Duration::from_micros(10);
 
 /// How often the control plane hears that the kernel refuses datagrams as too large.
 const TOO_BIG_AGAIN: Duration = Duration::from_millis(100);
@@ -53,8 +59,12 @@ pub(crate) struct Worker<D: Driver> {
     /// Time not asleep, up to the last sleep, and since when it is awake.
     busy: Duration,
     awake_since: Nanos,
-    /// Frames received by the end of the last turn.
+    /// Frames received, and bytes sent, by the end of the last turn.
     received: u64,
+    sent: u64,
+    /// The last turn left little to the kernel, and the last sleep was one.
+    light: bool,
+    rested: bool,
     polling: Polling,
 }
 
@@ -115,6 +125,9 @@ impl<D: Driver> Worker<D> {
             busy: Duration::ZERO,
             awake_since: clock(),
             received: 0,
+            sent: 0,
+            light: false,
+            rested: false,
             polling,
         }
     }
@@ -126,9 +139,13 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn run(&mut self) -> std::io::Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             self.pulse.beat();
-            if self.turn(clock()) {
+            let busy = self.turn(clock());
+            // After little work there is hardly more: what it leaves to the kernel is submitted by the
+            // same call that sleeps.
+            let done = self.light && self.rested && self.polling.is_off();
+            if busy && !done {
                 self.driver.wait(Some(Duration::ZERO))?;
-            } else if !self.poll()? {
+            } else if busy || !self.poll()? {
                 self.sleep()?;
             }
         }
@@ -207,6 +224,10 @@ impl<D: Driver> Worker<D> {
     fn finish(&mut self) {
         self.flush_host();
         self.turn.output.flush(&mut self.driver);
+        let sent = self.turn.output.sent.bytes;
+        // What a link may refuse as too large must be known before a sleep.
+        self.light = self.turn.held.len() <= LIGHT_EVENTS
+            && sent - std::mem::replace(&mut self.sent, sent) <= u64::from(DATAGRAM_BASE);
         self.turn.arena.reset();
         for buffer in self.turn.held.drain(..) {
             self.driver.release(buffer);
@@ -259,6 +280,7 @@ impl<D: Driver> Worker<D> {
         };
         let result = self.driver.wait(Some(timeout));
         self.awake_since = clock();
+        self.rested = self.awake_since.since(before) >= REST;
         self.control.wake();
         self.handover.wake();
         result

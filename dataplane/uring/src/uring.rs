@@ -1,21 +1,22 @@
 //! The io_uring driver: one ring for the socket, the TUN queue and the doorbell of a worker.
 //!
 //! A turn is one `io_uring_enter`: [`UringDriver::wait`] arms what is not armed, submits what the
-//! last turn queued, lets the kernel run its deferred work, and takes every completion. Receives
-//! become events; completions of sends give their buffers back.
+//! last turn queued, lets the kernel run its deferred work, sleeps if it may, and takes every completion.
+//! Receives become events; completions of sends give their buffers back.
 //!
 //! | operation | how | armed again |
 //! |---|---|---|
 //! | receive | `recvmsg` multishot into the buffer ring | when the kernel ends it, once a buffer is there |
 //! | doorbell | poll multishot | when the kernel ends it |
-//! | TUN read | one poll, then batches of one-shot reads until `EAGAIN` | after `EAGAIN` |
+//! | TUN read | a poll with a read linked to it, or batches of one-shot reads until `EAGAIN` | when they are complete |
 //! | send, TUN write | one-shot, never waiting | - |
 //!
 //! Invariants:
 //! * `wait` arms before it enters and sleeps only when nothing is left to arm, so no re-arm is lost,
 //!   whether it could not be queued, no buffer was there, or the caller came late.
 //! * Sends and writes never wait in the kernel (`MSG_DONTWAIT`, `O_NONBLOCK`): they are carried out
-//!   in the order of the submission queue while `io_uring_enter` runs.
+//!   in the order of the submission queue while `io_uring_enter` runs. A sleep that submits them waits for
+//!   one completion more than there are of them.
 //! * Everything that the kernel may hold a pointer to is in [`Lent`], and is freed only when no
 //!   operation is in flight; if the kernel does not let go, it is leaked.
 
@@ -167,14 +168,14 @@ impl UringDriver {
         self.lent.sends.is_offloaded()
     }
 
-    /// Queues every standing operation that is not in flight and can be.
-    fn arm(&mut self) {
+    /// Queues every standing operation that is not in flight and can be. True when all are.
+    fn arm(&mut self, only_look: bool) -> bool {
         let Lent {
             pool, receive, tun, ..
         } = &mut *self.lent;
         receive.arm(&mut self.ring);
         if let Some(tun) = tun {
-            tun.arm(&mut self.ring, pool);
+            tun.arm(&mut self.ring, pool, only_look);
         }
         if !self.doorbell_armed {
             let poll = opcode::PollAdd::new(DOORBELL, libc::POLLIN as u32)
@@ -184,6 +185,7 @@ impl UringDriver {
             // SAFETY: a poll points to no memory.
             self.doorbell_armed = unsafe { self.ring.push(&poll) }.is_ok();
         }
+        receive.armed() && self.doorbell_armed && tun.as_ref().is_none_or(TunQueue::stands)
     }
 
     /// Takes every completion that is there.
@@ -217,11 +219,7 @@ impl UringDriver {
                 sends.complete(index, result, socket, pool, receive.buffers(), stats);
                 None
             }
-            (Kind::TunPoll, Some(tun)) => {
-                tun.complete_poll(result, stats);
-                None
-            }
-            (Kind::TunRead, Some(tun)) => {
+            (Kind::TunPoll | Kind::TunRead, Some(tun)) => {
                 tun.complete_read(BufferId::new(index), result, pool, stats)
             }
             (Kind::TunWrite, Some(tun)) => {
@@ -261,10 +259,10 @@ impl Driver for UringDriver {
         self.ready.begin_turn();
         let only_look = timeout.is_some_and(|timeout| timeout.is_zero());
         // What completes may leave something to arm (a poll after the last read, a receive after
-        // its buffers ran out): sleep only once a round has queued nothing.
+        // its buffers ran out): sleep only once everything stands, or a round has queued nothing.
         loop {
-            self.arm();
-            if self.ring.queued() == 0 && !only_look && !self.has_news() {
+            let stands = self.arm(only_look);
+            if (stands || self.ring.queued() == 0) && !only_look && !self.has_news() {
                 self.ring.sleep(timeout)?;
                 self.stats.wakeups += 1;
                 self.reap();

@@ -21,6 +21,7 @@ for_both! {
     receiving_goes_on_after_the_buffers_ran_out,
     the_doorbell_ends_a_wait_and_is_cleared,
     a_wait_ends_with_its_timeout,
+    a_wait_sends_what_is_queued_and_does_not_end_with_it,
     a_turn_has_a_budget_and_the_rest_is_not_slept_over,
     truncated_receives_are_dropped_and_counted,
     empty_datagrams_are_dropped_and_counted,
@@ -363,6 +364,37 @@ fn the_doorbell_ends_a_wait_and_is_cleared<D: Subject>() {
         start.elapsed() >= Duration::from_millis(19),
         "a cleared doorbell rang"
     );
+}
+
+fn a_wait_sends_what_is_queued_and_does_not_end_with_it<D: Subject>() {
+    let (mut a, mut b) = (Rig::<D>::new(), Rig::<D>::new());
+    let take = |rig: &mut Rig<D>| {
+        let Event::Datagrams { buffer, .. } = rig.next() else {
+            panic!("no datagrams")
+        };
+        rig.driver.release(buffer);
+    };
+    a.driver.wait(Some(Duration::ZERO)).unwrap();
+    for sends in 1..=3 {
+        for _ in 0..sends {
+            a.send(b.endpoint(), 64, &pattern(64, 1));
+        }
+        let start = Instant::now();
+        a.driver.wait(Some(Duration::from_millis(30))).unwrap();
+        assert!(
+            start.elapsed() >= Duration::from_millis(29),
+            "woken by its own send"
+        );
+        (0..sends).for_each(|_| take(&mut b));
+        // What comes ends it, with or without sends of its own.
+        b.send(a.endpoint(), 64, &pattern(64, 1));
+        b.driver.submit().unwrap();
+        a.send(b.endpoint(), 64, &pattern(64, 1));
+        take(&mut a);
+        take(&mut b);
+    }
+    a.driver.submit().unwrap();
+    assert_eq!(a.driver.references(), 0);
 }
 
 fn a_wait_ends_with_its_timeout<D: Subject>() {

@@ -192,6 +192,8 @@ pub(super) struct Busy;
 /// An io_uring instance.
 pub(super) struct Ring {
     ring: IoUring,
+    /// Operations queued that are carried out, and completed, while they are submitted.
+    immediate: usize,
 }
 
 impl Ring {
@@ -209,6 +211,7 @@ impl Ring {
         };
         Ok(Self {
             ring: built.map_err(ProbeError::of_setup)?,
+            immediate: 0,
         })
     }
 
@@ -253,6 +256,33 @@ impl Ring {
         Err(Busy)
     }
 
+    /// The same for an operation that never waits: [`Self::sleep`] does not wake for its completion.
+    ///
+    /// # Safety
+    /// As [`Self::push`].
+    pub(super) unsafe fn push_immediate(&mut self, entry: &squeue::Entry) -> Result<(), Busy> {
+        // SAFETY: the caller's duty.
+        unsafe { self.push(entry) }?;
+        self.immediate += 1;
+        Ok(())
+    }
+
+    /// The same for two operations that are linked: the second begins when the first has succeeded.
+    ///
+    /// # Safety
+    /// As [`Self::push`], for both.
+    pub(super) unsafe fn push_linked(&mut self, entries: &[squeue::Entry; 2]) -> Result<(), Busy> {
+        for _ in 0..2 {
+            // A chain ends where a submission does, so both or none.
+            // SAFETY: the caller's duty.
+            if unsafe { self.ring.submission().push_multiple(entries) }.is_ok() {
+                return Ok(());
+            }
+            self.submit().map_err(|_| Busy)?;
+        }
+        Err(Busy)
+    }
+
     /// Entries queued and not submitted.
     pub(super) fn queued(&mut self) -> usize {
         self.ring.submission().len()
@@ -273,6 +303,7 @@ impl Ring {
     }
 
     fn enter(&mut self, flags: EnterFlags) -> io::Result<()> {
+        self.immediate = 0;
         let queued = u32::try_from(self.queued()).unwrap_or(u32::MAX);
         // SAFETY: no argument structure is passed, `queued` entries are in the queue, and what
         // they point to was promised to stay by whoever called `push`.
@@ -284,15 +315,17 @@ impl Ring {
         tolerate(result)
     }
 
-    /// Submits what is queued and sleeps until a completion is there or `timeout` has passed.
+    /// Submits what is queued and sleeps until a completion is there, other than of operations that are
+    /// carried out meanwhile, or `timeout` has passed.
     pub(super) fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let want = 1 + std::mem::take(&mut self.immediate);
         let submitter = self.ring.submitter();
         tolerate(match timeout {
             Some(timeout) => {
                 let timeout = types::Timespec::from(timeout);
-                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&timeout))
+                submitter.submit_with_args(want, &types::SubmitArgs::new().timespec(&timeout))
             }
-            None => submitter.submit_and_wait(1),
+            None => submitter.submit_and_wait(want),
         })
     }
 

@@ -95,7 +95,7 @@ impl Sends {
         // SAFETY: the operation lives in the slab, which never grows and is part of `Lent`; its
         // index is not given out again before `complete`, and the slots that it points into are
         // kept by the references that `fill` took.
-        if unsafe { ring.push(&entry) }.is_err() {
+        if unsafe { ring.push_immediate(&entry) }.is_err() {
             self.finish(index, pool, buffers);
             return Err(SendError::Full);
         }

@@ -1,19 +1,24 @@
-//! The TUN queue: one poll, then batches of one-shot reads until the device is empty.
+//! The TUN queue: a poll with a read behind it while there is little to do, batches of reads until the
+//! device is empty while there is much.
 //!
 //! ```text
-//!          poll            readable            some read: EAGAIN
-//!  Idle ─────────▶ Polling ─────────▶ Readable ─────────────────▶ Idle
-//!                     └──── error ────▶ Gone ◀── EBADFD ──┘
+//!        poll, then a read          packet           more wanted at once
+//!  Idle ──────────────────▶ Waiting ──────▶ Found ─────────────────────▶ Reading
+//!   ▲                        │ │              │ the worker will sleep       │
+//!   ├──────── EAGAIN ────────┘ │              ▼                             │
+//!   ├──────────────────────────┼─────────── Idle                            │
+//!   └──────────────────────────┼──────────── some read: EAGAIN ─────────────┘
+//!                              └─ error ─▶ Gone ◀─ EBADFD
 //! ```
 //!
-//! Neither a multishot read nor a read that waits works on this device: the first is refused, and
-//! a descriptor that does not block (it must not, or reads would occupy kernel threads) says
-//! `EAGAIN` at once. Reads and writes are therefore carried out while they are submitted.
+//! A multishot read is refused on this device. Reads do not wait: where the kernel would let them, each
+//! packet would wake all of a batch. Reads and writes are therefore carried out while they are submitted,
+//! or when the poll before them succeeds.
 //!
 //! A batch begins only when the last one is complete and buffers are free; `arm` is called in every
 //! turn, so a batch that had to wait for buffers is not forgotten.
 
-use io_uring::opcode;
+use io_uring::{opcode, squeue};
 
 use super::receive::BufferRing;
 use super::ring::Ring;
@@ -25,7 +30,7 @@ use crate::train::{Slab, Write};
 
 /// Writes that can be queued or in flight. When all are, `write_tun` submits before it refuses.
 const WRITES: u16 = 64;
-/// Reads after a poll: a lone packet is the likely case, and each read in vain has its price.
+/// Reads of the first batch: few packets are the likely case, and each read in vain has its price.
 const FIRST_BATCH: u16 = 2;
 /// "At the current position", the only one that a device has.
 const NO_OFFSET: u64 = u64::MAX;
@@ -33,8 +38,9 @@ const NO_OFFSET: u64 = u64::MAX;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Idle,
-    Polling,
-    Readable,
+    Waiting,
+    Found,
+    Reading,
     /// The interface was deleted. There is no way back.
     Gone,
 }
@@ -44,6 +50,8 @@ pub(super) struct TunQueue {
     /// Reads of the next batch; doubles while batches are full.
     batch: u16,
     reading: u16,
+    /// Of reads: not to wait, unless the kernel has refused that for this device.
+    flags: i32,
     /// A read of this batch found the device empty.
     drained: bool,
     writes: Slab<Write>,
@@ -55,50 +63,67 @@ impl TunQueue {
             state: State::Idle,
             batch: FIRST_BATCH,
             reading: 0,
+            flags: libc::RWF_NOWAIT,
             drained: false,
             writes: Slab::new(WRITES, Write::new),
         }
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        let polling = usize::from(self.state == State::Polling);
-        usize::from(self.reading) + self.writes.used() + polling
+        usize::from(self.reading) + self.writes.used()
     }
 
     pub(super) fn is_full(&self) -> bool {
         self.writes.used() == usize::from(WRITES)
     }
 
-    /// Queues the poll or the next reads, whichever is due.
-    pub(super) fn arm(&mut self, ring: &mut Ring, pool: &mut Pool) {
+    /// Whether nothing has to be queued before the worker sleeps.
+    pub(super) fn stands(&self) -> bool {
+        matches!(self.state, State::Waiting | State::Gone)
+    }
+
+    /// Queues what is due: reads, or the poll with its read if the worker is going to sleep.
+    pub(super) fn arm(&mut self, ring: &mut Ring, pool: &mut Pool, only_look: bool) {
         match self.state {
-            State::Idle => {
-                let entry = opcode::PollAdd::new(TUN, libc::POLLIN as u32)
-                    .build()
-                    .user_data(Kind::TunPoll.tag(0));
-                // SAFETY: a poll points to no memory.
-                if unsafe { ring.push(&entry) }.is_ok() {
-                    self.state = State::Polling;
-                }
+            State::Idle => self.wait(ring, pool),
+            State::Found if only_look => {
+                self.state = State::Reading;
+                self.read(ring, pool);
             }
-            State::Readable if self.reading == 0 => self.read(ring, pool),
-            State::Polling | State::Readable | State::Gone => {}
+            State::Found => self.wait(ring, pool),
+            State::Reading if self.reading == 0 => self.read(ring, pool),
+            State::Waiting | State::Reading | State::Gone => {}
         }
+    }
+
+    fn wait(&mut self, ring: &mut Ring, pool: &mut Pool) {
+        let Some(slot) = pool.lend_tun() else {
+            return;
+        };
+        // Silent when it succeeds, even if only an error was to be seen: the read says which. When it
+        // fails, the read is silent.
+        let poll = opcode::PollAdd::new(TUN, libc::POLLIN as u32)
+            .build()
+            .flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS)
+            .user_data(Kind::TunPoll.tag(slot.index()));
+        let read = self.read_into(pool, slot);
+        // SAFETY: a poll points to no memory; for the read see `read`.
+        if unsafe { ring.push_linked(&[poll, read]) }.is_err() {
+            pool.return_tun(slot);
+            return;
+        }
+        self.state = State::Waiting;
+        self.reading = 1;
     }
 
     fn read(&mut self, ring: &mut Ring, pool: &mut Pool) {
         self.drained = false;
-        let len = length(pool.slot_bytes());
         while self.reading < self.batch
             && let Some(slot) = pool.lend_tun()
         {
-            let entry = opcode::Read::new(TUN, pool.address(slot), len)
-                .offset(NO_OFFSET)
-                .build()
-                .user_data(Kind::TunRead.tag(slot.index()));
-            // SAFETY: the slot has `len` bytes, is part of `Lent`, has no references and is off
-            // its free list until `complete_read`: nobody else touches it.
-            if unsafe { ring.push(&entry) }.is_err() {
+            // SAFETY: the slot is part of `Lent`, has no references and is off its free list until
+            // `complete_read`: nobody else touches it.
+            if unsafe { ring.push(&self.read_into(pool, slot)) }.is_err() {
                 pool.return_tun(slot);
                 break;
             }
@@ -106,19 +131,16 @@ impl TunQueue {
         }
     }
 
-    pub(super) fn complete_poll(&mut self, result: i32, stats: &mut DriverStats) {
-        let readable = result & i32::from(libc::POLLIN) != 0;
-        self.state = match result {
-            0.. if readable => State::Readable,
-            // An error without packets is how a deleted interface looks.
-            0.. => {
-                stats.tun_errors += 1;
-                State::Gone
-            }
-            _ => State::Idle,
-        };
+    /// A read of one packet into a slot.
+    fn read_into(&self, pool: &Pool, slot: BufferId) -> squeue::Entry {
+        opcode::Read::new(TUN, pool.address(slot), length(pool.slot_bytes()))
+            .offset(NO_OFFSET)
+            .rw_flags(self.flags)
+            .build()
+            .user_data(Kind::TunRead.tag(slot.index()))
     }
 
+    /// A read, or a poll that failed in its place.
     pub(super) fn complete_read(
         &mut self,
         slot: BufferId,
@@ -137,6 +159,8 @@ impl TunQueue {
                 self.drained = true;
                 match -result {
                     libc::EAGAIN | libc::EINTR | libc::ECANCELED => {}
+                    // Older kernels refuse it for this device; the poll is ready again at once.
+                    libc::EOPNOTSUPP if self.flags != 0 => self.flags = 0,
                     errno => {
                         stats.tun_errors += 1;
                         if matches!(errno, libc::EBADFD | libc::ENODEV) {
@@ -151,14 +175,19 @@ impl TunQueue {
             Some(_) => pool.take(slot),
             None => pool.return_tun(slot),
         }
-        if self.reading == 0 && self.state == State::Readable {
-            if self.drained {
-                self.state = State::Idle;
+        self.state = match self.state {
+            State::Waiting if event.is_some() => State::Found,
+            State::Waiting => State::Idle,
+            State::Reading if self.reading == 0 && self.drained => {
                 self.batch = FIRST_BATCH;
-            } else {
-                self.batch = (2 * self.batch).min(TUN_BATCH);
+                State::Idle
             }
-        }
+            State::Reading if self.reading == 0 => {
+                self.batch = (2 * self.batch).min(TUN_BATCH);
+                State::Reading
+            }
+            state @ (State::Idle | State::Found | State::Reading | State::Gone) => state,
+        };
         event
     }
 
@@ -185,7 +214,7 @@ impl TunQueue {
             .user_data(Kind::TunWrite.tag(index));
         // SAFETY: as for sends: the operation lives in a slab of `Lent`, its index is not given
         // out again before `complete_write`, its slots are kept by the references of `fill`.
-        if unsafe { ring.push(&entry) }.is_err() {
+        if unsafe { ring.push_immediate(&entry) }.is_err() {
             self.finish(index, pool, buffers);
             return Err(SendError::Full);
         }
