@@ -62,6 +62,15 @@ fn scripted(request: &Request) -> Result<Value, Error> {
     }
 }
 
+/// Answers one call from the script. The method is noted before the answer: an example may have ended, and be asked
+/// about, as soon as it has its last answer.
+fn play(stream: impl Read + Write, called: &mpsc::Sender<String>) {
+    answer(stream, |request| {
+        called.send(request.method.clone()).unwrap();
+        scripted(request)
+    });
+}
+
 /// Runs an example until it ends; the methods that it called.
 fn run(
     example: &str,
@@ -87,9 +96,7 @@ fn over_unix(example: &str, more: &[&str]) -> (Output, Vec<String>) {
     arguments.extend(more);
     run(example, &arguments, move |sender| {
         for stream in listener.incoming() {
-            sender
-                .send(answer(stream.unwrap(), scripted).method)
-                .unwrap();
+            play(stream.unwrap(), &sender);
         }
     })
 }
@@ -114,9 +121,7 @@ fn topics_works_over_http() {
     let address = listener.local_addr().unwrap().to_string();
     let (output, called) = run("topics", &[&address], move |sender| {
         for stream in listener.incoming() {
-            sender
-                .send(answer(stream.unwrap(), scripted).method)
-                .unwrap();
+            play(stream.unwrap(), &sender);
         }
     });
     let text = String::from_utf8(output.stdout).unwrap();
