@@ -4,6 +4,7 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{Bus, Config, Destination, Event, Outgoing, Topic};
+use hyphae_wire::frame::MTU_DEFAULT;
 use hyphae_wire::{Nanos, PublicKey};
 
 use crate::NOW;
@@ -91,7 +92,7 @@ impl Messengers {
                 }
                 Event::NeedSession(address) => {
                     let other = self.keys[1 - n];
-                    self.buses[n].session_up(self.now, address, other);
+                    self.buses[n].session_up(self.now, address, other, MTU_DEFAULT.into());
                 }
                 Event::Finished { .. } | Event::ReplyTimeout(_) => {}
             }

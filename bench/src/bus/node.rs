@@ -21,6 +21,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Kind {
     /// Whether messages are on disk before they are acknowledged.
     pub(super) durable: bool,
+    /// Bytes of the largest packet of the overlay.
+    pub(super) mtu: u16,
 }
 
 /// Two nodes, peers of each other.
@@ -78,8 +80,8 @@ impl Node {
         let (state, run) = (home.join("state"), home.join("run"));
         std::fs::create_dir_all(&state)?;
         let config = format!(
-            "[inbox]\ndurable = {}\nmessages_max = 262144\n",
-            kind.durable
+            "mtu = {}\n[inbox]\ndurable = {}\nmessages_max = 262144\n",
+            kind.mtu, kind.durable
         );
         std::fs::write(state.join("config.toml"), config)?;
         let log = std::fs::File::create(home.join("log"))?;
@@ -164,7 +166,7 @@ pub(super) fn eventually(
     let deadline = Instant::now() + PATIENCE;
     while !done()? {
         ensure!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }

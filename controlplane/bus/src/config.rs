@@ -20,7 +20,11 @@ pub const REPLY_CLEAR_DELAY: Duration = Duration::from_secs(60);
 pub struct Config {
     /// This node's key.
     pub key: PublicKey,
-    /// Bytes of the largest payload of a frame to any node.
+    /// Bytes of the largest payload of a frame to any node; ways may carry less ([`Bus::session_up`],
+    /// [`Bus::path_mtu`]).
+    ///
+    /// [`Bus::session_up`]: crate::Bus::session_up
+    /// [`Bus::path_mtu`]: crate::Bus::path_mtu
     pub mtu: usize,
     /// Outgoing messages that are not finished.
     pub outgoing_max: usize,

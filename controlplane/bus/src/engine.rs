@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use hyphae_wire::message::{self, Body, MESSAGE_HEADER_LEN, Packet, READS_MAX, Status};
+use hyphae_wire::report::INNER_MTU_MIN;
 use hyphae_wire::timers::Timers;
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
@@ -57,7 +58,7 @@ pub struct Bus {
     pub(crate) kept: BTreeMap<PublicKey, Kept>,
     receipts: Receipts,
     /// A packet that did not fit the last payload.
-    next: Option<Transmit>,
+    pub(crate) next: Option<Transmit>,
     /// Room for the next packet.
     pub(crate) spare: Vec<u8>,
     /// This node's address, and that of the peer last spoken of: they are hashes of keys.
@@ -399,15 +400,17 @@ impl Bus {
     pub fn poll_transmit(&mut self, now: Nanos) -> Option<Transmit> {
         let mut transmit = self.next.take().or_else(|| self.poll_packet(now))?;
         self.add_late(transmit.address);
-        let room = self.config.mtu - MESSAGE_HEADER_LEN - 2 * message::SEVERAL_EACH;
+        // Nothing is known of the way to somebody to whom there are only answers.
+        let most = self.packet_to(transmit.address.subnet_id());
+        let most = most.unwrap_or(self.config.mtu.min(INNER_MTU_MIN.into()));
+        let room = most - MESSAGE_HEADER_LEN - 2 * message::SEVERAL_EACH;
         while transmit.payload.len() < room
             && let Some(mut next) = self.poll_packet(now)
         {
-            transmit
-                .payload
-                .reserve(self.config.mtu - transmit.payload.len());
+            let left = most.saturating_sub(transmit.payload.len());
+            transmit.payload.reserve(left);
             let fits = next.address == transmit.address
-                && message::append(&mut transmit.payload, &next.payload, self.config.mtu);
+                && message::append(&mut transmit.payload, &next.payload, most);
             if !fits {
                 self.next = Some(next);
                 break;

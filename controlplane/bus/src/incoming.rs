@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use hyphae_wire::message::{ACK_RANGES_MAX, AckRange, Cut};
 use hyphae_wire::{Nanos, OverlayAddress};
 
 use crate::Topic;
+use crate::buffer::Buffer;
 
 /// Bytes that an incoming message costs besides its own.
 pub(crate) const OVERHEAD: usize = 1024;
@@ -31,12 +33,14 @@ pub(crate) struct Incoming {
     pub(crate) progress_at: Nanos,
     /// An answer is queued.
     pub(crate) answering: bool,
+    /// Number of the packet that opened it in this cut. What came before that is of another one.
+    pub(crate) opened_by: u64,
     /// Number of the last packet of it.
     pub(crate) sequence: u64,
     /// Chunks from the first on without a gap.
     have: u32,
     /// Their bytes.
-    data: Vec<u8>,
+    data: Buffer,
     /// Of a message of several chunks: of their first bytes, so many of them.
     hasher: Option<Box<(blake3::Hasher, usize)>>,
     /// Chunks beyond a gap.
@@ -74,9 +78,10 @@ impl Incoming {
             stage: Stage::Partial,
             progress_at: now,
             answering: false,
+            opened_by: 0,
             sequence: 0,
             have: 0,
-            data: Vec::new(),
+            data: Buffer::new(cut.len),
             hasher: (cut.first < cut.len).then(Box::default),
             beyond: BTreeMap::new(),
             ranges: BTreeMap::new(),
@@ -125,19 +130,13 @@ impl Incoming {
         self.digest_from(0);
         let digest = match &self.hasher {
             Some(hasher) => hasher.0.finalize(),
-            None => blake3::hash(&self.data),
+            None => blake3::hash(self.data.as_ref()),
         };
         Took::Whole(*digest.as_bytes() == self.digest)
     }
 
     fn append(&mut self, bytes: &[u8]) {
-        let (len, more) = (self.data.len(), bytes.len());
-        if self.data.capacity() < len + more {
-            // Memory grows with what has arrived, to no more than the message needs.
-            let grown = (len + more).max(2 * len).min(self.cut.len);
-            self.data.reserve_exact(grown - len);
-        }
-        self.data.extend_from_slice(bytes);
+        self.data.append(bytes, self.cut.len);
         self.digest_from(DIGEST_BLOCK);
         self.have += 1;
     }
@@ -145,7 +144,7 @@ impl Incoming {
     /// Digests what has not been, if it is so much at least.
     fn digest_from(&mut self, least: usize) {
         if let Some((hasher, done)) = self.hasher.as_deref_mut()
-            && let Some(fresh) = self.data.get(*done..)
+            && let Some(fresh) = self.data.as_ref().get(*done..)
             && fresh.len() >= least
         {
             hasher.update(fresh);
@@ -178,15 +177,15 @@ impl Incoming {
     }
 
     /// The whole message, for the caller to decide about.
-    pub(crate) fn hand_over(&mut self) -> Vec<u8> {
+    pub(crate) fn hand_over(&mut self) -> Bytes {
         self.stage = Stage::Undecided;
-        std::mem::take(&mut self.data)
+        std::mem::replace(&mut self.data, Buffer::new(0)).into()
     }
 
     /// Bytes of memory in use for chunks.
     #[cfg(test)]
     pub(crate) fn memory(&self) -> usize {
-        self.data.capacity() + self.beyond.values().map(|b| b.len()).sum::<usize>()
+        self.data.memory() + self.beyond.values().map(|b| b.len()).sum::<usize>()
     }
 }
 

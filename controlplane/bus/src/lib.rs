@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+mod buffer;
 mod completed;
 pub mod config;
 mod engine;
@@ -31,6 +32,7 @@ mod stats;
 pub mod topics;
 mod types;
 
+pub use buffer::Buffer;
 pub use config::Config;
 pub use engine::Bus;
 pub use stats::Stats;

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use hyphae_wire::message::Cut;
+use hyphae_wire::message::{Cut, MESSAGE_HEADER_LEN, OPEN_HEADER_LEN};
 use hyphae_wire::{Nanos, PublicKey};
 
 use crate::config::{TRY_DURATION_DEFAULT, TRY_DURATION_MAX};
@@ -34,6 +34,8 @@ pub(crate) enum Phase {
 
 /// The number of the packet of a chunk that is not on its way.
 const GROUNDED: u64 = 0;
+/// The number of the packet that opened a message when none has: no answer is to that one or a later one.
+const UNOPENED: u64 = u64::MAX;
 
 pub(crate) struct Send {
     pub(crate) name: SendKey,
@@ -59,12 +61,25 @@ pub(crate) struct Send {
     pub(crate) opened_by: u64,
     /// The receiver has acknowledged the opening.
     pub(crate) opened: bool,
+    /// It had been cut otherwise before: until the receiver has acknowledged the opening it would take other chunks for
+    /// those of before.
+    recut: bool,
     /// Something of it has been sent.
     pub(crate) begun: bool,
     /// It is among the ready ones of its path.
     pub(crate) queued: bool,
     /// When it is looked at, at the latest.
     pub(crate) alarm: Nanos,
+}
+
+/// How a message is cut into packets of this size.
+fn cut(len: usize, topic: &Topic, packet: usize) -> Cut {
+    let first = packet - OPEN_HEADER_LEN - topic.as_bytes().len();
+    Cut {
+        len,
+        first: first.min(len),
+        chunk: packet - MESSAGE_HEADER_LEN,
+    }
 }
 
 /// A chunk that may go.
@@ -75,7 +90,8 @@ pub(crate) struct Chunk {
 }
 
 impl Send {
-    pub(crate) fn new(now: Nanos, name: SendKey, message: Outgoing, cut: Cut) -> Self {
+    /// One that is sent in packets of this size.
+    pub(crate) fn new(now: Nanos, name: SendKey, message: Outgoing, packet: usize) -> Self {
         let try_for = message.try_for.unwrap_or(TRY_DURATION_DEFAULT);
         Self {
             name,
@@ -87,7 +103,7 @@ impl Send {
             digest: message
                 .digest
                 .unwrap_or_else(|| *blake3::hash(&message.payload).as_bytes()),
-            cut,
+            cut: cut(message.payload.len(), &message.topic, packet),
             topic: message.topic,
             payload: message.payload,
             created: now,
@@ -98,8 +114,9 @@ impl Send {
             next: 0,
             flights: VecDeque::new(),
             lost: BTreeSet::new(),
-            opened_by: 0,
+            opened_by: UNOPENED,
             opened: false,
+            recut: false,
             begun: false,
             queued: false,
             alarm: Nanos::NEVER,
@@ -108,7 +125,13 @@ impl Send {
 
     /// Whether a chunk waits to be sent.
     pub(crate) fn has_more(&self) -> bool {
-        self.phase == Phase::Transfer && (!self.lost.is_empty() || self.next < self.cut.count())
+        self.phase == Phase::Transfer
+            && (!self.lost.is_empty() || self.next < self.cut.count() && !self.waits())
+    }
+
+    /// Only its opening may go.
+    pub(crate) fn waits(&self) -> bool {
+        self.recut && !self.opened && self.next > 0
     }
 
     /// The next chunk to send.
@@ -118,7 +141,8 @@ impl Send {
         }
         let again = self.lost.pop_first();
         let number = again.unwrap_or(self.next);
-        (number < self.cut.count()).then_some(Chunk {
+        let may = number < self.cut.count() && (again.is_some() || !self.waits());
+        may.then_some(Chunk {
             number,
             again: again.is_some(),
         })
@@ -190,12 +214,21 @@ impl Send {
         flying.filter(|sequence| *sequence != GROUNDED)
     }
 
-    /// Back to the beginning.
-    pub(crate) fn restart(&mut self) {
+    /// Whether it is cut for packets that are no larger than this.
+    pub(crate) fn fits(&self, packet: usize) -> bool {
+        let first = OPEN_HEADER_LEN + self.topic.as_bytes().len() + self.cut.first;
+        first <= packet && (self.is_single() || MESSAGE_HEADER_LEN + self.cut.chunk <= packet)
+    }
+
+    /// Back to the beginning, in packets of this size.
+    pub(crate) fn restart(&mut self, packet: usize) {
+        let before = self.cut;
+        self.cut = cut(self.payload.len(), &self.topic, packet);
+        self.recut |= self.cut != before;
         (self.first, self.next) = (0, 0);
         self.flights.clear();
         self.lost.clear();
-        self.opened = false;
+        (self.opened, self.opened_by) = (false, UNOPENED);
         self.phase = Phase::Transfer;
     }
 

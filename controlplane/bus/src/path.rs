@@ -20,6 +20,8 @@ use crate::sends::SendRef;
 const REORDER_MAX: u64 = 3;
 /// Packets that may go before anything is known about the way.
 const WINDOW_INITIAL_PACKETS: usize = 10;
+/// Bytes of them, unless two are more (RFC 9002, section 7.2).
+const WINDOW_INITIAL_MAX: usize = 14_720;
 const WINDOW_MIN_PACKETS: usize = 2;
 /// A receiver may wait for its disk before it answers, half of this and no longer, and has other things to do.
 const ANSWER_SLACK: Duration = Duration::from_millis(10);
@@ -100,6 +102,7 @@ pub(crate) struct Path {
     window: usize,
     threshold: usize,
     window_max: usize,
+    /// Bytes of the largest packet that it carries.
     packet: usize,
     recovery_from: Nanos,
     /// Bytes that may be lost before the window shrinks.
@@ -137,13 +140,26 @@ impl Path {
             latest: Duration::ZERO,
             timeouts: 0,
             probes: 0,
-            window: WINDOW_INITIAL_PACKETS * packet,
+            window: (WINDOW_INITIAL_PACKETS * packet)
+                .min(WINDOW_INITIAL_MAX)
+                .max(WINDOW_MIN_PACKETS * packet),
             threshold: usize::MAX,
             window_max,
             packet,
             recovery_from: Nanos(0),
             tolerance: LOSS_BURST * packet,
         }
+    }
+
+    /// Bytes of the largest packet that it carries, as far as known.
+    pub(crate) fn packet(&self) -> usize {
+        self.packet
+    }
+
+    /// It carries packets of this size.
+    pub(crate) fn set_packet(&mut self, packet: usize) {
+        self.packet = packet;
+        self.window = self.window.max(WINDOW_MIN_PACKETS * packet);
     }
 
     /// The first of the queue leaves it; the next one gets a full turn.

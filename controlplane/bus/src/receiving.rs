@@ -59,7 +59,8 @@ impl Bus {
                 topic,
                 data,
             } => {
-                if let Err(status) = self.open(now, key, address, (cut, digest, topic)) {
+                let opening = (sequence, cut, digest, topic);
+                if let Err(status) = self.open(now, key, address, opening) {
                     self.refuse_opening(key, address, sequence, status, topic);
                     return;
                 }
@@ -93,17 +94,31 @@ impl Bus {
         }
     }
 
-    /// Lets a message begin, unless it has begun already.
+    /// Lets a message begin, unless it has begun already; anew if its sender has found out that the way carries
+    /// less, or more, than it was cut for.
     fn open(
         &mut self,
         now: Nanos,
         key: DeliveryKey,
         address: OverlayAddress,
-        (cut, digest, topic): (Cut, &[u8; 32], &[u8]),
+        (sequence, cut, digest, topic): (u64, Cut, &[u8; 32], &[u8]),
     ) -> Result<(), Status> {
-        if let Some(known) = self.incoming.get(&key) {
-            let same = known.cut == cut && known.digest == *digest;
-            return if same { Ok(()) } else { Err(Status::Malformed) };
+        if let Some(known) = self.incoming.get_mut(&key) {
+            let same = known.cut.len == cut.len
+                && known.digest == *digest
+                && known.topic.as_bytes() == topic;
+            if !same {
+                return Err(Status::Malformed);
+            }
+            let partial = known.stage == Stage::Partial;
+            if partial && known.cut != cut && sequence > known.opened_by {
+                let topic = known.topic.clone();
+                let mut anew = Incoming::new(now, address, topic, cut, *digest);
+                (anew.opened_by, anew.sequence) = (sequence, known.sequence);
+                anew.answering = known.answering;
+                **known = anew;
+            }
+            return Ok(());
         }
         if self.last_topic.as_bytes() != topic {
             self.last_topic = Topic::new(topic.to_vec()).map_err(|_| Status::Malformed)?;
@@ -121,7 +136,8 @@ impl Bus {
             }
         }
         self.check_room(now, key, &topic, cut.len)?;
-        let incoming = Incoming::new(now, address, topic, cut, *digest);
+        let mut incoming = Incoming::new(now, address, topic, cut, *digest);
+        incoming.opened_by = sequence;
         self.charge(key.peer, incoming.cost());
         // One that comes whole waits for nothing but the caller.
         if !incoming.is_single() {
@@ -228,6 +244,9 @@ impl Bus {
         let Some(incoming) = self.incoming.get_mut(&key) else {
             return;
         };
+        if sequence < incoming.opened_by {
+            return;
+        }
         let took = incoming.take(now, number, data);
         let address = incoming.address;
         match took {
@@ -247,7 +266,7 @@ impl Bus {
                     source_key: key.peer,
                     source_address: address,
                     topic: incoming.topic.clone(),
-                    payload: incoming.hand_over().into(),
+                    payload: incoming.hand_over(),
                 };
                 let single = incoming.is_single();
                 incoming.sequence = sequence;
@@ -375,7 +394,7 @@ impl Bus {
             chunk: usize::from(u16::MAX),
         };
         // The digest is of no use on a way without wires; the caller's own bytes come out.
-        match self.open(now, key, address, (cut, &[0; 32], topic.as_bytes())) {
+        match self.open(now, key, address, (0, cut, &[0; 32], topic.as_bytes())) {
             Ok(()) => {
                 if let Some(incoming) = self.incoming.get_mut(&key) {
                     incoming.hand_over();

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyphae_wire::message::{
-    AckRange, Body, Cut, MESSAGE_HEADER_LEN, MESSAGE_MAX, OPEN_HEADER_LEN, Status,
-};
+use hyphae_wire::message::{AckRange, Body, MESSAGE_MAX, Status};
+use hyphae_wire::report::INNER_MTU_MIN;
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 use crate::config::REPLY_CLEAR_DELAY;
@@ -98,14 +97,9 @@ impl Bus {
             self.waiting.insert(id, waiting);
             self.timers.set(Timer::Waiting(id), deadline);
         }
-        let first = self.config.mtu - OPEN_HEADER_LEN - message.topic.as_bytes().len();
-        let cut = Cut {
-            len,
-            first: first.min(len),
-            chunk: self.config.mtu - MESSAGE_HEADER_LEN,
-        };
         let own = self.address.subnet_id() == subnet;
-        let mut send = Send::new(now, name, message, cut);
+        let packet = self.packet_to(subnet).unwrap_or(self.config.mtu);
+        let mut send = Send::new(now, name, message, packet);
         if own {
             send.key.get_or_insert(self.config.key);
             send.begun = true;
@@ -118,7 +112,7 @@ impl Bus {
             self.deliver_own(now, of);
             return Ok(());
         }
-        let (packet, window) = (self.config.mtu, self.config.window_max);
+        let window = self.config.window_max;
         let rng = &mut self.rng;
         let path = self
             .paths
@@ -143,9 +137,54 @@ impl Bus {
         true
     }
 
-    /// There is a session with the node of this address.
-    pub fn session_up(&mut self, now: Nanos, address: OverlayAddress, key: PublicKey) {
+    /// Bytes of the largest packet on the path to a /64, if there is one.
+    pub(crate) fn packet_to(&self, subnet: u64) -> Option<usize> {
+        self.paths.get(&subnet).map(Path::packet)
+    }
+
+    /// The way to the node of this address carries payloads of so many bytes, as far as known. Messages in larger
+    /// packets begin again, in smaller ones; how many bytes more a way carries is of use to the next messages.
+    pub fn path_mtu(&mut self, address: OverlayAddress, mtu: usize) {
         let subnet = address.subnet_id();
+        let mtu = mtu.max(INNER_MTU_MIN.into()).min(self.config.mtu);
+        let Some(path) = self.paths.get_mut(&subnet) else {
+            return;
+        };
+        let less = mtu < path.packet();
+        path.set_packet(mtu);
+        if !less || path.messages == 0 {
+            return;
+        }
+        if self
+            .next
+            .as_ref()
+            .is_some_and(|next| next.payload.len() > mtu && next.address.subnet_id() == subnet)
+        {
+            // A chunk on its way like others, which is lost with them.
+            self.next = None;
+        }
+        for of in self.sends.to(subnet) {
+            let cut = self.sends.get_mut(of).filter(|send| !send.fits(mtu));
+            // All of it is there, and it waits for its verdict.
+            let Some(send) = cut.filter(|send| !send.is_undecided()) else {
+                continue;
+            };
+            let phase = send.phase;
+            if let Some(path) = self.paths.get_mut(&subnet) {
+                for sequence in send.on_the_way() {
+                    path.take(sequence);
+                }
+            }
+            send.restart(mtu);
+            send.phase = phase;
+            self.make_ready(of);
+        }
+    }
+
+    /// There is a session with the node of this address, and packets of so many bytes pass, as far as known.
+    pub fn session_up(&mut self, now: Nanos, address: OverlayAddress, key: PublicKey, mtu: usize) {
+        let subnet = address.subnet_id();
+        self.path_mtu(address, mtu);
         let Some(path) = self.paths.get_mut(&subnet) else {
             return;
         };
@@ -489,8 +528,8 @@ impl Bus {
         let Some(send) = self.sends.get_mut(of) else {
             return;
         };
-        // One from before a restart speaks of chunks that are gone.
-        if sequence < send.opened_by && !send.opened {
+        // One from before it was opened last may speak of other chunks.
+        if sequence < send.opened_by {
             return;
         }
         let Some(path) = self.paths.get_mut(&send.name.subnet) else {
@@ -506,6 +545,7 @@ impl Bus {
             send.acknowledge(first, end, |sequence| landing.take(path, sequence));
         }
         path.arrived(landing.bytes, landing.latest);
+        let waited = send.waits();
         if number > 0 {
             send.opened = true;
             send.attempts = 0;
@@ -515,6 +555,9 @@ impl Bus {
             send.phase = Phase::Verdict(now + path.timeout().max(BACK_OFF));
         }
         self.sends.schedule(of);
+        if waited {
+            self.make_ready(of);
+        }
     }
 
     /// The receiver has no room: it has forgotten the message, which begins again later.
@@ -554,13 +597,15 @@ impl Bus {
         let Some(send) = self.sends.get_mut(of).filter(|s| sequence >= s.opened_by) else {
             return false;
         };
+        let mut packet = self.config.mtu;
         if let Some(path) = self.paths.get_mut(&send.name.subnet) {
+            packet = path.packet();
             path.land(send.on_the_way());
             if send.is_undecided() {
                 path.verdict(send.opened_by);
             }
         }
-        send.restart();
+        send.restart(packet);
         true
     }
 

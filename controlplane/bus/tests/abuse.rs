@@ -242,7 +242,7 @@ fn blake3_of(bytes: &[u8]) -> [u8; 32] {
     net.push(0, message(key(2), "", bytes.to_vec()));
     let now = net.now;
     let bus = &mut net.nodes[0].bus;
-    bus.session_up(now, key(2).address(), key(2));
+    bus.session_up(now, key(2).address(), key(2), 1340);
     let transmit = bus.poll_transmit(now).unwrap();
     match parse(&transmit.payload).unwrap().body {
         Body::Open { digest, .. } => *digest,
@@ -281,13 +281,15 @@ fn a_hostile_receiver_cannot_break_its_sender() {
     // The other node answers with whatever it likes.
     net.nodes[1].cut_off = true;
     let now = net.now;
-    net.nodes[0].bus.session_up(now, key(2).address(), key(2));
+    net.nodes[0]
+        .bus
+        .session_up(now, key(2).address(), key(2), 1340);
     let mut ids = Vec::new();
     for n in 0..50 {
         ids.push(net.push(0, message(key(2), "", payload(n * 3000 + 2000, 8))));
         net.nodes[0]
             .bus
-            .session_up(net.now, key(2).address(), key(2));
+            .session_up(net.now, key(2).address(), key(2), 1340);
         net.drain(0);
     }
     let last = net.nodes[0].last_packet;

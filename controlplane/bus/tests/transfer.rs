@@ -57,6 +57,53 @@ fn item_01_every_size_class_arrives_whole() {
 }
 
 #[test]
+fn item_01_packets_are_as_large_as_the_way_carries_and_follow_it() {
+    for (seed, link) in [(31, CLEAN), (32, ROUGH)] {
+        let jumbo = |config: &mut hyphae_bus::Config| config.mtu = 8848;
+        let mut net = Net::with(2, seed, link, jumbo);
+        net.push(0, message(key(2), "", payload(400_000, seed)));
+        net.run_while(MINUTE, |net| net.nodes[0].finished.is_empty());
+        let packets = net.nodes[0].bus.stats().packets_sent;
+        assert!(packets > 40 && packets < 200, "{packets} packets");
+
+        // In the middle of long, short and lone ones, the way begins to carry less; then more, then less again.
+        let mut sizes: Vec<usize> = (0..40).map(|n| n * 997).collect();
+        sizes.extend([1_000_000, 8784, 8785, 1216, 1217]);
+        for size in &sizes {
+            net.push(0, message(key(2), "", payload(*size, *size as u64)));
+        }
+        for carries in [3000, 9000, 1280] {
+            let more = net.nodes[0].finished.len() + 3;
+            net.run_while(MINUTE, |net| net.nodes[0].finished.len() < more);
+            net.carries = carries;
+            let address = key(2).address();
+            if carries > 3000 {
+                net.nodes[0].bus.path_mtu(address, carries);
+            }
+            net.push(0, message(key(2), "", payload(300_000, 300_000)));
+            sizes.push(300_000);
+        }
+        sizes.push(400_000);
+        net.run_while(MINUTE * 5, |net| net.nodes[0].finished.len() < sizes.len());
+        net.check_once();
+        let came = |inbox: &[hyphae_bus::Inbound]| -> Vec<usize> {
+            let mut came: Vec<usize> = inbox.iter().map(|inbound| inbound.payload.len()).collect();
+            came.sort_unstable();
+            came
+        };
+        sizes.sort_unstable();
+        assert_eq!(came(&net.nodes[1].inbox), sizes);
+        for inbound in &net.nodes[1].inbox {
+            let len = inbound.payload.len();
+            let seed = if len == 400_000 { seed } else { len as u64 };
+            assert_eq!(inbound.payload, payload(len, seed));
+        }
+        let stats = net.nodes[1].bus.stats();
+        assert_eq!((stats.malformed, stats.rejected.len()), (0, 0));
+    }
+}
+
+#[test]
 fn item_01_many_short_messages_share_their_answers() {
     let mut net = Net::new(2, 21, CLEAN);
     for n in 0..5000 {
@@ -434,7 +481,7 @@ fn a_message_to_an_address_or_to_this_node_itself_arrives() {
     let id = net.push(0, message(key(9), "", "c"));
     net.nodes[0]
         .bus
-        .session_up(net.now, key(9).address(), key(8));
+        .session_up(net.now, key(9).address(), key(8), 1340);
     net.drain(0);
     assert_eq!(
         net.nodes[0].bus.info(id).unwrap().reason,

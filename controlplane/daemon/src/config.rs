@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use hyphae_wire::address::OVERLAY_RANGE;
 use hyphae_wire::frame::MTU_DEFAULT;
+use hyphae_wire::report::INNER_MTU_MIN;
 use hyphae_wire::{Suite, SuiteSet};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,8 @@ pub use peering::{
 
 /// Underlay address by default: IPv6 and IPv4, port of the protocol.
 pub const LISTEN_DEFAULT: &str = "[::]:9670";
+/// Largest `mtu` that can be set: links of 9216 bytes carry it.
+const MTU_MAX: u16 = 9000;
 /// JSON-RPC over TCP by default.
 pub const RPC_DEFAULT: &str = "127.0.0.1:8990";
 /// REST by default, where JSON-RPC over TCP is on.
@@ -57,6 +60,8 @@ pub struct Config {
     pub peers: Vec<PeerUrl>,
     /// Static routes.
     pub routes: Vec<RouteSpec>,
+    /// Bytes of the largest packet of the overlay: of the host, and of messages.
+    pub mtu: u16,
     /// Name of the TUN device; `None` for none.
     pub tun: Option<String>,
     /// Cores of the workers, as the dataplane reads it.
@@ -206,6 +211,7 @@ struct Raw {
     listen: Option<String>,
     peers: Vec<PeerUrl>,
     routes: Vec<RouteSpec>,
+    mtu: Option<u16>,
     tun: RawTun,
     cores: Option<String>,
     driver: Option<String>,
@@ -290,6 +296,8 @@ pub struct Overrides {
     pub peers: Vec<PeerUrl>,
     /// `--route`, added to those of the file.
     pub routes: Vec<RouteSpec>,
+    /// `--mtu`
+    pub mtu: Option<u16>,
     /// `--tun-name`
     pub tun_name: Option<String>,
     /// `--no-tun`
@@ -355,6 +363,14 @@ impl Config {
             listen: socket("listen", &listen)?,
             peers: raw.peers,
             routes: raw.routes,
+            mtu: match raw.mtu.unwrap_or(MTU_DEFAULT) {
+                given @ INNER_MTU_MIN..=MTU_MAX => given,
+                given => {
+                    let message =
+                        format!("{given} is out of range; use {INNER_MTU_MIN} to {MTU_MAX} bytes");
+                    return Err(value("mtu", message));
+                }
+            },
             tun: raw.tun.enabled.unwrap_or(true).then_some(tun_name),
             cores: text(raw.cores, "auto"),
             driver: text(raw.driver, "auto"),
@@ -399,11 +415,6 @@ impl Config {
             None if aes_hardware => SuiteSet::all(),
             None => SuiteSet::only(Suite::ChaCha20Poly1305),
         }
-    }
-
-    /// Largest inner packet.
-    pub fn mtu(&self) -> u16 {
-        MTU_DEFAULT
     }
 }
 

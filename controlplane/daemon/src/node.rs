@@ -16,7 +16,9 @@ use hyphae_rpc::method::Pong;
 use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{InjectRouted, Program, Punt};
-use hyphae_wire::{Endpoint, Nanos, NetworkId, SecretKey, Service, WorkerId};
+use hyphae_wire::{
+    Endpoint, Nanos, NetworkId, OverlayAddress, PublicKey, SecretKey, Service, WorkerId,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::attach::Attachment;
@@ -277,7 +279,7 @@ impl Node {
         );
         if let (Some(name), Some(_)) = (hello.tun_name(), &self.config.tun) {
             let (name, ip) = (name.to_owned(), self.identity.public_key().address().ip());
-            self.host_routes = Some(host::start(name, ip, self.config.mtu()));
+            self.host_routes = Some(host::start(name, ip, self.config.mtu));
         }
         self.attachment = Some(attachment);
         self.hold = Hold::Adopting;
@@ -399,7 +401,7 @@ impl Node {
         loop {
             while let Some(address) = self.bus.poll_session(now) {
                 match self.overlay.session_key(address) {
-                    Some(key) => self.bus.session_up(now, address, key),
+                    Some(key) => self.bus_session_up(now, address, key),
                     None => self.overlay.want_session(now, address),
                 }
             }
@@ -438,6 +440,11 @@ impl Node {
         } else {
             BusDrained::Done
         }
+    }
+
+    fn bus_session_up(&mut self, now: Nanos, address: OverlayAddress, key: PublicKey) {
+        let mtu = self.overlay.path_mtu(address).into();
+        self.bus.session_up(now, address, key, mtu);
     }
 
     fn give_up_dataplane(&mut self) {
@@ -492,12 +499,14 @@ impl Node {
                 }
             }
             Event::PathMtu { address, mtu } => {
+                let carries = self.overlay.path_mtu(address);
+                self.bus.path_mtu(address, carries.into());
                 if let Some(routes) = &self.host_routes {
                     routes.limit(address.subnet(), mtu);
                 }
             }
             Event::ResyncFib { .. } => self.hold_routes(now),
-            Event::SessionUp { address, key } => self.bus.session_up(now, address, key),
+            Event::SessionUp { address, key } => self.bus_session_up(now, address, key),
             Event::SessionDown { address, .. } => self.bus.session_down(now, address),
             Event::PeerMoved { .. } | Event::SessionFailed { .. } | Event::Refused { .. } => {}
         }

@@ -154,7 +154,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
     };
     let mut overlay_config = OverlayConfig::new(identity.clone(), ports.clone());
     overlay_config.set_live(&reload::live(&config, hello.aes_hardware != 0));
-    overlay_config.mtu = config.mtu();
+    overlay_config.mtu = config.mtu;
     overlay_config.network = network.clone();
     overlay_config.policy = config.peering.policy.clone();
     let mut seed = [0; 32];
@@ -163,9 +163,11 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let overlay = Overlay::new(overlay_config, seed);
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(RunError::Random)?;
+    let mut bus_config = hyphae_bus::Config::new(identity.public_key());
+    bus_config.mtu = config.mtu.into();
     let mut bus = BusService::new(
         now,
-        identity.public_key(),
+        bus_config,
         seed,
         Topics::clone(&topics.read()),
         (inbox.clone(), found),

@@ -54,8 +54,8 @@ pub(crate) struct Collected {
     peers: BTreeMap<u32, PublicKey>,
     /// Lanes by session: owner and epoch, then by lane number.
     sessions: BTreeMap<(Owner, u32), BTreeMap<u16, Adopted>>,
-    /// Keys of the nodes of end-to-end sessions.
-    remotes: BTreeMap<Owner, PublicKey>,
+    /// Keys of the nodes of end-to-end sessions, and what they take.
+    remotes: BTreeMap<Owner, (PublicKey, u16)>,
 }
 
 /// What both kinds of snapshot records say of a lane.
@@ -213,10 +213,15 @@ impl Overlay {
         for ((owner, epoch), lanes) in sessions {
             let key = match owner {
                 Owner::Peer(peer) => peers.get(&peer),
-                Owner::Remote(_) => remotes.get(&owner),
+                Owner::Remote(_) => remotes.get(&owner).map(|(key, _)| key),
             };
             if let Some(key) = key {
                 self.adopt_session(now, owner, *key, epoch, &lanes);
+            }
+        }
+        for (owner, (_, mtu)) in remotes {
+            if let Some(association) = self.associations.get_mut(&owner) {
+                association.mtu = mtu;
             }
         }
         self.begin_resync(now, generation);
@@ -458,7 +463,7 @@ impl Collected {
 
     fn session(&mut self, session: &SessionInstall) {
         let owner = Owner::Remote(session.address.subnet_id());
-        self.remotes.insert(owner, session.key);
+        self.remotes.insert(owner, (session.key, session.mtu.get()));
         let adopted = Adopted::new(
             (session.receive_index.get(), session.send_index.get()),
             session.reset,

@@ -55,6 +55,11 @@ impl PathLimit {
     pub(crate) fn due(&self) -> Nanos {
         self.due
     }
+
+    /// Largest packet.
+    pub(crate) fn mtu(&self) -> u16 {
+        self.mtu.unwrap_or(u16::MAX)
+    }
 }
 
 /// A trace that waits for its report.

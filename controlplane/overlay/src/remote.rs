@@ -56,6 +56,15 @@ impl Overlay {
         self.associations.get(&owner).filter(|a| a.up)?.key
     }
 
+    /// Bytes of the largest payload that reaches the node of this address, as far as known: what it and this node are
+    /// set up for, and what links and relays on the way have refused.
+    pub fn path_mtu(&self, address: OverlayAddress) -> u16 {
+        let owner = Owner::Remote(address.subnet_id());
+        let known = self.associations.get(&owner).filter(|a| a.up);
+        let most = |association: &Association| association.mtu.min(association.limit.mtu());
+        known.map_or(u16::MAX, most).min(self.config.mtu)
+    }
+
     /// Key of the node at the other end of an end-to-end lane, by our index.
     pub fn lane_key(&self, receive: u32) -> Option<PublicKey> {
         let lane = self.lanes.get(&(Kind::EndToEnd, receive))?;

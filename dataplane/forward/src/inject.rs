@@ -87,7 +87,7 @@ impl Engine {
         space: &mut [u8],
     ) -> Result<Train, DropReason> {
         let slot = self.session_slot(record.destination, record.receive_index.get())?;
-        let departure = self.departure_on(slot, record.destination, HOP_LIMIT_DEFAULT)?;
+        let departure = self.departure_on(now, slot, record.destination, HOP_LIMIT_DEFAULT)?;
         let mut payload = vec![0; usize::from(record.len.get()).max(PROBE_LEN)];
         fill_probe(&mut payload, record.id, record.sent);
         self.originate_service(now, &departure, Service::Control, &payload, space)
@@ -182,7 +182,13 @@ impl Engine {
             return self.inject_handshake(now, record, payload, space);
         }
         let slot = self.session_slot(record.destination, record.receive_index.get())?;
-        let departure = self.departure_on(slot, record.destination, HOP_LIMIT_DEFAULT)?;
+        let departure = self.departure_on(now, slot, record.destination, HOP_LIMIT_DEFAULT)?;
+        let mtu = departure.mtu();
+        if payload.len() > mtu.into() {
+            let address = record.destination;
+            self.report(EngineEvent::PathTooBig { address, mtu });
+            return Err(DropReason::LinkTooBig);
+        }
         self.originate_service(now, &departure, service, payload, space)
     }
 

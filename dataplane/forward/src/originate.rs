@@ -238,6 +238,7 @@ impl Engine {
     /// A departure for a packet of this node itself on a session lane.
     pub(crate) fn departure_on(
         &mut self,
+        now: Nanos,
         session: usize,
         destination: OverlayAddress,
         hop_limit: u8,
@@ -249,6 +250,9 @@ impl Engine {
             .ok_or(DropReason::SessionUnknown)?;
         let (mtu, remote) = (held.mtu, held.lane.send_index);
         let egress = self.egress(destination, 0, remote)?;
+        let link_mtu = self.links.get(egress).map_or(mtu, LinkLane::inner_max);
+        let known = self.destinations.get(&destination.subnet_id());
+        let path_mtu = known.map_or(MTU_UNKNOWN, |known| known.path_mtu(now));
         Ok(Departure {
             // Slots have 16 bits.
             session: session as u32,
@@ -257,7 +261,7 @@ impl Engine {
             source,
             hop_limit,
             flow_hash: 0,
-            mtu,
+            mtu: mtu.min(link_mtu).min(path_mtu),
         })
     }
 }

@@ -14,7 +14,8 @@ use common::{Line, NOW, Node, events, link_mtu, open_headers, receive_one, send}
 use hyphae_forward::host::{Splitter, TunHeader};
 use hyphae_forward::{Engine, EngineEvent, HostVerdict, Verdict, cut};
 use hyphae_shm::record::{
-    FibRemove, InjectMtuProbe, InjectPathProbe, InjectTrace, MTU_UNKNOWN, PathMtu, Program,
+    FibRemove, InjectMtuProbe, InjectPathProbe, InjectRouted, InjectTrace, MTU_UNKNOWN, PathMtu,
+    Program,
 };
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::frame::{OVERHEAD, PAYLOAD_AT};
@@ -191,6 +192,35 @@ fn a_packet_longer_than_the_own_link_carries_is_answered_with_what_fits() {
     let packet = line.packet(1280 - 48);
     let frame = send(line.client.engine(), NOW, &packet);
     assert_eq!(frame.len(), usize::from(FRAME_MIN_MAX));
+}
+
+#[test]
+fn the_control_plane_is_told_what_the_way_of_its_own_packets_carries() {
+    let mut line = Line::new(1, SUITE);
+    let (mut space, address) = (vec![0; 2000], line.server.address);
+    let record = InjectRouted {
+        destination: address,
+        service: Service::Message.code(),
+        reserved: [0; 3],
+        receive_index: U32::ZERO,
+    };
+    let engine = line.client.engine();
+    link_mtu(engine, 1, 1424);
+    let limit = PathMtu {
+        address,
+        mtu: U16::new(1300),
+        reserved: [0; 6],
+    };
+    // By the own link, and by a relay beyond it.
+    for carries in [1320, 1300] {
+        let sent = engine.inject_routed(NOW, &record, &vec![0; carries + 1], &mut space);
+        assert_eq!(sent.map(|_| ()), Err(DropReason::LinkTooBig));
+        let mtu = carries as u16;
+        assert_eq!(events(engine), [EngineEvent::PathTooBig { address, mtu }]);
+        let sent = engine.inject_routed(NOW, &record, &vec![0; carries], &mut space);
+        assert_eq!(sent.map(|train| train.len), Ok(carries + OVERHEAD));
+        engine.apply(NOW, &Program::PathMtu(&limit)).unwrap();
+    }
 }
 
 #[test]

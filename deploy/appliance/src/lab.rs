@@ -28,6 +28,9 @@ pub struct LabArgs {
     /// 'auto', 'chacha20-poly1305' or 'aes-256-gcm', for every node.
     #[arg(long, value_name = "SUITE")]
     pub suite: Option<String>,
+    /// Largest packet of the overlay, for every node; links carry it [default: 1340, links of 1500].
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<u16>,
     /// Cores of the relay's workers [default: the last core].
     #[arg(long, value_name = "LIST")]
     pub cores: Option<String>,
@@ -41,6 +44,7 @@ pub(crate) fn run(args: &LabArgs, json: bool) -> anyhow::Result<()> {
     let spec = Spec {
         driver: args.driver.clone(),
         suite: args.suite.clone(),
+        mtu: args.mtu,
         cores: [None, args.cores.clone(), None],
         ..Spec::default()
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{Bus, Config, Destination, Event, MessageId, Outgoing, Topic};
-use hyphae_wire::message::{Body, parse};
+use hyphae_wire::message::{Body, packets, parse};
 use hyphae_wire::{Nanos, PublicKey};
 
 use crate::take;
@@ -24,11 +24,15 @@ pub fn message(data: &[u8]) {
     }
 }
 
-/// Packets of three peers, one after the other (peer u8, length u16, bytes), to an engine that also
-/// sends: budgets hold, and nothing is delivered twice.
+/// What ways carry.
+const CARRIES: [usize; 4] = [1280, 1340, 4000, 9000];
+
+/// Packets of three peers, one after the other (peer and what the way to it carries u8, length u16, bytes), to an
+/// engine that also sends: budgets hold, nothing is delivered twice, and no packet is larger than its way carries.
 pub fn bus(mut data: &[u8]) {
     let key = |n: u8| PublicKey([n; 32]);
     let mut config = Config::new(key(9));
+    config.mtu = CARRIES[3];
     config.incoming_max = 4;
     config.incoming_bytes_max = 1 << 20;
     config.incoming_per_peer_max = 2;
@@ -50,8 +54,9 @@ pub fn bus(mut data: &[u8]) {
             },
         );
         ids.extend(pushed);
-        bus.session_up(now, key(peer).address(), key(peer));
+        bus.session_up(now, key(peer).address(), key(peer), CARRIES[3]);
     }
+    let mut carries = [CARRIES[3]; 3];
     let mut delivered = BTreeSet::new();
     let mut step = 0u64;
     while let Some([peer, low, high]) = take(&mut data) {
@@ -60,7 +65,10 @@ pub fn bus(mut data: &[u8]) {
         data = rest;
         step += 1;
         now = Nanos(now.0 + step * 1_000_000);
+        let way = usize::from(peer % 3);
+        carries[way] = CARRIES[usize::from(peer >> 6)];
         let peer = key(peer % 3 + 1);
+        bus.path_mtu(peer.address(), carries[way]);
         // A packet about id zero is about a message of this node.
         let mut packet = packet.to_vec();
         if let (Some(at), Some(MessageId(id))) = (packet.get_mut(16..24), ids.first())
@@ -79,7 +87,12 @@ pub fn bus(mut data: &[u8]) {
         let stats = bus.stats();
         assert!(stats.incoming <= 4 && stats.incoming_bytes <= 1 << 20);
         while let Some(transmit) = bus.poll_transmit(now) {
-            assert!(parse(&transmit.payload).is_some() && transmit.payload.len() <= 1340);
+            let way = (0..3).find(|n| key(*n + 1).address() == transmit.address);
+            let carries = way.map(|way| carries[usize::from(way)]);
+            assert!(Some(transmit.payload.len()) <= carries);
+            for packet in packets(&transmit.payload) {
+                assert!(packet.and_then(parse).is_some());
+            }
         }
     }
     // Deadlines pass, and nothing is left.

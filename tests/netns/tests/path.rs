@@ -13,8 +13,11 @@ use std::net::Ipv6Addr;
 use std::process::{Command, Output};
 
 use common::{PATIENCE, eventually, lab, privileged, transfer};
-use hyphae::lab::{Namespace, Spec};
-use hyphae_rpc::method::{TraceHop, TraceOutcome};
+use hyphae::lab::{LabNode, Namespace, Spec};
+use hyphae_rpc::Base64;
+use hyphae_rpc::method::{
+    Destination, OutgoingMessage, PopMessageParams, PushMessageParams, TraceHop, TraceOutcome,
+};
 use serde_json::json;
 
 fn run(inside: &Namespace, program: &str, arguments: &[&str]) -> Output {
@@ -35,6 +38,71 @@ fn ping(from: &Namespace, to: Ipv6Addr, size: u32) -> (bool, String) {
         output.status.success(),
         String::from_utf8_lossy(&said).into_owned(),
     )
+}
+
+/// Sends a message of this length from one node to another, and takes it out.
+fn message(from: &LabNode, to: &LabNode, len: usize) {
+    let payload: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+    let sent = from.client.push_message(PushMessageParams {
+        message: OutgoingMessage {
+            dst: Destination::Pk(to.key.to_string()),
+            topic: None,
+            payload: Base64::from(&payload[..]),
+        },
+        reply_timeout: None,
+    });
+    sent.unwrap();
+    let pop = PopMessageParams {
+        timeout: Some(PATIENCE.as_secs()),
+        ..PopMessageParams::default()
+    };
+    let came = to.client.pop_message(pop).unwrap().unwrap();
+    assert!(
+        came.payload.0 == payload,
+        "{} of {len} bytes",
+        came.payload.0.len()
+    );
+}
+
+#[test]
+fn packets_are_as_large_as_links_carry_and_smaller_when_one_carries_less() {
+    const NAME: &str = "packets_are_as_large_as_links_carry_and_smaller_when_one_carries_less";
+    if !privileged(NAME) {
+        return;
+    }
+    let lab = lab(&Spec {
+        mtu: Some(8848),
+        ..Spec::default()
+    });
+    let [client, relay, server] = lab.namespaces.as_ref().unwrap();
+    let address = lab.server.address();
+    // 40 bytes of IPv6 and 8 of ICMPv6.
+    let whole = |size: u32| ping(client, address, size - 48).0;
+    eventually("the largest packets pass", PATIENCE, || whole(8848));
+    transfer(client, server, address, 4 << 20);
+    let relayed = || -> u64 {
+        let status = lab.relay.status().unwrap();
+        status.counters.get("transit_packets").copied().unwrap_or(0)
+    };
+    let before = relayed();
+    message(&lab.client, &lab.server, 4 << 20);
+    let frames = relayed() - before;
+    // As many at least, and as many answers at most; not as many as of 1340 bytes.
+    assert!((475..2500).contains(&frames), "{frames} frames");
+
+    // The link beyond the relay shrinks: the client hears of it from the relay, its bus too.
+    for (inside, device) in [(relay, "to-server"), (server, "to-relay")] {
+        inside.set_mtu(device, 1500).unwrap();
+    }
+    message(&lab.client, &lab.server, 4 << 20);
+    eventually("what fits passes", PATIENCE, || whole(1340));
+    transfer(client, server, address, 4 << 20);
+    // And now the first link.
+    for (inside, device) in [(client, "to-relay"), (relay, "to-client")] {
+        inside.set_mtu(device, 1300).unwrap();
+    }
+    message(&lab.client, &lab.server, 1 << 20);
+    message(&lab.server, &lab.client, 1 << 20);
 }
 
 #[test]

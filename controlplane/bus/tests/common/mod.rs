@@ -93,6 +93,8 @@ pub struct Net {
     pub now: Nanos,
     pub nodes: Vec<Node>,
     pub link: Link,
+    /// Bytes of the largest payload that arrives; whoever sends a larger one is told by a relay on the way.
+    pub carries: usize,
     pub random: Random,
     pub packets: u64,
     pub dropped: u64,
@@ -114,6 +116,10 @@ enum Item {
     Stored {
         at: usize,
         key: DeliveryKey,
+    },
+    TooBig {
+        at: usize,
+        to: usize,
     },
 }
 
@@ -173,6 +179,7 @@ impl Net {
             now: Nanos(1_000_000_000),
             nodes: nodes.collect(),
             link,
+            carries: usize::from(u16::MAX),
             random: Random(seed),
             packets: 0,
             dropped: 0,
@@ -276,7 +283,13 @@ impl Net {
             let Some(transmit) = self.nodes[node].bus.poll_transmit(now) else {
                 break;
             };
-            if let Some(to) = self.node_of(transmit.address) {
+            let Some(to) = self.node_of(transmit.address) else {
+                continue;
+            };
+            if transmit.payload.len() > self.carries {
+                self.dropped += 1;
+                self.at(now + self.link.delay, Item::TooBig { at: node, to });
+            } else {
                 self.transmit(node, to, transmit.payload);
             }
         }
@@ -395,9 +408,19 @@ impl Net {
                 Item::Session { at, to } => {
                     if !self.nodes[at].cut_off && !self.nodes[to].cut_off {
                         let key = self.nodes[to].key;
-                        self.nodes[at].bus.session_up(now, key.address(), key);
+                        self.nodes[at].bus.session_up(
+                            now,
+                            key.address(),
+                            key,
+                            usize::from(u16::MAX),
+                        );
                         self.drain(at);
                     }
+                }
+                Item::TooBig { at, to } => {
+                    let address = self.nodes[to].key.address();
+                    self.nodes[at].bus.path_mtu(address, self.carries);
+                    self.drain(at);
                 }
                 Item::Stored { at, key } => {
                     self.nodes[at].bus.accepted(now, key);

@@ -69,14 +69,14 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) fn new(
         now: Nanos,
-        key: PublicKey,
+        config: Config,
         seed: [u8; 32],
         topics: Topics,
         (inbox, found): (Inbox, Found),
         commands: mpsc::Sender<Command>,
     ) -> Self {
         let (shared, _) = watch::channel(Arc::new(topics.clone()));
-        let mut bus = Bus::new(Config::new(key), topics, seed);
+        let mut bus = Bus::new(config, topics, seed);
         bus.seed_completed(now, found.completed);
         let mut service = Self {
             bus,
@@ -156,8 +156,18 @@ impl Service {
         self.bus.wants_transmit()
     }
 
-    pub(crate) fn session_up(&mut self, now: Nanos, address: OverlayAddress, key: PublicKey) {
-        self.bus.session_up(now, address, key);
+    pub(crate) fn session_up(
+        &mut self,
+        now: Nanos,
+        address: OverlayAddress,
+        key: PublicKey,
+        mtu: usize,
+    ) {
+        self.bus.session_up(now, address, key, mtu);
+    }
+
+    pub(crate) fn path_mtu(&mut self, address: OverlayAddress, mtu: usize) {
+        self.bus.path_mtu(address, mtu);
     }
 
     pub(crate) fn session_down(&mut self, now: Nanos, address: OverlayAddress) {
@@ -400,7 +410,7 @@ mod tests {
         let inbox = (Inbox::in_memory(limits).unwrap(), Found::default());
         let (key, now) = (PublicKey([1; 32]), Nanos(1));
         let topics = Topics::default();
-        let mut service = Service::new(now, key, [7; 32], topics, inbox, commands);
+        let mut service = Service::new(now, Config::new(key), [7; 32], topics, inbox, commands);
         let message = Outgoing {
             destination: Destination::Key(PublicKey([2; 32])),
             topic: Topic::default(),

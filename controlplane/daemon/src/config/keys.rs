@@ -201,6 +201,16 @@ pub const KEYS_ALL: &[Key] = &[
     )
     .values("\"auto\", \"uring\" or \"epoll\""),
     key(
+        "mtu",
+        Kind::Number,
+        "1340",
+        "Largest packet of the overlay, of this host and of messages. A link of MTU 1500 carries 1340 bytes over IPv6 \
+         and IPv4; where all links carry more, it may be that less 152: 8848 where frames are 9000 bytes. A way that \
+         carries less is found out.",
+    )
+    .unit("bytes")
+    .range(1280, 9000),
+    key(
         "poll_max_microseconds",
         Kind::Number,
         "0",

@@ -392,6 +392,9 @@ impl Written {
                 set(key, Value::from(value.as_str()));
             }
         }
+        if let Some(mtu) = over.mtu {
+            set("mtu", Value::from(i64::from(mtu)));
+        }
         if over.no_tun || over.tun_name.is_some() {
             set("tun.enabled", Value::from(!over.no_tun));
         }

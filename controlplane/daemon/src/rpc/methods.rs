@@ -490,7 +490,7 @@ impl Node {
             pid: std::process::id(),
             uptime: now.since(self.started).as_secs(),
             dataplane,
-            mtu: self.config.mtu(),
+            mtu: self.config.mtu,
             suites: offered
                 .iter()
                 .filter(|suite| suites.contains(**suite))

@@ -21,6 +21,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyphae_bus::Buffer;
 use hyphae_rpc::message::{Error, code};
 use hyphae_wire::message::MESSAGE_MAX;
 use tokio::io::{
@@ -242,8 +243,8 @@ async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Resul
                 } else {
                     None
                 };
-                let mut attached = vec![0; len];
-                reader.read_exact(&mut attached).await?;
+                let mut attached = Buffer::zeroed(len);
+                reader.read_exact(attached.as_mut()).await?;
                 (json, attached.into(), more)
             }
             Some(_) => {

@@ -37,6 +37,9 @@ pub struct NodeArgs {
     /// routing protocol finds.
     #[arg(long = "route", value_name = "PREFIX=KEY|ADDRESS")]
     pub routes: Vec<RouteSpec>,
+    /// Largest packet of the overlay, 1280 to 9000 bytes: what links carry, less 152 [default: 1340].
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<u16>,
     /// Name of the TUN device [default: hyphae0].
     #[arg(long, value_name = "NAME", conflicts_with = "no_tun")]
     pub tun_name: Option<String>,
@@ -90,6 +93,7 @@ impl NodeArgs {
             listen: self.listen.clone(),
             peers: self.peers.clone(),
             routes: self.routes.clone(),
+            mtu: self.mtu,
             tun_name: self.tun_name.clone(),
             no_tun: self.no_tun,
             cores: self.cores.clone(),
@@ -162,6 +166,7 @@ impl NodeArgs {
             ("--state-dir", self.state_dir.as_ref().map(path)),
             ("--socket-dir", self.socket_dir.as_ref().map(path)),
             ("--listen", self.listen.clone()),
+            ("--mtu", self.mtu.map(|mtu| mtu.to_string())),
             ("--tun-name", self.tun_name.clone().filter(|_| tun)),
             ("--cores", self.cores.clone()),
             ("--metrics", self.metrics.clone()),

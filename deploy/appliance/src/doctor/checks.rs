@@ -1,7 +1,7 @@
 //! What readings mean.
 
 use hyphae_dataplane::DriverKind;
-use hyphae_wire::frame::{MTU_DEFAULT, OVERHEAD};
+use hyphae_wire::frame::OVERHEAD;
 
 use super::readings::{Place, Readings};
 use super::{Check, Level};
@@ -337,14 +337,14 @@ fn ipv6(host: &Readings) -> Check {
 }
 
 /// Bytes of the largest packet of the underlay.
-fn mtu_wanted() -> u32 {
+fn mtu_wanted(mtu: u16) -> u32 {
     let overhead = u32::try_from(OVERHEAD).unwrap_or(u32::MAX);
-    u32::from(MTU_DEFAULT) + overhead + UNDERLAY_HEADERS
+    u32::from(mtu) + overhead + UNDERLAY_HEADERS
 }
 
 fn mtu(host: &Readings) -> Check {
     const NAME: &str = "link MTU";
-    let wanted = mtu_wanted();
+    let wanted = mtu_wanted(host.mtu);
     let names = |small: bool| -> Vec<String> {
         let links = host
             .links

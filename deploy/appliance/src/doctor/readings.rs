@@ -83,6 +83,8 @@ pub(super) struct Readings {
     /// UDP ports of the workers, then the TCP port.
     pub(super) ports: Vec<(String, Place)>,
     pub(super) ipv6_disabled: Option<bool>,
+    /// Bytes of the largest packet of the overlay.
+    pub(super) mtu: u16,
     pub(super) links: Vec<Link>,
     pub(super) clock_synchronised: Option<bool>,
     pub(super) state: StateDirectory,
@@ -130,6 +132,7 @@ pub(super) fn take(config: &Config, args: &NodeArgs) -> Readings {
         ipv6_disabled: number("/proc/sys/net/ipv6/conf/all/disable_ipv6")
             .map(|value| value == 1)
             .or_else(|| (!Path::new("/proc/sys/net/ipv6").exists()).then_some(true)),
+        mtu: config.mtu,
         links: links(config.tun.as_deref()),
         clock_synchronised: clock::is_synchronised().ok(),
         state: state_directory(state),

@@ -31,6 +31,7 @@ fn host() -> Readings {
             ("TCP 9670".into(), Place::Free),
         ],
         ipv6_disabled: Some(false),
+        mtu: 1340,
         links: vec![Link {
             name: "eth0".into(),
             mtu: 1500,
@@ -138,6 +139,7 @@ fn every_lack_is_found_with_its_reason_and_its_remedy() {
                 mtu: 1280,
             });
         }),
+        ("link MTU", Warn, "at least 9000 wanted", |h| h.mtu = 8848),
         ("link MTU", Unknown, "no link", |h| h.links.clear()),
         ("clock", Warn, "nothing", |h| {
             h.clock_synchronised = Some(false)

@@ -96,6 +96,19 @@ impl Namespace {
         other.set_up(other_name, other_address)
     }
 
+    /// Sets what a device carries.
+    ///
+    /// # Errors
+    /// When there is no such device, or it cannot carry that.
+    pub fn set_mtu(&self, name: &str, bytes: u32) -> anyhow::Result<()> {
+        let name = name.to_owned();
+        self.netlink(move |handle| async move {
+            let device = LinkUnspec::new_with_index(index_of(&name)?);
+            let device = device.mtu(bytes).build();
+            Ok(handle.link().set(device).execute().await?)
+        })
+    }
+
     fn set_up(&self, name: &str, (address, bits): (IpAddr, u8)) -> anyhow::Result<()> {
         let name = name.to_owned();
         self.netlink(move |handle| async move {

@@ -26,6 +26,8 @@ pub struct Spec {
     pub driver: Option<String>,
     /// `--suite` of every node.
     pub suite: Option<String>,
+    /// `--mtu` of every node; links carry such packets.
+    pub mtu: Option<u16>,
     /// `--cores` of client, relay and server.
     pub cores: [Option<String>; 3],
     /// Configuration file of every node.
@@ -77,6 +79,8 @@ pub(super) fn directory_in_use() -> Option<&'static Path> {
 const PATIENCE: Duration = Duration::from_secs(60);
 const NAMES: [&str; 3] = ["client", "relay", "server"];
 const PORT: u16 = 9670;
+/// What a packet of the overlay gets in front and behind on a link: its frame, UDP and IPv6.
+const LINK_OVERHEAD: u32 = 152;
 const RELAY_TO_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
 const RELAY_TO_SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 1);
@@ -106,6 +110,16 @@ impl Lab {
             "to-relay",
             net(SERVER),
         )?;
+        if let Some(mtu) = spec.mtu {
+            for (inside, device) in [
+                (client, "to-relay"),
+                (relay, "to-client"),
+                (relay, "to-server"),
+                (server, "to-relay"),
+            ] {
+                inside.set_mtu(device, u32::from(mtu) + LINK_OVERHEAD)?;
+            }
+        }
         let places = [RELAY_TO_CLIENT, RELAY_TO_SERVER].map(|ip| format!("{ip}:{PORT}"));
         let ends = [CLIENT, SERVER].map(|ip| format!("{ip}:{PORT}"));
         Self::start(spec, Some(namespaces), [PORT; 3], places, ends)
@@ -233,6 +247,7 @@ impl Spec {
             ("--cores", Some(cores)),
             ("--driver", self.driver.clone()),
             ("--suite", self.suite.clone()),
+            ("--mtu", self.mtu.map(|mtu| mtu.to_string())),
             (
                 "--config",
                 self.config
