@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use hyphae::lab::Namespace;
-use hyphae_uring::{Driver, DriverKind, Event, Parts, Span, udp};
+use hyphae_uring::{
+    Driver, DriverKind, Event, Parts, RECEIVE_BUFFERS, Span, TRANSMIT_BUFFERS, udp,
+};
 use hyphae_wire::Endpoint;
 
 use super::{Net, PORT, RELAY_TO_SOURCE, SINK, SOURCE, Sample};
@@ -218,8 +220,8 @@ pub(super) fn open(socket: OwnedFd, kind: DriverKind) -> anyhow::Result<hyphae_u
         socket,
         tun: None,
         doorbell,
-        receive_buffers: 32,
-        transmit_buffers: 32,
+        receive_buffers: RECEIVE_BUFFERS,
+        transmit_buffers: TRANSMIT_BUFFERS,
     };
     Ok(hyphae_uring::open(kind, parts)?)
 }

@@ -6,6 +6,8 @@ use memmap2::MmapMut;
 
 /// Bytes from which on a payload lies in memory of its own: two large pages of most machines.
 const MAPPED_MIN: usize = 4 << 20;
+/// So much of it has to have come before: what is announced costs nothing.
+const MAPPED_AFTER: usize = 1 << 20;
 
 /// Bytes that become a payload.
 #[derive(Debug)]
@@ -15,6 +17,15 @@ pub struct Buffer {
     len: usize,
 }
 
+impl Default for Buffer {
+    fn default() -> Self {
+        Self {
+            memory: Memory::Heap(Vec::new()),
+            len: 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Memory {
     Heap(Vec<u8>),
@@ -22,12 +33,6 @@ enum Memory {
 }
 
 impl Buffer {
-    /// Room for up to `most` bytes, none of which are there; memory is taken as they come.
-    pub(crate) fn new(most: usize) -> Self {
-        let memory = map(most).map_or(Memory::Heap(Vec::new()), Memory::Mapped);
-        Self { memory, len: 0 }
-    }
-
     /// So many bytes, all zero, to be written.
     pub fn zeroed(len: usize) -> Self {
         let memory = map(len).map_or_else(|| Memory::Heap(vec![0; len]), Memory::Mapped);
@@ -41,6 +46,14 @@ impl Buffer {
     /// Adds bytes to a buffer that will have `most` in the end.
     pub(crate) fn append(&mut self, bytes: &[u8], most: usize) {
         let end = self.len + bytes.len();
+        if let Memory::Heap(heap) = &self.memory
+            && end > MAPPED_AFTER
+            && let Some(mut mapped) = map(most)
+            && let Some(room) = mapped.get_mut(..heap.len())
+        {
+            room.copy_from_slice(heap);
+            self.memory = Memory::Mapped(mapped);
+        }
         match &mut self.memory {
             Memory::Heap(heap) => {
                 if heap.capacity() < end {

@@ -81,7 +81,7 @@ impl Incoming {
             opened_by: 0,
             sequence: 0,
             have: 0,
-            data: Buffer::new(cut.len),
+            data: Buffer::default(),
             hasher: (cut.first < cut.len).then(Box::default),
             beyond: BTreeMap::new(),
             ranges: BTreeMap::new(),
@@ -179,7 +179,7 @@ impl Incoming {
     /// The whole message, for the caller to decide about.
     pub(crate) fn hand_over(&mut self) -> Bytes {
         self.stage = Stage::Undecided;
-        std::mem::replace(&mut self.data, Buffer::new(0)).into()
+        std::mem::take(&mut self.data).into()
     }
 
     /// Bytes of memory in use for chunks.
@@ -195,11 +195,16 @@ mod tests {
 
     #[test]
     fn chunks_in_any_order_make_the_message_and_memory_follows_what_came() {
-        let payload: Vec<u8> = (0..20_000u32).map(|n| n.to_le_bytes()[0]).collect();
+        in_any_order(20_000, 512);
+        in_any_order(5_000_000, 8_800);
+    }
+
+    fn in_any_order(len: u32, chunk: usize) {
+        let payload: Vec<u8> = (0..len).map(|n| n.to_le_bytes()[0]).collect();
         let cut = Cut {
             len: payload.len(),
             first: 100,
-            chunk: 512,
+            chunk,
         };
         let digest = *blake3::hash(&payload).as_bytes();
         let (now, address) = (Nanos(1), OverlayAddress::default());

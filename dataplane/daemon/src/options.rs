@@ -25,10 +25,6 @@ pub struct Options {
     pub poll_max: Duration,
     /// Directory of `dataplane.sock`; must exist.
     pub socket_dir: PathBuf,
-    /// Receive buffers per worker, 64 KiB each, a power of two.
-    pub receive_buffers: u16,
     /// How long a port or device may still be held by this process's predecessor.
     pub patience: Duration,
-    /// Transmit buffers per worker, 64 KiB each.
-    pub transmit_buffers: u16,
 }

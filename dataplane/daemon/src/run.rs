@@ -12,7 +12,10 @@ use hyphae_forward::{Engine, EngineConfig, aes_in_hardware};
 use hyphae_notify::Notifier;
 use hyphae_shm::attach::{Hello, WELCOME, store_text};
 use hyphae_shm::{Doorbell, Layout, Segment, SegmentError};
-use hyphae_uring::{AnyDriver, DriverKind, OpenError, Parts, ProbeError, tun, udp};
+use hyphae_uring::{
+    AnyDriver, DriverKind, OpenError, Parts, ProbeError, RECEIVE_BUFFERS, TRANSMIT_BUFFERS, tun,
+    udp,
+};
 use hyphae_wire::WorkerId;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -228,8 +231,8 @@ pub fn run(options: &Options) -> Result<(), RunError> {
                 socket,
                 tun: queue,
                 doorbell: clone(&bells[id.as_usize()])?.into_fd(),
-                receive_buffers: options.receive_buffers,
-                transmit_buffers: options.transmit_buffers,
+                receive_buffers: RECEIVE_BUFFERS,
+                transmit_buffers: TRANSMIT_BUFFERS,
             },
             engine: Engine::new(config),
             control: Control::new(

@@ -63,7 +63,7 @@ impl Ready {
     }
 
     pub(crate) fn begin_turn(&mut self) {
-        self.budget = EVENTS_PER_TURN;
+        self.budget = EVENTS_PER_TURN.into();
     }
 
     pub(crate) fn push(&mut self, event: Event) {

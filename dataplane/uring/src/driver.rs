@@ -17,11 +17,18 @@ pub const TUN_HEADER_LEN: usize = 10;
 
 /// Trains and TUN packets that [`Driver::next`] hands out per turn: what was received is still in
 /// the second-level cache when it is sent.
-pub(crate) const EVENTS_PER_TURN: u32 = 16;
+pub(crate) const EVENTS_PER_TURN: u16 = 16;
 /// TUN packets read in one go.
 pub(crate) const TUN_BATCH: u16 = 8;
 /// Slots for TUN packets: one batch with the worker and one with the kernel.
 pub(crate) const TUN_SLOTS: u16 = 2 * TUN_BATCH;
+/// Slots for receives that a worker needs: one burst that it works on, until the socket has taken what of it leaves,
+/// and one for the kernel to fill meanwhile. A power of two, as buffer rings are.
+pub const RECEIVE_BUFFERS: u16 = 2 * EVENTS_PER_TURN;
+/// Slots for what a worker builds: sealed, a TUN packet of 64 KiB needs two, a batch of them as many again while the
+/// one before is sent.
+pub const TRANSMIT_BUFFERS: u16 = 2 * 2 * TUN_BATCH;
+const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 
 /// A slot of the driver's buffer pool.
 ///

@@ -339,7 +339,7 @@ impl Driver for EpollDriver {
         self.stats.wakeups += u64::from(sleeps);
         for event in &events[..count] {
             match event.data.u64() {
-                SOCKET if self.ready.len() < EVENTS_PER_TURN as usize => self.receive(),
+                SOCKET if self.ready.len() < usize::from(EVENTS_PER_TURN) => self.receive(),
                 DOORBELL => clear_doorbell(self.doorbell.as_fd(), &mut self.stats),
                 TUN => self.read_tun(event.flags),
                 _ => {}

@@ -32,8 +32,8 @@ pub mod uring;
 mod tests;
 
 pub use driver::{
-    BufferId, Driver, DriverStats, Event, SEGMENTS_MAX, SPANS_MAX, SendError, Span,
-    TRAIN_BYTES_MAX, TUN_HEADER_LEN,
+    BufferId, Driver, DriverStats, Event, RECEIVE_BUFFERS, SEGMENTS_MAX, SPANS_MAX, SendError,
+    Span, TRAIN_BYTES_MAX, TRANSMIT_BUFFERS, TUN_HEADER_LEN,
 };
 pub use open::{AnyDriver, DriverKind, OpenError, Parts, UnknownDriver, open};
 pub use pool::SLOT_BYTES;

@@ -175,7 +175,7 @@ impl Driver for MemoryDriver {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.budget = EVENTS_PER_TURN;
+        self.budget = EVENTS_PER_TURN.into();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut shared = lock(&self.link);
         let mut slept = false;

@@ -42,8 +42,6 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
             Some(_) => Duration::from_secs(10),
             None => Duration::from_secs(3),
         },
-        receive_buffers: 32,
-        transmit_buffers: 32,
     };
     Ok(hyphae_dataplane::run(&options)?)
 }
