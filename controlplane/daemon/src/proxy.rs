@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyphae_bus::topics::TopicConfig;
-use hyphae_bus::{DeliveryKey, MessageId, Outgoing, Refuse, Topic};
+use hyphae_bus::{DeliveryKey, Outgoing, Refuse, Topic};
 
 pub use bind::BindError;
 pub use framing::Failure;
@@ -45,8 +45,8 @@ pub trait Courier: Clone + Send + Sync + 'static {
     /// Sends a message that nobody answers.
     fn tell(&self, message: Outgoing) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// Answers a message; false when the answer cannot be sent.
-    fn reply(&self, id: MessageId, message: Outgoing) -> impl Future<Output = bool> + Send;
+    /// Answers a message that was settled, which counts as read with that; false when the answer cannot be sent.
+    fn answer(&self, key: DeliveryKey, message: Outgoing) -> impl Future<Output = bool> + Send;
 
     /// Tells the sender of a delivered message what became of it.
     fn settle(

@@ -1,6 +1,6 @@
 //! What the rest of the control plane asks of the bus: RPC, administration, socket proxies.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,8 +27,12 @@ pub(crate) enum BusCommand {
     Push {
         message: Outgoing,
         taken: oneshot::Sender<Result<MessageId, PushError>>,
-        /// Gets the reply, if one is waited for.
-        outcome: Option<oneshot::Sender<ReplyOutcome>>,
+    },
+    /// The same, for somebody who waits for the reply.
+    Request {
+        message: Outgoing,
+        id: RequestId,
+        outcome: oneshot::Sender<Requested>,
     },
     /// Several, of which no reply is waited for.
     PushAll {
@@ -37,6 +41,12 @@ pub(crate) enum BusCommand {
     },
     Reply {
         id: MessageId,
+        message: Outgoing,
+        taken: oneshot::Sender<Result<(), PushError>>,
+    },
+    /// A reply to a message that was settled, which counts as read if the reply can be sent.
+    Answer {
+        key: DeliveryKey,
         message: Outgoing,
         taken: oneshot::Sender<Result<(), PushError>>,
     },
@@ -54,6 +64,12 @@ pub(crate) enum BusCommand {
     /// inbox. Whoever takes one settles it; its sender waits for that.
     OnForward(mpsc::Sender<Inbound>),
 }
+
+/// The id of a request, once it has one.
+pub(crate) type RequestId = Arc<OnceLock<MessageId>>;
+
+/// What a request comes to; an error when it is not taken.
+pub(crate) type Requested = Result<ReplyOutcome, PushError>;
 
 /// What came of waiting for a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,12 +130,7 @@ impl Handle {
     pub(crate) async fn push(&self, message: Outgoing) -> Result<MessageId, BusError> {
         let message = digest(message).await;
         let (taken, answer) = oneshot::channel();
-        self.send(BusCommand::Push {
-            message,
-            taken,
-            outcome: None,
-        })
-        .await?;
+        self.send(BusCommand::Push { message, taken }).await?;
         Ok(answer.await.map_err(|_| BusError::Stopping)??)
     }
 
@@ -138,37 +149,36 @@ impl Handle {
         answer.await.map_err(|_| BusError::Stopping)
     }
 
-    /// Sends a message and waits for its reply for `within`. Dropping the future leaves the message
+    /// Sends a message and waits for its reply for `within`. Dropping the future leaves a message that has an id
     /// on its way.
     pub(crate) async fn request(
         &self,
         message: Outgoing,
         within: Duration,
     ) -> Result<(MessageId, ReplyOutcome), BusError> {
-        let (id, outcome) = self.begin(message, within).await?;
-        let outcome = outcome.await.map_err(|_| BusError::Stopping)?;
-        Ok((id, outcome))
+        self.ask(message, within, RequestId::default()).await
     }
 
-    /// Sends a message, and says where its reply will be. If the future is dropped before it has the
-    /// id, the message is withdrawn: nobody could ask for it.
-    async fn begin(
+    /// The same; `id` is there as soon as the message is on its way. If the future is dropped before, it does not go:
+    /// nobody could ask for it.
+    async fn ask(
         &self,
         mut message: Outgoing,
         within: Duration,
-    ) -> Result<(MessageId, oneshot::Receiver<ReplyOutcome>), BusError> {
+        id: RequestId,
+    ) -> Result<(MessageId, ReplyOutcome), BusError> {
         message.reply_within = Some(within);
         let message = digest(message).await;
-        let (taken, answer) = oneshot::channel();
         let (sender, outcome) = oneshot::channel();
-        self.send(BusCommand::Push {
+        self.send(BusCommand::Request {
             message,
-            taken,
-            outcome: Some(sender),
+            id: Arc::clone(&id),
+            outcome: sender,
         })
         .await?;
-        let id = answer.await.map_err(|_| BusError::Stopping)??;
-        Ok((id, outcome))
+        let outcome = outcome.await.map_err(|_| BusError::Stopping)??;
+        let id = id.get().ok_or(BusError::Stopping)?;
+        Ok((*id, outcome))
     }
 
     /// Answers the message `id`, whose sender is the destination.
@@ -294,12 +304,13 @@ async fn digest(mut message: Outgoing) -> Outgoing {
 /// Withdraws a message, and the wait for its reply, when it is dropped before the reply is there.
 struct Withdraw<'a> {
     handle: &'a Handle,
-    id: Option<MessageId>,
+    id: Option<RequestId>,
 }
 
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
-        let (Some(id), Ok(runtime)) = (self.id, tokio::runtime::Handle::try_current()) else {
+        let id = self.id.as_ref().and_then(|id| id.get().copied());
+        let (Some(id), Ok(runtime)) = (id, tokio::runtime::Handle::try_current()) else {
             return;
         };
         let commands = self.handle.commands.clone();
@@ -312,15 +323,15 @@ impl Drop for Withdraw<'_> {
 
 impl Courier for Handle {
     async fn request(&self, message: Outgoing, within: Duration) -> Result<Bytes, Failure> {
-        let begun = self.begin(message, within).await;
-        let (id, outcome) = begun.map_err(|error| failure(&error))?;
+        let id = RequestId::default();
         let mut withdraw = Withdraw {
             handle: self,
-            id: Some(id),
+            id: Some(Arc::clone(&id)),
         };
-        let outcome = outcome.await.map_err(|_| Failure::Unreachable)?;
+        // Dropped before the other: whoever finds the id set afterwards also finds nobody waiting.
+        let outcome = self.ask(message, within, id).await;
         withdraw.id = None;
-        match outcome {
+        match outcome.map_err(|error| failure(&error))?.1 {
             ReplyOutcome::Reply(reply) => Ok(reply.payload),
             ReplyOutcome::TimedOut => Err(Failure::Timeout),
             ReplyOutcome::Aborted(AbortReason::Rejected(_)) => Err(Failure::Rejected),
@@ -335,8 +346,15 @@ impl Courier for Handle {
         pushed.map(|_| ()).map_err(|error| failure(&error))
     }
 
-    async fn reply(&self, id: MessageId, message: Outgoing) -> bool {
-        Self::reply(self, id, message).await.is_ok()
+    async fn answer(&self, key: DeliveryKey, message: Outgoing) -> bool {
+        let message = digest(message).await;
+        let (taken, answer) = oneshot::channel();
+        let sent = self.send(BusCommand::Answer {
+            key,
+            message,
+            taken,
+        });
+        sent.await.is_ok() && matches!(answer.await, Ok(Ok(())))
     }
 
     async fn settle(&self, key: DeliveryKey, verdict: Result<(), Refuse>) {

@@ -7,17 +7,18 @@
 mod handle;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures_util::FutureExt;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
-    Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Refuse, Room, Stats,
-    Transmit,
+    Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Outgoing, Refuse, Room,
+    Stats, Transmit,
 };
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use handle::Requested;
 pub(crate) use handle::{BusCommand, BusError, Handle, ReplyOutcome};
 
 use crate::inbox::{Found, Inbox, PutError};
@@ -56,7 +57,7 @@ pub(crate) struct Service {
     /// Of these, those that nobody has brought there yet.
     fresh: Vec<Inbound>,
     commands: mpsc::Sender<Command>,
-    replies: BTreeMap<MessageId, oneshot::Sender<ReplyOutcome>>,
+    replies: BTreeMap<MessageId, oneshot::Sender<Requested>>,
     admin: Option<mpsc::Sender<Inbound>>,
     forward: Option<mpsc::Sender<Inbound>>,
     unknown_sources: u64,
@@ -196,7 +197,7 @@ impl Service {
     fn outcome(&mut self, id: MessageId, outcome: ReplyOutcome) {
         if let Some(waiting) = self.replies.remove(&id) {
             // Whoever asked may have gone.
-            let _ = waiting.send(outcome);
+            let _ = waiting.send(Ok(outcome));
         }
     }
 
@@ -206,7 +207,7 @@ impl Service {
         if inbound.reply {
             let reply = ReplyOutcome::Reply(Box::new(inbound));
             let waiting = self.replies.remove(&key.id);
-            if waiting.is_some_and(|waiting| waiting.send(reply).is_ok()) {
+            if waiting.is_some_and(|waiting| waiting.send(Ok(reply)).is_ok()) {
                 self.bus.accepted(now, key);
             } else {
                 // Nobody will ever read it, and its sender should know.
@@ -306,34 +307,63 @@ impl Service {
         self.replies.remove(&id);
     }
 
+    /// Sends a message whose reply is waited for, unless whoever waits has gone. If he goes later he finds the id and
+    /// withdraws it; if he goes meanwhile, he may not find it.
+    fn request(
+        &mut self,
+        now: Nanos,
+        message: Outgoing,
+        place: &OnceLock<MessageId>,
+        outcome: oneshot::Sender<Requested>,
+    ) {
+        if outcome.is_closed() {
+            return;
+        }
+        match self.bus.push(now, message) {
+            Ok(id) => {
+                // Nobody else sets it.
+                let _ = place.set(id);
+                if outcome.is_closed() {
+                    self.cancel(now, id);
+                } else {
+                    self.replies.insert(id, outcome);
+                }
+            }
+            Err(error) => {
+                let _ = outcome.send(Err(error));
+            }
+        }
+    }
+
     /// Does what a command asks.
     pub(crate) fn handle_command(&mut self, now: Nanos, command: BusCommand) {
         // Whoever asked may have gone; then the answer is nobody's.
         match command {
-            BusCommand::Push {
-                message,
-                taken,
-                outcome,
-            } => {
-                let result = self.bus.push(now, message);
-                let awaited = match (&result, outcome) {
-                    (Ok(id), Some(outcome)) => {
-                        self.replies.insert(*id, outcome);
-                        Some(*id)
-                    }
-                    (Ok(_) | Err(_), _) => None,
-                };
-                if let (Err(_), Some(id)) = (taken.send(result), awaited) {
-                    // Nobody knows the id, so nobody waits for the reply.
-                    self.cancel(now, id);
-                }
+            BusCommand::Push { message, taken } => {
+                let _ = taken.send(self.bus.push(now, message));
             }
+            BusCommand::Request {
+                message,
+                id,
+                outcome,
+            } => self.request(now, message, &id, outcome),
             BusCommand::PushAll { messages, taken } => {
                 let push = |message| self.bus.push(now, message);
                 let _ = taken.send(messages.into_iter().map(push).collect());
             }
             BusCommand::Reply { id, message, taken } => {
                 let _ = taken.send(self.bus.reply(now, id, message));
+            }
+            BusCommand::Answer {
+                key,
+                message,
+                taken,
+            } => {
+                let answered = self.bus.reply(now, key.id, message);
+                if answered.is_ok() {
+                    self.bus.mark_read(now, key);
+                }
+                let _ = taken.send(answered);
             }
             BusCommand::Cancel(id) => self.cancel(now, id),
             BusCommand::Read(keys) => {
@@ -383,7 +413,7 @@ impl Service {
 mod tests {
     use std::time::Duration;
 
-    use hyphae_bus::{AbortReason, Destination, Outgoing, Topic};
+    use hyphae_bus::{AbortReason, Destination, Topic};
 
     use super::*;
     use crate::inbox::Limits;

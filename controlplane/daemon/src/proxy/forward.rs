@@ -166,12 +166,14 @@ impl<C: Courier> Forward<C> {
         let lease = self.inbox.held(number);
         self.courier.settle(key, Ok(())).await;
         match self.deliver(&message, lane).await {
-            Ok(()) => {
+            Ok(answered) => {
                 self.stats.note(Side::Forward, "answered");
                 if let Err(error) = lease.confirm().await {
                     tracing::warn!(%error, "an answered message stays in the inbox");
                 }
-                self.courier.read(key).await;
+                if !answered {
+                    self.courier.read(key).await;
+                }
             }
             Err(error) => {
                 self.stats.note(Side::Forward, error.kind());
@@ -181,7 +183,8 @@ impl<C: Courier> Forward<C> {
         }
     }
 
-    async fn deliver(&self, message: &Inbound, lane: &Lane) -> Result<(), ForwardError> {
+    /// True when there was an answer and the sender has it; false when none was expected.
+    async fn deliver(&self, message: &Inbound, lane: &Lane) -> Result<bool, ForwardError> {
         // Neither is ever closed.
         let _turn = lane.at_once.acquire().await;
         let _room = self.at_once.acquire().await;
@@ -195,7 +198,7 @@ impl<C: Courier> Forward<C> {
             .await
             .map_err(|_| ForwardError::Timeout(within))??;
         let Some(payload) = answer else {
-            return Ok(());
+            return Ok(false);
         };
         let reply = Outgoing {
             destination: Destination::Key(message.source_key),
@@ -205,8 +208,8 @@ impl<C: Courier> Forward<C> {
             try_for: None,
             reply_within: None,
         };
-        if self.courier.reply(message.id, reply).await {
-            Ok(())
+        if self.courier.answer(message.key(), reply).await {
+            Ok(true)
         } else {
             Err(ForwardError::NotSent)
         }

@@ -22,7 +22,7 @@ type Answered = Pin<Box<dyn Future<Output = Result<Bytes, Failure>> + Send>>;
 #[derive(Debug, PartialEq)]
 enum Told {
     Message(Bytes),
-    Reply(MessageId, Bytes),
+    Answer(DeliveryKey, Bytes),
     Settled(DeliveryKey, Result<(), Refuse>),
     Read(DeliveryKey),
 }
@@ -63,8 +63,8 @@ impl Courier for Fake {
         Ok(())
     }
 
-    async fn reply(&self, id: MessageId, message: Outgoing) -> bool {
-        self.note(Told::Reply(id, message.payload));
+    async fn answer(&self, key: DeliveryKey, message: Outgoing) -> bool {
+        self.note(Told::Answer(key, message.payload));
         true
     }
 

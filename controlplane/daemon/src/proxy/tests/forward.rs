@@ -72,15 +72,14 @@ impl Lab {
         self.messages.send(message).await.unwrap();
     }
 
-    /// The reply to a message, after its receipt and before its reading.
+    /// The answer to a message, after its receipt.
     async fn reply(&mut self, message: &Inbound) -> Bytes {
         let key = message.key();
         assert_eq!(self.heard.recv().await, Some(Told::Settled(key, Ok(()))));
-        let Some(Told::Reply(id, payload)) = self.heard.recv().await else {
-            panic!("a reply");
+        let Some(Told::Answer(answered, payload)) = self.heard.recv().await else {
+            panic!("an answer");
         };
-        assert_eq!(id, message.id);
-        assert_eq!(self.heard.recv().await, Some(Told::Read(key)));
+        assert_eq!(answered, key);
         payload
     }
 
@@ -134,6 +133,29 @@ async fn item_20_the_answer_of_the_server_is_the_reply() {
     assert_eq!(lab.heard.recv().await, Some(settled));
     lab.counted("duplicate", 1).await;
     lab.counted("answered", 2).await;
+}
+
+#[tokio::test]
+async fn item_20_a_sender_hears_before_a_slow_server_answers_that_the_message_was_received() {
+    let mut lab = Lab::new(Framing::Eof, Limits::default());
+    let go = Arc::new(tokio::sync::Notify::new());
+    let wait = Arc::clone(&go);
+    lab.serve(move |mut stream| {
+        let wait = Arc::clone(&wait);
+        async move {
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+            wait.notified().await;
+            stream.write_all(b"late").await.unwrap();
+        }
+    });
+    let message = inbound(1, &b"x"[..]);
+    lab.send(message.clone()).await;
+    let settled = Told::Settled(message.key(), Ok(()));
+    assert_eq!(lab.heard.recv().await, Some(settled));
+    go.notify_one();
+    let answer = Told::Answer(message.key(), Bytes::from_static(b"late"));
+    assert_eq!(lab.heard.recv().await, Some(answer));
+    lab.counted("answered", 1).await;
 }
 
 /// What a server of lines does beside answering.
@@ -363,8 +385,8 @@ async fn item_20_a_server_gets_no_more_requests_at_once_than_its_limit() {
     }
     let mut replies = 0;
     while replies < 300 {
-        if let Some(Told::Reply(id, payload)) = lab.heard.recv().await {
-            let id = u64::from_le_bytes(id.0);
+        if let Some(Told::Answer(key, payload)) = lab.heard.recv().await {
+            let id = u64::from_le_bytes(key.id.0);
             assert_eq!(payload, id.to_string());
             replies += 1;
         }
@@ -399,9 +421,9 @@ async fn item_23_a_program_gets_byte_for_byte_what_the_server_answers() {
     let answering = Arc::clone(&waiting);
     tokio::spawn(async move {
         while let Some(told) = heard.recv().await {
-            if let Told::Reply(id, payload) = told {
+            if let Told::Answer(key, payload) = told {
                 let waiting: Option<tokio::sync::oneshot::Sender<Bytes>> =
-                    answering.lock().unwrap().remove(&id);
+                    answering.lock().unwrap().remove(&key.id);
                 waiting.unwrap().send(payload).unwrap();
             }
         }
