@@ -399,10 +399,12 @@ impl Bus {
     /// bound how many there are; a caller may still stop early and come back.
     pub fn poll_transmit(&mut self, now: Nanos) -> Option<Transmit> {
         let mut transmit = self.next.take().or_else(|| self.poll_packet(now))?;
-        self.add_late(transmit.address);
+        let path = self.paths.get(&transmit.address.subnet_id());
         // Nothing is known of the way to somebody to whom there are only answers.
-        let most = self.packet_to(transmit.address.subnet_id());
-        let most = most.unwrap_or(self.config.mtu.min(INNER_MTU_MIN.into()));
+        let most = path.map_or(INNER_MTU_MIN.into(), Path::packet);
+        if let Some(peer) = path.and_then(|path| path.session) {
+            self.add_late(peer);
+        }
         let room = most - MESSAGE_HEADER_LEN - 2 * message::SEVERAL_EACH;
         while transmit.payload.len() < room
             && let Some(mut next) = self.poll_packet(now)
@@ -422,10 +424,8 @@ impl Bus {
     }
 
     /// What a node would be told late it is told now, as something goes there anyway.
-    fn add_late(&mut self, address: OverlayAddress) {
-        let path = self.paths.get(&address.subnet_id());
-        if let Some(peer) = path.and_then(|path| path.session)
-            && let Some(kept) = self.kept.get_mut(&peer)
+    fn add_late(&mut self, peer: PublicKey) {
+        if let Some(kept) = self.kept.get_mut(&peer)
             && kept.owes_verdict(|key| self.incoming.contains_key(key))
             && !std::mem::replace(&mut kept.queued, true)
         {
