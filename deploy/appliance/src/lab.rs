@@ -31,7 +31,7 @@ pub struct LabArgs {
     /// Largest packet of the overlay, for every node; links carry it [default: 1340, links of 1500].
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u16>,
-    /// Cores of the relay's workers [default: the last core where each node can have one, else any].
+    /// Cores of the relay's workers [default: the last core].
     #[arg(long, value_name = "LIST")]
     pub cores: Option<String>,
     /// Leave the lab running until interrupted, and print how to enter it.

@@ -235,10 +235,10 @@ impl Spec {
         ]
         .map(str::to_owned)
         .into();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        // The ends share what the relay leaves, and with fewer cores than nodes all share: the scheduler knows best.
-        let usual = if n == 1 && cores >= NAMES.len() {
-            (cores - 1).to_string()
+        let last = std::thread::available_parallelism().map_or(0, |n| n.get() - 1);
+        // The ends share what the relay leaves: the scheduler knows best.
+        let usual = if n == 1 {
+            last.to_string()
         } else {
             "any:1".to_owned()
         };
