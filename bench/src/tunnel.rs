@@ -39,7 +39,8 @@ pub(crate) enum Command {
         after_help = "Examples:\n  sudo hyphae-bench latency\n  sudo hyphae-bench latency --json"
     )]
     Latency(LatencyArgs),
-    /// Both for other overlays that are installed; those that are not are said to be missing.
+    /// Both for other overlays that are installed, and how long no packet arrives when the relay is killed and
+    /// started again; those that are not installed are said to be missing.
     #[command(
         after_help = "Examples:\n  sudo hyphae-bench versus\n  sudo hyphae-bench versus \
         --peers hyphae,tinc --json\n  sudo hyphae-bench versus --mycelium ./mycelium"
@@ -121,7 +122,10 @@ fn versus(args: &VersusArgs, rows: &mut Vec<Measured>) -> anyhow::Result<()> {
     };
     for named in all {
         match peers::start(*named, args.mycelium.as_deref()) {
-            Ok(mut network) => compare(rows, both(&mut *network)?, &plain),
+            Ok(mut network) => {
+                compare(rows, both(&mut *network)?, &plain);
+                rows.push(heal(&mut *network)?);
+            }
             Err(error) => {
                 // Not installed is a result; anything else is a failure of the benchmark.
                 let absent = error.downcast::<Absent>()?;
@@ -146,6 +150,9 @@ fn compare(rows: &mut Vec<Measured>, own: Vec<Measured>, plain: &[Measured]) {
         });
     }
 }
+
+/// What a network is measured for beside traffic.
+const HEAL: &str = "relay killed and started, without packets";
 
 /// From where to where.
 const WAYS: [(&str, Place); 2] = [("direct", Place::Relay), ("relayed", Place::Server)];
@@ -258,6 +265,21 @@ fn small(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Mea
             ),
         ),
     ])
+}
+
+/// How long a network may take to carry packets again.
+const HEAL_MAX: Duration = Duration::from_secs(60);
+
+/// How long no packet arrives when the relay is killed and started again.
+fn heal(network: &mut dyn Network) -> anyhow::Result<Measured> {
+    eprintln!("{}: the relay is killed", network.name());
+    let beat = traffic::Beat::new(&traffic::Target::new(network, Place::Server)?)?;
+    let gap = beat.gap(HEAL_MAX, || network.restart_relay())?;
+    let row = |gap: Duration| Measured::new(HEAL, network.name(), gap.as_secs_f64() * 1e3, "ms");
+    Ok(match gap {
+        Some(gap) => row(gap),
+        None => row(HEAL_MAX).note("not by then"),
+    })
 }
 
 fn latency(network: &mut dyn Network, args: &LatencyArgs) -> anyhow::Result<Vec<Measured>> {

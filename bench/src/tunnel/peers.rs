@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::ValueEnum;
 use hyphae::lab::{Lab, Namespace, Spec};
 use tempfile::NamedTempFile;
@@ -88,6 +89,9 @@ pub(super) trait Network {
     /// The address of one place, as another one reaches it.
     fn address(&self, of: Place, from: Place) -> IpAddr;
 
+    /// Kills the relay's processes on the spot, and starts them again.
+    fn restart_relay(&mut self) -> anyhow::Result<()>;
+
     /// CPU time of each of its processes.
     fn cpu(&self) -> anyhow::Result<Vec<(String, Duration)>>;
 }
@@ -135,6 +139,10 @@ impl Network for Plain {
         };
         // Constants of this program.
         text.parse().unwrap_or(IpAddr::from([0; 4]))
+    }
+
+    fn restart_relay(&mut self) -> anyhow::Result<()> {
+        bail!("the kernel is not restarted")
     }
 
     fn cpu(&self) -> anyhow::Result<Vec<(String, Duration)>> {
@@ -187,6 +195,11 @@ impl Network for Hyphae {
     fn address(&self, of: Place, _from: Place) -> IpAddr {
         let nodes = [&self.lab.client, &self.lab.relay, &self.lab.server];
         nodes[of.number()].address().into()
+    }
+
+    fn restart_relay(&mut self) -> anyhow::Result<()> {
+        self.lab.relay.crash()?;
+        self.lab.restart_relay()
     }
 
     fn cpu(&self) -> anyhow::Result<Vec<(String, Duration)>> {

@@ -3,8 +3,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -210,6 +210,81 @@ pub(super) fn round_trips(target: &Target<'_>, samples: usize) -> anyhow::Result
         stop.store(true, Ordering::Relaxed);
     });
     Ok((Times::new(times), lost))
+}
+
+/// Time between packets of a [`Beat`].
+const BEAT: Duration = Duration::from_millis(2);
+/// How long they have to come before and after an interruption.
+const STEADY: Duration = Duration::from_millis(500);
+
+/// Packets in a steady beat.
+pub(super) struct Beat {
+    from: UdpSocket,
+    to: UdpSocket,
+}
+
+impl Beat {
+    pub(super) fn new(target: &Target<'_>) -> anyhow::Result<Self> {
+        let (from, to) = target.udp()?;
+        to.set_read_timeout(Some(BEAT * 10))?;
+        from.connect(to.local_addr()?)?;
+        Ok(Self { from, to })
+    }
+
+    /// The longest time without a packet around `interrupt`; `None` when they have not come back within `most`.
+    pub(super) fn gap(
+        &self,
+        most: Duration,
+        interrupt: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Option<Duration>> {
+        let stop = AtomicBool::new(false);
+        let arrivals = Mutex::new(Vec::new());
+        let came = |since: Instant| {
+            let arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+            let later = arrivals.iter().rev().take_while(|at| **at >= since);
+            later.count()
+        };
+        // Half of what is sent: a loaded machine is late now and then.
+        let enough = usize::try_from(STEADY.as_millis() / BEAT.as_millis() / 2)?;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // There may be no way just now.
+                    let _ = self.from.send(&[0; SMALL]);
+                    std::thread::sleep(BEAT);
+                }
+            });
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    if self.to.recv(&mut [0; SMALL]).is_ok() {
+                        let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+                        arrivals.push(Instant::now());
+                    }
+                }
+            });
+            let steady = |since: Instant, most: Duration| {
+                while since.elapsed() < most {
+                    std::thread::sleep(STEADY / 10);
+                    let recent = Instant::now().checked_sub(STEADY).unwrap_or(since);
+                    if came(recent.max(since)) >= enough {
+                        return true;
+                    }
+                }
+                false
+            };
+            let began = steady(Instant::now(), most);
+            let killed = Instant::now();
+            let done = interrupt();
+            let healed = steady(Instant::now(), most);
+            stop.store(true, Ordering::Relaxed);
+            done?;
+            ensure!(began, "no steady packets before the interruption");
+            let arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+            let gaps = arrivals.windows(2).filter(|pair| pair[1] >= killed);
+            let longest = gaps.map(|pair| pair[1] - pair[0]).max();
+            Ok(longest.filter(|_| healed))
+        })
+    }
 }
 
 /// Payload of a small packet.

@@ -29,6 +29,10 @@ pub(super) fn start(named: Option<&Path>) -> anyhow::Result<Nodes> {
         let home = nodes.home(place)?;
         let key = home.join("priv_key.bin");
         std::fs::write(&key, secrets[place.number()].as_bytes())?;
+    }
+    nodes.start(Place::ALL, move |nodes, place| {
+        let home = nodes.home(place)?;
+        let key = home.join("priv_key.bin");
         let mut command = Command::new(&binary);
         command.current_dir(&home).arg("--key-file").arg(&key);
         command.args([
@@ -42,7 +46,7 @@ pub(super) fn start(named: Option<&Path>) -> anyhow::Result<Nodes> {
             command.args(["--peers", &format!("tcp://{}:{PORT}", place.relay_at())]);
         }
         nodes.spawn(place, command)?;
-        nodes.wait_for_device(place, DEVICE)?;
-    }
+        nodes.wait_for_device(place, DEVICE)
+    })?;
     Ok(nodes)
 }

@@ -39,11 +39,14 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
         said(sign.arg("-out-key").arg(home.join("own.key")))?;
         let file = home.join("config.yml");
         std::fs::write(&file, settings(place, &home, crt, &addresses))?;
-        let mut command = Command::new(&binary);
-        command.arg("-config").arg(&file);
-        nodes.spawn(place, command)?;
-        nodes.wait_for_device(place, "nebula")?;
     }
+    nodes.start(Place::ALL, move |nodes, place| {
+        let mut command = Command::new(&binary);
+        let file = nodes.home(place)?.join("config.yml");
+        command.arg("-config").arg(file);
+        nodes.spawn(place, command)?;
+        nodes.wait_for_device(place, "nebula")
+    })?;
     Ok(nodes)
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -25,12 +26,16 @@ pub(super) fn find(program: &'static str, way: &'static str) -> anyhow::Result<P
         .ok_or(Absent { program, way })?)
 }
 
+/// Starts a node, for the first time or again: its files are there.
+type Begin = Rc<dyn Fn(&mut Nodes, Place) -> anyhow::Result<()>>;
+
 /// Three processes, and what they need. Processes end first, then their files and namespaces go.
 pub(super) struct Nodes {
     name: String,
     version: Option<String>,
     /// By the number of their place.
     processes: BTreeMap<usize, Child>,
+    begin: Option<Begin>,
     addresses: [IpAddr; 3],
     namespaces: [Namespace; 3],
     directory: TempDir,
@@ -60,6 +65,7 @@ impl Nodes {
             name: name.into(),
             version: None,
             processes: BTreeMap::new(),
+            begin: None,
             addresses,
             namespaces: underlay::row()?,
             directory: tempfile::Builder::new()
@@ -91,6 +97,19 @@ impl Nodes {
 
     pub(super) fn set_address(&mut self, place: Place, address: IpAddr) {
         self.addresses[place.number()] = address;
+    }
+
+    /// Starts nodes one after the other.
+    pub(super) fn start(
+        &mut self,
+        order: [Place; 3],
+        begin: impl Fn(&mut Self, Place) -> anyhow::Result<()> + 'static,
+    ) -> anyhow::Result<()> {
+        for place in order {
+            begin(self, place)?;
+        }
+        self.begin = Some(Rc::new(begin));
+        Ok(())
     }
 
     /// Starts the process of a node.
@@ -163,6 +182,15 @@ impl Network for Nodes {
 
     fn address(&self, of: Place, _from: Place) -> IpAddr {
         self.addresses[of.number()]
+    }
+
+    fn restart_relay(&mut self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.processes.remove(&Place::Relay.number()) {
+            process.kill()?;
+            process.wait()?;
+        }
+        let begin = self.begin.clone().context("nodes that were started")?;
+        begin(self, Place::Relay)
     }
 
     fn cpu(&self) -> anyhow::Result<Vec<(String, Duration)>> {

@@ -39,6 +39,9 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
         for (other, public) in &hosts {
             write_host(&home, place, *other, addresses[other.number()], public)?;
         }
+    }
+    nodes.start(Place::ALL, move |nodes, place| {
+        let home = nodes.home(place)?;
         let mut command = Command::new(&binary);
         command.arg("-c").arg(&home).arg("-D");
         let pid_file: PathBuf = home.join("pid");
@@ -53,8 +56,8 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
                 "-6 addr add {}/64 dev {DEVICE} nodad",
                 addresses[place.number()]
             ),
-        )?;
-    }
+        )
+    })?;
     Ok(nodes)
 }
 

@@ -35,7 +35,7 @@ pub(super) fn start(program: &'static str) -> anyhow::Result<Nodes> {
         SecretKey::generate()?,
         SecretKey::generate()?,
     ];
-    for place in Place::ALL {
+    nodes.start(Place::ALL, move |nodes, place| {
         let device = device(place);
         let mut command = Command::new(&binary);
         command.arg("-f");
@@ -56,8 +56,8 @@ pub(super) fn start(program: &'static str) -> anyhow::Result<Nodes> {
         );
         let (own, at) = (addresses[place.number()], nodes.at(place));
         ip(at, &format!("-6 addr add {own}/64 dev {device} nodad"))?;
-        ip(at, &format!("link set {device} mtu 1420 up"))?;
-    }
+        ip(at, &format!("link set {device} mtu 1420 up"))
+    })?;
     forward(nodes.at(Place::Relay))?;
     Ok(nodes)
 }

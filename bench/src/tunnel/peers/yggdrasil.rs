@@ -15,8 +15,7 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
     let binary = find("yggdrasil", "apt-get install yggdrasil")?;
     let mut nodes = Nodes::new("yggdrasil", [IpAddr::from([0; 4]); 3])?;
     nodes.ask_version(&binary, "-version");
-    // The relay first: the ends need not try twice.
-    for place in [Place::Relay, Place::Client, Place::Server] {
+    for place in Place::ALL {
         let generated = said(Command::new(&binary).args(["-genconf", "-json"]))?;
         let mut settings: Value = serde_json::from_str(&generated).context("its configuration")?;
         if place == Place::Relay {
@@ -32,10 +31,15 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
         let mut address = Command::new(&binary);
         let address = said(address.arg("-useconffile").arg(&file).arg("-address"))?;
         nodes.set_address(place, address.parse().context("its address")?);
-        let mut command = Command::new(&binary);
-        command.arg("-useconffile").arg(&file);
-        nodes.spawn(place, command)?;
-        nodes.wait_for_device(place, "yggdrasil")?;
     }
+    // The relay first: the ends need not try twice.
+    let order = [Place::Relay, Place::Client, Place::Server];
+    nodes.start(order, move |nodes, place| {
+        let mut command = Command::new(&binary);
+        let file = nodes.home(place)?.join("yggdrasil.conf");
+        command.arg("-useconffile").arg(file);
+        nodes.spawn(place, command)?;
+        nodes.wait_for_device(place, "yggdrasil")
+    })?;
     Ok(nodes)
 }
