@@ -16,7 +16,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::install::FIRST_WORKER;
 use crate::pmtu::patience;
-use crate::session::Owner;
+use crate::session::{Association, Owner};
 use crate::{Event, Overlay};
 
 /// Probes of the full size in a row.
@@ -137,6 +137,21 @@ impl Overlay {
         };
         self.output
             .program(lane.receive.worker(), &Program::InjectPathProbe(&probe));
+    }
+
+    /// A link of this node carries more than before: limits may have been its own.
+    pub(crate) fn test_limits(&mut self, now: Nanos) {
+        let limited = |(owner, association): (&Owner, &mut Association)| {
+            let limit = &mut association.limit;
+            limit.mtu.is_some().then(|| {
+                (limit.tries, limit.due) = (0, now);
+                *owner
+            })
+        };
+        let owners: Vec<_> = self.associations.iter_mut().filter_map(limited).collect();
+        for owner in owners {
+            self.schedule(owner);
+        }
     }
 
     /// A probe of the full size came through: there is no limit. False when it is none of these.

@@ -301,6 +301,7 @@ impl Overlay {
                 patience(association.liveness.rtt.smoothed()),
                 association.liveness.heard,
             );
+            let before = association.search.told;
             match association.search.poll(now, patience, heard) {
                 None => return,
                 Some(Step::Small) => {
@@ -330,6 +331,9 @@ impl Overlay {
                     };
                     self.output
                         .program_all(self.workers, &Program::LinkMtu(&limit));
+                    if before.is_some_and(|before| mtu > before) {
+                        self.test_limits(now);
+                    }
                 }
             }
         }

@@ -236,6 +236,35 @@ fn a_true_hint_reaches_every_worker_and_stays_until_the_path_recovers() {
 }
 
 #[test]
+fn a_limit_is_put_to_the_test_when_the_own_link_carries_more_again() {
+    let mut network = row(4);
+    let server = network.address(2);
+    network.carries.insert((0, 1), 1424);
+    let peer = *network.nodes[0].peers_up.values().next().unwrap();
+    let event = PeerEvent {
+        peer: U32::new(peer),
+        reserved: U32::ZERO,
+    };
+    network.with(0, |overlay, now| {
+        overlay.handle_punt(now, WorkerId(0), &Punt::LinkTooBig(&event));
+    });
+    let minutes = |network: &mut Network, minutes: u32| {
+        for _ in 0..minutes * 60 {
+            network.packet(0, 0, 2);
+            network.run(SECOND);
+        }
+    };
+    minutes(&mut network, 5);
+    hint(&mut network, server, 1320);
+    minutes(&mut network, 1);
+    assert_eq!(limits(&network), [Some(1320)]);
+    // The link is tried again ten minutes after it was searched; the limit would be as long after it was set.
+    network.carries.clear();
+    minutes(&mut network, 5);
+    assert_eq!(limits(&network), [Some(1320), None]);
+}
+
+#[test]
 fn a_false_hint_is_refuted_at_once_and_its_repetition_is_not_fought_over() {
     let mut network = row(2);
     let server = network.address(2);
