@@ -35,13 +35,18 @@ fn told(network: &Network, node: usize) -> Option<u16> {
 }
 
 fn large_frames(network: &mut Network, node: usize) {
+    punt(network, node, |event| Punt::LargeFrames(event));
+}
+
+/// A worker says something about its first peer.
+fn punt(network: &mut Network, node: usize, what: fn(&PeerEvent) -> Punt<'_>) {
     let peer = *network.nodes[node].peers_up.values().next().unwrap();
     let event = PeerEvent {
         peer: U32::new(peer),
         reserved: U32::ZERO,
     };
     network.with(node, |overlay, now| {
-        overlay.handle_punt(now, WorkerId(0), &Punt::LargeFrames(&event));
+        overlay.handle_punt(now, WorkerId(0), &what(&event));
     });
 }
 
@@ -158,14 +163,7 @@ fn a_link_that_carries_more_again_is_found_out() {
 fn what_the_kernel_refuses_needs_no_waiting() {
     let mut network = pair(8, Some(1252));
     network.wait(SECOND, "link", |n| n.is_up(0, 1));
-    let peer = *network.nodes[0].peers_up.values().next().unwrap();
-    let event = PeerEvent {
-        peer: U32::new(peer),
-        reserved: U32::ZERO,
-    };
-    network.with(0, |overlay, now| {
-        overlay.handle_punt(now, WorkerId(0), &Punt::LinkTooBig(&event));
-    });
+    punt(&mut network, 0, |event| Punt::LinkTooBig(event));
     assert_eq!(told(&network, 0), Some(DATAGRAM_BASE));
 }
 
@@ -240,14 +238,7 @@ fn a_limit_is_put_to_the_test_when_the_own_link_carries_more_again() {
     let mut network = row(4);
     let server = network.address(2);
     network.carries.insert((0, 1), 1424);
-    let peer = *network.nodes[0].peers_up.values().next().unwrap();
-    let event = PeerEvent {
-        peer: U32::new(peer),
-        reserved: U32::ZERO,
-    };
-    network.with(0, |overlay, now| {
-        overlay.handle_punt(now, WorkerId(0), &Punt::LinkTooBig(&event));
-    });
+    punt(&mut network, 0, |event| Punt::LinkTooBig(event));
     let minutes = |network: &mut Network, minutes: u32| {
         for _ in 0..minutes * 60 {
             network.packet(0, 0, 2);
