@@ -98,7 +98,17 @@ impl Bus {
             self.timers.set(Timer::Waiting(id), deadline);
         }
         let own = self.address.subnet_id() == subnet;
-        let packet = self.packet_to(subnet).unwrap_or(self.config.mtu);
+        let (mut packet, mut lonely) = (self.config.mtu, false);
+        if !own {
+            let (rng, window) = (&mut self.rng, self.config.window_max);
+            let path = self
+                .paths
+                .entry(subnet)
+                .or_insert_with(|| Path::new(address, rng.number(), packet, window));
+            lonely = path.session.is_none() && path.messages == 0;
+            path.messages += 1;
+            packet = path.packet();
+        }
         let mut send = Send::new(now, name, message, packet);
         if own {
             send.key.get_or_insert(self.config.key);
@@ -112,14 +122,6 @@ impl Bus {
             self.deliver_own(now, of);
             return Ok(());
         }
-        let window = self.config.window_max;
-        let rng = &mut self.rng;
-        let path = self
-            .paths
-            .entry(subnet)
-            .or_insert_with(|| Path::new(address, rng.number(), packet, window));
-        let lonely = path.session.is_none() && path.messages == 0;
-        path.messages += 1;
         if lonely {
             self.need_due(now, subnet);
         }
@@ -135,11 +137,6 @@ impl Bus {
         };
         self.finish(now, of, Some(AbortReason::Cancelled));
         true
-    }
-
-    /// Bytes of the largest packet on the path to a /64, if there is one.
-    pub(crate) fn packet_to(&self, subnet: u64) -> Option<usize> {
-        self.paths.get(&subnet).map(Path::packet)
     }
 
     /// The way to the node of this address carries payloads of so many bytes, as far as known. Messages in larger
