@@ -5,6 +5,8 @@ use std::time::Duration;
 use hyphae_wire::PublicKey;
 use hyphae_wire::frame::MTU_DEFAULT;
 
+use crate::Pool;
+
 /// How long a message is tried when its caller does not say (DEFAULT_MESSAGE_TRY_DURATION).
 pub const TRY_DURATION_DEFAULT: Duration = Duration::from_secs(300);
 /// The longest time that a message is tried. Finished messages are remembered for as long, so that
@@ -50,6 +52,8 @@ pub struct Config {
     pub window_max: usize,
     /// Packets that answer others and wait to be sent.
     pub answers_max: usize,
+    /// Memory for long payloads.
+    pub pool: Pool,
 }
 
 impl Config {
@@ -71,6 +75,7 @@ impl Config {
             finished_hold: Duration::from_secs(600),
             window_max: 1 << 20,
             answers_max: 8192,
+            pool: Pool::default(),
         }
     }
 }

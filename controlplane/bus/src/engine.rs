@@ -423,6 +423,12 @@ impl Bus {
         Some(transmit)
     }
 
+    /// Takes back a payload that has been sent, for its memory.
+    pub fn transmitted(&mut self, transmit: Transmit) {
+        self.spare = transmit.payload;
+        self.spare.clear();
+    }
+
     /// What a node would be told late it is told now, as something goes there anyway.
     fn add_late(&mut self, peer: PublicKey) {
         if let Some(kept) = self.kept.get_mut(&peer)

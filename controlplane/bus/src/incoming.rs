@@ -7,12 +7,12 @@ use hyphae_wire::message::{ACK_RANGES_MAX, AckRange, Cut};
 use hyphae_wire::{Nanos, OverlayAddress};
 
 use crate::Topic;
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Pool};
 
 /// Bytes that an incoming message costs besides its own.
 pub(crate) const OVERHEAD: usize = 1024;
 
-/// Bytes that are digested at once: chunk by chunk BLAKE3 has nothing to do side by side.
+/// Bytes that are digested at once: whole subtrees of BLAKE3's, which it then works on side by side.
 const DIGEST_BLOCK: usize = 64 << 10;
 
 /// Where it is.
@@ -98,7 +98,13 @@ impl Incoming {
         self.cut.len + OVERHEAD
     }
 
-    pub(crate) fn take(&mut self, now: Nanos, number: u32, bytes: &[u8]) -> Took {
+    /// Remembers the number of a packet of it for the next answer; true when that waits to be sent already.
+    pub(crate) fn noted(&mut self, sequence: u64) -> bool {
+        self.sequence = self.sequence.max(sequence);
+        self.answering
+    }
+
+    pub(crate) fn take(&mut self, now: Nanos, number: u32, bytes: &[u8], pool: &Pool) -> Took {
         if self.stage != Stage::Partial || number < self.have {
             return Took::Nothing;
         }
@@ -112,9 +118,9 @@ impl Incoming {
             self.beyond.insert(number, bytes.into());
             self.note_range(number);
         } else {
-            self.append(bytes);
+            self.append(bytes, pool);
             while let Some(next) = self.beyond.remove(&self.have) {
-                self.append(&next);
+                self.append(&next, pool);
             }
             while let Some((first, end)) = self.ranges.first_key_value().map(|(f, e)| (*f, *e))
                 && first <= self.have
@@ -127,7 +133,7 @@ impl Incoming {
         if self.have < self.cut.count() {
             return Took::Chunk;
         }
-        self.digest_from(0);
+        self.digest(1);
         let digest = match &self.hasher {
             Some(hasher) => hasher.0.finalize(),
             None => blake3::hash(self.data.as_ref()),
@@ -135,20 +141,20 @@ impl Incoming {
         Took::Whole(*digest.as_bytes() == self.digest)
     }
 
-    fn append(&mut self, bytes: &[u8]) {
-        self.data.append(bytes, self.cut.len);
-        self.digest_from(DIGEST_BLOCK);
+    fn append(&mut self, bytes: &[u8], pool: &Pool) {
+        self.data.append(bytes, self.cut.len, pool);
+        self.digest(DIGEST_BLOCK);
         self.have += 1;
     }
 
-    /// Digests what has not been, if it is so much at least.
-    fn digest_from(&mut self, least: usize) {
-        if let Some((hasher, done)) = self.hasher.as_deref_mut()
-            && let Some(fresh) = self.data.as_ref().get(*done..)
-            && fresh.len() >= least
-        {
-            hasher.update(fresh);
-            *done = self.data.len();
+    /// Digests what has not been, in whole blocks of this size.
+    fn digest(&mut self, block: usize) {
+        if let Some((hasher, done)) = self.hasher.as_deref_mut() {
+            let end = self.data.len() / block * block;
+            if let Some(fresh) = self.data.as_ref().get(*done..end) {
+                hasher.update(fresh);
+                *done = end;
+            }
         }
     }
 
@@ -207,7 +213,7 @@ mod tests {
             chunk,
         };
         let digest = *blake3::hash(&payload).as_bytes();
-        let (now, address) = (Nanos(1), OverlayAddress::default());
+        let (now, address, pool) = (Nanos(1), OverlayAddress::default(), Pool::default());
         let mut incoming = Incoming::new(now, address, Topic::default(), cut, digest);
         assert_eq!(incoming.memory(), 0);
         let count = cut.count();
@@ -217,11 +223,11 @@ mod tests {
             let number = (step * 7 + 3) % count;
             let bytes = &payload[cut.range(number).unwrap()];
             came += bytes.len();
-            let took = incoming.take(now, number, bytes);
+            let took = incoming.take(now, number, bytes, &pool);
             if step + 1 < count {
                 assert_eq!(took, Took::Chunk);
                 assert!(incoming.memory() <= 2 * came);
-                assert!([Took::Nothing].contains(&incoming.take(now, number, bytes)));
+                assert!([Took::Nothing].contains(&incoming.take(now, number, bytes, &pool)));
             } else {
                 assert_eq!(took, Took::Whole(true));
             }
@@ -237,6 +243,7 @@ mod tests {
             first: 100,
             chunk: 512,
         };
+        let pool = Pool::default();
         let mut incoming = Incoming::new(
             Nanos(0),
             OverlayAddress::default(),
@@ -252,11 +259,14 @@ mod tests {
             (3, 1),
             (u32::MAX, 512),
         ] {
-            let took = incoming.take(Nanos(0), number, &vec![0; len]);
+            let took = incoming.take(Nanos(0), number, &vec![0; len], &pool);
             assert_eq!(took, Took::Mismatch, "chunk {number} of {len} bytes");
         }
         for (number, len) in [(2, 388), (1, 512)] {
-            assert_eq!(incoming.take(Nanos(0), number, &vec![0; len]), Took::Chunk);
+            assert_eq!(
+                incoming.take(Nanos(0), number, &vec![0; len], &pool),
+                Took::Chunk
+            );
         }
         assert_eq!(
             incoming.have().1,
@@ -265,6 +275,9 @@ mod tests {
                 end: 3.into()
             }]
         );
-        assert_eq!(incoming.take(Nanos(0), 0, &[0; 100]), Took::Whole(false));
+        assert_eq!(
+            incoming.take(Nanos(0), 0, &[0; 100], &pool),
+            Took::Whole(false)
+        );
     }
 }

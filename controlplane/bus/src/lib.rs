@@ -32,7 +32,7 @@ mod stats;
 pub mod topics;
 mod types;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Pool};
 pub use config::Config;
 pub use engine::Bus;
 pub use stats::Stats;

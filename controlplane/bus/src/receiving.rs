@@ -43,6 +43,12 @@ impl Bus {
         packet: &Packet<'_>,
     ) {
         let sequence = packet.sequence;
+        // Most packets of long messages end here.
+        if let Body::Data { number, data } = packet.body
+            && self.take_chunk(now, key, sequence, number, data)
+        {
+            return;
+        }
         if let Some(status) = self.completed.get(&key) {
             if let Body::Open { .. } = packet.body {
                 self.stats.duplicates += 1;
@@ -66,13 +72,7 @@ impl Bus {
                 }
                 self.take_chunk(now, key, sequence, 0, data);
             }
-            Body::Data { number, data } => {
-                if self.incoming.contains_key(&key) {
-                    self.take_chunk(now, key, sequence, number, data);
-                } else {
-                    self.say(key, address, sequence, Status::Unknown);
-                }
-            }
+            Body::Data { .. } => self.say(key, address, sequence, Status::Unknown),
             Body::Query => {
                 if self.incoming.contains_key(&key) {
                     self.note_progress(key, sequence);
@@ -233,6 +233,7 @@ impl Bus {
         }
     }
 
+    /// False when no such message is coming in.
     fn take_chunk(
         &mut self,
         now: Nanos,
@@ -240,14 +241,14 @@ impl Bus {
         sequence: u64,
         number: u32,
         data: &[u8],
-    ) {
+    ) -> bool {
         let Some(incoming) = self.incoming.get_mut(&key) else {
-            return;
+            return false;
         };
         if sequence < incoming.opened_by {
-            return;
+            return true;
         }
-        let took = incoming.take(now, number, data);
+        let took = incoming.take(now, number, data, &self.config.pool);
         let address = incoming.address;
         match took {
             Took::Mismatch => {
@@ -255,10 +256,14 @@ impl Bus {
                 // Without a deadline nobody else would forget it.
                 if incoming.is_single() && incoming.stage == Stage::Partial {
                     self.drop_incoming(key);
-                    return;
+                    return true;
                 }
             }
-            Took::Nothing | Took::Chunk => {}
+            Took::Nothing | Took::Chunk => {
+                if incoming.noted(sequence) {
+                    return true;
+                }
+            }
             Took::Whole(true) => {
                 let inbound = Inbound {
                     id: key.id,
@@ -267,12 +272,13 @@ impl Bus {
                     source_address: address,
                     topic: incoming.topic.clone(),
                     payload: incoming.hand_over(),
+                    digest: incoming.digest,
                 };
                 let single = incoming.is_single();
                 incoming.sequence = sequence;
                 self.events.push_back(Event::Deliver(inbound));
                 if single && self.wait_for_verdict(now, key, address, sequence) {
-                    return;
+                    return true;
                 }
                 self.timers.set(Timer::Incoming(key), Nanos::NEVER);
             }
@@ -283,10 +289,11 @@ impl Bus {
                 self.drop_incoming(key);
                 self.completed.insert(now, key, Status::Malformed);
                 self.say(key, address, sequence, Status::Malformed);
-                return;
+                return true;
             }
         }
         self.note_progress(key, sequence);
+        true
     }
 
     /// The sender of a message of one packet is told of it together with the verdict, if that comes soon;
@@ -355,8 +362,7 @@ impl Bus {
         let Some(incoming) = self.incoming.get_mut(&key) else {
             return;
         };
-        incoming.sequence = incoming.sequence.max(sequence);
-        if !incoming.answering {
+        if !incoming.noted(sequence) {
             incoming.answering = true;
             if !self.answer(Answer::Progress(key))
                 && let Some(incoming) = self.incoming.get_mut(&key)
@@ -380,9 +386,11 @@ impl Bus {
 
     /// A message to this node itself.
     pub(crate) fn deliver_own(&mut self, now: Nanos, send: SendRef) {
-        let Some((SendKey { id, reply, .. }, payload, topic)) = self.own_payload(send) else {
+        let Some(own) = self.sends.get(send) else {
             return;
         };
+        let SendKey { id, reply, .. } = own.name;
+        let (payload, digest, topic) = (own.payload.clone(), own.digest, own.topic.clone());
         let (peer, address) = (self.config.key, self.address);
         let key = DeliveryKey { peer, id, reply };
         if let Some(waiting) = self.waiting.get_mut(&id).filter(|_| !reply) {
@@ -407,6 +415,7 @@ impl Bus {
                     source_address: address,
                     topic,
                     payload,
+                    digest,
                 }));
             }
             Err(status) => {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyphae_wire::message::{AckRange, Body, MESSAGE_MAX, Status};
 use hyphae_wire::report::INNER_MTU_MIN;
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
@@ -747,10 +746,5 @@ impl Bus {
         let at = now.max(waiting.deadline) + REPLY_CLEAR_DELAY;
         self.timers.set(Timer::Waiting(id), at);
         self.events.push_back(Event::ReplyTimeout(id));
-    }
-
-    pub(crate) fn own_payload(&self, of: SendRef) -> Option<(SendKey, Bytes, crate::Topic)> {
-        let send = self.sends.get(of)?;
-        Some((send.name, send.payload.clone(), send.topic.clone()))
     }
 }

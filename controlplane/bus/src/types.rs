@@ -386,6 +386,8 @@ pub struct Inbound {
     pub topic: Topic,
     /// Its bytes.
     pub payload: Bytes,
+    /// Their BLAKE3, which has been checked.
+    pub digest: [u8; 32],
 }
 
 impl Inbound {

@@ -37,9 +37,9 @@ use crate::rpc::Outcome;
 const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 
 /// Packets of the bus that are sent before anything else gets a turn.
-const BUS_BUDGET: usize = 128;
+const BUS_BUDGET: usize = 180;
 /// Packets of the bus that are handed over together.
-const BUS_TRAIN: usize = 32;
+const BUS_TRAIN: usize = 45;
 /// The worker that sends the packets of the bus: it has lane 0 of every session, which is the first
 /// one in use.
 const BUS_WORKER: WorkerId = WorkerId(0);
@@ -434,6 +434,7 @@ impl Node {
             if !attachment.push_through(BUS_WORKER, &program) {
                 self.give_up_dataplane();
             }
+            self.bus.transmitted(transmit);
         }
         if self.bus.wants_transmit() {
             BusDrained::More

@@ -37,6 +37,7 @@ fn message(id: u64) -> Inbound {
         source_address: OverlayAddress([4; 16]),
         topic: Topic::new(Bytes::from_static(b"t")).unwrap(),
         payload: payload(id).into(),
+        digest: *blake3::hash(&payload(id)).as_bytes(),
     }
 }
 
@@ -213,6 +214,7 @@ async fn fill(directory: &Path) {
     let (inbox, _) = Inbox::open(directory, Limits::default()).unwrap();
     let big = |id: u64| Inbound {
         payload: vec![0xa5; 300_000].into(),
+        digest: *blake3::hash(&[0xa5; 300_000]).as_bytes(),
         ..message(id)
     };
     let mut kept = 0;

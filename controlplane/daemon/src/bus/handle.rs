@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
-    AbortReason, DeliveryKey, Inbound, MessageId, MessageInfo, Outgoing, PushError, Refuse, Room,
-    Topic,
+    AbortReason, DeliveryKey, Inbound, MessageId, MessageInfo, Outgoing, Pool, PushError, Refuse,
+    Room, Topic,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -20,7 +20,7 @@ use crate::proxy::{Courier, Failure, Settings};
 const POPPERS_MAX: u64 = 4096;
 
 /// Payloads from this size on are digested on a thread of their own.
-const DIGEST_APART: usize = 256 * 1024;
+pub(crate) const DIGEST_APART: usize = 256 * 1024;
 
 /// Something asked of the bus.
 pub(crate) enum BusCommand {
@@ -105,6 +105,7 @@ pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     inbox: Inbox,
     topics: watch::Receiver<Arc<Topics>>,
+    pool: Pool,
 }
 
 impl Handle {
@@ -112,12 +113,19 @@ impl Handle {
         commands: mpsc::Sender<Command>,
         inbox: Inbox,
         topics: watch::Receiver<Arc<Topics>>,
+        pool: Pool,
     ) -> Self {
         Self {
             commands,
             inbox,
             topics,
+            pool,
         }
+    }
+
+    /// Memory for long payloads.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// The settings of topics, as they are whenever somebody looks.

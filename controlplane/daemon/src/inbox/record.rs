@@ -112,13 +112,12 @@ pub(super) fn decode_key(bytes: &[u8; KEY_LEN]) -> DeliveryKey {
 }
 
 impl Head {
-    /// Of a message. The digest is for those that go to a disk.
-    pub(super) fn of(message: &Inbound, digest: bool) -> Self {
-        let digest = digest.then(|| *blake3::hash(&message.payload).as_bytes());
+    /// Of a message.
+    pub(super) fn of(message: &Inbound) -> Self {
         Self {
             key: message.key(),
             source_address: message.source_address,
-            digest: digest.unwrap_or_default(),
+            digest: message.digest,
             len: message.payload.len() as u64,
             topic: message.topic.clone(),
         }
@@ -162,6 +161,7 @@ impl Head {
             source_address: self.source_address,
             topic: self.topic.clone(),
             payload,
+            digest: self.digest,
         }
     }
 }

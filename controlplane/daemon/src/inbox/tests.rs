@@ -16,6 +16,7 @@ fn message(id: u64, topic: &str, payload: &[u8]) -> Inbound {
         source_address: OverlayAddress([4; 16]),
         topic: Topic::new(Bytes::copy_from_slice(topic.as_bytes())).unwrap(),
         payload: Bytes::copy_from_slice(payload),
+        digest: *blake3::hash(payload).as_bytes(),
     }
 }
 
@@ -259,7 +260,7 @@ fn heads_are_written_as_documented_and_read_back() {
     let mut message = message(3, "topic \u{e9}", b"payload");
     for reply in [false, true] {
         message.reply = reply;
-        let head = record::Head::of(&message, true);
+        let head = record::Head::of(&message);
         let bytes = head.encode();
         assert_eq!(bytes.len(), 97 + message.topic.as_bytes().len());
         assert_eq!(record::Head::decode(&bytes), Some(head.clone()));

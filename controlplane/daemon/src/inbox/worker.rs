@@ -254,7 +254,7 @@ impl Worker {
         let number = MessageNumber(self.next);
         writing.batch.writes.push(Write {
             number,
-            head: Head::of(&message, self.path.is_some()),
+            head: Head::of(&message),
             payload: message.payload,
             held,
         });

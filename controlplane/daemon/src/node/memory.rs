@@ -1,4 +1,4 @@
-//! Memory that a burst of routes has left behind goes back to the kernel.
+//! Memory that a burst of routes or long messages have left behind goes back to the kernel.
 
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ impl Node {
             return;
         }
         self.memory.at = now + AGAIN;
+        self.bus.give_back_memory();
         let counters = self.routing.as_ref().map(|r| *r.speaker.counters());
         let updates = counters.map_or(0, |c| c.updates_sent + c.updates_received);
         if updates - self.memory.updates >= UPDATES {

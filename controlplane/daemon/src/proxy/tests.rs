@@ -106,13 +106,15 @@ fn config(framing: Framing, forward: Option<PathBuf>, reply_timeout: u64) -> Top
 }
 
 fn inbound(id: u64, payload: impl Into<Bytes>) -> Inbound {
+    let payload = payload.into();
     Inbound {
+        digest: *blake3::hash(&payload).as_bytes(),
         id: MessageId(id.to_le_bytes()),
         reply: false,
         source_key: PublicKey([7; 32]),
         source_address: OverlayAddress([4; 16]),
         topic: topic(),
-        payload: payload.into(),
+        payload,
     }
 }
 

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use hyphae_bus::Pool;
 use hyphae_bus::topics::Topics;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{
@@ -26,8 +26,9 @@ use hyphae_wire::PublicKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 
 use super::authorizer::{Admins, Caller};
+use super::envelope::Attached;
 use super::latency::Latency;
-use super::messages::Attached;
+use super::messages::Popped;
 use super::methods::{Outcome, value};
 use crate::bus;
 use crate::node::Command;
@@ -61,7 +62,7 @@ pub(crate) enum Params {
     /// Of `pushMessageReply`.
     Reply(PushMessageReplyParams),
     /// Of `pushMessages`, and what came behind it.
-    PushList(PushMessagesParams, Bytes),
+    PushList(PushMessagesParams, Attached),
     /// Of one of these, and wrong.
     Invalid(Error),
 }
@@ -147,7 +148,7 @@ impl Dispatcher {
         &self,
         caller: &Caller,
         params: &str,
-    ) -> Result<Attached, Error> {
+    ) -> Result<Popped, Error> {
         let done = async { self.pop_attached(parse_params(params)?).await };
         self.checked(caller, "popMessages", done).await
     }
@@ -208,7 +209,10 @@ impl Dispatcher {
         match method {
             // Doors that read the parameters of these as text, such as the bus.
             "pushMessage" => self.push_message(parse_params(&text)?).await,
-            "pushMessages" => self.push_list(parse_params(&text)?, Bytes::new()).await,
+            "pushMessages" => {
+                self.push_list(parse_params(&text)?, Attached::default())
+                    .await
+            }
             "pushMessageReply" => self.push_reply(parse_params(&text)?).await,
             "popMessage" => {
                 self.pop_message(parse_params::<PopMessageParams>(&text)?)
@@ -286,6 +290,11 @@ impl Dispatcher {
             let message = format!("{WAITS_MAX} calls wait already; try again later");
             Error::new(code::BUSY, message)
         })
+    }
+
+    /// Memory for long payloads.
+    pub(crate) fn pool(&self) -> &Pool {
+        self.bus.pool()
     }
 
     /// Room for one more long request; waits for it.

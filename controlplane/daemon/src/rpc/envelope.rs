@@ -106,6 +106,14 @@ pub(crate) struct Parsed {
     attaches: bool,
 }
 
+/// Bytes that follow a request.
+#[derive(Default)]
+pub(crate) struct Attached {
+    pub(crate) bytes: Bytes,
+    /// BLAKE3 of all of them, of many.
+    pub(crate) digest: Option<Box<[u8; 32]>>,
+}
+
 /// What is said to a request.
 pub(crate) struct Answer {
     pub(crate) json: Vec<u8>,
@@ -129,13 +137,13 @@ impl Parsed {
     /// Reads a request.
     pub(crate) fn new(body: &[u8]) -> Self {
         Self {
-            shape: Shape::new(body, Bytes::new()),
+            shape: Shape::new(body, Attached::default()),
             attaches: false,
         }
     }
 
     /// Reads a request with what is attached to it; its answer may have something attached, too.
-    pub(crate) fn with(body: &[u8], attached: Bytes) -> Self {
+    pub(crate) fn with(body: &[u8], attached: Attached) -> Self {
         Self {
             shape: Shape::new(body, attached),
             attaches: true,
@@ -165,14 +173,14 @@ impl Parsed {
 }
 
 impl Shape {
-    fn new(body: &[u8], attached: Bytes) -> Self {
+    fn new(body: &[u8], attached: Attached) -> Self {
         let body = body.trim_ascii();
         let large = body.len() > SMALL_MAX;
         if body.first() != Some(&b'[') {
             return Self::One(read_call(body, large, attached));
         }
         let refuse = |error| Self::One(Err(error));
-        if !attached.is_empty() {
+        if !attached.bytes.is_empty() {
             return refuse(nothing_attached());
         }
         if large {
@@ -187,7 +195,7 @@ impl Shape {
             Ok(calls) => {
                 let calls = calls
                     .iter()
-                    .map(|call| read_call(call.get().as_bytes(), false, Bytes::new()));
+                    .map(|call| read_call(call.get().as_bytes(), false, Attached::default()));
                 Self::Batch(calls.collect())
             }
         }
@@ -268,7 +276,7 @@ fn nothing_attached() -> Error {
     Error::new(code::INVALID_REQUEST, message)
 }
 
-fn read_call(body: &[u8], large: bool, attached: Bytes) -> Result<Call, Error> {
+fn read_call(body: &[u8], large: bool, attached: Attached) -> Result<Call, Error> {
     let raw: RawCall<'_> = serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             let message = format!("not a JSON-RPC 2.0 request: {error}");
@@ -291,7 +299,7 @@ fn read_call(body: &[u8], large: bool, attached: Bytes) -> Result<Call, Error> {
             let list = |params| Params::PushList(params, attached);
             parse_params(params).map_or_else(Params::Invalid, list)
         }
-        _ if !attached.is_empty() => return Err(nothing_attached()),
+        _ if !attached.bytes.is_empty() => return Err(nothing_attached()),
         "pushMessage" => parse_params(params).map_or_else(Params::Invalid, Params::Push),
         "pushMessageReply" => parse_params(params).map_or_else(Params::Invalid, Params::Reply),
         _ if large => return Err(too_long()),

@@ -21,6 +21,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::dispatch::{Dispatcher, public_key, seconds, yes};
+use super::envelope::Attached;
 use super::methods::{Outcome, overlay_address, value};
 use super::topics::{any_topic, destination, reserved};
 use crate::bus::{BusError, ReplyOutcome};
@@ -33,7 +34,7 @@ const POP_BYTES: usize = 1 << 20;
 const PUSH_MAX: usize = 1000;
 
 /// A result, and bytes that follow it.
-pub(crate) type Attached = (Box<RawValue>, Vec<Bytes>);
+pub(crate) type Popped = (Box<RawValue>, Vec<Bytes>);
 
 impl Dispatcher {
     pub(super) async fn push_message(&self, params: PushMessageParams) -> Outcome {
@@ -91,8 +92,16 @@ impl Dispatcher {
     }
 
     /// Sends several to one node; `attached` is what followed the request.
-    pub(super) async fn push_list(&self, params: PushMessagesParams, attached: Bytes) -> Outcome {
-        let payloads = payloads(params.payloads, &params.attached, &attached)?;
+    pub(super) async fn push_list(
+        &self,
+        params: PushMessagesParams,
+        attached: Attached,
+    ) -> Outcome {
+        let payloads = payloads(params.payloads, &params.attached, &attached.bytes)?;
+        let digest = attached
+            .digest
+            .filter(|_| payloads.len() == 1)
+            .map(|it| *it);
         let destination = destination(&params.dst)?;
         let topic = topic(params.topic)?;
         if topic.is_admin() {
@@ -102,7 +111,7 @@ impl Dispatcher {
             destination,
             topic: topic.clone(),
             payload,
-            digest: None,
+            digest,
             try_for: None,
             reply_within: None,
         };
@@ -163,7 +172,7 @@ impl Dispatcher {
     }
 
     /// The same, with payloads apart.
-    pub(super) async fn pop_attached(&self, params: PopMessagesParams) -> Result<Attached, Error> {
+    pub(super) async fn pop_attached(&self, params: PopMessagesParams) -> Result<Popped, Error> {
         let found = self.pop_list(params).await?;
         let mut names = Names::default();
         let sources = found.iter().map(|inbound| names.of(inbound.source_key));

@@ -21,7 +21,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyphae_bus::Buffer;
+use hyphae_bus::{Buffer, Pool};
 use hyphae_rpc::message::{Error, code};
 use hyphae_wire::message::MESSAGE_MAX;
 use tokio::io::{
@@ -33,7 +33,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::authorizer::Caller;
 use super::dispatch::Dispatcher;
-use super::envelope::{Answer, LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
+use super::envelope::{Answer, Attached, LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
+use crate::bus::DIGEST_APART;
 use crate::config::Allowed;
 
 /// How long a connection may take to say anything.
@@ -236,16 +237,15 @@ async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Resul
             break;
         };
         let (json, attached, more) = match attachment(&line) {
-            None => (&line[..], Bytes::new(), None),
+            None => (&line[..], Attached::default(), None),
             Some((len, json)) if len <= MESSAGE_MAX => {
                 let more = if len > SMALL_MAX {
                     dispatcher.room_for_large().await
                 } else {
                     None
                 };
-                let mut attached = Buffer::zeroed(len);
-                reader.read_exact(attached.as_mut()).await?;
-                (json, attached.into(), more)
+                let attached = read_attached(&mut reader, len, dispatcher.pool()).await?;
+                (json, attached, more)
             }
             Some(_) => {
                 // As above.
@@ -273,6 +273,26 @@ async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Resul
     // Ends when the last answer is written.
     let _ = writing.await;
     Ok(())
+}
+
+/// Reads what follows a line. Of many bytes the digest is worked out while they are at hand.
+async fn read_attached<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    len: usize,
+    pool: &Pool,
+) -> io::Result<Attached> {
+    let mut buffer = Buffer::to_fill(len, pool);
+    let mut hasher = (len >= DIGEST_APART).then(Box::<blake3::Hasher>::default);
+    for block in buffer.as_mut().chunks_mut(DIGEST_APART) {
+        reader.read_exact(block).await?;
+        if let Some(hasher) = &mut hasher {
+            hasher.update(block);
+        }
+    }
+    Ok(Attached {
+        bytes: buffer.into(),
+        digest: hasher.map(|hasher| Box::new(*hasher.finalize().as_bytes())),
+    })
 }
 
 /// How many bytes follow a line, and what else it says; `None` when it says nothing of the kind.
