@@ -1,8 +1,9 @@
 //! Generators and sinks over ordinary sockets of the hosts. What is counted is counted where it
 //! arrives.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
 use hyphae::lab::Namespace;
+use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, sendmmsg};
 
 use super::peers::Network;
 use super::underlay::Place;
@@ -287,6 +289,8 @@ impl Beat {
     }
 }
 
+/// Packets that a generator hands over with one call, and a sink takes.
+const AT_ONCE: usize = 32;
 /// Payload of a small packet.
 pub(super) const SMALL: usize = 64;
 /// What waits at the sink while it does not run; the kernel doubles it.
@@ -344,25 +348,22 @@ impl Small {
         let done = AtomicBool::new(false);
         let (sent, seconds) = std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut packet = [0; SMALL];
                 // Ends when nothing has come for a while after the last was sent.
-                while self.to.recv(&mut packet).is_ok() || !done.load(Ordering::Relaxed) {
-                    if packet[0] == 1 {
-                        arrived.fetch_add(1, Ordering::Relaxed);
-                        packet[0] = 0;
-                    }
+                while let came = receive(&self.to)
+                    && (came > 0 || !done.load(Ordering::Relaxed))
+                {
+                    arrived.fetch_add(came, Ordering::Relaxed);
                 }
             });
-            let mut packet = [0; SMALL];
-            packet[0] = 1;
             let (start, mut sent) = (Instant::now(), 0u64);
             while start.elapsed() < time {
                 let due = start.elapsed().as_nanos() / gap;
                 let before = Instant::now();
-                while u128::from(sent) < due && before.elapsed() < TICK {
-                    // A full queue is loss like any other.
-                    let _ = self.from.send(&packet);
-                    sent += 1;
+                while let left = due.saturating_sub(sent.into())
+                    && left > 0
+                    && before.elapsed() < TICK
+                {
+                    sent += send(&self.from, left);
                 }
                 std::thread::sleep(TICK.saturating_sub(before.elapsed()));
             }
@@ -377,4 +378,27 @@ impl Small {
             seconds,
         })
     }
+}
+
+/// Sends packets, so many at most; gives how many.
+fn send(socket: &UdpSocket, most: u128) -> u64 {
+    let count = usize::try_from(most).map_or(AT_ONCE, |most| most.min(AT_ONCE));
+    let slices = [[IoSlice::new(&[1; SMALL])]; AT_ONCE];
+    let mut headers = MultiHeaders::<()>::preallocate(count, None);
+    let (fd, to) = (socket.as_raw_fd(), [None; AT_ONCE]);
+    let (slices, to, flags) = (&slices[..count], &to[..count], MsgFlags::empty());
+    let sent = sendmmsg(fd, &mut headers, slices, to, [], flags);
+    // A full queue is loss like any other.
+    sent.map_or(count, Iterator::count) as u64
+}
+
+/// Waits for packets, and takes as many as there are; none when nothing comes for a while.
+fn receive(socket: &UdpSocket) -> u64 {
+    let mut packets = [[0; SMALL]; AT_ONCE];
+    let mut slices = packets.each_mut().map(|packet| [IoSliceMut::new(packet)]);
+    let mut headers = MultiHeaders::<()>::preallocate(AT_ONCE, None);
+    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::MSG_WAITFORONE);
+    let came = recvmmsg(fd, &mut headers, slices.iter_mut(), flags, None);
+    let came = came.map_or(0, Iterator::count);
+    packets[..came].iter().filter(|it| it[0] == 1).count() as u64
 }

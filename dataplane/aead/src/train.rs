@@ -184,6 +184,7 @@ fn counter_of(frame: &[u8]) -> u64 {
 }
 
 /// Some bytes of a frame.
+#[inline]
 fn part<const LEN: usize>(frame: &[u8], at: usize) -> [u8; LEN] {
     let mut bytes = [0; LEN];
     bytes.copy_from_slice(&frame[at..at + LEN]);

@@ -112,13 +112,18 @@ fn extremes_are_sealed_as_others_do() {
         for key in [[0; 32], [0xff; 32]] {
             for fill in [0, 0xff] {
                 for counter in [0u64, 1, u64::from(u32::MAX), 1 << 32, u64::MAX] {
-                    let mut frame = vec![fill; OVERHEAD + 1];
+                    let mut frame = [fill; OVERHEAD + 1];
                     frame[8..16].copy_from_slice(&counter.to_le_bytes());
-                    let mut expected = frame.clone();
-                    reference(suite, &key, &mut expected);
                     let len = frame.len();
-                    way(suite, &key).seal(&mut frame, len);
-                    assert_eq!(frame, expected, "{suite:?} {fill} {counter}");
+                    // Alone, and among as many as are sealed at once.
+                    for frames in [1, 5] {
+                        let mut train = frame.repeat(frames);
+                        let mut expected = train.clone();
+                        let sealed = expected.chunks_mut(len);
+                        sealed.for_each(|frame| reference(suite, &key, frame));
+                        way(suite, &key).seal(&mut train, len);
+                        assert_eq!(train, expected, "{suite:?} {fill} {counter}");
+                    }
                 }
             }
         }

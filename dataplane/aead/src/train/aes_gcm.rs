@@ -9,6 +9,8 @@
 //!
 //! No table is looked up and no branch taken by what is secret, but the one by the verdict.
 
+mod wide;
+
 use std::arch::x86_64::{
     __m128i, _mm_aesenc_si128, _mm_aesenclast_si128, _mm_aeskeygenassist_si128,
     _mm_clmulepi64_si128, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_set_epi8, _mm_set_epi64x,
@@ -28,6 +30,9 @@ const BLOCKS: usize = 1 + SEALED_HEADERS_LEN.div_ceil(TAG_LEN);
 /// Blocks of the hash but the last, which has the lengths: associated data and text.
 const HASHED: usize = AAD_LEN / TAG_LEN + SEALED_HEADERS_LEN.div_ceil(TAG_LEN);
 
+/// The polynomial of the field, from x^64 on.
+const FIELD: u64 = 0xc200_0000_0000_0000;
+
 /// An expanded key.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(super) struct Key {
@@ -36,6 +41,9 @@ pub(super) struct Key {
     powers: [[u8; 16]; HASHED],
     /// What the block of the lengths comes to.
     lengths: [u8; 16],
+    /// Whether four frames at a time are possible.
+    #[zeroize(skip)]
+    wide: bool,
 }
 
 impl Key {
@@ -49,13 +57,34 @@ impl Key {
     }
 
     pub(super) fn seal(&self, frames: &mut [u8], segment: usize) {
+        let (many, few) = frames.split_at_mut(self.in_fours(frames.len(), segment).1);
+        if !many.is_empty() {
+            // SAFETY: there are some only where the processor has what the function is compiled for.
+            unsafe { wide::seal(self, many, segment) }
+        }
         // SAFETY: a key exists only where the processor has what the function is compiled for.
-        unsafe { seal(self, frames, segment) }
+        unsafe { seal(self, few, segment) }
     }
 
     pub(super) fn open(&self, frames: &mut [u8], segment: usize, authentic: &mut [bool]) {
+        let (count, len) = self.in_fours(frames.len(), segment);
+        let ((many, few), (first, last)) =
+            (frames.split_at_mut(len), authentic.split_at_mut(count));
+        if !many.is_empty() {
+            // SAFETY: there are some only where the processor has what the function is compiled for.
+            unsafe { wide::open(self, many, segment, first) }
+        }
         // SAFETY: a key exists only where the processor has what the function is compiled for.
-        unsafe { open(self, frames, segment, authentic) }
+        unsafe { open(self, few, segment, last) }
+    }
+
+    /// Frames of a train that are worked on four at a time, and their bytes.
+    fn in_fours(&self, len: usize, segment: usize) -> (usize, usize) {
+        if self.wide {
+            wide::in_fours(len, segment)
+        } else {
+            (0, 0)
+        }
     }
 }
 
@@ -105,9 +134,7 @@ fn open(key: &Key, frames: &mut [u8], segment: usize, authentic: &mut [bool]) {
 #[inline]
 #[target_feature(enable = "aes,pclmulqdq,avx")]
 fn key_stream(key: &Key, frame: &[u8]) -> [__m128i; BLOCKS] {
-    // Four zero bytes, the counter in little-endian, and the number of the block in big-endian.
-    let [low, high]: [u32; 2] = transmute!(part::<8>(frame, super::COUNTER_AT));
-    let first = from_halves(u64::from(low) << 32, u64::from(high));
+    let first = first_block(frame);
     let mut blocks = [first; BLOCKS];
     let whitening = key_of(key.rounds[0]);
     for (block, n) in blocks.iter_mut().zip(1u32..) {
@@ -125,6 +152,15 @@ fn key_stream(key: &Key, frame: &[u8]) -> [__m128i; BLOCKS] {
         *block = _mm_aesenclast_si128(*block, last);
     }
     blocks
+}
+
+/// A frame's block of counter mode, without the number: four zero bytes, the counter in little-endian, and the
+/// number of the block in big-endian.
+#[inline]
+#[target_feature(enable = "aes,pclmulqdq,avx")]
+fn first_block(frame: &[u8]) -> __m128i {
+    let [low, high]: [u32; 2] = transmute!(part::<8>(frame, super::COUNTER_AT));
+    from_halves(u64::from(low) << 32, u64::from(high))
 }
 
 /// GHASH of a frame's associated data and ciphertext.
@@ -182,7 +218,6 @@ impl Product {
     #[inline]
     #[target_feature(enable = "aes,pclmulqdq,avx")]
     fn reduced(self) -> __m128i {
-        const FIELD: u64 = 0xc200_0000_0000_0000;
         let field = from_halves(FIELD, FIELD);
         let low = xor(self.low, _mm_slli_si128::<8>(self.middle));
         let high = xor(
@@ -247,6 +282,7 @@ fn expand(key: &[u8; 32]) -> Key {
         rounds,
         powers,
         lengths: bytes(times(lengths, one)),
+        wide: wide::is_possible(),
     }
 }
 
@@ -268,8 +304,14 @@ fn times_x(element: [u8; 16]) -> [u8; 16] {
 #[inline]
 #[target_feature(enable = "aes,pclmulqdq,avx")]
 fn reversed(block: __m128i) -> __m128i {
-    let order = _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    _mm_shuffle_epi8(block, order)
+    _mm_shuffle_epi8(block, byte_order())
+}
+
+/// Of a block that is reversed.
+#[inline]
+#[target_feature(enable = "aes,pclmulqdq,avx")]
+fn byte_order() -> __m128i {
+    _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 }
 
 #[inline]
@@ -297,14 +339,17 @@ fn half(block: __m128i) -> __m128i {
     _mm_cvtsi64_si128(_mm_cvtsi128_si64(block))
 }
 
+#[inline]
 fn key_of(bytes: [u8; 16]) -> __m128i {
     transmute!(bytes)
 }
 
+#[inline]
 fn bytes(block: __m128i) -> [u8; 16] {
     transmute!(block)
 }
 
+#[inline]
 fn load(frame: &[u8], at: usize) -> __m128i {
     transmute!(part::<16>(frame, at))
 }
