@@ -1,5 +1,8 @@
 //! The AEADs of the packet path: keys expanded once, nonces from counters, everything in place.
 
+#[cfg(target_arch = "x86_64")]
+mod aes_gcm;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use hyphae_wire::Suite;
 use hyphae_wire::frame::{TAG_LEN, nonce};
@@ -11,15 +14,33 @@ pub struct AuthError;
 
 /// One key of one direction of one lane.
 pub struct Aead {
-    key: LessSafeKey,
+    way: Way,
+}
+
+enum Way {
+    General(LessSafeKey),
+    #[cfg(target_arch = "x86_64")]
+    Aes(Box<aes_gcm::Key>),
 }
 
 impl Aead {
     /// Expands a key.
+    pub fn new(suite: Suite, key: &[u8; 32]) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if suite == Suite::Aes256Gcm
+            && let Some(key) = aes_gcm::Key::new(key)
+        {
+            let way = Way::Aes(key);
+            return Self { way };
+        }
+        Self::general(suite, key)
+    }
+
+    /// A key that is used as on any processor: what the other is held against.
     ///
     /// # Panics
     /// Never: both suites take 32 bytes.
-    pub fn new(suite: Suite, key: &[u8; 32]) -> Self {
+    pub fn general(suite: Suite, key: &[u8; 32]) -> Self {
         let algorithm = match suite {
             Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
             Suite::Aes256Gcm => &AES_256_GCM,
@@ -28,17 +49,19 @@ impl Aead {
             unreachable!("both suites take keys of 32 bytes")
         };
         Self {
-            key: LessSafeKey::new(key),
+            way: Way::General(LessSafeKey::new(key)),
         }
     }
 
     /// Encrypts `bytes` in place under `counter`, which the caller never uses again with this key.
     pub fn seal(&self, counter: u64, aad: &[u8], bytes: &mut [u8]) -> [u8; TAG_LEN] {
+        let key = match &self.way {
+            Way::General(key) => key,
+            #[cfg(target_arch = "x86_64")]
+            Way::Aes(key) => return key.seal(counter, aad, bytes),
+        };
         let nonce = Nonce::assume_unique_for_key(nonce(counter));
-        let Ok(tag) = self
-            .key
-            .seal_in_place_separate_tag(nonce, Aad::from(aad), bytes)
-        else {
+        let Ok(tag) = key.seal_in_place_separate_tag(nonce, Aad::from(aad), bytes) else {
             unreachable!("sealing fails only beyond 64 GiB")
         };
         let mut out = [0; TAG_LEN];
@@ -51,9 +74,17 @@ impl Aead {
     /// # Errors
     /// When the tag does not verify. The bytes are then not to be used.
     pub fn open(&self, counter: u64, aad: &[u8], bytes: &mut [u8]) -> Result<(), AuthError> {
+        let key = match &self.way {
+            Way::General(key) => key,
+            #[cfg(target_arch = "x86_64")]
+            Way::Aes(key) => {
+                let (text, tag) = bytes.split_last_chunk_mut().ok_or(AuthError)?;
+                let authentic = key.open(counter, aad, text, tag);
+                return authentic.then_some(()).ok_or(AuthError);
+            }
+        };
         let nonce = Nonce::assume_unique_for_key(nonce(counter));
-        self.key
-            .open_in_place(nonce, Aad::from(aad), bytes)
+        key.open_in_place(nonce, Aad::from(aad), bytes)
             .map(drop)
             .map_err(|_| AuthError)
     }

@@ -9,8 +9,9 @@
 //!   AAD, counter at 8                                                 AAD
 //! ```
 //!
-//! Which way is taken is decided when a key is made: AES-256-GCM with AES-NI and carry-less
-//! multiplication, ChaCha20-Poly1305 for four frames at a time with AVX2, or frame by frame.
+//! Which way is taken is decided when a key is made: AES-256-GCM with AES-NI and carry-less multiplication, four
+//! frames at a time where these work on 512 bits; ChaCha20-Poly1305 for four frames at a time with AVX2; or frame by
+//! frame.
 
 #[cfg(target_arch = "x86_64")]
 mod aes_gcm;
@@ -62,11 +63,10 @@ impl LinkAead {
         }
     }
 
-    /// A key that is used frame by frame whatever the processor can do: what the other is held
-    /// against.
+    /// A key that is used frame by frame and as on any processor: what the other is held against.
     pub fn one_by_one(suite: Suite, key: &[u8; 32]) -> Self {
         Self {
-            single: Aead::new(suite, key),
+            single: Aead::general(suite, key),
             batch: Batch::Single,
         }
     }

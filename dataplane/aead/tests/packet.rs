@@ -106,3 +106,43 @@ fn suites_do_not_open_each_others_text() {
     let other = Aead::new(Suite::ChaCha20Poly1305, &[9; 32]);
     assert_eq!(other.open(1, b"", &mut good), Err(AuthError));
 }
+
+/// Every number of blocks and every part of one, of text and of associated data: steps of several kinds follow each
+/// other in one packet.
+#[test]
+fn every_length_is_sealed_as_on_any_processor() {
+    let (key, bytes) = ([0x3c; 32], [0xa7; 9000]);
+    let lengths = (0..1100).map(|len| (len, 56));
+    let lengths = lengths.chain((0..600).map(|aad| (77, aad)));
+    let lengths = lengths.chain([(1340, 0), (8848, 56), (9000, 56)]);
+    for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {
+        let (ours, other) = (Aead::new(suite, &key), Aead::general(suite, &key));
+        for (len, aad) in lengths.clone() {
+            // Block numbers and counters carry into each other's neighbourhood, not into each other.
+            let counter = u64::MAX - len as u64;
+            let (mut text, mut expected) = (bytes[..len].to_vec(), bytes[..len].to_vec());
+            let tag = ours.seal(counter, &bytes[..aad], &mut text);
+            let expected_tag = other.seal(counter, &bytes[..aad], &mut expected);
+            assert_eq!(tag, expected_tag, "{suite:?} {len} {aad}");
+            assert_eq!(text, expected, "{suite:?} {len} {aad}");
+            text.extend(tag);
+            ours.open(counter, &bytes[..aad], &mut text).unwrap();
+            assert_eq!(text[..len], bytes[..len], "{suite:?} {len} {aad}");
+        }
+    }
+}
+
+/// What is not authentic leaves nothing behind that could be taken for text.
+#[test]
+fn what_does_not_open_is_not_decrypted() {
+    for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {
+        for len in [1, 16, 255, 256, 1340] {
+            let plain = vec![0x61; len];
+            let mut bytes = sealed(suite, &[9; 32], 1, b"", &plain);
+            *bytes.last_mut().unwrap() ^= 1;
+            let aead = Aead::new(suite, &[9; 32]);
+            assert_eq!(aead.open(1, b"", &mut bytes), Err(AuthError));
+            assert_ne!(bytes[..len], plain, "{suite:?} {len}");
+        }
+    }
+}

@@ -1,35 +1,19 @@
-//! The same for four frames at a time, one in each quarter of a register, where the processor has vectors of
-//! 512 bits for the cipher and the multiplication.
+//! The same for four frames at a time, one in each quarter of a vector.
 
-use std::arch::x86_64::{
-    __m128i, __m512i, _mm512_aesenc_epi128, _mm512_aesenclast_epi128, _mm512_broadcast_i32x4,
-    _mm512_bslli_epi128, _mm512_castsi128_si512, _mm512_clmulepi64_epi128,
-    _mm512_extracti32x4_epi32, _mm512_inserti32x4, _mm512_maskz_mov_epi64, _mm512_setzero_si512,
-    _mm512_shuffle_epi8, _mm512_shuffle_epi32, _mm512_unpackhi_epi64, _mm512_xor_si512,
-};
+use std::arch::x86_64::{__m512i, _mm512_maskz_mov_epi64};
 
 use hyphae_wire::frame::TAG_LEN;
 use zerocopy::transmute;
 
-use super::{
-    BLOCKS, FIELD, Key, ROUNDS, byte_order, bytes, first_block, from_halves, key_of, load,
-    load_half,
-};
+use super::{BLOCKS, Key, first_block, load, load_half};
+use crate::gcm::wide::{Product, WIDTH as FRAMES, broadcast, encrypt, join, reversed, split, xor};
+use crate::gcm::{bytes, from_halves, key_of};
 use crate::train::{LINK_TAG_AT, PAYLOAD_AT, SEALED_HEADERS_AT};
 
-/// Frames at a time.
-const FRAMES: usize = 4;
 /// The lower halves of all quarters.
 const LOWER: u8 = 0b0101_0101;
 
 type Frames<'a> = [&'a mut [u8]; FRAMES];
-
-pub(super) fn is_possible() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("vaes")
-        && is_x86_feature_detected!("vpclmulqdq")
-}
 
 /// How many of the first frames of a train come in fours, and their bytes.
 #[inline]
@@ -104,22 +88,11 @@ fn key_stream(key: &Key, frames: &Frames<'_>) -> [__m512i; BLOCKS] {
         first_block(frames[3]),
     ]);
     let mut blocks = [first; BLOCKS];
-    let whitening = broadcast(key_of(key.rounds[0]));
     for (block, n) in blocks.iter_mut().zip(1u32..) {
         let number = broadcast(from_halves(0, u64::from(n.swap_bytes()) << 32));
-        *block = xor(xor(*block, number), whitening);
+        *block = xor(*block, number);
     }
-    for round in &key.rounds[1..ROUNDS] {
-        let round = broadcast(key_of(*round));
-        for block in &mut blocks {
-            *block = _mm512_aesenc_epi128(*block, round);
-        }
-    }
-    let last = broadcast(key_of(key.rounds[ROUNDS]));
-    for block in &mut blocks {
-        *block = _mm512_aesenclast_epi128(*block, last);
-    }
-    blocks
+    encrypt(&key.rounds, blocks)
 }
 
 /// As [`super::hash`].
@@ -134,28 +107,11 @@ fn hash(key: &Key, frames: &Frames<'_>, text: [__m512i; 4]) -> __m512i {
         load(frames[3], frames[3].len() - TAG_LEN),
     ]);
     let blocks = [gather(frames, 0), tags, a, b, c, d];
-    let order = broadcast(byte_order());
-    let zero = _mm512_setzero_si512();
-    let (mut low, mut middle, mut high) = (zero, zero, zero);
+    let mut sum = Product::zero();
     for (block, power) in blocks.into_iter().zip(&key.powers) {
-        let (a, b) = (_mm512_shuffle_epi8(block, order), broadcast(key_of(*power)));
-        low = xor(low, _mm512_clmulepi64_epi128::<0x00>(a, b));
-        high = xor(high, _mm512_clmulepi64_epi128::<0x11>(a, b));
-        let both = xor(
-            _mm512_clmulepi64_epi128::<0x01>(a, b),
-            _mm512_clmulepi64_epi128::<0x10>(a, b),
-        );
-        middle = xor(middle, both);
+        sum.add(reversed(block), broadcast(key_of(*power)));
     }
-    // As `Product::reduced`.
-    let field = broadcast(from_halves(FIELD, FIELD));
-    let low = xor(low, _mm512_bslli_epi128::<8>(middle));
-    let high = xor(high, _mm512_unpackhi_epi64(middle, zero));
-    let once = _mm512_shuffle_epi32::<0x4e>(_mm512_clmulepi64_epi128::<0x00>(low, field));
-    let folded = xor(low, once);
-    let twice = _mm512_clmulepi64_epi128::<0x11>(folded, field);
-    let sum = xor(xor(high, folded), twice);
-    _mm512_shuffle_epi8(xor(sum, broadcast(key_of(key.lengths))), order)
+    reversed(xor(sum.reduced(), broadcast(key_of(key.lengths))))
 }
 
 /// The sealed headers: three blocks and a half.
@@ -206,35 +162,4 @@ fn gather(frames: &Frames<'_>, at: usize) -> __m512i {
         load(frames[2], at),
         load(frames[3], at),
     ])
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-fn join([a, b, c, d]: [__m128i; FRAMES]) -> __m512i {
-    let joined = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(a), b);
-    let joined = _mm512_inserti32x4::<2>(joined, c);
-    _mm512_inserti32x4::<3>(joined, d)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-fn split(joined: __m512i) -> [__m128i; FRAMES] {
-    [
-        _mm512_extracti32x4_epi32::<0>(joined),
-        _mm512_extracti32x4_epi32::<1>(joined),
-        _mm512_extracti32x4_epi32::<2>(joined),
-        _mm512_extracti32x4_epi32::<3>(joined),
-    ]
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-fn broadcast(block: __m128i) -> __m512i {
-    _mm512_broadcast_i32x4(block)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-fn xor(a: __m512i, b: __m512i) -> __m512i {
-    _mm512_xor_si512(a, b)
 }
