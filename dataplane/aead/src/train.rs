@@ -71,6 +71,19 @@ impl LinkAead {
         }
     }
 
+    /// Reads a byte of every cache line that trains need, so that several keys are fetched at once.
+    #[inline]
+    pub fn warm(&self) -> u8 {
+        match &self.batch {
+            Batch::Single => 0,
+            #[cfg(target_arch = "x86_64")]
+            Batch::Aes(key) => key.warm(),
+            // It lies in here.
+            #[cfg(target_arch = "x86_64")]
+            Batch::ChaCha(_) => 0,
+        }
+    }
+
     /// For frames of other kinds.
     pub fn single(&self) -> &Aead {
         &self.single
