@@ -10,6 +10,9 @@ use crate::engine::Engine;
 use crate::session::LinkLane;
 use crate::verdict::Verdict;
 
+/// So many lanes with their keys stay in a core's own cache, more or less.
+const CACHED_LANES: usize = 1024;
+
 impl Engine {
     pub(super) fn forward_routed(
         &mut self,
@@ -19,9 +22,9 @@ impl Engine {
         steps: &[Step],
         verdicts: &mut [Verdict],
     ) {
-        self.warm_lanes(steps);
         let (mut packets, mut bytes) = (0, 0);
         let count = part.len().div_ceil(segment);
+        self.warm_lanes(&steps[..count]);
         let mut next = 0;
         while next < count {
             let first = next;
@@ -62,8 +65,11 @@ impl Engine {
     }
 
     /// Reads something of every lane that frames of a train leave on, and of its key. The loads do not depend on each
-    /// other and overlap, where sealing would wait for one after the other; a train that leaves on one lane needs none.
+    /// other and overlap, where sealing would wait for one after the other.
     fn warm_lanes(&self, steps: &[Step]) {
+        if self.links.slots() <= CACHED_LANES {
+            return;
+        }
         let egress = steps.iter().filter_map(|step| match step {
             Step::Forward { egress } => Some(*egress as usize),
             Step::Final | Step::Sealed { .. } | Step::Opened { .. } | Step::Local { .. } => None,

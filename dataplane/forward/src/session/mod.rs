@@ -296,6 +296,11 @@ impl<T: Indexed> Slots<T> {
         (held.index() == index).then_some(slot)
     }
 
+    /// Slots, held or not.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(crate) fn get(&self, slot: usize) -> Option<&T> {
         self.slots.get(slot)?.as_deref()
     }
