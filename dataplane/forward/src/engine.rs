@@ -278,7 +278,7 @@ impl Engine {
             Some(Target::Discard) => return Err(DropReason::RouteBlackhole),
             // Frames go from node to node; what is behind one is inside of them.
             Some(Target::Gateway(_)) => return Err(DropReason::NoRoute),
-            Some(Target::Forward(hops)) => hops.pick(self.own_hash(flow_hash)),
+            Some(Target::Forward(hops)) => self.fib.pick(hops, self.own_hash(flow_hash)),
         };
         let peer = self.peer_mut(peer).ok_or(DropReason::AdjacencyDown)?;
         // At the last hop the lane that ends at the session's worker saves a hand-over there.

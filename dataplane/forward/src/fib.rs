@@ -7,6 +7,7 @@
 //! frames between the nodes are addressed to that node.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use hyphae_shm::record::{
     ACTION_BLACKHOLE, ACTION_FORWARD, ACTION_GATEWAY, FibReplace, NEXT_HOPS_MAX,
@@ -27,22 +28,26 @@ pub enum Target {
     Gateway(OverlayAddress),
 }
 
-/// Weighted next hops; a hash picks one.
+/// Next hops of an entry: [`Fib::pick`] picks one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHops {
+    first: u32,
+    /// Place in the table's groups plus one, if there are several.
+    group: Option<NonZeroU32>,
+}
+
+/// Weighted next hops, several; a hash picks one.
+#[derive(Clone, Copy)]
+struct Group {
     peers: [u32; NEXT_HOPS_MAX],
     /// Running sums of the weights.
     bounds: [u32; NEXT_HOPS_MAX],
     count: u8,
 }
 
-impl NextHops {
-    /// The peer for a flow.
-    pub fn pick(&self, flow_hash: u16) -> u32 {
+impl Group {
+    fn pick(&self, flow_hash: u16) -> u32 {
         let last = usize::from(self.count) - 1;
-        if last == 0 {
-            return self.peers[0];
-        }
         // Scales the hash to the sum of weights: 16 bits times at most 19 bits.
         let point = (u64::from(flow_hash) * u64::from(self.bounds[last])) >> 16;
         let at = self.bounds[..last]
@@ -69,6 +74,10 @@ pub struct Fib {
     exact: Map<Entry>,
     /// By length, longest first on lookup; keys are the prefix bits.
     others: BTreeMap<u8, BTreeMap<u128, Entry>>,
+    /// Apart, for they are long and most entries have one next hop: short entries stay in the cache.
+    groups: Vec<Group>,
+    /// Places of groups that no entry has any more.
+    free: Vec<NonZeroU32>,
 }
 
 impl Fib {
@@ -81,7 +90,15 @@ impl Fib {
         Self {
             exact: Map::new(),
             others: BTreeMap::new(),
+            groups: Vec::new(),
+            free: Vec::new(),
         }
+    }
+
+    /// The peer for a flow, of next hops that this table has just told.
+    pub fn pick(&self, hops: NextHops, flow_hash: u16) -> u32 {
+        let group = hops.group.and_then(|place| self.groups.get(at(place)));
+        group.map_or(hops.first, |group| group.pick(flow_hash))
     }
 
     /// What the most specific entry for an address says.
@@ -94,7 +111,7 @@ impl Fib {
         }
         let longer = self.others.range(65..).rev();
         if let Some(target) = longer
-            .filter_map(|(len, table)| at(table, destination, *len))
+            .filter_map(|(len, table)| found(table, destination, *len))
             .next()
         {
             return Some(target);
@@ -104,7 +121,7 @@ impl Fib {
         }
         let shorter = self.others.range(..64).rev();
         shorter
-            .filter_map(|(len, table)| at(table, destination, *len))
+            .filter_map(|(len, table)| found(table, destination, *len))
             .next()
     }
 
@@ -114,29 +131,64 @@ impl Fib {
     /// When the record is no entry.
     pub fn replace(&mut self, record: &FibReplace, mark: u64) -> Result<(), InvalidEntry> {
         let prefix = prefix_of(record.prefix, record.prefix_len)?;
-        let entry = Entry {
-            target: target_of(record, prefix)?,
-            mark,
+        let target = match record.action {
+            ACTION_BLACKHOLE => Target::Discard,
+            // Inside the overlay an address is its owner's, and nobody is in front of it.
+            ACTION_GATEWAY if record.gateway.is_overlay() && !prefix.overlaps(OVERLAY_RANGE) => {
+                Target::Gateway(record.gateway)
+            }
+            ACTION_FORWARD => Target::Forward(self.hops_of(group_of(record)?)?),
+            _ => return Err(InvalidEntry),
         };
-        if prefix.len() == 64 {
-            self.exact.insert(prefix.address().subnet_id(), entry);
+        let entry = Entry { target, mark };
+        let before = if prefix.len() == 64 {
+            self.exact.insert(prefix.address().subnet_id(), entry)
         } else {
             let table = self.others.entry(prefix.len()).or_default();
-            table.insert(u128::from_be_bytes(prefix.address().0), entry);
-        }
+            table.insert(u128::from_be_bytes(prefix.address().0), entry)
+        };
+        self.let_go(before);
         Ok(())
+    }
+
+    fn hops_of(&mut self, group: Group) -> Result<NextHops, InvalidEntry> {
+        let first = group.peers[0];
+        if group.count == 1 {
+            return Ok(NextHops { first, group: None });
+        }
+        let place = if let Some(place) = self.free.pop() {
+            self.groups[at(place)] = group;
+            place
+        } else {
+            self.groups.push(group);
+            let place = u32::try_from(self.groups.len()).ok();
+            place.and_then(NonZeroU32::new).ok_or(InvalidEntry)?
+        };
+        let group = Some(place);
+        Ok(NextHops { first, group })
+    }
+
+    /// An entry has gone, and with it its next hops.
+    fn let_go(&mut self, entry: Option<Entry>) {
+        if let Some(Target::Forward(hops)) = entry.map(|entry| entry.target) {
+            self.free.extend(hops.group);
+        }
     }
 
     pub(crate) fn remove(&mut self, address: OverlayAddress, len: u8) -> Result<(), InvalidEntry> {
         let prefix = prefix_of(address, len)?;
-        if prefix.len() == 64 {
-            self.exact.remove(prefix.address().subnet_id());
+        let gone = if prefix.len() == 64 {
+            self.exact.remove(prefix.address().subnet_id())
         } else if let Some(table) = self.others.get_mut(&prefix.len()) {
-            table.remove(&u128::from_be_bytes(prefix.address().0));
+            let gone = table.remove(&u128::from_be_bytes(prefix.address().0));
             if table.is_empty() {
                 self.others.remove(&prefix.len());
             }
-        }
+            gone
+        } else {
+            None
+        };
+        self.let_go(gone);
         Ok(())
     }
 
@@ -149,16 +201,30 @@ impl Fib {
             .map(|(key, _)| key)
             .collect();
         for key in stale {
-            self.exact.remove(key);
+            let gone = self.exact.remove(key);
+            self.let_go(gone);
         }
-        self.others
-            .values_mut()
-            .for_each(|table| table.retain(|_, entry| entry.mark == mark));
+        let mut gone = Vec::new();
+        for table in self.others.values_mut() {
+            table.retain(|_, entry| {
+                let stays = entry.mark == mark;
+                gone.extend((!stays).then_some(*entry));
+                stays
+            });
+        }
+        for entry in gone {
+            self.let_go(Some(entry));
+        }
         self.others.retain(|_, table| !table.is_empty());
     }
 }
 
-fn at(table: &BTreeMap<u128, Entry>, address: OverlayAddress, len: u8) -> Option<Target> {
+/// Where a group lies.
+fn at(place: NonZeroU32) -> usize {
+    place.get() as usize - 1
+}
+
+fn found(table: &BTreeMap<u128, Entry>, address: OverlayAddress, len: u8) -> Option<Target> {
     let prefix = Prefix::new(address, len).address();
     table
         .get(&u128::from_be_bytes(prefix.0))
@@ -174,34 +240,24 @@ fn prefix_of(address: OverlayAddress, len: u8) -> Result<Prefix, InvalidEntry> {
     }
 }
 
-fn target_of(record: &FibReplace, prefix: Prefix) -> Result<Target, InvalidEntry> {
-    match record.action {
-        ACTION_BLACKHOLE => Ok(Target::Discard),
-        // Inside the overlay an address is its owner's, and nobody is in front of it.
-        ACTION_GATEWAY if record.gateway.is_overlay() && !prefix.overlaps(OVERLAY_RANGE) => {
-            Ok(Target::Gateway(record.gateway))
-        }
-        ACTION_FORWARD => {
-            let count = usize::from(record.next_hop_count);
-            let hops = record
-                .next_hops
-                .get(..count)
-                .filter(|hops| !hops.is_empty());
-            let mut next = NextHops {
-                peers: [0; 8],
-                bounds: [0; 8],
-                count: record.next_hop_count,
-            };
-            let mut sum = 0;
-            for (n, hop) in hops.ok_or(InvalidEntry)?.iter().enumerate() {
-                sum += u32::from(hop.weight.get().max(1));
-                next.peers[n] = hop.peer.get();
-                next.bounds[n] = sum;
-            }
-            Ok(Target::Forward(next))
-        }
-        _ => Err(InvalidEntry),
+fn group_of(record: &FibReplace) -> Result<Group, InvalidEntry> {
+    let count = usize::from(record.next_hop_count);
+    let hops = record
+        .next_hops
+        .get(..count)
+        .filter(|hops| !hops.is_empty());
+    let mut group = Group {
+        peers: [0; NEXT_HOPS_MAX],
+        bounds: [0; NEXT_HOPS_MAX],
+        count: record.next_hop_count,
+    };
+    let mut sum = 0;
+    for (n, hop) in hops.ok_or(InvalidEntry)?.iter().enumerate() {
+        sum += u32::from(hop.weight.get().max(1));
+        group.peers[n] = hop.peer.get();
+        group.bounds[n] = sum;
     }
+    Ok(group)
 }
 
 #[cfg(test)]
@@ -230,7 +286,7 @@ mod tests {
 
     fn peer(fib: &Fib, address: OverlayAddress) -> Option<u32> {
         match fib.lookup(address) {
-            Some(Target::Forward(hops)) => Some(hops.pick(0)),
+            Some(Target::Forward(hops)) => Some(fib.pick(hops, 0)),
             Some(Target::Discard | Target::Gateway(_)) | None => None,
         }
     }
@@ -271,9 +327,34 @@ mod tests {
         let Some(Target::Forward(hops)) = fib.lookup(prefix.address()) else {
             panic!("forward")
         };
-        let second = (0..=u16::MAX).filter(|hash| hops.pick(*hash) == 2).count();
+        let second = (0..=u16::MAX)
+            .filter(|hash| fib.pick(hops, *hash) == 2)
+            .count();
         assert_eq!(second, 65_536 / 4 * 3);
-        assert_eq!(hops.pick(7), hops.pick(7));
+        assert_eq!(fib.pick(hops, 7), fib.pick(hops, 7));
+    }
+
+    #[test]
+    fn places_of_next_hops_are_used_again() {
+        let prefixes = ["400:1::/64", "400:2::/64", "400::/16"].map(|it| it.parse().unwrap());
+        let mut fib = Fib::new();
+        for turn in 1..20 {
+            for prefix in prefixes {
+                let hops = [(turn, 1), (turn + 100, 1)];
+                fib.replace(&record(prefix, &hops), 1).unwrap();
+            }
+            // One of several, one removed, all swept.
+            fib.replace(&record(prefixes[0], &[(turn, 1)]), 1).unwrap();
+            fib.remove(prefixes[1].address(), 64).unwrap();
+            assert_eq!(peer(&fib, prefixes[0].address()), Some(turn));
+            assert_eq!(peer(&fib, prefixes[1].address()), Some(turn));
+            if turn % 3 == 0 {
+                fib.sweep(2);
+                assert_eq!(peer(&fib, prefixes[1].address()), None);
+                assert_eq!(fib.free.len(), fib.groups.len());
+            }
+        }
+        assert!(fib.groups.len() <= 4, "{}", fib.groups.len());
     }
 
     #[test]

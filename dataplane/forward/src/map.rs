@@ -42,7 +42,8 @@ impl<V: Copy> Map<V> {
         self.slots[at].map(|(_, value)| value)
     }
 
-    pub(crate) fn insert(&mut self, key: u64, value: V) {
+    /// Gives what the key had before.
+    pub(crate) fn insert(&mut self, key: u64, value: V) -> Option<V> {
         if (self.len + 1) * 2 > self.slots.len() {
             let bigger = vec![None; self.slots.len() * 2];
             let old = std::mem::replace(&mut self.slots, bigger);
@@ -51,13 +52,10 @@ impl<V: Copy> Map<V> {
                 self.slots[at] = Some((key, value));
             }
         }
-        match self.find(key) {
-            Ok(at) => self.slots[at] = Some((key, value)),
-            Err(at) => {
-                self.slots[at] = Some((key, value));
-                self.len += 1;
-            }
-        }
+        let (Ok(at) | Err(at)) = self.find(key);
+        let before = self.slots[at].replace((key, value));
+        self.len += usize::from(before.is_none());
+        before.map(|(_, value)| value)
     }
 
     pub(crate) fn remove(&mut self, key: u64) -> Option<V> {
@@ -101,8 +99,7 @@ mod tests {
             let (mut map, mut oracle) = (Map::new(), HashMap::new());
             for (insert, key, value) in steps {
                 if insert {
-                    map.insert(key, value);
-                    oracle.insert(key, value);
+                    prop_assert_eq!(map.insert(key, value), oracle.insert(key, value));
                 } else {
                     prop_assert_eq!(map.remove(key), oracle.remove(&key));
                 }
