@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Files with what `--json` printed, or the `performance.json` of an earlier report.
     #[arg(required_unless_present = "run")]
     files: Vec<PathBuf>,
-    /// Measure everything now, in up to 10 minutes; needs root, and a quiet machine.
+    /// Measure everything now, in some 15 minutes; needs root, and a quiet machine.
     #[arg(long, conflicts_with = "files")]
     run: bool,
     /// Folder that `performance.md`, `performance.json` and the plots in `performance/` are written to.
@@ -34,12 +34,12 @@ const RUNS: [&str; 12] = [
     "handshake",
     "scale",
     "rib --prefixes 1000,10000,100000",
-    "transit --trains 1,4,16,64 --sizes 64,1292 --runs 1",
+    "transit --trains 1,4,16,64 --sizes 64,1292 --runs 1 --workers 1,2",
     "tunnel",
     "latency --samples 2000",
     "versus --streams 1 --samples 1000",
-    "peers --peers 10,100,1000 --settle 25 --seconds 5",
-    "bus --only rate,latency,large",
+    "peers --peers 10,100,1000,10000 --settle 25 --seconds 5",
+    "bus",
 ];
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {

@@ -14,7 +14,8 @@ const SECTIONS: [(&str, &str, &str); 12] = [
         "A relay's worker",
         "Generator, relay and sink in namespaces of their own; generator and sink share one core, the forwarder \
          has another. Rates are counted at the sink. ns is CPU time of the forwarder per packet, \"all cores\" that \
-         of the whole machine. The ratio is packets per CPU second, to the same driver without cryptography.",
+         of the whole machine. The ratio is packets per CPU second, to the same driver without cryptography. The second \
+         of two workers shares the core of generator and sink: that shows what a packet costs then, not what two cores can do.",
     ),
     (
         "scale",
@@ -76,7 +77,7 @@ const SECTIONS: [(&str, &str, &str); 12] = [
 
 pub(super) fn write(documents: &[Document], plots: &[Plot]) -> anyhow::Result<String> {
     let mut page = String::from(
-        "# Performance\n\nWritten by `hyphae-bench report`; do not edit. To measure again (root, a quiet machine, 10 minutes):\n\n\
+        "# Performance\n\nWritten by `hyphae-bench report`; do not edit. To measure again (root, a quiet machine, 15 minutes):\n\n\
          ```sh\ncargo build --release -p hyphae -p hyphae-bench\nsudo target/release/hyphae-bench report --run\n```\n\n\
          Figures of different machines say little about each other; ratios to a baseline of the same run say more.\n\n",
     );

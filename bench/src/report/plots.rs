@@ -55,7 +55,7 @@ fn trains(rows: &[TransitRow], which: Trains) -> Option<Plot> {
     };
     let rows: Vec<&TransitRow> = rows
         .iter()
-        .filter(|row| row.payload_bytes == size)
+        .filter(|row| row.payload_bytes == size && !row.forwarder.ends_with("workers"))
         .collect();
     let trains: BTreeSet<usize> = rows.iter().map(|row| row.train).collect();
     let mut names: Vec<&str> = Vec::new();

@@ -15,8 +15,8 @@ const MAPPED_MIN: usize = 4 << 20;
 const MAPPED_AFTER: usize = 1 << 20;
 /// Bytes that are kept: two of the longest payloads.
 const KEPT_MAX: usize = 2 * MESSAGE_MAX;
-/// Memory may be so many times as long as the payload that gets it.
-const LONGER_MAX: usize = 2;
+/// Memory may be longer than the payload that gets it, by one of so many parts of that: budgets count payloads.
+const LONGER_PART: usize = 8;
 
 /// Memory that payloads have left; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -32,9 +32,10 @@ impl Pool {
             return None;
         }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |(map, _): &(MmapMut, bool)| map.len() >= len && map.len() <= LONGER_MAX * len;
-        if let Some(found) = kept.iter().position(fits) {
-            return Some(kept.swap_remove(found).0);
+        let fit = len..=len + len / LONGER_PART;
+        // The one that was used last, so that one that is not needed is found to be idle.
+        if let Some(found) = kept.iter().rposition(|(map, _)| fit.contains(&map.len())) {
+            return Some(kept.remove(found).0);
         }
         drop(kept);
         let map = MmapMut::map_anon(len).ok()?;
@@ -53,7 +54,12 @@ impl Pool {
     /// Gives back to the kernel what nobody has used since the last time.
     pub fn expire(&self) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain_mut(|(_, idle)| !std::mem::replace(idle, true));
+        let idle: Vec<_> = kept
+            .extract_if(.., |(_, idle)| std::mem::replace(idle, true))
+            .collect();
+        // That takes the kernel some time.
+        drop(kept);
+        drop(idle);
     }
 }
 

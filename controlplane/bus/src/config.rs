@@ -34,7 +34,8 @@ pub struct Config {
     pub outgoing_bytes_max: usize,
     /// Incoming messages that are not complete or not decided, of all peers.
     pub incoming_max: usize,
-    /// Their bytes, counted as announced; memory is used as bytes arrive.
+    /// Their bytes, counted as announced; memory is used as bytes arrive, of long ones, after the first of them, also
+    /// what [`Pool`] has kept.
     pub incoming_bytes_max: usize,
     /// The same of one peer.
     pub incoming_per_peer_max: usize,

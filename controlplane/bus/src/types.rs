@@ -386,7 +386,7 @@ pub struct Inbound {
     pub topic: Topic,
     /// Its bytes.
     pub payload: Bytes,
-    /// Their BLAKE3, which has been checked.
+    /// Their BLAKE3: held against them when they came, or made of them on this node.
     pub digest: [u8; 32],
 }
 

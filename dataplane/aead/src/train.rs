@@ -162,7 +162,7 @@ impl Batch {
     #[cfg(target_arch = "x86_64")]
     fn new(suite: Suite, key: &[u8; 32]) -> Self {
         let batch = match suite {
-            Suite::Aes256Gcm => aes_gcm::Key::new(key).map(|key| Self::Aes(Box::new(key))),
+            Suite::Aes256Gcm => aes_gcm::Key::new(key).map(Self::Aes),
             Suite::ChaCha20Poly1305 => chacha_poly::Key::new(key).map(Self::ChaCha),
         };
         batch.unwrap_or(Self::Single)

@@ -19,7 +19,7 @@ use crate::proxy::{Courier, Failure, Settings};
 /// Calls that wait for messages.
 const POPPERS_MAX: u64 = 4096;
 
-/// Payloads from this size on are digested on a thread of their own.
+/// Payloads from this size on are digested on a thread of their own, or bit by bit as they are read.
 pub(crate) const DIGEST_APART: usize = 256 * 1024;
 
 /// Something asked of the bus.

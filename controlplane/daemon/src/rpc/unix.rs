@@ -287,6 +287,8 @@ async fn read_attached<R: AsyncRead + Unpin>(
         reader.read_exact(block).await?;
         if let Some(hasher) = &mut hasher {
             hasher.update(block);
+            // Messages pass on this thread, too.
+            tokio::task::yield_now().await;
         }
     }
     Ok(Attached {

@@ -21,7 +21,7 @@ use zerocopy::transmute;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::gcm::wide::{self, Product, WIDTH, broadcast, join, reversed, split, xor};
-use crate::gcm::{self, Rounds, bytes, encrypt, from_halves, key_of, times};
+use crate::gcm::{self, ROUNDS, Rounds, bytes, encrypt, from_halves, key_of, times};
 
 /// Bytes of a vector.
 const VECTOR: usize = WIDTH * TAG_LEN;
@@ -29,8 +29,9 @@ const VECTOR: usize = WIDTH * TAG_LEN;
 const STEP: usize = 4;
 const STEP_BLOCKS: usize = STEP * WIDTH;
 
-/// An expanded key.
+/// An expanded key, on cache lines of its own.
 #[derive(Zeroize, ZeroizeOnDrop)]
+#[repr(C, align(64))]
 pub(super) struct Key {
     rounds: Rounds,
     /// Powers of the hash key from the 17th down to the first, and zeros for those who read on.
@@ -41,8 +42,15 @@ impl Key {
     /// Expands a key; `None` when the processor lacks the instructions.
     pub(super) fn new(key: &[u8; 32]) -> Option<Box<Self>> {
         let able = gcm::is_possible() && wide::is_possible();
+        let mut expanded = able.then(|| {
+            Box::new(Self {
+                rounds: [[0; 16]; ROUNDS + 1],
+                powers: [[0; 16]; STEP_BLOCKS + 1 + STEP_BLOCKS],
+            })
+        })?;
         // SAFETY: the processor has what the function is compiled for.
-        able.then(|| unsafe { expand(key) })
+        unsafe { expand(key, &mut expanded) };
+        Some(expanded)
     }
 
     /// Encrypts `text` in place; gives its tag.
@@ -71,15 +79,13 @@ impl Key {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-fn expand(key: &[u8; 32]) -> Box<Key> {
-    let (rounds, one) = gcm::expand(key);
-    let mut powers = [[0; 16]; STEP_BLOCKS + 1 + STEP_BLOCKS];
+fn expand(key: &[u8; 32], into: &mut Key) {
+    let one = gcm::expand(key, &mut into.rounds);
     let mut power = one;
-    for place in powers[..=STEP_BLOCKS].iter_mut().rev() {
+    for place in into.powers[..=STEP_BLOCKS].iter_mut().rev() {
         *place = bytes(power);
         power = times(power, one);
     }
-    Box::new(Key { rounds, powers })
 }
 
 /// Encrypts or decrypts; gives the tag that belongs to it.

@@ -16,7 +16,7 @@ use zerocopy::transmute;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::gcm::{
-    self, Product, Rounds, bytes, encrypt, from_halves, key_of, reversed, times, xor,
+    self, Product, ROUNDS, Rounds, bytes, encrypt, from_halves, key_of, reversed, times, xor,
 };
 
 use super::{AAD_LEN, LINK_TAG_AT, PAYLOAD_AT, SEALED_HEADERS_AT, SEALED_HEADERS_LEN, part};
@@ -28,8 +28,9 @@ const BLOCKS: usize = 1 + SEALED_HEADERS_LEN.div_ceil(TAG_LEN);
 /// Blocks of the hash but the last, which has the lengths: associated data and text.
 const HASHED: usize = AAD_LEN / TAG_LEN + SEALED_HEADERS_LEN.div_ceil(TAG_LEN);
 
-/// An expanded key.
+/// An expanded key, on cache lines of its own.
 #[derive(Zeroize, ZeroizeOnDrop)]
+#[repr(C, align(64))]
 pub(super) struct Key {
     rounds: Rounds,
     /// Powers of the hash key, the highest first: what the first block is multiplied with.
@@ -43,9 +44,18 @@ pub(super) struct Key {
 
 impl Key {
     /// Expands a key; `None` when the processor lacks the instructions.
-    pub(super) fn new(key: &[u8; 32]) -> Option<Self> {
+    pub(super) fn new(key: &[u8; 32]) -> Option<Box<Self>> {
+        let mut expanded = gcm::is_possible().then(|| {
+            Box::new(Self {
+                rounds: [[0; 16]; ROUNDS + 1],
+                powers: [[0; 16]; HASHED],
+                lengths: [0; 16],
+                wide: gcm::wide::is_possible(),
+            })
+        })?;
         // SAFETY: the processor has what the function is compiled for.
-        gcm::is_possible().then(|| unsafe { expand(key) })
+        unsafe { expand(key, &mut expanded) };
+        Some(expanded)
     }
 
     #[inline]
@@ -172,23 +182,17 @@ fn hash(key: &Key, frame: &[u8], text: [__m128i; 4]) -> __m128i {
     reversed(xor(sum.reduced(), key_of(key.lengths)))
 }
 
-/// An expanded key, and the powers of the key of its hash.
+/// The schedule of a key, and the powers of the key of its hash.
 #[target_feature(enable = "aes,pclmulqdq,avx")]
-fn expand(key: &[u8; 32]) -> Key {
-    let (rounds, one) = gcm::expand(key);
+fn expand(key: &[u8; 32], into: &mut Key) {
+    let one = gcm::expand(key, &mut into.rounds);
     // Bits of associated data and of text.
     let lengths = from_halves(8 * SEALED_HEADERS_LEN as u64, 8 * AAD_LEN as u64);
+    into.lengths = bytes(times(lengths, one));
     let mut power = one;
-    let mut powers = [[0; 16]; HASHED];
-    for place in powers.iter_mut().rev() {
+    for place in into.powers.iter_mut().rev() {
         power = times(power, one);
         *place = bytes(power);
-    }
-    Key {
-        rounds,
-        powers,
-        lengths: bytes(times(lengths, one)),
-        wide: gcm::wide::is_possible(),
     }
 }
 
