@@ -227,9 +227,11 @@ mod tests {
         drop((second, third));
         let kept = || pool.kept.lock().unwrap().len();
         assert_eq!(kept(), 2);
-        // Too long for it, and too short.
-        drop((filled(len - 1, 4), filled(3 * len, 5)));
+        // One that is too long for what is kept, then one that is too short for that.
+        drop(filled(3 * len, 5));
         assert_eq!(kept(), 3);
+        drop(filled(2 * len, 4));
+        assert_eq!(kept(), 4);
         pool.expire();
         drop(filled(3 * len, 6));
         pool.expire();

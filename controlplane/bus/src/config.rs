@@ -34,8 +34,8 @@ pub struct Config {
     pub outgoing_bytes_max: usize,
     /// Incoming messages that are not complete or not decided, of all peers.
     pub incoming_max: usize,
-    /// Their bytes, counted as announced; memory is used as bytes arrive, of long ones, after the first of them, also
-    /// what [`Pool`] has kept.
+    /// Their bytes, counted as announced; memory is used as bytes arrive. That of a long one may come from [`Pool`],
+    /// in use already and up to an eighth longer.
     pub incoming_bytes_max: usize,
     /// The same of one peer.
     pub incoming_per_peer_max: usize,

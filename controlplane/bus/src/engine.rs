@@ -20,7 +20,8 @@ use crate::rng::Rng;
 use crate::sends::{SendRef, Sends};
 use crate::topics::Topics;
 use crate::{
-    Config, DeliveryKey, Event, MessageId, MessageInfo, MessageState, Room, Stats, Topic, Transmit,
+    Config, DeliveryKey, Event, MessageId, MessageInfo, MessageState, Pool, Room, Stats, Topic,
+    Transmit,
 };
 
 /// How long a receipt waits for others to the same sender.
@@ -421,6 +422,11 @@ impl Bus {
             self.spare = next.payload;
         }
         Some(transmit)
+    }
+
+    /// Memory for long payloads.
+    pub fn pool(&self) -> &Pool {
+        &self.config.pool
     }
 
     /// Takes back a payload that has been sent, for its memory.

@@ -38,7 +38,7 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 
 /// Packets of the bus that are sent before anything else gets a turn.
 const BUS_BUDGET: usize = 180;
-/// Packets of the bus that are handed over together.
+/// Packets of the bus that are handed over together: as many of the usual size as one send takes.
 const BUS_TRAIN: usize = 45;
 /// The worker that sends the packets of the bus: it has lane 0 of every session, which is the first
 /// one in use.

@@ -12,8 +12,8 @@ use std::sync::{Arc, OnceLock};
 use futures_util::FutureExt;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
-    Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Outgoing, Pool, Refuse,
-    Room, Stats, Transmit,
+    Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Outgoing, Refuse, Room,
+    Stats, Transmit,
 };
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -52,7 +52,6 @@ pub(crate) enum Kept {
 pub(crate) struct Service {
     bus: Bus,
     inbox: Inbox,
-    pool: Pool,
     /// On their way into the inbox.
     storing: Room,
     /// Of these, those that nobody has brought there yet.
@@ -78,13 +77,11 @@ impl Service {
         commands: mpsc::Sender<Command>,
     ) -> Self {
         let (shared, _) = watch::channel(Arc::new(topics.clone()));
-        let pool = config.pool.clone();
         let mut bus = Bus::new(config, topics, seed);
         bus.seed_completed(now, found.completed);
         let mut service = Self {
             bus,
             inbox,
-            pool,
             storing: Room {
                 messages: 0,
                 bytes: 0,
@@ -109,13 +106,13 @@ impl Service {
             self.commands.clone(),
             self.inbox.clone(),
             self.topics.subscribe(),
-            self.pool.clone(),
+            self.bus.pool().clone(),
         )
     }
 
     /// What long payloads have left goes back to the kernel, if no others came.
     pub(crate) fn give_back_memory(&self) {
-        self.pool.expire();
+        self.bus.pool().expire();
     }
 
     /// Where socket proxies count.
