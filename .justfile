@@ -1,0 +1,25 @@
+# Common commands; `just --list`. Everything here is also plain cargo.
+
+# Format, lint and test.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo test --workspace --locked
+
+# A client, a relay and a server in namespaces of their own, measured end to end.
+lab seconds="10":
+    cargo build --release
+    sudo target/release/hyphae lab --seconds {{seconds}}
+
+# One benchmark, for example `just bench transit`.
+bench name *args:
+    cargo build --release --workspace
+    sudo target/release/hyphae-bench {{name}} {{args}}
+
+# Write the OpenRPC document again.
+openrpc:
+    HYPHAE_WRITE_OPENRPC=1 cargo test -p hyphae-rpc --test openrpc
+
+# What has to pass before a change lands.
+gate:
+    .ci/run
