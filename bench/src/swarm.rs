@@ -14,10 +14,8 @@
 
 mod flood;
 mod loopback;
-mod node;
 mod peers;
 mod relay;
-mod verdicts;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 

@@ -11,16 +11,17 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, ensure};
 use clap::Args as ClapArgs;
 use hyphae_rpc::method::Status;
+use hyphae_test_hostile::light::Spec;
 use serde::Serialize;
 
 use super::loopback::Swarm;
-use super::node::Spec;
-use super::relay::{Relay, Target};
+use super::relay::Relay;
 use super::{clock, place};
 use crate::output::{self, Table, number};
 use crate::process::Activity;
 use crate::stats::median;
 use flow::FlowPhase;
+use hyphae_test_hostile::Target;
 
 /// Time between newcomers.
 const JOIN_EVERY: Duration = Duration::from_secs(1);

@@ -4,12 +4,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use hyphae_test_hostile::light::{Node, Scratch, Spec};
 use hyphae_wire::{Nanos, PublicKey, Timers};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::clock;
-use super::node::{Node, Scratch, Spec};
 
 /// Sockets told of at once.
 const EVENTS: usize = 256;
@@ -28,7 +28,7 @@ impl Swarm {
             nodes: Vec::new(),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             timers: Timers::new(),
-            scratch: Scratch::new(),
+            scratch: Scratch::default(),
         })
     }
 

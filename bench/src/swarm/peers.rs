@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args as ClapArgs;
+use hyphae_test_hostile::light::Spec;
 use hyphae_wire::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::loopback::Swarm;
-use super::node::Spec;
-use super::relay::{Relay, Target};
+use super::relay::Relay;
 use super::{clock, place};
 use crate::output::{self, Table, number};
 use crate::process::{Activity, Usage};
+use hyphae_test_hostile::Target;
 
 /// Processes that the nodes are spread over.
 const PROCESSES_MAX: usize = 4;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use hyphae_rpc::Client;
 use hyphae_rpc::method::{ReloadParams, Status};
+use hyphae_test_hostile::Target;
 use hyphae_wire::PublicKey;
 use tempfile::TempDir;
 
@@ -20,13 +21,6 @@ use crate::process::{Usage, hyphae, usage};
 const START_MAX: Duration = Duration::from_secs(20);
 /// How often that is looked for.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// Where a relay is, and who.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Target {
-    pub(super) at: SocketAddr,
-    pub(super) key: PublicKey,
-}
 
 /// A running relay; it ends when dropped.
 pub(super) struct Relay {

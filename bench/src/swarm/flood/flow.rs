@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use hyphae_forward::host::TunHeader;
+use hyphae_test_hostile::Target;
+use hyphae_test_hostile::light::Spec;
 use hyphae_wire::{Nanos, OverlayAddress};
 use serde::Serialize;
 
 use super::super::loopback::Swarm;
-use super::super::node::Spec;
-use super::super::relay::Target;
 use super::super::{clock, place};
 use super::{Clockwork, Phase};
 

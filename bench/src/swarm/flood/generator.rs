@@ -7,14 +7,13 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use hyphae_test_hostile::Target;
 use hyphae_wire::frame::LINK_HEADER_LEN;
 use hyphae_wire::handshake::{HandshakeHeader, Offer, Step, encode_frame};
 use hyphae_wire::{SuiteSet, frame::MTU_DEFAULT};
 use nix::errno::Errno;
 use nix::libc::{in_addr, in_pktinfo};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
-
-use super::super::relay::Target;
 
 /// Where the number of the handshake is in the frame, and where its ephemeral key begins.
 const SENDER_AT: usize = LINK_HEADER_LEN + 4;

@@ -7,7 +7,7 @@ use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX};
 use hyphae_wire::{Endpoint, Nanos};
 
-use super::node::{Node, WORKER};
+use super::{Node, WORKER};
 
 impl Node {
     /// Carries the verdict about a frame out; `out` is room for what is built on the way.

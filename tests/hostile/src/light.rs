@@ -6,11 +6,13 @@
 //!                             ◀── FIB ──────────── RIB ◀────────────── routes ─────── speaker
 //! ```
 
+mod verdicts;
+
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use hyphae_forward::host::{Splitter, TunHeader};
 use hyphae_forward::{Engine, EngineConfig, HostVerdict, Verdict};
 use hyphae_overlay::{Config, ConfiguredPeer, Event, Overlay, PeerConfig, PeerTraffic};
@@ -19,7 +21,7 @@ use hyphae_routing::babel::{self, Action, Filter, Speaker, Xeddsa};
 use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SecretKey, WorkerId};
 
-use super::relay::Target;
+use crate::Target;
 
 /// How often expiries are looked for, and counters read, if the node is awake anyway.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
@@ -28,27 +30,29 @@ const RECEIVE_BUDGET: usize = 64;
 /// Nothing that a light node receives or builds is larger.
 const DATAGRAM_MAX: usize = 65_536;
 /// The only worker.
-pub(super) const WORKER: WorkerId = WorkerId(0);
+pub const WORKER: WorkerId = WorkerId(0);
 
 /// What a light node is to be.
-pub(super) struct Spec {
+pub struct Spec {
     /// Its address; port 0 takes any.
-    pub(super) at: SocketAddr,
+    pub at: SocketAddr,
     /// Whom it connects to.
-    pub(super) relay: Target,
+    pub relay: Target,
     /// Whether it takes routes. One that only idles has no use for a thousand of them, and checking
     /// their signatures in every node of a swarm would be the greater part of what is measured.
-    pub(super) learns: bool,
+    pub learns: bool,
 }
 
 /// Memory that all nodes of a swarm use in turn.
-pub(super) struct Scratch {
-    pub(super) incoming: Box<[u8]>,
-    pub(super) outgoing: Box<[u8]>,
+pub struct Scratch {
+    /// What comes in.
+    pub incoming: Box<[u8]>,
+    /// What is built.
+    pub outgoing: Box<[u8]>,
 }
 
-impl Scratch {
-    pub(super) fn new() -> Self {
+impl Default for Scratch {
+    fn default() -> Self {
         Self {
             incoming: vec![0; DATAGRAM_MAX].into_boxed_slice(),
             outgoing: vec![0; DATAGRAM_MAX].into_boxed_slice(),
@@ -57,28 +61,35 @@ impl Scratch {
 }
 
 /// A node without processes of its own.
-pub(super) struct Node {
-    pub(super) socket: UdpSocket,
-    pub(super) engine: Engine,
-    pub(super) overlay: Overlay,
-    pub(super) speaker: Speaker,
+pub struct Node {
+    /// Its only socket.
+    pub socket: UdpSocket,
+    /// Its dataplane.
+    pub engine: Engine,
+    /// Its control plane: links and sessions.
+    pub overlay: Overlay,
+    /// Its control plane: routes.
+    pub speaker: Speaker,
     rib: Rib,
     verdicts: Vec<Verdict>,
     traffic: BTreeMap<u32, PeerTraffic>,
     housekeeping: Nanos,
     began: Nanos,
     /// How long it took to connect to the relay.
-    pub(super) joined: Option<Duration>,
+    pub joined: Option<Duration>,
     /// Packets for its host.
-    pub(super) delivered: Vec<Vec<u8>>,
+    pub delivered: Vec<Vec<u8>>,
 }
 
 impl Node {
     /// A node that begins to connect; [`Self::drain`] it.
-    pub(super) fn new(now: Nanos, spec: &Spec) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When its address cannot be had, or there is no randomness.
+    pub fn new(now: Nanos, spec: &Spec) -> anyhow::Result<Self> {
         let socket = UdpSocket::bind(spec.at).with_context(|| format!("UDP {}", spec.at))?;
         socket.set_nonblocking(true)?;
-        let identity = SecretKey::generate()?;
+        let identity = SecretKey::generate().map_err(|error| anyhow!("no randomness: {error}"))?;
         let own = identity.public_key().address();
         let mut config = Config::new(identity.clone(), vec![socket.local_addr()?.port()]);
         config.peers_max = 8;
@@ -124,28 +135,28 @@ impl Node {
     }
 
     /// This node's overlay address.
-    pub(super) fn address(&self) -> OverlayAddress {
+    pub fn address(&self) -> OverlayAddress {
         self.overlay.address()
     }
 
     /// Whether its link with a node is in use.
-    pub(super) fn is_up(&self, key: PublicKey) -> bool {
+    pub fn is_up(&self, key: PublicKey) -> bool {
         self.overlay.is_up(key)
     }
 
     /// Whether it knows the way to an address.
-    pub(super) fn reaches(&self, address: OverlayAddress) -> bool {
+    pub fn reaches(&self, address: OverlayAddress) -> bool {
         self.rib.lookup(address).is_some()
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
-    pub(super) fn poll_timeout(&self) -> Nanos {
+    pub fn poll_timeout(&self) -> Nanos {
         let engines = [self.overlay.poll_timeout(), self.speaker.poll_timeout()];
         engines.into_iter().flatten().min().unwrap_or(Nanos::NEVER)
     }
 
     /// Takes what the socket has, within reason.
-    pub(super) fn receive(&mut self, now: Nanos, scratch: &mut Scratch) {
+    pub fn receive(&mut self, now: Nanos, scratch: &mut Scratch) {
         for _ in 0..RECEIVE_BUDGET {
             // What ends it otherwise is an ICMP error of an earlier datagram: the next call goes on.
             let Ok((len, from)) = self.socket.recv_from(&mut scratch.incoming) else {
@@ -169,7 +180,7 @@ impl Node {
     }
 
     /// Does what is due.
-    pub(super) fn handle_timeout(&mut self, now: Nanos, scratch: &mut Scratch) {
+    pub fn handle_timeout(&mut self, now: Nanos, scratch: &mut Scratch) {
         self.overlay.handle_timeout(now);
         self.speaker.handle_timeout(now);
         if now >= self.housekeeping {
@@ -197,7 +208,7 @@ impl Node {
     }
 
     /// Moves what each engine wants done into the others, until nothing is left.
-    pub(super) fn drain(&mut self, now: Nanos, scratch: &mut Scratch) {
+    pub fn drain(&mut self, now: Nanos, scratch: &mut Scratch) {
         loop {
             let mut idle = true;
             while let Some(event) = self.engine.next_event() {
@@ -277,7 +288,7 @@ impl Node {
     }
 
     /// Hands a punted record to the engine that it is for.
-    pub(super) fn take_punt(&mut self, now: Nanos, punt: &hyphae_shm::record::Punt<'_>) {
+    pub fn take_punt(&mut self, now: Nanos, punt: &hyphae_shm::record::Punt<'_>) {
         self.overlay.handle_punt(now, WORKER, punt);
         if let hyphae_shm::record::Punt::LinkLocal(meta, bytes) = punt
             && let Some((ControlKind::Routing, packet)) = control::parse(bytes)
@@ -288,13 +299,7 @@ impl Node {
     }
 
     /// Sends a packet of the host.
-    pub(super) fn send_packet(
-        &mut self,
-        now: Nanos,
-        header: &TunHeader,
-        packet: &[u8],
-        out: &mut [u8],
-    ) {
+    pub fn send_packet(&mut self, now: Nanos, header: &TunHeader, packet: &[u8], out: &mut [u8]) {
         let HostVerdict::Depart(departure) = self.engine.route_host(now, header, packet) else {
             return;
         };

@@ -1,0 +1,141 @@
+//! The node that is attacked: `hyphae up` on loopback.
+
+use std::fs::File;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use hyphae_rpc::Client;
+use hyphae_rpc::method::Status;
+use hyphae_wire::PublicKey;
+use tempfile::TempDir;
+
+/// How long it may take to come up on a busy machine.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How often that is looked for.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Where a node is, and who.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its underlay address.
+    pub at: SocketAddr,
+    /// Its key.
+    pub key: PublicKey,
+}
+
+/// A real node without a TUN device; it ends when dropped.
+pub struct Victim {
+    supervisor: Child,
+    /// Its RPC.
+    pub client: Client,
+    /// Where it is.
+    pub target: Target,
+    directory: TempDir,
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        // Both planes end with it.
+        let _ = self.supervisor.kill();
+        let _ = self.supervisor.wait();
+    }
+}
+
+impl Victim {
+    /// Starts `program` with this configuration file and these peers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(program: &Path, config: &str, peers: &[SocketAddr]) -> anyhow::Result<Self> {
+        let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        Self::start_at(program, at, config, peers)
+    }
+
+    /// The same at a place of one's choice.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_at(
+        program: &Path,
+        at: SocketAddr,
+        config: &str,
+        peers: &[SocketAddr],
+    ) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("hyphae-victim-")
+            .tempdir()?;
+        let file = directory.path().join("victim.toml");
+        std::fs::write(&file, config)?;
+        let sockets = directory.path().join("run");
+        let mut command = Command::new(program);
+        command
+            .args(["up", "--no-tun", "--discovery", "none", "--rpc", "off"])
+            .args(["--metrics", "off", "--cores", "any:1"])
+            .args(["--listen", &at.to_string()])
+            .arg("--config")
+            .arg(&file)
+            .arg("--state-dir")
+            .arg(directory.path().join("state"))
+            .arg("--socket-dir")
+            .arg(&sockets);
+        for peer in peers {
+            command.arg("--peer").arg(format!("udp://{peer}"));
+        }
+        let supervisor = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(directory.path().join("log"))?)
+            .spawn()
+            .context("starting the node")?;
+        let client = Client::new(sockets.join("rpc.sock")).with_timeout(Duration::from_secs(10));
+        let mut victim = Self {
+            supervisor,
+            client,
+            target: Target {
+                at,
+                key: PublicKey([0; 32]),
+            },
+            directory,
+        };
+        victim.wait()?;
+        Ok(victim)
+    }
+
+    fn wait(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            if let Ok(status) = self.client.node_status()
+                && status.dataplane.is_some()
+            {
+                self.target.key = status.info.node_pubkey.parse()?;
+                return Ok(());
+            }
+            let ended = self.supervisor.try_wait()?;
+            if ended.is_some() || began.elapsed() > START_MAX {
+                bail!("the node did not come up ({ended:?}): {}", self.log());
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// What it says about itself.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self) -> anyhow::Result<Status> {
+        Ok(self.client.node_status()?)
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+}
