@@ -30,6 +30,7 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::config::Allowed;
 use crate::state::let_go;
 
+pub(crate) use authorizer::{Caller, Listener};
 pub(crate) use dispatch::{Dispatcher, Parts};
 pub(crate) use http::{router, tcp_router};
 pub(crate) use latency::Latency;

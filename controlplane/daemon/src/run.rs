@@ -231,23 +231,26 @@ async fn serve(options: Options) -> Result<(), RunError> {
     tokio::spawn(forward.run(messages));
     dispatcher.bind_outbound();
     let path = node.socket_directory.join(rpc::SOCKET_NAME);
+    // Without the caller's user its authority is the least there is.
+    let caller = |listener| axum::Extension(rpc::Caller::token(listener));
     let door = rpc::Door::new(unix, path.clone(), allowed, Arc::clone(&dispatcher));
     serve_on(
         door,
-        rpc::router(Arc::clone(&dispatcher)),
+        rpc::router(Arc::clone(&dispatcher)).layer(caller(rpc::Listener::Unix)),
         "JSON-RPC on the Unix socket",
     );
     if let Some(address) = rpc_at {
         let listener = rpc::listen_tcp(address, "--rpc").await?;
         serve_on(
             listener,
-            rpc::tcp_router(Arc::clone(&dispatcher)),
+            rpc::tcp_router(Arc::clone(&dispatcher)).layer(caller(rpc::Listener::Tcp)),
             "JSON-RPC over TCP",
         );
     }
     if let Some(address) = rest_at {
         let listener = rpc::listen_tcp(address, "--rest").await?;
-        serve_on(listener, rpc::rest_router(Arc::clone(&dispatcher)), "REST");
+        let router = rpc::rest_router(Arc::clone(&dispatcher)).layer(caller(rpc::Listener::Rest));
+        serve_on(listener, router, "REST");
     }
     if let Some(address) = metrics_at {
         let listener = rpc::listen_tcp(address, "--metrics").await?;

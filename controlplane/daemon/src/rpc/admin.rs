@@ -15,7 +15,7 @@ impl Dispatcher {
         method: &str,
         params: &str,
     ) -> Outcome {
-        let remote = *caller != Caller::Local;
+        let remote = caller.key.is_some();
         match method {
             "admin.list" => value(&self.admins.read().admin_pubkeys),
             "admin.getMethodPatterns" => value(&self.admins.read().method_patterns),

@@ -16,13 +16,80 @@ pub(crate) const ENTRIES_MAX: usize = 1024;
 /// Methods that only local doors offer.
 const LOCAL_ONLY: &[&str] = &["admin.busCall"];
 
-/// Where a call came from.
+/// Listener that a call came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listener {
+    /// `rpc.sock`.
+    Unix,
+    /// JSON-RPC over TCP.
+    Tcp,
+    /// REST.
+    Rest,
+    /// Message bus.
+    Bus,
+}
+
+/// Who calls, as far as the kernel or the session proves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Caller {
-    /// A door of this host, which has checked who it is.
-    Local,
+pub(crate) struct Caller {
+    /// Listener.
+    pub(crate) listener: Listener,
+    /// User of the calling process; `None` for the bus and for a bearer token.
+    pub(crate) uid: Option<u32>,
+    /// Key of the calling node; bus only.
+    pub(crate) key: Option<PublicKey>,
+}
+
+/// Bound on the local resources (socket paths) that a caller's parameters may name.
+#[allow(dead_code, reason = "checked where socket proxies connect and bind")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Authority {
+    /// Root or the user of the node: whatever the node itself may reach.
+    Node,
+    /// Another user of this host, admitted by `rpc.allow_uids`, `rpc.allow_gids` or the group of
+    /// `rpc.sock`: only what is that user's.
+    User(u32),
+    /// Not a process of this host, or not known to be one: a key of the bus, a bearer token.
+    Remote,
+}
+
+impl Caller {
+    /// A process of this host.
+    pub(crate) const fn local(listener: Listener, uid: u32) -> Self {
+        Self {
+            listener,
+            uid: Some(uid),
+            key: None,
+        }
+    }
+
+    /// A caller that presented the bearer token.
+    pub(crate) const fn token(listener: Listener) -> Self {
+        Self {
+            listener,
+            uid: None,
+            key: None,
+        }
+    }
+
     /// Another node.
-    Bus(PublicKey),
+    pub(crate) const fn bus(key: PublicKey) -> Self {
+        Self {
+            listener: Listener::Bus,
+            uid: None,
+            key: Some(key),
+        }
+    }
+
+    /// Authority over local resources.
+    #[allow(dead_code, reason = "as above")]
+    pub(crate) fn authority(&self) -> Authority {
+        match self.uid {
+            Some(uid) if uid == 0 || uid == rustix::process::geteuid().as_raw() => Authority::Node,
+            Some(uid) => Authority::User(uid),
+            None => Authority::Remote,
+        }
+    }
 }
 
 /// admin.toml: the type that calls are held against is the type on disk.
@@ -38,7 +105,7 @@ pub(crate) struct Admins {
 impl Admins {
     /// Whether a caller may call a method.
     pub(crate) fn check(&self, caller: &Caller, method: &str) -> Result<(), Error> {
-        let Caller::Bus(key) = caller else {
+        let Some(key) = &caller.key else {
             return Ok(());
         };
         let denied = |message: String| Err(Error::new(code::DENIED, message));
@@ -137,16 +204,30 @@ mod tests {
             admins.check(caller, method).err().map(|error| error.code)
         };
         let denied = Some(code::DENIED);
-        assert_eq!(code(&admins, &Caller::Bus(known), "getInfo"), denied);
+        assert_eq!(code(&admins, &Caller::bus(known), "getInfo"), denied);
         admins.method_patterns = vec!["get*".to_owned(), "admin.*".to_owned()];
-        assert_eq!(code(&admins, &Caller::Bus(known), "getInfo"), None);
-        assert_eq!(code(&admins, &Caller::Bus(known), "addPeer"), denied);
-        assert_eq!(code(&admins, &Caller::Bus(stranger), "getInfo"), denied);
-        assert_eq!(code(&admins, &Caller::Bus(known), "admin.list"), None);
-        assert_eq!(code(&admins, &Caller::Bus(known), "admin.busCall"), denied);
+        assert_eq!(code(&admins, &Caller::bus(known), "getInfo"), None);
+        assert_eq!(code(&admins, &Caller::bus(known), "addPeer"), denied);
+        assert_eq!(code(&admins, &Caller::bus(stranger), "getInfo"), denied);
+        assert_eq!(code(&admins, &Caller::bus(known), "admin.list"), None);
+        assert_eq!(code(&admins, &Caller::bus(known), "admin.busCall"), denied);
+        let local = Caller::local(Listener::Unix, 0);
+        assert_eq!(code(&Admins::default(), &local, "admin.busCall"), None);
+    }
+
+    #[test]
+    fn only_root_and_the_user_of_the_node_have_its_authority() {
+        let us = rustix::process::geteuid().as_raw();
+        let authority = |uid| Caller::local(Listener::Tcp, uid).authority();
         assert_eq!(
-            code(&Admins::default(), &Caller::Local, "admin.busCall"),
-            None
+            (authority(0), authority(us)),
+            (Authority::Node, Authority::Node)
         );
+        assert_eq!(authority(us + 1), Authority::User(us + 1));
+        assert_eq!(
+            Caller::bus(PublicKey([1; 32])).authority(),
+            Authority::Remote
+        );
+        assert_eq!(Caller::token(Listener::Tcp).authority(), Authority::Remote);
     }
 }

@@ -242,7 +242,7 @@ impl Dispatcher {
                     if method.starts_with("admin.") {
                         this.administration(&caller, &method, &text).await
                     } else {
-                        this.topic(&method, &text).await
+                        this.topic(&caller, &method, &text).await
                     }
                 });
                 change

@@ -4,13 +4,13 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 
 use super::authorizer::Caller;
 use super::dispatch::Dispatcher;
@@ -74,13 +74,17 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-async fn handle(State(dispatcher): State<Arc<Dispatcher>>, request: Request<Body>) -> Response {
+async fn handle(
+    State(dispatcher): State<Arc<Dispatcher>>,
+    Extension(caller): Extension<Caller>,
+    request: Request<Body>,
+) -> Response {
     let parsed = match read_body(&dispatcher, request).await {
         // The bytes go, and with them the permit for a long request, before anything waits.
         Ok((body, _permit)) => Parsed::new(&body),
         Err(refused) => return refused.into_response(),
     };
-    match parsed.answer(&dispatcher, &Caller::Local).await {
+    match parsed.answer(&dispatcher, &caller).await {
         Some(answer) => (JSON, answer.json).into_response(),
         // Notifications only.
         None => StatusCode::NO_CONTENT.into_response(),

@@ -36,7 +36,7 @@ pub(crate) async fn answer_remote_calls(
 }
 
 async fn answer(dispatcher: &Arc<Dispatcher>, inbound: Inbound) {
-    let caller = Caller::Bus(inbound.source_key);
+    let caller = Caller::bus(inbound.source_key);
     let answer = if inbound.payload.len() > SMALL_MAX {
         let message = "a request over the bus has at most 1 MiB";
         Some(refusal(Error::new(code::INVALID_REQUEST, message)))

@@ -9,12 +9,13 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::request::Parts;
 use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use axum::{Extension, Router};
 use hyphae_rpc::Base64;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{PopMessageParams, PushMessageParams, PushMessageReplyParams};
@@ -27,7 +28,26 @@ use super::authorizer::Caller;
 use super::dispatch::{Dispatcher, Params};
 use super::http::{only_for_programs, read_body};
 
-type Node = State<Arc<Dispatcher>>;
+/// The node, as the caller of a request may use it.
+struct Api {
+    dispatcher: Arc<Dispatcher>,
+    caller: Caller,
+}
+
+impl FromRequestParts<Arc<Dispatcher>> for Api {
+    type Rejection = Response;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        dispatcher: &Arc<Dispatcher>,
+    ) -> Result<Self, Response> {
+        let caller = Extension::<Caller>::from_request_parts(parts, dispatcher).await;
+        let Extension(caller) = caller.map_err(IntoResponse::into_response)?;
+        let dispatcher = Arc::clone(dispatcher);
+        Ok(Self { dispatcher, caller })
+    }
+}
+
 type Answer = Result<Response, Refused>;
 
 /// A call that failed, as HTTP says it.
@@ -59,27 +79,27 @@ impl From<Error> for Refused {
 
 pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
     let api = Router::new()
-        .route("/admin", get(|node: Node| plain(node, "getInfo")))
+        .route("/admin", get(|node: Api| plain(node, "getInfo")))
         .route(
             "/admin/peers",
-            get(|node: Node| plain(node, "getPeers")).post(add_peer),
+            get(|node: Api| plain(node, "getPeers")).post(add_peer),
         )
         .route("/admin/peers/{endpoint}", delete(delete_peer))
         .route(
             "/admin/routes/selected",
-            get(|node: Node| plain(node, "getSelectedRoutes")),
+            get(|node: Api| plain(node, "getSelectedRoutes")),
         )
         .route(
             "/admin/routes/fallback",
-            get(|node: Node| plain(node, "getFallbackRoutes")),
+            get(|node: Api| plain(node, "getFallbackRoutes")),
         )
         .route(
             "/admin/routes/queried",
-            get(|node: Node| plain(node, "getQueriedSubnets")),
+            get(|node: Api| plain(node, "getQueriedSubnets")),
         )
         .route(
             "/admin/stats/packets",
-            get(|node: Node| plain(node, "getPacketStatistics")),
+            get(|node: Api| plain(node, "getPacketStatistics")),
         )
         .route("/pubkey/{ip}", get(public_key))
         .route("/messages", get(pop_message).post(push_message))
@@ -91,7 +111,7 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
         )
         .route(
             "/messages/topics",
-            get(|node: Node| plain(node, "getTopics")).post(add_topic),
+            get(|node: Api| plain(node, "getTopics")).post(add_topic),
         )
         .route("/messages/topics/{topic}", delete(remove_topic))
         .route(
@@ -110,9 +130,9 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
     only_for_programs(Router::new().nest("/api/v1", api))
 }
 
-async fn call(node: &Arc<Dispatcher>, method: &str, params: Value) -> Result<Value, Refused> {
+async fn call(node: &Api, method: &str, params: Value) -> Result<Value, Refused> {
     let params = Params::Json(params.to_string());
-    tree(&node.call(&Caller::Local, method, params).await?)
+    tree(&node.dispatcher.call(&node.caller, method, params).await?)
 }
 
 fn tree(result: &RawValue) -> Result<Value, Refused> {
@@ -120,14 +140,14 @@ fn tree(result: &RawValue) -> Result<Value, Refused> {
     Ok(read.map_err(|error| Error::new(code::INTERNAL, error.to_string()))?)
 }
 
-async fn plain(State(node): Node, method: &str) -> Answer {
+async fn plain(node: Api, method: &str) -> Answer {
     Ok(json_answer(
         StatusCode::OK,
         &call(&node, method, json!({})).await?,
     ))
 }
 
-async fn done(node: &Arc<Dispatcher>, status: StatusCode, method: &str, params: Value) -> Answer {
+async fn done(node: &Api, status: StatusCode, method: &str, params: Value) -> Answer {
     call(node, method, params).await?;
     Ok(status.into_response())
 }
@@ -137,11 +157,8 @@ fn json_answer(status: StatusCode, value: &Value) -> Response {
     (status, kind, value.to_string()).into_response()
 }
 
-async fn body<T: DeserializeOwned>(
-    node: &Arc<Dispatcher>,
-    request: Request<Body>,
-) -> Result<T, Response> {
-    let (bytes, _permit) = read_body(node, request)
+async fn body<T: DeserializeOwned>(node: &Api, request: Request<Body>) -> Result<T, Response> {
+    let (bytes, _permit) = read_body(&node.dispatcher, request)
         .await
         .map_err(IntoResponse::into_response)?;
     serde_json::from_slice(&bytes)
@@ -163,18 +180,18 @@ struct EndpointBody {
     endpoint: String,
 }
 
-async fn add_peer(State(node): Node, request: Request<Body>) -> Answer {
+async fn add_peer(node: Api, request: Request<Body>) -> Answer {
     let given: EndpointBody = body_or_answer!(node, request);
     let params = json!({ "endpoint": given.endpoint });
     done(&node, StatusCode::NO_CONTENT, "addPeer", params).await
 }
 
-async fn delete_peer(State(node): Node, Path(endpoint): Path<String>) -> Answer {
+async fn delete_peer(node: Api, Path(endpoint): Path<String>) -> Answer {
     let params = json!({ "endpoint": endpoint });
     done(&node, StatusCode::NO_CONTENT, "deletePeer", params).await
 }
 
-async fn public_key(State(node): Node, Path(ip): Path<String>) -> Answer {
+async fn public_key(node: Api, Path(ip): Path<String>) -> Answer {
     let key = call(&node, "getPublicKeyFromIp", json!({ "ip": ip })).await?;
     Ok(json_answer(StatusCode::OK, &json!({ "publicKey": key })))
 }
@@ -186,7 +203,7 @@ struct PopQuery {
     topic: Option<String>,
 }
 
-async fn pop_message(State(node): Node, Query(query): Query<PopQuery>) -> Answer {
+async fn pop_message(node: Api, Query(query): Query<PopQuery>) -> Answer {
     let params = PopMessageParams {
         peek: query.peek,
         timeout: query.timeout,
@@ -205,16 +222,12 @@ struct PushQuery {
     reply_timeout: Option<u64>,
 }
 
-async fn push_message(
-    State(node): Node,
-    Query(query): Query<PushQuery>,
-    request: Request<Body>,
-) -> Answer {
+async fn push_message(node: Api, Query(query): Query<PushQuery>, request: Request<Body>) -> Answer {
     let params = PushMessageParams {
         message: body_or_answer!(node, request),
         reply_timeout: query.reply_timeout,
     };
-    let result = node.call(&Caller::Local, "pushMessage", Params::Push(params));
+    let result = (node.dispatcher).call(&node.caller, "pushMessage", Params::Push(params));
     let result = tree(&result.await?)?;
     let status = match (query.reply_timeout, result.get("payload")) {
         (None, _) => StatusCode::CREATED,
@@ -224,15 +237,16 @@ async fn push_message(
     Ok(json_answer(status, &result))
 }
 
-async fn push_reply(State(node): Node, Path(id): Path<String>, request: Request<Body>) -> Answer {
+async fn push_reply(node: Api, Path(id): Path<String>, request: Request<Body>) -> Answer {
     let message = body_or_answer!(node, request);
     let params = Params::Reply(PushMessageReplyParams { id, message });
-    node.call(&Caller::Local, "pushMessageReply", params)
+    node.dispatcher
+        .call(&node.caller, "pushMessageReply", params)
         .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn message_info(State(node): Node, Path(id): Path<String>) -> Answer {
+async fn message_info(node: Api, Path(id): Path<String>) -> Answer {
     let info = call(&node, "getMessageInfo", json!({ "id": id })).await?;
     Ok(json_answer(StatusCode::OK, &info))
 }
@@ -242,12 +256,12 @@ struct AcceptBody {
     accept: bool,
 }
 
-async fn default_action(State(node): Node) -> Answer {
+async fn default_action(node: Api) -> Answer {
     let accept = call(&node, "getDefaultTopicAction", json!({})).await?;
     Ok(json_answer(StatusCode::OK, &json!({ "accept": accept })))
 }
 
-async fn set_default_action(State(node): Node, request: Request<Body>) -> Answer {
+async fn set_default_action(node: Api, request: Request<Body>) -> Answer {
     let given: AcceptBody = body_or_answer!(node, request);
     let params = json!({ "accept": given.accept });
     done(
@@ -267,7 +281,7 @@ enum TopicBody {
     Text(String),
 }
 
-async fn add_topic(State(node): Node, request: Request<Body>) -> Answer {
+async fn add_topic(node: Api, request: Request<Body>) -> Answer {
     let topic = match body_or_answer!(node, request) {
         TopicBody::Bytes(bytes) => Base64::encode(bytes),
         TopicBody::Text(text) => text,
@@ -281,7 +295,7 @@ async fn add_topic(State(node): Node, request: Request<Body>) -> Answer {
     .await
 }
 
-async fn remove_topic(State(node): Node, Path(topic): Path<String>) -> Answer {
+async fn remove_topic(node: Api, Path(topic): Path<String>) -> Answer {
     done(
         &node,
         StatusCode::NO_CONTENT,
@@ -291,7 +305,7 @@ async fn remove_topic(State(node): Node, Path(topic): Path<String>) -> Answer {
     .await
 }
 
-async fn sources(State(node): Node, Path(topic): Path<String>) -> Answer {
+async fn sources(node: Api, Path(topic): Path<String>) -> Answer {
     let sources = call(&node, "getTopicSources", json!({ "topic": topic })).await?;
     Ok(json_answer(StatusCode::OK, &sources))
 }
@@ -301,17 +315,13 @@ struct SubnetBody {
     subnet: String,
 }
 
-async fn add_source(
-    State(node): Node,
-    Path(topic): Path<String>,
-    request: Request<Body>,
-) -> Answer {
+async fn add_source(node: Api, Path(topic): Path<String>, request: Request<Body>) -> Answer {
     let given: SubnetBody = body_or_answer!(node, request);
     let params = json!({ "topic": topic, "subnet": given.subnet });
     done(&node, StatusCode::CREATED, "addTopicSource", params).await
 }
 
-async fn remove_source(State(node): Node, Path((topic, subnet)): Path<(String, String)>) -> Answer {
+async fn remove_source(node: Api, Path((topic, subnet)): Path<(String, String)>) -> Answer {
     let params = json!({ "topic": topic, "subnet": subnet });
     done(&node, StatusCode::NO_CONTENT, "removeTopicSource", params).await
 }
@@ -322,16 +332,12 @@ struct ForwardBody {
     socket_path: String,
 }
 
-async fn forward(State(node): Node, Path(topic): Path<String>) -> Answer {
+async fn forward(node: Api, Path(topic): Path<String>) -> Answer {
     let path = call(&node, "getTopicForwardSocket", json!({ "topic": topic })).await?;
     Ok(json_answer(StatusCode::OK, &path))
 }
 
-async fn set_forward(
-    State(node): Node,
-    Path(topic): Path<String>,
-    request: Request<Body>,
-) -> Answer {
+async fn set_forward(node: Api, Path(topic): Path<String>, request: Request<Body>) -> Answer {
     let given: ForwardBody = body_or_answer!(node, request);
     let params = json!({ "topic": topic, "socket_path": given.socket_path });
     done(
@@ -343,7 +349,7 @@ async fn set_forward(
     .await
 }
 
-async fn remove_forward(State(node): Node, Path(topic): Path<String>) -> Answer {
+async fn remove_forward(node: Api, Path(topic): Path<String>) -> Answer {
     let params = json!({ "topic": topic });
     done(
         &node,

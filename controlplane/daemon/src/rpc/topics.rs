@@ -13,7 +13,7 @@ use hyphae_rpc::method::{
 use hyphae_rpc::{Base64, method, parse_params};
 use hyphae_wire::Prefix;
 
-use super::authorizer::ENTRIES_MAX;
+use super::authorizer::{Caller, ENTRIES_MAX};
 use super::dispatch::{Dispatcher, public_key, yes};
 use super::methods::{Outcome, overlay_address, value};
 use crate::stored::Change;
@@ -26,7 +26,8 @@ const SOCKET_PATH_MAX: usize = 107;
 const REPLY_TIMEOUT_MAX: u64 = 300;
 
 impl Dispatcher {
-    pub(super) async fn topic(&self, name: &str, params: &str) -> Outcome {
+    pub(super) async fn topic(&self, caller: &Caller, name: &str, params: &str) -> Outcome {
+        tracing::debug!(?caller, method = name, "topic call");
         match name {
             "getDefaultTopicAction" => value(self.topics.read().default_action.accepts()),
             "setDefaultTopicAction" => {

@@ -31,7 +31,7 @@ use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::authorizer::Caller;
+use super::authorizer::{Caller, Listener};
 use super::dispatch::Dispatcher;
 use super::envelope::{Answer, Attached, LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
 use crate::bus::DIGEST_APART;
@@ -127,9 +127,9 @@ impl Door {
                 };
                 match accepted {
                     Ok((stream, _)) => {
-                        let admitted = stream
-                            .peer_cred()
-                            .is_ok_and(|credentials| admits(&allowed, &credentials, file_gid));
+                        let credentials = stream.peer_cred().ok();
+                        let credentials = credentials.filter(|c| admits(&allowed, c, file_gid));
+                        let admitted = credentials.map(|c| Caller::local(Listener::Unix, c.uid()));
                         let (dispatcher, sender) = (Arc::clone(&dispatcher), sender.clone());
                         tokio::spawn(async move {
                             // A connection that breaks is the caller's to notice.
@@ -167,7 +167,7 @@ impl axum::serve::Listener for Door {
 /// Reads the first byte that is not white space, and decides.
 async fn greet(
     mut stream: UnixStream,
-    admitted: bool,
+    admitted: Option<Caller>,
     dispatcher: &Arc<Dispatcher>,
     http: &mpsc::Sender<Rewound>,
 ) -> io::Result<()> {
@@ -179,7 +179,7 @@ async fn greet(
         }
     }
     let speaks_http = first[0].is_ascii_alphabetic();
-    if !admitted {
+    let Some(caller) = admitted else {
         let message = "your user may not use this socket; rpc.allow_uids and rpc.allow_gids of the \
                        configuration say who may";
         let body = refusal(Error::new(code::DENIED, message));
@@ -193,7 +193,7 @@ async fn greet(
         }
         stream.write_all(&body).await?;
         return stream.shutdown().await;
-    }
+    };
     let stream = Rewound {
         read: VecDeque::from(first.to_vec()),
         stream,
@@ -203,10 +203,14 @@ async fn greet(
         let _ = http.send(stream).await;
         return Ok(());
     }
-    serve_lines(stream, dispatcher).await
+    serve_lines(stream, dispatcher, &caller).await
 }
 
-async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Result<()> {
+async fn serve_lines(
+    stream: Rewound,
+    dispatcher: &Arc<Dispatcher>,
+    caller: &Caller,
+) -> io::Result<()> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(READ_AHEAD, reader);
     let (answers, mut written) = mpsc::channel::<Answer>(LINES_AT_ONCE);
@@ -256,9 +260,10 @@ async fn serve_lines(stream: Rewound, dispatcher: &Arc<Dispatcher>) -> io::Resul
         let parsed = Parsed::with(json, attached);
         drop((line, large, more));
         let (answers, dispatcher) = (answers.clone(), Arc::clone(dispatcher));
+        let caller = caller.clone();
         tokio::spawn(async move {
             let answer = tokio::select! {
-                answer = parsed.answer(&dispatcher, &Caller::Local) => answer,
+                answer = parsed.answer(&dispatcher, &caller) => answer,
                 // Nobody is there to read an answer: a message must not be taken for nobody.
                 () = answers.closed() => None,
             };
