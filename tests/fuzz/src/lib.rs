@@ -10,6 +10,7 @@
 mod babel;
 mod bus;
 mod engine;
+mod framing;
 mod host;
 mod records;
 mod rpc;
@@ -19,6 +20,7 @@ mod wire;
 pub use babel::babel;
 pub use bus::{bus, message};
 pub use engine::engine;
+pub use framing::framing;
 pub use host::{coalesce, inspect, split};
 pub use records::records;
 pub use rpc::rpc;
@@ -91,6 +93,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "rpc",
         run: rpc,
+    },
+    Target {
+        name: "framing",
+        run: framing,
     },
 ];
 

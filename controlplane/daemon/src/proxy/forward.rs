@@ -193,7 +193,7 @@ impl<C: Courier> Forward<C> {
         let keeps = config.keeps_connections();
         let path = config.forward_socket.ok_or(ForwardError::NotConfigured)?;
         let way = (&*path, config.framing, keeps);
-        let asked = ask(&self.idle, way, &message.payload);
+        let asked = ask(&self.idle, way, message);
         let answer = timeout(within, asked)
             .await
             .map_err(|_| ForwardError::Timeout(within))??;
@@ -220,12 +220,13 @@ impl<C: Courier> Forward<C> {
 async fn ask(
     idle: &Arc<Idle>,
     (path, framing, keeps): (&Path, Framing, bool),
-    message: &[u8],
+    message: &Inbound,
 ) -> Result<Option<Bytes>, ForwardError> {
-    let request = match Requests::only(framing, message) {
+    let (payload, sender) = (&message.payload[..], message.source_key);
+    let request = match Requests::only(framing, payload) {
         Ok(request) => request,
         // Without a framing of its own an empty request is one.
-        Err(FrameError::Truncated) if framing == Framing::Eof && message.is_empty() => Request {
+        Err(FrameError::Truncated) if framing == Framing::Eof && payload.is_empty() => Request {
             bytes: Bytes::new(),
             expects: Expects::UntilEof,
             last: true,
@@ -233,7 +234,11 @@ async fn ask(
         Err(error) => return Err(ForwardError::Request(error)),
     };
     loop {
-        let waiting = if keeps { idle.take(path) } else { None };
+        let waiting = if keeps {
+            idle.take(path, &sender)
+        } else {
+            None
+        };
         let reused = waiting.is_some();
         let mut stream = match waiting {
             Some(stream) => stream,
@@ -244,7 +249,7 @@ async fn ask(
         // Without an exchange the server has closed it a moment ago, and has read nothing of the request.
         if let Some((answer, goes_on)) = exchange(&mut stream, reused, framing, &request).await? {
             if keeps && goes_on && !request.last {
-                idle.rest(path, stream);
+                idle.rest(path, sender, stream);
             }
             return Ok(answer);
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hyphae_wire::PublicKey;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use tokio::net::UnixStream;
@@ -12,32 +13,47 @@ use tokio::time::Instant;
 
 /// How long one waits: less than servers let connections rest.
 const REST: Duration = Duration::from_secs(1);
-/// Connections to one socket that wait.
+/// Connections to one socket that wait; the one used longest ago makes room.
 const PER_SOCKET_MAX: usize = 64;
 
-/// The connections, by the socket they lead to, those used last at the end.
+/// The connections, by the socket they lead to, those used last at the end. Each belongs to the sender
+/// whose requests it has carried: whatever one has made of it, another one's request is not part of it.
 #[derive(Default)]
-pub(super) struct Idle(Mutex<HashMap<PathBuf, Vec<(UnixStream, Instant)>>>);
+pub(super) struct Idle(Mutex<HashMap<PathBuf, Vec<Resting>>>);
+
+struct Resting {
+    sender: PublicKey,
+    stream: UnixStream,
+    since: Instant,
+}
 
 impl Idle {
     /// One that its server has neither closed nor said anything on.
-    pub(super) fn take(&self, path: &Path) -> Option<UnixStream> {
+    pub(super) fn take(&self, path: &Path, sender: &PublicKey) -> Option<UnixStream> {
         let mut all = self.lock();
         let found = all.get_mut(path)?;
-        std::iter::from_fn(|| found.pop())
-            .find_map(|(stream, _)| is_quiet(&stream).then_some(stream))
+        let next = || {
+            let at = found.iter().rposition(|one| one.sender == *sender)?;
+            Some(found.remove(at).stream)
+        };
+        std::iter::from_fn(next).find(is_quiet)
     }
 
     /// Lets one wait for its next request, but not for long.
-    pub(super) fn rest(self: &Arc<Self>, path: &Path, stream: UnixStream) {
+    pub(super) fn rest(self: &Arc<Self>, path: &Path, sender: PublicKey, stream: UnixStream) {
         let mut all = self.lock();
         if all.is_empty() {
             tokio::spawn(Arc::clone(self).sweep());
         }
         let found = all.entry(path.to_owned()).or_default();
-        if found.len() < PER_SOCKET_MAX {
-            found.push((stream, Instant::now()));
+        if found.len() >= PER_SOCKET_MAX {
+            found.remove(0);
         }
+        found.push(Resting {
+            sender,
+            stream,
+            since: Instant::now(),
+        });
     }
 
     /// Closes those that have waited long enough, until there are none.
@@ -46,7 +62,7 @@ impl Idle {
             tokio::time::sleep(REST).await;
             let mut all = self.lock();
             all.retain(|_, found| {
-                found.retain(|(_, since)| since.elapsed() < REST);
+                found.retain(|one| one.since.elapsed() < REST);
                 !found.is_empty()
             });
             if all.is_empty() {
@@ -55,7 +71,7 @@ impl Idle {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, Vec<(UnixStream, Instant)>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, Vec<Resting>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

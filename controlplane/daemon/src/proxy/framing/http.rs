@@ -1,24 +1,28 @@
 //! HTTP/1.1 messages, one at a time (RFC 9112).
 //!
-//! Strict where two readers could disagree about an end: bare LF, both lengths, lengths that differ and
-//! codings other than `chunked` at the end of a request are refused (request smuggling).
+//! Bytes are passed on as they came, so nothing is passed on that two readers could read differently
+//! (request smuggling). One grammar holds for heads, chunk lines and trailers: lines end in CRLF; a
+//! bare CR or LF, any other control character, a folded line (obs-fold) and whitespace before the
+//! colon are refused, and so are two lengths, a length beside chunks, and a transfer coding other
+//! than exactly `chunked`.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{Answer, Expects, Failure, FrameError, HEAD_MAX, Request, Step};
 
-/// Fields of one head.
+/// Fields of one head, and of one trailer.
 const FIELDS_MAX: usize = 256;
 /// Line with the size of a chunk, with extensions.
 const CHUNK_LINE_MAX: usize = 4096;
+/// Digits of the size of a chunk.
+const CHUNK_DIGITS_MAX: usize = 16;
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
 /// What the fields of a head say about framing.
 #[derive(Debug, Default)]
 struct Fields {
     length: Option<usize>,
-    /// Transfer codings are named; true when the last one is `chunked`.
-    chunked: Option<bool>,
+    chunked: bool,
     close: bool,
     keep_alive: bool,
     expects_continue: bool,
@@ -29,51 +33,104 @@ fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
+/// `tchar` of RFC 9110, 5.6.2.
+fn is_token(bytes: &[u8]) -> bool {
+    let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !bytes.is_empty() && bytes.iter().all(fits)
+}
+
+/// No CR and no LF stands alone, and no other control character but the tab is there.
+fn check_bytes(text: &[u8]) -> Result<(), FrameError> {
+    let mut rest = text;
+    while let Some(at) = rest
+        .iter()
+        .position(|b| b.is_ascii_control() && *b != b'\t')
+    {
+        if !rest[at..].starts_with(b"\r\n") {
+            let what = "a control character, or a bare CR or LF";
+            return Err(FrameError::Malformed(what));
+        }
+        rest = &rest[at + 2..];
+    }
+    Ok(())
+}
+
+/// The lines of a head, each of which ends in CRLF.
+fn lines(head: &[u8]) -> Result<impl Iterator<Item = &[u8]>, FrameError> {
+    check_bytes(head)?;
+    let lines = head.split(|byte| *byte == b'\n');
+    Ok(lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)))
+}
+
+/// Name and value of a field line.
+fn field(line: &[u8]) -> Result<(&[u8], &[u8]), FrameError> {
+    let colon = line.iter().position(|byte| *byte == b':');
+    let (name, value) =
+        line.split_at(colon.ok_or(FrameError::Malformed("a line without a colon"))?);
+    // A space in front is a folded line, one before the colon a name that readers see differently.
+    if !is_token(name) {
+        return Err(FrameError::Malformed("name of a field"));
+    }
+    Ok((name, value[1..].trim_ascii()))
+}
+
 impl Fields {
-    fn read(headers: &[httparse::Header<'_>]) -> Result<Self, FrameError> {
-        let mut fields = Self::default();
-        for header in headers {
-            let is = |name| header.name.eq_ignore_ascii_case(name);
-            let mut named = tokens(header.value);
+    fn read<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Result<Self, FrameError> {
+        let (mut fields, mut hosts, mut count) = (Self::default(), 0, 0);
+        for line in lines.take_while(|line| !line.is_empty()) {
+            let (name, value) = field(line)?;
+            count += 1;
+            if count > FIELDS_MAX {
+                return Err(FrameError::HeadTooLarge);
+            }
+            let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+            let has = |token: &[u8]| tokens(value).any(|other| other.eq_ignore_ascii_case(token));
             if is("content-length") {
-                let digits = header.value.trim_ascii();
-                let length = std::str::from_utf8(digits)
+                let length = std::str::from_utf8(value)
                     .ok()
                     .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
                     .and_then(|text| text.parse().ok())
                     .ok_or(FrameError::Malformed("Content-Length"))?;
-                if fields.length.is_some_and(|other| other != length) {
-                    return Err(FrameError::Malformed("two different Content-Length fields"));
+                if fields.length.replace(length).is_some() {
+                    return Err(FrameError::Malformed("two Content-Length fields"));
                 }
-                fields.length = Some(length);
             } else if is("transfer-encoding") {
-                for coding in named {
-                    if fields.chunked == Some(true) {
-                        return Err(FrameError::Malformed("a transfer coding after chunked"));
-                    }
-                    fields.chunked = Some(coding.eq_ignore_ascii_case(b"chunked"));
+                if fields.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(FrameError::Malformed("Transfer-Encoding is not 'chunked'"));
                 }
+                fields.chunked = true;
             } else if is("connection") {
-                for token in named {
-                    fields.close |= token.eq_ignore_ascii_case(b"close");
-                    fields.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
-                }
+                fields.close |= has(b"close");
+                fields.keep_alive |= has(b"keep-alive");
             } else if is("expect") {
-                fields.expects_continue |=
-                    named.any(|token| token.eq_ignore_ascii_case(b"100-continue"));
+                fields.expects_continue |= has(b"100-continue");
             } else if is("upgrade") {
-                fields.websocket |= named.any(|token| token.eq_ignore_ascii_case(b"websocket"));
+                fields.websocket |= has(b"websocket");
+            } else if is("host") {
+                hosts += 1;
             }
         }
-        if fields.length.is_some() && fields.chunked.is_some() {
+        if fields.length.is_some() && fields.chunked {
             let both = "both Content-Length and Transfer-Encoding";
             return Err(FrameError::Malformed(both));
+        }
+        if hosts > 1 {
+            return Err(FrameError::Malformed("two Host fields"));
         }
         Ok(fields)
     }
 
     fn persistent(&self, version: u8) -> bool {
         !self.close && (version >= 1 || self.keep_alive)
+    }
+}
+
+/// Minor version, of which there are two.
+fn version(text: &[u8]) -> Option<u8> {
+    match text {
+        b"HTTP/1.1" => Some(1),
+        b"HTTP/1.0" => Some(0),
+        _ => None,
     }
 }
 
@@ -123,28 +180,77 @@ fn line_end(buffer: &[u8], at: usize, max: usize) -> Result<Option<usize>, Frame
     }
 }
 
+/// Reads the size of a chunk and checks its extensions (RFC 9112, 7.1.1).
 fn chunk_size(line: &[u8]) -> Result<usize, FrameError> {
-    let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
-    std::str::from_utf8(digits.trim_ascii_end())
+    check_bytes(line)?;
+    let hex = line.iter().take_while(|byte| byte.is_ascii_hexdigit());
+    let (digits, mut rest) = line.split_at(hex.count());
+    let size = std::str::from_utf8(digits)
         .ok()
-        .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        .filter(|text| text.len() <= CHUNK_DIGITS_MAX)
         .and_then(|text| usize::from_str_radix(text, 16).ok())
-        .ok_or(FrameError::Malformed("size of a chunk"))
+        .ok_or(FrameError::Malformed("size of a chunk"))?;
+    while !rest.is_empty() {
+        let extension = rest.trim_ascii_start().strip_prefix(b";");
+        rest = extension
+            .and_then(after_extension)
+            .ok_or(FrameError::Malformed("extension of a chunk"))?;
+    }
+    Ok(size)
+}
+
+/// What follows `name`, `name=token` or `name="text"`. A quote that is not closed is refused: some
+/// readers look for its end in the next line.
+fn after_extension(text: &[u8]) -> Option<&[u8]> {
+    let token = |text: &[u8]| text.iter().take_while(|byte| is_token(&[**byte])).count();
+    let text = text.trim_ascii_start();
+    let (name, rest) = text.split_at(token(text));
+    if name.is_empty() {
+        return None;
+    }
+    let Some(value) = rest.trim_ascii_start().strip_prefix(b"=") else {
+        return Some(rest);
+    };
+    let value = value.trim_ascii_start();
+    let Some(mut quoted) = value.strip_prefix(b"\"") else {
+        let len = token(value);
+        return (len > 0).then(|| &value[len..]);
+    };
+    loop {
+        quoted = match quoted {
+            [b'"', rest @ ..] => return Some(rest),
+            [b'\\', _, rest @ ..] | [_, rest @ ..] => rest,
+            [] => return None,
+        };
+    }
+}
+
+/// A line of a trailer; fields about framing come too late there to be believed.
+fn check_trailer(line: &[u8]) -> Result<(), FrameError> {
+    check_bytes(line)?;
+    let (name, _) = field(line)?;
+    let framing = ["content-length", "transfer-encoding"];
+    if framing
+        .iter()
+        .any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
+    {
+        return Err(FrameError::Malformed("a field about framing in a trailer"));
+    }
+    Ok(())
 }
 
 impl Body {
     fn of(fields: &Fields, head_end: usize, without: Self, max: usize) -> Result<Self, FrameError> {
         match (fields.chunked, fields.length) {
-            (Some(true), _) => Ok(Self::Chunked {
+            (true, _) => Ok(Self::Chunked {
                 at: head_end,
                 part: Part::Size,
             }),
-            (Some(false), _) => Ok(Self::Eof),
-            (None, Some(length)) => match head_end.checked_add(length) {
+            (false, Some(length)) => match head_end.checked_add(length) {
                 Some(end) if end <= max => Ok(Self::Until(end)),
                 _ => Err(FrameError::TooLarge),
             },
-            (None, None) => Ok(without),
+            (false, None) => Ok(without),
         }
     }
 
@@ -200,11 +306,12 @@ fn chunks(
                 let Some(end) = line_end(buffer, *at, room)? else {
                     return Ok(None);
                 };
-                let empty = end == *at;
+                let line = &buffer[*at..end];
                 *at = end + 2;
-                if empty {
+                if line.is_empty() {
                     return Ok(Some(*at));
                 }
+                check_trailer(line)?;
             }
         }
     }
@@ -265,19 +372,21 @@ impl RequestScan {
 type FoundRequest = (Body, Expects, bool);
 
 fn parse_request(head: &[u8], max: usize) -> Result<(FoundRequest, bool), FrameError> {
-    let mut headers = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut request = httparse::Request::new(&mut headers);
-    // A parser that sees the end elsewhere took a bare LF for a line end.
-    if !matches!(request.parse(head), Ok(httparse::Status::Complete(len)) if len == head.len()) {
-        return Err(FrameError::Malformed("head of an HTTP request"));
+    let mut lines = lines(head)?;
+    let mut words = lines.next().unwrap_or_default().split(|byte| *byte == b' ');
+    let (method, target, text) = (words.next(), words.next(), words.next());
+    let (Some(method), Some(version), None) = (method, text.and_then(version), words.next()) else {
+        return Err(FrameError::Malformed("request line"));
+    };
+    if !is_token(method) || target.is_none_or(|target| target.is_empty() || target.contains(&b'\t'))
+    {
+        return Err(FrameError::Malformed("request line"));
     }
-    let fields = Fields::read(request.headers)?;
-    let version = request.version.unwrap_or(0);
-    if fields.chunked == Some(false) || (fields.chunked.is_some() && version == 0) {
-        return Err(FrameError::Malformed("Transfer-Encoding of a request"));
+    let fields = Fields::read(lines)?;
+    if fields.chunked && version == 0 {
+        return Err(FrameError::Malformed("Transfer-Encoding with HTTP/1.0"));
     }
-    let method = request.method.unwrap_or_default();
-    if method == "CONNECT" {
+    if method.eq_ignore_ascii_case(b"CONNECT") {
         return Err(FrameError::Unsupported("CONNECT"));
     }
     if fields.websocket {
@@ -287,7 +396,7 @@ fn parse_request(head: &[u8], max: usize) -> Result<(FoundRequest, bool), FrameE
     let empty = matches!(body, Body::Until(end) if end == head.len());
     let waits = fields.expects_continue && version >= 1 && !empty;
     let expects = Expects::Http {
-        head: method == "HEAD",
+        head: method == b"HEAD",
     };
     Ok(((body, expects, !fields.persistent(version)), waits))
 }
@@ -355,20 +464,33 @@ fn parse_response(
     head: bool,
     max: usize,
 ) -> Result<Response, FrameError> {
-    let mut headers = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut response = httparse::Response::new(&mut headers);
-    if !matches!(response.parse(bytes), Ok(httparse::Status::Complete(len)) if len == bytes.len()) {
-        return Err(FrameError::Malformed("head of an HTTP response"));
+    let mut lines = lines(bytes)?;
+    let line = lines.next().unwrap_or_default();
+    // Version, code and reason, which may be empty and have spaces.
+    let mut words = line.splitn(3, |byte| *byte == b' ');
+    let version = words.next().and_then(version);
+    let code = words
+        .next()
+        .filter(|code| code.len() == 3 && code.iter().all(u8::is_ascii_digit));
+    let (Some(version), Some(code)) = (version, code) else {
+        return Err(FrameError::Malformed("status line"));
+    };
+    let fields = Fields::read(lines)?;
+    let persistent = fields.persistent(version);
+    if fields.chunked && version == 0 {
+        return Err(FrameError::Malformed("Transfer-Encoding with HTTP/1.0"));
     }
-    let fields = Fields::read(response.headers)?;
-    let persistent = fields.persistent(response.version.unwrap_or(0));
-    let body = match response.code.unwrap_or(0) {
-        100 => return Ok(Response::Continue),
-        101 => return Err(FrameError::Unsupported("switching protocols")),
-        102..=199 => return Ok(Response::Interim),
-        204 | 304 => Body::Until(end),
-        _ if head => Body::Until(end),
-        _ => Body::of(&fields, end, Body::Eof, max)?,
+    let bodiless = code[0] == b'1' || code == b"204";
+    if bodiless && (fields.chunked || fields.length.is_some_and(|length| length > 0)) {
+        return Err(FrameError::Malformed("a body where the status has none"));
+    }
+    let body = match code {
+        b"100" => return Ok(Response::Continue),
+        b"101" => return Err(FrameError::Unsupported("switching protocols")),
+        [b'1', ..] => return Ok(Response::Interim),
+        [b'2'..=b'9', ..] if bodiless || head || code == b"304" => Body::Until(end),
+        [b'2'..=b'9', ..] => Body::of(&fields, end, Body::Eof, max)?,
+        _ => return Err(FrameError::Malformed("status line")),
     };
     Ok(Response::Final(body, persistent))
 }

@@ -250,6 +250,38 @@ async fn item_21_connections_carry_several_requests_where_that_is_safe() {
 }
 
 #[tokio::test]
+async fn no_connection_carries_requests_of_two_senders() {
+    for keep_alive in [None, Some(true)] {
+        let mut lab = Lab::of(Limits::default(), |path| TopicConfig {
+            keep_alive,
+            ..config(Framing::Http, Some(path), PATIENCE)
+        });
+        let mut connections = 0;
+        lab.serve(move |mut stream| {
+            connections += 1;
+            async move {
+                let mut head = Vec::new();
+                while let Ok(byte) = stream.read_u8().await {
+                    head.push(byte);
+                    if head.ends_with(b"\r\n\r\n") {
+                        head.clear();
+                        let answer =
+                            format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{connections}");
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                }
+            }
+        });
+        for (id, (sender, connection)) in (0..).zip([(1, b'1'), (2, b'2'), (1, b'1'), (2, b'2')]) {
+            let mut message = inbound(id, &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..]);
+            message.source_key = PublicKey([sender; 32]);
+            lab.send(message.clone()).await;
+            assert_eq!(lab.reply(&message).await.last(), Some(&connection));
+        }
+    }
+}
+
+#[tokio::test]
 async fn item_21_servers_that_never_see_an_end_are_understood() {
     let mut lab = Lab::new(Framing::Http, Limits::default());
     lab.serve(|mut stream| async move {
