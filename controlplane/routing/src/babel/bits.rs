@@ -24,12 +24,61 @@ impl Bits {
         }
     }
 
+    pub(super) fn intersects(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
+    }
+
+    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
 
+    /// Removes all that are not in `other`.
+    pub(super) fn retain(&mut self, other: &Self) {
+        self.0.truncate(other.0.len());
+        for (word, other) in self.0.iter_mut().zip(&other.0) {
+            *word &= other;
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
+    }
+}
+
+/// Slots that are not given out again before a sweep.
+const STALE_MAX: usize = 64;
+
+/// Numbers of links in [`Bits`]. One that is free again may still stand in many sets, so a number of
+/// them is collected and removed from all sets in one sweep.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    pub(super) used: Bits,
+    free: Vec<usize>,
+    stale: Vec<usize>,
+    next: usize,
+}
+
+impl Slots {
+    pub(super) fn take(&mut self) -> usize {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        self.used.insert(slot);
+        slot
+    }
+
+    /// Gives a slot back. True when it is time to sweep and to call [`Self::swept`].
+    pub(super) fn give_back(&mut self, slot: usize) -> bool {
+        self.used.remove(slot);
+        self.stale.push(slot);
+        self.stale.len() >= STALE_MAX
+    }
+
+    /// All sets have but used slots.
+    pub(super) fn swept(&mut self) {
+        self.free.append(&mut self.stale);
     }
 }
 
@@ -49,5 +98,31 @@ mod tests {
             bits.remove(n);
             assert!(!bits.contains(n));
         }
+    }
+
+    #[test]
+    fn sets_have_in_common_what_is_in_both() {
+        let (mut a, mut b) = (Bits::default(), Bits::default());
+        a.insert(3);
+        a.insert(200);
+        b.insert(200);
+        assert!(a.intersects(&b) && b.intersects(&a));
+        a.retain(&b);
+        assert!(!a.contains(3) && a.contains(200));
+        b.remove(200);
+        assert!(!a.intersects(&b));
+        a.retain(&Bits::default());
+        assert!(a.is_empty());
+    }
+
+    #[test]
+    fn a_slot_is_given_out_again_after_a_sweep_only() {
+        let mut slots = Slots::default();
+        for n in 0..STALE_MAX {
+            assert_eq!(slots.take(), n);
+            assert_eq!(slots.give_back(n), n + 1 == STALE_MAX);
+        }
+        slots.swept();
+        assert!(slots.take() < STALE_MAX);
     }
 }

@@ -1,10 +1,10 @@
 //! A link to a neighbour: hellos, loss, round-trip time, cost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use hyphae_wire::babel::{Echo, INFINITY, Tlv, Update};
-use hyphae_wire::{Nanos, PublicKey};
+use hyphae_wire::{Nanos, Prefix, PublicKey};
 
 use super::pending::Pending;
 use super::{Speaker, Timer};
@@ -30,6 +30,9 @@ const FOLLOW_MAX: u32 = 16;
 /// Where there are very many links, hellos are due together at these times rather than each at its
 /// own: what one costs is mostly to be woken for it.
 const TOGETHER: u64 = 100_000_000;
+/// Changes of cost that take effect at once between two hellos: each one selects anew for all that
+/// the neighbour offers.
+const COST_CHANGES_MAX: u32 = 8;
 /// Hello intervals, in tenths, without a hello until the neighbour is taken for lost.
 const LOST_AFTER_TENTHS: u32 = 27;
 
@@ -38,8 +41,6 @@ pub(super) struct Link {
     pub(super) key: PublicKey,
     /// Its bit in the marks of a destination.
     pub(super) slot: usize,
-    /// Told apart from an earlier link of the same number.
-    pub(super) generation: u64,
     hello_seqno: u16,
     hello_interval: Duration,
     /// The neighbour's hellos: the number expected next, and which of the last 16 came.
@@ -72,6 +73,19 @@ pub(super) struct Link {
     pub(super) taken: Option<u16>,
     /// Requests for routes sent for want of a proof, since the last hello.
     pub(super) proofs_asked: u32,
+    /// Wildcard requests answered since the last hello, and whether another one waits for it.
+    pub(super) told_all: u32,
+    pub(super) tell_all_due: bool,
+    /// Changes of cost since the last hello.
+    cost_changes: u32,
+    /// The neighbour's own /64.
+    pub(super) subnet: Prefix,
+    /// Its routes have preference when the table is full.
+    pub(super) preferred: bool,
+    /// Prefixes that it offers.
+    pub(super) offers: BTreeSet<Prefix>,
+    /// Prefixes of it that found no room, newest last.
+    pub(super) refused: VecDeque<Prefix>,
 }
 
 /// A link, for status.
@@ -94,11 +108,10 @@ pub struct LinkStatus {
 }
 
 impl Link {
-    fn new(now: Nanos, key: PublicKey, slot: usize, generation: u64, interval: Duration) -> Self {
+    fn new(now: Nanos, key: PublicKey, slot: usize, interval: Duration) -> Self {
         let mut link = Self {
             key,
             slot,
-            generation,
             hello_seqno: 0,
             hello_interval: interval,
             expected: None,
@@ -121,6 +134,13 @@ impl Link {
             acknowledged: None,
             taken: None,
             proofs_asked: 0,
+            told_all: 0,
+            tell_all_due: false,
+            cost_changes: 0,
+            subnet: key.address().subnet(),
+            preferred: false,
+            offers: BTreeSet::new(),
+            refused: VecDeque::new(),
         };
         link.cost = link.measured(now);
         link
@@ -258,15 +278,9 @@ impl Speaker {
 
     fn open_link(&mut self, now: Nanos, link: u32, key: PublicKey, adopted: bool) {
         self.link_down(now, link);
-        let slot = self.slots.iter().position(Option::is_none);
-        let slot = slot.unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() - 1
-        });
-        self.slots[slot] = Some(link);
+        let slot = self.slots.take();
         let interval = self.hello_interval();
-        let generation = self.rng;
-        let mut state = Link::new(now, key, slot, generation, interval);
+        let mut state = Link::new(now, key, slot, interval);
         // Numbers that an earlier link of this neighbour did not use just now.
         state.hello_seqno = u16::try_from(self.rng >> 48).unwrap_or(0);
         self.jitter(interval);
@@ -284,20 +298,27 @@ impl Speaker {
 
     /// A neighbour is gone.
     pub fn link_down(&mut self, now: Nanos, link: u32) {
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        // Nothing is selected through it from here on.
+        state.cost = INFINITY;
+        self.slots.used.remove(state.slot);
+        self.drop_candidates(now, link);
         let Some(state) = self.links.remove(&link) else {
             return;
         };
+        self.work.forget(link);
         for timer in [Timer::Hello, Timer::Flush, Timer::Ack, Timer::Stale].map(|t| t(link)) {
             self.timers.set(timer, Nanos::NEVER);
         }
-        self.slots[state.slot] = None;
-        for own in self.own.values_mut() {
-            own.marks.forget(state.slot);
+        if self.slots.give_back(state.slot) {
+            let own = self.own.values_mut().map(|own| &mut own.marks);
+            let learnt = self.table.values_mut().map(|d| &mut d.marks);
+            own.chain(learnt)
+                .for_each(|marks| marks.retain(&self.slots.used));
+            self.slots.swept();
         }
-        for destination in self.table.values_mut() {
-            destination.marks.forget(state.slot);
-        }
-        self.drop_candidates(now, link);
     }
 
     /// Between hellos: longer where there are very many links.
@@ -355,9 +376,16 @@ impl Speaker {
             return;
         };
         state.proofs_asked = 0;
+        state.told_all = 0;
+        state.cost_changes = 0;
+        let tell_all = std::mem::take(&mut state.tell_all_due);
         let full = state.hello_seqno.is_multiple_of(IHU_EVERY);
         let lost = state.lost(now);
         self.put_hello(now, link, full || lost);
+        self.ask_refused(now, link);
+        if tell_all {
+            self.handle_route_request(now, link, None);
+        }
         self.flush(now, link);
         self.cost_changed(now, link);
         let interval = self.hello_interval_of(link);
@@ -437,9 +465,10 @@ impl Speaker {
         };
         let (old, new) = (state.cost, state.measured(now));
         let small = old != INFINITY && new != INFINITY && old.abs_diff(new) <= (old / 8).max(8);
-        if old == new || small {
+        if old == new || small || state.cost_changes >= COST_CHANGES_MAX {
             return;
         }
+        state.cost_changes += 1;
         state.cost = new;
         let prefixes = self.prefixes_of(link);
         for prefix in prefixes {

@@ -21,24 +21,28 @@
 //! * All feasible neighbours of nearly the best metric become next hops. Each has a feasible
 //!   distance below ours, which is what makes any of them loop-free (section 2.4).
 //!
-//! Rooms: `link` (hellos, cost), `table` (routes, feasibility, selection), `receive`, `send`
+//! Rooms: `link` (hellos, cost), `table` (routes, feasibility, selection), `room` and `shares` (who
+//! gives way in a full table), `memory` (feasible distances without a route), `receive`, `send`
 //! (updates, acknowledgements), `request` (sequence numbers), `origin` (own announcements, belief),
 //! `filter`.
 
 mod bits;
 mod filter;
 mod link;
+mod memory;
 mod origin;
 mod pending;
 mod receive;
 mod request;
+mod room;
 mod send;
+mod shares;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use hyphae_wire::babel::{Origin, RouterId, Tlv};
+use hyphae_wire::babel::{Origin, RouterId, Serial, Tlv};
 use hyphae_wire::{Nanos, Prefix, PublicKey, SecretKey, Timers};
 
 pub use filter::{Action, Filter, Rule};
@@ -46,10 +50,14 @@ pub use link::LinkStatus;
 pub use origin::{RefusalReason, Refused, Verifier, Xeddsa};
 pub use table::{Candidate, DynamicRoute, NextHop};
 
+use bits::Slots;
 use link::Link;
+use memory::Memory;
 use origin::Own;
 use receive::Work;
 use request::Query;
+use room::Room;
+use shares::Shares;
 use table::Destination;
 
 /// How often every route is told again, although nothing has changed.
@@ -129,6 +137,8 @@ pub struct Counters {
     pub verified: u64,
     /// Times the next hops of a destination changed.
     pub route_changes: u64,
+    /// Routes displaced from a full table.
+    pub displaced: u64,
     /// Announcements refused, by [`RefusalReason`] in its order.
     pub refused: [u64; RefusalReason::ALL.len()],
 }
@@ -186,11 +196,18 @@ pub struct Speaker {
     rng: u64,
     own: BTreeMap<Prefix, Own>,
     links: BTreeMap<u32, Link>,
-    /// Which link has which bit in the marks of a destination.
-    slots: Vec<Option<u32>>,
+    /// Bits of links in the marks of destinations.
+    slots: Slots,
     table: BTreeMap<Prefix, Destination>,
+    room: Room,
+    /// Feasible distances of what is not in the table.
+    memory: Memory,
+    /// Last serials of own announcements that were withdrawn.
+    withdrawn: BTreeMap<Prefix, Serial>,
     queries: BTreeMap<(Prefix, RouterId), Query>,
-    work: VecDeque<Work>,
+    /// Queries by the link that caused them.
+    query_shares: Shares<u32, (Prefix, RouterId)>,
+    work: Work,
     verify_budget: u32,
     /// Where [`Timer::Turn`] goes on.
     turn: Option<Prefix>,
@@ -214,10 +231,14 @@ impl Speaker {
             rng: seed | 1,
             own: BTreeMap::new(),
             links: BTreeMap::new(),
-            slots: Vec::new(),
+            slots: Slots::default(),
             table: BTreeMap::new(),
+            room: Room::default(),
+            memory: Memory::default(),
+            withdrawn: BTreeMap::new(),
             queries: BTreeMap::new(),
-            work: VecDeque::new(),
+            query_shares: Shares::default(),
+            work: Work::default(),
             verify_budget: VERIFY_BUDGET,
             turn: None,
             changed: BTreeSet::new(),
@@ -310,8 +331,9 @@ impl Speaker {
         self.links.get(&link).map(|link| link.key)
     }
 
-    /// Looks after the next part of the table: expiry, old sources, telling again.
+    /// Looks after the next part of the table: expiry, telling again.
     fn turn(&mut self, now: Nanos) {
+        self.expire_ended(now);
         let share = self.table.len() / usize::try_from(TURNS).unwrap_or(1) + 1;
         let from = self.turn.take();
         let bounds = (
@@ -330,7 +352,7 @@ impl Speaker {
             Some(_) => Vec::new(),
         };
         for prefix in &part {
-            self.look_after(now, *prefix);
+            self.expire(now, *prefix);
         }
         self.tell_again(now, own.iter().chain(&part).copied());
         self.turn = if part.len() < share {

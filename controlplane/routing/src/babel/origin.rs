@@ -107,20 +107,16 @@ impl Speaker {
             return;
         }
         // One that was withdrawn is announced anew: with its old number nobody would take it.
-        let before = self
-            .table
-            .get(&prefix)
-            .and_then(|d| d.source(self.router_id));
-        let before = before.filter(|source| source.origin.key == self.key);
         let first = Serial::new(self.config.epoch, 1);
-        let serial = before.map_or(first, |source| source.origin.serial.next().max(first));
+        let before = self.withdrawn.remove(&prefix);
+        let serial = before.map_or(first, |serial| serial.next().max(first));
         let own = Own {
             origin: self.sign(prefix, serial),
             marks: Marks::default(),
             next_raise: now,
         };
         self.own.insert(prefix, own);
-        if self.table.remove(&prefix).is_some() {
+        if self.remove(prefix).is_some() {
             self.changed.insert(prefix);
         }
         self.tell_all(now, prefix, true);
@@ -131,11 +127,11 @@ impl Speaker {
         let Some(own) = self.own.remove(&prefix) else {
             return;
         };
+        self.withdrawn.insert(prefix, own.origin.serial);
         // Told as a destination without a route.
-        let destination = self.table.entry(prefix).or_default();
-        destination.marks = own.marks;
-        destination.learn(now, self.router_id, own.origin);
+        self.table.entry(prefix).or_default().marks = own.marks;
         self.tell_all(now, prefix, true);
+        self.end(now, prefix);
     }
 
     /// Prefixes announced by this node.

@@ -1,7 +1,10 @@
 //! Packets of neighbours.
 //!
-//! Signatures take time, so updates pass through a queue that is worked off a few at a time, in
-//! order. While it is long, packets are put off: they are not acknowledged, so they come again.
+//! Signatures take time, so updates pass through a queue per link; links take turns, an update each.
+//! While all queues together are long, packets of a link that has more than its share of them are
+//! put off: they are not acknowledged, so they come again.
+
+use std::collections::{BTreeMap, VecDeque};
 
 use hyphae_wire::babel::{INFINITY, Origin, Packet, RouterId, Serial, Tlv, TlvError, Update};
 use hyphae_wire::{Nanos, Prefix};
@@ -10,16 +13,58 @@ use super::origin::{RefusalReason, Refused};
 use super::table::Candidate;
 use super::{Speaker, Timer};
 
-/// Updates that wait for their turn, beyond which packets are put off.
+/// Updates that wait for their turn, beyond which links with more than their share are put off.
 const WORK_MAX: usize = 2048;
 /// Proofs asked for between two hellos of a link.
 const PROOFS_ASKED_MAX: u32 = 64;
 
-/// An update that waits.
+/// Updates that wait, by link.
+#[derive(Default)]
 pub(super) struct Work {
-    link: u32,
-    generation: u64,
-    update: Update,
+    queues: BTreeMap<u32, VecDeque<Update>>,
+    waiting: usize,
+    /// The link that had its turn last.
+    last: u32,
+}
+
+impl Work {
+    fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
+    /// Whether a link has to wait with more.
+    fn is_busy(&self, link: u32) -> bool {
+        let own = self.queues.get(&link).map_or(0, VecDeque::len);
+        self.waiting > WORK_MAX && own * self.queues.len() >= WORK_MAX
+    }
+
+    fn push(&mut self, link: u32, update: Update) {
+        self.queues.entry(link).or_default().push_back(update);
+        self.waiting += 1;
+    }
+
+    /// The next update: of the link after the one that had its turn.
+    fn pop(&mut self) -> Option<(u32, Update)> {
+        let after = (
+            std::ops::Bound::Excluded(self.last),
+            std::ops::Bound::Unbounded,
+        );
+        let next = self.queues.range(after).next();
+        let link = *next.or_else(|| self.queues.first_key_value())?.0;
+        let queue = self.queues.get_mut(&link)?;
+        let update = queue.pop_front()?;
+        if queue.is_empty() {
+            self.queues.remove(&link);
+        }
+        self.waiting -= 1;
+        self.last = link;
+        Some((link, update))
+    }
+
+    /// A link is gone, with all that waits.
+    pub(super) fn forget(&mut self, link: u32) {
+        self.waiting -= self.queues.remove(&link).map_or(0, |queue| queue.len());
+    }
 }
 
 impl Speaker {
@@ -34,7 +79,7 @@ impl Speaker {
             self.counters.malformed += 1;
             return;
         };
-        let busy = self.work.len() > WORK_MAX;
+        let busy = self.work.is_busy(link);
         if busy {
             self.counters.put_off += 1;
         }
@@ -100,26 +145,16 @@ impl Speaker {
 
     fn take_in(&mut self, link: u32, update: Update) {
         self.counters.updates_received += 1;
-        let Some(state) = self.links.get(&link) else {
-            return;
-        };
-        self.work.push_back(Work {
-            link,
-            generation: state.generation,
-            update,
-        });
+        self.work.push(link, update);
     }
 
     /// Works off updates in order, as many as the budget allows.
     pub(super) fn do_work(&mut self, now: Nanos) {
         while self.verify_budget > 0 {
-            let Some(work) = self.work.pop_front() else {
+            let Some((link, update)) = self.work.pop() else {
                 break;
             };
-            let same = |link: &super::Link| link.generation == work.generation;
-            if self.links.get(&work.link).is_some_and(same) {
-                self.handle_update(now, work.link, &work.update);
-            }
+            self.handle_update(now, link, &update);
         }
         let at = if self.work.is_empty() {
             Nanos::NEVER
@@ -216,11 +251,9 @@ impl Speaker {
         if !self.signed(prefix, router_id, &origin) {
             return Err((origin, RefusalReason::Signature));
         }
-        if self.table.len() >= self.config.routes_max && !self.table.contains_key(&prefix) {
+        if !self.admit(now, link, prefix, router_id, origin) {
             return Err((origin, RefusalReason::Full));
         }
-        let destination = self.table.entry(prefix).or_default();
-        destination.learn(now, router_id, origin);
         Ok(Some(serial))
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Query {
     /// Links whose neighbours want to know.
     askers: BTreeSet<u32>,
     expires: Nanos,
+    /// The link that caused it, a neighbour's question or an infeasible route, and its ticket there.
+    cause: (u32, u64),
 }
 
 /// A question under way, for status.
@@ -67,23 +69,42 @@ impl Speaker {
             own: true,
             askers: BTreeSet::new(),
             expires: now,
+            cause: (link, 0),
         };
         self.ask(now, (prefix, router_id), query, link);
     }
 
     fn ask(&mut self, now: Nanos, name: (Prefix, RouterId), mut query: Query, link: u32) {
-        if self.queries.len() >= QUERIES_MAX && !self.queries.contains_key(&name) {
-            return;
+        let before = self.remove_query(name);
+        let (cause, _) = query.cause;
+        if self.queries.len() >= QUERIES_MAX {
+            let preferred = self.links.get(&cause).is_some_and(|state| state.preferred);
+            let displaced = self
+                .query_shares
+                .displaced(cause, preferred, false, QUERIES_MAX);
+            let Some((_, displaced)) = displaced else {
+                return;
+            };
+            self.remove_query(displaced);
         }
         query.tries += 1;
         query.expires = now + REPEAT * (1 << TRIES);
         self.send_query(now, name, &query, link);
         let pause = self.jitter(REPEAT * (1 << (query.tries - 1)));
         self.timers.set(Timer::Query(name.0, name.1), now + pause);
-        if let Some(before) = self.queries.remove(&name) {
+        if let Some(before) = before {
             query.askers.extend(before.askers);
         }
+        let preferred = self.links.get(&cause).is_some_and(|state| state.preferred);
+        query.cause = (cause, self.query_shares.add(cause, preferred, name));
         self.queries.insert(name, query);
+    }
+
+    fn remove_query(&mut self, name: (Prefix, RouterId)) -> Option<Query> {
+        let query = self.queries.remove(&name)?;
+        self.query_shares.remove(query.cause.0, query.cause.1);
+        self.timers.set(Timer::Query(name.0, name.1), Nanos::NEVER);
+        Some(query)
     }
 
     fn send_query(
@@ -110,10 +131,10 @@ impl Speaker {
             return;
         };
         if !query.own || query.tries >= TRIES || self.has(prefix, router_id, query.seqno) {
-            self.queries.remove(&name);
+            self.remove_query(name);
             return;
         }
-        let Some(query) = self.queries.remove(&name) else {
+        let Some(query) = self.remove_query(name) else {
             return;
         };
         // The first way did not lead there: now every neighbour that has a route is asked.
@@ -157,9 +178,7 @@ impl Speaker {
         if serial < serial.near(query.seqno) {
             return;
         }
-        self.timers
-            .set(Timer::Query(prefix, router_id), Nanos::NEVER);
-        let askers = self.queries.remove(&name).map(|q| q.askers);
+        let askers = self.remove_query(name).map(|q| q.askers);
         for link in askers.into_iter().flatten() {
             self.tell_one(now, link, prefix);
         }
@@ -227,6 +246,7 @@ impl Speaker {
             own: false,
             askers: BTreeSet::from([link]),
             expires: now,
+            cause: (link, 0),
         };
         self.ask(now, name, query, next);
     }

@@ -22,6 +22,10 @@ const BURST_PAUSE: Duration = Duration::from_millis(10);
 const GATHER_URGENT: Duration = Duration::from_millis(5);
 const GATHER: Duration = Duration::from_millis(200);
 
+/// Wildcard requests answered between two hellos of a link: each goes over the whole table. One more
+/// waits for the next hello.
+const TOLD_ALL_MAX: u32 = 4;
+
 /// What a packet says of a prefix.
 #[derive(Clone, Copy, Debug)]
 enum Told {
@@ -119,7 +123,7 @@ impl Speaker {
         };
         let export = &self.config.export;
         let origin = origin.filter(|key| export.may_accept(prefix, key));
-        if origin.is_none() && marks.told.is_empty() {
+        if origin.is_none() && !marks.told.intersects(&self.slots.used) {
             return Vec::new();
         }
         let exported = |to| origin.is_some_and(|key| export.accepts(prefix, &key, to));
@@ -244,7 +248,7 @@ impl Speaker {
                 _ => Told::Route(update.origin.map(|origin| origin.serial)),
             };
             told.push((prefix, what));
-            self.note_told(now, link, prefix, &update);
+            self.note_told(link, prefix, &update);
         }
         self.counters.updates_sent += updates;
         let Some(state) = self.links.get_mut(&link) else {
@@ -333,7 +337,7 @@ impl Speaker {
     }
 
     /// Notes what was put into a packet.
-    fn note_told(&mut self, now: Nanos, link: u32, prefix: Prefix, update: &Update) {
+    fn note_told(&mut self, link: u32, prefix: Prefix, update: &Update) {
         let Some(slot) = self.links.get(&link).map(|state| state.slot) else {
             return;
         };
@@ -360,7 +364,7 @@ impl Speaker {
             .as_ref()
             .map(|r| (r.router_id, r.serial, r.metric))
         {
-            destination.bind(now, router_id, serial, metric);
+            destination.bind(router_id, serial, metric);
         }
     }
 
@@ -393,6 +397,7 @@ impl Speaker {
                         && let Some(marks) = own.or(learnt)
                     {
                         marks.told.remove(slot);
+                        self.forget_ended(prefix);
                     }
                     continue;
                 }
@@ -460,6 +465,14 @@ impl Speaker {
 
     pub(super) fn handle_route_request(&mut self, now: Nanos, link: u32, prefix: Option<Prefix>) {
         let Some(prefix) = prefix else {
+            let Some(state) = self.links.get_mut(&link) else {
+                return;
+            };
+            if state.told_all >= TOLD_ALL_MAX {
+                state.tell_all_due = true;
+                return;
+            }
+            state.told_all += 1;
             // Both ends know the round-trip time before they tell routes, which depend on it.
             self.put_hello(now, link, true);
             self.grow_stale(now, link);

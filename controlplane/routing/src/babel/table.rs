@@ -1,7 +1,9 @@
 //! Destinations: candidates, sources, feasibility, selection.
 //!
-//! Invariant: after a mutation followed by [`Speaker::select`], every next hop of a selected route
-//! is a feasible candidate on a link whose cost is finite.
+//! Invariants: after a mutation followed by [`Speaker::select`], every next hop of a selected route
+//! is a feasible candidate on a link whose cost is finite. After [`Speaker::settle`], a destination
+//! has a source for each origin of its candidates and no other, and its [`Standing`] follows from
+//! its candidates.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -10,10 +12,9 @@ use hyphae_wire::babel::{INFINITY, Origin, RouterId, Serial};
 use hyphae_wire::{Nanos, Prefix, PublicKey};
 
 use super::bits::Bits;
+use super::room::Standing;
 use super::{DRAIN_COST, Speaker, Timer};
 
-/// How long the feasible distance of a source is kept after its last use, RFC 8966 appendix B.
-const SOURCE_KEPT: Duration = Duration::from_secs(180);
 /// Updates told at this interval may be missing this many times, in tenths of the interval.
 const HOLD_TENTHS: u32 = 35;
 
@@ -33,6 +34,12 @@ impl Marks {
     pub(super) fn forget(&mut self, slot: usize) {
         self.told.remove(slot);
         self.proved.remove(slot);
+    }
+
+    /// Forgets all slots that are not in use.
+    pub(super) fn retain(&mut self, used: &Bits) {
+        self.told.retain(used);
+        self.proved.retain(used);
     }
 }
 
@@ -61,8 +68,7 @@ pub(super) struct Source {
     /// Proof of the newest announcement seen.
     pub(super) origin: Origin,
     /// The best that this node has told.
-    distance: Option<(Serial, u16)>,
-    used: Nanos,
+    pub(super) distance: Option<(Serial, u16)>,
 }
 
 impl Source {
@@ -116,7 +122,9 @@ pub struct DynamicRoute {
 pub(super) struct Destination {
     /// At most one per link.
     pub(super) candidates: Vec<Candidate>,
-    sources: Vec<Source>,
+    /// Origins of candidates.
+    pub(super) sources: Vec<Source>,
+    pub(super) standing: Standing,
     pub(super) selected: Option<Selected>,
     /// Metric last told to anyone.
     pub(super) told_metric: u16,
@@ -142,33 +150,20 @@ impl Destination {
     }
 
     /// Notes the newest proof of an origin.
-    pub(super) fn learn(&mut self, now: Nanos, router_id: RouterId, origin: Origin) {
-        match self.source_mut(router_id) {
-            Some(source) if origin.serial > source.origin.serial => {
-                source.origin = origin;
-                source.used = now;
-            }
-            Some(source) => source.used = now,
-            None => {
-                // Nearly always there is one, and a table has many.
-                self.sources.reserve_exact(1);
-                self.sources.push(Source {
-                    router_id,
-                    origin,
-                    distance: None,
-                    used: now,
-                });
-            }
+    pub(super) fn learn(&mut self, router_id: RouterId, origin: Origin) {
+        if let Some(source) = self.source_mut(router_id)
+            && origin.serial > source.origin.serial
+        {
+            source.origin = origin;
         }
     }
 
     /// Notes that this metric is told, which bounds what is feasible from now on.
-    pub(super) fn bind(&mut self, now: Nanos, router_id: RouterId, serial: Serial, metric: u16) {
-        if let Some(source) = self.source_mut(router_id) {
-            source.used = now;
-            if source.feasible(serial, metric) {
-                source.distance = Some((serial, metric));
-            }
+    pub(super) fn bind(&mut self, router_id: RouterId, serial: Serial, metric: u16) {
+        if let Some(source) = self.source_mut(router_id)
+            && source.feasible(serial, metric)
+        {
+            source.distance = Some((serial, metric));
         }
     }
 
@@ -227,8 +222,8 @@ impl Speaker {
 
     /// Prefixes that a link offers.
     pub(super) fn prefixes_of(&self, link: u32) -> Vec<Prefix> {
-        let offers = |(_, d): &(&Prefix, &Destination)| d.candidate(link).is_some();
-        self.table.iter().filter(offers).map(|(p, _)| *p).collect()
+        let offers = self.links.get(&link).map(|state| &state.offers);
+        offers.into_iter().flatten().copied().collect()
     }
 
     /// A link offers nothing any more.
@@ -242,11 +237,12 @@ impl Speaker {
         let Some(destination) = self.table.get_mut(&prefix) else {
             return;
         };
-        let before = destination.candidates.len();
-        destination.candidates.retain(|c| c.link != link);
-        if destination.candidates.len() != before {
-            self.select(now, prefix);
-        }
+        let Some(at) = destination.candidates.iter().position(|c| c.link == link) else {
+            return;
+        };
+        let gone = destination.candidates.remove(at);
+        self.select(now, prefix);
+        self.settle(now, prefix, Some(gone));
     }
 
     /// A neighbour offers a route whose origin is proved.
@@ -272,11 +268,22 @@ impl Speaker {
                 if (known.router_id, known.serial) == (candidate.router_id, candidate.serial) {
                     candidate.least = candidate.least.min(known.least);
                 }
-                *known = candidate;
+                let before = std::mem::replace(known, candidate);
+                let replaced = before.router_id != candidate.router_id;
+                self.select(now, prefix);
+                if replaced {
+                    self.settle(now, prefix, Some(before));
+                }
             }
-            None => destination.candidates.push(candidate),
+            None => {
+                destination.candidates.push(candidate);
+                if let Some(state) = self.links.get_mut(&candidate.link) {
+                    state.offers.insert(prefix);
+                }
+                self.select(now, prefix);
+                self.settle(now, prefix, None);
+            }
         }
-        self.select(now, prefix);
     }
 
     /// Chooses the route of a prefix anew, and says what follows from the choice.
@@ -435,29 +442,17 @@ impl Speaker {
 
     pub(super) fn stale_due(&mut self, now: Nanos, link: u32) {
         for prefix in self.prefixes_of(link) {
-            self.look_after(now, prefix);
+            self.expire(now, prefix);
         }
     }
 
-    /// Expiry, and forgetting of what is no longer used.
-    pub(super) fn look_after(&mut self, now: Nanos, prefix: Prefix) {
-        let Some(destination) = self.table.get_mut(&prefix) else {
-            return;
-        };
-        let before = destination.candidates.len();
-        destination.candidates.retain(|c| c.expires > now);
-        if destination.candidates.len() != before {
-            self.select(now, prefix);
-        }
-        let Some(destination) = self.table.get_mut(&prefix) else {
-            return;
-        };
-        let used: Vec<RouterId> = destination.candidates.iter().map(|c| c.router_id).collect();
-        destination
-            .sources
-            .retain(|s| used.contains(&s.router_id) || now.since(s.used) < SOURCE_KEPT);
-        if destination.sources.is_empty() {
-            self.table.remove(&prefix);
+    /// Candidates that were not told again in time end.
+    pub(super) fn expire(&mut self, now: Nanos, prefix: Prefix) {
+        let late = |c: &&Candidate| c.expires <= now;
+        let candidates = self.table.get(&prefix).map(|d| &d.candidates);
+        let late = candidates.into_iter().flatten().filter(late);
+        for link in late.map(|c| c.link).collect::<Vec<_>>() {
+            self.drop_candidate(now, prefix, link);
         }
     }
 }

@@ -6,6 +6,8 @@ use hyphae_wire::babel::{Packet, Writer};
 
 use super::*;
 
+mod room;
+
 /// Speakers by number; a link has the number of the neighbour.
 struct Net {
     now: Nanos,

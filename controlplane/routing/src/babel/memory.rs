@@ -1,0 +1,157 @@
+//! Feasible distances of origins without a route, RFC 8966 section 3.7.3, and their proofs.
+//!
+//! A route may leave the table of destinations at any time: withdrawn, expired, or displaced by
+//! another. What this node has advertised of it still bounds what is feasible, or a neighbour that
+//! has learnt the route from here could lead it back. So distances have a bounded table of their
+//! own. When it is full, the neighbour that fills most of it loses its oldest entry.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyphae_wire::babel::{Origin, RouterId, Serial};
+use hyphae_wire::{Nanos, Prefix};
+
+use super::shares::Shares;
+
+/// How long a feasible distance is kept without a route, RFC 8966 appendix B.
+pub(super) const SOURCE_KEPT: Duration = Duration::from_secs(180);
+
+/// An origin of a prefix.
+type Name = (Prefix, RouterId);
+/// Its distance and proof.
+type Remembered = ((Serial, u16), Origin);
+
+struct Entry {
+    distance: (Serial, u16),
+    /// The newest announcement seen: an origin that was restored from an old state needs it.
+    proof: Origin,
+    since: Nanos,
+    teller: RouterId,
+    ticket: u64,
+}
+
+/// Distances by origin.
+#[derive(Default)]
+pub(super) struct Memory {
+    entries: BTreeMap<Name, Entry>,
+    by_age: BTreeMap<u64, Name>,
+    tellers: Shares<RouterId, Name>,
+}
+
+impl Memory {
+    /// Remembers the distance of an origin whose last route was `teller`'s.
+    pub(super) fn insert(
+        &mut self,
+        now: Nanos,
+        name: Name,
+        (distance, proof): Remembered,
+        teller: RouterId,
+        max: usize,
+    ) {
+        self.take(name);
+        if self.entries.len() >= max
+            && let Some((teller, ticket)) = self.tellers.oldest_of_most()
+        {
+            self.remove(teller, ticket);
+        }
+        let ticket = self.tellers.add(teller, false, name);
+        self.by_age.insert(ticket, name);
+        let entry = Entry {
+            distance,
+            proof,
+            since: now,
+            teller,
+            ticket,
+        };
+        self.entries.insert(name, entry);
+    }
+
+    /// Hands out what is remembered of an origin that has a route again.
+    pub(super) fn take(&mut self, name: Name) -> Option<Remembered> {
+        let Entry {
+            distance,
+            proof,
+            teller,
+            ticket,
+            ..
+        } = *self.entries.get(&name)?;
+        self.remove(teller, ticket);
+        Some((distance, proof))
+    }
+
+    /// Forgets what is too old.
+    pub(super) fn expire(&mut self, now: Nanos) {
+        while let Some((ticket, name)) = self.by_age.first_key_value()
+            && let Some(entry) = self.entries.get(name)
+            && now.since(entry.since) >= SOURCE_KEPT
+        {
+            let (teller, ticket) = (entry.teller, *ticket);
+            self.remove(teller, ticket);
+        }
+    }
+
+    /// Distances remembered.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn remove(&mut self, teller: RouterId, ticket: u64) {
+        self.tellers.remove(teller, ticket);
+        if let Some(name) = self.by_age.remove(&ticket) {
+            self.entries.remove(&name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyphae_wire::{OverlayAddress, PublicKey, Signature};
+
+    use super::*;
+
+    fn remembered() -> Remembered {
+        let serial = Serial::new(5, 1);
+        let proof = Origin {
+            key: PublicKey([3; 32]),
+            serial,
+            signature: Signature([7; 64]),
+        };
+        ((serial, 96), proof)
+    }
+
+    fn name(n: u8, teller: u8) -> Name {
+        let mut address = [4; 16];
+        (address[6], address[7]) = (teller, n);
+        let prefix = Prefix::new(OverlayAddress(address), 64);
+        (prefix, RouterId([n; 8]))
+    }
+
+    #[test]
+    fn who_fills_the_memory_forgets_its_own() {
+        let (honest, loud) = (RouterId([1; 8]), RouterId([2; 8]));
+        let distance = remembered();
+        let mut memory = Memory::default();
+        memory.insert(Nanos(0), name(0, 1), distance, honest, 10);
+        for n in 0..100 {
+            memory.insert(Nanos(1), name(n, 2), distance, loud, 10);
+        }
+        assert_eq!(memory.len(), 10);
+        assert_eq!(memory.take(name(99, 2)), Some(distance));
+        assert_eq!(memory.take(name(50, 2)), None);
+        assert_eq!(memory.take(name(0, 1)), Some(distance));
+        assert_eq!(memory.take(name(0, 1)), None, "it has left");
+    }
+
+    #[test]
+    fn a_distance_is_forgotten_after_a_while() {
+        let (teller, distance) = (RouterId([1; 8]), remembered());
+        let mut memory = Memory::default();
+        let later = Nanos(0) + SOURCE_KEPT / 2;
+        memory.insert(Nanos(0), name(1, 1), distance, teller, 10);
+        memory.insert(later, name(2, 1), distance, teller, 10);
+        memory.expire(Nanos(0) + SOURCE_KEPT);
+        assert_eq!(memory.len(), 1);
+        assert_eq!(memory.take(name(2, 1)), Some(distance));
+    }
+}

@@ -1,0 +1,310 @@
+//! Room in the table of destinations: who is charged for one, and what gives way when it is full.
+//!
+//! A destination with candidates is charged to one neighbour that offers it. A neighbour's own /64 is
+//! charged to nobody and never displaced, so neighbours reach each other whatever a third one
+//! announces; there is at most one per link. In a full table, [`Shares`] decides. A destination
+//! without candidates is no longer charged: it ends, and is kept only until neighbours that had the
+//! route have acknowledged that, in a number of its own.
+
+use hyphae_wire::babel::{INFINITY, Origin, RouterId, Tlv, Update};
+use hyphae_wire::{Nanos, Prefix};
+
+use super::Speaker;
+use super::memory::SOURCE_KEPT;
+use super::shares::Shares;
+use super::table::{Candidate, Destination, Source};
+
+/// Candidates displaced for one newcomer: most make room at once, others also have another's.
+const DISPLACED_MAX: usize = 16;
+/// Prefixes of a link without room that are remembered.
+const REFUSED_MAX: usize = 64;
+/// Those that are asked for again at a time, when there is room.
+const ASKED_AGAIN: usize = 16;
+
+/// What a destination takes up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Room that nobody is charged for.
+    #[default]
+    Free,
+    /// An entry of this link, by its ticket.
+    Charged(u32, u64),
+    /// Nothing but the wait for acknowledgements of its end.
+    Ending(u64),
+}
+
+/// Destinations by what they take up.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    charged: Shares<u32, Prefix>,
+    /// Destinations without candidates, in order.
+    ending: std::collections::BTreeMap<u64, (Nanos, Prefix)>,
+    next_ending: u64,
+}
+
+impl Speaker {
+    /// Destinations that neighbours offer.
+    fn offered(&self) -> usize {
+        self.table.len() - self.room.ending.len()
+    }
+
+    /// Whether routes of a neighbour have preference when the table is full: those of peers that the
+    /// operator has configured.
+    pub fn prefer(&mut self, link: u32, preferred: bool) {
+        if let Some(state) = self.links.get_mut(&link) {
+            state.preferred = preferred;
+            self.room.charged.set_preferred(link, preferred);
+        }
+    }
+
+    fn is_preferred(&self, link: u32) -> bool {
+        self.links.get(&link).is_some_and(|state| state.preferred)
+    }
+
+    /// Whether a prefix is the /64 of the neighbour itself.
+    fn is_own_of(&self, link: u32, prefix: Prefix) -> bool {
+        let state = self.links.get(&link);
+        state.is_some_and(|state| state.subnet == prefix)
+    }
+
+    /// Makes room for a destination and its origin, which are proved; false when there is none for
+    /// this neighbour.
+    pub(super) fn admit(
+        &mut self,
+        now: Nanos,
+        link: u32,
+        prefix: Prefix,
+        router_id: RouterId,
+        origin: Origin,
+    ) -> bool {
+        let known = self.table.get(&prefix);
+        let offered = known.is_some_and(|d| !matches!(d.standing, Standing::Ending(_)));
+        if !offered && !self.make_room(now, link, prefix) {
+            self.note_refused(link, prefix);
+            return false;
+        }
+        let destination = self.table.entry(prefix).or_default();
+        if let Standing::Ending(ticket) = destination.standing {
+            destination.standing = Standing::Free;
+            self.room.ending.remove(&ticket);
+        }
+        if destination.source(router_id).is_some() {
+            destination.learn(router_id, origin);
+        } else {
+            // Nearly always there is one, and a table has many.
+            destination.sources.reserve_exact(1);
+            let before = self.memory.take((prefix, router_id));
+            let newest = before.map(|(_, proof)| proof);
+            destination.sources.push(Source {
+                router_id,
+                origin: newest
+                    .filter(|p| p.serial > origin.serial)
+                    .unwrap_or(origin),
+                distance: before.map(|(distance, _)| distance),
+            });
+        }
+        true
+    }
+
+    fn make_room(&mut self, now: Nanos, link: u32, prefix: Prefix) -> bool {
+        let max = self.config.routes_max;
+        let (offered, own) = (self.offered(), self.is_own_of(link, prefix));
+        if offered < max {
+            return true;
+        }
+        let preferred = self.is_preferred(link);
+        for _ in 0..DISPLACED_MAX {
+            let Some((victim, displaced)) = self.room.charged.displaced(link, preferred, own, max)
+            else {
+                break;
+            };
+            self.counters.displaced += 1;
+            self.drop_candidate(now, displaced, victim);
+            self.note_refused(victim, displaced);
+            if self.offered() < offered {
+                return true;
+            }
+        }
+        // There are no more of them than links.
+        own
+    }
+
+    /// Follows a change of a destination's candidates, after its selection. `gone` is no longer one.
+    pub(super) fn settle(&mut self, now: Nanos, prefix: Prefix, gone: Option<Candidate>) {
+        let Some(destination) = self.table.get_mut(&prefix) else {
+            return;
+        };
+        if let Some(gone) = gone {
+            let still = |c: &Candidate| c.link == gone.link;
+            let link = self.links.get_mut(&gone.link);
+            let key = link.as_ref().map(|state| state.key);
+            if !destination.candidates.iter().any(still)
+                && let Some(state) = link
+            {
+                state.offers.remove(&prefix);
+            }
+            let used = |c: &Candidate| c.router_id == gone.router_id;
+            let at = destination
+                .sources
+                .iter()
+                .position(|s| s.router_id == gone.router_id);
+            if let Some(at) = at.filter(|_| !destination.candidates.iter().any(used)) {
+                let source = destination.sources.swap_remove(at);
+                let teller = key.map_or(RouterId([0; 8]), |key| RouterId::of(&key));
+                if let Some(distance) = source.distance {
+                    let (name, what) = ((prefix, gone.router_id), (distance, source.origin));
+                    let max = self.config.routes_max;
+                    self.memory.insert(now, name, what, teller, max);
+                }
+            }
+        }
+        if destination.candidates.is_empty() {
+            self.end(now, prefix);
+        } else {
+            self.charge(prefix);
+        }
+    }
+
+    /// Charges a destination to a neighbour that offers it, when it is not already.
+    fn charge(&mut self, prefix: Prefix) {
+        let Some(destination) = self.table.get(&prefix) else {
+            return;
+        };
+        let standing = destination.standing;
+        let own = |c: &Candidate| self.is_own_of(c.link, prefix);
+        let payer = if destination.candidates.iter().any(own) {
+            None
+        } else if let Standing::Charged(link, _) = standing
+            && destination.candidate(link).is_some()
+        {
+            return;
+        } else {
+            let least = |c: &&Candidate| (self.room.charged.count(c.link), c.link);
+            let payer = destination.candidates.iter().min_by_key(least);
+            payer.map(|c| c.link)
+        };
+        self.release(standing);
+        let standing = payer.map_or(Standing::Free, |link| {
+            let preferred = self.is_preferred(link);
+            Standing::Charged(link, self.room.charged.add(link, preferred, prefix))
+        });
+        if let Some(destination) = self.table.get_mut(&prefix) {
+            destination.standing = standing;
+        }
+    }
+
+    fn release(&mut self, standing: Standing) {
+        match standing {
+            Standing::Free => {}
+            Standing::Charged(link, ticket) => {
+                self.room.charged.remove(link, ticket);
+            }
+            Standing::Ending(ticket) => {
+                self.room.ending.remove(&ticket);
+            }
+        }
+    }
+
+    /// A destination has no candidates any more.
+    pub(super) fn end(&mut self, now: Nanos, prefix: Prefix) {
+        let Some(destination) = self.table.get_mut(&prefix) else {
+            return;
+        };
+        if matches!(destination.standing, Standing::Ending(_)) {
+            return;
+        }
+        self.room.next_ending += 1;
+        let ending = Standing::Ending(self.room.next_ending);
+        let before = std::mem::replace(&mut destination.standing, ending);
+        self.release(before);
+        self.room
+            .ending
+            .insert(self.room.next_ending, (now, prefix));
+        self.forget_ended(prefix);
+        if self.room.ending.len() > self.config.routes_max
+            && let Some((_, (_, oldest))) = self.room.ending.first_key_value()
+        {
+            self.abandon(now, *oldest);
+        }
+    }
+
+    /// Forgets a destination that has ended when no neighbour has to be told.
+    pub(super) fn forget_ended(&mut self, prefix: Prefix) {
+        let ended = |d: &Destination| {
+            matches!(d.standing, Standing::Ending(_)) && !d.marks.told.intersects(&self.slots.used)
+        };
+        if self.table.get(&prefix).is_some_and(ended) {
+            self.remove(prefix);
+        }
+    }
+
+    /// Removes a destination, whatever it takes up.
+    pub(super) fn remove(&mut self, prefix: Prefix) -> Option<Destination> {
+        let destination = self.table.remove(&prefix)?;
+        self.release(destination.standing);
+        for candidate in &destination.candidates {
+            if let Some(state) = self.links.get_mut(&candidate.link) {
+                state.offers.remove(&prefix);
+            }
+        }
+        Some(destination)
+    }
+
+    /// Neighbours that have not acknowledged the end of a route are told once more, and no longer
+    /// waited for.
+    fn abandon(&mut self, now: Nanos, prefix: Prefix) {
+        let Some(destination) = self.remove(prefix) else {
+            return;
+        };
+        let retraction = Update {
+            prefix: Some(prefix),
+            router_id: None,
+            interval: 0,
+            seqno: 0,
+            metric: INFINITY,
+            origin: None,
+        };
+        let told = |slot| destination.marks.told.contains(slot);
+        let links = self.links.iter().filter(|(_, state)| told(state.slot));
+        for link in links.map(|(link, _)| *link).collect::<Vec<_>>() {
+            self.enqueue(now, link, Tlv::Update(retraction));
+        }
+    }
+
+    /// Forgets what has ended long ago.
+    pub(super) fn expire_ended(&mut self, now: Nanos) {
+        self.memory.expire(now);
+        while let Some((_, (since, prefix))) = self.room.ending.first_key_value()
+            && now.since(*since) >= SOURCE_KEPT
+        {
+            let prefix = *prefix;
+            self.remove(prefix);
+        }
+    }
+
+    /// Remembers a prefix that found no room, the newest ones.
+    fn note_refused(&mut self, link: u32, prefix: Prefix) {
+        if let Some(state) = self.links.get_mut(&link) {
+            if state.refused.len() == REFUSED_MAX {
+                state.refused.pop_front();
+            }
+            state.refused.push_back(prefix);
+        }
+    }
+
+    /// Asks a neighbour for what found no room before, when there is some.
+    pub(super) fn ask_refused(&mut self, now: Nanos, link: u32) {
+        let room = self.config.routes_max.saturating_sub(self.offered());
+        for _ in 0..room.min(ASKED_AGAIN) {
+            let refused = self
+                .links
+                .get_mut(&link)
+                .and_then(|state| state.refused.pop_back());
+            let Some(prefix) = refused else {
+                return;
+            };
+            let prefix = Some(prefix);
+            self.enqueue(now, link, Tlv::RouteRequest { prefix });
+        }
+    }
+}
