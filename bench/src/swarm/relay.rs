@@ -142,7 +142,7 @@ impl Relay {
     pub(super) fn scrape(&self) -> anyhow::Result<(Duration, usize)> {
         let began = Instant::now();
         let mut stream = TcpStream::connect(self.metrics)?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: bench\r\n\r\n")?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         let mut text = Vec::new();
         stream.read_to_end(&mut text)?;
         let took = began.elapsed();

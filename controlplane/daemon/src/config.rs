@@ -82,6 +82,8 @@ pub struct Config {
     pub rest: Option<SocketAddr>,
     /// Who may use `rpc.sock`, beside the node's own user, root and the group of the socket file.
     pub rpc_allowed: Allowed,
+    /// File of the bearer token of callers that have no user on this host.
+    pub rpc_token: Option<PathBuf>,
     /// Whether `admin.busCall` is offered.
     pub bus_call: bool,
     /// Filter of log messages.
@@ -239,6 +241,7 @@ struct RawRpc {
     rest: Option<String>,
     allow_uids: Vec<u32>,
     allow_gids: Vec<u32>,
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -350,7 +353,11 @@ impl Config {
         let rpc = optional_socket("rpc.listen", &text(raw.rpc.listen, RPC_DEFAULT))?;
         // Whoever switches the one off does not expect the other to listen.
         let rest_default = if rpc.is_some() { REST_DEFAULT } else { "off" };
-        let rest = text(raw.rpc.rest, rest_default);
+        let rest = optional_socket("rpc.rest", &text(raw.rpc.rest, rest_default))?;
+        if raw.rpc.token_file.is_none() {
+            on_loopback("rpc.listen", rpc)?;
+            on_loopback("rpc.rest", rest)?;
+        }
         if let Some(route) = raw
             .routes
             .iter()
@@ -385,11 +392,12 @@ impl Config {
             metrics: optional_socket("metrics", &text(raw.metrics, METRICS_DEFAULT))?,
             metrics_peers_max: raw.metrics_peers_max,
             rpc,
-            rest: optional_socket("rpc.rest", &rest)?,
+            rest,
             rpc_allowed: Allowed {
                 uids: raw.rpc.allow_uids,
                 gids: raw.rpc.allow_gids,
             },
+            rpc_token: raw.rpc.token_file,
             bus_call: raw.admin.bus_call.unwrap_or(true),
             log_level: text(raw.log_level, "info"),
             log_format: match text(raw.log.format, "text").as_str() {
@@ -541,5 +549,19 @@ fn optional_socket(key: &'static str, text: &str) -> Result<Option<SocketAddr>, 
         Ok(None)
     } else {
         socket(key, text).map(Some)
+    }
+}
+
+/// Beyond loopback the kernel does not know the caller's user.
+fn on_loopback(key: &'static str, address: Option<SocketAddr>) -> Result<(), ConfigError> {
+    match address {
+        Some(address) if !address.ip().to_canonical().is_loopback() => {
+            let message = format!(
+                "{address} is reached from other hosts, whose users this one does not know: name the file \
+                 of a bearer token with rpc.token_file, or listen on 127.0.0.1 or [::1]"
+            );
+            Err(value(key, message))
+        }
+        Some(_) | None => Ok(()),
     }
 }

@@ -525,6 +525,8 @@ impl Node {
                     self.start_ping(now, &params, reply);
                 } else if method == "node.trace" {
                     self.start_trace(now, &params, reply);
+                } else if let Some(rows) = self.rows(now, &method) {
+                    rows.answer(reply);
                 } else {
                     let result = self.call(now, &method, &params);
                     // Whoever asked may have gone.

@@ -2,22 +2,34 @@
 //!
 //! | door | speaks | who may |
 //! |---|---|---|
-//! | `rpc.sock` | newline-delimited JSON-RPC, or HTTP/1.1 | [`Allowed`], by `SO_PEERCRED` |
-//! | TCP | JSON-RPC over HTTP/1.1 | whoever reaches the address, browsers excepted |
+//! | `rpc.sock` | newline-delimited JSON-RPC, or HTTP/1.1 | [`Allowed`], by `SO_PEERCRED` and `SO_PEERGROUPS` |
+//! | TCP | JSON-RPC over HTTP/1.1 | on loopback users, found by sock_diag; elsewhere who has the bearer token |
 //! | TCP, REST | `/api/v1` of the Mycelium network | the same |
 //! | bus | messages on the topic `mycelium.admin` | keys and methods of admin.toml |
+//!
+//! ```text
+//!  rpc.sock ─ credentials ─┬──────────────────────── unix (lines) ┐
+//!                          └ serve (HTTP) ─ gate ─┬─ http ────────┼─▶ dispatch ─ authorizer ─▶ methods
+//!  TCP ─ peer_uid, token ─── serve (HTTP) ─ gate ─┴─ rest ────────┘
+//! ```
 
 mod admin;
 mod authorizer;
+mod connections;
+mod credentials;
 mod dispatch;
 mod envelope;
+mod gate;
 mod http;
 mod latency;
 mod messages;
 mod methods;
+mod peer_uid;
 mod reload;
 mod remote;
 mod rest;
+mod rows;
+mod serve;
 mod topics;
 mod unix;
 
@@ -30,14 +42,17 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::config::Allowed;
 use crate::state::let_go;
 
-pub(crate) use authorizer::{Caller, Listener};
+pub(crate) use authorizer::Listener;
+pub(crate) use connections::raise_descriptor_limit;
 pub(crate) use dispatch::{Dispatcher, Parts};
-pub(crate) use http::{router, tcp_router};
+pub(crate) use gate::checked;
+pub(crate) use http::router;
 pub(crate) use latency::Latency;
 pub(crate) use methods::{Outcome, ping_params, state_name, trace_hop, trace_params, value};
 pub(crate) use remote::{REMOTE_CALLS_QUEUED, answer_remote_calls};
 pub(crate) use rest::router as rest_router;
-pub(crate) use unix::Door;
+pub(crate) use serve::{Access, serve_tcp};
+pub(crate) use unix::serve_unix;
 
 /// File name of the Unix socket.
 pub(crate) const SOCKET_NAME: &str = "rpc.sock";

@@ -1,6 +1,6 @@
 //! Start, serve, stop.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
 use crate::reload::{self, Reloader};
 use crate::rpc::{Dispatcher, Parts};
+use crate::state::token::Token;
 use crate::state::{
     self, ADMIN_FILE, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
     StateError, TOPICS_FILE, let_go,
@@ -63,6 +64,9 @@ pub enum RunError {
     /// Listening sockets.
     #[error(transparent)]
     Listen(#[from] rpc::ListenError),
+    /// Bearer token.
+    #[error(transparent)]
+    Token(#[from] state::token::TokenError),
     /// A configured route.
     #[error("route {route}: {source}")]
     Route {
@@ -102,6 +106,7 @@ pub fn run(options: Options) -> Result<(), RunError> {
 
 async fn serve(options: Options) -> Result<(), RunError> {
     let system = |what| move |source| RunError::System { what, source };
+    rpc::raise_descriptor_limit();
     let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
     let _lock = state::lock(&options.state_directory)?;
@@ -130,6 +135,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
         || rpc::listen_unix(&options.socket_directory, &allowed),
     )
     .await?;
+    let token = config.rpc_token.as_deref().map(Token::read).transpose()?;
     let (metrics_at, rpc_at, rest_at) = (config.metrics, config.rpc, config.rest);
     let (commands, receiver) = mpsc::channel(256);
 
@@ -231,31 +237,28 @@ async fn serve(options: Options) -> Result<(), RunError> {
     tokio::spawn(forward.run(messages));
     dispatcher.bind_outbound();
     let path = node.socket_directory.join(rpc::SOCKET_NAME);
-    // Without the caller's user its authority is the least there is.
-    let caller = |listener| axum::Extension(rpc::Caller::token(listener));
-    let door = rpc::Door::new(unix, path.clone(), allowed, Arc::clone(&dispatcher));
-    serve_on(
-        door,
-        rpc::router(Arc::clone(&dispatcher)).layer(caller(rpc::Listener::Unix)),
-        "JSON-RPC on the Unix socket",
-    );
+    let uids = allowed.uids.clone();
+    let router = rpc::checked(rpc::router(Arc::clone(&dispatcher)), None);
+    let serving = rpc::serve_unix(unix, path.clone(), allowed, Arc::clone(&dispatcher), router);
+    tokio::spawn(serving);
+    let callers = |listener| rpc::Access::Callers {
+        listener,
+        uids: uids.clone(),
+        token: token.clone(),
+    };
     if let Some(address) = rpc_at {
-        let listener = rpc::listen_tcp(address, "--rpc").await?;
-        serve_on(
-            listener,
-            rpc::tcp_router(Arc::clone(&dispatcher)).layer(caller(rpc::Listener::Tcp)),
-            "JSON-RPC over TCP",
-        );
+        let router = rpc::router(Arc::clone(&dispatcher));
+        let access = callers(rpc::Listener::Tcp);
+        serve_on(address, "--rpc", router, access).await?;
     }
     if let Some(address) = rest_at {
-        let listener = rpc::listen_tcp(address, "--rest").await?;
-        let router = rpc::rest_router(Arc::clone(&dispatcher)).layer(caller(rpc::Listener::Rest));
-        serve_on(listener, router, "REST");
+        let router = rpc::rest_router(Arc::clone(&dispatcher));
+        let access = callers(rpc::Listener::Rest);
+        serve_on(address, "--rest", router, access).await?;
     }
     if let Some(address) = metrics_at {
-        let listener = rpc::listen_tcp(address, "--metrics").await?;
         let router = metrics::router(commands.clone(), Arc::clone(&dispatcher));
-        serve_on(listener, router, "metrics");
+        serve_on(address, "--metrics", router, rpc::Access::Open).await?;
     }
     let reloading = Arc::clone(&dispatcher);
     tokio::spawn(async move {
@@ -320,14 +323,15 @@ async fn wait_for_dataplane(directory: &std::path::Path) -> Attachment {
     }
 }
 
-fn serve_on<L>(listener: L, router: axum::Router, what: &'static str)
-where
-    L: axum::serve::Listener,
-    L::Addr: std::fmt::Debug,
-{
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, what, "serving ended");
-        }
-    });
+/// Serves HTTP at an address that a flag sets.
+async fn serve_on(
+    address: SocketAddr,
+    flag: &'static str,
+    router: axum::Router,
+    access: rpc::Access,
+) -> Result<(), RunError> {
+    let listener = rpc::listen_tcp(address, flag).await?;
+    let router = rpc::checked(router, Some(address));
+    tokio::spawn(rpc::serve_tcp(listener, router, access, flag));
+    Ok(())
 }

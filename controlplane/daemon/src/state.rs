@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::endpoint::{PeerUrl, RouteSpec};
 
 pub mod network_key;
+pub mod token;
 
 /// File of the key.
 pub const KEY_FILE: &str = "priv_key.bin";

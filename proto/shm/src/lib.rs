@@ -13,6 +13,8 @@ pub mod attach;
 mod doorbell;
 mod memory;
 #[cfg(not(loom))]
+mod peer_groups;
+#[cfg(not(loom))]
 mod reclaim;
 pub mod record;
 mod ring;
@@ -25,6 +27,8 @@ mod sync;
 
 #[cfg(not(loom))]
 pub use doorbell::Doorbell;
+#[cfg(not(loom))]
+pub use peer_groups::peer_groups;
 #[cfg(not(loom))]
 pub use reclaim::give_back_free_memory;
 pub use ring::{Consumer, Corrupt, Producer, PushError, RECORD_MAX, heap};

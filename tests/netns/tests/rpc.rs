@@ -7,147 +7,20 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use common::{PATIENCE, binary, eventually, own_place};
+use common::node::{Lines, Node, exchange, request};
+use common::{PATIENCE, binary, eventually};
 use hyphae_rpc::method::{
     AttachedMessage, Destination, IncomingMessage, OutgoingMessage, PopMessageParams,
     PopMessagesParams, PushMessageParams, PushMessageResult,
 };
-use hyphae_rpc::{Answers, Base64, Client, Connection, METHODS, code};
+use hyphae_rpc::{Answers, Base64, Connection, METHODS, code};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-struct Node {
-    directory: TempDir,
-    /// JSON-RPC, REST, metrics.
-    doors: [SocketAddr; 3],
-    child: Option<Child>,
-}
-
-impl Node {
-    fn start() -> Self {
-        let mut node = Self {
-            directory: tempfile::tempdir().unwrap(),
-            doors: [own_place(), own_place(), own_place()],
-            child: None,
-        };
-        node.run();
-        node
-    }
-
-    fn run(&mut self) {
-        let mut command = Command::new(binary());
-        command.args(["up", "--no-tun", "--listen", "127.0.0.1:0"]);
-        for (flag, door) in ["--rpc", "--rest", "--metrics"].iter().zip(self.doors) {
-            command.args([*flag, &door.to_string()]);
-        }
-        command.arg("--state-dir").arg(self.state());
-        command
-            .arg("--socket-dir")
-            .arg(self.directory.path().join("run"));
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().unwrap());
-        let client = self.client();
-        eventually("the node answers", PATIENCE, || {
-            let open = self.doors.iter().all(|at| TcpStream::connect(at).is_ok());
-            client.get_info().is_ok() && open
-        });
-    }
-
-    fn kill(&mut self) {
-        // The planes are tied to the supervisor by the kernel.
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("run/rpc.sock")
-    }
-
-    fn client(&self) -> Client {
-        Client::new(self.socket())
-    }
-
-    fn http(&self, door: usize, request: &str) -> (u16, String) {
-        let stream = TcpStream::connect(self.doors[door]).unwrap();
-        exchange(stream, request)
-    }
-
-    fn rest(&self, verb: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        let body = body.map(|body| body.to_string()).unwrap_or_default();
-        let (status, answer) = self.http(1, &request(verb, &format!("/api/v1{path}"), &body));
-        (status, serde_json::from_str(&answer).unwrap_or(Value::Null))
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if self.child.is_some() {
-            self.kill();
-        }
-    }
-}
 
 /// Sends a request through a door and returns the answer.
 type Ask<'a> = &'a mut dyn FnMut(&str) -> Value;
-
-fn request(verb: &str, path: &str, body: &str) -> String {
-    format!(
-        "{verb} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    )
-}
-
-fn exchange(mut stream: impl Read + Write, request: &str) -> (u16, String) {
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, body.to_owned())
-}
-
-/// Newline-delimited JSON on the Unix socket.
-struct Lines {
-    reader: BufReader<UnixStream>,
-}
-
-impl Lines {
-    fn connect(node: &Node) -> Self {
-        let stream = UnixStream::connect(node.socket()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self {
-            reader: BufReader::new(stream),
-        }
-    }
-
-    fn send(&mut self, line: &str) {
-        let stream = self.reader.get_mut();
-        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
-    }
-
-    fn receive(&mut self) -> Value {
-        let mut line = String::new();
-        self.reader.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn ask(&mut self, line: &str) -> Value {
-        self.send(line);
-        self.receive()
-    }
-}
 
 fn call(method: &str, params: &Value) -> Value {
     json!({ "jsonrpc": "2.0", "id": method, "method": method, "params": params })

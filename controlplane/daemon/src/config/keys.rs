@@ -525,26 +525,44 @@ pub const KEYS_ALL: &[Key] = &[
         "rpc.listen",
         Kind::Text,
         "\"127.0.0.1:8990\"",
-        "JSON-RPC over HTTP, at /rpc, beside the Unix socket; \"off\" switches it off. Whoever reaches this \
-         address may administer the node: keep it on loopback. `rpc = \"off\"` is short for `listen` here.",
+        "JSON-RPC over HTTP, at /rpc, beside the Unix socket; \"off\" switches it off. On loopback, root, the node's \
+         own user and allow_uids may call, and whoever has the token; elsewhere only who has the token, so that \
+         token_file is needed. `rpc = \"off\"` is short for `listen` here.",
     )
     .values(ADDRESS_OR_OFF),
     key(
         "rpc.rest",
         Kind::Text,
         "\"127.0.0.1:8989\"",
-        "REST of the Mycelium network, at /api/v1; off by default where `listen` is off.",
+        "REST of the Mycelium network, at /api/v1, for the same callers; off by default where `listen` is off.",
     )
     .values(ADDRESS_OR_OFF),
     key(
         "rpc.allow_uids",
         Kind::List,
         "[]",
-        "Users that may use rpc.sock, beside the node's own user, root and the group of the socket file. With \
-         this or the next set, the socket file is open to all and these lists decide.",
+        "Users that may call over rpc.sock and loopback, beside root and the node's own user. With this or the next \
+         set, the file of rpc.sock is open to all and these lists decide. The overflow uid (65534) is never \
+         admitted: it stands for all users of other user namespaces.",
     )
     .values("numbers of users"),
-    key("rpc.allow_gids", Kind::List, "[]", "Groups that may use it.").values("numbers of groups"),
+    key(
+        "rpc.allow_gids",
+        Kind::List,
+        "[]",
+        "Groups that may use rpc.sock, beside that of the socket file. Over TCP the kernel tells users only.",
+    )
+    .values("numbers of groups"),
+    key(
+        "rpc.token_file",
+        Kind::Text,
+        "",
+        "File of a bearer token (32 to 512 visible characters, mode 0600), which admits whoever sends it as \
+         `Authorization: Bearer TOKEN` over TCP. HTTP here is not encrypted: use it behind a proxy that speaks TLS, or \
+         over the overlay. Read at start. A relative path is relative to this file.",
+    )
+    .values("a path")
+    .example("\"/etc/hyphae/rpc.token\""),
     key(
         "admin.bus_call",
         Kind::Switch,

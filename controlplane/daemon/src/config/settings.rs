@@ -110,12 +110,13 @@ impl Settings {
     /// Reads the text of a file. What is wrong is left out of the settings.
     pub fn read(text: &str, path: Option<&Path>, overrides: &Overrides) -> (Self, Vec<Problem>) {
         let mut written = Written::parse(text);
-        if let (Some(directory), Some(Value::String(file))) = (
-            path.and_then(Path::parent),
-            written.values.get_mut("network.key_file"),
-        ) && Path::new(file).is_relative()
-        {
-            *file = directory.join(&*file).to_string_lossy().into_owned();
+        for key in ["network.key_file", "rpc.token_file"] {
+            if let (Some(directory), Some(Value::String(file))) =
+                (path.and_then(Path::parent), written.values.get_mut(key))
+                && Path::new(file).is_relative()
+            {
+                *file = directory.join(&*file).to_string_lossy().into_owned();
+            }
         }
         written.flags(overrides);
         let mut problems = written.problems;

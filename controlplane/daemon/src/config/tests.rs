@@ -121,6 +121,28 @@ fn rpc_is_an_address_or_a_table_and_takes_rest_along() {
 }
 
 #[test]
+fn rpc_beyond_loopback_needs_a_token_file() {
+    for (key, address) in [
+        ("listen", "0.0.0.0:8990"),
+        ("listen", "[::]:8990"),
+        ("listen", "192.0.2.1:8990"),
+        ("rest", "[::ffff:192.0.2.1]:8989"),
+    ] {
+        let text = format!("[rpc]\n{key} = \"{address}\"\n");
+        let error = load(&text, Overrides::default()).unwrap_err().to_string();
+        let named = error.contains(&format!("rpc.{key}")) && error.contains("rpc.token_file");
+        assert!(named, "{error}");
+        let text = format!("{text}token_file = \"/x/token\"\n");
+        let config = load(&text, Overrides::default()).unwrap();
+        assert_eq!(config.rpc_token.unwrap().to_str(), Some("/x/token"));
+    }
+    for address in ["127.0.0.2:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+        let text = format!("[rpc]\nlisten = \"{address}\"\n");
+        assert!(load(&text, Overrides::default()).is_ok(), "{address}");
+    }
+}
+
+#[test]
 fn lists_of_keys_take_names_and_an_empty_allow_list_lets_nobody_in() {
     let (one, two) = ("11".repeat(32), "22".repeat(32));
     let text = format!(

@@ -11,7 +11,7 @@
 //! may wait at once is bounded.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyphae_bus::Pool;
@@ -23,9 +23,10 @@ use hyphae_rpc::method::{
 };
 use hyphae_rpc::parse_params;
 use hyphae_wire::PublicKey;
+use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 
-use super::authorizer::{Admins, Caller};
+use super::authorizer::{Admins, Caller, Listener};
 use super::envelope::Attached;
 use super::latency::Latency;
 use super::messages::Popped;
@@ -38,8 +39,8 @@ use crate::stored::Stored;
 
 /// Calls that wait at once.
 const WAITS_MAX: usize = 1024;
-/// Long requests that are read at once.
-const LARGE_AT_ONCE: usize = 4;
+/// Long requests that are read at once: through `rpc.sock`, and through each of the others.
+const LARGE_AT_ONCE: (usize, usize) = (4, 2);
 /// Methods that may take long on purpose, beside `pushMessage` with a `reply_timeout`.
 const WAITING: &[&str] = &[
     "popMessage",
@@ -107,7 +108,7 @@ pub(crate) struct Dispatcher {
     pub(super) reloads: Arc<Reloads>,
     latency: Latency,
     waits: Semaphore,
-    large: Arc<Semaphore>,
+    large: [(Listener, Arc<Semaphore>); 3],
     denied_at: Mutex<Option<Instant>>,
 }
 
@@ -124,7 +125,11 @@ impl Dispatcher {
             reloads: parts.reloads,
             latency,
             waits: Semaphore::new(WAITS_MAX),
-            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+            large: [
+                (Listener::Unix, Arc::new(Semaphore::new(LARGE_AT_ONCE.0))),
+                (Listener::Tcp, Arc::new(Semaphore::new(LARGE_AT_ONCE.1))),
+                (Listener::Rest, Arc::new(Semaphore::new(LARGE_AT_ONCE.1))),
+            ],
             denied_at: Mutex::new(None),
         }
     }
@@ -224,7 +229,7 @@ impl Dispatcher {
             }
             "getMessageInfo" => self.message_info(parse_params(&text)?).await,
             "admin.busCall" => self.bus_call(parse_params::<BusCallParams>(&text)?).await,
-            "rpc.discover" => value(hyphae_rpc::openrpc()),
+            "rpc.discover" => Ok(document().to_owned()),
             _ if hyphae_rpc::find(method).is_none() => {
                 let message = format!("no method '{method}'; rpc.discover lists them");
                 Err(Error::new(code::METHOD_NOT_FOUND, message))
@@ -297,16 +302,24 @@ impl Dispatcher {
         self.bus.pool()
     }
 
-    /// Room for one more long request; waits for it.
-    pub(crate) async fn room_for_large(&self) -> Option<OwnedSemaphorePermit> {
+    /// Room for one more long request through a listener; waits for it.
+    pub(crate) async fn room_for_large(&self, listener: Listener) -> Option<OwnedSemaphorePermit> {
+        let (_, room) = self.large.iter().find(|(it, _)| *it == listener)?;
         // Never closed.
-        Arc::clone(&self.large).acquire_owned().await.ok()
+        Arc::clone(room).acquire_owned().await.ok()
     }
 
     /// What metrics show of calls.
     pub(crate) fn metrics(&self) -> String {
         self.latency.render()
     }
+}
+
+/// The OpenRPC document, made once.
+pub(super) fn document() -> &'static RawValue {
+    static DOCUMENT: LazyLock<Box<RawValue>> =
+        LazyLock::new(|| value(hyphae_rpc::openrpc()).unwrap_or_default());
+    &DOCUMENT
 }
 
 /// A wait of that many seconds, within bounds.

@@ -12,7 +12,7 @@ use hyphae_rpc::parse_params;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::authorizer::Caller;
 use super::dispatch::{Dispatcher, Params};
@@ -24,6 +24,10 @@ pub(crate) const SMALL_MAX: usize = 1 << 20;
 pub(crate) const LARGE_MAX: usize = 96 << 20;
 /// Calls of one batch.
 const BATCH_MAX: usize = 1000;
+/// Bytes of answers after which the calls of a batch that follow are not made.
+const BATCH_ANSWER_BYTES: usize = 4 << 20;
+/// Calls of one batch that wait at once.
+const BATCH_WAITS: usize = 64;
 
 #[derive(Deserialize)]
 struct RawCall<'a> {
@@ -64,6 +68,10 @@ impl Response {
             error,
             id,
         }
+    }
+
+    fn bytes(&self) -> usize {
+        self.result.as_ref().map_or(0, |result| result.get().len())
     }
 }
 
@@ -201,7 +209,6 @@ impl Shape {
         }
     }
 
-    /// Calls of a batch are made in order, but one that may wait does not keep the others waiting.
     async fn answer(self, to: &Arc<Dispatcher>, caller: &Caller) -> Option<Vec<u8>> {
         match self {
             Self::One(call) => {
@@ -209,40 +216,95 @@ impl Shape {
                 Some(text(serde_json::to_vec(&response)))
             }
             Self::Batch(calls) => {
-                let mut responses: Vec<Option<Response>> = Vec::new();
-                let mut waiting = JoinSet::new();
-                let mut calls = calls.into_iter().peekable();
-                while let Some(call) = calls.next() {
-                    let n = responses.len();
-                    let call = match call {
-                        Ok(call) if call.is_push() => {
-                            let mut run = vec![call];
-                            let push =
-                                |call: &Result<Call, Error>| call.as_ref().is_ok_and(Call::is_push);
-                            run.extend(std::iter::from_fn(|| calls.next_if(push)).flatten());
-                            responses.extend(push_all(to, caller, run).await);
-                            continue;
-                        }
-                        other => other,
-                    };
-                    responses.push(None);
-                    if call.as_ref().is_ok_and(Call::may_wait) {
-                        let (to, caller) = (Arc::clone(to), caller.clone());
-                        waiting.spawn(async move { (n, answer_call(&to, &caller, call).await) });
-                    } else {
-                        responses[n] = answer_call(to, caller, call).await;
-                    }
-                }
-                while let Some(done) = waiting.join_next().await {
-                    if let Ok((n, response)) = done {
-                        responses[n] = response;
-                    }
-                }
-                let responses: Vec<_> = responses.into_iter().flatten().collect();
+                let responses = answer_batch(to, caller, calls).await;
                 (!responses.is_empty()).then(|| text(serde_json::to_vec(&responses)))
             }
         }
     }
+}
+
+/// Calls of a batch are made in order, but one that may wait does not keep the others waiting. Other
+/// tasks run between them.
+async fn answer_batch(
+    to: &Arc<Dispatcher>,
+    caller: &Caller,
+    calls: Vec<Result<Call, Error>>,
+) -> Vec<Response> {
+    let mut answers = Answers::default();
+    let mut waiting = JoinSet::new();
+    let mut calls = calls.into_iter().peekable();
+    while let Some(call) = calls.next() {
+        if answers.bytes > BATCH_ANSWER_BYTES {
+            // Not made: what it takes out or changes stays as it is.
+            answers.add(match call {
+                Ok(call) => call.id.map(|id| Response::new(id, Err(over_answer()))),
+                Err(error) => Some(Response::new(Value::Null, Err(error))),
+            });
+            continue;
+        }
+        let call = match call {
+            Ok(call) if call.is_push() => {
+                let mut run = vec![call];
+                let push = |call: &Result<Call, Error>| call.as_ref().is_ok_and(Call::is_push);
+                run.extend(std::iter::from_fn(|| calls.next_if(push)).flatten());
+                for response in push_all(to, caller, run).await {
+                    answers.add(response);
+                }
+                continue;
+            }
+            other => other,
+        };
+        if call.as_ref().is_ok_and(Call::may_wait) {
+            if waiting.len() >= BATCH_WAITS {
+                answers.fill(waiting.join_next().await);
+            }
+            let (to, caller, n) = (Arc::clone(to), caller.clone(), answers.reserve());
+            waiting.spawn(async move { (n, answer_call(&to, &caller, call).await) });
+        } else {
+            answers.add(answer_call(to, caller, call).await);
+            tokio::task::yield_now().await;
+        }
+    }
+    while !waiting.is_empty() {
+        answers.fill(waiting.join_next().await);
+    }
+    answers.responses.into_iter().flatten().collect()
+}
+
+/// Answers of a batch in the order of its calls.
+#[derive(Default)]
+struct Answers {
+    responses: Vec<Option<Response>>,
+    /// Of their results.
+    bytes: usize,
+}
+
+impl Answers {
+    fn add(&mut self, response: Option<Response>) {
+        self.bytes += response.as_ref().map_or(0, Response::bytes);
+        self.responses.push(response);
+    }
+
+    /// The place of an answer that comes later.
+    fn reserve(&mut self) -> usize {
+        self.responses.push(None);
+        self.responses.len() - 1
+    }
+
+    fn fill(&mut self, done: Option<Result<(usize, Option<Response>), JoinError>>) {
+        if let Some(Ok((n, response))) = done {
+            self.bytes += response.as_ref().map_or(0, Response::bytes);
+            self.responses[n] = response;
+        }
+    }
+}
+
+fn over_answer() -> Error {
+    let message = format!(
+        "not called: the answers of this batch have {} MiB already; send it in another one",
+        BATCH_ANSWER_BYTES >> 20
+    );
+    Error::new(code::BUSY, message).with_kind("batch_answer_limit")
 }
 
 /// The answer to a request that was not even read.

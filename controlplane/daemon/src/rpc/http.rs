@@ -1,29 +1,35 @@
 //! JSON-RPC over HTTP/1.1: `POST /rpc`, `GET /openrpc.json`, `GET /health`. The same on the Unix
-//! socket and on TCP; on TCP a page in a browser could call too, and is kept out.
+//! socket and on TCP, behind the checks of `gate.rs`.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, Request, StatusCode, header};
-use axum::middleware::Next;
+use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::authorizer::Caller;
+use super::authorizer::{Caller, Listener};
 use super::dispatch::Dispatcher;
+use super::dispatch::document;
 use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
 
-/// How long a body may take to come in.
-const BODY_WITHIN: Duration = Duration::from_secs(120);
+/// How long a body may take to be received.
+pub(super) const BODY_WITHIN: Duration = Duration::from_secs(120);
+/// How long it may pause meanwhile.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(hyphae_rpc::openrpc().to_string()));
+static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| document().get().to_owned().into());
 
-const JSON: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/json")];
+pub(super) const JSON: [(header::HeaderName, &str); 1] =
+    [(header::CONTENT_TYPE, "application/json")];
 
-/// What the Unix socket serves.
+/// JSON-RPC, for every listener that speaks HTTP.
 pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
     Router::new()
         .route("/rpc", post(handle))
@@ -31,43 +37,6 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
         .route("/health", get(|| async { "ok\n" }))
         .route("/openrpc.json", get(|| async { (JSON, DOCUMENT.clone()) }))
         .with_state(dispatcher)
-}
-
-/// The same over TCP.
-pub(crate) fn tcp_router(dispatcher: Arc<Dispatcher>) -> Router {
-    only_for_programs(router(dispatcher))
-}
-
-/// Keeps pages in a browser of this host out: only JSON, which a page of another origin may not send
-/// unasked; only to an address or localhost, so that a name that was pointed here (DNS rebinding)
-/// does not help; and nothing that a browser itself marks as asked for by another site.
-pub(crate) fn only_for_programs(router: Router) -> Router {
-    router.layer(axum::middleware::from_fn(
-        |request: Request<Body>, next: Next| async move {
-            match browser(&request) {
-                Some(refusal) => refusal.into_response(),
-                None => next.run(request).await,
-            }
-        },
-    ))
-}
-
-fn browser(request: &Request<Body>) -> Option<(StatusCode, &'static str)> {
-    let text = |name| text(request.headers(), name);
-    let host = text("host").unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    if bare != "localhost" && bare.parse::<std::net::IpAddr>().is_err() {
-        let say = "call this node by address or as localhost\n";
-        return Some((StatusCode::FORBIDDEN, say));
-    }
-    if text("sec-fetch-site").is_some_and(|site| site != "none" && site != "same-origin") {
-        return Some((StatusCode::FORBIDDEN, "not for pages of other sites\n"));
-    }
-    let has_body = [Method::POST, Method::PUT].contains(request.method());
-    let json = text("content-type").is_some_and(|kind| kind.starts_with("application/json"));
-    let say = "Content-Type must be application/json\n";
-    (has_body && !json).then_some((StatusCode::UNSUPPORTED_MEDIA_TYPE, say))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -79,7 +48,7 @@ async fn handle(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response {
-    let parsed = match read_body(&dispatcher, request).await {
+    let parsed = match read_body(&dispatcher, caller.listener, request).await {
         // The bytes go, and with them the permit for a long request, before anything waits.
         Ok((body, _permit)) => Parsed::new(&body),
         Err(refused) => return refused.into_response(),
@@ -95,8 +64,10 @@ async fn handle(
 pub(crate) enum BodyRefused {
     /// Longer than [`LARGE_MAX`].
     TooLong,
-    /// It did not come whole, or not in time.
+    /// It did not come whole.
     Broken(String),
+    /// Not in time.
+    Late(String),
 }
 
 impl IntoResponse for BodyRefused {
@@ -108,31 +79,59 @@ impl IntoResponse for BodyRefused {
                 (StatusCode::PAYLOAD_TOO_LARGE, JSON, close, body).into_response()
             }
             Self::Broken(what) => (StatusCode::BAD_REQUEST, what).into_response(),
+            Self::Late(what) => {
+                let close = [(header::CONNECTION, "close")];
+                (StatusCode::REQUEST_TIMEOUT, close, what).into_response()
+            }
         }
     }
 }
 
-/// Reads a body within limits; a long one only while few others are being read.
+/// Reads a body within limits; a long one only while few others of the listener are being read.
 pub(crate) async fn read_body(
     dispatcher: &Dispatcher,
+    listener: Listener,
     request: Request<Body>,
-) -> Result<(Bytes, Option<tokio::sync::OwnedSemaphorePermit>), BodyRefused> {
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), BodyRefused> {
     let length = text(request.headers(), "content-length").and_then(|n| n.parse::<usize>().ok());
     if length.is_some_and(|length| length > LARGE_MAX) {
         return Err(BodyRefused::TooLong);
     }
-    // A body that does not say how long it is may be long.
-    let permit = match length {
-        Some(length) if length <= SMALL_MAX => None,
-        Some(_) | None => dispatcher.room_for_large().await,
-    };
-    let reading = to_bytes(request.into_body(), LARGE_MAX);
+    let reading = read_frames(dispatcher, listener, request.into_body());
     match tokio::time::timeout(BODY_WITHIN, reading).await {
-        Ok(Ok(body)) => Ok((body, permit)),
-        Ok(Err(error)) if error.to_string().contains("length limit") => Err(BodyRefused::TooLong),
-        Ok(Err(error)) => Err(BodyRefused::Broken(format!("{error}\n"))),
-        Err(_) => Err(BodyRefused::Broken(
-            "the body did not come in time\n".to_owned(),
-        )),
+        Ok(read) => read,
+        Err(_) => Err(late()),
     }
+}
+
+async fn read_frames(
+    dispatcher: &Dispatcher,
+    listener: Listener,
+    body: Body,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), BodyRefused> {
+    let mut chunks = body.into_data_stream();
+    let (mut read, mut permit) = (BytesMut::new(), None);
+    loop {
+        let next = tokio::time::timeout(PAUSE_MAX, chunks.next());
+        let chunk = match next.await.map_err(|_| late())? {
+            None => return Ok((read.freeze(), permit)),
+            Some(Ok(chunk)) => chunk,
+            Some(Err(error)) => return Err(BodyRefused::Broken(format!("{error}\n"))),
+        };
+        if read.len() + chunk.len() > LARGE_MAX {
+            return Err(BodyRefused::TooLong);
+        }
+        // Whatever its head says: only what has come is long.
+        if permit.is_none() && read.len() + chunk.len() > SMALL_MAX {
+            permit = dispatcher.room_for_large(listener).await;
+        }
+        read.extend_from_slice(&chunk);
+    }
+}
+
+fn late() -> BodyRefused {
+    let (all, pause) = (BODY_WITHIN.as_secs(), PAUSE_MAX.as_secs());
+    BodyRefused::Late(format!(
+        "a body is received within {all} s, without a pause of {pause} s\n"
+    ))
 }

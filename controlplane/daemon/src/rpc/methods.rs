@@ -20,6 +20,7 @@ use hyphae_wire::{Nanos, OverlayAddress, Prefix, PublicKey, Suite};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::rows::Rows;
 use crate::attach::Attachment;
 use crate::endpoint::{PeerUrl, RouteSpec, parse_via, via_text};
 use crate::metrics::{EachPeer, Place};
@@ -38,14 +39,9 @@ impl Node {
         match method {
             "getInfo" => value(self.info()),
             "getPublicKeyFromIp" => self.public_key(params),
-            "getPeers" => value(self.peers(now)),
             "addPeer" => self.rpc_add_peer(now, params),
             "deletePeer" => self.rpc_delete_peer(now, params),
-            "getSelectedRoutes" => value(self.routes()),
-            "getFallbackRoutes" => value(self.fallback_routes()),
-            "getQueriedSubnets" => value(self.queried(now)),
             "getPacketStatistics" => value(self.packet_statistics()),
-            "route.list" => value(self.static_routes()),
             "route.add" => self.rpc_add_route(params),
             "route.remove" => self.rpc_remove_route(params),
             "node.status" => value(self.status(now)),
@@ -56,6 +52,18 @@ impl Node {
                 format!("no method '{method}'"),
             )),
         }
+    }
+
+    /// The list that a call returns, if it is such a call.
+    pub(crate) fn rows(&self, now: Nanos, method: &str) -> Option<Rows> {
+        Some(match method {
+            "getPeers" => Rows::new(self.peers(now), |peer| peer),
+            "getSelectedRoutes" => Rows::new(self.routes(), RouteRow::shown),
+            "getFallbackRoutes" => Rows::new(self.fallback_routes(), RouteRow::shown),
+            "getQueriedSubnets" => Rows::new(self.queried(now), |subnet| subnet),
+            "route.list" => Rows::new(self.static_routes(), |route| route),
+            _ => return None,
+        })
     }
 
     fn info(&self) -> Info {
@@ -258,37 +266,26 @@ impl Node {
         }
     }
 
-    fn routes(&self) -> Vec<Route> {
-        let route = |route: &hyphae_routing::SelectedRoute| Route {
-            subnet: route.prefix.to_string(),
-            next_hop: route.next_hops[0].key.to_string(),
-            next_hops: route
-                .next_hops
-                .iter()
-                .map(|hop| hop.key.to_string())
-                .collect(),
+    fn routes(&self) -> Vec<RouteRow> {
+        let route = |route: &hyphae_routing::SelectedRoute| RouteRow {
+            prefix: route.prefix,
+            next_hops: route.next_hops.iter().map(|hop| hop.key).collect(),
             metric: route.metric,
             seqno: route.seqno,
-            origin: match route.origin {
-                Origin::Connected => "connected",
-                Origin::Static => "static",
-                Origin::Dynamic => "dynamic",
-            }
-            .to_owned(),
+            origin: route.origin,
         };
         self.rib.routes().map(route).collect()
     }
 
     /// Routes that could be used and are not: what neighbours offer, and static routes whose next hop
     /// is a peer that is up.
-    fn fallback_routes(&self) -> Vec<Route> {
-        let entry = |prefix: Prefix, key: PublicKey, metric, seqno, origin: &str| Route {
-            subnet: prefix.to_string(),
-            next_hop: key.to_string(),
-            next_hops: vec![key.to_string()],
+    fn fallback_routes(&self) -> Vec<RouteRow> {
+        let entry = |prefix: Prefix, key: PublicKey, metric, seqno, origin| RouteRow {
+            prefix,
+            next_hops: vec![key],
             metric,
             seqno,
-            origin: origin.to_owned(),
+            origin,
         };
         let speaker = self.routing.as_ref().map(|routing| &routing.speaker);
         let offered = speaker.into_iter().flat_map(|speaker| {
@@ -296,8 +293,9 @@ impl Node {
                 .fallbacks()
                 .filter_map(move |(prefix, candidate, metric)| {
                     let key = speaker.neighbour(candidate.link)?;
+                    let (seqno, origin) = (candidate.serial.seqno(), Origin::Dynamic);
                     let usable = metric < hyphae_wire::babel::INFINITY;
-                    usable.then(|| entry(prefix, key, metric, candidate.serial.seqno(), "dynamic"))
+                    usable.then(|| entry(prefix, key, metric, seqno, origin))
                 })
         });
         let fixed = self.rib.static_routes().filter_map(|route| {
@@ -310,7 +308,7 @@ impl Node {
                 .route(route.prefix)
                 .is_some_and(|used| used.origin == Origin::Static && used.next_hops[0].key == key);
             (self.rib.is_up(&key) && !used)
-                .then(|| entry(route.prefix, key, route.metric, 0, "static"))
+                .then(|| entry(route.prefix, key, route.metric, 0, Origin::Static))
         });
         offered.chain(fixed).collect()
     }
@@ -507,6 +505,34 @@ impl Node {
             drained: self.is_drained(),
             counters,
             drops,
+        }
+    }
+}
+
+/// A [`Route`], not yet text.
+struct RouteRow {
+    prefix: Prefix,
+    next_hops: Vec<PublicKey>,
+    metric: u16,
+    seqno: u16,
+    origin: Origin,
+}
+
+impl RouteRow {
+    fn shown(self) -> Route {
+        let next_hops: Vec<_> = self.next_hops.iter().map(ToString::to_string).collect();
+        let origin = match self.origin {
+            Origin::Connected => "connected",
+            Origin::Static => "static",
+            Origin::Dynamic => "dynamic",
+        };
+        Route {
+            subnet: self.prefix.to_string(),
+            next_hop: next_hops.first().cloned().unwrap_or_default(),
+            next_hops,
+            metric: self.metric,
+            seqno: self.seqno,
+            origin: origin.to_owned(),
         }
     }
 }

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use super::authorizer::Caller;
 use super::dispatch::{Dispatcher, Params};
-use super::http::{only_for_programs, read_body};
+use super::http::read_body;
 
 /// The node, as the caller of a request may use it.
 struct Api {
@@ -127,7 +127,7 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
             get(forward).put(set_forward).delete(remove_forward),
         )
         .with_state(dispatcher);
-    only_for_programs(Router::new().nest("/api/v1", api))
+    Router::new().nest("/api/v1", api)
 }
 
 async fn call(node: &Api, method: &str, params: Value) -> Result<Value, Refused> {
@@ -158,7 +158,7 @@ fn json_answer(status: StatusCode, value: &Value) -> Response {
 }
 
 async fn body<T: DeserializeOwned>(node: &Api, request: Request<Body>) -> Result<T, Response> {
-    let (bytes, _permit) = read_body(&node.dispatcher, request)
+    let (bytes, _permit) = read_body(&node.dispatcher, node.caller.listener, request)
         .await
         .map_err(IntoResponse::into_response)?;
     serde_json::from_slice(&bytes)

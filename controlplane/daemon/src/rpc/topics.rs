@@ -16,6 +16,7 @@ use hyphae_wire::Prefix;
 use super::authorizer::{Caller, ENTRIES_MAX};
 use super::dispatch::{Dispatcher, public_key, yes};
 use super::methods::{Outcome, overlay_address, value};
+use super::rows::Rows;
 use crate::stored::Change;
 
 /// Most topics that are listed.
@@ -38,12 +39,10 @@ impl Dispatcher {
                 yes()
             }
             "getTopics" => {
-                let topics = self.topics.read();
-                let names = topics
-                    .topics
-                    .keys()
-                    .map(|topic| Base64::encode(topic.as_bytes()));
-                value(names.collect::<Vec<_>>())
+                let names = self.topics.read().topics.keys().cloned().collect();
+                Rows::new(names, |topic: Topic| Base64::encode(topic.as_bytes()))
+                    .text()
+                    .await
             }
             "addTopic" => self.add_topic(&listed_name(params)?).await,
             "removeTopic" => self.remove_topic(&listed_name(params)?).await,

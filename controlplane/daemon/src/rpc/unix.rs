@@ -27,18 +27,32 @@ use hyphae_wire::message::MESSAGE_MAX;
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf,
 };
-use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
-use super::authorizer::{Caller, Listener};
+use super::authorizer::Caller;
+use super::connections::{
+    REFUSED_AT_ONCE, Reserve, Slots, Unaccepted, out_of_descriptors, within_descriptors,
+};
+use super::credentials;
 use super::dispatch::Dispatcher;
 use super::envelope::{Answer, Attached, LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
+use super::gate::Admission;
+use super::http::BODY_WITHIN;
+use super::serve::serve_connection;
 use crate::bus::DIGEST_APART;
 use crate::config::Allowed;
 
 /// How long a connection may take to say anything.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);
+/// How long a caller that is refused may take to be told.
+const REFUSED_WITHIN: Duration = Duration::from_secs(5);
+/// Connections that have said something, and their share of the process's descriptors.
+const CONNECTIONS: (usize, usize) = (2048, 4);
+/// Connections that have not said anything.
+const SILENT: (usize, usize) = (512, 8);
 /// Bytes that are read at once.
 const READ_AHEAD: usize = 32 << 10;
 /// Lines of one connection that are worked on at once.
@@ -66,144 +80,158 @@ fn restore(path: &Path, allowed: &Allowed) -> Option<UnixListener> {
     }
 }
 
-fn admits(allowed: &Allowed, credentials: &UCred, file_gid: u32) -> bool {
-    let (uid, gid) = (credentials.uid(), credentials.gid());
-    let us = rustix::process::geteuid().as_raw();
-    if uid == us || uid == 0 || allowed.uids.contains(&uid) {
-        return true;
-    }
-    let group = |gid: u32| gid == file_gid || allowed.gids.contains(&gid);
-    group(gid) || supplementary(credentials).into_iter().any(group)
-}
-
-/// Other groups of a peer. The kernel tells the process, /proc its groups; they count only while the
-/// process still is of the user that connected.
-fn supplementary(credentials: &UCred) -> Vec<u32> {
-    let Some(pid) = credentials.pid() else {
-        return Vec::new();
-    };
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let numbers = |name: &str| -> Vec<u32> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let words = line.unwrap_or_default().split_whitespace();
-        words.filter_map(|word| word.parse().ok()).collect()
-    };
-    // Real, effective, saved, file system.
-    if numbers("Uid:").get(1) == Some(&credentials.uid()) {
-        numbers("Groups:")
-    } else {
-        Vec::new()
-    }
-}
-
-/// Accepts connections; those that speak HTTP come out of [`axum::serve::Listener::accept`].
-pub(crate) struct Door {
-    http: mpsc::Receiver<Rewound>,
+/// Accepts connections for ever, and serves each in the protocol that it speaks.
+pub(crate) async fn serve_unix(
+    mut listener: UnixListener,
     path: PathBuf,
-}
-
-impl Door {
-    pub(crate) fn new(
-        mut listener: UnixListener,
-        path: PathBuf,
-        allowed: Allowed,
-        dispatcher: Arc<Dispatcher>,
-    ) -> Self {
-        let (sender, http) = mpsc::channel(16);
-        let group = |path: &Path| std::fs::metadata(path).map_or(u32::MAX, |file| file.gid());
-        let (mut file_gid, place) = (group(&path), path.clone());
-        tokio::spawn(async move {
-            let mut look = tokio::time::interval(LOOK);
-            look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
-                    _ = look.tick() => {
-                        if let Some(again) = restore(&place, &allowed) {
-                            (listener, file_gid) = (again, group(&place));
-                        }
-                        continue;
-                    }
-                };
-                match accepted {
-                    Ok((stream, _)) => {
-                        let credentials = stream.peer_cred().ok();
-                        let credentials = credentials.filter(|c| admits(&allowed, c, file_gid));
-                        let admitted = credentials.map(|c| Caller::local(Listener::Unix, c.uid()));
-                        let (dispatcher, sender) = (Arc::clone(&dispatcher), sender.clone());
-                        tokio::spawn(async move {
-                            // A connection that breaks is the caller's to notice.
-                            let _ = greet(stream, admitted, &dispatcher, &sender).await;
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "rpc.sock: a connection was not accepted");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
+    allowed: Allowed,
+    dispatcher: Arc<Dispatcher>,
+    router: axum::Router,
+) {
+    let group = |path: &Path| std::fs::metadata(path).map_or(u32::MAX, |file| file.gid());
+    let mut file_gid = group(&path);
+    let serving = Serving {
+        dispatcher,
+        router,
+        slots: Slots::new(within_descriptors(CONNECTIONS.0, CONNECTIONS.1)),
+    };
+    let mut silent = Silent::new(within_descriptors(SILENT.0, SILENT.1));
+    let mut silent_refused = Silent::new(REFUSED_AT_ONCE);
+    let (mut reserve, mut unaccepted) = (Reserve::default(), Unaccepted::new(super::SOCKET_NAME));
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = look.tick() => {
+                reserve.fill();
+                if let Some(again) = restore(&path, &allowed) {
+                    (listener, file_gid) = (again, group(&path));
                 }
+                continue;
+            }
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            // Whatever has used up the others: an operator gets through.
+            Err(error) if out_of_descriptors(&error) && reserve.release() => continue,
+            Err(error) => {
+                unaccepted.failed(&error).await;
+                continue;
+            }
+        };
+        let admitted = credentials::admitted(&stream, &allowed, file_gid);
+        let serving = serving.clone();
+        let list = match &admitted {
+            Some(_) => &mut silent,
+            None => &mut silent_refused,
+        };
+        let greeting = tokio::spawn(async move {
+            // A connection that breaks is the caller's to notice.
+            if let Ok(Some(greeted)) = greet(stream).await {
+                tokio::spawn(serving.serve(greeted, admitted));
             }
         });
-        Self { http, path }
+        list.add(greeting.abort_handle());
     }
 }
 
-impl axum::serve::Listener for Door {
-    type Io = Rewound;
-    type Addr = PathBuf;
+/// Connections that have not said anything yet: the oldest make room.
+struct Silent {
+    greetings: VecDeque<AbortHandle>,
+    most: usize,
+}
 
-    async fn accept(&mut self) -> (Rewound, PathBuf) {
-        match self.http.recv().await {
-            Some(stream) => (stream, self.path.clone()),
-            // The accepting task never ends while the runtime lives.
-            None => std::future::pending().await,
+impl Silent {
+    fn new(most: usize) -> Self {
+        let greetings = VecDeque::new();
+        Self { greetings, most }
+    }
+
+    fn add(&mut self, greeting: AbortHandle) {
+        if self.greetings.len() >= self.most {
+            self.greetings.retain(|greeting| !greeting.is_finished());
+        }
+        self.greetings.push_back(greeting);
+        while self.greetings.len() > self.most {
+            if let Some(oldest) = self.greetings.pop_front() {
+                oldest.abort();
+            }
         }
     }
-
-    fn local_addr(&self) -> io::Result<PathBuf> {
-        Ok(self.path.clone())
-    }
 }
 
-/// Reads the first byte that is not white space, and decides.
-async fn greet(
-    mut stream: UnixStream,
-    admitted: Option<Caller>,
-    dispatcher: &Arc<Dispatcher>,
-    http: &mpsc::Sender<Rewound>,
-) -> io::Result<()> {
+/// Reads the first byte that is not white space.
+async fn greet(mut stream: UnixStream) -> io::Result<Option<(UnixStream, u8)>> {
     let mut first = [b' '];
-    while first[0].is_ascii_whitespace() {
-        let read = tokio::time::timeout(FIRST_BYTE_WITHIN, stream.read(&mut first));
-        if read.await?? == 0 {
-            return Ok(());
+    let reading = async {
+        while first[0].is_ascii_whitespace() {
+            if stream.read(&mut first).await? == 0 {
+                return io::Result::Ok(false);
+            }
         }
-    }
-    let speaks_http = first[0].is_ascii_alphabetic();
-    let Some(caller) = admitted else {
-        let message = "your user may not use this socket; rpc.allow_uids and rpc.allow_gids of the \
-                       configuration say who may";
-        let body = refusal(Error::new(code::DENIED, message));
+        Ok(true)
+    };
+    let some = timeout(FIRST_BYTE_WITHIN, reading).await??;
+    Ok(some.then_some((stream, first[0])))
+}
+
+/// What connections are served with.
+#[derive(Clone)]
+struct Serving {
+    dispatcher: Arc<Dispatcher>,
+    router: axum::Router,
+    slots: Slots,
+}
+
+impl Serving {
+    async fn serve(self, (stream, first): (UnixStream, u8), admitted: Option<Caller>) {
+        let speaks_http = first.is_ascii_alphabetic();
+        let Some(caller) = admitted else {
+            let message = "your user may not use this socket; rpc.allow_uids and rpc.allow_gids of the \
+                           configuration say who may";
+            return refuse(stream, speaks_http, Error::new(code::DENIED, message)).await;
+        };
+        let Some(_slot) = self.slots.take(caller.authority()) else {
+            let message = "too many connections to this socket are open; close some";
+            return refuse(stream, speaks_http, Error::new(code::BUSY, message)).await;
+        };
+        let stream = Rewound {
+            read: VecDeque::from([first]),
+            stream,
+        };
         if speaks_http {
-            let head = format!(
-                "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\n\
-                 Content-Length: {}\r\nConnection: close\r\n\r\n",
-                body.len()
-            );
-            stream.write_all(head.as_bytes()).await?;
+            let admission = Admission::of(caller);
+            serve_connection(stream, self.router, Some(admission)).await;
+        } else {
+            // As above.
+            let _ = serve_lines(stream, &self.dispatcher, &caller).await;
         }
-        stream.write_all(&body).await?;
-        return stream.shutdown().await;
-    };
-    let stream = Rewound {
-        read: VecDeque::from(first.to_vec()),
-        stream,
-    };
-    if speaks_http {
-        // Closed only when the node ends.
-        let _ = http.send(stream).await;
-        return Ok(());
     }
-    serve_lines(stream, dispatcher, &caller).await
+}
+
+/// Says why in the protocol of the caller; one that does not listen is not told.
+async fn refuse(mut stream: UnixStream, speaks_http: bool, cause: Error) {
+    let status = match cause.code {
+        code::BUSY => "503 Service Unavailable",
+        _ => "403 Forbidden",
+    };
+    let body = refusal(cause);
+    let mut answer = Vec::new();
+    if speaks_http {
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        answer.extend_from_slice(head.as_bytes());
+    }
+    answer.extend_from_slice(&body);
+    let writing = async {
+        stream.write_all(&answer).await?;
+        stream.shutdown().await
+    };
+    let _ = timeout(REFUSED_WITHIN, writing).await;
 }
 
 async fn serve_lines(
@@ -225,7 +253,7 @@ async fn serve_lines(
     });
     let room = Arc::new(Semaphore::new(LINES_AT_ONCE));
     loop {
-        let (line, large) = match read_line(&mut reader, dispatcher).await? {
+        let (line, large) = match read_line(&mut reader, dispatcher, caller).await? {
             Line::End => break,
             Line::TooLong => {
                 // There is no way to find the next line within a bound.
@@ -244,11 +272,12 @@ async fn serve_lines(
             None => (&line[..], Attached::default(), None),
             Some((len, json)) if len <= MESSAGE_MAX => {
                 let more = if len > SMALL_MAX {
-                    dispatcher.room_for_large().await
+                    dispatcher.room_for_large(caller.listener).await
                 } else {
                     None
                 };
-                let attached = read_attached(&mut reader, len, dispatcher.pool()).await?;
+                let reading = read_attached(&mut reader, len, dispatcher.pool());
+                let attached = timeout(BODY_WITHIN, reading).await??;
                 (json, attached, more)
             }
             Some(_) => {
@@ -344,6 +373,7 @@ enum Line {
 async fn read_line<R: AsyncRead + Unpin>(
     reader: &mut BufReader<R>,
     dispatcher: &Dispatcher,
+    caller: &Caller,
 ) -> io::Result<Line> {
     let mut line = Vec::new();
     let read = take_line(reader, &mut line, SMALL_MAX + 1).await?;
@@ -353,8 +383,9 @@ async fn read_line<R: AsyncRead + Unpin>(
     if line.ends_with(b"\n") || line.len() <= SMALL_MAX {
         return Ok(Line::Some(line, None));
     }
-    let permit = dispatcher.room_for_large().await;
-    take_line(reader, &mut line, LARGE_MAX - SMALL_MAX).await?;
+    let permit = dispatcher.room_for_large(caller.listener).await;
+    let reading = take_line(reader, &mut line, LARGE_MAX - SMALL_MAX);
+    timeout(BODY_WITHIN, reading).await??;
     if line.ends_with(b"\n") || line.len() <= LARGE_MAX {
         return Ok(Line::Some(line, permit));
     }
@@ -371,7 +402,7 @@ async fn take_line<R: AsyncRead + Unpin>(
 }
 
 /// A stream with bytes that were read from it put back.
-pub(crate) struct Rewound {
+struct Rewound {
     read: VecDeque<u8>,
     stream: UnixStream,
 }

@@ -7,6 +7,8 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use hyphae_controlplane::config::keys::{self, Key};
 use hyphae_controlplane::config::{Overrides, Problem, Settings, page};
+use hyphae_controlplane::state::network_key;
+use hyphae_controlplane::state::token::Token;
 use serde_json::json;
 
 use super::{NodeArgs, NodeRef, output};
@@ -99,19 +101,26 @@ fn check(args: &CheckArgs, json: bool) -> anyhow::Result<ExitCode> {
 fn problems(text: &str, path: &Path) -> Vec<Problem> {
     let (settings, mut problems) = Settings::read(text, Some(path), &Overrides::default());
     problems.extend(super::up::outside(&settings));
-    let network = settings
-        .config()
-        .ok()
-        .and_then(|config| config.peering.network);
-    if let Some(network) = network
-        && let Err(error) = hyphae_controlplane::state::network_key::read(&network.key_file)
-    {
+    let Ok(config) = settings.config() else {
+        return problems;
+    };
+    let mut refers = |key: &str, error: String| {
         problems.push(Problem {
             line: None,
-            key: "network.key_file".to_owned(),
-            message: error.to_string(),
+            key: key.to_owned(),
+            message: error,
             suggestion: None,
         });
+    };
+    if let Some(network) = &config.peering.network
+        && let Err(error) = network_key::read(&network.key_file)
+    {
+        refers("network.key_file", error.to_string());
+    }
+    if let Some(file) = &config.rpc_token
+        && let Err(error) = Token::read(file)
+    {
+        refers("rpc.token_file", error.to_string());
     }
     problems
 }

@@ -10,7 +10,7 @@ const CAP_NET_ADMIN: u32 = 12;
 const CAP_IPC_LOCK: u32 = 14;
 /// Program rings of one worker, which hold keys.
 const LOCKED_PER_WORKER: u64 = 256 << 10;
-/// Descriptors that a node with a few hundred TCP links and clients needs.
+/// Descriptors that a node with a few hundred TCP links and clients needs, at the hard limit.
 const FILES: u64 = 1024;
 /// Headers of UDP over IPv6 and IPv4.
 const UNDERLAY_HEADERS: u32 = 48;
@@ -496,9 +496,25 @@ fn peers(host: &Readings) -> Check {
     }
 }
 
+/// What authenticates callers over TCP, and what it cannot tell apart.
+fn rpc_callers(host: &Readings) -> Check {
+    const NAME: &str = "RPC callers over TCP";
+    if host.rpc.is_empty() {
+        return ok(NAME, "none: it is off");
+    }
+    let places: Vec<_> = host.rpc.iter().map(ToString::to_string).collect();
+    let token = if host.rpc_token { ", or the token" } else { "" };
+    let found = format!(
+        "{}: by their user{token}. Root in a container on this host's network counts as root, and so does \
+         whoever a proxy passes on that runs as root; `--rpc off` leaves rpc.sock only",
+        places.join(", ")
+    );
+    ok(NAME, found)
+}
+
 /// What is neither good nor bad by itself.
 fn informational(host: &Readings) -> Vec<Check> {
-    let mut checks = Vec::new();
+    let mut checks = vec![rpc_callers(host)];
     if !host.governors.is_empty() {
         let governors: Vec<_> = host.governors.iter().map(String::as_str).collect();
         let note = match governors.as_slice() {

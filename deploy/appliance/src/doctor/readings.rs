@@ -70,9 +70,13 @@ pub(super) struct Readings {
     pub(super) io_uring: Option<String>,
     /// `kernel.io_uring_disabled`.
     pub(super) io_uring_disabled: Option<u64>,
-    /// Soft limits; `None` for no limit.
+    /// Soft limit; `None` for no limit.
     pub(super) memlock: Option<u64>,
+    /// Hard limit, which a control plane makes its soft one.
     pub(super) files: Option<u64>,
+    /// Where RPC is served over TCP, and whether a bearer token admits.
+    pub(super) rpc: Vec<SocketAddr>,
+    pub(super) rpc_token: bool,
     pub(super) workers: Option<Result<usize, String>>,
     pub(super) receive_bytes_max: Option<u64>,
     pub(super) transmit_bytes_max: Option<u64>,
@@ -121,7 +125,9 @@ pub(super) fn take(config: &Config, args: &NodeArgs) -> Readings {
         io_uring: probe().err().map(|error| error.to_string()),
         io_uring_disabled: number("/proc/sys/kernel/io_uring_disabled"),
         memlock: getrlimit(Resource::Memlock).current,
-        files: getrlimit(Resource::Nofile).current,
+        files: getrlimit(Resource::Nofile).maximum,
+        rpc: [config.rpc, config.rest].into_iter().flatten().collect(),
+        rpc_token: config.rpc_token.is_some(),
         receive_bytes_max: number("/proc/sys/net/core/rmem_max"),
         transmit_bytes_max: number("/proc/sys/net/core/wmem_max"),
         receive_bytes_wanted: wanted.receive_bytes as u64,

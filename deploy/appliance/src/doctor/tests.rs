@@ -20,6 +20,8 @@ fn host() -> Readings {
         io_uring_disabled: Some(0),
         memlock: Some(8 << 20),
         files: Some(1 << 20),
+        rpc: vec!["127.0.0.1:8990".parse().unwrap()],
+        rpc_token: false,
         workers: Some(Ok(2)),
         receive_bytes_max: Some(212_992),
         transmit_bytes_max: Some(212_992),
@@ -66,6 +68,18 @@ fn ordinary() -> Readings {
 fn find(host: &Readings, name: &str) -> Check {
     let all = judge(host);
     all.into_iter().find(|check| check.name == name).unwrap()
+}
+
+#[test]
+fn callers_over_tcp_are_shown_with_what_is_not_told_apart() {
+    let name = "RPC callers over TCP";
+    let mut host = host();
+    let found = find(&host, name).found;
+    assert!(found.contains("127.0.0.1:8990: by their user.") && found.contains("container"));
+    host.rpc_token = true;
+    assert!(find(&host, name).found.contains("or the token"));
+    host.rpc.clear();
+    assert!(find(&host, name).found.contains("off"));
 }
 
 /// How a check comes out when one thing is changed, and that it is the only one that is not well.

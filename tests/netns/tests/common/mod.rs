@@ -4,6 +4,7 @@
 
 pub(crate) mod flow;
 pub(crate) mod mesh;
+pub(crate) mod node;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -139,7 +140,7 @@ pub(crate) fn scrape(inside: &Namespace) -> String {
 /// What a node shows to Prometheus at an address.
 pub(crate) fn scrape_at(place: &str) -> String {
     let mut stream = TcpStream::connect(place).unwrap();
-    let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     stream.write_all(request).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();

@@ -1,0 +1,184 @@
+//! HTTP/1.1 connections: accepting those over TCP, finding out who calls, time limits.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::authorizer::{Authority, Caller, Listener};
+use super::connections::{REFUSED_AT_ONCE, Slots, Unaccepted, within_descriptors};
+use super::gate::Admission;
+use super::peer_uid::PeerUids;
+use crate::state::token::Token;
+
+/// How long a connection may take for a head, and be idle between requests.
+const HEAD_WITHIN: Duration = Duration::from_secs(30);
+/// Longest head.
+const HEAD_MAX: usize = 32 << 10;
+/// How long a caller that is refused may take to be told.
+const REFUSED_WITHIN: Duration = Duration::from_secs(5);
+/// Connections of a listener for RPC, and their share of the process's descriptors.
+const CONNECTIONS: (usize, usize) = (512, 8);
+/// The same for metrics.
+const METRICS_CONNECTIONS: (usize, usize) = (64, 32);
+
+/// Who may call through a TCP listener.
+pub(crate) enum Access {
+    /// Whoever reaches it: it is only read from.
+    Open,
+    /// Local users on loopback, holders of the token everywhere.
+    Callers {
+        listener: Listener,
+        /// Users beside root and the node's own.
+        uids: Vec<u32>,
+        token: Option<Token>,
+    },
+}
+
+/// Serves a TCP listener for ever.
+pub(crate) async fn serve_tcp(
+    listener: TcpListener,
+    router: Router,
+    access: Access,
+    what: &'static str,
+) {
+    let (most, share) = match &access {
+        Access::Open => METRICS_CONNECTIONS,
+        Access::Callers { .. } => CONNECTIONS,
+    };
+    let gate = Gate {
+        uids: match listener.local_addr() {
+            Ok(at) if matches!(access, Access::Callers { .. }) => Some(PeerUids::probe(at)),
+            Ok(_) | Err(_) => None,
+        },
+        access,
+    };
+    let slots = Slots::new(within_descriptors(most, share));
+    let refused = Arc::new(Semaphore::new(REFUSED_AT_ONCE));
+    let mut unaccepted = Unaccepted::new(what);
+    loop {
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                unaccepted.failed(&error).await;
+                continue;
+            }
+        };
+        let (admission, authority) = gate.admit(&stream, client).await;
+        let Some(authority) = authority else {
+            // It costs a descriptor for a short time; beyond some, none is told.
+            let Ok(permit) = Arc::clone(&refused).try_acquire_owned() else {
+                unaccepted.note(&"too many callers are being refused");
+                continue;
+            };
+            let router = router.clone();
+            tokio::spawn(async move {
+                let told = serve_connection(stream, router, admission);
+                // A caller that does not listen is not told.
+                let _ = tokio::time::timeout(REFUSED_WITHIN, told).await;
+                drop(permit);
+            });
+            continue;
+        };
+        let Some(slot) = slots.take(authority) else {
+            unaccepted.note(&"too many connections");
+            continue;
+        };
+        // Answers are written whole.
+        let _ = stream.set_nodelay(true);
+        let router = router.clone();
+        tokio::spawn(async move {
+            serve_connection(stream, router, admission).await;
+            drop(slot);
+        });
+    }
+}
+
+struct Gate {
+    access: Access,
+    uids: Option<PeerUids>,
+}
+
+impl Gate {
+    /// Who is at the other end, before a byte is read, and whose slots the connection takes; `None` for
+    /// a caller that can only be refused.
+    async fn admit(
+        &self,
+        stream: &TcpStream,
+        client: SocketAddr,
+    ) -> (Option<Admission>, Option<Authority>) {
+        let Access::Callers {
+            listener,
+            uids,
+            token,
+        } = &self.access
+        else {
+            return (None, Some(Authority::Remote));
+        };
+        let caller = self.caller(stream, client, *listener, uids).await;
+        let authority = match &caller {
+            Ok(caller) => Some(caller.authority()),
+            Err(_) => token.as_ref().map(|_| Authority::Remote),
+        };
+        let admission = Admission {
+            listener: *listener,
+            caller,
+            token: token.clone(),
+        };
+        (Some(admission), authority)
+    }
+
+    async fn caller(
+        &self,
+        stream: &TcpStream,
+        client: SocketAddr,
+        listener: Listener,
+        allowed: &[u32],
+    ) -> Result<Caller, String> {
+        let server = stream.local_addr().map_err(|error| error.to_string())?;
+        let local = |ip: IpAddr| ip.to_canonical().is_loopback();
+        let (Some(uids), true, true) = (self.uids, local(client.ip()), local(server.ip())) else {
+            return Err("the caller is not on this host's loopback interface".to_owned());
+        };
+        let found = uids.of(server, client).await;
+        let uid = found.map_err(|error| format!("the caller's user is not known: {error}"))?;
+        let caller = Caller::local(listener, uid);
+        if caller.authority() == Authority::Node || allowed.contains(&uid) {
+            return Ok(caller);
+        }
+        Err(format!(
+            "user {uid} may not use this node; root, the node's own user and rpc.allow_uids of the \
+             configuration may"
+        ))
+    }
+}
+
+/// Serves the requests of one connection.
+pub(super) async fn serve_connection<S>(stream: S, router: Router, admission: Option<Admission>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if let Some(admission) = &admission {
+            request.extensions_mut().insert(admission.clone());
+        }
+        router.call(request)
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .max_header_size(HEAD_MAX);
+    // A connection that breaks is the caller's to notice.
+    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+}

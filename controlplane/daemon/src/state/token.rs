@@ -1,0 +1,125 @@
+//! The bearer token of callers that have no user on this host.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// Shortest and longest token, characters.
+const LENGTH: std::ops::RangeInclusive<usize> = 32..=512;
+/// Longest file that is read.
+const FILE_MAX: u64 = 1024;
+
+/// The token file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// Not readable.
+    #[error("token file {path} (rpc.token_file): {source}")]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// How.
+        source: io::Error,
+    },
+    /// Others may read it.
+    #[error(
+        "token file {path} (rpc.token_file) may be read by others (mode {mode:04o}): `chmod 600 {path}`, and \
+         make a new token if it was exposed"
+    )]
+    Exposed {
+        /// File.
+        path: PathBuf,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// Not a token.
+    #[error(
+        "token file {0} (rpc.token_file) holds no token: 32 to 512 visible ASCII characters, such as those of \
+         `openssl rand -hex 32`"
+    )]
+    Invalid(PathBuf),
+}
+
+/// A token; only its digest is kept.
+#[derive(Clone, Debug)]
+pub struct Token(blake3::Hash);
+
+impl Token {
+    /// Reads a token file.
+    ///
+    /// # Errors
+    /// When it cannot be read, others may read it, or it holds no token.
+    pub fn read(path: &Path) -> Result<Self, TokenError> {
+        let io = |source| TokenError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(io)?;
+        let mode = file.metadata().map_err(io)?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let path = path.to_owned();
+            return Err(TokenError::Exposed { path, mode });
+        }
+        let mut text = Zeroizing::new(String::with_capacity(2048));
+        file.take(FILE_MAX).read_to_string(&mut text).map_err(io)?;
+        let token = text.trim();
+        let visible = token.bytes().all(|byte| byte.is_ascii_graphic());
+        if !LENGTH.contains(&token.len()) || !visible {
+            return Err(TokenError::Invalid(path.to_owned()));
+        }
+        Ok(Self(blake3::hash(token.as_bytes())))
+    }
+
+    /// Whether an `Authorization` header presents it. Digests are compared in constant time.
+    pub(crate) fn is_presented_in(&self, authorization: &str) -> bool {
+        let Some((scheme, given)) = authorization.split_once(' ') else {
+            return false;
+        };
+        scheme.eq_ignore_ascii_case("bearer") && blake3::hash(given.trim().as_bytes()) == self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_private_and_long_enough_and_matched_as_a_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        let write = |text: &str, mode| {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            Token::read(&path)
+        };
+        assert!(matches!(Token::read(&path), Err(TokenError::Io { .. })));
+        let text = "0123456789abcdef0123456789abcdef";
+        assert!(matches!(
+            write(text, 0o644),
+            Err(TokenError::Exposed { .. })
+        ));
+        for bad in ["", "short", "0123456789abcdef 0123456789abcdef"] {
+            assert!(
+                matches!(write(bad, 0o600), Err(TokenError::Invalid(_))),
+                "{bad}"
+            );
+        }
+        let token = write(&format!("{text}\n"), 0o600).unwrap();
+        assert!(token.is_presented_in(&format!("Bearer {text}")));
+        assert!(token.is_presented_in(&format!("bearer {text}")));
+        for bad in [
+            text.to_owned(),
+            format!("Basic {text}"),
+            format!("Bearer {text}0"),
+            format!("Bearer {}", &text[1..]),
+            "Bearer ".to_owned(),
+        ] {
+            assert!(!token.is_presented_in(&bad), "{bad}");
+        }
+    }
+}
