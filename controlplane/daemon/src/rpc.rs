@@ -28,6 +28,7 @@ mod peer_uid;
 mod reload;
 mod remote;
 mod rest;
+mod rest_peers;
 mod rows;
 mod serve;
 mod topics;

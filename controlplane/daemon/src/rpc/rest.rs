@@ -1,5 +1,6 @@
 //! REST of the Mycelium network under `/api/v1`: its paths, shapes and status codes, over the same
-//! dispatcher. Proxies are not offered.
+//! dispatcher, so that its command line works with this node. Proxies are not offered: there are none
+//! to list, to connect to or to stop looking for.
 //!
 //! | call | done | otherwise |
 //! |---|---|---|
@@ -12,13 +13,13 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
-use axum::http::{Request, StatusCode, header};
+use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Router};
-use hyphae_rpc::Base64;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{PopMessageParams, PushMessageParams, PushMessageReplyParams};
+use hyphae_rpc::{Base64, method};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -26,7 +27,8 @@ use serde_json::{Value, json};
 
 use super::authorizer::Caller;
 use super::dispatch::{Dispatcher, Params};
-use super::http::read_body;
+use super::http::{JSON, read_body};
+use super::rest_peers::{Peer, spellings};
 
 /// The node, as the caller of a request may use it.
 struct Api {
@@ -80,10 +82,7 @@ impl From<Error> for Refused {
 pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
     let api = Router::new()
         .route("/admin", get(|node: Api| plain(node, "getInfo")))
-        .route(
-            "/admin/peers",
-            get(|node: Api| plain(node, "getPeers")).post(add_peer),
-        )
+        .route("/admin/peers", get(peers).post(add_peer))
         .route("/admin/peers/{endpoint}", delete(delete_peer))
         .route(
             "/admin/routes/selected",
@@ -100,6 +99,17 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
         .route(
             "/admin/stats/packets",
             get(|node: Api| plain(node, "getPacketStatistics")),
+        )
+        .route(
+            "/admin/proxy",
+            get(|_: Api| async { json_answer(StatusCode::OK, &json!([])) })
+                .post(|_: Api| async { Err::<(), _>(no_proxies(StatusCode::NOT_FOUND)) })
+                .delete(|_: Api| async { StatusCode::NO_CONTENT }),
+        )
+        .route(
+            "/admin/proxy/probe",
+            get(|_: Api| async { Err::<(), _>(no_proxies(StatusCode::NOT_IMPLEMENTED)) })
+                .delete(|_: Api| async { StatusCode::NO_CONTENT }),
         )
         .route("/pubkey/{ip}", get(public_key))
         .route("/messages", get(pop_message).post(push_message))
@@ -140,11 +150,35 @@ fn tree(result: &RawValue) -> Result<Value, Refused> {
     Ok(read.map_err(|error| Error::new(code::INTERNAL, error.to_string()))?)
 }
 
+/// A result as it is: a long list is not parsed again.
 async fn plain(node: Api, method: &str) -> Answer {
-    Ok(json_answer(
-        StatusCode::OK,
-        &call(&node, method, json!({})).await?,
-    ))
+    let params = Params::Json(String::new());
+    let result = node.dispatcher.call(&node.caller, method, params).await?;
+    Ok(raw_answer(StatusCode::OK, &result))
+}
+
+/// The peers, on the blocking pool: there may be thousands.
+async fn peers(node: Api) -> Answer {
+    let params = Params::Json(String::new());
+    let result = (node.dispatcher)
+        .call(&node.caller, "getPeers", params)
+        .await?;
+    let shown = tokio::task::spawn_blocking(move || {
+        let peers: Vec<method::Peer> = serde_json::from_str(result.get())?;
+        let shown: serde_json::Result<Vec<_>> = peers.into_iter().map(Peer::new).collect();
+        serde_json::value::to_raw_value(&shown?)
+    });
+    let internal = |error: String| Refused::from(Error::new(code::INTERNAL, error));
+    let shown = shown.await.map_err(|e| internal(e.to_string()))?;
+    let shown = shown.map_err(|e| internal(e.to_string()))?;
+    Ok(raw_answer(StatusCode::OK, &shown))
+}
+
+fn no_proxies(status: StatusCode) -> Refused {
+    Refused(
+        status,
+        "this node neither finds nor uses SOCKS proxies".to_owned(),
+    )
 }
 
 async fn done(node: &Api, status: StatusCode, method: &str, params: Value) -> Answer {
@@ -153,8 +187,11 @@ async fn done(node: &Api, status: StatusCode, method: &str, params: Value) -> An
 }
 
 fn json_answer(status: StatusCode, value: &Value) -> Response {
-    let kind = [(header::CONTENT_TYPE, "application/json")];
-    (status, kind, value.to_string()).into_response()
+    (status, JSON, value.to_string()).into_response()
+}
+
+fn raw_answer(status: StatusCode, value: &RawValue) -> Response {
+    (status, JSON, value.get().to_owned()).into_response()
 }
 
 async fn body<T: DeserializeOwned>(node: &Api, request: Request<Body>) -> Result<T, Response> {
@@ -182,13 +219,26 @@ struct EndpointBody {
 
 async fn add_peer(node: Api, request: Request<Body>) -> Answer {
     let given: EndpointBody = body_or_answer!(node, request);
-    let params = json!({ "endpoint": given.endpoint });
+    let endpoint = spellings(&given.endpoint).into_iter().next();
+    let params = json!({ "endpoint": endpoint });
     done(&node, StatusCode::NO_CONTENT, "addPeer", params).await
 }
 
 async fn delete_peer(node: Api, Path(endpoint): Path<String>) -> Answer {
-    let params = json!({ "endpoint": endpoint });
-    done(&node, StatusCode::NO_CONTENT, "deletePeer", params).await
+    let mut result = Err(Error::new(code::PEER_NOT_FOUND, "no such peer"));
+    for endpoint in spellings(&endpoint) {
+        let params = Params::Json(json!({ "endpoint": endpoint }).to_string());
+        result = node
+            .dispatcher
+            .call(&node.caller, "deletePeer", params)
+            .await;
+        let not_found = |error: &Error| error.code == code::PEER_NOT_FOUND;
+        if !result.as_ref().is_err_and(not_found) {
+            break;
+        }
+    }
+    result?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn public_key(node: Api, Path(ip): Path<String>) -> Answer {
