@@ -1,30 +1,45 @@
 //! The host's side of the TUN device: address, MTU, up. The route to the overlay follows from the
 //! address, whose prefix is the overlay's range; others lead to prefixes behind gateways, or limit
 //! the size of packets to a node. All of it goes when the dataplane closes the device.
+//!
+//! Others may change any of it at any time. A task holds what is wanted; whenever the kernel reports a change that
+//! may concern the device, it compares and repairs what differs, at a limited rate ([`Pace`]). A device that was set
+//! down or moved away was meant to be: that is reported and left alone.
+//!
+//! * `watch`: what the kernel reports
+//! * `kernel`: requests to the kernel
+//! * `report`: what status, metrics and the log show
+
+mod kernel;
+mod report;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use hyphae_wire::Prefix;
 use hyphae_wire::address::OVERLAY_RANGE;
-use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol,
-};
-use rtnetlink::{LinkUnspec, RouteMessageBuilder, new_connection};
-use tokio::sync::mpsc;
+use hyphae_wire::{Nanos, Pace, Prefix};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
+
+use crate::pump::now;
+use kernel::{Kernel, Link};
+use report::Problem;
+pub(crate) use report::{Part, Report};
+pub(crate) use watch::{Change, start as watch};
 
 /// Bits of 400::/7, so that the kernel routes all of it to the device.
 const RANGE_LEN: u8 = 7;
-/// Names our routes among those of others (`rt_protos` of iproute2 gives this number to nobody).
-const PROTOCOL: u8 = 96;
-/// Largest super-packet the host should build: with its frames' overhead it fits one train.
-const GSO_BYTES_MAX: u32 = 57_000;
-/// Packets of the host that wait while a worker does not run. The kernel's 500 are 2 ms of 250,000 small packets per
-/// second, and the scheduler may let others run for longer than that.
-const TX_QUEUE_PACKETS: u32 = 2000;
+/// Number of the main routing table.
+const TABLE_MAIN: u32 = 254;
+/// Changes are looked at this long after the first, all at once.
+const SETTLE: Duration = Duration::from_millis(200);
+/// A repair that failed is tried again after this at the earliest; sooner when something changes.
+const RETRY: Duration = Duration::from_secs(5);
+/// A device that has gone for no longer than this is being made again.
+const GONE_BRIEFLY: Duration = Duration::from_secs(1);
 
 /// The device could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -44,10 +59,14 @@ pub(crate) enum HostError {
         /// How.
         source: rtnetlink::Error,
     },
-    /// IPv6 is off.
+    /// IPv6 is off, and this process may not switch it on.
     #[error(
-        "IPv6 is switched off on this host (net.ipv6.conf.all.disable_ipv6); the overlay needs it"
+        "IPv6 is switched off on the TUN device and could not be switched on: {1}; run `sysctl -w \
+         net.ipv6.conf.{0}.disable_ipv6=0` (a unit with ProtectKernelTunables= may not do it itself)"
     )]
+    Ipv6Off(String, std::io::Error),
+    /// IPv6 is off.
+    #[error("this kernel has no IPv6, or it was started with ipv6.disable=1; the overlay needs it")]
     NoIpv6,
 }
 
@@ -111,166 +130,331 @@ impl HostRoutes {
     }
 }
 
-/// Sets the device up, then keeps routes on it until the handle is dropped.
-pub(crate) fn start(device: String, address: Ipv6Addr, mtu: u16) -> HostRoutes {
-    let (wake, mut woken) = mpsc::channel(1);
+/// The device as it is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Device {
+    pub(crate) name: String,
+    pub(crate) address: Ipv6Addr,
+    pub(crate) mtu: u16,
+}
+
+/// Sets the device up, then keeps it and routes on it until the handle is dropped.
+pub(crate) fn start(
+    device: Device,
+    changes: broadcast::Receiver<Change>,
+    report: Arc<Report>,
+) -> HostRoutes {
+    let (wake, woken) = mpsc::channel(1);
     let wishes = Arc::new(Mutex::new(Wishes::default()));
-    let taken = Arc::clone(&wishes);
-    tokio::spawn(async move {
-        match configure(&device, address, mtu).await {
-            Ok(()) => tracing::info!(device, %address, mtu, "TUN device is up"),
-            Err(error) => tracing::error!(%error, "TUN device is not usable"),
-        }
-        // Limits that an earlier control plane left here are found out anew. The other routes stay
-        // while this one learns what is behind which gateway.
-        let cleared = clear_routes(&device, |prefix| prefix.overlaps(OVERLAY_RANGE)).await;
-        if let Err(error) = cleared {
-            tracing::warn!(%error, "routes of an earlier control plane are still there");
-        }
-        while woken.recv().await.is_some() {
-            let Wishes { changed, only } =
-                std::mem::take(&mut *taken.lock().unwrap_or_else(PoisonError::into_inner));
-            if let Some(only) = only {
-                let stale =
-                    |prefix: Prefix| !prefix.overlaps(OVERLAY_RANGE) && !only.contains(&prefix);
-                if let Err(error) = clear_routes(&device, stale).await {
-                    tracing::warn!(%error, "routes to gateways that have gone are still there");
-                }
-            }
-            for (prefix, wish) in changed {
-                if let Err(error) = set_route(&device, prefix, wish).await {
-                    tracing::warn!(%error, %prefix, "the host's route was not changed");
-                }
-            }
-        }
-    });
+    let keeper = Keeper {
+        device,
+        index: None,
+        prepared: None,
+        configured: false,
+        moved: false,
+        gone_since: None,
+        routes: BTreeMap::new(),
+        due: Some(now()),
+        pace: Pace::default(),
+        report,
+    };
+    tokio::spawn(keep(keeper, Arc::clone(&wishes), woken, changes));
     HostRoutes { wishes, wake }
 }
 
-/// A route of ours.
-fn route(index: u32, prefix: Prefix, mtu: Option<u16>) -> RouteMessage {
-    let mut builder = RouteMessageBuilder::<Ipv6Addr>::new()
-        .destination_prefix(prefix.address().ip(), prefix.len())
-        .output_interface(index)
-        .protocol(RouteProtocol::Other(PROTOCOL));
-    if let Some(mtu) = mtu {
-        let metrics = RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu.into())]);
-        builder.get_mut().attributes.push(metrics);
+async fn keep(
+    mut keeper: Keeper,
+    wishes: Arc<Mutex<Wishes>>,
+    mut woken: mpsc::Receiver<()>,
+    mut changes: broadcast::Receiver<Change>,
+) {
+    let kernel = match Kernel::connect(&keeper.device.name) {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            return keeper
+                .report
+                .problem(Some(Problem::Failed(error.to_string())));
+        }
+    };
+    loop {
+        let due = keeper.due;
+        let wait = async {
+            match due {
+                Some(at) => tokio::time::sleep(at.since(now())).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            woken = woken.recv() => {
+                let Some(()) = woken else { return };
+                let wishes =
+                    std::mem::take(&mut *wishes.lock().unwrap_or_else(PoisonError::into_inner));
+                keeper.apply(&kernel, wishes).await;
+            }
+            change = changes.recv() => match change {
+                Ok(change) => keeper.note(&change),
+                Err(RecvError::Lagged(_)) => keeper.note(&Change::Lost),
+                // The node ends.
+                Err(RecvError::Closed) => return,
+            },
+            () = wait => keeper.check(&kernel).await,
+        }
     }
-    builder.build()
 }
 
-async fn set_route(device: &str, prefix: Prefix, wish: Wish) -> Result<(), HostError> {
-    let (connection, handle, _) = new_connection()?;
-    let connection = tokio::spawn(connection);
-    let index = device_index(device)?;
-    let done = match wish {
-        Wish::There(mtu) => {
-            let message = route(index, prefix, mtu);
-            handle.route().add(message).replace().execute().await
-        }
-        Wish::Gone => match handle
-            .route()
-            .del(route(index, prefix, None))
-            .execute()
-            .await
+/// What the task knows.
+struct Keeper {
+    device: Device,
+    /// Of the device when it was last seen.
+    index: Option<u32>,
+    /// Of the device that was set up and brought up last.
+    prepared: Option<u32>,
+    /// All was as wanted once.
+    configured: bool,
+    /// It lives in another network namespace.
+    moved: bool,
+    gone_since: Option<Nanos>,
+    /// Routes that are wanted besides the one that follows from the address.
+    routes: BTreeMap<Prefix, Option<u16>>,
+    /// When to compare what is wanted with what there is.
+    due: Option<Nanos>,
+    pace: Pace,
+    report: Arc<Report>,
+}
+
+impl Keeper {
+    /// The kernel reports a change.
+    fn note(&mut self, change: &Change) {
+        let ours = |index: &u32| Some(*index) == self.index;
+        let concerns = match change {
+            Change::Link { index, name } => ours(index) || *name == self.device.name,
+            Change::LinkGone { index, .. } | Change::Address { index } => ours(index),
+            Change::Route { index, destination } => {
+                index.as_ref().is_some_and(ours)
+                    || destination.is_some_and(|prefix| self.routes.contains_key(&prefix))
+            }
+            Change::Rule => false,
+            Change::Lost => true,
+        };
+        if let Change::LinkGone { moved, .. } = change
+            && concerns
         {
-            // It was never there, or went with the device.
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -3 => Ok(()),
-            other => other,
-        },
-    };
-    connection.abort();
-    done.map_err(|source| HostError::Refused {
-        device: device.to_owned(),
-        what: "route",
-        source,
-    })
-}
-
-/// Removes those of our routes on a device that `stale` says.
-async fn clear_routes(device: &str, stale: impl Fn(Prefix) -> bool) -> Result<(), HostError> {
-    let (connection, handle, _) = new_connection()?;
-    let connection = tokio::spawn(connection);
-    let index = device_index(device)?;
-    let refused = |source| HostError::Refused {
-        device: device.to_owned(),
-        what: "list of routes",
-        source,
-    };
-    let filter = RouteMessageBuilder::<Ipv6Addr>::new().build();
-    let mut routes = handle.route().get(filter).execute();
-    while let Some(found) = routes.try_next().await.map_err(refused)? {
-        let ours = found.header.protocol == RouteProtocol::Other(PROTOCOL)
-            && found.attributes.contains(&RouteAttribute::Oif(index));
-        if ours && destination(&found).is_some_and(&stale) {
-            handle.route().del(found).execute().await.map_err(refused)?;
+            // Wherever it comes from, it comes back down and bare.
+            (self.moved, self.prepared) = (*moved, None);
+        }
+        if concerns {
+            self.check_after(SETTLE);
         }
     }
-    connection.abort();
-    Ok(())
-}
 
-fn destination(route: &RouteMessage) -> Option<Prefix> {
-    #[allow(
-        clippy::wildcard_enum_match_arm,
-        reason = "attributes of routes are the kernel's and many"
-    )]
-    let address = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
-            _ => None,
-        });
-    let len = route.header.destination_prefix_length;
-    Some(Prefix::new(address?.into(), len))
-}
-
-/// Gives the device its address and MTU and brings it up. Doing it again changes nothing.
-async fn configure(device: &str, address: Ipv6Addr, mtu: u16) -> Result<(), HostError> {
-    let switched_off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
-    if switched_off.is_ok_and(|value| value.trim() == "1") {
-        return Err(HostError::NoIpv6);
+    fn check_after(&mut self, wait: Duration) {
+        let at = now() + wait;
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
-    let (connection, handle, _) = new_connection()?;
-    let connection = tokio::spawn(connection);
-    let refused = |what| {
-        move |source| HostError::Refused {
-            device: device.to_owned(),
-            what,
-            source,
+
+    /// Carries out what is wished of routes.
+    async fn apply(&mut self, kernel: &Kernel, Wishes { changed, only }: Wishes) {
+        if let Some(only) = only {
+            self.routes
+                .retain(|prefix, _| prefix.overlaps(OVERLAY_RANGE) || only.contains(prefix));
+            let stale = |prefix: Prefix| !prefix.overlaps(OVERLAY_RANGE) && !only.contains(&prefix);
+            if let Err(error) = self.clear_routes(kernel, stale).await {
+                tracing::warn!(%error, "routes to gateways that have gone are still there");
+            }
         }
-    };
-    let index = device_index(device)?;
-    let link = LinkUnspec::new_with_index(index)
-        .mtu(u32::from(mtu))
-        .append_extra_attribute(LinkAttribute::GsoMaxSize(GSO_BYTES_MAX))
-        .append_extra_attribute(LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS))
-        .up()
-        .build();
-    handle
-        .link()
-        .set(link)
-        .execute()
-        .await
-        .map_err(refused("MTU, queue and up"))?;
-    let added = handle
-        .address()
-        .add(index, IpAddr::V6(address), RANGE_LEN)
-        .execute()
-        .await;
-    match added {
-        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -17 => {}
-        other => other.map_err(refused("address"))?,
+        for (prefix, wish) in changed {
+            match wish {
+                Wish::There(mtu) => self.routes.insert(prefix, mtu),
+                Wish::Gone => self.routes.remove(&prefix),
+            };
+            // Without a device they are set when it is there again.
+            let Some(index) = self.index.filter(|_| !self.report.is_broken()) else {
+                continue;
+            };
+            let done = match wish {
+                Wish::There(mtu) => kernel.set_route(index, TABLE_MAIN, prefix, mtu).await,
+                Wish::Gone => kernel.delete_route(index, TABLE_MAIN, prefix).await,
+            };
+            if let Err(error) = done {
+                tracing::warn!(%error, %prefix, "the host's route was not changed");
+                self.check_after(SETTLE);
+            }
+        }
     }
-    connection.abort();
-    Ok(())
-}
 
-/// Index of a network device by its name.
-fn device_index(name: &str) -> std::io::Result<u32> {
-    use rustix::net::{AddressFamily, SocketType, netdevice, socket};
-    let any = socket(AddressFamily::INET6, SocketType::DGRAM, None)?;
-    Ok(netdevice::name_to_index(&any, name)?)
+    /// Removes those of our routes on the device that `stale` says.
+    async fn clear_routes(
+        &self,
+        kernel: &Kernel,
+        stale: impl Fn(Prefix) -> bool,
+    ) -> Result<(), HostError> {
+        let Some(index) = self.index else {
+            return Ok(());
+        };
+        for ((table, prefix), route) in kernel.routes(index).await? {
+            if route.ours && prefix != OVERLAY_RANGE && stale(prefix) {
+                kernel.delete_route(index, table, prefix).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what is wanted with what there is, repairs what differs, and reports.
+    async fn check(&mut self, kernel: &Kernel) {
+        self.due = None;
+        let problem = match self.repair(kernel).await {
+            Ok(problem) => problem,
+            Err(error) => {
+                self.due = Some(self.pace.next(now()).max(now() + RETRY));
+                Some(Problem::Failed(error.to_string()))
+            }
+        };
+        self.report.problem(problem);
+    }
+
+    async fn repair(&mut self, kernel: &Kernel) -> Result<Option<Problem>, HostError> {
+        let Some(link) = kernel.link(self.index).await? else {
+            return Ok(Some(self.gone()));
+        };
+        (self.gone_since, self.moved) = (None, false);
+        if !link.is_tun {
+            return Ok(Some(Problem::Foreign(link.name)));
+        }
+        self.index = Some(link.index);
+        let new = self.prepared != self.index;
+        if !new && !link.up {
+            return Ok(Some(Problem::Down(link.name)));
+        }
+        let broken = self.compare(kernel, &link, new).await?;
+        if broken.is_empty() {
+            return Ok(None);
+        }
+        let at = now();
+        let next = self.pace.next(at);
+        if next > at {
+            self.due = Some(next);
+            return Ok(Some(Problem::HeldBack(broken.into_keys().collect())));
+        }
+        let done = self.configure(kernel, &link, &broken).await;
+        // What has to be switched on by others works as soon as they do.
+        let paced = match &done {
+            Ok(()) => self.configured,
+            Err(error) => !matches!(error, HostError::Ipv6Off(..)),
+        };
+        if paced {
+            self.pace.note(at);
+        }
+        done?;
+        if std::mem::replace(&mut self.configured, true) {
+            self.report.repaired(&link.name, &broken);
+        } else {
+            let Device { address, mtu, .. } = self.device;
+            tracing::info!(device = link.name, %address, mtu, "TUN device is up");
+            // Limits that an earlier control plane left here are found out anew. The other routes stay
+            // while this one learns what is behind which gateway.
+            let wanted = &self.routes;
+            let stale =
+                |prefix: Prefix| prefix.overlaps(OVERLAY_RANGE) && !wanted.contains_key(&prefix);
+            if let Err(error) = self.clear_routes(kernel, stale).await {
+                tracing::warn!(%error, "routes of an earlier control plane are still there");
+            }
+        }
+        Ok(None)
+    }
+
+    /// There is no such device.
+    fn gone(&mut self) -> Problem {
+        (self.index, self.prepared) = (None, None);
+        let at = now();
+        let since = *self.gone_since.get_or_insert(at);
+        let problem = match self.moved {
+            true => Problem::Moved(self.device.name.clone()),
+            false => Problem::Gone(self.device.name.clone()),
+        };
+        if at.since(since) < GONE_BRIEFLY && !self.moved {
+            self.due = Some(since + GONE_BRIEFLY);
+            return Problem::Briefly(Box::new(problem));
+        }
+        problem
+    }
+
+    /// What is not as wanted, and how much of it.
+    async fn compare(
+        &self,
+        kernel: &Kernel,
+        link: &Link,
+        new: bool,
+    ) -> Result<BTreeMap<Part, usize>, HostError> {
+        let mut broken = BTreeMap::new();
+        let mut note = |part, count| {
+            if count > 0 {
+                broken.insert(part, count);
+            }
+        };
+        note(Part::Device, usize::from(new));
+        let mtu = link.mtu != u32::from(self.device.mtu);
+        note(Part::Mtu, usize::from(mtu));
+        let off = kernel::ipv6_is_off(&link.name)?;
+        note(Part::Ipv6, usize::from(off));
+        let address = kernel.has_address(link.index, self.device.address).await?;
+        note(Part::Address, usize::from(!address));
+        let missing = self.missing_routes(kernel, link.index).await?;
+        note(Part::Route, missing.len());
+        Ok(broken)
+    }
+
+    /// Routes that are wanted and not there as they are wanted.
+    async fn missing_routes(
+        &self,
+        kernel: &Kernel,
+        index: u32,
+    ) -> Result<Vec<(Prefix, Option<u16>)>, HostError> {
+        let there = kernel.routes(index).await?;
+        let mut missing: Vec<_> = self
+            .routes
+            .iter()
+            .filter(|(prefix, mtu)| {
+                let route = there.get(&(TABLE_MAIN, **prefix));
+                route.is_none_or(|route| !route.ours || route.mtu != mtu.map(u32::from))
+            })
+            .map(|(prefix, mtu)| (*prefix, *mtu))
+            .collect();
+        // It usually follows from the address, so it may be the kernel's.
+        if !there.contains_key(&(TABLE_MAIN, OVERLAY_RANGE)) {
+            missing.push((OVERLAY_RANGE, None));
+        }
+        Ok(missing)
+    }
+
+    /// Makes the device what it is to be. Doing it again changes nothing.
+    async fn configure(
+        &mut self,
+        kernel: &Kernel,
+        link: &Link,
+        broken: &BTreeMap<Part, usize>,
+    ) -> Result<(), HostError> {
+        let wrong = |part| broken.contains_key(&part);
+        // Before IPv6, which the kernel switches off below its smallest MTU.
+        if wrong(Part::Mtu) {
+            kernel.set_mtu(link.index, self.device.mtu).await?;
+        }
+        if wrong(Part::Device) {
+            kernel.prepare(link.index).await?;
+            self.prepared = Some(link.index);
+        }
+        if kernel::ipv6_is_off(&link.name)? {
+            kernel::switch_ipv6_on(&link.name)
+                .map_err(|source| HostError::Ipv6Off(link.name.clone(), source))?;
+        }
+        // Its route comes with it.
+        if wrong(Part::Address) {
+            kernel.add_address(link.index, self.device.address).await?;
+        }
+        for (prefix, mtu) in self.missing_routes(kernel, link.index).await? {
+            kernel
+                .set_route(link.index, TABLE_MAIN, prefix, mtu)
+                .await?;
+        }
+        Ok(())
+    }
 }

@@ -19,7 +19,7 @@ use hyphae_shm::record::{InjectRouted, Program, Punt};
 use hyphae_wire::{
     Endpoint, Nanos, NetworkId, OverlayAddress, PublicKey, SecretKey, Service, WorkerId,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::attach::Attachment;
 use crate::bus::{BusCommand, BusScrape, Service as BusService};
@@ -77,6 +77,9 @@ pub(crate) struct Scrape {
     pub(crate) rtt: Vec<Duration>,
     pub(crate) totals: Totals,
     pub(crate) handshakes: Handshakes,
+    /// Whether the host's traffic passes the TUN device; `None` without one.
+    pub(crate) host: Option<bool>,
+    pub(crate) host_repairs: BTreeMap<host::Part, u64>,
     /// Reloads done and refused, and when the last was done.
     pub(crate) reloads: (u64, u64, u64),
     pub(crate) bus: BusScrape,
@@ -133,6 +136,10 @@ pub(crate) struct Node {
     next_ping: u64,
     /// The host's routes to nodes whose path carries less than the device.
     pub(crate) host_routes: Option<host::HostRoutes>,
+    /// How the host's side of the TUN device is.
+    pub(crate) host: Arc<host::Report>,
+    /// What the kernel reports of links and addresses.
+    kernel_changes: broadcast::Sender<host::Change>,
     resolve_at: Nanos,
     pub(crate) totals: Totals,
     pub(crate) started: Nanos,
@@ -155,7 +162,7 @@ impl Node {
         identity: SecretKey,
         (overlay, bus): (Overlay, BusService),
         ports: Vec<u16>,
-        discovery: Discovery,
+        (discovery, kernel_changes): (Discovery, broadcast::Sender<host::Change>),
         (state_directory, socket_directory): (PathBuf, PathBuf),
         now: Nanos,
     ) -> Self {
@@ -191,6 +198,8 @@ impl Node {
             pings: BTreeMap::new(),
             next_ping: 1,
             host_routes: None,
+            host: Arc::default(),
+            kernel_changes,
             resolve_at: now,
             totals: Totals::default(),
             started: now,
@@ -278,8 +287,13 @@ impl Node {
             "attached"
         );
         if let (Some(name), Some(_)) = (hello.tun_name(), &self.config.tun) {
-            let (name, ip) = (name.to_owned(), self.identity.public_key().address().ip());
-            self.host_routes = Some(host::start(name, ip, self.config.mtu));
+            let device = host::Device {
+                name: name.to_owned(),
+                address: self.identity.public_key().address().ip(),
+                mtu: self.config.mtu,
+            };
+            let (changes, report) = (self.kernel_changes.subscribe(), Arc::clone(&self.host));
+            self.host_routes = Some(host::start(device, changes, report));
         }
         self.attachment = Some(attachment);
         self.hold = Hold::Adopting;
@@ -618,6 +632,11 @@ impl Node {
             rtt,
             totals: self.totals.clone(),
             handshakes: self.overlay.handshakes(),
+            host: self
+                .host_routes
+                .as_ref()
+                .map(|_| self.host.sentence().is_none()),
+            host_repairs: self.host.repairs(),
             reloads: self.reloads.read(),
             bus: self.bus.scrape(),
             routing: self.routing.as_ref().map(Routing::scrape),

@@ -28,7 +28,7 @@ use crate::state::{
 };
 use crate::stored::Stored;
 use crate::vigil::Vigil;
-use crate::{metrics, pump, rpc};
+use crate::{host, metrics, pump, rpc};
 
 /// Messages on their way to the forward proxy.
 const FORWARDED_MAX: usize = 1024;
@@ -188,12 +188,13 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let (handle, stats) = (bus.handle(), bus.proxies());
     let network_id = network.as_ref().map(Network::id);
     let discovery = Discovery::start(discovery_settings(&config, &overlay, &ports, network));
+    let kernel_changes = host::watch().map_err(system("netlink"))?;
     let mut node = Node::new(
         (config, options.settings, reloader),
         identity,
         (overlay, bus),
         ports,
-        discovery,
+        (discovery, kernel_changes),
         (options.state_directory, options.socket_directory),
         now,
     );

@@ -15,6 +15,7 @@
 mod attach;
 mod control;
 mod cores;
+mod device;
 mod handover;
 mod options;
 mod output;

@@ -25,6 +25,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use crate::attach::{Server, SocketError};
 use crate::control::Control;
 use crate::cores::{self, CoresError};
+use crate::device::{Keeper, Watch};
 use crate::handover;
 use crate::options::Options;
 use crate::polling::Polling;
@@ -107,6 +108,7 @@ struct Seat {
     stream: stream::StreamOutlet,
     stats: hyphae_shm::StatsWriter,
     udp_segmentation: bool,
+    device: Watch,
     polling: Polling,
     stop: Arc<AtomicBool>,
     pulse: Arc<Pulse>,
@@ -190,6 +192,12 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     let listener = stream_listener(options, sockets.first().map(|(_, report)| report.local));
     let ended = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
     let udp_segmentation = tun.as_ref().is_some_and(|tun| tun.uso);
+    let interface = tun.as_ref().map(tun::Tun::interface).transpose();
+    let interface = interface.map_err(|source| RunError::System {
+        call: "dup",
+        source,
+    })?;
+    let mut keeper = Keeper::new(interface, bells.clone()).map_err(system("eventfd"))?;
     let mut queues = tun.map(|tun| tun.queues).unwrap_or_default().into_iter();
     let mut threads = Vec::new();
     let begun = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
@@ -244,6 +252,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
             stream,
             stats: segment.stats_writer(id),
             udp_segmentation,
+            device: keeper.watch(),
             polling: Polling::new(options.poll_max),
             stop: Arc::clone(&stop),
             pulse: watch(&format!("worker-{n}"), &bells[id.as_usize()]),
@@ -279,7 +288,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     );
     let mut vigil = Vigil::new(Notifier::from_environment(), watched, begun);
     let does = format!("{workers} workers ({kind}) on UDP {ports:?}");
-    let waited = wait(server, &signal_fd, &ended, &mut vigil, &does);
+    let waited = wait(server, &signal_fd, &ended, &mut vigil, &mut keeper, &does);
     vigil.stopping();
     stop.store(true, Ordering::Relaxed);
     bells.iter().for_each(|bell| bell.ring());
@@ -433,6 +442,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         stream,
         stats,
         udp_segmentation,
+        device,
         polling,
         stop,
         pulse,
@@ -445,6 +455,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         stream,
         stats,
         udp_segmentation,
+        device,
         polling,
         stop,
         pulse,
@@ -465,6 +476,7 @@ fn wait(
     signals: &SignalFd,
     ended: &Doorbell,
     vigil: &mut Vigil,
+    keeper: &mut Keeper,
     does: &str,
 ) -> Result<(), RunError> {
     loop {
@@ -476,18 +488,18 @@ fn wait(
             "no control plane: forwarding goes on with what the last one left"
         };
         vigil.status(&format!("{does}; {has}"));
-        let timeout = vigil
-            .wait(Instant::now())
-            .map_or(LOOK, |wait| wait.min(LOOK));
+        let waits = [vigil.wait(Instant::now()), keeper.poll(clock())];
+        let timeout = waits.into_iter().flatten().fold(LOOK, Duration::min);
         let timeout = Timespec::try_from(timeout).ok();
         let readable = PollFlags::IN;
         let (ended_fd, listener) = (ended.as_fd(), server.listener());
-        let begun = vigil.begun().as_fd();
+        let (begun, lost) = (vigil.begun().as_fd(), keeper.lost().as_fd());
         let mut fds = vec![
             PollFd::new(signals, readable),
             PollFd::new(&ended_fd, readable),
             PollFd::new(&listener, readable),
             PollFd::new(&begun, readable),
+            PollFd::new(&lost, readable),
         ];
         let lease = server.lease();
         if let Some(lease) = &lease {
@@ -501,7 +513,10 @@ fn wait(
         if happened[0] || happened[1] {
             return Ok(());
         }
-        if happened.get(4) == Some(&true) {
+        if happened[4] {
+            keeper.note_lost();
+        }
+        if happened.get(5) == Some(&true) {
             server.end_lease();
         }
         if happened[2] {

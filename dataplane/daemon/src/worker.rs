@@ -17,6 +17,7 @@ use hyphae_wire::Nanos;
 use hyphae_wire::report::DATAGRAM_BASE;
 
 use crate::control::Control;
+use crate::device::Watch;
 use crate::handover::Handover;
 use crate::output::{Arena, Output};
 use crate::polling::Polling;
@@ -65,6 +66,7 @@ pub(crate) struct Worker<D: Driver> {
     /// The last turn left little to the kernel, and the last sleep was one.
     light: bool,
     rested: bool,
+    device: Watch,
     polling: Polling,
 }
 
@@ -76,6 +78,7 @@ pub(crate) struct WorkerParts {
     pub(crate) stream: StreamOutlet,
     pub(crate) stats: StatsWriter,
     pub(crate) udp_segmentation: bool,
+    pub(crate) device: Watch,
     pub(crate) polling: Polling,
     pub(crate) stop: Arc<AtomicBool>,
     pub(crate) pulse: Arc<Pulse>,
@@ -99,6 +102,7 @@ impl<D: Driver> Worker<D> {
             stream,
             stats,
             udp_segmentation,
+            device,
             polling,
             stop,
             pulse,
@@ -128,6 +132,7 @@ impl<D: Driver> Worker<D> {
             sent: 0,
             light: false,
             rested: false,
+            device,
             polling,
         }
     }
@@ -205,6 +210,7 @@ impl<D: Driver> Worker<D> {
             self.housekeeping = now + HOUSEKEEPING;
             self.engine.handle_timeout(now);
         }
+        self.device.poll(&mut self.driver);
         let stats = self.driver.stats();
         if let Some(to) = stats.too_big_to
             && stats.tx_too_big > self.too_big_told.0

@@ -131,6 +131,8 @@ pub struct DriverStats {
     pub too_big_to: Option<Endpoint>,
     /// Reads and writes of the TUN device that failed.
     pub tun_errors: u64,
+    /// Times the TUN device was found deleted; see [`Driver::resume_tun`].
+    pub tun_lost: u64,
     /// Times the worker slept and woke.
     pub wakeups: u64,
     /// Times the doorbell was found rung.
@@ -205,6 +207,10 @@ pub trait Driver {
     /// [`SendError`].
     fn write_tun(&mut self, header: &[u8; TUN_HEADER_LEN], spans: &[Span])
     -> Result<(), SendError>;
+
+    /// Uses the TUN queue again after [`DriverStats::tun_lost`] has grown: its descriptor is attached to a device
+    /// again. If it is not, it is lost once more.
+    fn resume_tun(&mut self);
 
     /// Hands queued sends and writes to the kernel now, without waiting.
     ///

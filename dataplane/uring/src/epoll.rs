@@ -46,8 +46,9 @@ pub struct EpollDriver {
     epoll: OwnedFd,
     socket: OwnedFd,
     doorbell: OwnedFd,
-    /// `None` without a device, and once its interface was deleted.
     tun: Option<OwnedFd>,
+    /// The interface of `tun` was deleted.
+    tun_gone: bool,
     pool: Pool,
     free_receive: Vec<BufferId>,
     incoming: Box<[Incoming]>,
@@ -112,6 +113,7 @@ impl EpollDriver {
             socket: parts.socket,
             doorbell: parts.doorbell,
             tun: parts.tun,
+            tun_gone: false,
             pool,
             incoming: vec![incoming; RECEIVES].into_boxed_slice(),
             incoming_headers: vec![header; RECEIVES].into_boxed_slice(),
@@ -263,9 +265,11 @@ impl EpollDriver {
 
     fn lose_tun(&mut self) {
         self.stats.tun_errors += 1;
-        if let Some(tun) = self.tun.take() {
-            // Closing it would do, unless somebody else has it open too: a process that is just being started.
-            let _ = epoll::delete(&self.epoll, &tun);
+        if let Some(tun) = self.tun.as_ref().filter(|_| !self.tun_gone) {
+            self.stats.tun_lost += 1;
+            self.tun_gone = true;
+            // Else it would be ready, with an error, again and again. It was added by `open` or `resume_tun`.
+            let _ = epoll::delete(&self.epoll, tun);
         }
     }
 
@@ -397,7 +401,8 @@ impl Driver for EpollDriver {
         header: &[u8; TUN_HEADER_LEN],
         spans: &[Span],
     ) -> Result<(), SendError> {
-        let tun = self.tun.as_ref().ok_or(SendError::NoTun)?;
+        let tun = self.tun.as_ref().filter(|_| !self.tun_gone);
+        let tun = tun.ok_or(SendError::NoTun)?;
         self.write.fill(&mut self.pool, header, spans)?;
         let iovecs = self.write.iovecs();
         let count = libc::c_int::try_from(iovecs.len()).unwrap_or(libc::c_int::MAX);
@@ -410,6 +415,14 @@ impl Driver for EpollDriver {
         self.write
             .finish(&mut self.pool, |_, slot| self.free_receive.push(slot));
         Ok(())
+    }
+
+    fn resume_tun(&mut self) {
+        if let Some(tun) = self.tun.as_ref().filter(|_| self.tun_gone) {
+            let data = EventData::new_u64(TUN);
+            // Without memory for it the device stays gone.
+            self.tun_gone = epoll::add(&self.epoll, tun, data, EventFlags::IN).is_err();
+        }
     }
 
     fn submit(&mut self) -> io::Result<()> {

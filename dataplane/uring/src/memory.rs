@@ -287,6 +287,9 @@ impl Driver for MemoryDriver {
         Ok(())
     }
 
+    /// A device in memory is never deleted.
+    fn resume_tun(&mut self) {}
+
     fn submit(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -194,6 +194,10 @@ impl Driver for AnyDriver {
         inside!(self, driver => driver.write_tun(header, spans))
     }
 
+    fn resume_tun(&mut self) {
+        inside!(self, driver => driver.resume_tun());
+    }
+
     fn submit(&mut self) -> io::Result<()> {
         inside!(self, driver => driver.submit())
     }

@@ -107,6 +107,56 @@ pub enum TunError {
     },
 }
 
+/// The queues of a device beside the drivers that read and write them: makes the interface again after it was
+/// deleted.
+#[derive(Debug)]
+pub struct Interface {
+    name: String,
+    /// Duplicates: attaching one attaches the driver's.
+    queues: Vec<OwnedFd>,
+    offloads: u32,
+}
+
+impl Tun {
+    /// The device's interface, to be kept while drivers own the queues.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn interface(&self) -> io::Result<Interface> {
+        let queues = self.queues.iter().map(OwnedFd::try_clone);
+        Ok(Interface {
+            name: self.name.clone(),
+            queues: queues.collect::<io::Result<_>>()?,
+            offloads: offloads(self.uso),
+        })
+    }
+}
+
+impl Interface {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Attaches every queue that has lost its interface to one of the same name, which is made if needed: new, down and
+    /// without addresses. True when there was such a queue. Reads and writes of a queue fail with `EBADFD` until then.
+    ///
+    /// # Errors
+    /// [`TunError`], worded for the operator. Queues that were attached before the error stay so.
+    pub fn restore(&self) -> Result<bool, TunError> {
+        let mut exists = self.queues.iter().any(is_attached);
+        let mut restored = false;
+        for fd in self.queues.iter().filter(|fd| !is_attached(fd)) {
+            attach_queue(fd, &self.name, !exists)?;
+            if !exists {
+                control(&self.name, "TUNSETOFFLOAD", set_offloads(fd, self.offloads))?;
+            }
+            (exists, restored) = (true, true);
+        }
+        Ok(restored)
+    }
+}
+
 /// Creates the device `name` (`%d` in it becomes the first free number) with `queues` queues. It
 /// lives as long as one of its descriptors.
 ///
@@ -133,12 +183,12 @@ pub fn open(name: &str, queues: u16) -> Result<Tun, TunError> {
         // A second process would be given further queues of the same device and with them a
         // share of its packets; asking for a new device on the first queue rules that out.
         let first = queue == 0;
-        tun.name = attach(&fd, &tun.name, first)?;
-        control(&tun.name, "TUNSETVNETHDRSZ", set_header_len(&fd))?;
+        tun.name = attach_queue(&fd, &tun.name, first)?;
         if first {
-            tun.uso = set_offloads(&fd, OFFLOADS | OFFLOADS_UDP).is_ok();
+            tun.uso = set_offloads(&fd, offloads(true)).is_ok();
             if !tun.uso {
-                control(&tun.name, "TUNSETOFFLOAD", set_offloads(&fd, OFFLOADS))?;
+                let set = set_offloads(&fd, offloads(false));
+                control(&tun.name, "TUNSETOFFLOAD", set)?;
             }
         }
         tun.queues.push(fd);
@@ -164,6 +214,30 @@ fn not_opened(source: io::Error) -> TunError {
         Some(libc::EPERM) => TunError::DeviceClosed { source },
         Some(_) | None => TunError::NoDriver { source },
     }
+}
+
+fn offloads(uso: bool) -> u32 {
+    if uso {
+        OFFLOADS | OFFLOADS_UDP
+    } else {
+        OFFLOADS
+    }
+}
+
+/// Makes `fd` a queue of `name`, with the header that drivers expect; returns the interface's name.
+fn attach_queue(fd: &OwnedFd, name: &str, first: bool) -> Result<String, TunError> {
+    let name = attach(fd, name, first)?;
+    control(&name, "TUNSETVNETHDRSZ", set_header_len(fd))?;
+    Ok(name)
+}
+
+/// Whether `fd` is a queue of an interface.
+fn is_attached(fd: &OwnedFd) -> bool {
+    // SAFETY: `ifreq` is a C struct of a character array and a union of plain data; all zero is
+    // valid for every member.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `ifreq`, which lives on this stack frame.
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) == 0 }
 }
 
 /// Makes `fd` a queue of `name`; returns the interface's name.

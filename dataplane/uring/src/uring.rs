@@ -103,7 +103,7 @@ pub struct UringDriver {
     ring: Ring,
     lent: ManuallyDrop<Lent>,
     doorbell_armed: bool,
-    /// The doorbell rang and `wait` has not returned since.
+    /// The doorbell rang, or the TUN device was deleted, and `wait` has not returned since.
     rung: bool,
     ready: Ready,
     family: Family,
@@ -220,7 +220,10 @@ impl UringDriver {
                 None
             }
             (Kind::TunPoll | Kind::TunRead, Some(tun)) => {
-                tun.complete_read(BufferId::new(index), result, pool, stats)
+                let event = tun.complete_read(BufferId::new(index), result, pool, stats);
+                // Not an event, but the worker has to know.
+                self.rung |= event.is_none() && tun.is_gone();
+                event
             }
             (Kind::TunWrite, Some(tun)) => {
                 tun.complete_write(index, result, pool, receive.buffers(), stats);
@@ -335,6 +338,12 @@ impl Driver for UringDriver {
         } = &mut *self.lent;
         let tun = tun.as_mut().ok_or(SendError::NoTun)?;
         tun.write(header, spans, &mut self.ring, pool, receive.buffers())
+    }
+
+    fn resume_tun(&mut self) {
+        if let Some(tun) = &mut self.lent.tun {
+            tun.resume();
+        }
     }
 
     fn submit(&mut self) -> io::Result<()> {

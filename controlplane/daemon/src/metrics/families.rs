@@ -134,6 +134,17 @@ pub(crate) const NODE: &[Family] = &[
         "Smoothed round-trip times of the peers that are up: median, nine tenths, largest",
     ),
     gauge(
+        "hyphae_host_up",
+        &[],
+        "1 while this host's traffic passes the TUN device, 0 while it does not (`hyphae status` says why); absent \
+         without a device",
+    ),
+    counter(
+        "hyphae_host_repairs_total",
+        &["part"],
+        "Repairs of the TUN device, its addresses and routes after something else had changed them",
+    ),
+    gauge(
         "hyphae_drained",
         &[],
         "1 while the node is drained: neighbours take other ways where they have them",

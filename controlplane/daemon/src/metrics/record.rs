@@ -11,6 +11,7 @@ use metrics::{counter, gauge};
 
 use super::families::{self, Family};
 use crate::bus::BusScrape;
+use crate::host::Part;
 use crate::node::Scrape;
 use crate::routing::RoutingScrape;
 use crate::state;
@@ -42,6 +43,13 @@ pub(crate) fn record(scrape: &Scrape) {
     }
     for (reason, total) in &totals.refusals {
         counter!("hyphae_handshakes_refused_total", "reason" => *reason).absolute(*total);
+    }
+    if let Some(up) = scrape.host {
+        gauge!("hyphae_host_up").set(f64::from(u8::from(up)));
+    }
+    for part in Part::ALL {
+        let total = scrape.host_repairs.get(&part).copied().unwrap_or(0);
+        counter!("hyphae_host_repairs_total", "part" => part.name()).absolute(total);
     }
     let handshakes = &scrape.handshakes;
     for (result, total) in [

@@ -488,6 +488,7 @@ impl Node {
             pid: std::process::id(),
             uptime: now.since(self.started).as_secs(),
             dataplane,
+            host_problem: self.host_routes.as_ref().and_then(|_| self.host.sentence()),
             mtu: self.config.mtu,
             suites: offered
                 .iter()

@@ -19,6 +19,7 @@ for_both! {
     written_packets_reach_the_host,
     bad_writes_are_counted,
     a_deleted_interface_is_noticed_once,
+    a_deleted_interface_works_again_once_it_is_restored,
     the_name_is_free_once_the_driver_is_dropped,
 }
 
@@ -294,6 +295,48 @@ fn a_deleted_interface_is_noticed_once<D: Subject>() {
             driver.write_tun(&[0; TUN_HEADER_LEN], &[span]),
             Err(SendError::NoTun)
         );
+    });
+}
+
+/// Waits until the driver finds its interface deleted.
+fn await_loss<D: Subject>(driver: &mut D, lost: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while driver.stats().tun_lost < lost {
+        assert!(Instant::now() < deadline, "{:?}", driver.stats());
+        driver.wait(Some(PATIENCE)).unwrap();
+        while let Some(Event::Tun { buffer, .. }) = driver.next() {
+            driver.release(buffer);
+        }
+    }
+}
+
+fn a_deleted_interface_works_again_once_it_is_restored<D: Subject>() {
+    in_namespace(|| {
+        let tun = open("hytest", 1).unwrap();
+        let interface = tun.interface().unwrap();
+        let queue = tun.queues.into_iter().next();
+        let mut driver = D::open_with(parts(queue), SLOT_BYTES);
+        assert!(!interface.restore().unwrap(), "nothing is to be restored");
+        for round in 1..4 {
+            driver.wait(Some(Duration::ZERO)).unwrap();
+            ip("link delete hytest");
+            // The loss ends a wait, so that a worker that would sleep for long hears of it.
+            await_loss(&mut driver, round);
+            assert_eq!(driver.stats().tun_lost, round, "once");
+            assert!(interface.restore().unwrap());
+            driver.resume_tun();
+            ip("address add 10.9.0.1/24 dev hytest");
+            ip("link set hytest up");
+            let host = UdpSocket::bind("10.9.0.1:0").unwrap();
+            host.send_to(b"again", "10.9.0.2:9").unwrap();
+            let (_, packet) = next_packet(&mut driver);
+            assert!(packet.ends_with(b"again"));
+        }
+        // Resumed too early it is lost once more.
+        ip("link delete hytest");
+        await_loss(&mut driver, 4);
+        driver.resume_tun();
+        await_loss(&mut driver, 5);
     });
 }
 

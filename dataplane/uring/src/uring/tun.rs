@@ -11,6 +11,9 @@
 //!                              └─ error ─▶ Gone ◀─ EBADFD
 //! ```
 //!
+//! The descriptor of a deleted interface stays registered. When it is attached to a device again, `resume` leads from
+//! Gone back to Idle.
+//!
 //! A multishot read is refused on this device. Reads do not wait: where the kernel would let them, each
 //! packet would wake all of a batch. Reads and writes are therefore carried out while they are submitted,
 //! or when the poll before them succeeds.
@@ -41,7 +44,7 @@ enum State {
     Waiting,
     Found,
     Reading,
-    /// The interface was deleted. There is no way back.
+    /// The interface was deleted. [`TunQueue::resume`] ends it.
     Gone,
 }
 
@@ -80,6 +83,22 @@ impl TunQueue {
     /// Whether nothing has to be queued before the worker sleeps.
     pub(super) fn stands(&self) -> bool {
         matches!(self.state, State::Waiting | State::Gone)
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.state == State::Gone
+    }
+
+    /// The descriptor is attached to a device again.
+    pub(super) fn resume(&mut self) {
+        if self.is_gone() {
+            // Reads of a batch that are still in flight lead to Idle when the last is complete.
+            self.drained = true;
+            self.state = match self.reading {
+                0 => State::Idle,
+                _ => State::Reading,
+            };
+        }
     }
 
     /// Queues what is due: reads, or the poll with its read if the worker is going to sleep.
@@ -164,6 +183,7 @@ impl TunQueue {
                     errno => {
                         stats.tun_errors += 1;
                         if matches!(errno, libc::EBADFD | libc::ENODEV) {
+                            stats.tun_lost += u64::from(!self.is_gone());
                             self.state = State::Gone;
                         }
                     }
@@ -199,7 +219,7 @@ impl TunQueue {
         pool: &mut Pool,
         buffers: &mut BufferRing,
     ) -> Result<(), SendError> {
-        if self.state == State::Gone {
+        if self.is_gone() {
             return Err(SendError::NoTun);
         }
         let index = self.writes.take().ok_or(SendError::Full)?;

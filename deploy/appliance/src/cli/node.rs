@@ -213,6 +213,9 @@ pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
                 plane.tun.as_deref().unwrap_or("none"),
                 status.mtu
             ));
+            if let Some(problem) = &status.host_problem {
+                output::line(format_args!("PROBLEM  {problem}"));
+            }
             output::line(format_args!(
                 "attach   generation {}, control plane pid {}",
                 plane.generation, status.pid

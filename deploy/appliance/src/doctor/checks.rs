@@ -181,6 +181,9 @@ fn tun(host: &Readings) -> Check {
         None => ok(NAME, "none wanted"),
         Some(Place::Free) => ok(NAME, "can be made"),
         Some(Place::Ours) => ok(NAME, "there, of the running node"),
+        Some(Place::Broken(problem)) => check(NAME, Level::Fail, problem.clone())
+            .because("this host's own traffic goes through it")
+            .fix("undo what is said above; the node repairs what it may by itself, and goes on by itself"),
         Some(Place::Refused(why)) => {
             let level = if host.may(CAP_NET_ADMIN) {
                 Level::Fail
@@ -299,7 +302,7 @@ fn ports(host: &Readings) -> Check {
     const NAME: &str = "ports";
     let refused = |(name, place): &(String, Place)| match place {
         Place::Refused(why) => Some(format!("{name}: {why}")),
-        Place::Free | Place::Ours => None,
+        Place::Free | Place::Ours | Place::Broken(_) => None,
     };
     let refused: Vec<_> = host.ports.iter().filter_map(refused).collect();
     if !refused.is_empty() {
@@ -321,7 +324,7 @@ fn ports(host: &Readings) -> Check {
 fn ipv6(host: &Readings) -> Check {
     const NAME: &str = "IPv6";
     match host.ipv6_disabled {
-        None => unknown(NAME, "net.ipv6.conf.all.disable_ipv6"),
+        None => unknown(NAME, "net.ipv6.conf.default.disable_ipv6"),
         Some(false) => ok(NAME, "on"),
         Some(true) => {
             let level = if host.tun.is_some() {
@@ -331,7 +334,8 @@ fn ipv6(host: &Readings) -> Check {
             };
             check(NAME, level, "switched off on this host")
                 .because("the overlay is IPv6: the TUN device gets no address, and neighbours are not found")
-                .fix("sysctl -w net.ipv6.conf.all.disable_ipv6=0, without ipv6.disable=1 on the kernel's line")
+                .fix("sysctl -w net.ipv6.conf.all.disable_ipv6=0, without ipv6.disable=1 on the kernel's line; a node that \
+                      may write there (no ProtectKernelTunables=) switches it on for its own device")
         }
     }
 }

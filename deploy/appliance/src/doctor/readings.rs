@@ -32,6 +32,8 @@ pub(super) enum Place {
     Ours,
     /// Not to be had, and why.
     Refused(String),
+    /// The running node has it, and it does not work.
+    Broken(String),
 }
 
 /// A device of the underlay.
@@ -135,7 +137,8 @@ pub(super) fn take(config: &Config, args: &NodeArgs) -> Readings {
         tun: config.tun.as_ref().map(|name| tun(name, running.as_ref())),
         ports: ports(config, *workers.as_ref().unwrap_or(&1), running.as_ref()),
         workers: Some(workers),
-        ipv6_disabled: number("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+        // What a new device gets; writing to `all` changes it too.
+        ipv6_disabled: number("/proc/sys/net/ipv6/conf/default/disable_ipv6")
             .map(|value| value == 1)
             .or_else(|| (!Path::new("/proc/sys/net/ipv6").exists()).then_some(true)),
         mtu: config.mtu,
@@ -175,7 +178,8 @@ fn capabilities() -> Option<u64> {
 fn tun(name: &str, running: Option<&Status>) -> Place {
     let ours = running.and_then(|status| status.dataplane.as_ref()?.tun.as_deref());
     if ours == Some(name) {
-        return Place::Ours;
+        let problem = running.and_then(|status| status.host_problem.clone());
+        return problem.map_or(Place::Ours, Place::Broken);
     }
     let opened = fs::OpenOptions::new()
         .read(true)

@@ -130,6 +130,9 @@ fn every_lack_is_found_with_its_reason_and_its_remedy() {
         ("TUN device", Fail, "No such file", |h| {
             h.tun = Some(Place::Refused("/dev/net/tun: No such file".into()));
         }),
+        ("TUN device", Fail, "was set down", |h| {
+            h.tun = Some(Place::Broken("TUN device hyphae0 was set down".into()));
+        }),
         ("workers", Fail, "core 9", |h| {
             h.workers = Some(Err("core 9 is not available".into()))
         }),

@@ -316,6 +316,9 @@ pub struct Status {
     pub uptime: u64,
     /// The dataplane; null while none is attached.
     pub dataplane: Option<Dataplane>,
+    /// Why this host's traffic does not pass the TUN device; null while it does, and without a device.
+    #[serde(default)]
+    pub host_problem: Option<String>,
     /// Largest inner packet.
     pub mtu: u16,
     /// Suites on offer.

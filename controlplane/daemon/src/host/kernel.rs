@@ -1,0 +1,330 @@
+//! Requests to the kernel about the TUN device: what there is, and what is to be.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+
+use futures_util::TryStreamExt;
+use hyphae_wire::Prefix;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol,
+};
+use rtnetlink::packet_route::{AddressFamily, address::AddressAttribute};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder, new_connection_with_strict_check};
+
+use super::{HostError, RANGE_LEN};
+
+/// Names our routes among those of others (`rt_protos` of iproute2 gives this number to nobody).
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(96);
+/// Largest super-packet the host should build: with its frames' overhead it fits one train.
+const GSO_BYTES_MAX: u32 = 57_000;
+/// Packets of the host that wait while a worker does not run. The kernel's 500 are 2 ms of 250,000 small packets per
+/// second, and the scheduler may let others run for longer than that.
+const TX_QUEUE_PACKETS: u32 = 2000;
+
+const EEXIST: i32 = -17;
+const ENODEV: i32 = -19;
+const ESRCH: i32 = -3;
+
+/// A connection to the kernel, for one device.
+pub(super) struct Kernel {
+    pub(super) handle: Handle,
+    device: String,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// The device as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) up: bool,
+    pub(super) mtu: u32,
+    pub(super) is_tun: bool,
+}
+
+/// A route on the device: destination and table, as far as they tell routes apart.
+pub(super) type Routes = BTreeMap<(u32, Prefix), Route>;
+
+/// What else there is to a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    /// Limit of the size of packets.
+    pub(super) mtu: Option<u32>,
+    /// One of those that this module sets.
+    pub(super) ours: bool,
+}
+
+impl Kernel {
+    pub(super) fn connect(device: &str) -> Result<Self, HostError> {
+        let (connection, handle, _) = new_connection_with_strict_check()?;
+        Ok(Self {
+            handle,
+            device: device.to_owned(),
+            connection: tokio::spawn(connection),
+        })
+    }
+
+    pub(super) fn refused(
+        &self,
+        what: &'static str,
+    ) -> impl Fn(rtnetlink::Error) -> HostError + use<> {
+        let device = self.device.clone();
+        move |source| HostError::Refused {
+            device: device.clone(),
+            what,
+            source,
+        }
+    }
+
+    /// The device, by its index if that is known: it may have been renamed.
+    pub(super) async fn link(&self, index: Option<u32>) -> Result<Option<Link>, HostError> {
+        if let Some(index) = index
+            && let Some(link) = self
+                .one_link(self.handle.link().get().match_index(index))
+                .await?
+        {
+            return Ok(Some(link));
+        }
+        let by_name = self.handle.link().get().match_name(self.device.clone());
+        self.one_link(by_name).await
+    }
+
+    async fn one_link(
+        &self,
+        request: rtnetlink::LinkGetRequest,
+    ) -> Result<Option<Link>, HostError> {
+        let mut links = std::pin::pin!(request.execute());
+        match links.try_next().await {
+            Ok(found) => Ok(found.as_ref().map(parse_link)),
+            Err(error) if is(&error, ENODEV) => Ok(None),
+            Err(error) => Err(self.refused("look")(error)),
+        }
+    }
+
+    pub(super) async fn has_address(
+        &self,
+        index: u32,
+        address: Ipv6Addr,
+    ) -> Result<bool, HostError> {
+        let mut request = self.handle.address().get();
+        // What the kernel does not filter, because it is of Linux 4.19 or older, is filtered below.
+        request.message_mut().header.family = AddressFamily::Inet6;
+        request.message_mut().header.index = index;
+        let wanted = AddressAttribute::Address(IpAddr::V6(address));
+        let mut found = std::pin::pin!(request.execute());
+        let mut has = false;
+        while let Some(message) = found
+            .try_next()
+            .await
+            .map_err(self.refused("list of addresses"))?
+        {
+            has |= message.header.index == index && message.attributes.contains(&wanted);
+        }
+        Ok(has)
+    }
+
+    pub(super) async fn routes(&self, index: u32) -> Result<Routes, HostError> {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = AddressFamily::Inet6;
+        filter.attributes.push(RouteAttribute::Oif(index));
+        let mut found = std::pin::pin!(self.handle.route().get(filter).execute());
+        let mut routes = Routes::new();
+        while let Some(message) = found
+            .try_next()
+            .await
+            .map_err(self.refused("list of routes"))?
+        {
+            let on_device = message.attributes.contains(&RouteAttribute::Oif(index));
+            if let (true, Some(prefix)) = (on_device, destination(&message)) {
+                let route = Route {
+                    mtu: mtu(&message),
+                    ours: message.header.protocol == PROTOCOL,
+                };
+                let known = routes.entry((table(&message), prefix)).or_insert(route);
+                // Of two with one destination the one of ours counts.
+                if route.ours {
+                    *known = route;
+                }
+            }
+        }
+        Ok(routes)
+    }
+
+    pub(super) async fn set_route(
+        &self,
+        index: u32,
+        table: u32,
+        prefix: Prefix,
+        mtu: Option<u16>,
+    ) -> Result<(), HostError> {
+        let route = route(index, table, prefix, mtu);
+        let set = self.handle.route().add(route).replace().execute().await;
+        set.map_err(self.refused("route"))
+    }
+
+    pub(super) async fn delete_route(
+        &self,
+        index: u32,
+        table: u32,
+        prefix: Prefix,
+    ) -> Result<(), HostError> {
+        let route = route(index, table, prefix, None);
+        match self.handle.route().del(route).execute().await {
+            // It was never there, or went with the device.
+            Err(error) if is(&error, ESRCH) => Ok(()),
+            other => other.map_err(self.refused("route")),
+        }
+    }
+
+    /// Sets queue and offloads of a device that is new, and brings it up.
+    pub(super) async fn prepare(&self, index: u32) -> Result<(), HostError> {
+        let link = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::GsoMaxSize(GSO_BYTES_MAX))
+            .append_extra_attribute(LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS))
+            .up()
+            .build();
+        let set = self.handle.link().set(link).execute().await;
+        set.map_err(self.refused("queue and up"))
+    }
+
+    pub(super) async fn set_mtu(&self, index: u32, mtu: u16) -> Result<(), HostError> {
+        let link = LinkUnspec::new_with_index(index).mtu(u32::from(mtu));
+        let set = self.handle.link().set(link.build()).execute().await;
+        set.map_err(self.refused("MTU"))
+    }
+
+    pub(super) async fn add_address(&self, index: u32, address: Ipv6Addr) -> Result<(), HostError> {
+        let added = self
+            .handle
+            .address()
+            .add(index, IpAddr::V6(address), RANGE_LEN)
+            .execute()
+            .await;
+        match added {
+            Err(error) if is(&error, EEXIST) => Ok(()),
+            other => other.map_err(self.refused("address")),
+        }
+    }
+}
+
+fn is(error: &rtnetlink::Error, number: i32) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == number)
+}
+
+/// Switches of IPv6.
+const IPV6: &str = "/proc/sys/net/ipv6";
+
+fn switch(device: &str) -> String {
+    format!("{IPV6}/conf/{device}/disable_ipv6")
+}
+
+/// Whether IPv6 is switched off for a device. A device whose MTU is too small for IPv6 has no switch.
+///
+/// # Errors
+/// Where the kernel has none at all.
+pub(super) fn ipv6_is_off(device: &str) -> Result<bool, HostError> {
+    if Path::new("/proc/sys/net").exists() && !Path::new(IPV6).exists() {
+        return Err(HostError::NoIpv6);
+    }
+    let value = std::fs::read_to_string(switch(device));
+    Ok(value.is_ok_and(|value| value.trim() != "0"))
+}
+
+/// Switches IPv6 on for a device: it has no other use.
+pub(super) fn switch_ipv6_on(device: &str) -> std::io::Result<()> {
+    std::fs::write(switch(device), "0")
+}
+
+/// A route of ours.
+fn route(index: u32, table: u32, prefix: Prefix, mtu: Option<u16>) -> RouteMessage {
+    let mut builder = RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(prefix.address().ip(), prefix.len())
+        .output_interface(index)
+        .table_id(table)
+        .protocol(PROTOCOL);
+    if let Some(mtu) = mtu {
+        let metrics = RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu.into())]);
+        builder.get_mut().attributes.push(metrics);
+    }
+    builder.build()
+}
+
+/// A link's name.
+pub(super) fn name(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::IfName(name) = attribute {
+            Some(name.clone())
+        } else {
+            None
+        }
+    })
+}
+
+fn parse_link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: name(message).unwrap_or_default(),
+        up: message.header.flags.contains(LinkFlags::Up),
+        mtu: 0,
+        is_tun: false,
+    };
+    for attribute in &message.attributes {
+        if let LinkAttribute::Mtu(mtu) = attribute {
+            link.mtu = *mtu;
+        }
+        if let LinkAttribute::LinkInfo(info) = attribute {
+            link.is_tun |= info.contains(&LinkInfo::Kind(InfoKind::Tun));
+        }
+    }
+    link
+}
+
+pub(super) fn destination(route: &RouteMessage) -> Option<Prefix> {
+    let address = route.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Destination(RouteAddress::Inet6(address)) = attribute {
+            Some(*address)
+        } else {
+            None
+        }
+    });
+    let len = route.header.destination_prefix_length;
+    // The default route has none.
+    let address = address.or((len == 0).then_some(Ipv6Addr::UNSPECIFIED));
+    Some(Prefix::new(address?.into(), len))
+}
+
+fn mtu(route: &RouteMessage) -> Option<u32> {
+    let metrics = route.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Metrics(metrics) = attribute {
+            Some(metrics)
+        } else {
+            None
+        }
+    });
+    metrics?.iter().find_map(|metric| {
+        if let RouteMetric::Mtu(mtu) = metric {
+            Some(*mtu)
+        } else {
+            None
+        }
+    })
+}
+
+fn table(route: &RouteMessage) -> u32 {
+    let given = route.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Table(table) = attribute {
+            Some(*table)
+        } else {
+            None
+        }
+    });
+    given.unwrap_or_else(|| u32::from(route.header.table))
+}

@@ -1,0 +1,153 @@
+//! What is wrong with the host's side of the TUN device, and how often it was repaired: for status, metrics, doctor and
+//! the log, which gets each change once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+/// A part of the host's state, as it is repaired and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    /// The device itself, which was made again.
+    Device,
+    /// Its MTU.
+    Mtu,
+    /// The switch of IPv6.
+    Ipv6,
+    /// Its address.
+    Address,
+    /// Routes.
+    Route,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Device,
+        Self::Mtu,
+        Self::Ipv6,
+        Self::Address,
+        Self::Route,
+    ];
+
+    /// Its label.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Mtu => "mtu",
+            Self::Ipv6 => "ipv6",
+            Self::Address => "address",
+            Self::Route => "route",
+        }
+    }
+}
+
+/// Why this host's traffic does not pass the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// One that may be over in a moment: shown, not logged.
+    Briefly(Box<Self>),
+    /// There is no such device.
+    Gone(String),
+    /// It is in another network namespace.
+    Moved(String),
+    /// There is one of this name, which is no TUN device.
+    Foreign(String),
+    /// It was set down.
+    Down(String),
+    /// It is changed again and again.
+    HeldBack(Vec<Part>),
+    /// A repair failed.
+    Failed(String),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Briefly(problem) => problem.fmt(f),
+            Self::Gone(name) => write!(
+                f,
+                "there is no TUN device {name}: it was deleted, and the dataplane has not made it again"
+            ),
+            Self::Moved(name) => write!(
+                f,
+                "TUN device {name} was moved to another network namespace; move it back, or restart the node"
+            ),
+            Self::Foreign(name) => write!(
+                f,
+                "device {name} is not this node's TUN device but another one of that name; delete or rename it"
+            ),
+            Self::Down(name) => write!(
+                f,
+                "TUN device {name} was set down; `ip link set {name} up` sets it up again"
+            ),
+            Self::HeldBack(parts) => {
+                let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
+                write!(
+                    f,
+                    "something else on this host changes the TUN device again and again ({}); it is repaired less \
+                     and less often: find what does (`ip -6 monitor`)",
+                    names.join(", ")
+                )
+            }
+            Self::Failed(error) => f.write_str(error),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    problem: Option<Problem>,
+    repairs: BTreeMap<Part, u64>,
+}
+
+/// Shared between the task that repairs and those who show.
+#[derive(Debug, Default)]
+pub(crate) struct Report(Mutex<State>);
+
+impl Report {
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How it is now; changes are logged.
+    pub(super) fn problem(&self, problem: Option<Problem>) {
+        let before = self.with(|state| std::mem::replace(&mut state.problem, problem.clone()));
+        let logged = |problem: Option<Problem>| {
+            problem.filter(|problem| !matches!(problem, Problem::Briefly(_)))
+        };
+        match (logged(before), logged(problem)) {
+            (None, None) => {}
+            (Some(_), None) => tracing::info!("this host's traffic passes the TUN device again"),
+            (before, Some(problem)) if before.as_ref() == Some(&problem) => {}
+            (_, Some(problem)) => {
+                tracing::error!("this host's traffic does not pass: {problem}");
+            }
+        }
+    }
+
+    /// Something was repaired.
+    pub(super) fn repaired(&self, device: &str, parts: &BTreeMap<Part, usize>) {
+        let names: Vec<_> = parts.keys().map(|part| part.name()).collect();
+        let parts = parts.keys();
+        self.with(|state| parts.for_each(|part| *state.repairs.entry(*part).or_default() += 1));
+        tracing::warn!(
+            device,
+            repaired = names.join(", "),
+            "the TUN device was changed by something else, and is as it was"
+        );
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.with(|state| state.problem.is_some())
+    }
+
+    /// What is wrong, in a sentence.
+    pub(crate) fn sentence(&self) -> Option<String> {
+        self.with(|state| state.problem.as_ref().map(ToString::to_string))
+    }
+
+    /// How often which part was repaired.
+    pub(crate) fn repairs(&self) -> BTreeMap<Part, u64> {
+        self.with(|state| state.repairs.clone())
+    }
+}

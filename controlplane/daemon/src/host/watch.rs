@@ -1,0 +1,177 @@
+//! What the kernel says about links, addresses, routes and rules, as it changes.
+//!
+//! One socket for the control plane; every change goes to all who subscribed. A subscriber that falls behind, and a
+//! socket that does (`ENOBUFS`), lose changes and learn that they did: both then read everything again, so nothing
+//! depends on having seen a change.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use tokio::sync::broadcast;
+
+use hyphae_wire::Prefix;
+
+use super::kernel;
+
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv6Rule,
+];
+/// Changes that a subscriber may be behind.
+const BEHIND_MAX: usize = 128;
+/// The kernel's messages to a group are at most this long.
+const MESSAGE_MAX: usize = 32 << 10;
+
+/// Something has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A link came, or one of its attributes changed.
+    Link {
+        /// Its index.
+        index: u32,
+        /// Its name.
+        name: String,
+    },
+    /// A link was deleted, or moved to another network namespace.
+    LinkGone {
+        /// Its index.
+        index: u32,
+        /// It lives on, elsewhere.
+        moved: bool,
+    },
+    /// An address of a link came or went.
+    Address {
+        /// The link's index.
+        index: u32,
+    },
+    /// An IPv6 route came or went.
+    Route {
+        /// Index of the link that it leads to, if it is one.
+        index: Option<u32>,
+        /// Its destination.
+        destination: Option<Prefix>,
+    },
+    /// An IPv6 rule came or went.
+    Rule,
+    /// Changes were lost: anything may be different.
+    Lost,
+}
+
+/// Subscribes to the kernel's notifications and passes them on for as long as the process lives.
+///
+/// # Errors
+/// Where there is no netlink socket to be had.
+pub(crate) fn start() -> io::Result<broadcast::Sender<Change>> {
+    let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+    let groups = GROUPS.iter().map(|group| 1 << (*group as u32 - 1));
+    let address = SocketAddr::new(0, groups.sum());
+    socket.socket_mut().bind(&address)?;
+    let (sender, _) = broadcast::channel(BEHIND_MAX);
+    let changes = sender.clone();
+    tokio::spawn(async move {
+        let mut buffer = Vec::with_capacity(MESSAGE_MAX);
+        let mut seen = BTreeSet::new();
+        loop {
+            buffer.clear();
+            match socket.recv(&mut buffer).await {
+                Ok(()) => parse(&buffer, |change| {
+                    // Nobody may have subscribed.
+                    let _ = changes.send(change);
+                }),
+                // ENOBUFS, and whatever else there is: the socket goes on.
+                Err(error) => {
+                    if seen.insert(error.raw_os_error()) {
+                        tracing::warn!(%error, "notifications of the kernel were lost; all is read again, each time");
+                    }
+                    let _ = changes.send(Change::Lost);
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    });
+    Ok(sender)
+}
+
+/// Hands each change in a datagram to `take`.
+fn parse(mut datagram: &[u8], mut take: impl FnMut(Change)) {
+    while datagram.len() >= 16 {
+        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram) else {
+            // One that this version of the decoder does not know; it may be about anything.
+            return take(Change::Lost);
+        };
+        if let NetlinkPayload::InnerMessage(inner) = &message.payload
+            && let Some(change) = change(inner)
+        {
+            take(change);
+        }
+        // Messages are aligned to 4 bytes.
+        let len = (message.header.length as usize).next_multiple_of(4).max(16);
+        datagram = datagram.get(len..).unwrap_or_default();
+    }
+}
+
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "messages of the kernel are many, and the enumeration grows"
+)]
+fn change(message: &RouteNetlinkMessage) -> Option<Change> {
+    Some(match message {
+        RouteNetlinkMessage::NewLink(link) => Change::Link {
+            index: link.header.index,
+            name: kernel::name(link)?,
+        },
+        RouteNetlinkMessage::DelLink(link) => gone(link)?,
+        RouteNetlinkMessage::NewAddress(AddressMessage { header, .. })
+        | RouteNetlinkMessage::DelAddress(AddressMessage { header, .. }) => Change::Address {
+            index: header.index,
+        },
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            Change::Route {
+                index: oif(route),
+                destination: kernel::destination(route),
+            }
+        }
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Change::Rule,
+        _ => return None,
+    })
+}
+
+fn gone(link: &LinkMessage) -> Option<Change> {
+    // A bridge says the same of a port that leaves it.
+    if link.header.interface_family != rtnetlink::packet_route::AddressFamily::Unspec {
+        return None;
+    }
+    let moved = link.attributes.iter().any(|attribute| {
+        matches!(
+            attribute,
+            LinkAttribute::NewNetnsId(_) | LinkAttribute::NewIfIndex(_)
+        )
+    });
+    let index = link.header.index;
+    Some(Change::LinkGone { index, moved })
+}
+
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "attributes of routes are the kernel's and many"
+)]
+fn oif(route: &RouteMessage) -> Option<u32> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
+}

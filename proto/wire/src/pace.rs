@@ -1,0 +1,85 @@
+//! How often something that keeps breaking is repaired.
+
+use std::time::Duration;
+
+use crate::Nanos;
+
+/// Attempts in a row that are made at once.
+const BURST: usize = 3;
+/// Time within which a burst counts as one.
+const WINDOW: Duration = Duration::from_secs(60);
+/// First pause after a burst, and the longest; each is twice the one before.
+const PAUSE_MIN: Duration = Duration::from_secs(20);
+const PAUSE_MAX: Duration = Duration::from_secs(320);
+
+/// Attempts at a repair: three a minute, then exponential back-off, 20 s to 320 s. Twice the last pause without an
+/// attempt ends the back-off.
+#[derive(Clone, Debug, Default)]
+pub struct Pace {
+    /// The last attempts, oldest first.
+    recent: [Option<Nanos>; BURST],
+    pause: Duration,
+}
+
+impl Pace {
+    /// When the next attempt may be made; not later than `now` for at once.
+    pub fn next(&self, now: Nanos) -> Nanos {
+        let [oldest, .., last] = self.recent;
+        match (oldest, last) {
+            (Some(oldest), Some(last)) if now < oldest + WINDOW || !self.pause.is_zero() => {
+                last + self.pause.max(PAUSE_MIN)
+            }
+            _ => now,
+        }
+    }
+
+    /// An attempt is made.
+    pub fn note(&mut self, now: Nanos) {
+        let [oldest, .., last] = self.recent;
+        let burst = oldest.is_some_and(|at| now < at + WINDOW);
+        let quiet = last.is_none_or(|at| now >= at + (2 * self.pause).max(WINDOW));
+        self.pause = match (quiet, burst || !self.pause.is_zero()) {
+            (true, _) | (false, false) => Duration::ZERO,
+            (false, true) => (2 * self.pause).clamp(PAUSE_MIN, PAUSE_MAX),
+        };
+        self.recent.rotate_left(1);
+        self.recent[BURST - 1] = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Nanos = Nanos(1_000_000_000_000);
+
+    /// Seconds at which a repair that is always needed is made within ten minutes.
+    fn attempts() -> Vec<u64> {
+        let (mut pace, mut now, mut made) = (Pace::default(), START, Vec::new());
+        while now.since(START) < Duration::from_secs(600) {
+            let at = pace.next(now).max(now);
+            now = at + Duration::from_secs(1);
+            pace.note(at);
+            made.push(at.since(START).as_secs());
+        }
+        made
+    }
+
+    #[test]
+    fn three_repairs_are_made_at_once_and_then_ever_fewer() {
+        assert_eq!(attempts(), [0, 1, 2, 22, 42, 82, 162, 322, 642]);
+    }
+
+    #[test]
+    fn quiet_ends_the_back_off() {
+        let mut pace = Pace::default();
+        for second in [0, 1, 2, 22, 62] {
+            pace.note(START + Duration::from_secs(second));
+        }
+        let later = START + Duration::from_secs(62 + 200);
+        assert!(pace.next(later) <= later);
+        pace.note(later);
+        let again = later + Duration::from_secs(1);
+        assert!(pace.next(again) <= again);
+    }
+}
