@@ -11,13 +11,16 @@ use hyphae_wire::timers::Timers;
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 use crate::completed::Completed;
+use crate::held::Held;
 use crate::incoming::Incoming;
 use crate::kept::Kept;
+use crate::oldest::Oldest;
 use crate::outgoing::SendKey;
 use crate::path::Path;
 use crate::receipts::{Reader, Receipts};
 use crate::rng::Rng;
 use crate::sends::{SendRef, Sends};
+use crate::shares::Shares;
 use crate::topics::Topics;
 use crate::{
     Config, DeliveryKey, Event, MessageId, MessageInfo, MessageState, Pool, Room, Stats, Topic,
@@ -47,16 +50,20 @@ pub struct Bus {
     // Receiving.
     pub(crate) incoming: HashMap<DeliveryKey, Box<Incoming>, RandomState>,
     pub(crate) incoming_bytes: usize,
+    /// Of those: of several packets, by when the last of them came.
+    pub(crate) partial: Oldest,
     /// Messages and bytes of each peer in `incoming`.
-    pub(crate) shares: HashMap<PublicKey, Room, RandomState>,
+    pub(crate) shares: Shares,
     pub(crate) completed: Completed,
     /// Of the last message that came: most have the same.
     pub(crate) last_topic: Topic,
     pub(crate) room: Room,
-    /// Senders that were told to wait, in order.
-    pub(crate) held: VecDeque<(DeliveryKey, OverlayAddress)>,
+    /// Senders that were told to wait.
+    pub(crate) held: Held,
     /// What peers are told of their messages of one packet each.
     pub(crate) kept: BTreeMap<PublicKey, Kept>,
+    /// Peers that `kept` may be asked for in vain before it is swept again.
+    pub(crate) kept_sweep_in: usize,
     receipts: Receipts,
     /// A packet that did not fit the last payload.
     pub(crate) next: Option<Transmit>,
@@ -137,10 +144,12 @@ impl Bus {
             completed: Completed::new(config.completed_max),
             address,
             looked_up: (config.key, address),
+            shares: Shares::new(&config),
             config,
             topics,
             receipts: Receipts::new(rng.number()),
             kept: BTreeMap::new(),
+            kept_sweep_in: 0,
             rng,
             stats: Stats::default(),
             timers: Timers::new(),
@@ -153,10 +162,10 @@ impl Bus {
             waiting: HashMap::default(),
             incoming: HashMap::default(),
             incoming_bytes: 0,
-            shares: HashMap::default(),
+            partial: Oldest::default(),
             last_topic: Topic::default(),
             room: Room::ENDLESS,
-            held: VecDeque::new(),
+            held: Held::default(),
             next: None,
             spare: Vec::new(),
         }

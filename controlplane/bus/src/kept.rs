@@ -15,6 +15,8 @@ use crate::DeliveryKey;
 pub(crate) const ACK_DELAY: Duration = Duration::from_millis(5);
 /// Messages that a sender is told of late at most: its window may have no room for many more.
 const LATE_MAX: usize = 16;
+/// Messages that one may have been overtaken by.
+const OVERTAKEN_MAX: usize = 256;
 /// Packets back from the last one that are told again: more than a window holds.
 const AGAIN: u64 = 65_536;
 
@@ -54,10 +56,15 @@ impl Kept {
         }
     }
 
-    /// A message that waits for its verdict has come.
-    pub(crate) fn wait(&mut self, now: Nanos, sequence: u64, key: DeliveryKey) {
+    /// A message that waits for its verdict has come. False when it came so far out of order that making room for it
+    /// would cost more than telling its sender now.
+    pub(crate) fn wait(&mut self, now: Nanos, sequence: u64, key: DeliveryKey) -> bool {
         let place = self.late.partition_point(|(other, ..)| *other < sequence);
-        self.late.insert(place, (sequence, now, key));
+        let moved = place.min(self.late.len() - place);
+        if moved <= OVERTAKEN_MAX {
+            self.late.insert(place, (sequence, now, key));
+        }
+        moved <= OVERTAKEN_MAX
     }
 
     /// When its sender has to be told of a message.
@@ -221,7 +228,7 @@ mod tests {
         let now = Nanos(1_000_000_000);
         // They overtake each other on their way.
         for n in [3, 1, 2, 5, 4, 9, 7] {
-            kept.wait(now, 100 + n, key(n));
+            assert!(kept.wait(now, 100 + n, key(n)));
         }
         assert_eq!(kept.due(), Some(now + ACK_DELAY));
         assert!(kept.owes_before(102) && !kept.owes_before(101));
@@ -233,7 +240,7 @@ mod tests {
         assert_eq!((word.kept.len(), word.waited), (0, 5000));
         assert_eq!((kept.due(), kept.owes_before(u64::MAX)), (None, false));
         // More ranges than a packet holds take several.
-        (0..100).for_each(|n| kept.wait(now, 1000 + 2 * n, key(n)));
+        (0..100).for_each(|n| assert!(kept.wait(now, 1000 + 2 * n, key(n))));
         let (first, second) = (kept.word(now, |_| true), kept.word(now, |_| true));
         assert_eq!((first.there.len(), second.there.len()), (64, 36));
     }

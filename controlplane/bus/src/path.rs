@@ -8,7 +8,7 @@
 //! round trip with losses that are more than the way loses by itself: up to 2 % of the bytes, as BBR has it
 //! (LossThresh in draft-ietf-ccwg-bbr), and a few at a time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
@@ -204,6 +204,13 @@ impl Path {
     /// The message that a packet on its way belongs to.
     pub(crate) fn flight(&self, sequence: u64) -> Option<&Flight> {
         self.flights.get(self.place(sequence)?)?.as_ref()
+    }
+
+    /// Messages on it, but for those that wait for their verdicts; some that are finished.
+    pub(crate) fn unfinished(&self) -> BTreeSet<SendRef> {
+        let flying = self.flights.iter().flatten().map(|flight| &flight.send);
+        let waiting = self.ready.iter().chain(&self.held);
+        waiting.chain(flying).copied().collect()
     }
 
     fn first_flight(&self) -> Option<(u64, &Flight)> {

@@ -1,7 +1,9 @@
 //! Incoming messages: who may send what, how much, and what becomes of it.
 
+use std::collections::HashMap;
 use std::collections::btree_map::Entry;
 
+use ahash::RandomState;
 use hyphae_wire::message::{Body, Cut, Packet, Status};
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
@@ -15,12 +17,20 @@ use crate::{AbortReason, Bus, DeliveryKey, Event, Inbound, Refuse, Rejection, Ro
 
 /// Peers that are told of their messages many at a time.
 const KEPT_MAX: usize = 16_384;
-/// Senders that are remembered to wait for room.
-const HELD_MAX: usize = 1024;
 /// Bytes of the longest call on the topic of administration.
 const ADMIN_MAX: usize = 1 << 20;
 /// Silence after which an unfinished message gives way to another one.
 const STALE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// When the last packet of an unfinished message came.
+fn silent_since(
+    incoming: &HashMap<DeliveryKey, Box<Incoming>, RandomState>,
+    key: &DeliveryKey,
+) -> Option<Nanos> {
+    let found = incoming.get(key);
+    let partial = found.filter(|incoming| incoming.stage == Stage::Partial);
+    partial.map(|incoming| incoming.progress_at)
+}
 
 fn rejection(status: Status) -> Option<Rejection> {
     match status {
@@ -88,7 +98,7 @@ impl Bus {
                 {
                     self.drop_incoming(key);
                 }
-                self.held.retain(|(held, _)| *held != key);
+                self.held.remove(&key);
             }
             Body::Ack { .. } | Body::Read { .. } | Body::ReadAck | Body::Kept { .. } => {}
         }
@@ -138,13 +148,18 @@ impl Bus {
         self.check_room(now, key, &topic, cut.len)?;
         let mut incoming = Incoming::new(now, address, topic, cut, *digest);
         incoming.opened_by = sequence;
-        self.charge(key.peer, incoming.cost());
+        self.incoming_bytes += incoming.cost();
+        self.shares.add(key.peer, incoming.cost());
         // One that comes whole waits for nothing but the caller.
-        if !incoming.is_single() {
+        let single = incoming.is_single();
+        self.incoming.insert(key, Box::new(incoming));
+        if !single {
             let at = now + self.config.incoming_idle;
             self.timers.set(Timer::Incoming(key), at);
+            let time = |key: &DeliveryKey| silent_since(&self.incoming, key);
+            self.partial.push(now, key, self.incoming.len(), time);
+            self.shares.begin(now, key, time);
         }
-        self.incoming.insert(key, Box::new(incoming));
         Ok(())
     }
 
@@ -177,11 +192,7 @@ impl Bus {
             return Err(Status::Full);
         }
         let cost = len + OVERHEAD;
-        let share = self.shares.get(&key.peer).copied();
-        let share = share.unwrap_or(Room {
-            messages: 0,
-            bytes: 0,
-        });
+        let share = self.shares.of(&key.peer);
         if share.messages >= self.config.incoming_per_peer_max
             || share.bytes + cost > self.config.incoming_per_peer_bytes_max
         {
@@ -191,21 +202,46 @@ impl Bus {
             bus.incoming.len() >= bus.config.incoming_max
                 || bus.incoming_bytes + cost > bus.config.incoming_bytes_max
         };
+        let wanted = Room {
+            messages: share.messages + 1,
+            bytes: share.bytes + cost,
+        };
+        // Only under attack, or with very many senders at once.
         while over(self) {
-            // Only reached under attack, or with very many senders at once.
-            let stale = self
-                .incoming
-                .iter()
-                .filter(|(_, i)| i.stage == Stage::Partial && now.since(i.progress_at) >= STALE)
-                .min_by_key(|(_, i)| i.progress_at);
-            let Some((stale, _)) = stale else {
-                return Err(Status::Full);
-            };
-            let stale = *stale;
+            let victim = self.victim(now, wanted).ok_or(Status::Full)?;
             self.stats.expired += 1;
-            self.drop_incoming(stale);
+            self.drop_incoming(victim);
         }
         Ok(())
+    }
+
+    /// The unfinished message that gives way to one of a peer that would then have `wanted`: the one that has been
+    /// silent longest; else one of whoever has most, if that still is no less afterwards.
+    fn victim(&mut self, now: Nanos, wanted: Room) -> Option<DeliveryKey> {
+        let time = |key: &DeliveryKey| silent_since(&self.incoming, key);
+        let stale = u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(until) = now.0.checked_sub(stale)
+            && let Some(stale) = self.partial.pop(Nanos(until), time)
+        {
+            return Some(stale);
+        }
+        let found = self.shares.heaviest(time)?;
+        let held = self.shares.of(&found.peer);
+        let cost = self
+            .incoming
+            .get(&found)
+            .map_or(0, |incoming| incoming.cost());
+        let left = Room {
+            messages: held.messages - 1,
+            bytes: held.bytes - cost,
+        };
+        if self.shares.weight(left) >= self.shares.weight(wanted) {
+            return Some(found);
+        }
+        // It stays, and may have to go another time.
+        let at = time(&found)?;
+        self.shares.begin(at, found, time);
+        None
     }
 
     fn refuse_opening(
@@ -228,9 +264,7 @@ impl Bus {
 
     fn push_back(&mut self, key: DeliveryKey, address: OverlayAddress) {
         self.stats.pushed_back += 1;
-        if self.held.len() < HELD_MAX && !self.held.iter().any(|(held, _)| *held == key) {
-            self.held.push_back((key, address));
-        }
+        self.held.insert(key, address);
     }
 
     /// False when no such message is coming in.
@@ -308,7 +342,9 @@ impl Bus {
         let Some(kept) = self.kept_of(key.peer, address) else {
             return false;
         };
-        kept.wait(now, sequence, key);
+        if !kept.wait(now, sequence, key) {
+            return false;
+        }
         if !std::mem::replace(&mut kept.alarmed, true) {
             self.timers.set(Timer::Late(key.peer), now + ACK_DELAY);
         }
@@ -318,8 +354,15 @@ impl Bus {
     /// What a peer is told of its messages; `None` when too many are told something just now.
     fn kept_of(&mut self, peer: PublicKey, address: OverlayAddress) -> Option<&mut Kept> {
         if self.kept.len() >= KEPT_MAX && !self.kept.contains_key(&peer) {
-            self.kept
-                .retain(|_, kept| kept.queued || kept.due().is_some());
+            // A sweep is paid for by as many in vain.
+            match self.kept_sweep_in.checked_sub(1) {
+                Some(less) => self.kept_sweep_in = less,
+                None => {
+                    self.kept_sweep_in = KEPT_MAX;
+                    self.kept
+                        .retain(|_, kept| kept.queued || kept.due().is_some());
+                }
+            }
         }
         let room = self.kept.len() < KEPT_MAX;
         match self.kept.entry(peer) {
@@ -537,9 +580,10 @@ impl Bus {
         if !more || room.bytes == 0 {
             return;
         }
-        let count = room.messages.min(self.held.len());
-        let resumed: Vec<_> = self.held.drain(..count).collect();
-        for (key, address) in resumed {
+        for _ in 0..room.messages {
+            let Some((key, address)) = self.held.pop() else {
+                break;
+            };
             self.say(key, address, 0, Status::Resume);
         }
     }
@@ -558,16 +602,6 @@ impl Bus {
         }
     }
 
-    fn charge(&mut self, peer: PublicKey, cost: usize) {
-        self.incoming_bytes += cost;
-        let share = self.shares.entry(peer).or_insert(Room {
-            messages: 0,
-            bytes: 0,
-        });
-        share.messages += 1;
-        share.bytes += cost;
-    }
-
     fn drop_incoming(&mut self, key: DeliveryKey) {
         let Some(incoming) = self.incoming.remove(&key) else {
             return;
@@ -577,13 +611,7 @@ impl Bus {
         }
         let cost = incoming.cost();
         self.incoming_bytes -= cost;
-        if let Some(share) = self.shares.get_mut(&key.peer) {
-            share.messages -= 1;
-            share.bytes -= cost;
-            if share.messages == 0 {
-                self.shares.remove(&key.peer);
-            }
-        }
+        self.shares.remove(key.peer, cost);
     }
 
     /// The outgoing side of a message to this node itself.

@@ -50,6 +50,13 @@ impl Bus {
         self.begin(now, id, true, message)
     }
 
+    /// Whether a message of so many bytes would be taken for sending now.
+    pub fn has_room(&self, len: usize) -> bool {
+        self.sends.len() < self.config.outgoing_max
+            && self.waiting.len() < self.config.outgoing_max
+            && self.outgoing_bytes + len <= self.config.outgoing_bytes_max
+    }
+
     fn begin(
         &mut self,
         now: Nanos,
@@ -77,10 +84,7 @@ impl Bus {
                 return Err(PushError::Answered(id));
             }
         }
-        let full = self.sends.len() >= self.config.outgoing_max
-            || self.waiting.len() >= self.config.outgoing_max
-            || self.outgoing_bytes + len > self.config.outgoing_bytes_max;
-        if full {
+        if !self.has_room(len) {
             return Err(PushError::QueueFull {
                 messages: self.sends.len(),
                 bytes: self.outgoing_bytes,
@@ -159,7 +163,7 @@ impl Bus {
             // A chunk on its way like others, which is lost with them.
             self.next = None;
         }
-        for of in self.sends.to(subnet) {
+        for of in path.unfinished() {
             let cut = self.sends.get_mut(of).filter(|send| !send.fits(mtu));
             // All of it is there, and it waits for its verdict.
             let Some(send) = cut.filter(|send| !send.is_undecided()) else {

@@ -112,21 +112,6 @@ impl Sends {
         send.filter(|_| slot.generation == of.generation)
     }
 
-    /// Those on their way to a /64; looks at all there are.
-    pub(crate) fn to(&self, subnet: u64) -> Vec<SendRef> {
-        let slots = (0..).zip(&self.rooms.slots);
-        let to = slots.filter(|(_, slot)| {
-            slot.send
-                .as_ref()
-                .is_some_and(|send| send.name.subnet == subnet)
-        });
-        let refer = |(slot, held): (u32, &Slot)| SendRef {
-            slot,
-            generation: held.generation,
-        };
-        to.map(refer).collect()
-    }
-
     fn find(&self, id: MessageId, is: impl Fn(SendKey) -> bool) -> Option<Place> {
         let hash = self.hasher.hash_one(id);
         let same = |place: &Place| self.rooms.name(*place).is_some_and(&is);

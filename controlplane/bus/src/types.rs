@@ -453,6 +453,11 @@ pub struct Room {
 }
 
 impl Room {
+    /// None at all.
+    pub const NONE: Self = Self {
+        messages: 0,
+        bytes: 0,
+    };
     /// As much as there can be.
     pub const ENDLESS: Self = Self {
         messages: usize::MAX,

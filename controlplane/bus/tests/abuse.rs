@@ -77,6 +77,60 @@ fn item_14_half_open_messages_cost_bounded_memory_and_give_way() {
     assert_eq!((stats.incoming, stats.incoming_bytes), (0, 0));
 }
 
+/// Four keys fill the table with messages of which nothing more comes.
+fn filled(net: &mut Net) {
+    for n in 0..4 * 16_384 {
+        net.inject(
+            stranger(n % 4),
+            1,
+            &opening(n, 3000, b"", &[0; 1200], &[0; 32]),
+        );
+    }
+    assert_eq!(net.nodes[1].bus.stats().incoming, 65_536);
+}
+
+#[test]
+fn a_table_that_few_keys_have_filled_gives_way_to_others_at_once() {
+    let mut net = Net::new(2, 1, CLEAN);
+    filled(&mut net);
+    let ids: Vec<_> = (0..50)
+        .map(|n| net.push(0, message(key(2), "", payload(5000, n))))
+        .collect();
+    // Less than the silence after which anybody's gives way.
+    net.run_for(Duration::from_secs(1));
+    for id in ids {
+        assert_eq!(net.state(0, id), MessageState::Received);
+    }
+    assert!(net.nodes[1].bus.stats().incoming > 65_000, "one for one");
+    // The four get no more than they have.
+    for n in 0..1000 {
+        let bytes = opening(1 << 40 | n, 3000, b"", &[0; 1200], &[0; 32]);
+        net.inject(stranger(n % 4), 1, &bytes);
+    }
+    assert!(net.nodes[1].bus.stats().incoming <= 65_536);
+}
+
+#[test]
+fn an_opening_costs_no_more_when_the_table_is_full() {
+    let mut net = Net::new(2, 1, CLEAN);
+    filled(&mut net);
+    let began = std::time::Instant::now();
+    let count = 50_000;
+    for n in 0..count {
+        net.inject(stranger(4), 1, &opening(n, 3000, b"", &[0; 1200], &[0; 32]));
+    }
+    for n in 0..count {
+        let abort = packet(n, n, Body::Abort);
+        net.inject(stranger(5), 1, &abort);
+    }
+    // Looking at every entry for each would be 6 thousand million steps.
+    let took = began.elapsed();
+    assert!(
+        took < Duration::from_secs(30),
+        "{took:?} for {count} openings"
+    );
+}
+
 #[test]
 fn item_13_forbidden_topics_are_refused_without_memory() {
     let mut net = Net::new(2, 2, CLEAN);
