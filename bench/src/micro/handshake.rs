@@ -107,7 +107,7 @@ impl Side {
                     let end = Punt::SnapshotEnd(generation);
                     self.overlay.handle_punt(now, worker, &end);
                 } else if let Program::InjectRaw(record, frame) = program {
-                    wire.push_back((self.at, record.endpoint, frame.to_vec()));
+                    wire.push_back((self.at, record.addresses.remote, frame.to_vec()));
                 } else if let Program::LinkInstall(_) = program {
                     self.links += 1;
                 }
@@ -145,7 +145,9 @@ fn pairs() -> Turn {
             client.overlay.begin_attach(now, 1);
             client.drain(now, &mut wire);
             while let Some((from, to, frame)) = wire.pop_front() {
-                let record = PuntHandshake { endpoint: from };
+                let record = PuntHandshake {
+                    addresses: from.into(),
+                };
                 let side = if to == server.at {
                     &mut server
                 } else {

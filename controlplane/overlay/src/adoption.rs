@@ -18,7 +18,7 @@ use hyphae_shm::record::{
     RETAIN_SESSION, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, Retain, SessionInstall,
 };
 use hyphae_wire::guard::Token;
-use hyphae_wire::{Endpoint, Nanos, PublicKey, SessionIndex, Suite, WorkerId};
+use hyphae_wire::{AddressPair, Nanos, PublicKey, SessionIndex, Suite, WorkerId};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::engine::Timer;
@@ -66,7 +66,7 @@ struct Adopted {
     suite: Suite,
     role: u8,
     direction: Direction,
-    endpoint: Endpoint,
+    addresses: AddressPair,
     created: Nanos,
 }
 
@@ -280,7 +280,7 @@ impl Overlay {
             receive: lane.receive,
             send: lane.send,
             reset: lane.reset,
-            endpoint: lane.endpoint,
+            endpoint: lane.addresses.remote,
             active: lane.role == ROLE_ACTIVE,
             heard: now,
         };
@@ -294,9 +294,10 @@ impl Overlay {
             remove_at: expires,
             retiring: receive_only,
             lanes: lanes.values().map(state).collect(),
+            local: first.addresses.local,
             handshake: None,
         };
-        let fresh = || Association::new(Some(key), key.address(), first.endpoint);
+        let fresh = || Association::new(Some(key), key.address(), first.addresses.remote);
         self.associations
             .entry(owner)
             .or_insert_with(fresh)
@@ -455,7 +456,10 @@ impl Collected {
             (link.receive_index.get(), link.send_index.get()),
             link.reset,
             (link.suite, link.role, link.flags),
-            link.endpoint,
+            AddressPair {
+                remote: link.endpoint,
+                local: link.local,
+            },
             link.created.get(),
         );
         self.add(owner, link.epoch.get(), link.lane.get(), adopted);
@@ -468,7 +472,7 @@ impl Collected {
             (session.receive_index.get(), session.send_index.get()),
             session.reset,
             (session.suite, session.role, session.flags),
-            Endpoint::default(),
+            AddressPair::default(),
             session.created.get(),
         );
         self.add(owner, session.epoch.get(), session.lane.get(), adopted);
@@ -489,7 +493,7 @@ impl Adopted {
         (receive, send): (u32, u32),
         reset: Token,
         (suite, role, flags): (u8, u8, u8),
-        endpoint: Endpoint,
+        addresses: AddressPair,
         created: u64,
     ) -> Option<Self> {
         let outbound = flags & FLAG_INITIATOR != 0;
@@ -504,7 +508,7 @@ impl Adopted {
             } else {
                 Direction::Inbound
             },
-            endpoint,
+            addresses,
             created: Nanos(created),
         })
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyphae_wire::{Endpoint, Nanos};
+use hyphae_wire::{AddressPair, Endpoint, Nanos};
 
 use crate::engine::Timer;
 use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal, Pace};
@@ -244,9 +244,15 @@ impl Overlay {
         if association.outgoing.is_some() {
             return;
         }
-        let carrier = |endpoint| Carrier::Underlay {
-            worker: FIRST_WORKER,
-            endpoint,
+        // A peer that dialled here may be reachable only from the address that it dialled.
+        let local = association.current().map(|session| session.local);
+        let carrier = |endpoint| {
+            let local = local.filter(|_| endpoint == association.endpoint);
+            let addresses = AddressPair {
+                remote: endpoint,
+                local: local.unwrap_or_default(),
+            };
+            Carrier::back(FIRST_WORKER, addresses)
         };
         let (carriers, pace) = match owner {
             Owner::Peer(_) => (endpoints.into_iter().map(carrier).collect(), Pace::BRISK),

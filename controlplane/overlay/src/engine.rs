@@ -192,14 +192,11 @@ impl Overlay {
                 let kind = frame.first().copied().and_then(FrameKind::from_code);
                 if kind == Some(FrameKind::CookieReply) {
                     if let Some((number, cookie)) = guard::parse(frame) {
-                        self.on_cookie(meta.endpoint, number, cookie);
+                        self.on_cookie(meta.addresses.remote, number, cookie);
                     }
                     return;
                 }
-                let carrier = Carrier::Underlay {
-                    worker,
-                    endpoint: meta.endpoint,
-                };
+                let carrier = Carrier::back(worker, meta.addresses);
                 self.handle_handshake(now, carrier, Message::parse_frame(frame));
             }
             Punt::LinkLocal(meta, bytes) => {

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use hyphae_wire::guard::Token;
 use hyphae_wire::handshake::Offer;
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, SessionIndex, Suite, WorkerId};
+use hyphae_wire::{
+    AddressPair, Endpoint, LocalAddress, Nanos, OverlayAddress, SessionIndex, Suite, WorkerId,
+};
 
 use crate::ConfiguredPeer;
+use crate::install::FIRST_WORKER;
 use crate::keys::Kind;
 use crate::noise::Noise;
 use crate::session::Owner;
@@ -39,11 +42,14 @@ pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);
 
 /// Way of a handshake message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Carrier {
     Underlay {
         worker: WorkerId,
         endpoint: Endpoint,
+        /// The address of this host that was asked at, which answers leave from; unset for what
+        /// begins here.
+        local: LocalAddress,
     },
     Overlay {
         worker: WorkerId,
@@ -59,6 +65,57 @@ pub(crate) enum Source {
 }
 
 impl Carrier {
+    /// To an underlay address that nothing has come from yet.
+    pub(crate) fn to(endpoint: Endpoint) -> Self {
+        Self::Underlay {
+            worker: FIRST_WORKER,
+            endpoint,
+            local: LocalAddress::UNSET,
+        }
+    }
+
+    /// The way back of what came to a worker.
+    pub(crate) fn back(worker: WorkerId, addresses: AddressPair) -> Self {
+        Self::Underlay {
+            worker,
+            endpoint: addresses.remote,
+            local: addresses.local,
+        }
+    }
+
+    /// Whether both lead to the same place through the same worker.
+    pub(crate) fn leads_with(self, other: Self) -> bool {
+        match (self, other) {
+            (
+                Self::Underlay {
+                    worker, endpoint, ..
+                },
+                Self::Underlay {
+                    worker: other,
+                    endpoint: there,
+                    ..
+                },
+            ) => worker == other && endpoint == there,
+            (
+                Self::Overlay { worker, address },
+                Self::Overlay {
+                    worker: other,
+                    address: there,
+                },
+            ) => worker == other && address == there,
+            (Self::Underlay { .. }, Self::Overlay { .. })
+            | (Self::Overlay { .. }, Self::Underlay { .. }) => false,
+        }
+    }
+
+    /// The address of this host that answers leave from.
+    pub(crate) fn local(self) -> LocalAddress {
+        match self {
+            Self::Underlay { local, .. } => local,
+            Self::Overlay { .. } => LocalAddress::UNSET,
+        }
+    }
+
     pub(crate) fn kind(self) -> Kind {
         match self {
             Self::Underlay { .. } => Kind::Link,

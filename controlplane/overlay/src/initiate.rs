@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use hyphae_wire::guard;
 use hyphae_wire::handshake::{HandshakeError, Message, Offer, RESETS_MAX, Step};
-use hyphae_wire::{Endpoint, Lane, Nanos, NetworkId, PublicKey, SessionIndex, Suite, SuiteSet};
+use hyphae_wire::{
+    Endpoint, Lane, LocalAddress, Nanos, NetworkId, PublicKey, SessionIndex, Suite, SuiteSet,
+};
 
 use crate::engine::Timer;
 use crate::event::{Direction, Origin};
@@ -186,7 +188,7 @@ impl Overlay {
             self.abandon(id);
             if self.associations.get(&owner).and_then(|a| a.key) != Some(key) {
                 self.path_foreign(now, owner, endpoint);
-            } else if probed == Some(carrier) {
+            } else if probed.is_some_and(|probed| probed.leads_with(carrier)) {
                 self.path_answered(now, owner, endpoint, took);
             }
             return;
@@ -244,6 +246,7 @@ impl Overlay {
                 theirs: &offer.lanes,
                 resets: &offer.resets,
                 endpoints: &endpoints,
+                local: LocalAddress::UNSET,
                 mtu: offer.mtu,
                 handshake: None,
             },
@@ -368,7 +371,7 @@ impl Overlay {
                 let waits = |o: &&Outgoing| {
                     let asked = o.carriers.iter().chain(&o.fallback.carriers);
                     matches!(o.stage, Stage::Response(_))
-                        && asked.into_iter().any(|c| *c == carrier)
+                        && asked.into_iter().any(|c| c.leads_with(carrier))
                 };
                 let Some(outgoing) = self.outgoing.get(&receiver).filter(waits) else {
                     return;

@@ -9,8 +9,8 @@ use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::guard::Token;
 use hyphae_wire::handshake::{Step, encode_frame_in, encode_in};
 use hyphae_wire::{
-    Endpoint, Lane, Nanos, Network, NetworkId, OverlayAddress, PublicKey, Service, SessionIndex,
-    Suite, WorkerId,
+    AddressPair, Endpoint, Lane, LocalAddress, Nanos, Network, NetworkId, OverlayAddress,
+    PublicKey, Service, SessionIndex, Suite, WorkerId,
 };
 use std::time::Duration;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -48,6 +48,8 @@ pub(crate) struct NewSession<'a> {
     /// Their reset tokens, of the first lanes.
     pub(crate) resets: &'a [Token],
     pub(crate) endpoints: &'a [Endpoint],
+    /// Where all of them leave from until frames of the other end name another address.
+    pub(crate) local: LocalAddress,
     /// Largest inner packet of the other end.
     pub(crate) mtu: u16,
     pub(crate) handshake: Option<u32>,
@@ -105,6 +107,7 @@ impl Overlay {
                         flags,
                         reserved: [0; 3],
                         endpoint: *endpoint,
+                        local: new.local,
                         created,
                         rekey_after_ms,
                         reject_after_ms,
@@ -171,6 +174,7 @@ impl Overlay {
                 },
             retiring: receive_only,
             lanes,
+            local: new.local,
             handshake: new.handshake,
         };
         self.associations.get_mut(&owner)?.adopt(session);
@@ -283,8 +287,17 @@ impl Overlay {
     /// Sends a handshake message.
     pub(crate) fn send_handshake(&mut self, carrier: Carrier, message: &[u8]) {
         match carrier {
-            Carrier::Underlay { worker, endpoint } => {
-                let inject = InjectRaw { endpoint };
+            Carrier::Underlay {
+                worker,
+                endpoint,
+                local,
+            } => {
+                let inject = InjectRaw {
+                    addresses: AddressPair {
+                        remote: endpoint,
+                        local,
+                    },
+                };
                 self.output
                     .program(worker, &Program::InjectRaw(&inject, message));
             }

@@ -14,7 +14,6 @@ use std::time::Duration;
 use hyphae_wire::{Endpoint, Nanos, PublicKey};
 
 use crate::handshake::{Carrier, Goal, Pace};
-use crate::install::FIRST_WORKER;
 use crate::session::{Association, Owner, Rtt};
 use crate::{Event, Overlay};
 
@@ -116,11 +115,8 @@ impl Overlay {
             }
         }
         for endpoint in due {
-            let carrier = Carrier::Underlay {
-                worker: FIRST_WORKER,
-                endpoint,
-            };
-            self.begin(now, Goal::Probe { owner }, vec![carrier], Pace::ONCE);
+            let carriers = vec![Carrier::to(endpoint)];
+            self.begin(now, Goal::Probe { owner }, carriers, Pace::ONCE);
         }
     }
 

@@ -198,6 +198,7 @@ impl Overlay {
                     theirs: &offer.lanes,
                     resets: &offer.resets,
                     endpoints: &endpoints,
+                    local: carrier.local(),
                     mtu: offer.mtu,
                     handshake: Some(id),
                 },

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hyphae_wire::guard::Token;
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
+use hyphae_wire::{Endpoint, LocalAddress, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
 
 use crate::event::Direction;
 use crate::keys::Kind;
@@ -71,6 +71,8 @@ pub(crate) struct Session {
     pub(crate) remove_at: Nanos,
     pub(crate) retiring: bool,
     pub(crate) lanes: Vec<LaneState>,
+    /// The address of this host that the other end began it with (links).
+    pub(crate) local: LocalAddress,
     /// Our number of the handshake, when the other side began it: a repeated third message finds
     /// it.
     pub(crate) handshake: Option<u32>,

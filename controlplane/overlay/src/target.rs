@@ -12,7 +12,6 @@ use crate::engine::Timer;
 use crate::handshake::{
     CONFIRM_TIMEOUT, Carrier, Goal, Pace, RETRY_FIRST, RETRY_MAX_JUST_NOW, RETRY_MAX_RECENT,
 };
-use crate::install::FIRST_WORKER;
 use crate::session::{Association, Owner};
 use crate::{ConfiguredPeer, DownReason, Overlay, PeerConfig, Refusal};
 
@@ -225,12 +224,7 @@ impl Overlay {
             .addresses
             .iter()
             .filter(|endpoint| !endpoint.is_unset());
-        let carriers: Vec<_> = carriers
-            .map(|endpoint| Carrier::Underlay {
-                worker: FIRST_WORKER,
-                endpoint: *endpoint,
-            })
-            .collect();
+        let carriers: Vec<_> = carriers.map(|endpoint| Carrier::to(*endpoint)).collect();
         let Some(first) = carriers.first() else {
             return;
         };

@@ -13,7 +13,6 @@ use hyphae_wire::{Endpoint, Nanos};
 
 use crate::Overlay;
 use crate::handshake::{Carrier, Fallback, Goal, RETRANSMIT_MAX, Stage};
-use crate::install::FIRST_WORKER;
 use crate::session::Owner;
 
 /// Start of datagrams over streams with a peer that has not answered for long.
@@ -42,10 +41,7 @@ impl Overlay {
         let carriers: Vec<_> = addresses
             .into_iter()
             .filter(|address| !address.is_stream() && !address.is_unset())
-            .map(|address| Carrier::Underlay {
-                worker: FIRST_WORKER,
-                endpoint: address.stream(),
-            })
+            .map(|address| Carrier::to(address.stream()))
             .collect();
         if carriers.is_empty() {
             return Fallback::NONE;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyphae_forward::{EngineEvent, SnapshotCursor, Verdict};
 use hyphae_shm::record::{Generation, Punt};
 use hyphae_shm::{Consumer, Doorbell, Producer, RECORD_MAX};
-use hyphae_wire::{Endpoint, Nanos};
+use hyphae_wire::{AddressPair, Nanos};
 
 use crate::punts;
 
@@ -92,7 +92,7 @@ impl Control {
     pub(crate) fn push_verdict(
         &mut self,
         now: Nanos,
-        from: &Endpoint,
+        from: &AddressPair,
         verdict: &Verdict,
         frame: &[u8],
     ) -> bool {

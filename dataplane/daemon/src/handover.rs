@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use hyphae_shm::{Consumer, Doorbell, Producer};
-use hyphae_wire::{Endpoint, WorkerId};
+use hyphae_wire::{AddressPair, WorkerId};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
 
@@ -25,31 +25,34 @@ pub(crate) const COUNTS: u16 = 3;
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(crate) struct Header {
-    from: Endpoint,
+    from: AddressPair,
     peer: U32,
     reserved: U32,
 }
 
 impl Header {
     /// Of a frame as received from, or to be sent to, an underlay address.
-    pub(crate) fn raw(endpoint: &Endpoint) -> Self {
+    pub(crate) fn raw(addresses: impl Into<AddressPair>) -> Self {
         Self {
-            from: *endpoint,
+            from: addresses.into(),
             peer: U32::ZERO,
             reserved: U32::ZERO,
         }
     }
 
-    /// That address.
-    pub(crate) fn from(&self) -> Endpoint {
+    /// That address, and ours.
+    pub(crate) fn from(&self) -> AddressPair {
         self.from
     }
 }
 
 /// A frame taken over from another worker.
 pub(crate) enum Taken<'a> {
-    /// As received from this underlay address.
-    Raw { from: Endpoint, frame: &'a mut [u8] },
+    /// As received, with these addresses.
+    Raw {
+        from: AddressPair,
+        frame: &'a mut [u8],
+    },
     /// Link part opened by the other worker, from this peer.
     Opened { peer: u32, frame: &'a mut [u8] },
     /// What the stream thread has counted.
@@ -115,14 +118,14 @@ pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handover> {
 
 impl Handover {
     /// Hands over a datagram as received. False when it could not be.
-    pub(crate) fn raw(&mut self, to: WorkerId, from: &Endpoint, frame: &[u8]) -> bool {
+    pub(crate) fn raw(&mut self, to: WorkerId, from: &AddressPair, frame: &[u8]) -> bool {
         self.push(to, RAW, &Header::raw(from), frame)
     }
 
     /// Hands over a frame whose link part is open. False when it could not be.
     pub(crate) fn opened(&mut self, to: WorkerId, peer: u32, frame: &[u8]) -> bool {
         let header = Header {
-            from: Endpoint::default(),
+            from: AddressPair::default(),
             peer: U32::new(peer),
             reserved: U32::ZERO,
         };

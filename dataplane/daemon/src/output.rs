@@ -12,7 +12,7 @@
 
 use hyphae_shm::stats::FRAME_BUCKETS;
 use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, SLOT_BYTES, SendError, Span, TRAIN_BYTES_MAX};
-use hyphae_wire::Endpoint;
+use hyphae_wire::{AddressPair, Endpoint};
 
 use crate::stream::StreamOutlet;
 
@@ -45,7 +45,7 @@ pub(crate) struct Output {
 
 struct Train {
     lane: u32,
-    to: Endpoint,
+    to: AddressPair,
     segment: u32,
     segments: usize,
     bytes: u32,
@@ -58,7 +58,7 @@ impl Output {
     pub(crate) fn new(stream: StreamOutlet) -> Self {
         let train = || Train {
             lane: 0,
-            to: Endpoint::default(),
+            to: AddressPair::default(),
             segment: 0,
             segments: 0,
             bytes: 0,
@@ -79,7 +79,7 @@ impl Output {
         &mut self,
         driver: &mut D,
         lane: u32,
-        to: &Endpoint,
+        to: &AddressPair,
         span: Span,
         segment: u32,
     ) {
@@ -116,9 +116,9 @@ impl Output {
     }
 
     /// Sends bytes that belong to no lane (handshakes) at once.
-    pub(crate) fn send_raw<D: Driver>(&mut self, driver: &mut D, to: &Endpoint, span: Span) {
-        if to.is_stream() {
-            self.stream(driver, to, span, span.len);
+    pub(crate) fn send_raw<D: Driver>(&mut self, driver: &mut D, to: &AddressPair, span: Span) {
+        if to.remote.is_stream() {
+            self.stream(driver, &to.remote, span, span.len);
             return;
         }
         let segment = u16::try_from(span.len).unwrap_or(u16::MAX);
@@ -128,9 +128,9 @@ impl Output {
 
     fn close<D: Driver>(&mut self, driver: &mut D, at: usize) {
         let train = self.open.remove(at);
-        if train.to.is_stream() {
+        if train.to.remote.is_stream() {
             for span in &train.spans {
-                self.stream(driver, &train.to, *span, train.segment);
+                self.stream(driver, &train.to.remote, *span, train.segment);
             }
             self.spare.push(train);
             return;
@@ -168,7 +168,7 @@ impl Output {
 }
 
 impl Train {
-    fn start(&mut self, lane: u32, to: Endpoint, segment: u32) {
+    fn start(&mut self, lane: u32, to: AddressPair, segment: u32) {
         self.lane = lane;
         self.to = to;
         self.segment = segment;

@@ -6,7 +6,7 @@ use hyphae_shm::record::{
     EndpointMoved, LANE_LINK, LaneEvent, NeedSession, PathMtu, PeerEvent, Punt, PuntHandshake,
     PuntLinkLocal, PuntService,
 };
-use hyphae_wire::{Endpoint, Nanos};
+use hyphae_wire::{AddressPair, Nanos};
 use zerocopy::little_endian::{U16, U32, U64};
 
 /// Calls `give` with the record of an event.
@@ -52,7 +52,7 @@ pub fn of_event<T>(event: &EngineEvent, give: impl FnOnce(&Punt<'_>) -> T) -> T 
 /// another.
 pub fn of_verdict<T>(
     now: Nanos,
-    from: &Endpoint,
+    from: impl Into<AddressPair>,
     verdict: &Verdict,
     frame: &[u8],
     give: impl FnOnce(&Punt<'_>) -> T,
@@ -64,7 +64,9 @@ pub fn of_verdict<T>(
     };
     match *verdict {
         Verdict::PuntHandshake => Some(give(&Punt::Handshake(
-            &PuntHandshake { endpoint: *from },
+            &PuntHandshake {
+                addresses: from.into(),
+            },
             frame,
         ))),
         Verdict::PuntLinkLocal {

@@ -10,7 +10,7 @@ use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, Span};
 use hyphae_wire::control::PROBE_LEN;
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX, REPORT_LEN};
-use hyphae_wire::{Endpoint, Nanos};
+use hyphae_wire::{AddressPair, Nanos};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::control;
@@ -28,7 +28,7 @@ const SNAPSHOT_BUDGET: usize = 256;
 
 impl<D: Driver> Worker<D> {
     /// A train from the underlay.
-    pub(crate) fn receive(&mut self, now: Nanos, from: &Endpoint, span: Span, segment: u32) {
+    pub(crate) fn receive(&mut self, now: Nanos, from: &AddressPair, span: Span, segment: u32) {
         let mut verdicts = std::mem::take(&mut self.verdicts);
         let train = self.driver.spans(span);
         self.engine
@@ -62,7 +62,7 @@ impl<D: Driver> Worker<D> {
         self.verdicts = verdicts;
     }
 
-    fn carry_out(&mut self, now: Nanos, from: &Endpoint, verdict: &Verdict, frame: Span) {
+    fn carry_out(&mut self, now: Nanos, from: &AddressPair, verdict: &Verdict, frame: Span) {
         match *verdict {
             Verdict::Drop(_) | Verdict::Done => {}
             Verdict::Transmit(lane) => self.transmit(lane, frame, frame.len),
@@ -107,7 +107,7 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn take_handover(&mut self, now: Nanos, taken: handover::Taken<'_>) {
         let (from, frame) = match &taken {
             handover::Taken::Raw { from, frame } => (*from, &**frame),
-            handover::Taken::Opened { frame, .. } => (Endpoint::default(), &**frame),
+            handover::Taken::Opened { frame, .. } => (AddressPair::default(), &**frame),
             handover::Taken::Counts(counts) => {
                 self.count_streams(counts);
                 return;
@@ -278,7 +278,7 @@ impl<D: Driver> Worker<D> {
                 self.control.snapshot = Some((SnapshotCursor::default(), **generation));
                 true
             }
-            Program::InjectRaw(record, frame) => self.inject_raw(&record.endpoint, frame),
+            Program::InjectRaw(record, frame) => self.inject_raw(&record.addresses, frame),
             Program::InjectLinkLocal(record, payload) => self
                 .inject(payload.len(), |engine, space| {
                     engine.inject_link_local(now, record, payload, space)
@@ -323,7 +323,7 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn inject_raw(&mut self, to: &Endpoint, frame: &[u8]) -> bool {
+    fn inject_raw(&mut self, to: &AddressPair, frame: &[u8]) -> bool {
         // Records are at most 64 KiB and a little.
         let Ok(len) = u16::try_from(frame.len()) else {
             return false;
@@ -546,7 +546,7 @@ impl<D: Driver> Worker<D> {
             u64::from(span.len),
             segment,
         );
-        let Some(to) = self.engine.endpoint(lane) else {
+        let Some(to) = self.engine.addresses(lane) else {
             return;
         };
         self.turn

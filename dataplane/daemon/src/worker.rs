@@ -13,8 +13,8 @@ use hyphae_forward::host::Coalescer;
 use hyphae_shm::StatsWriter;
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_uring::{BufferId, Driver, Event, Span};
-use hyphae_wire::Nanos;
 use hyphae_wire::report::DATAGRAM_BASE;
+use hyphae_wire::{AddressPair, Nanos};
 
 use crate::control::Control;
 use crate::device::Watch;
@@ -57,6 +57,8 @@ pub(crate) struct Worker<D: Driver> {
     pub(crate) detached: bool,
     /// Refusals of the kernel that were told, and when the next may be.
     too_big_told: (u64, Nanos),
+    /// Refusals of source addresses that the engine knows of.
+    sources_refused: u64,
     /// Time not asleep, up to the last sleep, and since when it is awake.
     busy: Duration,
     awake_since: Nanos,
@@ -126,6 +128,7 @@ impl<D: Driver> Worker<D> {
             housekeeping: Nanos(0),
             detached: false,
             too_big_told: (0, Nanos(0)),
+            sources_refused: 0,
             busy: Duration::ZERO,
             awake_since: clock(),
             received: 0,
@@ -170,11 +173,15 @@ impl<D: Driver> Worker<D> {
                     len,
                     segment,
                     from,
+                    local,
                 } => {
                     self.turn.held.push(buffer);
                     self.receive(
                         now,
-                        &from,
+                        &AddressPair {
+                            remote: from,
+                            local,
+                        },
                         Span {
                             buffer,
                             offset,
@@ -218,6 +225,12 @@ impl<D: Driver> Worker<D> {
         {
             self.too_big_told = (stats.tx_too_big, now + TOO_BIG_AGAIN);
             self.engine.note_too_big(&to);
+        }
+        if let Some(local) = stats.refused_source
+            && stats.tx_source_refused > self.sources_refused
+        {
+            self.sources_refused = stats.tx_source_refused;
+            self.engine.forget_source(&local);
         }
         self.report(now);
         if busy {
@@ -323,6 +336,7 @@ impl<D: Driver> Worker<D> {
                 driver.tx_backpressure + sent.refused,
             ),
             (Counter::TxTooBig, driver.tx_too_big),
+            (Counter::TxSourceRefused, driver.tx_source_refused),
             (Counter::TunErrors, driver.tun_errors),
             (Counter::Wakeups, driver.wakeups),
             (Counter::UnderlayTxTrains, sent.trains),

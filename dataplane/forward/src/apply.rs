@@ -193,7 +193,7 @@ impl Engine {
             self.remove_link(index.slot());
         }
         let active = lane.lane.role == Role::Active;
-        let sends_to = (lane.lane.send_index.0, lane.endpoint);
+        let sends_to = (lane.lane.send_index.0, lane.addresses.remote);
         if !self.links.insert(lane) {
             return Err(ApplyError::InUse);
         }
@@ -233,7 +233,7 @@ impl Engine {
         let Some(link) = self.links.remove(slot) else {
             return;
         };
-        let sends_to = (link.lane.send_index.0, link.endpoint);
+        let sends_to = (link.lane.send_index.0, link.addresses.remote);
         if self
             .by_send
             .get(&sends_to)

@@ -10,7 +10,9 @@ use hyphae_wire::frame::{
     FrameKind, LINK_TAG_AT, LinkHeader, PAYLOAD_AT, SEALED_HEADERS_AT, SealedHeaders, TAG_LEN,
 };
 use hyphae_wire::report::DATAGRAM_BASE;
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, WorkerId};
+use hyphae_wire::{
+    AddressPair, Endpoint, LocalAddress, Nanos, OverlayAddress, PublicKey, SessionIndex, WorkerId,
+};
 use zerocopy::IntoBytes;
 
 use crate::counters::Counters;
@@ -143,7 +145,24 @@ impl Engine {
 
     /// Where frames on a lane go.
     pub fn endpoint(&self, slot: LinkSlot) -> Option<&Endpoint> {
-        self.links.get(slot.0 as usize).map(|link| &link.endpoint)
+        self.addresses(slot).map(|addresses| &addresses.remote)
+    }
+
+    /// Where frames on a lane go, and from where.
+    pub fn addresses(&self, slot: LinkSlot) -> Option<&AddressPair> {
+        self.links.get(slot.0 as usize).map(|link| &link.addresses)
+    }
+
+    /// The kernel sends nothing from this address any more: lanes leave it to the kernel which
+    /// one to use, until frames of their peers name one again.
+    pub fn forget_source(&mut self, local: &LocalAddress) {
+        for slot in 0..self.links.slots() {
+            if let Some(link) = self.links.get_mut(slot)
+                && link.addresses.local == *local
+            {
+                link.addresses.local = LocalAddress::UNSET;
+            }
+        }
     }
 
     /// The neighbour at the other end of a lane.
@@ -217,7 +236,10 @@ impl Engine {
 
     /// The kernel refused a datagram for this address as too large.
     pub fn note_too_big(&mut self, to: &Endpoint) {
-        let found = self.links.held(0).find(|(_, link)| link.endpoint == *to);
+        let found = self
+            .links
+            .held(0)
+            .find(|(_, link)| link.addresses.remote == *to);
         if let Some(peer) = found.map(|(_, link)| link.peer) {
             self.report(EngineEvent::LinkTooBig { peer });
         }

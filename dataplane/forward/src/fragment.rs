@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::frame::LINK_LOCAL_OVERHEAD;
 use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX, FragmentHeader, fragment_range};
-use hyphae_wire::{Endpoint, FrameKind, LinkHeader, SessionIndex};
+use hyphae_wire::{AddressPair, FrameKind, LinkHeader, SessionIndex};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::engine::Engine;
@@ -26,7 +26,7 @@ struct Half {
     total: usize,
     /// Bit per part.
     have: u8,
-    from: Endpoint,
+    from: AddressPair,
     bytes: [u8; TOTAL_MAX],
 }
 
@@ -60,7 +60,7 @@ impl Halves {
             counter,
             total,
             have: 0,
-            from: Endpoint::default(),
+            from: AddressPair::default(),
             bytes: [0; TOTAL_MAX],
         };
         if self.waiting.len() < WAITING_MAX {
@@ -81,7 +81,7 @@ impl Engine {
     /// A part of a frame.
     pub(crate) fn receive_fragment(
         &mut self,
-        from: &Endpoint,
+        from: &AddressPair,
         header: &LinkHeader,
         frame: &[u8],
     ) -> Verdict {
@@ -97,7 +97,7 @@ impl Engine {
 
     fn keep_fragment(
         &mut self,
-        from: &Endpoint,
+        from: &AddressPair,
         header: &LinkHeader,
         frame: &[u8],
     ) -> Result<(), DropReason> {
@@ -141,7 +141,7 @@ impl Engine {
 
     /// The next frame that is whole now: its length and where its last part came from. Its bytes
     /// are in `space`, which holds at least 1384 bytes.
-    pub fn next_whole(&mut self, space: &mut [u8]) -> Option<(usize, Endpoint)> {
+    pub fn next_whole(&mut self, space: &mut [u8]) -> Option<(usize, AddressPair)> {
         while let Some((slot, counter)) = self.wholes.pop_front() {
             let halves = self
                 .links

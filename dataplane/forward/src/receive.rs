@@ -7,7 +7,7 @@ mod route;
 
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::frame::OVERHEAD;
-use hyphae_wire::{Endpoint, Nanos};
+use hyphae_wire::{AddressPair, Nanos};
 
 use crate::TRAIN_MAX;
 use crate::engine::Engine;
@@ -37,11 +37,12 @@ impl Engine {
     pub fn receive(
         &mut self,
         now: Nanos,
-        from: &Endpoint,
+        from: impl Into<AddressPair>,
         train: &mut [u8],
         segment: usize,
         verdicts: &mut Vec<Verdict>,
     ) {
+        let from = from.into();
         self.counters.add(Counter::UnderlayRxTrains, 1);
         self.counters
             .add(Counter::UnderlayRxBytes, train.len() as u64);
@@ -50,14 +51,14 @@ impl Engine {
         self.counters.add(Counter::UnderlayRxPackets, frames);
         self.counters.observe(Counter::RxTrains1, frames);
         for part in train.chunks_mut(segment.saturating_mul(TRAIN_MAX)) {
-            self.receive_part(now, from, part, segment, verdicts);
+            self.receive_part(now, &from, part, segment, verdicts);
         }
     }
 
     fn receive_part(
         &mut self,
         now: Nanos,
-        from: &Endpoint,
+        from: &AddressPair,
         part: &mut [u8],
         segment: usize,
         verdicts: &mut Vec<Verdict>,

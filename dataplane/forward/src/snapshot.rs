@@ -44,7 +44,8 @@ impl Engine {
             {
                 let record = LinkInstall {
                     peer: U32::new(link.peer),
-                    endpoint: link.endpoint,
+                    endpoint: link.addresses.remote,
+                    local: link.addresses.local,
                     ..link_record(&link.lane)
                 };
                 return step(cursor, slot, push(&Punt::SnapshotLink(&record)));
@@ -103,6 +104,7 @@ fn link_record<K>(lane: &Lane<K>) -> LinkInstall {
         flags: lane.flags,
         reserved: [0; 3],
         endpoint: hyphae_wire::Endpoint::default(),
+        local: hyphae_wire::LocalAddress::UNSET,
         created: U64::new(lane.created.0),
         rekey_after_ms: U32::new(lane.rekey_after_ms),
         reject_after_ms: U32::new(lane.reject_after_ms),

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use hyphae_wire::Endpoint;
+use hyphae_wire::{AddressPair, Endpoint, LocalAddress};
 
 /// Segments of one train: the kernel's limit for `UDP_SEGMENT` before 6.9.
 pub const SEGMENTS_MAX: usize = 64;
@@ -76,6 +76,8 @@ pub enum Event {
         segment: u32,
         /// Who sent it.
         from: Endpoint,
+        /// The address of this host that it was sent to; unset where the socket has one address.
+        local: LocalAddress,
     },
     /// One packet or super-packet of the host.
     Tun {
@@ -129,6 +131,10 @@ pub struct DriverStats {
     pub tx_too_big: u64,
     /// Where the last of these was to go.
     pub too_big_to: Option<Endpoint>,
+    /// Trains that the kernel refused to send from their local address, and sent without.
+    pub tx_source_refused: u64,
+    /// The last of these addresses.
+    pub refused_source: Option<LocalAddress>,
     /// Reads and writes of the TUN device that failed.
     pub tun_errors: u64,
     /// Times the TUN device was found deleted; see [`Driver::resume_tun`].
@@ -143,6 +149,11 @@ impl DriverStats {
     pub(crate) fn note_too_big(&mut self, to: Endpoint) {
         self.tx_too_big += 1;
         self.too_big_to = Some(to);
+    }
+
+    pub(crate) fn note_source_refused(&mut self, local: LocalAddress) {
+        self.tx_source_refused += 1;
+        self.refused_source = Some(local);
     }
 }
 
@@ -192,13 +203,19 @@ pub trait Driver {
     /// When nobody holds a reference of `buffer`.
     fn release(&mut self, buffer: BufferId);
 
-    /// Queues one train: the bytes of all `spans` in order, cut by the kernel into datagrams of
+    /// Queues one train to the remote address, from the local one where that is set and the host has
+    /// it still: the bytes of all `spans` in order, cut by the kernel into datagrams of
     /// `segment` bytes, the last maybe shorter. Trains leave in the order of the calls. Every
     /// buffer is referenced until the kernel is done; its bytes must not be changed meanwhile.
     ///
     /// # Errors
     /// [`SendError`]; the train is dropped and nothing is counted here.
-    fn send(&mut self, to: &Endpoint, segment: u16, spans: &[Span]) -> Result<(), SendError>;
+    fn send(
+        &mut self,
+        to: impl Into<AddressPair>,
+        segment: u16,
+        spans: &[Span],
+    ) -> Result<(), SendError>;
 
     /// Queues one TUN write: `header`, then the bytes of `spans`. Order and references as in
     /// [`Driver::send`].

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use hyphae_wire::Endpoint;
+use hyphae_wire::AddressPair;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
@@ -19,7 +19,7 @@ use crate::driver::{
     BufferId, Driver, DriverStats, EVENTS_PER_TURN, Event, SendError, Span, TUN_BATCH,
     TUN_HEADER_LEN,
 };
-use crate::message::{CONTROL_ROOM, Intake, Refusal, refusal};
+use crate::message::{CONTROL_ROOM, Intake};
 use crate::open::{OpenError, Parts};
 use crate::pool::{Pool, SLOT_BYTES, length};
 use crate::train::{Segmentation, Send, Write, empty_header, send_messages};
@@ -212,13 +212,14 @@ impl EpollDriver {
         );
         self.pool.take(buffer);
         match judged {
-            Some((len, segment, from)) => {
+            Some((len, segment, AddressPair { remote, local })) => {
                 self.ready.push(Event::Datagrams {
                     buffer,
                     offset: 0,
                     len,
                     segment,
-                    from,
+                    from: remote,
+                    local,
                 });
             }
             // Not back onto the top, where the slots of the receives after this one are.
@@ -290,26 +291,16 @@ impl EpollDriver {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    self.refuse(at, error.raw_os_error().unwrap_or_default());
+                    let errno = error.raw_os_error().unwrap_or_default();
+                    let (socket, send) = (self.socket.as_fd(), &mut self.sends[at]);
+                    self.segmentation
+                        .refused(socket, send, errno, &mut self.stats);
                     at += 1;
                 }
             }
         }
         for send in &mut self.sends[..count] {
             send.finish(&mut self.pool, |_, slot| self.free_receive.push(slot));
-        }
-    }
-
-    fn refuse(&mut self, at: usize, errno: i32) {
-        let send = &mut self.sends[at];
-        match refusal(errno) {
-            Refusal::Backpressure => self.stats.tx_backpressure += 1,
-            Refusal::Offload if send.is_segmented() => {
-                self.segmentation
-                    .send_singly(self.socket.as_fd(), send, &mut self.stats);
-            }
-            Refusal::TooBig => self.stats.note_too_big(send.to()),
-            Refusal::Offload | Refusal::Other => self.stats.tx_errors += 1,
         }
     }
 }
@@ -372,12 +363,17 @@ impl Driver for EpollDriver {
         self.free_receive.extend(self.pool.release(buffer));
     }
 
-    fn send(&mut self, to: &Endpoint, segment: u16, spans: &[Span]) -> Result<(), SendError> {
+    fn send(
+        &mut self,
+        to: impl Into<AddressPair>,
+        segment: u16,
+        spans: &[Span],
+    ) -> Result<(), SendError> {
         if self.queued == SENDS {
             self.flush();
         }
         let send = &mut self.sends[self.queued];
-        send.fill(&mut self.pool, self.family, to, segment, spans)?;
+        send.fill(&mut self.pool, self.family, &to.into(), segment, spans)?;
         if send.is_segmented() && !self.segmentation.offloaded {
             // Past the queue, so what is in it must leave first. Flushing finishes only what is
             // queued, and this train is not.

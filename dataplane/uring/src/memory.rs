@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyphae_wire::Endpoint;
+use hyphae_wire::{AddressPair, Endpoint, LocalAddress};
 
 use crate::driver::{
     BufferId, Driver, DriverStats, EVENTS_PER_TURN, Event, SPANS_MAX, SendError, Span,
@@ -23,6 +23,8 @@ use crate::train::{check_spans, check_train};
 pub struct Sent {
     /// Destination.
     pub to: Endpoint,
+    /// The address that it is to leave from.
+    pub local: LocalAddress,
     /// Bytes of each datagram but the last.
     pub segment: u16,
     /// Bytes of all datagrams together.
@@ -50,7 +52,7 @@ struct Shared {
 
 enum Arriving {
     Datagrams {
-        from: Endpoint,
+        addresses: AddressPair,
         segment: u32,
         bytes: Vec<u8>,
     },
@@ -94,14 +96,14 @@ impl Outside {
     ///
     /// # Panics
     /// When it is empty or larger than a slot: no kernel hands out such a thing.
-    pub fn push_datagrams(&self, from: Endpoint, segment: u32, bytes: &[u8]) {
+    pub fn push_datagrams(&self, from: impl Into<AddressPair>, segment: u32, bytes: &[u8]) {
         assert!(
             segment > 0 && (1..=SLOT_BYTES).contains(&bytes.len()),
             "no possible train"
         );
         let segment = segment.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         self.push(Arriving::Datagrams {
-            from,
+            addresses: from.into(),
             segment,
             bytes: bytes.to_vec(),
         });
@@ -222,12 +224,15 @@ impl Driver for MemoryDriver {
         self.pool.bytes(buffer)[..bytes.len()].copy_from_slice(bytes);
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         Some(match arriving {
-            Arriving::Datagrams { from, segment, .. } => Event::Datagrams {
+            Arriving::Datagrams {
+                addresses, segment, ..
+            } => Event::Datagrams {
                 buffer,
                 offset: 0,
                 len,
                 segment,
-                from,
+                from: addresses.remote,
+                local: addresses.local,
             },
             Arriving::Tun { .. } => Event::Tun {
                 buffer,
@@ -253,7 +258,13 @@ impl Driver for MemoryDriver {
         self.free_receive.extend(self.pool.release(buffer));
     }
 
-    fn send(&mut self, to: &Endpoint, segment: u16, spans: &[Span]) -> Result<(), SendError> {
+    fn send(
+        &mut self,
+        to: impl Into<AddressPair>,
+        segment: u16,
+        spans: &[Span],
+    ) -> Result<(), SendError> {
+        let to = to.into();
         check_train(&self.pool, segment, spans)?;
         if spans.len() > SPANS_MAX {
             return Err(SendError::Size);
@@ -264,7 +275,8 @@ impl Driver for MemoryDriver {
             *room = room.checked_sub(1).ok_or(SendError::Full)?;
         }
         shared.sent.push(Sent {
-            to: *to,
+            to: to.remote,
+            local: to.local,
             segment,
             bytes,
         });
@@ -332,6 +344,7 @@ mod tests {
         driver.send(&from, 4, &[span]).unwrap();
         let expected = Sent {
             to: from,
+            local: LocalAddress::UNSET,
             segment: 4,
             bytes: b"abcdefghij".to_vec(),
         };

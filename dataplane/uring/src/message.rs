@@ -1,19 +1,30 @@
-//! What the kernel says about a receive: sender, segment size, losses.
+//! Control messages: of a receive the sender, local address, segment size and losses; of a send the
+//! local address and segment size.
 //!
 //! Control messages are read and written as bytes, so no length that the kernel gives is trusted
 //! further than the slice it lies in.
 
-use hyphae_wire::Endpoint;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::address::read_name;
+use hyphae_wire::{AddressPair, LocalAddress};
+
+use crate::address::{Family, read_name};
 use crate::driver::DriverStats;
 
 /// Room for the sender's name, in bytes. More than an address needs, to keep what follows aligned.
 pub(crate) const NAME_ROOM: usize = 32;
-/// Room for control messages of a receive: `UDP_GRO` and `SO_RXQ_OVFL`.
-pub(crate) const CONTROL_ROOM: usize = 2 * CONTROL_SPACE;
+/// Room for control messages of a receive: `UDP_GRO`, `SO_RXQ_OVFL` and `IPV6_PKTINFO` or
+/// `IP_PKTINFO`. More than they need, so that the payload behind it keeps its place within a cache line.
+pub(crate) const CONTROL_ROOM: usize = 112;
+/// Room for control messages of a send: `IPV6_PKTINFO` or `IP_PKTINFO`, then `UDP_SEGMENT`.
+pub(crate) const SEND_CONTROL_ROOM: usize = PKTINFO_SPACE + CONTROL_SPACE;
 /// Space of a control message with up to eight bytes of data.
-pub(crate) const CONTROL_SPACE: usize = HEAD + ALIGN;
+const CONTROL_SPACE: usize = HEAD + ALIGN;
+/// Space of `IPV6_PKTINFO`, the longer of the two.
+const PKTINFO_SPACE: usize = (HEAD + size_of::<libc::in6_pktinfo>()).next_multiple_of(ALIGN);
+
+const _: () = assert!(CONTROL_ROOM >= 2 * CONTROL_SPACE + PKTINFO_SPACE);
+const _: () = assert!(size_of::<libc::in6_pktinfo>() == 20 && size_of::<libc::in_pktinfo>() == 12);
 
 const ALIGN: usize = size_of::<usize>();
 const HEAD: usize = size_of::<libc::cmsghdr>();
@@ -22,14 +33,49 @@ const KIND_AT: usize = LEVEL_AT + size_of::<i32>();
 
 const _: () = assert!(HEAD.is_multiple_of(ALIGN) && HEAD == KIND_AT + size_of::<i32>());
 
-/// Writes the control message that makes the kernel cut a send into `segment`-byte datagrams.
-pub(crate) fn write_segment(control: &mut [u8; CONTROL_SPACE], segment: u16) {
-    *control = [0; CONTROL_SPACE];
-    let len = HEAD + size_of::<u16>();
-    control[..LEVEL_AT].copy_from_slice(&len.to_ne_bytes());
-    control[LEVEL_AT..KIND_AT].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
-    control[KIND_AT..HEAD].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
-    control[HEAD..len].copy_from_slice(&segment.to_ne_bytes());
+/// Writes the control messages of a send: the address that it leaves from, unless that is for the
+/// kernel to choose, and the size of the datagrams that it is cut into. Returns their length.
+pub(crate) fn write_control(
+    control: &mut [u8; SEND_CONTROL_ROOM],
+    family: Family,
+    local: &LocalAddress,
+    segment: Option<u16>,
+) -> usize {
+    let mut end = 0;
+    if !local.is_unset() {
+        end = match family {
+            Family::V6 => {
+                let mut info = [0; size_of::<libc::in6_pktinfo>()];
+                info[..16].copy_from_slice(&local.ip);
+                info[16..].copy_from_slice(&local.interface.get().to_ne_bytes());
+                write_message(control, 0, libc::SOL_IPV6, libc::IPV6_PKTINFO, &info)
+            }
+            Family::V4 => {
+                let mut info = [0; size_of::<libc::in_pktinfo>()];
+                // Interface, the address to send from, and one that counts for receives only.
+                info[4..8].copy_from_slice(&local.ip[12..]);
+                write_message(control, 0, libc::SOL_IP, libc::IP_PKTINFO, &info)
+            }
+        };
+    }
+    if let Some(segment) = segment {
+        let bytes = segment.to_ne_bytes();
+        end = write_message(control, end, libc::SOL_UDP, libc::UDP_SEGMENT, &bytes);
+    }
+    end
+}
+
+/// Writes one control message at `at`; returns where the next one begins.
+fn write_message(control: &mut [u8], at: usize, level: i32, kind: i32, data: &[u8]) -> usize {
+    let len = HEAD + data.len();
+    let end = at + len.next_multiple_of(ALIGN);
+    let message = &mut control[at..end];
+    message[..LEVEL_AT].copy_from_slice(&len.to_ne_bytes());
+    message[LEVEL_AT..KIND_AT].copy_from_slice(&level.to_ne_bytes());
+    message[KIND_AT..HEAD].copy_from_slice(&kind.to_ne_bytes());
+    message[HEAD..len].copy_from_slice(data);
+    message[len..].fill(0);
+    end
 }
 
 /// What the control messages of a receive said.
@@ -39,6 +85,8 @@ struct Control {
     segment: Option<i32>,
     /// `SO_RXQ_OVFL`: datagrams lost on this socket so far, modulo 2^32.
     lost: Option<u32>,
+    /// `IPV6_PKTINFO`, `IP_PKTINFO`: the address that it was sent to.
+    local: LocalAddress,
 }
 
 fn read_control(mut control: &[u8]) -> Control {
@@ -56,6 +104,12 @@ fn read_control(mut control: &[u8]) -> Control {
             (Some(libc::SOL_SOCKET), Some(libc::SO_RXQ_OVFL), Some(value)) => {
                 found.lost = Some(u32::from_ne_bytes(*value));
             }
+            (Some(libc::SOL_IPV6), Some(libc::IPV6_PKTINFO), _) => {
+                found.local = read_pktinfo_v6(data).unwrap_or_default();
+            }
+            (Some(libc::SOL_IP), Some(libc::IP_PKTINFO), _) => {
+                found.local = read_pktinfo_v4(data).unwrap_or_default();
+            }
             _ => {}
         }
         control = control
@@ -65,6 +119,19 @@ fn read_control(mut control: &[u8]) -> Control {
     found
 }
 
+fn read_pktinfo_v6(info: &[u8]) -> Option<LocalAddress> {
+    let ip: [u8; 16] = *info.first_chunk()?;
+    let interface = u32::from_ne_bytes(*info.get(16..)?.first_chunk()?);
+    Some(LocalAddress::new(ip.into(), interface))
+}
+
+fn read_pktinfo_v4(info: &[u8]) -> Option<LocalAddress> {
+    // Second the address that an answer is to leave from, which a broadcast was not sent to.
+    let ip: [u8; 4] = *info.get(4..)?.first_chunk()?;
+    let mapped: Ipv6Addr = Ipv4Addr::from(ip).to_ipv6_mapped();
+    Some(LocalAddress::new(mapped, 0))
+}
+
 /// Judges receives of one socket and counts what is wrong with them.
 #[derive(Debug, Default)]
 pub(crate) struct Intake {
@@ -72,8 +139,8 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// Segment size and sender of a receive of `len` bytes, if it may be used. `flags` are those of
-    /// the message.
+    /// Segment size and addresses of a receive of `len` bytes, if it may be used. `flags` are those
+    /// of the message.
     pub(crate) fn judge(
         &mut self,
         stats: &mut DriverStats,
@@ -81,7 +148,7 @@ impl Intake {
         control: &[u8],
         flags: i32,
         len: usize,
-    ) -> Option<(u32, u32, Endpoint)> {
+    ) -> Option<(u32, u32, AddressPair)> {
         let control = read_control(control);
         if let Some(lost) = control.lost {
             // The kernel's count wraps; only its growth means something.
@@ -98,7 +165,11 @@ impl Intake {
                 Some(segment) => u32::try_from(segment).ok().filter(|&segment| segment > 0)?,
                 None => len,
             };
-            Some((len, segment.min(len), read_name(name)?))
+            let addresses = AddressPair {
+                remote: read_name(name)?,
+                local: control.local,
+            };
+            Some((len, segment.min(len), addresses))
         })();
         if judged.is_none() {
             stats.rx_errors += 1;
@@ -117,6 +188,15 @@ pub(crate) enum Refusal {
     Other,
     /// Larger than the interface's MTU.
     TooBig,
+}
+
+/// Whether a refusal may be for want of the address that the send was to leave from: the host has it
+/// no more, or no route from it. `EINVAL` is also how a missing offload may look.
+pub(crate) fn blames_source(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::EINVAL | libc::ENETUNREACH | libc::ENODEV | libc::EADDRNOTAVAIL
+    )
 }
 
 pub(crate) fn refusal(errno: i32) -> Refusal {
@@ -150,6 +230,7 @@ mod tests {
         let expected = Control {
             segment: Some(1400),
             lost: Some(7),
+            local: LocalAddress::UNSET,
         };
         assert_eq!(
             read_control(&[gro.clone(), lost.clone()].concat()),
@@ -172,12 +253,47 @@ mod tests {
     }
 
     #[test]
-    fn the_segment_message_has_the_kernels_layout() {
-        let mut control = [0xff; CONTROL_SPACE];
-        write_segment(&mut control, 1400);
-        let mut expected = message(libc::SOL_UDP, libc::UDP_SEGMENT, &1400u16.to_ne_bytes());
-        expected.resize(CONTROL_SPACE, 0);
-        assert_eq!(control.as_slice(), expected);
+    fn control_messages_of_a_send_have_the_kernels_layout() {
+        let segment = message(libc::SOL_UDP, libc::UDP_SEGMENT, &1400u16.to_ne_bytes());
+        let v6 = LocalAddress::new("fe80::1".parse().unwrap(), 7);
+        let v6_info = [&v6.ip[..], 7u32.to_ne_bytes().as_slice()].concat();
+        let v6_info = message(libc::SOL_IPV6, libc::IPV6_PKTINFO, &v6_info);
+        let v4 = LocalAddress::new("::ffff:192.0.2.1".parse().unwrap(), 7);
+        let v4_info = [0, 0, 0, 0, 192, 0, 2, 1, 0, 0, 0, 0];
+        let v4_info = message(libc::SOL_IP, libc::IP_PKTINFO, &v4_info);
+        for (family, local, expected) in [
+            (Family::V6, LocalAddress::UNSET, &[][..]),
+            (Family::V6, v6, &v6_info),
+            (Family::V4, v4, &v4_info),
+        ] {
+            let mut control = [0xff; SEND_CONTROL_ROOM];
+            let len = write_control(&mut control, family, &local, None);
+            assert_eq!(&control[..len], expected);
+            let len = write_control(&mut control, family, &local, Some(1400));
+            assert_eq!(control[..len], [expected, &segment].concat());
+        }
+    }
+
+    #[test]
+    fn the_local_address_of_a_receive_is_what_an_answer_leaves_from() {
+        let of = |bytes: &[u8]| format!("{:?}", read_control(bytes).local);
+        let v6 = |ip: &str| {
+            let ip: Ipv6Addr = ip.parse().unwrap();
+            let info = [ip.octets().as_slice(), &7u32.to_ne_bytes()].concat();
+            message(libc::SOL_IPV6, libc::IPV6_PKTINFO, &info)
+        };
+        assert_eq!(of(&v6("2001:db8::1")), "2001:db8::1");
+        assert_eq!(of(&v6("fe80::1")), "fe80::1%7");
+        assert_eq!(of(&v6("::ffff:192.0.2.1")), "192.0.2.1");
+        let broadcast = [7, 0, 0, 0, 192, 0, 2, 1, 192, 0, 2, 255];
+        let broadcast = message(libc::SOL_IP, libc::IP_PKTINFO, &broadcast);
+        assert_eq!(of(&broadcast), "192.0.2.1");
+        for (level, kind) in [
+            (libc::SOL_IPV6, libc::IPV6_PKTINFO),
+            (libc::SOL_IP, libc::IP_PKTINFO),
+        ] {
+            assert_eq!(of(&message(level, kind, &[1; 7])), "any");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::time::Duration;
 
-use hyphae_wire::Endpoint;
+use hyphae_wire::AddressPair;
 
 use crate::driver::{BufferId, Driver, DriverStats, Event, SendError, Span, TUN_HEADER_LEN};
 use crate::epoll::EpollDriver;
@@ -182,7 +182,12 @@ impl Driver for AnyDriver {
         inside!(self, driver => driver.release(buffer));
     }
 
-    fn send(&mut self, to: &Endpoint, segment: u16, spans: &[Span]) -> Result<(), SendError> {
+    fn send(
+        &mut self,
+        to: impl Into<AddressPair>,
+        segment: u16,
+        spans: &[Span],
+    ) -> Result<(), SendError> {
         inside!(self, driver => driver.send(to, segment, spans))
     }
 

@@ -10,14 +10,14 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use hyphae_wire::Endpoint;
+use hyphae_wire::{AddressPair, Endpoint, LocalAddress};
 
 use crate::address::{Family, NAME_BYTES, write_name};
 use crate::driver::{
     BufferId, DriverStats, SEGMENTS_MAX, SPANS_MAX, SendError, Span, TRAIN_BYTES_MAX,
     TUN_HEADER_LEN,
 };
-use crate::message::{CONTROL_SPACE, Refusal, refusal, write_segment};
+use crate::message::{Refusal, SEND_CONTROL_ROOM, blames_source, refusal, write_control};
 use crate::pool::Pool;
 
 const NO_BYTES: libc::iovec = libc::iovec {
@@ -121,11 +121,14 @@ pub(crate) struct Send {
     header: libc::msghdr,
     name: [u8; NAME_BYTES],
     name_len: libc::socklen_t,
-    control: [u8; CONTROL_SPACE],
+    control: [u8; SEND_CONTROL_ROOM],
     gather: Gather,
     total: u32,
     segment: u16,
+    family: Family,
     to: Endpoint,
+    /// Where it leaves from; unset once the kernel has refused that.
+    local: LocalAddress,
 }
 
 impl Send {
@@ -134,11 +137,13 @@ impl Send {
             header: empty_header(),
             name: [0; NAME_BYTES],
             name_len: 0,
-            control: [0; CONTROL_SPACE],
+            control: [0; SEND_CONTROL_ROOM],
             gather: Gather::new(),
             total: 0,
             segment: 0,
+            family: Family::V6,
             to: Endpoint::default(),
+            local: LocalAddress::UNSET,
         }
     }
 
@@ -147,15 +152,17 @@ impl Send {
         &mut self,
         pool: &mut Pool,
         family: Family,
-        to: &Endpoint,
+        to: &AddressPair,
         segment: u16,
         spans: &[Span],
     ) -> Result<(), SendError> {
         self.total = check_train(pool, segment, spans)?;
         self.segment = segment;
-        self.to = *to;
+        self.family = family;
+        self.to = to.remote;
+        self.local = to.local;
         self.name_len = family.name_len();
-        if !write_name(to, family, &mut self.name) {
+        if !write_name(&to.remote, family, &mut self.name) {
             return Err(SendError::Family);
         }
         self.gather.fill(pool, spans)
@@ -166,11 +173,6 @@ impl Send {
         self.total > u32::from(self.segment)
     }
 
-    /// Where it goes.
-    pub(crate) fn to(&self) -> Endpoint {
-        self.to
-    }
-
     /// Bytes of the whole train.
     pub(crate) fn total(&self) -> u32 {
         self.total
@@ -179,18 +181,31 @@ impl Send {
     /// The header that describes it, pointing into `self`: `self` must stay where it is until the
     /// kernel is done with it.
     pub(crate) fn header(&mut self) -> *mut libc::msghdr {
+        let segment = self.is_segmented().then_some(self.segment);
+        let mut header = self.addressed(segment);
+        header.msg_iov = self.gather.iovecs[1..].as_mut_ptr();
+        header.msg_iovlen = self.gather.count as _;
+        self.header = header;
+        &raw mut self.header
+    }
+
+    /// A header with addresses and, where the kernel is to cut, the size of the datagrams.
+    fn addressed(&mut self, segment: Option<u16>) -> libc::msghdr {
         let mut header = empty_header();
         header.msg_name = self.name.as_mut_ptr().cast();
         header.msg_namelen = self.name_len;
-        header.msg_iov = self.gather.iovecs[1..].as_mut_ptr();
-        header.msg_iovlen = self.gather.count as _;
-        if self.is_segmented() {
-            write_segment(&mut self.control, self.segment);
+        let len = write_control(&mut self.control, self.family, &self.local, segment);
+        if len > 0 {
             header.msg_control = self.control.as_mut_ptr().cast();
-            header.msg_controllen = CONTROL_SPACE as _;
+            header.msg_controllen = len as _;
         }
-        self.header = header;
-        &raw mut self.header
+        header
+    }
+
+    /// Leaves the source address to the kernel, if `errno` may be for want of it. What it was.
+    fn forget_source(&mut self, errno: i32) -> Option<LocalAddress> {
+        let blamed = !self.local.is_unset() && blames_source(errno);
+        blamed.then(|| mem::take(&mut self.local))
     }
 
     /// Gives the references back.
@@ -306,6 +321,37 @@ impl Segmentation {
         }
     }
 
+    /// What becomes of a train that the kernel has refused with `errno`: it is sent again, once
+    /// without its source address if that may be missing, then as datagrams of their own if
+    /// segmentation may be, or else is counted.
+    pub(crate) fn refused(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        train: &mut Send,
+        mut errno: i32,
+        stats: &mut DriverStats,
+    ) {
+        if let Some(source) = train.forget_source(errno) {
+            // SAFETY: `header` returns a pointer to a header inside `train`, which is alive,
+            // initialised by that very call, and borrowed by nobody else.
+            self.headers[0].msg_hdr = unsafe { *train.header() };
+            match send_uninterrupted(socket, &mut self.headers[..1]) {
+                Ok(_) => {
+                    stats.note_source_refused(source);
+                    return;
+                }
+                // It was not to blame, or not alone.
+                Err(again) => (train.local, errno) = (source, again),
+            }
+        }
+        match refusal(errno) {
+            Refusal::Backpressure => stats.tx_backpressure += 1,
+            Refusal::Offload if train.is_segmented() => self.send_singly(socket, train, stats),
+            Refusal::TooBig => stats.note_too_big(train.to),
+            Refusal::Offload | Refusal::Other => stats.tx_errors += 1,
+        }
+    }
+
     /// Sends `train` as datagrams of their own, at once, and counts what the kernel refuses.
     ///
     /// If the kernel takes the first of them although it has just refused the whole train, cutting
@@ -318,15 +364,27 @@ impl Segmentation {
         stats: &mut DriverStats,
     ) {
         let count = self.cut(train);
-        let mut sent = 0;
+        let (mut sent, mut suspect) = (0, None);
         while sent < count {
-            match send_messages(socket, &mut self.headers[sent..count]) {
-                Ok(more) => sent += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
+            match send_uninterrupted(socket, &mut self.headers[sent..count]) {
+                Ok(more) => {
+                    sent += more;
+                    if let Some(source) = suspect.take() {
+                        stats.note_source_refused(source);
+                    }
+                }
+                Err(errno) => {
+                    if let Some(source) = train.forget_source(errno) {
+                        suspect = Some(source);
+                        for header in &mut self.headers[sent..count] {
+                            header.msg_hdr.msg_control = std::ptr::null_mut();
+                            header.msg_hdr.msg_controllen = 0;
+                        }
+                        continue;
+                    }
                     // The rest of the train would meet the same fate, and half a train is
                     // worth little to whoever waits for all of it.
-                    match refusal(error.raw_os_error().unwrap_or_default()) {
+                    match refusal(errno) {
                         Refusal::Backpressure => stats.tx_backpressure += 1,
                         Refusal::TooBig => stats.note_too_big(train.to),
                         Refusal::Offload | Refusal::Other => stats.tx_errors += 1,
@@ -342,9 +400,7 @@ impl Segmentation {
     fn cut(&mut self, train: &mut Send) -> usize {
         let segment = usize::from(train.segment);
         let (mut datagrams, mut pieces, mut room) = (0, 0, 0);
-        let mut whole = empty_header();
-        whole.msg_name = train.name.as_mut_ptr().cast();
-        whole.msg_namelen = train.name_len;
+        let whole = train.addressed(None);
         for span in train.gather.spans() {
             let (mut base, mut left) = (span.iov_base.cast::<u8>(), span.iov_len);
             while left > 0 {
@@ -368,6 +424,17 @@ impl Segmentation {
             }
         }
         datagrams
+    }
+}
+
+/// [`send_messages`], again when a signal came in between; fails with the error's number.
+fn send_uninterrupted(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> Result<usize, i32> {
+    loop {
+        match send_messages(socket, headers) {
+            Ok(sent) => return Ok(sent),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.raw_os_error().unwrap_or_default()),
+        }
     }
 }
 

@@ -89,7 +89,8 @@ pub enum BindError {
     },
 }
 
-/// Opens the underlay socket at `address`. A `[::]` socket carries IPv4 too. Datagrams are never
+/// Opens the underlay socket at `address`. A `[::]` socket carries IPv4 too. A socket that is bound to
+/// no address of its own reports the local address of each train. Datagrams are never
 /// fragmented: what does not fit the interface's MTU is refused, and what the path does not carry
 /// is lost, whatever ICMP messages say, because the overlay probes its paths itself.
 ///
@@ -133,6 +134,9 @@ pub fn bind(
     let send_bytes =
         size_buffer(socket.as_fd(), send, options.send_bytes).map_err(other("SO_SNDBUF"))?;
     set(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1).map_err(other("SO_RXQ_OVFL"))?;
+    if address.ip().is_unspecified() {
+        report_local(socket.as_fd(), address)?;
+    }
     // Without it every datagram arrives alone: slow, but it works.
     let gro = set(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
     bind_socket(&socket, &address).map_err(|error| match error {
@@ -156,6 +160,21 @@ pub fn bind(
 /// Where `socket` is bound.
 pub(crate) fn local_address(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     Ok(rustix::net::getsockname(socket)?.try_into()?)
+}
+
+/// Has the kernel report which local address a datagram was sent to. `IPV6_PKTINFO` reports IPv4
+/// addresses too, as mapped ones.
+fn report_local(socket: BorrowedFd<'_>, address: SocketAddr) -> Result<(), BindError> {
+    let (level, name, call) = if address.is_ipv4() {
+        (libc::SOL_IP, libc::IP_PKTINFO, "IP_PKTINFO")
+    } else {
+        (libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, "IPV6_RECVPKTINFO")
+    };
+    set(socket, level, name, 1).map_err(|source| BindError::Other {
+        address,
+        call,
+        source,
+    })
 }
 
 fn never_fragment(socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {

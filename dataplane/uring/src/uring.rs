@@ -30,7 +30,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use hyphae_wire::Endpoint;
+use hyphae_wire::AddressPair;
 use io_uring::{cqueue, opcode, types};
 
 pub use ring::{ProbeError, probe};
@@ -304,7 +304,12 @@ impl Driver for UringDriver {
         }
     }
 
-    fn send(&mut self, to: &Endpoint, segment: u16, spans: &[Span]) -> Result<(), SendError> {
+    fn send(
+        &mut self,
+        to: impl Into<AddressPair>,
+        segment: u16,
+        spans: &[Span],
+    ) -> Result<(), SendError> {
         if self.lent.sends.is_full() {
             self.make_room()?;
         }
@@ -314,7 +319,7 @@ impl Driver for UringDriver {
             sends,
             ..
         } = &mut *self.lent;
-        let index = sends.fill(pool, self.family, to, segment, spans)?;
+        let index = sends.fill(pool, self.family, &to.into(), segment, spans)?;
         if sends.goes_singly(index) {
             // Past the ring, so what is in it must leave first.
             let submitted = self.ring.submit();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use hyphae_uring::{
     AnyDriver, Driver, DriverKind, Event, Parts, Span, TUN_HEADER_LEN, open, probe, udp,
 };
-use hyphae_wire::Endpoint;
+use hyphae_wire::{AddressPair, Endpoint};
 use rustix::event::{EventfdFlags, eventfd};
 
 thread_local! {
@@ -83,13 +83,17 @@ fn relay(kind: DriverKind) {
             len,
             segment,
             from,
+            local,
         }) = driver.next()
         {
             let segment = u16::try_from(segment).unwrap();
             if from != address {
                 driver
                     .send(
-                        &from,
+                        AddressPair {
+                            remote: from,
+                            local,
+                        },
                         segment,
                         &[Span {
                             buffer,

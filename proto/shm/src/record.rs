@@ -5,7 +5,7 @@
 //! struct, for some kinds followed by bytes of a packet.
 
 use hyphae_wire::guard::Token;
-use hyphae_wire::{Endpoint, OverlayAddress, PublicKey};
+use hyphae_wire::{AddressPair, Endpoint, LocalAddress, OverlayAddress, PublicKey};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
 use zeroize::Zeroize;
@@ -242,7 +242,7 @@ record! {
 
 record! {
     /// A lane of a link session.
-    LinkInstall[144] {
+    LinkInstall[168] {
         /// The peer at its other end.
         peer: U32,
         /// Index that frames to us carry; its worker field must be the worker that gets the record.
@@ -263,6 +263,8 @@ record! {
         reserved: [u8; 3],
         /// Where to send until the peer's own frames say otherwise.
         endpoint: Endpoint,
+        /// Where to send from until then; unset: the kernel chooses.
+        local: LocalAddress,
         /// Monotonic time of the handshake, nanoseconds.
         created: U64,
         /// Age in milliseconds after which a lane in use reports [`Punt::RekeyDue`].
@@ -517,9 +519,9 @@ record! {
 
 record! {
     /// Send bytes to an underlay address.
-    InjectRaw[24] {
-        /// Where to.
-        endpoint: Endpoint,
+    InjectRaw[48] {
+        /// Where to, and from which address of this host.
+        addresses: AddressPair,
     }
 }
 
@@ -588,9 +590,9 @@ record! {
 
 record! {
     /// A handshake frame came.
-    PuntHandshake[24] {
-        /// Where from.
-        endpoint: Endpoint,
+    PuntHandshake[48] {
+        /// Where from, and which address of this host it was sent to.
+        addresses: AddressPair,
     }
 }
 

@@ -92,6 +92,128 @@ impl Endpoint {
     }
 }
 
+/// An address of this host, 24 bytes: where a datagram was addressed to, and where its answer leaves
+/// from. All zero when it is not known: the kernel chooses.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct LocalAddress {
+    /// IPv6 or IPv4-mapped address.
+    pub ip: [u8; 16],
+    /// Interface index of a link-local address, else 0.
+    pub interface: U32,
+    /// Zero.
+    pub reserved: U32,
+}
+
+const _: () = assert!(size_of::<LocalAddress>() == 24);
+
+impl LocalAddress {
+    /// Not known.
+    pub const UNSET: Self = Self {
+        ip: [0; 16],
+        interface: U32::ZERO,
+        reserved: U32::ZERO,
+    };
+
+    /// The address of a datagram that came in on `interface`, which counts for link-local addresses
+    /// only. Unset for what no datagram can be sent from.
+    pub fn new(ip: Ipv6Addr, interface: u32) -> Self {
+        let unicast = match ip.to_ipv4_mapped() {
+            Some(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
+            None => !(ip.is_unspecified() || ip.is_multicast()),
+        };
+        if !unicast {
+            return Self::UNSET;
+        }
+        let scope = if ip.is_unicast_link_local() {
+            interface
+        } else {
+            0
+        };
+        Self {
+            ip: ip.octets(),
+            interface: U32::new(scope),
+            reserved: U32::ZERO,
+        }
+    }
+
+    /// Whether the kernel is to choose.
+    pub fn is_unset(&self) -> bool {
+        self.ip == [0; 16]
+    }
+}
+
+impl fmt::Debug for LocalAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_unset() {
+            return f.write_str("any");
+        }
+        let ip = Ipv6Addr::from(self.ip);
+        match (ip.to_ipv4_mapped(), self.interface.get()) {
+            (Some(v4), _) => write!(f, "{v4}"),
+            (None, 0) => write!(f, "{ip}"),
+            (None, interface) => write!(f, "{ip}%{interface}"),
+        }
+    }
+}
+
+/// Both addresses of a datagram. One to a remote address whose local address does not matter is
+/// made of the [`Endpoint`] alone.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct AddressPair {
+    /// The other node.
+    pub remote: Endpoint,
+    /// This host.
+    pub local: LocalAddress,
+}
+
+impl From<Endpoint> for AddressPair {
+    fn from(remote: Endpoint) -> Self {
+        Self {
+            remote,
+            local: LocalAddress::UNSET,
+        }
+    }
+}
+
+impl From<&Endpoint> for AddressPair {
+    fn from(remote: &Endpoint) -> Self {
+        Self::from(*remote)
+    }
+}
+
+impl From<&Self> for AddressPair {
+    fn from(pair: &Self) -> Self {
+        *pair
+    }
+}
+
 impl From<SocketAddr> for Endpoint {
     fn from(addr: SocketAddr) -> Self {
         let (ip, scope) = match addr {
@@ -167,6 +289,24 @@ mod tests {
         assert_eq!(stream.to_string(), "tcp://192.0.2.7:9670");
         assert_eq!(stream.to_socket_addr(), datagram.to_socket_addr());
         assert_eq!(stream.with_port(1).scheme(), "tcp");
+    }
+
+    #[test]
+    fn a_local_address_is_one_that_datagrams_can_be_sent_from() {
+        let local = |text: &str| LocalAddress::new(text.parse().unwrap(), 7);
+        for (text, shown) in [
+            ("fe80::1", "fe80::1%7"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("ff02::1", "any"),
+            ("::", "any"),
+            ("::ffff:255.255.255.255", "any"),
+            ("::ffff:224.0.0.1", "any"),
+            ("::ffff:0.0.0.0", "any"),
+        ] {
+            assert_eq!(format!("{:?}", local(text)), shown);
+            assert_eq!(local(text).is_unset(), shown == "any");
+        }
     }
 
     #[test]

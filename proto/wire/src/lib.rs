@@ -26,7 +26,7 @@ pub mod time;
 pub mod timers;
 
 pub use address::{OverlayAddress, Prefix};
-pub use endpoint::Endpoint;
+pub use endpoint::{AddressPair, Endpoint, LocalAddress};
 pub use frame::{FrameKind, LinkHeader, RoutingHeader, Service, SessionHeader};
 pub use identity::{PublicKey, SecretKey};
 pub use index::{Lane, SessionIndex, WorkerId};

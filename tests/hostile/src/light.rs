@@ -249,7 +249,7 @@ impl Node {
                     break;
                 };
                 let frame = &mut scratch.incoming[..len];
-                self.take_frame(now, &from, frame, &mut scratch.outgoing);
+                self.take_frame(now, &from.remote, frame, &mut scratch.outgoing);
             }
             while self.engine.has_report() {
                 let train = self.engine.next_report(now, &mut scratch.outgoing);

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, PATIENT_LINKS, binary, eventually, privileged, scrape};
+use common::{PATIENCE, PATIENT_LINKS, binary, command, eventually, privileged, scrape};
 use hyphae::lab::{LabNode, Namespace};
 use hyphae_controlplane::state;
 use hyphae_rpc::method::Peer;
@@ -287,6 +287,70 @@ fn a_link_moves_to_the_other_cable_when_one_is_pulled() {
     });
     let answer = one.ping(address, PATIENCE);
     assert!(answer.is_ok(), "{answer:?}");
+}
+
+/// A host whose firewall lets in nothing but answers.
+fn answers_only(hosts: &Hosts, host: usize) {
+    for rule in [
+        "add table inet guard",
+        "add chain inet guard input { type filter hook input priority 0 ; policy drop ; }",
+        "add rule inet guard input iif lo accept",
+        "add rule inet guard input meta l4proto ipv6-icmp accept",
+        "add rule inet guard input ct state established accept",
+    ] {
+        command(&hosts.namespaces[host], &format!("nft {rule}"));
+    }
+}
+
+#[test]
+fn a_node_answers_from_the_address_that_was_asked() {
+    if !privileged("a_node_answers_from_the_address_that_was_asked") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    for driver in ["io_uring", "epoll"] {
+        let hosts = Hosts::new(1);
+        let config = hosts.file("patient.toml", PATIENT_LINKS);
+        let usual = ["--discovery", "none", "--config", config.to_str().unwrap()];
+        let usual = [&usual[..], &["--driver", driver]].concat();
+        hosts.ip(0, "address add fd18::1/64 dev cable1 nodad");
+        hosts.ip(1, "address add 198.18.1.3/24 dev plug1");
+        hosts.ip(1, "address add fd18::2/64 dev plug1 nodad");
+        hosts.ip(1, "address add fd18::3/64 dev plug1 nodad");
+        answers_only(&hosts, 0);
+        let mut two = hosts.start(1, &usual);
+        for place in ["[fd18::2]:9670", "[fd18::3]:9670", "198.18.1.3:9670"] {
+            let url = format!("udp://{place}");
+            let mut one = hosts.start(0, &[&usual[..], &["--peer", &url]].concat());
+            eventually("connected over UDP", PATIENCE, || {
+                connected_to(&one, hosts.keys[1]).is_some_and(|peer| peer.endpoint.proto == "udp")
+            });
+            let found = connected_to(&one, hosts.keys[1]).unwrap();
+            assert_eq!(found.endpoint.socket_addr, place);
+            assert!(one.ping(two.address(), PATIENCE).is_ok());
+            if place != "198.18.1.3:9670" {
+                assert!(one.stop().unwrap());
+                continue;
+            }
+            // A restarted node's resets leave from there too.
+            assert!(two.stop().unwrap());
+            two = hosts.start(1, &usual);
+            eventually("connected again", PATIENCE, || {
+                one.ping(two.address(), Duration::from_millis(500)).is_ok()
+            });
+            // With the address gone the link goes on from another.
+            command(&hosts.namespaces[0], "nft delete table inet guard");
+            hosts.ip(1, "address del 198.18.1.3/24 dev plug1");
+            let answer = two.ping(one.address(), PATIENCE);
+            assert!(answer.is_ok(), "{answer:?}");
+            let refused = scrape(&hosts.namespaces[1]);
+            let refused = refused.lines().any(|line| {
+                line.starts_with("hyphae_dataplane_tx_source_refused_total{")
+                    && !line.ends_with(" 0")
+            });
+            assert!(refused, "it was from the address that is gone");
+        }
+    }
 }
 
 #[test]

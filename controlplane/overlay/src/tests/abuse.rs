@@ -41,7 +41,9 @@ fn stranger(n: u32) -> Endpoint {
 }
 
 fn receive(network: &mut Network, node: usize, from: Endpoint, frame: &[u8]) {
-    let meta = PuntHandshake { endpoint: from };
+    let meta = PuntHandshake {
+        addresses: from.into(),
+    };
     network.with(node, |overlay, now| {
         overlay.handle_punt(now, WorkerId(0), &Punt::Handshake(&meta, frame));
     });
@@ -121,7 +123,7 @@ fn a_repeated_third_message_is_answered_with_a_keepalive_to_the_proven_end() {
     assert_eq!(Message::parse_frame(&finish.2).unwrap().step, Step::Finish);
     network.nodes[1].workers[0].out.clear();
     let meta = PuntHandshake {
-        endpoint: stranger(1),
+        addresses: stranger(1).into(),
     };
     let now = network.now;
     let overlay = network.nodes[1].overlay.as_mut().unwrap();

@@ -66,7 +66,9 @@ fn a_cookie_is_good_for_every_repetition_of_its_message() {
 /// Hands node 0 a cookie reply as if it came from `from`.
 fn forge(network: &mut Network, from: hyphae_wire::Endpoint, number: u32) {
     let frame = guard::encode(FrameKind::CookieReply, number, &[7; 16]);
-    let meta = PuntHandshake { endpoint: from };
+    let meta = PuntHandshake {
+        addresses: from.into(),
+    };
     network.with(0, |overlay, now| {
         overlay.handle_punt(now, WorkerId(0), &Punt::Handshake(&meta, &frame));
     });

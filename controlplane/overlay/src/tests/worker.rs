@@ -270,7 +270,8 @@ impl Worker {
             }
             Program::InjectTrace(inject) => self.traces.push(*inject),
             Program::InjectRaw(inject, bytes) => {
-                self.out.push((inject.endpoint, Frame::Raw(bytes.to_vec())));
+                self.out
+                    .push((inject.addresses.remote, Frame::Raw(bytes.to_vec())));
             }
             Program::InjectLinkLocal(inject, bytes) => {
                 let index = inject.receive_index.get();
@@ -507,7 +508,9 @@ impl Worker {
                 return;
             }
         }
-        let meta = PuntHandshake { endpoint: from };
+        let meta = PuntHandshake {
+            addresses: from.into(),
+        };
         self.punt(&Punt::Handshake(&meta, bytes));
     }
 

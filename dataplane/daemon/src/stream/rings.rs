@@ -94,7 +94,7 @@ impl Rings {
 
     /// Hands worker 0 what was counted. False when there is no room.
     pub(crate) fn push_counts(&mut self, counts: &Counts) -> bool {
-        let header = Header::raw(&Endpoint::default());
+        let header = Header::raw(Endpoint::default());
         let outlet = self.to.first_mut();
         outlet.is_some_and(|outlet| outlet.push(COUNTS, &header, counts.as_bytes()))
     }
@@ -120,7 +120,7 @@ impl Rings {
                 };
                 any = true;
                 if let Ok((header, frame)) = Header::ref_from_prefix(&scratch[..len]) {
-                    each(header.from(), frame);
+                    each(header.from().remote, frame);
                 }
             }
             ring.release();

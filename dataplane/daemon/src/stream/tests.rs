@@ -89,7 +89,7 @@ impl Rig {
         for (n, worker) in self.workers.iter_mut().enumerate() {
             let (received, counts) = (&mut self.received, &mut self.counts);
             worker.take(usize::MAX, &mut scratch, |taken| match taken {
-                Taken::Raw { from, frame } => received.push((n, from, frame.to_vec())),
+                Taken::Raw { from, frame } => received.push((n, from.remote, frame.to_vec())),
                 Taken::Counts(bytes) => {
                     let news = parse_counts(bytes).unwrap();
                     counts.iter_mut().zip(news).for_each(|(c, n)| *c += n.get());

@@ -3,7 +3,7 @@
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::control::{self, ControlKind, PROBE_LEN};
 use hyphae_wire::frame::{LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, OVERHEAD};
-use hyphae_wire::{Endpoint, FrameKind, LinkHeader, Nanos, SessionIndex};
+use hyphae_wire::{AddressPair, FrameKind, LinkHeader, Nanos, SessionIndex};
 use zerocopy::IntoBytes;
 
 use super::{Step, transmit};
@@ -19,7 +19,7 @@ impl Engine {
     pub(super) fn open_train(
         &mut self,
         now: Nanos,
-        from: &Endpoint,
+        from: &AddressPair,
         part: &mut [u8],
         segment: usize,
         steps: &mut [Step],
@@ -53,7 +53,12 @@ impl Engine {
 
     /// What a frame is. Returns the slot of the lane on which a transit frame, still sealed, came, or
     /// what is to become of anything else.
-    fn classify(&mut self, now: Nanos, from: &Endpoint, frame: &mut [u8]) -> Result<u32, Verdict> {
+    fn classify(
+        &mut self,
+        now: Nanos,
+        from: &AddressPair,
+        frame: &mut [u8],
+    ) -> Result<u32, Verdict> {
         let (header, _) = LinkHeader::split(frame).ok_or(drop(DropReason::FrameTooShort))?;
         let header = *header;
         let kind = FrameKind::from_code(header.kind).ok_or(drop(DropReason::FrameKindUnknown))?;
@@ -83,9 +88,9 @@ impl Engine {
             FrameKind::Fragment => Err(self.receive_fragment(from, &header, frame)),
             FrameKind::HandshakeInit
             | FrameKind::HandshakeResponse
-            | FrameKind::HandshakeFinish => Err(self.guard_handshake(now, from, frame)),
-            FrameKind::CookieReply => Err(self.guard_cookie(now, from, frame)),
-            FrameKind::StatelessReset => Err(self.take_reset(now, from, frame)),
+            | FrameKind::HandshakeFinish => Err(self.guard_handshake(now, &from.remote, frame)),
+            FrameKind::CookieReply => Err(self.guard_cookie(now, &from.remote, frame)),
+            FrameKind::StatelessReset => Err(self.take_reset(now, &from.remote, frame)),
         }
     }
 
@@ -117,7 +122,7 @@ impl Engine {
     /// Opens transit frames that came on one lane.
     fn open_run(
         &mut self,
-        from: &Endpoint,
+        from: &AddressPair,
         ingress: u32,
         run: &mut [u8],
         segment: usize,
@@ -128,6 +133,7 @@ impl Engine {
         let Some(link) = self.links.get(slot) else {
             return;
         };
+        let moved = link.has_moved(from);
         let mut authentic = [false; TRAIN_MAX];
         link.lane.open.open(run, segment, &mut authentic);
         self.counters.opened(link.lane.suite, steps.len() as u64);
@@ -135,7 +141,7 @@ impl Engine {
         for (n, frame) in run.chunks(segment).enumerate() {
             let counter = LinkHeader::split(frame).map_or(0, |(header, _)| header.counter.get());
             let accepted = if authentic[n] {
-                self.accept(from, slot, counter)
+                self.accept(from, moved, slot, counter)
             } else {
                 Err(DropReason::LinkAuth)
             };
@@ -157,7 +163,7 @@ impl Engine {
     fn open_link_local(
         &mut self,
         now: Nanos,
-        from: &Endpoint,
+        from: &AddressPair,
         header: &LinkHeader,
         frame: &mut [u8],
     ) -> Result<usize, Verdict> {
@@ -171,12 +177,20 @@ impl Engine {
             .single()
             .open(counter, header.as_bytes(), sealed);
         opened.map_err(|_| drop(DropReason::LinkAuth))?;
-        self.accept(from, slot, counter).map_err(drop)?;
+        let moved = link.has_moved(from);
+        self.accept(from, moved, slot, counter).map_err(drop)?;
         Ok(slot)
     }
 
-    /// Notes an authentic frame, and learns from it where the peer is.
-    fn accept(&mut self, from: &Endpoint, slot: usize, counter: u64) -> Result<(), DropReason> {
+    /// Notes an authentic frame, and learns from it where the peer is if it `moved`, by what was
+    /// known when its train came.
+    fn accept(
+        &mut self,
+        from: &AddressPair,
+        moved: bool,
+        slot: usize,
+        counter: u64,
+    ) -> Result<(), DropReason> {
         let link = self.links.get_mut(slot).ok_or(DropReason::LinkUnknown)?;
         // Once more: a train may have the same frame twice.
         if !link.lane.replay.is_fresh(counter) {
@@ -185,25 +199,8 @@ impl Engine {
         let newest = link.lane.replay.note(counter);
         let standby = link.lane.role == Role::Standby;
         // Only the newest frame says where the peer is: a late one may come from where it was.
-        if newest && link.endpoint != *from {
-            let before = std::mem::replace(&mut link.endpoint, *from);
-            let (peer, lane) = (link.peer, link.lane.number);
-            let sends_to = link.lane.send_index.0;
-            if self
-                .by_send
-                .get(&(sends_to, before))
-                .is_some_and(|held| *held as usize == slot)
-            {
-                self.by_send.remove(&(sends_to, before));
-            }
-            // Slots have 16 bits.
-            self.by_send.insert((sends_to, *from), slot as u32);
-            self.counters.add(Counter::EndpointMoves, 1);
-            self.report(EngineEvent::EndpointMoved {
-                peer,
-                lane,
-                endpoint: *from,
-            });
+        if newest && moved {
+            self.learn_addresses(from, slot);
         }
         if standby {
             self.activate_link(slot);
@@ -211,17 +208,48 @@ impl Engine {
         Ok(())
     }
 
+    /// Sends to where a peer's newest frame came from, and from where it was sent to.
+    fn learn_addresses(&mut self, from: &AddressPair, slot: usize) {
+        let Some(link) = self.links.get_mut(slot) else {
+            return;
+        };
+        if link.lane.answers() {
+            link.addresses.local = from.local;
+        }
+        let before = std::mem::replace(&mut link.addresses.remote, from.remote);
+        if before == from.remote {
+            return;
+        }
+        let (peer, lane) = (link.peer, link.lane.number);
+        let sends_to = link.lane.send_index.0;
+        if self
+            .by_send
+            .get(&(sends_to, before))
+            .is_some_and(|held| *held as usize == slot)
+        {
+            self.by_send.remove(&(sends_to, before));
+        }
+        // Slots have 16 bits.
+        self.by_send.insert((sends_to, from.remote), slot as u32);
+        self.counters.add(Counter::EndpointMoves, 1);
+        self.report(EngineEvent::EndpointMoved {
+            peer,
+            lane,
+            endpoint: from.remote,
+        });
+    }
+
     /// A frame whose link lane is not known at the worker that would own it may earn a reset.
     fn answer_unknown(
         &mut self,
         now: Nanos,
-        from: &Endpoint,
+        from: &AddressPair,
         verdict: Verdict,
         frame: &mut [u8],
     ) -> Verdict {
         let receiver = LinkHeader::split(frame).map_or(0, |(header, _)| header.receiver.get());
         if receiver != 0 && verdict == drop(DropReason::LinkUnknown) {
-            self.reset_link(now, from, SessionIndex(receiver), frame)
+            self.reset_link(now, &from.remote, SessionIndex(receiver), frame)
         } else {
             verdict
         }

@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use hyphae_aead::{Aead, LinkAead};
 use hyphae_shm::record::{
-    LaneKeys, LinkInstall, MTU_UNKNOWN, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, ROLE_STANDBY,
-    SessionInstall,
+    FLAG_INITIATOR, LaneKeys, LinkInstall, MTU_UNKNOWN, ROLE_ACTIVE, ROLE_RECEIVE_ONLY,
+    ROLE_STANDBY, SessionInstall,
 };
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::guard::Token;
 use hyphae_wire::index::SLOTS_MAX;
 use hyphae_wire::report::FRAME_MIN_MAX;
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
+use hyphae_wire::{AddressPair, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
 
 use crate::fragment::Halves;
 
@@ -94,6 +94,12 @@ impl<K> Lane<K> {
     /// Whether the lane is past its limits.
     pub(crate) fn expired(&self, now: Nanos) -> bool {
         now >= self.reject_at || self.counter >= REJECT_AFTER_PACKETS
+    }
+
+    /// Whether the other end began the session. It has chosen this host's address then, and may be
+    /// reachable from no other; where this end began, the kernel chooses by its routes.
+    pub(crate) fn answers(&self) -> bool {
+        self.flags & FLAG_INITIATOR == 0
     }
 
     /// Counters used so far.
@@ -172,7 +178,8 @@ impl Common<'_> {
 pub(crate) struct LinkLane {
     pub(crate) lane: Lane<LinkAead>,
     pub(crate) peer: u32,
-    pub(crate) endpoint: Endpoint,
+    /// Where to send, and from where.
+    pub(crate) addresses: AddressPair,
     /// What a datagram may hold, as far as known.
     pub(crate) mtu: u16,
     /// Frames of which one part has come.
@@ -200,10 +207,19 @@ impl LinkLane {
         Some(Self {
             lane,
             peer: record.peer.get(),
-            endpoint: record.endpoint,
+            addresses: AddressPair {
+                remote: record.endpoint,
+                local: record.local,
+            },
             mtu: MTU_UNKNOWN,
             halves: None,
         })
+    }
+
+    /// Whether frames with these addresses say that the lane is to use others.
+    pub(crate) fn has_moved(&self, from: &AddressPair) -> bool {
+        self.addresses.remote != from.remote
+            || (self.lane.answers() && self.addresses.local != from.local)
     }
 
     /// Largest frame that goes out on it, in two parts if need be.

@@ -18,7 +18,8 @@ use hyphae_shm::record::{
 };
 use hyphae_wire::frame::{LinkHeader, SealedHeaders, handshake_trailer};
 use hyphae_wire::{
-    Endpoint, FrameKind, Nanos, OverlayAddress, PublicKey, Service, SessionIndex, Suite, WorkerId,
+    Endpoint, FrameKind, LocalAddress, Nanos, OverlayAddress, PublicKey, Service, SessionIndex,
+    Suite, WorkerId,
 };
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
@@ -91,6 +92,7 @@ impl Lane {
             flags: 0,
             reserved: [0; 3],
             endpoint,
+            local: LocalAddress::UNSET,
             created: U64::new(self.created.0),
             rekey_after_ms: U32::new(self.rekey_ms),
             reject_after_ms: U32::new(self.reject_ms),

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hyphae_wire::Endpoint;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{PATIENCE, Rig, Subject, for_both, pattern, skip};
@@ -45,6 +46,7 @@ fn a_full_train_arrives_whole<D: Subject>() {
             len,
             segment: got,
             from,
+            ..
         } = b.next()
         else {
             panic!("no datagrams")
@@ -138,6 +140,7 @@ fn lone_datagrams_and_their_sender_arrive<D: Subject>() {
             len,
             segment,
             from,
+            ..
         } = rig.next()
         else {
             panic!("no datagrams")
@@ -523,7 +526,7 @@ fn impossible_sends_are_refused_without_taking_references<D: Subject>() {
         len: 1,
     };
     assert_eq!(send(100, &[absent]), Err(SendError::Span));
-    let v6 = "[::1]:1".parse::<SocketAddr>().unwrap().into();
+    let v6: Endpoint = "[::1]:1".parse::<SocketAddr>().unwrap().into();
     assert_eq!(
         rig.driver.send(&v6, 100, &[span(0, 10)]),
         Err(SendError::Family)
@@ -537,12 +540,9 @@ fn impossible_sends_are_refused_without_taking_references<D: Subject>() {
     assert_eq!(rig.driver.references(), 0);
 }
 
-fn a_socket_that_cannot_segment_falls_back_for_good<D: Subject>() {
-    let (socket, report) = udp::bind(
-        "127.0.0.1:0".parse().unwrap(),
-        udp::SocketOptions::default(),
-    )
-    .unwrap();
+/// A driver whose socket cannot segment.
+pub(super) fn unsegmented<D: Subject>(address: &str) -> Rig<D> {
+    let (socket, report) = udp::bind(address.parse().unwrap(), Default::default()).unwrap();
     // A socket that sends without checksums refuses to segment, with EINVAL.
     // SAFETY: the option takes an `int`, which is passed with its size.
     let set = unsafe {
@@ -566,11 +566,15 @@ fn a_socket_that_cannot_segment_falls_back_for_good<D: Subject>() {
         transmit_buffers: 8,
     };
     let driver = D::open_with(parts, SLOT_BYTES);
-    let mut rig = Rig {
+    Rig {
         driver,
         address: report.local,
         doorbell,
-    };
+    }
+}
+
+fn a_socket_that_cannot_segment_falls_back_for_good<D: Subject>() {
+    let mut rig = unsegmented::<D>("127.0.0.1:0");
     let mut other = Rig::<D>::new();
     let mut expected = Vec::new();
     for round in 0..20 {

@@ -1,7 +1,7 @@
 //! The standing receive: `recvmsg` multishot into a ring of provided buffers.
 //!
 //! ```text
-//!  slot: | recvmsg_out 16 | name 32 | control 48 | payload … |
+//!  slot: | recvmsg_out 16 | name 32 | control 112 | payload … |
 //! ```
 //!
 //! The offsets are those of the rooms asked for, whatever the kernel put into them.
@@ -195,7 +195,7 @@ impl Receive {
             stats.rx_errors += 1;
             return None;
         };
-        let (len, segment, from) = self.intake.judge(
+        let (len, segment, addresses) = self.intake.judge(
             stats,
             out.name_data(),
             out.control_data(),
@@ -208,7 +208,8 @@ impl Receive {
             offset,
             len,
             segment,
-            from,
+            from: addresses.remote,
+            local: addresses.local,
         })
     }
 }

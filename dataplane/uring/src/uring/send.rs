@@ -5,7 +5,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use hyphae_wire::Endpoint;
+use hyphae_wire::AddressPair;
 use io_uring::opcode;
 
 use super::receive::BufferRing;
@@ -13,7 +13,6 @@ use super::ring::Ring;
 use super::{Kind, SOCKET};
 use crate::address::Family;
 use crate::driver::{DriverStats, SendError, Span};
-use crate::message::{Refusal, refusal};
 use crate::pool::Pool;
 use crate::train::{Segmentation, Send, Slab};
 
@@ -51,7 +50,7 @@ impl Sends {
         &mut self,
         pool: &mut Pool,
         family: Family,
-        to: &Endpoint,
+        to: &AddressPair,
         segment: u16,
         spans: &[Span],
     ) -> Result<u16, SendError> {
@@ -114,14 +113,7 @@ impl Sends {
         let send = self.slab.at(index);
         match u32::try_from(result) {
             Ok(sent) => stats.tx_errors += u64::from(sent != send.total()),
-            Err(_) => match refusal(-result) {
-                Refusal::Backpressure => stats.tx_backpressure += 1,
-                Refusal::Offload if send.is_segmented() => {
-                    self.segmentation.send_singly(socket, send, stats);
-                }
-                Refusal::TooBig => stats.note_too_big(send.to()),
-                Refusal::Offload | Refusal::Other => stats.tx_errors += 1,
-            },
+            Err(_) => self.segmentation.refused(socket, send, -result, stats),
         }
         self.finish(index, pool, buffers);
     }

@@ -49,7 +49,7 @@ impl Node {
                 let end = Punt::SnapshotEnd(generation);
                 self.overlay.handle_punt(now, WORKER, &end);
             }
-            Program::InjectRaw(record, frame) => self.send(&record.endpoint, frame),
+            Program::InjectRaw(record, frame) => self.send(&record.addresses.remote, frame),
             Program::InjectLinkLocal(record, payload) => {
                 let train = self.engine.inject_link_local(now, record, payload, out);
                 self.send_built(train, out, false);
