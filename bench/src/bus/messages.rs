@@ -36,6 +36,7 @@ pub(super) fn outgoing(to: &Node, payload: &[u8]) -> PushMessageParams {
             payload: Base64::from(payload),
         },
         reply_timeout: None,
+        wait: None,
     }
 }
 
@@ -93,6 +94,7 @@ fn take(at: &Node, count: usize) -> anyhow::Result<()> {
         timeout: Some(PATIENCE.as_secs()),
         topic: None,
         attach: None,
+        lease: None,
     };
     let mut waiting = connection.take_messages(ask.clone())?;
     while left > 0 {
@@ -173,6 +175,7 @@ pub(super) fn large(pair: &Pair, len: usize) -> anyhow::Result<[f64; 2]> {
         timeout: Some(PATIENCE.as_secs()),
         topic: None,
         attach: None,
+        lease: None,
     })?;
     let started = Instant::now();
     std::thread::scope(|scope| {

@@ -6,7 +6,8 @@
 //! one small entry per message. A store in memory needs no thread: whoever asks does the work.
 //!
 //! Taking is in two steps. [`Inbox::take`] hides a message and hands it out; [`Taken::confirm`] removes it
-//! for good. Whoever drops a [`Taken`] unconfirmed, or dies, leaves the message where it was.
+//! for good. Whoever drops a [`Taken`] unconfirmed, or dies, leaves the message where it was. How often a message
+//! was handed out is counted, with [`Inbox::take_recorded`] on disk.
 
 mod index;
 mod record;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hyphae_bus::{DeliveryKey, Inbound, Room, Topic};
+use hyphae_wire::OverlayAddress;
 use tokio::sync::{oneshot, watch};
 
 use worker::{Desk, Job, Worker};
@@ -150,6 +152,38 @@ pub enum Put {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageNumber(pub u64);
 
+/// Messages of an inbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// How many there are.
+    pub messages: u64,
+    /// Bytes of their payloads.
+    pub bytes: u64,
+    /// Of the messages: hidden, because they were handed out.
+    pub handed_out: u64,
+    /// Those that were asked for, the oldest first.
+    pub entries: Vec<Listed>,
+}
+
+/// A message of an inbox, without its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its place in the order.
+    pub number: MessageNumber,
+    /// Its sender and id.
+    pub key: DeliveryKey,
+    /// Overlay address of its sender.
+    pub source_address: OverlayAddress,
+    /// Its topic.
+    pub topic: Topic,
+    /// Bytes of its payload.
+    pub len: u64,
+    /// Times that it was handed out.
+    pub deliveries: u32,
+    /// It is handed out now.
+    pub handed_out: bool,
+}
+
 /// What was found when an inbox was opened.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -255,14 +289,57 @@ impl Inbox {
         topic: Option<Topic>,
         most: Room,
     ) -> Result<Option<Taken>, InboxError> {
+        self.hand_out(topic, most, false).await
+    }
+
+    /// The same, and that they were handed out is on disk when this returns: whoever takes them may be gone with
+    /// this process, and the next one knows.
+    ///
+    /// # Errors
+    /// When the first cannot be read, or nothing written.
+    pub async fn take_recorded(
+        &self,
+        topic: Option<Topic>,
+        most: Room,
+    ) -> Result<Option<Taken>, InboxError> {
+        self.hand_out(topic, most, true).await
+    }
+
+    async fn hand_out(
+        &self,
+        topic: Option<Topic>,
+        most: Room,
+        recorded: bool,
+    ) -> Result<Option<Taken>, InboxError> {
         let jobs = self.jobs.clone();
         let answer = self.ask(|done| Job::Take {
             topic,
             most,
+            recorded,
             jobs,
             done,
         });
         answer.await.ok_or(InboxError::Closed)?
+    }
+
+    /// How many messages there are, of a topic if one is named, and up to `count` of them with a number above
+    /// `after`, the oldest first, without their payloads.
+    ///
+    /// # Errors
+    /// When the inbox has been closed.
+    pub async fn list(
+        &self,
+        topic: Option<Topic>,
+        after: MessageNumber,
+        count: usize,
+    ) -> Result<Listing, InboxError> {
+        let answer = self.ask(|done| Job::List {
+            topic,
+            after,
+            count,
+            done,
+        });
+        answer.await.ok_or(InboxError::Closed)
     }
 
     /// The oldest message, of a topic if one is named; it stays.
@@ -342,6 +419,29 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// One lease of what several are of; `None` of nothing.
+    pub fn join(leases: impl IntoIterator<Item = Self>) -> Option<Self> {
+        leases.into_iter().reduce(|mut all, mut other| {
+            // Nothing is left of it to be released.
+            other.jobs = None;
+            all.numbers.append(&mut other.numbers);
+            all
+        })
+    }
+
+    /// A lease of each message.
+    fn split(mut self) -> Vec<Self> {
+        let jobs = self.jobs.take();
+        let each = |number| Self {
+            numbers: vec![number],
+            jobs: jobs.clone(),
+        };
+        std::mem::take(&mut self.numbers)
+            .into_iter()
+            .map(each)
+            .collect()
+    }
+
     /// Removes the messages for good. When this returns `Ok`, they will not be handed out again.
     ///
     /// # Errors
@@ -370,10 +470,22 @@ impl Drop for Lease {
 pub struct Taken {
     /// The messages, the oldest first.
     pub messages: Vec<Inbound>,
+    /// Times that each has been handed out, this one included.
+    pub deliveries: Vec<u32>,
     lease: Lease,
 }
 
 impl Taken {
+    /// The messages, how often each was handed out, and the right to decide about all of them.
+    pub fn into_parts(self) -> (Vec<Inbound>, Vec<u32>, Lease) {
+        (self.messages, self.deliveries, self.lease)
+    }
+
+    /// The same, with a right to decide about each.
+    pub fn split(self) -> (Vec<Inbound>, Vec<u32>, Vec<Lease>) {
+        (self.messages, self.deliveries, self.lease.split())
+    }
+
     /// Removes the messages for good. When this returns, they will not be handed out again.
     ///
     /// # Errors

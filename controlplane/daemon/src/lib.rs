@@ -11,6 +11,7 @@ mod bus;
 pub mod config;
 mod discovery;
 pub mod endpoint;
+mod hangup;
 mod host;
 pub mod inbox;
 mod metrics;

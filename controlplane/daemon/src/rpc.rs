@@ -20,6 +20,7 @@ mod credentials;
 mod dispatch;
 mod envelope;
 mod gate;
+mod gone;
 mod http;
 mod latency;
 mod messages;

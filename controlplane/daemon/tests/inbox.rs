@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyphae_bus::{Inbound, MessageId, Topic};
-use hyphae_controlplane::inbox::{INBOX_FILE, Inbox, InboxError, Limits, ONE, Put, PutError};
+use hyphae_controlplane::inbox::{
+    INBOX_FILE, Inbox, InboxError, Limits, MessageNumber, ONE, Put, PutError,
+};
 use hyphae_wire::{OverlayAddress, PublicKey};
 
 /// Names the directory to the child that is to be killed, or limited.
@@ -203,6 +205,118 @@ fn item_06_kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
         eprintln!(
             "{} kept, {} confirmed, {} left",
             kept.len(),
+            confirmed.len(),
+            left.len()
+        );
+    });
+}
+
+/// Leases messages and acknowledges some until it is killed.
+async fn lease(directory: &Path) {
+    let (inbox, _) = loop {
+        match Inbox::open(directory, Limits::default()) {
+            Ok(open) => break open,
+            // The thread that filled it, in the parent, closes it when it sees that nobody needs it.
+            Err(InboxError::InUse(_)) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    say("open", 0);
+    let mut held = Vec::new();
+    loop {
+        let Some(taken) = inbox.take_recorded(None, ONE).await.unwrap() else {
+            // All are handed out: they go back.
+            held.clear();
+            continue;
+        };
+        let (messages, deliveries, lease) = taken.into_parts();
+        let id = id_of(&messages[0]);
+        say("leased", id << 32 | u64::from(deliveries[0]));
+        if id.is_multiple_of(3) && deliveries[0] > 5 {
+            say("confirming", id);
+            lease.confirm().await.unwrap();
+            say("confirmed", id);
+        } else {
+            held.push(lease);
+        }
+    }
+}
+
+#[test]
+fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
+    if let Some(directory) = std::env::var_os(CHILD) {
+        runtime().block_on(lease(Path::new(&directory)));
+        return;
+    }
+    let name = "kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count";
+    let directory = tempfile::tempdir().unwrap();
+    const COUNT: u64 = 30;
+    runtime().block_on(async {
+        let (inbox, _) = Inbox::open(directory.path(), Limits::default()).unwrap();
+        for id in 1..=COUNT {
+            inbox.put(message(id), false).await.unwrap();
+        }
+    });
+    let seed = u64::from(std::process::id());
+    eprintln!("seed {seed}");
+    let mut random = seed | 1;
+    // How often each was handed out, and in which life that was said last.
+    let mut counts = BTreeMap::<u64, (u64, u64)>::new();
+    let (mut confirmed, mut doubtful) = (BTreeSet::new(), BTreeSet::new());
+    for life in 1..=KILLS / 2 {
+        let mut process = child(name, directory.path()).spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let after = random % 120;
+        let mut count = 0;
+        while let Some(line) = lines.next().map(Result::unwrap) {
+            let Some((what, number)) = line.strip_prefix('=').and_then(|line| line.split_once(' '))
+            else {
+                continue;
+            };
+            let number: u64 = number.parse().unwrap();
+            count += 1;
+            if count == after + 1 {
+                std::thread::sleep(Duration::from_micros(random % 3000));
+                process.kill().unwrap();
+            }
+            match what {
+                "leased" => {
+                    let (id, now) = (number >> 32, number & u64::from(u32::MAX));
+                    assert!(!confirmed.contains(&id), "{id} after it was confirmed");
+                    let (before, said) = counts.insert(id, (now, life)).unwrap_or((0, 1));
+                    // A kill may come between what is written and what is said.
+                    let most = before + 1 + life - said;
+                    assert!(now > before && now <= most, "{id}: {before}, then {now}");
+                }
+                "confirming" => drop(doubtful.insert(number)),
+                "confirmed" => assert!(confirmed.insert(number)),
+                _ => {}
+            }
+        }
+        process.wait().unwrap();
+        assert!(count > after, "the child ended by itself");
+    }
+    runtime().block_on(async {
+        let (inbox, _) = Inbox::open(directory.path(), Limits::default()).unwrap();
+        let list = inbox.list(None, MessageNumber(0), 100).await.unwrap();
+        assert_eq!(list.handed_out, 0, "all were returned");
+        let mut left = BTreeSet::new();
+        for entry in &list.entries {
+            let id = u64::from_le_bytes(entry.key.id.0);
+            let (known, said) = counts.get(&id).copied().unwrap_or((0, 1));
+            let now = u64::from(entry.deliveries);
+            let most = known + 1 + KILLS / 2 - said;
+            assert!(now >= known && now <= most, "{id}: {known}, then {now}");
+            left.insert(id);
+        }
+        assert!(confirmed.is_disjoint(&left));
+        let lost = (1..=COUNT).find(|id| !left.contains(id) && !doubtful.contains(id));
+        assert_eq!(lost, None);
+        eprintln!(
+            "{} confirmed, {} left, {counts:?}",
             confirmed.len(),
             left.len()
         );

@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             payload: Base64::from("hello"),
         },
         reply_timeout: None,
+        wait: None,
     })?;
     let PushMessageResult::Id { id } = pushed else {
         return Err("no reply was asked for".into());

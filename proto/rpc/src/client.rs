@@ -234,6 +234,7 @@ fn asked_to_wait(params: &str) -> Duration {
     struct Waits {
         timeout: Option<Value>,
         reply_timeout: Option<Value>,
+        wait: Option<Value>,
         timeout_secs: Option<Value>,
         #[serde(rename = "timeoutMs")]
         timeout_ms: Option<Value>,
@@ -247,9 +248,10 @@ fn asked_to_wait(params: &str) -> Duration {
     let seconds = [&waits.timeout, &waits.reply_timeout, &waits.timeout_secs];
     let seconds = seconds.into_iter().filter_map(number);
     let millis = number(&waits.timeout_ms).map(Duration::from_millis);
-    seconds
-        .map(Duration::from_secs)
-        .chain(millis)
-        .max()
+    let longest = seconds.map(Duration::from_secs).chain(millis).max();
+    // A message waits for room first, then for its reply.
+    let room = number(&waits.wait).map(Duration::from_secs);
+    longest
         .unwrap_or_default()
+        .saturating_add(room.unwrap_or_default())
 }

@@ -155,6 +155,7 @@ impl Connection {
             topic: topic.map(Base64::from),
             payloads: Vec::new(),
             attached: lengths.collect(),
+            wait: None,
         };
         let all: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
         self.send_one("pushMessages", params, &all)

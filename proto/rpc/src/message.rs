@@ -58,6 +58,8 @@ pub mod code {
     pub const BAD_SOCKET: i64 = -32025;
     /// admin.setMethodPatterns: not a pattern.
     pub const BAD_PATTERN: i64 = -32026;
+    /// The lease of a message has ended: it was acknowledged, or is in the inbox again.
+    pub const LEASE_ENDED: i64 = -32027;
     /// The topic is not listed. `data.kind` is `topic_not_found`.
     pub const TOPIC_NOT_FOUND: i64 = -32030;
     /// The outbound socket could not be made. Shares its code with [`TOPIC_NOT_FOUND`] by history of
@@ -100,6 +102,7 @@ pub mod code {
             BAD_SUBNET => "not a subnet",
             ROUTE_NOT_FOUND => "no such route",
             BAD_SOCKET => "not a socket path or framing",
+            LEASE_ENDED => "the lease of the message has ended",
             BAD_PATTERN => "not a method pattern",
             TOPIC_NOT_FOUND => "topic_not_found or outbound_socket_bind_failed; data.kind tells",
             NO_ANSWER => "nobody answered in time",

@@ -8,12 +8,13 @@ use crate::Response;
 use crate::client::{Client, ClientError};
 use crate::message::code;
 use crate::method::{
-    AcceptParams, BusCallParams, DrainParams, EndpointParams, ForwardSocketParams, IncomingMessage,
-    Info, IpParams, MessageIdParams, MessageInfo, OutboundSocket, OutboundSocketParams,
+    AcceptParams, BusCallParams, DrainParams, EndpointParams, ExtendMessagesParams,
+    ForwardSocketParams, InboxList, IncomingMessage, Info, IpParams, LeaseResult,
+    ListMessagesParams, MessageIdParams, MessageInfo, OutboundSocket, OutboundSocketParams,
     PacketStatistics, PatternsParams, Peer, PingParams, Pong, PopMessageParams, PopMessagesParams,
     PubkeyParams, PushMessageParams, PushMessageReplyParams, PushMessageResult, PushMessagesParams,
     PushMessagesResult, QueriedSubnet, ReloadParams, ReloadResult, Route, RouteParams, StaticRoute,
-    Status, TopicParams, TopicPubkeyParams, TopicSubnetParams, TraceHop, TraceParams,
+    Status, TokensParams, TopicParams, TopicPubkeyParams, TopicSubnetParams, TraceHop, TraceParams,
 };
 
 /// One method.
@@ -95,21 +96,36 @@ methods! {
     get_packet_statistics = "getPacketStatistics" () [] -> PacketStatistics, [];
 
     /// Send a message; with reply_timeout, wait for the reply.
-    push_message = "pushMessage" (PushMessageParams) ["message", "reply_timeout"]
+    push_message = "pushMessage" (PushMessageParams) ["message", "reply_timeout", "wait"]
         -> PushMessageResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY];
     /// Send several messages to one node. Either all are under way then, or so many of the first.
-    push_messages = "pushMessages" (PushMessagesParams) ["dst", "topic", "payloads", "attached"]
-        -> PushMessagesResult, [BAD_IP, BAD_KEY, PUSH_REFUSED];
-    /// Take the next message out of the inbox, or null when none comes in time.
+    push_messages = "pushMessages" (PushMessagesParams)
+        ["dst", "topic", "payloads", "attached", "wait"]
+        -> PushMessagesResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, BUSY];
+    /// Take the next message out of the inbox, or null when none comes in time. It leaves the inbox once the answer
+    /// was written.
     pop_message = "popMessage" (PopMessageParams) ["peek", "timeout", "topic"]
         -> Option<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY];
     /// Take several messages out of the inbox at once: one at least, waiting for it if asked to, then
-    /// those that are there, up to count of them and 1 MiB. None when none comes in time.
-    pop_messages = "popMessages" (PopMessagesParams) ["count", "timeout", "topic", "attach"]
-        -> Vec<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY];
+    /// those that are there, up to count of them and 1 MiB. None when none comes in time. They leave the inbox once the
+    /// answer was written; with a lease, once they are acknowledged.
+    pop_messages = "popMessages" (PopMessagesParams)
+        ["count", "timeout", "topic", "attach", "lease"]
+        -> Vec<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY, PERSIST_FAILED];
+    /// Acknowledge leased messages: they leave the inbox, and their senders learn that they were read.
+    ack_messages = "ackMessages" (TokensParams) ["tokens"] -> LeaseResult,
+        [LEASE_ENDED, PERSIST_FAILED];
+    /// Let leases end later, or earlier.
+    extend_messages = "extendMessages" (ExtendMessagesParams) ["tokens", "lease"] -> LeaseResult,
+        [LEASE_ENDED];
+    /// Give leased messages back: they are visible in the inbox again.
+    return_messages = "returnMessages" (TokensParams) ["tokens"] -> LeaseResult, [LEASE_ENDED];
+    /// Count the messages of the inbox and list the oldest, without their contents.
+    list_messages = "listMessages" (ListMessagesParams) ["topic", "count", "after"] -> InboxList,
+        [BAD_TOPIC_FILTER];
     /// Answer a message.
-    push_message_reply = "pushMessageReply" (PushMessageReplyParams) ["id", "message"] -> bool,
-        [BAD_IP, BAD_KEY, PUSH_REFUSED, BAD_ID];
+    push_message_reply = "pushMessageReply" (PushMessageReplyParams) ["id", "message", "ack"]
+        -> bool, [BAD_IP, BAD_KEY, PUSH_REFUSED, BAD_ID, LEASE_ENDED, PERSIST_FAILED];
     /// How far a message has come.
     get_message_info = "getMessageInfo" (MessageIdParams) ["id"] -> MessageInfo,
         [NO_MESSAGE, BAD_INFO_ID];

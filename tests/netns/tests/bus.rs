@@ -135,12 +135,14 @@ fn reply(from: &Node, to: &Node) {
             let answer = PushMessageReplyParams {
                 id: question.id,
                 message: outgoing(from, "", b"forty-two"),
+                ack: None,
             };
             assert!(to.client.push_message_reply(answer).unwrap());
         });
         let asked = from.client.push_message(PushMessageParams {
             message: outgoing(to, "questions", b""),
             reply_timeout: Some(60),
+            wait: None,
         });
         let PushMessageResult::Reply(answer) = asked.unwrap() else {
             panic!("a reply comes");

@@ -107,6 +107,7 @@ fn a_node_that_logs_everything_tells_neither_keys_nor_payloads() {
     let params = PushMessageParams {
         message,
         reply_timeout: None,
+        wait: None,
     };
     mesh.node(0).client.push_message(params).unwrap();
     let params = PopMessageParams {

@@ -50,6 +50,7 @@ fn message(from: &LabNode, to: &LabNode, len: usize) {
             payload: Base64::from(&payload[..]),
         },
         reply_timeout: None,
+        wait: None,
     });
     sent.unwrap();
     let pop = PopMessageParams {

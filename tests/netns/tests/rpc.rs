@@ -52,6 +52,7 @@ fn script(key: &str, ip: &str, directory: &str) -> Vec<(&'static str, Value)> {
         ),
         ("popMessage", json!({ "timeout": 60, "topic": "bm90ZQ==" })),
         ("popMessages", json!({ "count": 10, "topic": "bm90ZQ==" })),
+        ("listMessages", json!({ "topic": "bm90ZQ==", "count": 1 })),
         ("getDefaultTopicAction", json!({})),
         ("setDefaultTopicAction", json!([true])),
         ("addTopic", named.clone()),
@@ -96,8 +97,17 @@ fn script(key: &str, ip: &str, directory: &str) -> Vec<(&'static str, Value)> {
     ]
 }
 
+const NO_LEASE: &str = r#"{"tokens":["00000000000000000000000000000000"]}"#;
+
 /// Methods that need another node, or an id, to succeed: their own refusals show that they are there.
-const REFUSED: [(&str, &str, i64); 3] = [
+const REFUSED: [(&str, &str, i64); 6] = [
+    ("ackMessages", NO_LEASE, code::LEASE_ENDED),
+    ("returnMessages", NO_LEASE, code::LEASE_ENDED),
+    (
+        "extendMessages",
+        r#"{"tokens":["00000000000000000000000000000000"],"lease":1}"#,
+        code::LEASE_ENDED,
+    ),
     (
         "getMessageInfo",
         r#"{"id":"0000000000000000"}"#,
@@ -272,6 +282,7 @@ fn many_messages_pass_in_batches_over_one_connection() {
             payload: Base64::from(n.to_string()),
         },
         reply_timeout: None,
+        wait: None,
     };
     // Two batches under way at once, asked for in the other order; one call of them is wrong.
     let mut first: Vec<_> = (0..600).map(|n| message(n, &key)).collect();
@@ -305,6 +316,7 @@ fn many_messages_pass_in_batches_over_one_connection() {
             timeout: Some(60),
             topic: None,
             attach: None,
+            lease: None,
         });
         let popped = popped.unwrap();
         assert!((1..=300).contains(&popped.len()), "{}", popped.len());
@@ -323,6 +335,7 @@ fn many_messages_pass_in_batches_over_one_connection() {
         timeout: None,
         topic: None,
         attach: None,
+        lease: None,
     };
     assert_eq!(node.client().pop_messages(pop(5)).unwrap(), []);
     assert!(node.client().pop_messages(pop(0)).is_err());
@@ -352,6 +365,7 @@ fn messages_pass_as_bytes_behind_lines() {
         timeout: Some(20),
         topic: None,
         attach: None,
+        lease: None,
     };
     let (mut short, mut came) = (short, Vec::new());
     while came.len() < 301 {
@@ -433,6 +447,7 @@ fn long_messages_pass_and_other_long_requests_do_not() {
                 payload: Base64(payload),
             },
             reply_timeout: None,
+            wait: None,
         })
     };
     send(payload.clone()).unwrap();

@@ -1,5 +1,6 @@
 //! What the rest of the control plane asks of the bus: RPC, administration, socket proxies.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use hyphae_bus::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::inbox::{Inbox, InboxError, ONE};
+use super::delivery::{Delivery, Handed, Leases, Token};
+use super::waitlist::{Hears, Ticket, Waiter};
+use crate::inbox::{Inbox, InboxError, Listing, MessageNumber};
 use crate::node::Command;
 use crate::proxy::framing::FrameError;
 use crate::proxy::{Courier, Failure, Settings};
@@ -34,9 +37,10 @@ pub(crate) enum BusCommand {
         id: RequestId,
         outcome: oneshot::Sender<Requested>,
     },
-    /// Several, of which no reply is waited for.
+    /// Several, of which no reply is waited for. In order: after one that is not taken, none is.
     PushAll {
         messages: Vec<Outgoing>,
+        in_order: bool,
         taken: oneshot::Sender<Vec<Result<MessageId, PushError>>>,
     },
     Reply {
@@ -50,6 +54,13 @@ pub(crate) enum BusCommand {
         message: Outgoing,
         taken: oneshot::Sender<Result<(), PushError>>,
     },
+    /// Messages to one node, for somebody who waits for room.
+    PushWaiting {
+        ticket: Ticket,
+        waiter: Waiter,
+    },
+    /// Nobody waits for room for these any more; what has become of them by now is said.
+    Withdraw(Ticket),
     Cancel(MessageId),
     Read(Vec<DeliveryKey>),
     Info(MessageId, oneshot::Sender<Option<MessageInfo>>),
@@ -94,6 +105,12 @@ pub(crate) enum BusError {
     /// The inbox cannot be read or written; the message is still there.
     #[error(transparent)]
     Inbox(#[from] InboxError),
+    /// The lease of a message has ended.
+    #[error("the lease {0} has ended: its message was acknowledged or is in the inbox again")]
+    LeaseEnded(Token),
+    /// The lease is of another message than the one that is answered.
+    #[error("the lease {0} is of another message")]
+    OtherMessage(Token),
     /// The node is ending.
     #[error("the node is shutting down")]
     Stopping,
@@ -106,6 +123,8 @@ pub(crate) struct Handle {
     inbox: Inbox,
     topics: watch::Receiver<Arc<Topics>>,
     pool: Pool,
+    leases: Arc<Leases>,
+    tickets: Arc<AtomicU64>,
 }
 
 impl Handle {
@@ -114,13 +133,21 @@ impl Handle {
         inbox: Inbox,
         topics: watch::Receiver<Arc<Topics>>,
         pool: Pool,
+        leases: Arc<Leases>,
+        tickets: Arc<AtomicU64>,
     ) -> Self {
         Self {
             commands,
             inbox,
             topics,
             pool,
+            leases,
+            tickets,
         }
+    }
+
+    pub(super) fn leases(&self) -> &Leases {
+        &self.leases
     }
 
     /// Memory for long payloads.
@@ -142,19 +169,81 @@ impl Handle {
         Ok(answer.await.map_err(|_| BusError::Stopping)??)
     }
 
-    /// Sends several messages; an answer for each.
+    /// Sends several messages; an answer for each. `in_order`: after one that is not taken, none is.
     pub(crate) async fn push_all(
         &self,
         mut messages: Vec<Outgoing>,
+        in_order: bool,
     ) -> Result<Vec<Result<MessageId, PushError>>, BusError> {
-        for message in &mut messages {
-            if message.payload.len() >= DIGEST_APART {
-                *message = digest(message.clone()).await;
-            }
-        }
+        digest_long(&mut messages).await;
         let (taken, answer) = oneshot::channel();
-        self.send(BusCommand::PushAll { messages, taken }).await?;
+        self.send(BusCommand::PushAll {
+            messages,
+            in_order,
+            taken,
+        })
+        .await?;
         answer.await.map_err(|_| BusError::Stopping)
+    }
+
+    /// Sends several messages to one node in order, waiting for room for `wait`; an answer for each. Dropping the
+    /// future withdraws those that wait.
+    pub(crate) async fn push_waiting(
+        &self,
+        mut messages: Vec<Outgoing>,
+        wait: Duration,
+    ) -> Result<Vec<Result<MessageId, PushError>>, BusError> {
+        digest_long(&mut messages).await;
+        let (taken, answer) = oneshot::channel();
+        let waiter = Waiter::new(messages, Hears::Each(taken));
+        self.wait_for_room(waiter, wait, answer).await
+    }
+
+    /// Has messages wait for room, and hears of them: at the end of `wait` of those that have left by then.
+    async fn wait_for_room<T>(
+        &self,
+        waiter: Waiter,
+        wait: Duration,
+        mut answer: oneshot::Receiver<T>,
+    ) -> Result<T, BusError> {
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        self.send(BusCommand::PushWaiting { ticket, waiter })
+            .await?;
+        let mut leaving = Leaving {
+            commands: &self.commands,
+            command: Some(BusCommand::Withdraw(ticket)),
+        };
+        let answer = match tokio::time::timeout(wait, &mut answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.send(BusCommand::Withdraw(ticket)).await?;
+                answer.await
+            }
+        };
+        leaving.command = None;
+        answer.map_err(|_| BusError::Stopping)
+    }
+
+    /// As [`Self::request`], waiting for room first.
+    pub(crate) async fn request_waiting(
+        &self,
+        mut message: Outgoing,
+        within: Duration,
+        wait: Duration,
+    ) -> Result<(MessageId, ReplyOutcome), BusError> {
+        message.reply_within = Some(within);
+        let message = digest(message).await;
+        let (outcome, answer) = oneshot::channel();
+        let id = RequestId::default();
+        let hears = Hears::Request {
+            id: Arc::clone(&id),
+            outcome,
+        };
+        // A message that has left is not withdrawn any more; its reply may come after the wait for room.
+        let waiter = Waiter::new([message], hears);
+        let outcome = self.wait_for_room(waiter, wait, answer).await??;
+        let id = id.get().ok_or(BusError::Stopping)?;
+        Ok((*id, outcome))
     }
 
     /// Sends a message and waits for its reply for `within`. Dropping the future leaves a message that has an id
@@ -197,34 +286,56 @@ impl Handle {
         Ok(answer.await.map_err(|_| BusError::Stopping)??)
     }
 
-    /// Takes the oldest message out of the inbox, of one topic or of any, waiting for one for
-    /// `timeout`. Its sender learns that it has been read. If the future is dropped, the message
-    /// stays in the inbox.
-    pub(crate) async fn pop(
+    /// The same, and acknowledges the message; neither when its lease has ended.
+    pub(crate) async fn reply_leased(
         &self,
-        topic: Option<Topic>,
-        timeout: Option<Duration>,
-    ) -> Result<Option<Inbound>, BusError> {
-        Ok(self.pop_many(topic, ONE, timeout).await?.pop())
+        id: MessageId,
+        message: Outgoing,
+        token: Token,
+    ) -> Result<(), BusError> {
+        let leased = self.leases.take(token);
+        let leased = leased.ok_or(BusError::LeaseEnded(token))?;
+        let of_it = leased.key.id == id;
+        // Nobody else may get the message while its answer is under way.
+        let result = if of_it {
+            self.reply(id, message).await
+        } else {
+            Err(BusError::OtherMessage(token))
+        };
+        self.leases.put_back(token, leased);
+        result?;
+        self.acknowledge(&[token]).await?;
+        Ok(())
     }
 
-    /// The same for as many as fit `most`, but one at least.
-    pub(crate) async fn pop_many(
+    /// Hands out the oldest messages of the inbox, of one topic or of any: one at least, waiting for it for `timeout`,
+    /// then as many as fit `most`. They leave the inbox when they are [written](Delivery::written), with a lease when
+    /// they are acknowledged. If the future or what it gives is dropped, they stay.
+    pub(crate) async fn pop(
         &self,
         topic: Option<Topic>,
         most: Room,
         timeout: Option<Duration>,
-    ) -> Result<Vec<Inbound>, BusError> {
-        let Some(taken) = self
-            .wait(timeout, || self.inbox.take(topic.clone(), most))
-            .await?
-        else {
-            return Ok(Vec::new());
+        lease: Option<Duration>,
+    ) -> Result<Option<Handed>, BusError> {
+        let taken = if lease.is_some() {
+            let take = || self.inbox.take_recorded(topic.clone(), most);
+            self.wait(timeout, take).await?
+        } else {
+            self.wait(timeout, || self.inbox.take(topic.clone(), most))
+                .await?
         };
-        let messages = taken.confirm().await?;
-        let keys = messages.iter().map(Inbound::key).collect();
-        self.send(BusCommand::Read(keys)).await?;
-        Ok(messages)
+        Ok(taken.map(|taken| Delivery::of(self, taken, lease)))
+    }
+
+    /// Messages of the inbox without their payloads, and how many there are.
+    pub(crate) async fn list(
+        &self,
+        topic: Option<Topic>,
+        after: MessageNumber,
+        count: usize,
+    ) -> Result<Listing, BusError> {
+        Ok(self.inbox.list(topic, after, count).await?)
     }
 
     /// The oldest message of the inbox, left there.
@@ -292,9 +403,17 @@ impl Handle {
         self.send(BusCommand::Settle(key, verdict)).await
     }
 
-    async fn send(&self, command: BusCommand) -> Result<(), BusError> {
+    pub(super) async fn send(&self, command: BusCommand) -> Result<(), BusError> {
         let sent = self.commands.send(Command::Bus(command)).await;
         sent.map_err(|_| BusError::Stopping)
+    }
+}
+
+async fn digest_long(messages: &mut [Outgoing]) {
+    for message in messages {
+        if message.payload.len() >= DIGEST_APART {
+            *message = digest(message.clone()).await;
+        }
     }
 }
 
@@ -309,6 +428,27 @@ async fn digest(mut message: Outgoing) -> Outgoing {
     message
 }
 
+/// Gives a command if it is dropped with one.
+struct Leaving<'a> {
+    commands: &'a mpsc::Sender<Command>,
+    command: Option<BusCommand>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let (Some(command), Ok(runtime)) =
+            (self.command.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let commands = self.commands.clone();
+        runtime.spawn(async move {
+            // The engine task may have ended, and everything with it.
+            let _ = commands.send(Command::Bus(command)).await;
+        });
+    }
+}
+
 /// Withdraws a message, and the wait for its reply, when it is dropped before the reply is there.
 struct Withdraw<'a> {
     handle: &'a Handle,
@@ -318,13 +458,9 @@ struct Withdraw<'a> {
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
         let id = self.id.as_ref().and_then(|id| id.get().copied());
-        let (Some(id), Ok(runtime)) = (id, tokio::runtime::Handle::try_current()) else {
-            return;
-        };
-        let commands = self.handle.commands.clone();
-        runtime.spawn(async move {
-            // The engine task may have ended, and everything with it.
-            let _ = commands.send(Command::Bus(BusCommand::Cancel(id))).await;
+        drop(Leaving {
+            commands: &self.handle.commands,
+            command: id.map(BusCommand::Cancel),
         });
     }
 }
@@ -382,6 +518,8 @@ fn failure(error: &BusError) -> Failure {
         BusError::Push(PushError::QueueFull { .. }) | BusError::Busy => Failure::Busy,
         BusError::Push(PushError::NotOverlay(_) | PushError::Answered(_))
         | BusError::Inbox(_)
+        | BusError::LeaseEnded(_)
+        | BusError::OtherMessage(_)
         | BusError::Stopping => Failure::Unreachable,
     }
 }

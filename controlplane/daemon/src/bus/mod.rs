@@ -4,22 +4,28 @@
 //! goes to whoever waits for it as a reply, to administration, to the proxy of its topic's forward
 //! socket, or into the inbox; only then is its sender told that it was received.
 
+mod delivery;
 mod handle;
+mod waitlist;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use futures_util::FutureExt;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
-    Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Outgoing, Refuse, Room,
-    Stats, Transmit,
+    Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Outgoing, PushError, Refuse,
+    Room, Stats, Transmit,
 };
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use delivery::Leases;
+pub(crate) use delivery::{Delivery, Handed, Note, Token};
 use handle::Requested;
 pub(crate) use handle::{BusCommand, BusError, DIGEST_APART, Handle, ReplyOutcome};
+use waitlist::{Hears, Ticket, Waiter, Waitlist};
 
 use crate::inbox::{Found, Inbox, PutError};
 use crate::node::Command;
@@ -65,6 +71,10 @@ pub(crate) struct Service {
     /// The topics in force, for those who cannot ask the engine task.
     topics: watch::Sender<Arc<Topics>>,
     proxies: crate::proxy::Stats,
+    leases: Arc<Leases>,
+    /// Messages of this node that wait for room.
+    waitlist: Waitlist,
+    tickets: Arc<AtomicU64>,
 }
 
 impl Service {
@@ -95,6 +105,9 @@ impl Service {
             inbox_failures: 0,
             topics: shared,
             proxies: crate::proxy::Stats::default(),
+            leases: Leases::start(),
+            waitlist: Waitlist::default(),
+            tickets: Arc::default(),
         };
         service.tell_room();
         service
@@ -107,6 +120,8 @@ impl Service {
             self.inbox.clone(),
             self.topics.subscribe(),
             self.bus.pool().clone(),
+            Arc::clone(&self.leases),
+            Arc::clone(&self.tickets),
         )
     }
 
@@ -188,7 +203,7 @@ impl Service {
 
     /// Does what the events say; gives the next address that a session is wanted for.
     pub(crate) fn poll_session(&mut self, now: Nanos) -> Option<OverlayAddress> {
-        while let Some(event) = self.bus.poll_event() {
+        while let Some(event) = self.next_event(now) {
             match event {
                 Event::NeedSession(address) => return Some(address),
                 Event::Deliver(inbound) => self.deliver(now, inbound),
@@ -203,6 +218,115 @@ impl Service {
             }
         }
         None
+    }
+
+    /// The next event; what has left makes room for what waits, of which there may be events.
+    fn next_event(&mut self, now: Nanos) -> Option<Event> {
+        self.bus.poll_event().or_else(|| {
+            self.admit(now);
+            self.bus.poll_event()
+        })
+    }
+
+    /// Sends what waits, as far as there is room.
+    fn admit(&mut self, now: Nanos) {
+        while let Some((ticket, waiter)) = self.waitlist.first() {
+            let gone = waiter.hears.is_closed();
+            let len = waiter.messages.front().map(|message| message.payload.len());
+            if len.is_some_and(|len| !gone && !self.bus.has_room(len)) {
+                return;
+            }
+            if !gone && let Some((ticket, message)) = self.waitlist.take() {
+                let pushed = self.bus.push(now, message);
+                if let Some(waiter) = self.waitlist.get(ticket) {
+                    waiter.results.push(pushed);
+                    if let Err(error) = pushed {
+                        self.end_wait(now, ticket, error);
+                    } else if waiter.messages.is_empty() {
+                        let waiter = self.waitlist.remove(ticket);
+                        waiter
+                            .into_iter()
+                            .for_each(|waiter| self.heard(now, waiter));
+                    }
+                }
+            } else {
+                self.waitlist.remove(ticket);
+            }
+        }
+    }
+
+    /// Ends the wait of a call for room.
+    fn end_wait(&mut self, now: Nanos, ticket: Ticket, error: PushError) {
+        if let Some(mut waiter) = self.waitlist.remove(ticket) {
+            waiter.fail(error);
+            self.heard(now, waiter);
+        }
+    }
+
+    /// Says what became of the messages of a call that waited for room.
+    fn heard(&mut self, now: Nanos, waiter: Waiter) {
+        match waiter.hears {
+            Hears::Each(taken) => {
+                // Whoever asked may have gone.
+                let _ = taken.send(waiter.results);
+            }
+            Hears::Request { id, outcome } => match waiter.results.into_iter().next() {
+                Some(Ok(pushed)) => self.await_reply(now, pushed, &id, outcome),
+                Some(Err(error)) => {
+                    // As above.
+                    let _ = outcome.send(Err(error));
+                }
+                None => {}
+            },
+        }
+    }
+
+    fn full(&self) -> PushError {
+        let stats = self.bus.stats();
+        PushError::QueueFull {
+            messages: stats.outgoing + self.waitlist.len(),
+            bytes: stats.outgoing_bytes + self.waitlist.bytes(),
+        }
+    }
+
+    /// Has a call wait for room, unless there is room now.
+    fn push_waiting(&mut self, now: Nanos, ticket: Ticket, waiter: Waiter) {
+        let Some(destination) = waiter.messages.front().map(|message| message.destination) else {
+            return self.heard(now, waiter);
+        };
+        let subnet = destination.address().subnet_id();
+        match self.waitlist.push(ticket, subnet, waiter) {
+            Ok(()) => self.admit(now),
+            Err(mut waiter) => {
+                waiter.fail(self.full());
+                self.heard(now, waiter);
+            }
+        }
+    }
+
+    /// Sends a message now, if none to the same node waits for room.
+    fn push(&mut self, now: Nanos, message: Outgoing) -> Result<MessageId, PushError> {
+        let waits = !self.waitlist.is_empty()
+            && self.waitlist.has(message.destination.address().subnet_id());
+        if waits {
+            return Err(self.full());
+        }
+        self.bus.push(now, message)
+    }
+
+    fn push_all(
+        &mut self,
+        now: Nanos,
+        messages: Vec<Outgoing>,
+        in_order: bool,
+    ) -> Vec<Result<MessageId, PushError>> {
+        let mut failed = None;
+        let push = |message| {
+            let pushed = failed.map_or_else(|| self.push(now, message), Err);
+            failed = pushed.err().filter(|_| in_order);
+            pushed
+        };
+        messages.into_iter().map(push).collect()
     }
 
     fn outcome(&mut self, id: MessageId, outcome: ReplyOutcome) {
@@ -330,19 +454,27 @@ impl Service {
         if outcome.is_closed() {
             return;
         }
-        match self.bus.push(now, message) {
-            Ok(id) => {
-                // Nobody else sets it.
-                let _ = place.set(id);
-                if outcome.is_closed() {
-                    self.cancel(now, id);
-                } else {
-                    self.replies.insert(id, outcome);
-                }
-            }
+        match self.push(now, message) {
+            Ok(id) => self.await_reply(now, id, place, outcome),
             Err(error) => {
                 let _ = outcome.send(Err(error));
             }
+        }
+    }
+
+    fn await_reply(
+        &mut self,
+        now: Nanos,
+        id: MessageId,
+        place: &OnceLock<MessageId>,
+        outcome: oneshot::Sender<Requested>,
+    ) {
+        // Nobody else sets it.
+        let _ = place.set(id);
+        if outcome.is_closed() {
+            self.cancel(now, id);
+        } else {
+            self.replies.insert(id, outcome);
         }
     }
 
@@ -351,17 +483,22 @@ impl Service {
         // Whoever asked may have gone; then the answer is nobody's.
         match command {
             BusCommand::Push { message, taken } => {
-                let _ = taken.send(self.bus.push(now, message));
+                let _ = taken.send(self.push(now, message));
             }
             BusCommand::Request {
                 message,
                 id,
                 outcome,
             } => self.request(now, message, &id, outcome),
-            BusCommand::PushAll { messages, taken } => {
-                let push = |message| self.bus.push(now, message);
-                let _ = taken.send(messages.into_iter().map(push).collect());
+            BusCommand::PushAll {
+                messages,
+                in_order,
+                taken,
+            } => {
+                let _ = taken.send(self.push_all(now, messages, in_order));
             }
+            BusCommand::PushWaiting { ticket, waiter } => self.push_waiting(now, ticket, waiter),
+            BusCommand::Withdraw(ticket) => self.end_wait(now, ticket, self.full()),
             BusCommand::Reply { id, message, taken } => {
                 let _ = taken.send(self.bus.reply(now, id, message));
             }
@@ -421,71 +558,4 @@ impl Service {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use hyphae_bus::{AbortReason, Destination, Topic};
-
-    use super::*;
-    use crate::inbox::Limits;
-    use crate::proxy::Courier;
-
-    /// The next command of a node whose task is this test.
-    async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusCommand {
-        match receiver.recv().await.unwrap() {
-            Command::Bus(command) => command,
-            Command::Call { .. } | Command::Scrape(_) | Command::Shutdown => {
-                panic!("a command of the bus")
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn item_25_a_client_that_goes_away_leaves_no_message_behind() {
-        let (commands, mut receiver) = mpsc::channel(8);
-        let limits = Limits {
-            messages_max: 8,
-            bytes_max: 1 << 20,
-            completed_max: 8,
-        };
-        let inbox = (Inbox::in_memory(limits).unwrap(), Found::default());
-        let (key, now) = (PublicKey([1; 32]), Nanos(1));
-        let topics = Topics::default();
-        let mut service = Service::new(now, Config::new(key), [7; 32], topics, inbox, commands);
-        let message = Outgoing {
-            destination: Destination::Key(PublicKey([2; 32])),
-            topic: Topic::default(),
-            payload: vec![0; 1000].into(),
-            digest: None,
-            try_for: None,
-            reply_within: None,
-        };
-        let request = || {
-            let (handle, message) = (service.handle(), message.clone());
-            let wait = Duration::from_secs(300);
-            tokio::spawn(async move { Courier::request(&handle, message, wait).await })
-        };
-        let (early, late) = (request(), request());
-
-        // One goes before it knows the id.
-        let push = command(&mut receiver).await;
-        early.abort();
-        assert!(early.await.unwrap_err().is_cancelled());
-        service.handle_command(now, push);
-        assert!(service.replies.is_empty());
-
-        // The other while it waits.
-        let push = command(&mut receiver).await;
-        service.handle_command(now, push);
-        let id = *service.replies.keys().next().unwrap();
-        tokio::task::yield_now().await;
-        late.abort();
-        assert!(late.await.unwrap_err().is_cancelled());
-        let cancel = command(&mut receiver).await;
-        service.handle_command(now, cancel);
-        assert!(service.replies.is_empty());
-        let info = service.bus.info(id).unwrap();
-        assert_eq!(info.state, MessageState::Aborted);
-        assert_eq!(info.reason, Some(AbortReason::Cancelled));
-    }
-}
+mod tests;

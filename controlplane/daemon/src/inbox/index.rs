@@ -6,8 +6,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 use ahash::RandomState;
 use hyphae_bus::{DeliveryKey, Topic};
 
-use super::MessageNumber;
 use super::record::{Head, Place};
+use super::{Listed, Listing, MessageNumber};
 
 /// Places in a line of those that are not in it any more, beside as many as are.
 const GONE_MIN: usize = 64;
@@ -17,6 +17,10 @@ pub(super) struct Entry {
     pub(super) head: Head,
     pub(super) place: Place,
     visible: bool,
+    /// Times that it was handed out.
+    pub(super) deliveries: u32,
+    /// The store has a row of that.
+    pub(super) recorded: bool,
 }
 
 type Entries = HashMap<MessageNumber, Entry, RandomState>;
@@ -114,6 +118,8 @@ impl Index {
             head,
             place,
             visible: false,
+            deliveries: 0,
+            recorded: false,
         };
         self.entries.insert(number, entry);
         if visible {
@@ -130,6 +136,62 @@ impl Index {
         if let Some(entry) = self.entries.get_mut(&number) {
             entry.place = place;
         }
+    }
+
+    /// A message was handed out so often, as the store says.
+    pub(super) fn recall(&mut self, number: MessageNumber, deliveries: u32) {
+        if let Some(entry) = self.entries.get_mut(&number) {
+            (entry.deliveries, entry.recorded) = (deliveries, true);
+        }
+    }
+
+    /// Hides a message and counts that it is handed out.
+    pub(super) fn hand_out(&mut self, number: MessageNumber) -> u32 {
+        self.hide(number);
+        let Some(entry) = self.entries.get_mut(&number) else {
+            return 0;
+        };
+        entry.deliveries = entry.deliveries.saturating_add(1);
+        entry.deliveries
+    }
+
+    /// How many there are, and up to `count` of them after `after`, oldest first, without their payloads.
+    pub(super) fn list(
+        &self,
+        topic: Option<&Topic>,
+        after: MessageNumber,
+        count: usize,
+    ) -> Listing {
+        let mut listing = Listing::default();
+        let of = |entry: &Entry| topic.is_none_or(|topic| entry.head.topic == *topic);
+        let mut numbers = Vec::new();
+        for (number, entry) in self.entries.iter().filter(|(_, entry)| of(entry)) {
+            listing.messages += 1;
+            listing.bytes += entry.head.len;
+            listing.handed_out += u64::from(!entry.visible);
+            if *number > after {
+                numbers.push(*number);
+            }
+        }
+        if count < numbers.len() {
+            numbers.select_nth_unstable(count);
+            numbers.truncate(count);
+        }
+        numbers.sort_unstable();
+        let shown = numbers.into_iter().filter_map(|number| {
+            let entry = self.entries.get(&number)?;
+            Some(Listed {
+                number,
+                key: entry.head.key,
+                source_address: entry.head.source_address,
+                topic: entry.head.topic.clone(),
+                len: entry.head.len,
+                deliveries: entry.deliveries,
+                handed_out: !entry.visible,
+            })
+        });
+        listing.entries = shown.collect();
+        listing
     }
 
     /// Makes a message visible; false when there is none, or it is already.

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use hyphae_bus::DeliveryKey;
 use redb::{
     AccessGuard, Builder, Database, DatabaseError, Durability, Error, ReadOnlyTable, ReadableTable,
-    StorageError, TableDefinition,
+    StorageError, TableDefinition, TableError,
 };
 
 use super::index::{Entry, Index};
@@ -33,6 +33,8 @@ const PIECES: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("pie
 const TAKEN: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("taken");
 /// Ids of messages that came together, by the number of the first.
 const COMPLETED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("completed");
+/// How often messages were handed out, of those that were leased and are still there.
+const DELIVERIES: TableDefinition<'_, u64, u32> = TableDefinition::new("deliveries");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT: &str = "format";
 const FORMAT_NOW: u64 = 3;
@@ -66,6 +68,8 @@ pub(super) struct Batch {
     pub(super) removals: Vec<Removal>,
     /// The oldest ids, so many of them, are forgotten.
     pub(super) forgotten: usize,
+    /// How often messages have been handed out by now.
+    pub(super) deliveries: Vec<(MessageNumber, u32)>,
 }
 
 /// A message that is to be removed.
@@ -73,11 +77,13 @@ pub(super) struct Removal {
     pub(super) number: MessageNumber,
     pub(super) shelf: u64,
     pub(super) len: u64,
+    /// There is a row of how often it was handed out.
+    pub(super) recorded: bool,
 }
 
 impl Batch {
     pub(super) fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.removals.is_empty()
+        self.writes.is_empty() && self.removals.is_empty() && self.deliveries.is_empty()
     }
 }
 
@@ -310,6 +316,15 @@ impl File {
                 self.shelves.insert(first, shelf);
                 self.completed.push_back((first, count));
             }
+            if !batch.deliveries.is_empty() || batch.removals.iter().any(|it| it.recorded) {
+                let mut deliveries = transaction.open_table(DELIVERIES)?;
+                for (number, count) in &batch.deliveries {
+                    deliveries.insert(number.0, count)?;
+                }
+                for removal in batch.removals.iter().filter(|it| it.recorded) {
+                    deliveries.remove(removal.number.0)?;
+                }
+            }
             let mut touched = BTreeSet::new();
             for removal in &batch.removals {
                 if let Some(shelf) = self.shelves.get_mut(&removal.shelf) {
@@ -541,6 +556,17 @@ fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
                 index.insert(MessageNumber(record.number), head, place, true);
             }
             shelves.insert(first, shelf);
+        }
+        match transaction.open_table(DELIVERIES) {
+            Ok(deliveries) => {
+                for row in deliveries.iter()? {
+                    let (number, count) = row?;
+                    index.recall(MessageNumber(number.value()), count.value());
+                }
+            }
+            // No message has been leased yet.
+            Err(TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(error.into()),
         }
         let loaded = Loaded {
             index,

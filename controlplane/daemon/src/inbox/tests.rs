@@ -271,3 +271,41 @@ fn heads_are_written_as_documented_and_read_back() {
         assert_eq!(record::decode_key(&key), message.key());
     }
 }
+
+#[tokio::test]
+async fn a_list_counts_and_shows_the_oldest_without_taking_any() {
+    let inbox = Inbox::in_memory(Limits::default()).unwrap();
+    for id in 1..=6 {
+        let of = if id % 2 == 0 { "even" } else { "odd" };
+        inbox
+            .put(
+                message(id, of, &[0; 6][..usize::try_from(id).unwrap()]),
+                false,
+            )
+            .await
+            .unwrap();
+    }
+    let taken = inbox.take(topic("even"), ONE).await.unwrap().unwrap();
+    let all = inbox.list(None, MessageNumber(0), 0).await.unwrap();
+    assert_eq!((all.messages, all.bytes, all.handed_out), (6, 21, 1));
+    assert!(all.entries.is_empty());
+    let even = inbox
+        .list(topic("even"), MessageNumber(0), 2)
+        .await
+        .unwrap();
+    assert_eq!((even.messages, even.bytes, even.handed_out), (3, 12, 1));
+    let lens = |listing: &Listing| listing.entries.iter().map(|e| e.len).collect::<Vec<_>>();
+    assert_eq!(lens(&even), [2, 4]);
+    assert!(even.entries[0].handed_out && even.entries[0].deliveries == 1);
+    let rest = inbox
+        .list(topic("even"), even.entries[1].number, 2)
+        .await
+        .unwrap();
+    assert_eq!(lens(&rest), [6]);
+    drop(taken);
+    let back = inbox
+        .list(topic("even"), MessageNumber(0), 1)
+        .await
+        .unwrap();
+    assert_eq!((back.handed_out, back.entries[0].deliveries), (0, 1));
+}

@@ -11,7 +11,9 @@ use tokio::sync::{oneshot, watch};
 use super::index::Index;
 use super::record::Head;
 use super::store::{Batch, Loaded, Placed, Reader, Removal, Store, Write, move_aside};
-use super::{Depth, Found, InboxError, Lease, Limits, MessageNumber, Put, PutError, Taken};
+use super::{
+    Depth, Found, InboxError, Lease, Limits, Listing, MessageNumber, Put, PutError, Taken,
+};
 
 /// Jobs of one transaction.
 const BATCH_JOBS: usize = 1024;
@@ -40,6 +42,8 @@ pub(super) enum Job {
         topic: Option<Topic>,
         /// As many as fit, but one at least.
         most: Room,
+        /// That they are handed out is on disk before anybody has them.
+        recorded: bool,
         /// For the lease: an answer that nobody picks up lets the message go.
         jobs: Desk,
         done: Done<Result<Option<Taken>, InboxError>>,
@@ -48,6 +52,28 @@ pub(super) enum Job {
         topic: Option<Topic>,
         done: Done<Result<Option<Inbound>, InboxError>>,
     },
+    List {
+        topic: Option<Topic>,
+        after: MessageNumber,
+        count: usize,
+        done: Done<Listing>,
+    },
+}
+
+/// Messages to hand out.
+#[derive(Default)]
+struct Picked {
+    messages: Vec<Inbound>,
+    numbers: Vec<MessageNumber>,
+    deliveries: Vec<u32>,
+}
+
+/// The same, and who waits for them.
+struct Handing {
+    found: Picked,
+    recorded: bool,
+    jobs: Desk,
+    done: Done<Result<Option<Taken>, InboxError>>,
 }
 
 /// Where jobs are handed in.
@@ -192,6 +218,7 @@ impl Worker {
                             number,
                             shelf: entry.place.shelf,
                             len: entry.head.len,
+                            recorded: entry.recorded,
                         })
                     };
                     let removals = numbers.into_iter().filter_map(removal);
@@ -203,20 +230,39 @@ impl Worker {
                         changed |= self.index.show(number);
                     }
                 }
-                job @ (Job::Take { .. } | Job::Peek { .. }) => reading.push(job),
+                job @ (Job::Take { .. } | Job::Peek { .. } | Job::List { .. }) => {
+                    reading.push(job);
+                }
             }
         }
         changed |= self.write(writing);
+        let mut handing = Vec::new();
         for job in reading {
             match job {
                 Job::Take {
                     topic,
                     most,
+                    recorded,
                     jobs,
+                    done,
+                } => match self.take(topic.as_ref(), most) {
+                    Ok(found) => handing.push(Handing {
+                        found,
+                        recorded,
+                        jobs,
+                        done,
+                    }),
+                    // As below.
+                    Err(error) => drop(done.send(Err(error))),
+                },
+                Job::List {
+                    topic,
+                    after,
+                    count,
                     done,
                 } => {
                     // As below.
-                    let _ = done.send(self.take(topic.as_ref(), most, jobs));
+                    let _ = done.send(self.index.list(topic.as_ref(), after, count));
                 }
                 Job::Peek { topic, done } => {
                     // Whoever asked may have gone.
@@ -225,6 +271,7 @@ impl Worker {
                 Job::Put { .. } | Job::Confirm { .. } | Job::Release(_) => {}
             }
         }
+        changed |= self.hand_out(handing);
         if changed {
             self.changes.send_modify(|count| *count += 1);
         }
@@ -272,19 +319,75 @@ impl Worker {
             // Only duplicates of what is on disk, or nothing that fits.
             Ok(Placed::default())
         } else {
-            match &mut self.store {
-                Some(store) => store.commit(&writing.batch),
-                None => Err(self.unavailable()),
-            }
+            self.commit(&writing.batch)
         };
-        if !writing.batch.is_empty() {
-            self.depth.commits.fetch_add(1, Ordering::Relaxed);
-            self.depth.failing.store(result.is_err(), Ordering::Relaxed);
-        }
         match result {
             Ok(placed) => self.written(writing, placed),
             Err(error) => self.failed(writing, &error),
         }
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<Placed, InboxError> {
+        let result = match &mut self.store {
+            Some(store) => store.commit(batch),
+            None => Err(self.unavailable()),
+        };
+        self.depth.commits.fetch_add(1, Ordering::Relaxed);
+        self.depth.failing.store(result.is_err(), Ordering::Relaxed);
+        if let Err(error) = &result
+            && self.store.take().is_some()
+        {
+            self.failed = Instant::now();
+            tracing::error!(%error, "the inbox cannot be written, so no message is acknowledged or leased");
+        }
+        result
+    }
+
+    /// Answers those who take messages. True when a message is visible again, because what had to be on disk before
+    /// could not be written.
+    fn hand_out(&mut self, handing: Vec<Handing>) -> bool {
+        let mut batch = Batch::default();
+        for of in handing.iter().filter(|of| of.recorded) {
+            let counts = of.found.deliveries.iter().copied();
+            batch
+                .deliveries
+                .extend(of.found.numbers.iter().copied().zip(counts));
+        }
+        let result = if batch.is_empty() {
+            Ok(Placed::default())
+        } else {
+            self.commit(&batch)
+        };
+        let mut changed = false;
+        for of in handing {
+            let taken = match &result {
+                Err(error) if of.recorded && !of.found.numbers.is_empty() => {
+                    for number in of.found.numbers {
+                        changed |= self.index.show(number);
+                    }
+                    Err(error.again())
+                }
+                Err(_) | Ok(_) => {
+                    if of.recorded {
+                        for (number, count) in of.found.numbers.iter().zip(&of.found.deliveries) {
+                            self.index.recall(*number, *count);
+                        }
+                    }
+                    let lease = Lease {
+                        jobs: (!of.found.numbers.is_empty()).then_some(of.jobs),
+                        numbers: of.found.numbers,
+                    };
+                    Ok((!of.found.messages.is_empty()).then_some(Taken {
+                        messages: of.found.messages,
+                        deliveries: of.found.deliveries,
+                        lease,
+                    }))
+                }
+            };
+            // Whoever asked may have gone; then they go back.
+            let _ = of.done.send(taken);
+        }
+        changed
     }
 
     fn written(&mut self, writing: Writing, placed: Placed) -> bool {
@@ -326,10 +429,6 @@ impl Worker {
     }
 
     fn failed(&mut self, writing: Writing, error: &InboxError) -> bool {
-        if self.store.take().is_some() {
-            self.failed = Instant::now();
-            tracing::error!(%error, "messages cannot be kept, so none is acknowledged");
-        }
         for (answers, done) in writing.puts {
             let failed = answers.into_iter().map(|answer| match answer {
                 Ok(Put::Stored(_) | Put::Duplicate) => Err(PutError::Failed(error.again())),
@@ -348,17 +447,12 @@ impl Worker {
         })
     }
 
-    fn take(
-        &mut self,
-        topic: Option<&Topic>,
-        mut most: Room,
-        jobs: Desk,
-    ) -> Result<Option<Taken>, InboxError> {
-        let (mut messages, mut numbers) = (Vec::new(), Vec::new());
+    fn take(&mut self, topic: Option<&Topic>, mut most: Room) -> Result<Picked, InboxError> {
+        let mut found = Picked::default();
         self.store()?;
         let mut reader = self.store.as_ref().ok_or(InboxError::Closed)?.reader()?;
         loop {
-            if !numbers.is_empty() {
+            if !found.numbers.is_empty() {
                 let next = self.index.first(topic);
                 let fits = next.is_some_and(|(_, entry)| entry.head.len <= most.bytes as u64);
                 if !fits || most.messages == 0 {
@@ -367,23 +461,19 @@ impl Worker {
             }
             match read(&mut reader, &mut self.index, topic) {
                 Ok(Some((number, message))) => {
-                    self.index.hide(number);
+                    found.deliveries.push(self.index.hand_out(number));
                     most.messages = most.messages.saturating_sub(1);
                     most.bytes = most.bytes.saturating_sub(message.payload.len());
-                    numbers.push(number);
-                    messages.push(message);
+                    found.numbers.push(number);
+                    found.messages.push(message);
                 }
                 Ok(None) => break,
-                Err(error) if numbers.is_empty() => return Err(error),
+                Err(error) if found.numbers.is_empty() => return Err(error),
                 // Whoever asks next hears of it.
                 Err(_) => break,
             }
         }
-        let lease = Lease {
-            jobs: (!numbers.is_empty()).then_some(jobs),
-            numbers,
-        };
-        Ok((!messages.is_empty()).then_some(Taken { messages, lease }))
+        Ok(found)
     }
 
     fn peek(&mut self, topic: Option<&Topic>) -> Result<Option<Inbound>, InboxError> {
@@ -450,7 +540,11 @@ impl Writing {
 fn weight(job: &Job) -> usize {
     match job {
         Job::Put { messages, .. } => messages.iter().map(|message| message.payload.len()).sum(),
-        Job::Confirm { .. } | Job::Release(_) | Job::Take { .. } | Job::Peek { .. } => 0,
+        Job::Confirm { .. }
+        | Job::Release(_)
+        | Job::Take { .. }
+        | Job::Peek { .. }
+        | Job::List { .. } => 0,
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,8 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyphae_bus::topics::OutboundSocket;
 use hyphae_bus::{Outgoing, Topic};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -28,6 +26,7 @@ use super::framing::{
 };
 use super::stats::{Side, Stats};
 use super::{Courier, REPLY_WAIT, Settings};
+use crate::hangup::Hangup;
 
 /// Connections of one socket.
 const CONNECTIONS_MAX: usize = 512;
@@ -367,27 +366,4 @@ async fn linger(stream: &mut UnixStream) {
     let mut piece = vec![0; PIECE];
     let drained = async { while matches!(stream.read(&mut piece).await, Ok(read) if read > 0) {} };
     let _ = timeout(LINGER, drained).await;
-}
-
-/// Sees that the other end has closed, not just finished sending.
-struct Hangup(AsyncFd<OwnedFd>);
-
-impl Hangup {
-    #[allow(
-        deprecated,
-        reason = "deprecated for types that do not own their descriptor; this one does, and the \
-                  replacement is an unsafe function"
-    )]
-    fn watch(stream: &UnixStream) -> io::Result<Self> {
-        let copy = stream.as_fd().try_clone_to_owned()?;
-        // Asked for nothing that a stream has, the system reports hang-ups only.
-        AsyncFd::with_interest(copy, Interest::PRIORITY).map(Self)
-    }
-
-    async fn happened(&self) {
-        // An error of the watch is no sign that the client has gone: the answer will tell.
-        if self.0.ready(Interest::PRIORITY).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
 }

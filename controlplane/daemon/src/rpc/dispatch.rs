@@ -18,8 +18,7 @@ use hyphae_bus::Pool;
 use hyphae_bus::topics::Topics;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{
-    BusCallParams, PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageReplyParams,
-    PushMessagesParams,
+    BusCallParams, PushMessageParams, PushMessageReplyParams, PushMessagesParams,
 };
 use hyphae_rpc::parse_params;
 use hyphae_wire::PublicKey;
@@ -41,7 +40,7 @@ use crate::stored::Stored;
 const WAITS_MAX: usize = 1024;
 /// Long requests that are read at once: through `rpc.sock`, and through each of the others.
 const LARGE_AT_ONCE: (usize, usize) = (4, 2);
-/// Methods that may take long on purpose, beside `pushMessage` with a `reply_timeout`.
+/// Methods that may take long on purpose, beside those of [`Params::may_wait`].
 const WAITING: &[&str] = &[
     "popMessage",
     "popMessages",
@@ -72,8 +71,9 @@ impl Params {
     /// Whether a call with these may take long on purpose.
     pub(crate) fn may_wait(&self, method: &str) -> bool {
         match self {
-            Self::Push(params) => params.reply_timeout.is_some(),
-            Self::Reply(_) | Self::PushList(..) | Self::Invalid(_) => false,
+            Self::Push(params) => params.reply_timeout.is_some() || params.wait.is_some(),
+            Self::PushList(params, _) => params.wait.is_some(),
+            Self::Reply(_) | Self::Invalid(_) => false,
             Self::Json(_) => WAITING.contains(&method),
         }
     }
@@ -136,8 +136,8 @@ impl Dispatcher {
 
     /// Answers a call.
     ///
-    /// A caller that goes away drops this future. Waits end with it; a change goes on to its end in a
-    /// task of its own, so that memory and disk stay the same.
+    /// If this future is dropped, waits end with it; a change goes on to its end in a task of its own, so that memory
+    /// and disk stay the same.
     pub(crate) async fn call(
         self: &Arc<Self>,
         caller: &Caller,
@@ -148,14 +148,23 @@ impl Dispatcher {
         self.checked(caller, method, done).await
     }
 
-    /// Answers a call of `popMessages` whose payloads follow its result.
-    pub(crate) async fn call_attached(
+    /// Answers a call that hands out messages of the inbox, see [`hands_out`]. `attach`: payloads may follow its
+    /// result.
+    pub(crate) async fn call_pop(
         &self,
         caller: &Caller,
+        method: &str,
         params: &str,
+        attach: bool,
     ) -> Result<Popped, Error> {
-        let done = async { self.pop_attached(parse_params(params)?).await };
-        self.checked(caller, "popMessages", done).await
+        let done = async {
+            if method == "popMessage" {
+                self.pop_message(parse_params(params)?).await
+            } else {
+                self.pop_messages(parse_params(params)?, attach).await
+            }
+        };
+        self.checked(caller, method, done).await
     }
 
     async fn checked<T>(
@@ -219,14 +228,10 @@ impl Dispatcher {
                     .await
             }
             "pushMessageReply" => self.push_reply(parse_params(&text)?).await,
-            "popMessage" => {
-                self.pop_message(parse_params::<PopMessageParams>(&text)?)
-                    .await
-            }
-            "popMessages" => {
-                self.pop_messages(parse_params::<PopMessagesParams>(&text)?)
-                    .await
-            }
+            "ackMessages" => self.ack_messages(parse_params(&text)?).await,
+            "extendMessages" => self.extend_messages(parse_params(&text)?),
+            "returnMessages" => self.return_messages(parse_params(&text)?),
+            "listMessages" => self.list_messages(parse_params(&text)?).await,
             "getMessageInfo" => self.message_info(parse_params(&text)?).await,
             "admin.busCall" => self.bus_call(parse_params::<BusCallParams>(&text)?).await,
             "rpc.discover" => Ok(document().to_owned()),
@@ -320,6 +325,11 @@ pub(super) fn document() -> &'static RawValue {
     static DOCUMENT: LazyLock<Box<RawValue>> =
         LazyLock::new(|| value(hyphae_rpc::openrpc()).unwrap_or_default());
     &DOCUMENT
+}
+
+/// Methods whose answers carry messages out of the inbox: [`Dispatcher::call_pop`] makes them.
+pub(crate) fn hands_out(method: &str) -> bool {
+    matches!(method, "popMessage" | "popMessages")
 }
 
 /// A wait of that many seconds, within bounds.

@@ -15,8 +15,11 @@ use serde_json::value::RawValue;
 use tokio::task::{JoinError, JoinSet};
 
 use super::authorizer::Caller;
-use super::dispatch::{Dispatcher, Params};
+use super::dispatch::{Dispatcher, Params, hands_out};
+use super::gone::Gone;
+use super::messages::Popped;
 use super::methods::Outcome;
+use crate::bus::Delivery;
 
 /// Longest request that is not one message.
 pub(crate) const SMALL_MAX: usize = 1 << 20;
@@ -54,6 +57,11 @@ struct Response {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Error>,
     id: Value,
+    #[serde(skip)]
+    attached: Vec<Bytes>,
+    /// What the result hands out.
+    #[serde(skip)]
+    delivery: Option<Delivery>,
 }
 
 impl Response {
@@ -67,6 +75,16 @@ impl Response {
             result,
             error,
             id,
+            attached: Vec::new(),
+            delivery: None,
+        }
+    }
+
+    fn popped(id: Value, popped: Popped) -> Self {
+        Self {
+            attached: popped.attached,
+            delivery: popped.delivery,
+            ..Self::new(id, Ok(popped.result))
         }
     }
 
@@ -85,20 +103,6 @@ struct Call {
 impl Call {
     fn may_wait(&self) -> bool {
         self.params.may_wait(&self.method)
-    }
-
-    /// Messages to take out, with their payloads behind the answer.
-    fn is_attaching_pop(&self) -> bool {
-        #[derive(Deserialize)]
-        struct Attach {
-            attach: Option<bool>,
-        }
-        let Params::Json(text) = &self.params else {
-            return false;
-        };
-        let attach =
-            || serde_json::from_str::<Attach>(text).is_ok_and(|it| it.attach == Some(true));
-        self.method == "popMessages" && attach()
     }
 
     /// A short message to send, of which no reply is waited for.
@@ -127,12 +131,24 @@ pub(crate) struct Answer {
     pub(crate) json: Vec<u8>,
     /// Bytes that follow it.
     pub(crate) attached: Vec<Bytes>,
+    /// What it hands out: messages that go back unless [`delivered`] is told that it was written.
+    pub(crate) deliveries: Vec<Delivery>,
+}
+
+/// The answer that hands these out was written.
+pub(crate) async fn delivered(deliveries: Vec<Delivery>) {
+    for delivery in deliveries {
+        delivery.written().await;
+    }
 }
 
 impl From<Vec<u8>> for Answer {
     fn from(json: Vec<u8>) -> Self {
-        let attached = Vec::new();
-        Self { json, attached }
+        Self {
+            json,
+            attached: Vec::new(),
+            deliveries: Vec::new(),
+        }
     }
 }
 
@@ -158,25 +174,15 @@ impl Parsed {
         }
     }
 
-    /// Does what is asked; `None` when it was notifications only.
-    pub(crate) async fn answer(self, to: &Arc<Dispatcher>, caller: &Caller) -> Option<Answer> {
-        match self.shape {
-            Shape::One(Ok(call)) if self.attaches && call.is_attaching_pop() => {
-                let Params::Json(params) = &call.params else {
-                    return None;
-                };
-                let (outcome, attached) = match to.call_attached(caller, params).await {
-                    Ok((result, attached)) => (Ok(result), attached),
-                    Err(error) => (Err(error), Vec::new()),
-                };
-                let response = Response::new(call.id?, outcome);
-                let json = text(serde_json::to_vec(&response));
-                Some(Answer { json, attached })
-            }
-            shape @ (Shape::One(_) | Shape::Batch(_)) => {
-                shape.answer(to, caller).await.map(Answer::from)
-            }
-        }
+    /// Does what is asked; `None` when it was notifications only, or nobody is there to hear it. Waits end when the
+    /// caller has gone; everything else goes on.
+    pub(crate) async fn answer(
+        self,
+        to: &Arc<Dispatcher>,
+        caller: &Caller,
+        gone: &Gone,
+    ) -> Option<Answer> {
+        self.shape.answer(to, caller, gone, self.attaches).await
     }
 }
 
@@ -209,15 +215,30 @@ impl Shape {
         }
     }
 
-    async fn answer(self, to: &Arc<Dispatcher>, caller: &Caller) -> Option<Vec<u8>> {
+    async fn answer(
+        self,
+        to: &Arc<Dispatcher>,
+        caller: &Caller,
+        gone: &Gone,
+        attaches: bool,
+    ) -> Option<Answer> {
         match self {
             Self::One(call) => {
-                let response = answer_call(to, caller, call).await?;
-                Some(text(serde_json::to_vec(&response)))
+                let response = answer_call(to, caller, gone, attaches, call).await?;
+                let json = text(serde_json::to_vec(&response));
+                Some(Answer {
+                    json,
+                    attached: response.attached,
+                    deliveries: response.delivery.into_iter().collect(),
+                })
             }
             Self::Batch(calls) => {
-                let responses = answer_batch(to, caller, calls).await;
-                (!responses.is_empty()).then(|| text(serde_json::to_vec(&responses)))
+                let responses = answer_batch(to, caller, gone, calls).await;
+                (!responses.is_empty()).then(|| Answer {
+                    json: text(serde_json::to_vec(&responses)),
+                    attached: Vec::new(),
+                    deliveries: responses.into_iter().filter_map(|it| it.delivery).collect(),
+                })
             }
         }
     }
@@ -228,6 +249,7 @@ impl Shape {
 async fn answer_batch(
     to: &Arc<Dispatcher>,
     caller: &Caller,
+    gone: &Gone,
     calls: Vec<Result<Call, Error>>,
 ) -> Vec<Response> {
     let mut answers = Answers::default();
@@ -258,10 +280,11 @@ async fn answer_batch(
             if waiting.len() >= BATCH_WAITS {
                 answers.fill(waiting.join_next().await);
             }
-            let (to, caller, n) = (Arc::clone(to), caller.clone(), answers.reserve());
-            waiting.spawn(async move { (n, answer_call(&to, &caller, call).await) });
+            let (to, caller, gone) = (Arc::clone(to), caller.clone(), gone.clone());
+            let n = answers.reserve();
+            waiting.spawn(async move { (n, answer_call(&to, &caller, &gone, false, call).await) });
         } else {
-            answers.add(answer_call(to, caller, call).await);
+            answers.add(answer_call(to, caller, gone, false, call).await);
             tokio::task::yield_now().await;
         }
     }
@@ -394,18 +417,46 @@ async fn push_all(
         .collect()
 }
 
+/// `None` for a notification, and when its caller went while it waited.
 async fn answer_call(
     to: &Arc<Dispatcher>,
     caller: &Caller,
+    gone: &Gone,
+    attaches: bool,
     call: Result<Call, Error>,
 ) -> Option<Response> {
-    match call {
-        Err(error) => Some(Response::new(Value::Null, Err(error))),
-        Ok(call) => {
-            let result = to.call(caller, &call.method, call.params).await;
-            call.id.map(|id| Response::new(id, result))
-        }
+    let call = match call {
+        Err(error) => return Some(Response::new(Value::Null, Err(error))),
+        Ok(call) => call,
+    };
+    let waits = call.may_wait();
+    let made = make_call(to, caller, attaches, call);
+    if !waits {
+        return made.await;
     }
+    tokio::select! {
+        response = made => response,
+        () = gone.happened() => None,
+    }
+}
+
+async fn make_call(
+    to: &Arc<Dispatcher>,
+    caller: &Caller,
+    attaches: bool,
+    call: Call,
+) -> Option<Response> {
+    let Call { method, params, id } = call;
+    if let (true, Params::Json(text)) = (hands_out(&method), &params) {
+        // What a notification would take out, nobody would have.
+        let id = id?;
+        return Some(match to.call_pop(caller, &method, text, attaches).await {
+            Ok(popped) => Response::popped(id, popped),
+            Err(error) => Response::new(id, Err(error)),
+        });
+    }
+    let result = to.call(caller, &method, params).await;
+    id.map(|id| Response::new(id, result))
 }
 
 fn text(json: serde_json::Result<Vec<u8>>) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! JSON-RPC over HTTP/1.1: `POST /rpc`, `GET /openrpc.json`, `GET /health`. The same on the Unix
 //! socket and on TCP, behind the checks of `gate.rs`.
 
+use std::convert::Infallible;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -11,13 +12,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use bytes::BytesMut;
-use futures_util::StreamExt;
-use tokio::sync::OwnedSemaphorePermit;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::authorizer::{Caller, Listener};
 use super::dispatch::Dispatcher;
 use super::dispatch::document;
-use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
+use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
+use super::gone::Presence;
+use crate::bus::Delivery;
 
 /// How long a body may take to be received.
 pub(super) const BODY_WITHIN: Duration = Duration::from_secs(120);
@@ -53,11 +56,45 @@ async fn handle(
         Ok((body, _permit)) => Parsed::new(&body),
         Err(refused) => return refused.into_response(),
     };
-    match parsed.answer(&dispatcher, &caller).await {
-        Some(answer) => (JSON, answer.json).into_response(),
+    // This future is dropped when the client has gone. That ends the waits of its calls, and nothing else.
+    let (_presence, gone) = Presence::new();
+    let answer = tokio::spawn(async move { parsed.answer(&dispatcher, &caller, &gone).await });
+    match answer.await {
+        Ok(Some(answer)) if answer.deliveries.is_empty() => (JSON, answer.json).into_response(),
+        Ok(Some(answer)) => handing_out(answer.json, answer.deliveries),
         // Notifications only.
-        None => StatusCode::NO_CONTENT.into_response(),
+        Ok(None) => StatusCode::NO_CONTENT.into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+/// An answer that hands out messages, which have left the inbox once it was written: its last byte is given to the
+/// connection when that has written, and freed, all before it.
+pub(crate) fn handing_out(mut json: Vec<u8>, deliveries: Vec<Delivery>) -> Response {
+    struct Unwritten {
+        bytes: Vec<u8>,
+        _until: oneshot::Sender<()>,
+    }
+    impl AsRef<[u8]> for Unwritten {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    let length = [(header::CONTENT_LENGTH, json.len().to_string())];
+    let last: Vec<u8> = json.pop().into_iter().collect();
+    let (until, written) = oneshot::channel();
+    let bytes = Bytes::from_owner(Unwritten {
+        bytes: json,
+        _until: until,
+    });
+    let first = stream::once(async move { Ok::<_, Infallible>(bytes) });
+    let last = stream::once(async move {
+        // It ends with an error, which says that the sender was dropped.
+        let _ = written.await;
+        tokio::spawn(delivered(deliveries));
+        Ok(Bytes::from(last))
+    });
+    (JSON, length, Body::from_stream(first.chain(last))).into_response()
 }
 
 /// A body that is not taken.

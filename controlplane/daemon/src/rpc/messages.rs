@@ -1,5 +1,6 @@
 //! Messages: sending, taking out of the inbox, and calls of other nodes' methods by message.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,9 +12,10 @@ use hyphae_bus::{
 use hyphae_rpc::Base64;
 use hyphae_rpc::message::{Error, Request, Response, code};
 use hyphae_rpc::method::{
-    self, BusCallParams, IncomingMessage, MessageIdParams, OutgoingMessage, PopMessageParams,
+    self, BusCallParams, ExtendMessagesParams, InboxList, IncomingMessage, LeaseResult,
+    ListMessagesParams, ListedMessage, MessageIdParams, OutgoingMessage, PopMessageParams,
     PopMessagesParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
-    PushMessagesParams,
+    PushMessagesParams, TokensParams,
 };
 use hyphae_wire::{Nanos, PublicKey};
 use serde::Serialize;
@@ -24,7 +26,8 @@ use super::dispatch::{Dispatcher, public_key, seconds, yes};
 use super::envelope::Attached;
 use super::methods::{Outcome, overlay_address, value};
 use super::topics::{any_topic, destination, reserved};
-use crate::bus::{BusError, ReplyOutcome};
+use crate::bus::{BusError, Delivery, Handed, Note, ReplyOutcome, Token};
+use crate::inbox::{MessageNumber, ONE};
 use crate::pump;
 
 /// Messages that one `popMessages` returns at most, and their bytes unless the first has more.
@@ -33,8 +36,22 @@ const POP_BYTES: usize = 1 << 20;
 /// Messages that one `pushMessages` takes at most.
 const PUSH_MAX: usize = 1000;
 
-/// A result, and bytes that follow it.
-pub(crate) type Popped = (Box<RawValue>, Vec<Bytes>);
+/// Tokens that one call names at most.
+const TOKENS_MAX: usize = 1000;
+/// Messages that one `listMessages` shows at most, and if nothing is said.
+const LIST_MAX: u32 = 1000;
+const LIST_DEFAULT: u32 = 100;
+/// Longest lease.
+const LEASE_MAX: u64 = 3600;
+
+/// A result that hands out messages.
+pub(crate) struct Popped {
+    pub(crate) result: Box<RawValue>,
+    /// Bytes that follow it.
+    pub(crate) attached: Vec<Bytes>,
+    /// What it hands out.
+    pub(crate) delivery: Option<Delivery>,
+}
 
 impl Dispatcher {
     pub(super) async fn push_message(&self, params: PushMessageParams) -> Outcome {
@@ -43,12 +60,26 @@ impl Dispatcher {
         if message.topic.is_admin() {
             return Err(reserved(code::PUSH_REFUSED));
         }
+        let room_wait = params.wait.map(seconds);
+        let _room = (wait.is_some() || room_wait.is_some()).then(|| self.wait());
+        let _room = _room.transpose()?;
         let Some(wait) = wait else {
-            let id = self.bus.push(message).await.map_err(refused)?;
+            let id = match room_wait {
+                None => self.bus.push(message).await.map_err(refused)?,
+                Some(room) => {
+                    let pushed = self.bus.push_waiting(vec![message], room).await;
+                    let pushed = pushed.map_err(refused)?.pop();
+                    let pushed = pushed.ok_or_else(|| refused(BusError::Stopping))?;
+                    pushed.map_err(|error| refused(error.into()))?
+                }
+            };
             return value(PushMessageResult::Id { id: id.to_string() });
         };
-        let _room = self.wait()?;
-        match self.bus.request(message, wait).await.map_err(refused)? {
+        let outcome = match room_wait {
+            None => self.bus.request(message, wait).await,
+            Some(room) => self.bus.request_waiting(message, wait, room).await,
+        };
+        match outcome.map_err(refused)? {
             (_, ReplyOutcome::Reply(reply)) => {
                 let reply = self.incoming(*reply);
                 value(PushMessageResult::Reply(Box::new(reply)))
@@ -72,7 +103,7 @@ impl Dispatcher {
             };
             results.push(refusal.map(Err));
         }
-        let mut pushed = match self.bus.push_all(messages).await {
+        let mut pushed = match self.bus.push_all(messages, false).await {
             Ok(pushed) => pushed.into_iter(),
             Err(error) => {
                 let error = refused(error);
@@ -116,7 +147,14 @@ impl Dispatcher {
             reply_within: None,
         };
         let messages = payloads.into_iter().map(message).collect();
-        let pushed = self.bus.push_all(messages).await.map_err(refused)?;
+        let pushed = match params.wait.map(seconds) {
+            None => self.bus.push_all(messages, true).await,
+            Some(wait) => {
+                let _room = self.wait()?;
+                self.bus.push_waiting(messages, wait).await
+            }
+        };
+        let pushed = pushed.map_err(refused)?;
         let mut result = Pushed::default();
         for pushed in pushed {
             match pushed {
@@ -134,74 +172,73 @@ impl Dispatcher {
     pub(super) async fn push_reply(&self, params: PushMessageReplyParams) -> Outcome {
         let id = message_id(&params.id, code::BAD_ID)?;
         let message = outgoing(params.message, None)?;
-        self.bus.reply(id, message).await.map_err(refused)?;
+        let replied = match params.ack.as_deref().map(token).transpose()? {
+            None => self.bus.reply(id, message).await,
+            Some(token) => self.bus.reply_leased(id, message, token).await,
+        };
+        replied.map_err(refused)?;
         yes()
     }
 
-    pub(super) async fn pop_message(&self, params: PopMessageParams) -> Outcome {
-        let topic = params.topic.as_deref();
-        let topic = topic
-            .map(|text| any_topic(text, code::BAD_TOPIC_FILTER))
-            .transpose()?;
-        if topic.as_ref().is_some_and(Topic::is_admin) {
-            return Err(reserved(code::BAD_TOPIC_FILTER));
-        }
+    pub(super) async fn pop_message(&self, params: PopMessageParams) -> Result<Popped, Error> {
+        let topic = topic_filter(params.topic.as_deref())?;
         let wait = params.timeout.filter(|wait| *wait > 0).map(seconds);
         let _room = wait.map(|_| self.wait()).transpose()?;
-        let found = if params.peek == Some(true) {
-            self.bus.peek(topic, wait).await
+        let (message, delivery) = if params.peek == Some(true) {
+            let found = self.bus.peek(topic, wait).await.map_err(refused)?;
+            (found.map(|inbound| self.incoming(inbound)), None)
         } else {
-            self.bus.pop(topic, wait).await
+            let handed = self.bus.pop(topic, ONE, wait, None).await;
+            let Handed { messages, delivery } = match handed.map_err(refused)? {
+                Some(handed) => handed,
+                None => return Popped::nothing(value(None::<IncomingMessage>)?),
+            };
+            let shown = messages.into_iter().next().map(|(inbound, note)| {
+                let source = Names::default().of(inbound.source_key);
+                self.shown(inbound, &source, Some(note))
+            });
+            (shown, Some(delivery))
         };
-        let found = found.map_err(refused)?;
-        value(found.map(|inbound| self.incoming(inbound)))
+        Ok(Popped {
+            result: value(message)?,
+            attached: Vec::new(),
+            delivery,
+        })
     }
 
-    pub(super) async fn pop_messages(&self, params: PopMessagesParams) -> Outcome {
-        if params.attach == Some(true) {
+    /// `attach`: payloads may follow the result.
+    pub(super) async fn pop_messages(
+        &self,
+        params: PopMessagesParams,
+        attach: bool,
+    ) -> Result<Popped, Error> {
+        let apart = params.attach == Some(true);
+        if apart && !attach {
             let message = "attach needs a newline-delimited connection, and no batch";
             return Err(Error::new(code::INVALID_PARAMS, message));
         }
-        let found = self.pop_list(params).await?;
-        let mut names = Names::default();
-        let shown = found.into_iter().map(|inbound| {
-            let source = names.of(inbound.source_key);
-            self.shown(inbound, &source)
-        });
-        value(shown.collect::<Vec<_>>())
-    }
-
-    /// The same, with payloads apart.
-    pub(super) async fn pop_attached(&self, params: PopMessagesParams) -> Result<Popped, Error> {
-        let found = self.pop_list(params).await?;
-        let mut names = Names::default();
-        let sources = found.iter().map(|inbound| names.of(inbound.source_key));
-        let sources: Vec<_> = sources.collect();
-        let shown = found
-            .iter()
-            .zip(&sources)
-            .map(|(inbound, source)| Attachment {
-                id: inbound.id,
-                src_ip: &source.0,
-                src_pk: &source.1,
-                topic: shown_topic(&inbound.topic),
-                attached: inbound.payload.len(),
+        let Some(Handed { messages, delivery }) = self.pop_list(params).await? else {
+            return Popped::nothing(value([(); 0])?);
+        };
+        let (result, attached) = if apart {
+            shown_apart(messages)?
+        } else {
+            let mut names = Names::default();
+            let shown = messages.into_iter().map(|(inbound, note)| {
+                let source = names.of(inbound.source_key);
+                self.shown(inbound, &source, Some(note))
             });
-        let shown = value(shown.collect::<Vec<_>>())?;
-        Ok((
-            shown,
-            found.into_iter().map(|inbound| inbound.payload).collect(),
-        ))
+            (value(shown.collect::<Vec<_>>())?, Vec::new())
+        };
+        Ok(Popped {
+            result,
+            attached,
+            delivery: Some(delivery),
+        })
     }
 
-    async fn pop_list(&self, params: PopMessagesParams) -> Result<Vec<Inbound>, Error> {
-        let topic = params.topic.as_deref();
-        let topic = topic
-            .map(|text| any_topic(text, code::BAD_TOPIC_FILTER))
-            .transpose()?;
-        if topic.as_ref().is_some_and(Topic::is_admin) {
-            return Err(reserved(code::BAD_TOPIC_FILTER));
-        }
+    async fn pop_list(&self, params: PopMessagesParams) -> Result<Option<Handed>, Error> {
+        let topic = topic_filter(params.topic.as_deref())?;
         let most = Room {
             messages: usize::try_from(params.count).map_or(POP_MAX, |count| count.min(POP_MAX)),
             bytes: POP_BYTES,
@@ -210,9 +247,51 @@ impl Dispatcher {
             let message = "count is 1 or more";
             return Err(Error::new(code::INVALID_PARAMS, message));
         }
+        let lease = params.lease.map(lease).transpose()?;
         let wait = params.timeout.filter(|wait| *wait > 0).map(seconds);
         let _room = wait.map(|_| self.wait()).transpose()?;
-        self.bus.pop_many(topic, most, wait).await.map_err(refused)
+        let handed = self.bus.pop(topic, most, wait, lease).await;
+        handed.map_err(refused)
+    }
+
+    pub(super) async fn ack_messages(&self, params: TokensParams) -> Outcome {
+        let tokens = tokens(&params.tokens)?;
+        let ended = self.bus.acknowledge(&tokens).await;
+        lease_result(&tokens, ended.map_err(|error| refused(error.into()))?)
+    }
+
+    pub(super) fn extend_messages(&self, params: ExtendMessagesParams) -> Outcome {
+        let (tokens, time) = (tokens(&params.tokens)?, lease(params.lease)?);
+        lease_result(&tokens, self.bus.extend(&tokens, time))
+    }
+
+    pub(super) fn return_messages(&self, params: TokensParams) -> Outcome {
+        let tokens = tokens(&params.tokens)?;
+        lease_result(&tokens, self.bus.give_back(&tokens))
+    }
+
+    pub(super) async fn list_messages(&self, params: ListMessagesParams) -> Outcome {
+        let topic = topic_filter(params.topic.as_deref())?;
+        let count = params.count.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
+        let after = MessageNumber(params.after.unwrap_or_default());
+        let count = usize::try_from(count).unwrap_or_default();
+        let listing = self.bus.list(topic, after, count).await.map_err(refused)?;
+        let shown = |listed: crate::inbox::Listed| ListedMessage {
+            number: listed.number.0,
+            id: listed.key.id.to_string(),
+            src_ip: listed.source_address.to_string(),
+            src_pk: listed.key.peer.to_string(),
+            topic: shown_topic(&listed.topic),
+            msg_len: listed.len,
+            deliveries: listed.deliveries,
+            handed_out: listed.handed_out,
+        };
+        value(InboxList {
+            total: listing.messages,
+            bytes: listing.bytes,
+            handed_out: listing.handed_out,
+            messages: listing.entries.into_iter().map(shown).collect(),
+        })
     }
 
     pub(super) async fn message_info(&self, params: MessageIdParams) -> Outcome {
@@ -284,10 +363,15 @@ impl Dispatcher {
 
     fn incoming(&self, inbound: Inbound) -> IncomingMessage {
         let source = Names::default().of(inbound.source_key);
-        self.shown(inbound, &source)
+        self.shown(inbound, &source, None)
     }
 
-    fn shown(&self, inbound: Inbound, source: &(String, String)) -> IncomingMessage {
+    fn shown(
+        &self,
+        inbound: Inbound,
+        source: &(String, String),
+        note: Option<Note>,
+    ) -> IncomingMessage {
         IncomingMessage {
             id: inbound.id.to_string(),
             src_ip: source.0.clone(),
@@ -296,6 +380,10 @@ impl Dispatcher {
             dst_pk: self.shown.1.clone(),
             topic: shown_topic(&inbound.topic),
             payload: Base64(inbound.payload.into()),
+            deliveries: note.and_then(shown_deliveries),
+            lease: note
+                .and_then(|note| note.token)
+                .map(|token| token.to_string()),
         }
     }
 }
@@ -318,6 +406,101 @@ struct Attachment<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     topic: Option<Base64>,
     attached: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deliveries: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease: Option<String>,
+}
+
+impl Popped {
+    fn nothing(result: Box<RawValue>) -> Result<Self, Error> {
+        Ok(Self {
+            result,
+            attached: Vec::new(),
+            delivery: None,
+        })
+    }
+}
+
+/// A list of messages, and their payloads.
+fn shown_apart(messages: Vec<(Inbound, Note)>) -> Result<(Box<RawValue>, Vec<Bytes>), Error> {
+    let mut names = Names::default();
+    let sources = messages
+        .iter()
+        .map(|(inbound, _)| names.of(inbound.source_key));
+    let sources: Vec<_> = sources.collect();
+    let shown = messages
+        .iter()
+        .zip(&sources)
+        .map(|((inbound, note), source)| Attachment {
+            id: inbound.id,
+            src_ip: &source.0,
+            src_pk: &source.1,
+            topic: shown_topic(&inbound.topic),
+            attached: inbound.payload.len(),
+            deliveries: shown_deliveries(*note),
+            lease: note.token.map(|token| token.to_string()),
+        });
+    let shown = value(shown.collect::<Vec<_>>())?;
+    Ok((
+        shown,
+        messages
+            .into_iter()
+            .map(|(inbound, _)| inbound.payload)
+            .collect(),
+    ))
+}
+
+/// What everybody expects is not said: once, and for good.
+fn shown_deliveries(note: Note) -> Option<u32> {
+    (note.token.is_some() || note.deliveries > 1).then_some(note.deliveries)
+}
+
+fn topic_filter(text: Option<&str>) -> Result<Option<Topic>, Error> {
+    let topic = text
+        .map(|text| any_topic(text, code::BAD_TOPIC_FILTER))
+        .transpose()?;
+    if topic.as_ref().is_some_and(Topic::is_admin) {
+        return Err(reserved(code::BAD_TOPIC_FILTER));
+    }
+    Ok(topic)
+}
+
+fn lease(seconds: u64) -> Result<Duration, Error> {
+    if (1..=LEASE_MAX).contains(&seconds) {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let message = format!("a lease is 1 to {LEASE_MAX} seconds, not {seconds}");
+    Err(Error::new(code::INVALID_PARAMS, message))
+}
+
+fn token(text: &str) -> Result<Token, Error> {
+    let read = text.parse::<Token>();
+    read.map_err(|error| Error::new(code::INVALID_PARAMS, error.to_string()))
+}
+
+fn tokens(texts: &[String]) -> Result<Vec<Token>, Error> {
+    if texts.is_empty() || texts.len() > TOKENS_MAX {
+        let message = format!("tokens names 1 to {TOKENS_MAX} leases");
+        return Err(Error::new(code::INVALID_PARAMS, message));
+    }
+    texts.iter().map(|text| token(text)).collect()
+}
+
+/// What was done for some of the leases; an error when all had ended.
+fn lease_result(tokens: &[Token], ended: Vec<Token>) -> Outcome {
+    if let [first, ..] = ended[..]
+        && ended.len() == tokens.len()
+    {
+        return Err(refused(BusError::LeaseEnded(first)));
+    }
+    let text = |token: &Token| token.to_string();
+    let all: BTreeSet<_> = ended.iter().collect();
+    let done = tokens.iter().filter(|token| !all.contains(token));
+    value(LeaseResult {
+        done: done.map(text).collect(),
+        ended: ended.iter().map(text).collect(),
+    })
 }
 
 /// Address and key of the last sender as text: messages that are taken out together mostly have one.
@@ -399,6 +582,8 @@ fn refused(error: BusError) -> Error {
         BusError::Push(_) => code::PUSH_REFUSED,
         BusError::Busy => code::BUSY,
         BusError::Inbox(_) => code::PERSIST_FAILED,
+        BusError::LeaseEnded(_) => code::LEASE_ENDED,
+        BusError::OtherMessage(_) => code::INVALID_PARAMS,
         BusError::Stopping => code::REPLY_CLOSED,
     };
     Error::new(code, error.to_string())

@@ -9,7 +9,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::authorizer::Caller;
 use super::dispatch::Dispatcher;
-use super::envelope::{Parsed, SMALL_MAX, refusal};
+use super::envelope::{Parsed, SMALL_MAX, delivered, refusal};
+use super::gone::Gone;
 
 /// Calls of other nodes that wait to be worked on; more are pushed back to their senders.
 pub(crate) const REMOTE_CALLS_QUEUED: usize = 256;
@@ -39,24 +40,25 @@ async fn answer(dispatcher: &Arc<Dispatcher>, inbound: Inbound) {
     let caller = Caller::bus(inbound.source_key);
     let answer = if inbound.payload.len() > SMALL_MAX {
         let message = "a request over the bus has at most 1 MiB";
-        Some(refusal(Error::new(code::INVALID_REQUEST, message)))
+        Some(refusal(Error::new(code::INVALID_REQUEST, message)).into())
     } else {
         let call = Parsed::new(&inbound.payload);
-        call.answer(dispatcher, &caller)
-            .await
-            .map(|answer| answer.json)
+        call.answer(dispatcher, &caller, &Gone::never()).await
     };
     // Notifications get none.
     let Some(answer) = answer else { return };
     let reply = Outgoing {
         destination: Destination::Key(inbound.source_key),
         topic: Topic::default(),
-        payload: answer.into(),
+        payload: answer.json.into(),
         digest: None,
         try_for: None,
         reply_within: None,
     };
-    if let Err(error) = dispatcher.bus.reply(inbound.id, reply).await {
-        tracing::warn!(%error, to = %inbound.source_key, "answer was not sent");
+    match dispatcher.bus.reply(inbound.id, reply).await {
+        Ok(()) => delivered(answer.deliveries).await,
+        Err(error) => {
+            tracing::warn!(%error, to = %inbound.source_key, "answer was not sent");
+        }
     }
 }

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 
 use super::authorizer::Caller;
 use super::dispatch::{Dispatcher, Params};
-use super::http::{JSON, read_body};
+use super::http::{JSON, handing_out, read_body};
 use super::rest_peers::{Peer, spellings};
 
 /// The node, as the caller of a request may use it.
@@ -260,11 +260,15 @@ async fn pop_message(node: Api, Query(query): Query<PopQuery>) -> Answer {
         // A plus sign of base64 that was not escaped arrives as a space.
         topic: query.topic.map(|topic| topic.replace(' ', "+")),
     };
-    let message = call(&node, "popMessage", json!(params)).await?;
-    if message.is_null() {
+    let params = json!(params).to_string();
+    let popped = (node.dispatcher).call_pop(&node.caller, "popMessage", &params, false);
+    let popped = popped.await?;
+    let json = popped.result.get();
+    if json == "null" {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(json_answer(StatusCode::OK, &message))
+    let deliveries = popped.delivery.into_iter().collect();
+    Ok(handing_out(json.as_bytes().to_vec(), deliveries))
 }
 
 #[derive(Deserialize)]
@@ -276,6 +280,7 @@ async fn push_message(node: Api, Query(query): Query<PushQuery>, request: Reques
     let params = PushMessageParams {
         message: body_or_answer!(node, request),
         reply_timeout: query.reply_timeout,
+        wait: None,
     };
     let result = (node.dispatcher).call(&node.caller, "pushMessage", Params::Push(params));
     let result = tree(&result.await?)?;
@@ -289,7 +294,11 @@ async fn push_message(node: Api, Query(query): Query<PushQuery>, request: Reques
 
 async fn push_reply(node: Api, Path(id): Path<String>, request: Request<Body>) -> Answer {
     let message = body_or_answer!(node, request);
-    let params = Params::Reply(PushMessageReplyParams { id, message });
+    let params = Params::Reply(PushMessageReplyParams {
+        id,
+        message,
+        ack: None,
+    });
     node.dispatcher
         .call(&node.caller, "pushMessageReply", params)
         .await?;

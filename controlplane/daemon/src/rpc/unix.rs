@@ -6,7 +6,9 @@
 //! ```
 //!
 //! On a newline-delimited connection every line is a request and gets a line back, except
-//! notifications. Lines are answered as they are done: a call that waits keeps no other one back.
+//! notifications. Lines are answered as they are done: a call that waits keeps no other one back. When the caller
+//! hangs up its waits end, and messages that it was not given go back to the inbox; one that only finishes sending
+//! gets its answers.
 //!
 //! A line that begins with `+`, a number and a space is followed by that many bytes, which are no JSON:
 //! payloads of messages, as the request or answer in the line says.
@@ -38,12 +40,16 @@ use super::connections::{
 };
 use super::credentials;
 use super::dispatch::Dispatcher;
-use super::envelope::{Answer, Attached, LARGE_MAX, Parsed, SMALL_MAX, over_limit, refusal};
+use super::envelope::{
+    Answer, Attached, LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal,
+};
 use super::gate::Admission;
+use super::gone::{Gone, Presence};
 use super::http::BODY_WITHIN;
 use super::serve::serve_connection;
 use crate::bus::DIGEST_APART;
 use crate::config::Allowed;
+use crate::hangup::Hangup;
 
 /// How long a connection may take to say anything.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);
@@ -239,21 +245,46 @@ async fn serve_lines(
     dispatcher: &Arc<Dispatcher>,
     caller: &Caller,
 ) -> io::Result<()> {
+    let hangup = Hangup::watch(&stream.stream)?;
+    let (presence, gone) = Presence::new();
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(READ_AHEAD, reader);
     let (answers, mut written) = mpsc::channel::<Answer>(LINES_AT_ONCE);
     let writing = tokio::spawn(async move {
-        while let Some(answer) = written.recv().await {
+        loop {
+            let answer = tokio::select! {
+                biased;
+                () = hangup.happened() => break,
+                answer = written.recv() => answer,
+            };
+            let Some(answer) = answer else { break };
             if write_answer(&mut writer, answer).await.is_err() {
                 break;
             }
         }
+        // Nobody reads an answer any more: nothing is to be taken for nobody.
+        presence.end();
         // The other side may have gone.
         let _ = writer.shutdown().await;
     });
+    let read = read_lines(&mut reader, (dispatcher, caller), answers, &gone).await;
+    if read.is_ok() {
+        // Ends when the last answer is written.
+        let _ = writing.await;
+    }
+    read
+}
+
+/// Answers lines until there are no more.
+async fn read_lines<R: AsyncRead + Unpin>(
+    reader: &mut BufReader<R>,
+    (dispatcher, caller): (&Arc<Dispatcher>, &Caller),
+    answers: mpsc::Sender<Answer>,
+    gone: &Gone,
+) -> io::Result<()> {
     let room = Arc::new(Semaphore::new(LINES_AT_ONCE));
     loop {
-        let (line, large) = match read_line(&mut reader, dispatcher, caller).await? {
+        let (line, large) = match read_line(reader, dispatcher, caller).await? {
             Line::End => break,
             Line::TooLong => {
                 // There is no way to find the next line within a bound.
@@ -276,7 +307,7 @@ async fn serve_lines(
                 } else {
                     None
                 };
-                let reading = read_attached(&mut reader, len, dispatcher.pool());
+                let reading = read_attached(reader, len, dispatcher.pool());
                 let attached = timeout(BODY_WITHIN, reading).await??;
                 (json, attached, more)
             }
@@ -289,13 +320,9 @@ async fn serve_lines(
         let parsed = Parsed::with(json, attached);
         drop((line, large, more));
         let (answers, dispatcher) = (answers.clone(), Arc::clone(dispatcher));
-        let caller = caller.clone();
+        let (caller, gone) = (caller.clone(), gone.clone());
         tokio::spawn(async move {
-            let answer = tokio::select! {
-                answer = parsed.answer(&dispatcher, &caller) => answer,
-                // Nobody is there to read an answer: a message must not be taken for nobody.
-                () = answers.closed() => None,
-            };
+            let answer = parsed.answer(&dispatcher, &caller, &gone).await;
             if let Some(answer) = answer {
                 // As above.
                 let _ = answers.send(answer).await;
@@ -303,9 +330,6 @@ async fn serve_lines(
             drop(permit);
         });
     }
-    drop(answers);
-    // Ends when the last answer is written.
-    let _ = writing.await;
     Ok(())
 }
 
@@ -341,7 +365,24 @@ fn attachment(line: &[u8]) -> Option<(usize, &[u8])> {
 }
 
 async fn write_answer<W: AsyncWrite + Unpin>(writer: &mut W, answer: Answer) -> io::Result<()> {
-    let Answer { mut json, attached } = answer;
+    let Answer {
+        json,
+        attached,
+        deliveries,
+    } = answer;
+    write_bytes(writer, json, attached).await?;
+    if !deliveries.is_empty() {
+        // The next answer does not wait for the disk.
+        tokio::spawn(delivered(deliveries));
+    }
+    Ok(())
+}
+
+async fn write_bytes<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    mut json: Vec<u8>,
+    attached: Vec<Bytes>,
+) -> io::Result<()> {
     json.push(b'\n');
     if attached.is_empty() {
         return writer.write_all(&json).await;

@@ -8,8 +8,9 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hyphae_bus::Topic;
 use hyphae_rpc::method::{
-    Destination, IncomingMessage, MessageIdParams, MessageInfo, MessageState, OutgoingMessage,
-    PopMessageParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
+    Destination, IncomingMessage, ListMessagesParams, MessageIdParams, MessageInfo, MessageState,
+    OutgoingMessage, PopMessageParams, PopMessagesParams, PushMessageParams,
+    PushMessageReplyParams, PushMessageResult, TokensParams,
 };
 use hyphae_rpc::{Base64, Client};
 use serde_json::json;
@@ -22,6 +23,8 @@ const LARGE: usize = 1 << 20;
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How long one call waits for a message while this program waits on and on.
 const WAIT_ROUND: u64 = 60;
+/// Lease of a message while it is written out, seconds: a reader that takes longer gets it again.
+const LEASE: u64 = 300;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum MessageCommand {
@@ -31,12 +34,19 @@ pub(crate) enum MessageCommand {
         echo ping | hyphae message send 400:1234::1 --topic echo --reply-timeout 10\n  \
         hyphae message send 400:1234::1 pong --reply-to 0123456789abcdef")]
     Send(SendArgs),
-    /// Take a message out of the inbox.
+    /// Take a message out of the inbox, once it was written out.
     #[command(
         after_help = "Examples:\n  hyphae message receive\n  hyphae message receive --topic logs --wait --raw > app.log\n  \
         hyphae message receive --follow --json | jq -r .payload"
     )]
     Receive(ReceiveArgs),
+    /// Show how far a message has come that was sent from here.
+    Info(InfoArgs),
+    /// Count the messages of the inbox and list the oldest.
+    #[command(
+        after_help = "Examples:\n  hyphae message list\n  hyphae message list --topic logs --count 0 --json | jq .total"
+    )]
+    List(ListArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -55,6 +65,9 @@ pub(crate) struct SendArgs {
     /// Wait until the receiver has the message; fail when it was not delivered.
     #[arg(long, short)]
     wait: bool,
+    /// When too much is being sent already, wait this many seconds for room.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "reply_to")]
+    room_timeout: Option<u64>,
     /// Wait this many seconds for a reply and print it; fail when none comes.
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["wait", "reply_to"])]
     reply_timeout: Option<u64>,
@@ -89,8 +102,33 @@ pub(crate) struct ReceiveArgs {
     node: NodeRef,
 }
 
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// Id of the message, as `send` printed it.
+    id: String,
+    #[command(flatten)]
+    node: NodeRef,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only messages on exactly this topic.
+    #[arg(long, short, value_name = "TOPIC")]
+    topic: Option<Topic>,
+    /// List this many at most, up to 1000; 0 only counts.
+    #[arg(long, short, value_name = "NUMBER", default_value_t = 100)]
+    count: u32,
+    /// List those behind the message of this number.
+    #[arg(long, value_name = "NUMBER")]
+    after: Option<u64>,
+    #[command(flatten)]
+    node: NodeRef,
+}
+
 pub(crate) fn run(command: MessageCommand, json: bool) -> anyhow::Result<()> {
     match command {
+        MessageCommand::Info(args) => info(&args, json),
+        MessageCommand::List(args) => list(&args, json),
         MessageCommand::Send(args) => send(&args, json),
         MessageCommand::Receive(args) => receive(&args, json),
     }
@@ -112,12 +150,14 @@ fn send(args: &SendArgs, json: bool) -> anyhow::Result<()> {
         client.push_message_reply(PushMessageReplyParams {
             id: id.clone(),
             message,
+            ack: None,
         })?;
         return sent(&client, args, &id, length, json);
     }
     let params = PushMessageParams {
         message,
         reply_timeout: args.reply_timeout,
+        wait: args.room_timeout,
     };
     match client.push_message(params)? {
         PushMessageResult::Reply(reply) => show(&reply, false, json),
@@ -209,21 +249,34 @@ fn finished(id: &str, info: &MessageInfo, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn encoded(topic: Option<&Topic>) -> Option<String> {
+    topic.map(|topic| Base64::encode(topic.as_bytes()))
+}
+
 fn receive(args: &ReceiveArgs, json: bool) -> anyhow::Result<()> {
     let client = args.node.client();
     let on_and_on = args.wait || args.follow;
-    let params = PopMessageParams {
-        peek: args.peek.then_some(true),
-        timeout: on_and_on.then_some(WAIT_ROUND).or(args.timeout),
-        topic: args
-            .topic
-            .as_ref()
-            .map(|topic| Base64::encode(topic.as_bytes())),
-    };
+    let timeout = on_and_on.then_some(WAIT_ROUND).or(args.timeout);
     loop {
-        match client.pop_message(params.clone())? {
+        let message = if args.peek {
+            client.pop_message(PopMessageParams {
+                peek: Some(true),
+                timeout,
+                topic: encoded(args.topic.as_ref()),
+            })?
+        } else {
+            let leased = client.pop_messages(PopMessagesParams {
+                count: 1,
+                timeout,
+                topic: encoded(args.topic.as_ref()),
+                attach: None,
+                lease: Some(LEASE),
+            })?;
+            leased.into_iter().next()
+        };
+        match message {
             Some(message) => {
-                show(&message, args.raw, json)?;
+                written_out(&client, &message, args.raw, json)?;
                 if !args.follow {
                     return Ok(());
                 }
@@ -234,31 +287,135 @@ fn receive(args: &ReceiveArgs, json: bool) -> anyhow::Result<()> {
     }
 }
 
-fn show(message: &IncomingMessage, raw: bool, json: bool) -> anyhow::Result<()> {
-    if raw {
-        let mut out = std::io::stdout().lock();
-        out.write_all(&message.payload.0)?;
-        return Ok(out.flush()?);
+/// Writes a message out. One that is leased is acknowledged then, and given back when it could not be written.
+fn written_out(
+    client: &Client,
+    message: &IncomingMessage,
+    raw: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    let written = show(message, raw, json);
+    let Some(token) = message.lease.clone() else {
+        return written;
+    };
+    let tokens = TokensParams {
+        tokens: vec![token],
+    };
+    if let Err(error) = written {
+        // The lease ends by itself where this does not get through.
+        let _ = client.return_messages(tokens);
+        return Err(error.context("the message was not written and stays in the inbox"));
     }
+    client.ack_messages(tokens).with_context(|| {
+        format!(
+            "message {} was written, and may be received again",
+            message.id
+        )
+    })?;
+    Ok(())
+}
+
+fn info(args: &InfoArgs, json: bool) -> anyhow::Result<()> {
+    let params = MessageIdParams {
+        id: args.id.clone(),
+    };
+    let info = args.node.client().get_message_info(params)?;
     if json {
-        // One line each, so that a stream of them can be read line by line.
-        output::line(serde_json::to_string(message)?);
-        return Ok(());
+        return output::document(&info);
     }
-    output::line(format_args!("id       {}", message.id));
+    let state = match &info.state {
+        MessageState::Pending => "pending: there is no session with the receiver yet".to_owned(),
+        MessageState::Sending {
+            pending,
+            sent,
+            acked,
+        } => format!("sending: {acked} chunks acknowledged, {sent} on their way, {pending} left"),
+        MessageState::Received => "received".to_owned(),
+        MessageState::Read => "read".to_owned(),
+        MessageState::Aborted => format!(
+            "aborted: {}",
+            info.reason.as_deref().unwrap_or("not delivered")
+        ),
+    };
+    output::line(format_args!("to       {}", info.dst));
+    output::line(format_args!("state    {state}"));
+    output::line(format_args!("length   {} bytes", info.msg_len));
     output::line(format_args!(
-        "from     {} ({})",
-        message.src_ip, message.src_pk
+        "created  {} (seconds since 1970)",
+        info.created
     ));
-    if let Some(topic) = &message.topic {
-        output::line(format_args!("topic    {}", Topic::new(topic.0.clone())?));
+    output::line(format_args!(
+        "deadline {} (seconds since 1970)",
+        info.deadline
+    ));
+    Ok(())
+}
+
+fn list(args: &ListArgs, json: bool) -> anyhow::Result<()> {
+    let inbox = args.node.client().list_messages(ListMessagesParams {
+        topic: encoded(args.topic.as_ref()),
+        count: Some(args.count),
+        after: args.after,
+    })?;
+    if json {
+        return output::document(&inbox);
     }
-    match std::str::from_utf8(&message.payload.0) {
-        Ok(text) => output::line(text),
-        Err(_) => output::line(format_args!(
-            "base64:{}",
-            Base64::encode(&message.payload.0)
-        )),
+    if !inbox.messages.is_empty() {
+        let mut rows = Vec::new();
+        for message in &inbox.messages {
+            let topic = message.topic.clone().unwrap_or_default();
+            rows.push(vec![
+                message.number.to_string(),
+                message.id.clone(),
+                message.src_ip.clone(),
+                Topic::new(topic.0)?.to_string(),
+                message.msg_len.to_string(),
+                message.deliveries.to_string(),
+                if message.handed_out { "leased" } else { "-" }.to_owned(),
+            ]);
+        }
+        let heads = [
+            "NUMBER",
+            "ID",
+            "FROM",
+            "TOPIC",
+            "BYTES",
+            "DELIVERIES",
+            "LEASE",
+        ];
+        output::table(&heads, &rows);
     }
+    output::line(format_args!(
+        "{} messages, {} bytes; {} of them handed out",
+        inbox.total, inbox.bytes, inbox.handed_out
+    ));
+    Ok(())
+}
+
+/// Writes a message to standard output, all of it.
+fn show(message: &IncomingMessage, raw: bool, json: bool) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    if raw {
+        text.clone_from(&message.payload.0);
+    } else if json {
+        // One line each, so that a stream of them can be read line by line.
+        serde_json::to_writer(&mut text, message)?;
+        text.push(b'\n');
+    } else {
+        writeln!(text, "id       {}", message.id)?;
+        writeln!(text, "from     {} ({})", message.src_ip, message.src_pk)?;
+        if let Some(topic) = &message.topic {
+            writeln!(text, "topic    {}", Topic::new(topic.0.clone())?)?;
+        }
+        if let Some(deliveries) = message.deliveries.filter(|count| *count > 1) {
+            writeln!(text, "delivery {deliveries}")?;
+        }
+        match std::str::from_utf8(&message.payload.0) {
+            Ok(content) => writeln!(text, "{content}")?,
+            Err(_) => writeln!(text, "base64:{}", Base64::encode(&message.payload.0))?,
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    out.write_all(&text).and_then(|()| out.flush())?;
     Ok(())
 }

@@ -57,6 +57,10 @@ pub struct PushMessageParams {
     /// Wait this many seconds for a reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_timeout: Option<u64>,
+    /// Wait this many seconds for room when too much is being sent already. Messages to one node leave in the order
+    /// of their calls. A caller that hangs up meanwhile withdraws its message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<u64>,
 }
 
 /// Parameters of `pushMessages`.
@@ -74,6 +78,9 @@ pub struct PushMessagesParams {
     /// on a newline-delimited connection, in a line that begins with `+`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attached: Vec<u64>,
+    /// As in `pushMessage`: wait this many seconds for room. Those that have left by then are not withdrawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<u64>,
 }
 
 /// Result of `pushMessages`.
@@ -129,6 +136,87 @@ pub struct PopMessagesParams {
     /// newline-delimited connection, and not in a batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attach: Option<bool>,
+    /// Lease the messages for this many seconds, 1 to 3600: they stay in the inbox, hidden, until `ackMessages`, and
+    /// are visible again when the time is over, after `returnMessages` and after a restart of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<u64>,
+}
+
+/// Parameters of `ackMessages` and `returnMessages`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TokensParams {
+    /// Tokens of leases, as `popMessages` gave them; 1 to 1000.
+    pub tokens: Vec<String>,
+}
+
+/// Parameters of `extendMessages`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ExtendMessagesParams {
+    /// Tokens of leases, as `popMessages` gave them; 1 to 1000.
+    pub tokens: Vec<String>,
+    /// Seconds from now, 1 to 3600.
+    pub lease: u64,
+}
+
+/// Which leases a call has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseResult {
+    /// For which it was done.
+    pub done: Vec<String>,
+    /// Which had ended: their messages were acknowledged before or are in the inbox again.
+    pub ended: Vec<String>,
+}
+
+/// Parameters of `listMessages`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ListMessagesParams {
+    /// Only messages on exactly this topic, base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+    /// How many are listed, 100 unless said otherwise and 1000 at most; 0 only counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// List those behind the message of this number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+}
+
+/// Result of `listMessages`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InboxList {
+    /// Messages in the inbox, on the topic if one was named.
+    pub total: u64,
+    /// Bytes of their contents.
+    pub bytes: u64,
+    /// Of the messages: hidden, because they are handed out or leased.
+    pub handed_out: u64,
+    /// The oldest of them.
+    pub messages: Vec<ListedMessage>,
+}
+
+/// A message of the inbox, without its content.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedMessage {
+    /// Its place in the order of the inbox.
+    pub number: u64,
+    /// Its id, 16 hexadecimal digits.
+    pub id: String,
+    /// Overlay address of the sender.
+    pub src_ip: String,
+    /// Key of the sender, hex.
+    pub src_pk: String,
+    /// Topic, when it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<Base64>,
+    /// Bytes of its content.
+    pub msg_len: u64,
+    /// Times that it was handed out.
+    pub deliveries: u32,
+    /// It is handed out or leased now.
+    pub handed_out: bool,
 }
 
 /// A message that came in, whose content is somewhere else.
@@ -146,6 +234,12 @@ pub struct AttachedMessage {
     pub topic: Option<Base64>,
     /// Bytes of its content.
     pub attached: u64,
+    /// Times that it was handed out, this one included; left out when this is the first, without a lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deliveries: Option<u32>,
+    /// Token of its lease, when it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
 }
 
 /// A message that came in.
@@ -167,6 +261,12 @@ pub struct IncomingMessage {
     pub topic: Option<Base64>,
     /// Content.
     pub payload: Base64,
+    /// Times that it was handed out, this one included; left out when this is the first, without a lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deliveries: Option<u32>,
+    /// Token of its lease, when it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
 }
 
 /// Parameters of `pushMessageReply`.
@@ -176,6 +276,10 @@ pub struct PushMessageReplyParams {
     pub id: String,
     /// The reply; its topic is not sent.
     pub message: OutgoingMessage,
+    /// Token of the lease of the message that is answered: acknowledge it, too. When the lease has ended nothing is
+    /// sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<String>,
 }
 
 /// Parameters of `getMessageInfo`.

@@ -9,9 +9,10 @@ mod topic;
 
 pub use admin::{BusCallParams, PatternsParams, PubkeyParams};
 pub use message::{
-    AttachedMessage, Destination, IncomingMessage, MessageIdParams, MessageInfo, MessageState,
-    OutgoingMessage, PopMessageParams, PopMessagesParams, PushMessageParams,
-    PushMessageReplyParams, PushMessageResult, PushMessagesParams, PushMessagesResult,
+    AttachedMessage, Destination, ExtendMessagesParams, InboxList, IncomingMessage, LeaseResult,
+    ListMessagesParams, ListedMessage, MessageIdParams, MessageInfo, MessageState, OutgoingMessage,
+    PopMessageParams, PopMessagesParams, PushMessageParams, PushMessageReplyParams,
+    PushMessageResult, PushMessagesParams, PushMessagesResult, TokensParams,
 };
 pub use node::{
     ConfigChange, Dataplane, DrainParams, EndpointParams, Info, IpParams, PacketStat,

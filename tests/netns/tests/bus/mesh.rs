@@ -216,6 +216,7 @@ impl Node {
         let params = PushMessageParams {
             message,
             reply_timeout: None,
+            wait: None,
         };
         match self.client.push_message(params).unwrap() {
             PushMessageResult::Id { id } => id,

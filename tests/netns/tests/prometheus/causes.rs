@@ -163,6 +163,7 @@ fn push(mesh: &Mesh, topic: &str, payload: &[u8]) -> String {
     let params = PushMessageParams {
         message,
         reply_timeout: None,
+        wait: None,
     };
     match mesh.node(0).client.push_message(params).unwrap() {
         PushMessageResult::Id { id } => id,

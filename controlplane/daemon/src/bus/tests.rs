@@ -1,0 +1,278 @@
+//! Covers what callers who go away leave behind, and messages that wait for room. The engine is tested in its own
+//! package, between nodes in tests/netns.
+
+use std::time::Duration;
+
+use hyphae_bus::{AbortReason, Destination, Topic};
+
+use super::*;
+use crate::inbox::{Limits, ONE};
+use crate::proxy::Courier;
+
+/// The next command of a node whose task is this test.
+async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusCommand {
+    match receiver.recv().await.unwrap() {
+        Command::Bus(command) => command,
+        Command::Call { .. } | Command::Scrape(_) | Command::Shutdown => {
+            panic!("a command of the bus")
+        }
+    }
+}
+
+/// A bus that sends so many messages at once; nobody is reached.
+fn service(outgoing_max: usize) -> (Service, mpsc::Receiver<Command>) {
+    let (commands, receiver) = mpsc::channel(64);
+    let limits = Limits {
+        messages_max: 8,
+        bytes_max: 1 << 20,
+        completed_max: 8,
+    };
+    let inbox = (Inbox::in_memory(limits).unwrap(), Found::default());
+    let config = Config {
+        outgoing_max,
+        ..Config::new(PublicKey([1; 32]))
+    };
+    let topics = Topics::default();
+    let service = Service::new(Nanos(1), config, [7; 32], topics, inbox, commands);
+    (service, receiver)
+}
+
+fn message(to: u8, len: usize) -> Outgoing {
+    Outgoing {
+        destination: Destination::Key(PublicKey([to; 32])),
+        topic: Topic::default(),
+        payload: vec![0; len].into(),
+        digest: None,
+        try_for: None,
+        reply_within: None,
+    }
+}
+
+#[tokio::test]
+async fn item_25_a_client_that_goes_away_leaves_no_message_behind() {
+    let (mut service, mut receiver) = service(65_536);
+    let (now, message) = (Nanos(1), message(2, 1000));
+    let request = || {
+        let (handle, message) = (service.handle(), message.clone());
+        let wait = Duration::from_secs(300);
+        tokio::spawn(async move { Courier::request(&handle, message, wait).await })
+    };
+    let (early, late) = (request(), request());
+
+    // One goes before it knows the id.
+    let push = command(&mut receiver).await;
+    early.abort();
+    assert!(early.await.unwrap_err().is_cancelled());
+    service.handle_command(now, push);
+    assert!(service.replies.is_empty());
+
+    // The other while it waits.
+    let push = command(&mut receiver).await;
+    service.handle_command(now, push);
+    let id = *service.replies.keys().next().unwrap();
+    tokio::task::yield_now().await;
+    late.abort();
+    assert!(late.await.unwrap_err().is_cancelled());
+    let cancel = command(&mut receiver).await;
+    service.handle_command(now, cancel);
+    assert!(service.replies.is_empty());
+    let info = service.bus.info(id).unwrap();
+    assert_eq!(info.state, MessageState::Aborted);
+    assert_eq!(info.reason, Some(AbortReason::Cancelled));
+}
+
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Lets a message leave, and what waits take its place.
+fn leaves(service: &mut Service, id: MessageId) {
+    service.handle_command(Nanos(1), BusCommand::Cancel(id));
+    while service.poll_session(Nanos(1)).is_some() {}
+}
+
+#[tokio::test]
+async fn messages_wait_for_room_in_order_and_whoever_hangs_up_withdraws_his() {
+    let (mut service, mut receiver) = service(2);
+    let now = Nanos(1);
+    let first = service.push(now, message(2, 1)).unwrap();
+    let second = service.push(now, message(3, 1)).unwrap();
+    let full = service.push(now, message(2, 1)).unwrap_err();
+    assert!(matches!(
+        full,
+        PushError::QueueFull {
+            messages: 2,
+            bytes: 2
+        }
+    ));
+    let wait = |to: u8, lens: &[usize], within: Duration| {
+        let (handle, messages) = (service.handle(), lens.iter().map(|len| message(to, *len)));
+        let messages: Vec<_> = messages.collect();
+        tokio::spawn(async move { handle.push_waiting(messages, within).await.unwrap() })
+    };
+    let a = wait(2, &[10, 11], LONG);
+    let gone = wait(2, &[12], LONG);
+    let b = wait(2, &[13], LONG);
+    let other = wait(3, &[14], LONG);
+    for _ in 0..4 {
+        service.handle_command(now, command(&mut receiver).await);
+    }
+    assert_eq!(
+        (service.waitlist.len(), service.waitlist.has(4)),
+        (4, false)
+    );
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    service.handle_command(now, command(&mut receiver).await);
+    assert_eq!(service.waitlist.len(), 3);
+    // Nobody overtakes them, not even when there is room.
+    assert!(service.push(now, message(2, 0)).is_err());
+
+    let lens = |service: &Service, ids: &[MessageId]| -> Vec<usize> {
+        ids.iter()
+            .map(|id| service.bus.info(*id).unwrap().len)
+            .collect()
+    };
+    leaves(&mut service, first);
+    // One of two: the next turn is that of the other node.
+    assert_eq!(service.waitlist.get(0).unwrap().results.len(), 1);
+    leaves(&mut service, second);
+    let other: Vec<_> = other
+        .await
+        .unwrap()
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(lens(&service, &other), [14]);
+    leaves(&mut service, other[0]);
+    let a: Vec<_> = a.await.unwrap().into_iter().map(Result::unwrap).collect();
+    assert_eq!(lens(&service, &a), [10, 11]);
+    leaves(&mut service, a[0]);
+    let b: Vec<_> = b.await.unwrap().into_iter().map(Result::unwrap).collect();
+    assert_eq!(lens(&service, &b), [13]);
+    assert!(service.waitlist.is_empty());
+}
+
+#[tokio::test]
+async fn a_wait_for_room_ends_in_time_and_says_what_has_left() {
+    let (mut service, mut receiver) = service(1);
+    let now = Nanos(1);
+    let handle = service.handle();
+    let within = Duration::from_millis(50);
+    let waiting = tokio::spawn(async move {
+        let messages = vec![message(2, 1), message(2, 2), message(2, 3)];
+        handle.push_waiting(messages, within).await.unwrap()
+    });
+    service.handle_command(now, command(&mut receiver).await);
+    // The wait is over.
+    service.handle_command(now, command(&mut receiver).await);
+    let results = waiting.await.unwrap();
+    assert!(results[0].is_ok() && results.len() == 3);
+    assert!(
+        results[1..]
+            .iter()
+            .all(|it| matches!(it, Err(PushError::QueueFull { .. })))
+    );
+    assert!(service.waitlist.is_empty());
+}
+
+#[tokio::test]
+async fn a_request_waits_for_room_and_then_for_its_reply() {
+    let (mut service, mut receiver) = service(1);
+    let now = Nanos(1);
+    let first = service.push(now, message(2, 1)).unwrap();
+    let ask = || {
+        let handle = service.handle();
+        tokio::spawn(async move { handle.request_waiting(message(2, 2), LONG, LONG).await })
+    };
+    let (asking, gone) = (ask(), ask());
+    for _ in 0..2 {
+        service.handle_command(now, command(&mut receiver).await);
+    }
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    service.handle_command(now, command(&mut receiver).await);
+    leaves(&mut service, first);
+    assert_eq!(service.replies.len(), 1);
+    let id = *service.replies.keys().next().unwrap();
+    service.outcome(id, ReplyOutcome::TimedOut);
+    assert_eq!(asking.await.unwrap().unwrap(), (id, ReplyOutcome::TimedOut));
+}
+
+#[tokio::test]
+async fn a_list_is_taken_up_to_the_first_that_is_not() {
+    let (mut service, _receiver) = service(65_536);
+    let messages = vec![message(2, 1), message(2, (64 << 20) + 1), message(2, 2)];
+    let taken = service.push_all(Nanos(1), messages, true);
+    assert!(taken[0].is_ok() && taken[1].is_err() && taken[1] == taken[2]);
+    assert_eq!(service.bus.stats().outgoing, 1);
+}
+
+/// A bus with one message in its inbox.
+async fn with_message(service: &mut Service) -> (Handle, DeliveryKey) {
+    let inbound = Inbound {
+        id: MessageId([7; 8]),
+        reply: false,
+        source_key: PublicKey([2; 32]),
+        source_address: PublicKey([2; 32]).address(),
+        topic: Topic::default(),
+        payload: b"x".to_vec().into(),
+        digest: *blake3::hash(b"x").as_bytes(),
+    };
+    let key = inbound.key();
+    assert!(service.inbox.put(inbound, false).await.is_ok());
+    (service.handle(), key)
+}
+
+#[tokio::test]
+async fn a_message_whose_answer_was_not_written_goes_back() {
+    let (mut service, mut receiver) = service(1);
+    let (handle, key) = with_message(&mut service).await;
+    for lease in [None, Some(LONG)] {
+        let handed = handle.pop(None, ONE, None, lease).await.unwrap().unwrap();
+        assert_eq!(handed.messages[0].1.token.is_some(), lease.is_some());
+        assert!(handle.pop(None, ONE, None, lease).await.unwrap().is_none());
+        drop(handed);
+    }
+    let handed = handle.pop(None, ONE, None, None).await.unwrap().unwrap();
+    assert_eq!(handed.messages[0].1.deliveries, 3);
+    assert_eq!(service.inbox.depth().0, 1, "until it was written");
+    handed.delivery.written().await;
+    assert_eq!(service.inbox.depth().0, 0);
+    let BusCommand::Read(keys) = command(&mut receiver).await else {
+        panic!("its sender learns that it was read");
+    };
+    assert_eq!(keys, [key]);
+}
+
+#[tokio::test]
+async fn a_lease_ends_in_time_and_is_extended_or_given_up_before() {
+    let (mut service, mut receiver) = service(1);
+    let (handle, _) = with_message(&mut service).await;
+    let short = Duration::from_millis(200);
+    let lease = async |time| {
+        let handed = handle
+            .pop(None, ONE, Some(LONG), Some(time))
+            .await
+            .unwrap()
+            .unwrap();
+        let token = handed.messages[0].1.token.unwrap();
+        handed.delivery.written().await;
+        token
+    };
+    let began = tokio::time::Instant::now();
+    let first = lease(short).await;
+    let next = lease(LONG).await;
+    assert!(began.elapsed() >= short);
+    assert_eq!(handle.extend(&[first, next], LONG), [first]);
+    assert!(
+        handle
+            .pop(None, ONE, Some(2 * short), None)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(handle.give_back(&[first, next]), [first]);
+    let last = lease(LONG).await;
+    assert_eq!(handle.acknowledge(&[next, last]).await.unwrap(), [next]);
+    assert!(matches!(command(&mut receiver).await, BusCommand::Read(_)));
+    assert_eq!(service.inbox.depth().0, 0);
+}
