@@ -52,6 +52,57 @@ pub enum Framing {
     JsonLines,
 }
 
+/// On whose authority a socket's path is used: what that one may not reach, the node does not reach for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Authority {
+    /// Root or the node's own user, or whoever may write topics.toml.
+    #[default]
+    Node,
+    /// Another user of this host.
+    User(u32),
+    /// Another node, or whoever has the bearer token.
+    Remote,
+}
+
+impl Authority {
+    fn is_node(&self) -> bool {
+        *self == Self::Node
+    }
+}
+
+impl std::fmt::Display for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node => f.write_str("node"),
+            Self::User(uid) => write!(f, "uid {uid}"),
+            Self::Remote => f.write_str("remote"),
+        }
+    }
+}
+
+impl From<Authority> for String {
+    fn from(authority: Authority) -> Self {
+        authority.to_string()
+    }
+}
+
+impl TryFrom<String> for Authority {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "node" => Ok(Self::Node),
+            "remote" => Ok(Self::Remote),
+            _ => text
+                .strip_prefix("uid ")
+                .and_then(|uid| uid.parse().ok())
+                .map(Self::User)
+                .ok_or("not one of \"node\", \"uid NUMBER\", \"remote\""),
+        }
+    }
+}
+
 /// A local socket whose connections lead to a topic of another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,6 +111,9 @@ pub struct OutboundSocket {
     pub path: PathBuf,
     /// The node.
     pub dst: Destination,
+    /// Who set it.
+    #[serde(default, skip_serializing_if = "Authority::is_node")]
+    pub set_by: Authority,
 }
 
 /// Settings of a topic.
@@ -73,6 +127,9 @@ pub struct TopicConfig {
     /// Unix socket that gets the topic's messages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forward_socket: Option<PathBuf>,
+    /// Who set that.
+    #[serde(skip_serializing_if = "Authority::is_node")]
+    pub forward_set_by: Authority,
     /// Seconds that the forward socket may take; [`SOCKET_REPLY_TIMEOUT`] when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_timeout: Option<u64>,

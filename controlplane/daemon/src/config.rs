@@ -86,6 +86,8 @@ pub struct Config {
     pub rpc_token: Option<PathBuf>,
     /// Whether `admin.busCall` is offered.
     pub bus_call: bool,
+    /// Directories below which remote administrators may name sockets.
+    pub socket_dirs: Vec<PathBuf>,
     /// Filter of log messages.
     pub log_level: String,
     /// Their form.
@@ -248,6 +250,7 @@ struct RawRpc {
 #[serde(deny_unknown_fields, default)]
 struct RawAdmin {
     bus_call: Option<bool>,
+    socket_dirs: Option<Vec<PathBuf>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -399,6 +402,7 @@ impl Config {
             },
             rpc_token: raw.rpc.token_file,
             bus_call: raw.admin.bus_call.unwrap_or(true),
+            socket_dirs: raw.admin.socket_dirs.unwrap_or_default(),
             log_level: text(raw.log_level, "info"),
             log_format: match text(raw.log.format, "text").as_str() {
                 "text" => LogFormat::Text,

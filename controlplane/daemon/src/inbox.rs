@@ -16,11 +16,12 @@ mod store;
 mod tests;
 mod worker;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hyphae_bus::{DeliveryKey, Inbound, Room, Topic};
+use hyphae_files::Directory;
 use hyphae_wire::OverlayAddress;
 use tokio::sync::{oneshot, watch};
 
@@ -28,6 +29,11 @@ use worker::{Desk, Job, Worker};
 
 /// File name in the state directory.
 pub const INBOX_FILE: &str = "inbox.redb";
+
+/// For messages.
+fn path_in(directory: &Directory) -> PathBuf {
+    directory.path_of(INBOX_FILE)
+}
 
 /// To take one message, however long.
 pub const ONE: Room = Room {
@@ -219,8 +225,8 @@ impl Inbox {
     ///
     /// # Errors
     /// When the file cannot be used; the error names it and the way out.
-    pub fn open(directory: &Path, limits: Limits) -> Result<(Self, Found), InboxError> {
-        Self::start(Some(directory.join(INBOX_FILE)), limits)
+    pub fn open(directory: &Directory, limits: Limits) -> Result<(Self, Found), InboxError> {
+        Self::start(Some(directory.clone()), limits)
     }
 
     /// An inbox in memory, gone with the process.
@@ -231,12 +237,12 @@ impl Inbox {
         Self::start(None, limits).map(|(inbox, _)| inbox)
     }
 
-    fn start(path: Option<PathBuf>, limits: Limits) -> Result<(Self, Found), InboxError> {
+    fn start(directory: Option<Directory>, limits: Limits) -> Result<(Self, Found), InboxError> {
         let depth = Arc::new(Depth::default());
         let (changes, changed) = watch::channel(0);
-        let (worker, found) = Worker::open(path.clone(), limits, Arc::clone(&depth), changes)?;
-        let jobs = match path {
-            Some(path) => Desk::apart(path, worker)?,
+        let (worker, found) = Worker::open(directory.clone(), limits, Arc::clone(&depth), changes)?;
+        let jobs = match directory {
+            Some(directory) => Desk::apart(path_in(&directory), worker)?,
             None => Desk::Here(Arc::new(Mutex::new(worker))),
         };
         let inbox = Self {

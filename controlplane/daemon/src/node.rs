@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hyphae_files::Directory;
 use hyphae_overlay::{ConfiguredPeer, Event, Handshakes, Overlay, PeerConfig, PeerState};
 use hyphae_routing::Rib;
 use hyphae_rpc::message::{Error, code};
@@ -114,7 +115,7 @@ pub(crate) enum BusDrained {
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) identity: SecretKey,
-    pub(crate) state_directory: PathBuf,
+    pub(crate) state_directory: Directory,
     pub(crate) socket_directory: PathBuf,
     pub(crate) overlay: Overlay,
     /// UDP port of each worker.
@@ -163,7 +164,7 @@ impl Node {
         (overlay, bus): (Overlay, BusService),
         ports: Vec<u16>,
         (discovery, kernel_changes): (Discovery, broadcast::Sender<host::Change>),
-        (state_directory, socket_directory): (PathBuf, PathBuf),
+        (state_directory, socket_directory): (Directory, PathBuf),
         now: Nanos,
     ) -> Self {
         let own = identity.public_key().address();

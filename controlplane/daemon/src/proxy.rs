@@ -9,10 +9,10 @@
 //! [`framing`] says where requests and answers end and is pure; [`outbound`] and [`forward`] are its two
 //! ends. Both know the bus as a [`Courier`] only.
 
-mod bind;
 mod budget;
 pub mod forward;
 pub mod framing;
+mod gate;
 mod idle;
 pub mod outbound;
 mod stats;
@@ -26,8 +26,8 @@ use bytes::Bytes;
 use hyphae_bus::topics::TopicConfig;
 use hyphae_bus::{DeliveryKey, Outgoing, Refuse, Topic};
 
-pub use bind::BindError;
 pub use framing::Failure;
+pub use gate::{Gate, GateError};
 pub use stats::{Side, Stats};
 
 /// How long a program at an outbound socket waits for its answer.

@@ -208,7 +208,7 @@ impl Node {
         if old == new {
             return;
         }
-        let file = state::read_toml::<RoutesFile>(&self.state_directory.join(ROUTES_FILE));
+        let file = state::read_toml::<RoutesFile>(&self.state_directory, ROUTES_FILE);
         let stored = match file {
             Ok(file) => file.routes,
             Err(error) => {

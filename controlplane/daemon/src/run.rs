@@ -1,10 +1,10 @@
 //! Start, serve, stop.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyphae_bus::topics::Topics;
+use hyphae_files::Directory;
 use hyphae_notify::Notifier;
 use hyphae_overlay::{Config as OverlayConfig, Overlay};
 use hyphae_wire::Network;
@@ -17,6 +17,7 @@ use crate::config::{Config, ConfigError, DiscoveryMode, Settings};
 use crate::discovery::{self, Discovery};
 use crate::inbox::{Found, Inbox, InboxError};
 use crate::node::{Command, Node};
+use crate::proxy::Gate;
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
 use crate::reload::{self, Reloader};
@@ -40,10 +41,10 @@ pub struct Options {
     pub settings: Settings,
     /// How they are read again.
     pub reloader: Reloader,
-    /// State directory; exists.
-    pub state_directory: PathBuf,
-    /// Socket directory; exists.
-    pub socket_directory: PathBuf,
+    /// State directory.
+    pub state_directory: Directory,
+    /// Socket directory.
+    pub socket_directory: Directory,
 }
 
 /// Why a control plane could not start, or had to end.
@@ -111,14 +112,12 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
     let _lock = state::lock(&options.state_directory)?;
     let identity = state::load_or_create_key(&options.state_directory)?;
-    let peers: PeersFile = state::read_toml_or_create(&options.state_directory.join(PEERS_FILE))?;
-    let routes: RoutesFile =
-        state::read_toml_or_create(&options.state_directory.join(ROUTES_FILE))?;
-    let drain: DrainFile = state::read_toml(&options.state_directory.join(DRAIN_FILE))?;
-    let topics = Arc::new(Stored::<Topics>::open(
-        options.state_directory.join(TOPICS_FILE),
-    )?);
-    let admins = Stored::open(options.state_directory.join(ADMIN_FILE))?;
+    let peers: PeersFile = state::read_toml_or_create(&options.state_directory, PEERS_FILE)?;
+    let routes: RoutesFile = state::read_toml_or_create(&options.state_directory, ROUTES_FILE)?;
+    let drain: DrainFile = state::read_toml(&options.state_directory, DRAIN_FILE)?;
+    let topics = Stored::<Topics>::open(&options.state_directory, TOPICS_FILE)?;
+    let topics = Arc::new(topics);
+    let admins = Stored::open(&options.state_directory, ADMIN_FILE)?;
     let config = options.settings.config()?;
     let limits = config.inbox.limits();
     let (inbox, found) = if config.inbox.durable {
@@ -130,9 +129,10 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let reloader = options.reloader;
     let asked = Arc::clone(&reloader.asked);
     let allowed = config.rpc_allowed.clone();
+    let sockets = options.socket_directory.path().to_owned();
     let unix = let_go(
         |error| matches!(error, rpc::ListenError::InUse(_)),
-        || rpc::listen_unix(&options.socket_directory, &allowed),
+        || rpc::Place::listen(&options.socket_directory, &allowed),
     )
     .await?;
     let token = config.rpc_token.as_deref().map(Token::read).transpose()?;
@@ -142,7 +142,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
     // Ports and hardware are the dataplane's to tell: the engines are made when it is there.
     let mut vigil = Vigil::new(Notifier::from_environment());
     vigil.status("waits for a dataplane");
-    let waiting = wait_for_dataplane(&options.socket_directory);
+    let waiting = wait_for_dataplane(&sockets);
     let attachment = tokio::select! {
         attachment = waiting => attachment,
         _ = terminate.recv() => return Ok(()),
@@ -195,7 +195,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
         (overlay, bus),
         ports,
         (discovery, kernel_changes),
-        (options.state_directory, options.socket_directory),
+        (options.state_directory, sockets),
         now,
     );
     node.network = network_id;
@@ -219,14 +219,21 @@ async fn serve(options: Options) -> Result<(), RunError> {
         node.add_peer(now, peer, true);
     }
 
+    let gate = Gate::new(&node.config.socket_dirs);
     let parts = Parts {
         commands: commands.clone(),
         bus: handle.clone(),
         topics,
         admins,
         key: node.identity.public_key(),
-        sockets: Outbound::new(handle.clone(), handle.settings(), stats.clone()),
+        sockets: Outbound::new(
+            handle.clone(),
+            handle.settings(),
+            stats.clone(),
+            gate.clone(),
+        ),
         bus_call: node.config.bus_call,
+        gate: gate.clone(),
         reloads: Arc::clone(&node.reloads),
     };
     let dispatcher = Arc::new(Dispatcher::new(parts, rpc::Latency::new()?));
@@ -234,13 +241,13 @@ async fn serve(options: Options) -> Result<(), RunError> {
         remote_calls,
         Arc::clone(&dispatcher),
     ));
-    let forward = Forward::new(handle.clone(), handle.settings(), inbox, stats);
+    let forward = Forward::new(handle.clone(), handle.settings(), inbox, stats, gate);
     tokio::spawn(forward.run(messages));
     dispatcher.bind_outbound();
-    let path = node.socket_directory.join(rpc::SOCKET_NAME);
+    let place = unix.0.clone();
     let uids = allowed.uids.clone();
     let router = rpc::checked(rpc::router(Arc::clone(&dispatcher)), None);
-    let serving = rpc::serve_unix(unix, path.clone(), allowed, Arc::clone(&dispatcher), router);
+    let serving = rpc::serve_unix(unix, allowed, Arc::clone(&dispatcher), router);
     tokio::spawn(serving);
     let callers = |listener| rpc::Access::Callers {
         listener,
@@ -286,8 +293,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
         std::panic::resume_unwind(panic);
     }
     dispatcher.unbind_outbound();
-    // Ours: `listen_unix` made it. If it is gone already, so much the better.
-    let _ = std::fs::remove_file(path);
+    place.close();
     Ok(())
 }
 

@@ -1,15 +1,18 @@
 //! The state directory: key file, peers and routes added at run time, lock.
 //!
 //! A file is replaced whole: written beside, synced, renamed, and the directory synced. A kill at
-//! any instant leaves the old file or the new one.
+//! any instant leaves the old file or the new one. All of them are 0600, and reached through the
+//! descriptor of the directory ([`Directory`]). None is ever empty: one that is was cut by
+//! something else, and is refused instead of being read as defaults.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use hyphae_files::{Directory, DirectoryError};
 use hyphae_wire::SecretKey;
 use hyphae_wire::identity::InvalidSecretKey;
 use serde::de::DeserializeOwned;
@@ -20,6 +23,7 @@ use crate::endpoint::{PeerUrl, RouteSpec};
 pub mod network_key;
 pub mod token;
 
+const LOCK_FILE: &str = "lock";
 /// File of the key.
 pub const KEY_FILE: &str = "priv_key.bin";
 /// File of peers added at run time.
@@ -38,29 +42,15 @@ pub const CONFIG_FILE: &str = "config.toml";
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Not found where it should be made, or not ours.
-    #[error("state directory {path}: {source}{hint}")]
+    /// Not found where it should be made, or open to others.
+    #[error("directory {source}{}", way_out_of_directory(source))]
     Directory {
-        /// Directory.
-        path: PathBuf,
-        /// How.
-        source: io::Error,
-        /// Way out.
-        hint: &'static str,
+        /// Which, and how.
+        source: DirectoryError,
     },
-    /// Belongs to another user.
-    #[error(
-        "state directory {path} belongs to user {owner}, this process runs as user {us}: run as that \
-         user, or name another with --state-dir"
-    )]
-    Owner {
-        /// Directory.
-        path: PathBuf,
-        /// Its owner.
-        owner: u32,
-        /// Effective user.
-        us: u32,
-    },
+    /// Nobody says where.
+    #[error("neither HOME nor XDG_STATE_HOME is set: name a directory with --state-dir")]
+    NoHome,
     /// Another process holds the lock.
     #[error(
         "state directory {0} is in use by another node: stop it, or name another with --state-dir"
@@ -115,9 +105,31 @@ pub enum StateError {
         /// Line and cause.
         message: String,
     },
+    /// A state file says nothing. It is left as it is.
+    #[error(
+        "{0} is empty, which the node never leaves it: restore it from a backup, or remove it to start with \
+         defaults"
+    )]
+    Empty(PathBuf),
     /// No randomness.
     #[error("cannot make a key: {0}")]
     Random(String),
+}
+
+fn way_out_of_directory(error: &DirectoryError) -> &'static str {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    match error {
+        DirectoryError::Io { source, .. }
+            if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) =>
+        {
+            "; run as root, or name another with --state-dir or --socket-dir"
+        }
+        DirectoryError::Owner { .. } => {
+            ": run as that user, or name another with --state-dir or --socket-dir"
+        }
+        DirectoryError::Writable { .. } => ", or name another with --state-dir or --socket-dir",
+        DirectoryError::Io { .. } => "",
+    }
 }
 
 /// What to do about a file that cannot be read or written.
@@ -138,25 +150,25 @@ fn way_out(error: &io::Error) -> &'static str {
 
 /// Where state is kept unless told otherwise: `HYPHAE_STATE_DIR`, `MYCELIUM_STATE_DIR`,
 /// /var/lib/hyphae for root, else below `XDG_STATE_HOME`.
-pub fn default_directory() -> PathBuf {
+///
+/// # Errors
+/// When no variable says where.
+pub fn default_directory() -> Result<PathBuf, StateError> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(path) = variable("HYPHAE_STATE_DIR").or_else(|| variable("MYCELIUM_STATE_DIR")) {
-        return path.into();
+        return Ok(path.into());
     }
     if rustix::process::geteuid().is_root() {
-        return "/var/lib/hyphae".into();
+        return Ok("/var/lib/hyphae".into());
     }
-    let base = variable("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| {
-            PathBuf::from(variable("HOME").unwrap_or_else(|| "/tmp".into())).join(".local/state")
-        });
-    base.join("hyphae")
+    let base = variable("XDG_STATE_HOME").map(PathBuf::from);
+    let base = base.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".local/state")));
+    Ok(base.ok_or(StateError::NoHome)?.join("hyphae"))
 }
 
 /// Where sockets are unless told otherwise: /run/hyphae for root, else below `XDG_RUNTIME_DIR`,
-/// else in the state directory.
-pub fn default_socket_directory(state: &Path) -> PathBuf {
+/// else in the state directory, or, where nobody says where that is, those of the system's node.
+pub fn default_socket_directory(state: Option<&Path>) -> PathBuf {
     if let Some(path) = std::env::var_os("HYPHAE_SOCKET_DIR").filter(|value| !value.is_empty()) {
         return path.into();
     }
@@ -165,45 +177,16 @@ pub fn default_socket_directory(state: &Path) -> PathBuf {
     }
     match std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
         Some(path) => PathBuf::from(path).join("hyphae"),
-        None => state.join("run"),
+        None => state.map_or_else(|| "/run/hyphae".into(), |state| state.join("run")),
     }
 }
 
-/// Makes a directory, 0700, if it is not there, and checks that it is ours.
+/// Makes a directory, 0700, if it is not there, and checks that it is ours alone.
 ///
 /// # Errors
-/// When it cannot be made or belongs to another user.
-pub fn prepare_directory(path: &Path) -> Result<(), StateError> {
-    let fail = |source: io::Error| {
-        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-        let hint = if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) {
-            "; run as root, or name another with --state-dir"
-        } else {
-            ""
-        };
-        StateError::Directory {
-            path: path.to_owned(),
-            source,
-            hint,
-        }
-    };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(fail)?;
-    let (owner, us) = (
-        fs::metadata(path).map_err(fail)?.uid(),
-        rustix::process::geteuid().as_raw(),
-    );
-    if owner != us && us != 0 {
-        return Err(StateError::Owner {
-            path: path.to_owned(),
-            owner,
-            us,
-        });
-    }
-    Ok(())
+/// When it cannot be made, belongs to another user, or others may write it or one above it.
+pub fn prepare_directory(path: &Path) -> Result<Directory, StateError> {
+    Directory::create(path).map_err(|source| StateError::Directory { source })
 }
 
 /// Proof that no other node uses the state directory; ends with the process.
@@ -234,28 +217,24 @@ pub(crate) async fn let_go<T, E>(
 ///
 /// # Errors
 /// When another process has it.
-pub fn lock(directory: &Path) -> Result<Lock, StateError> {
-    let path = directory.join("lock");
+pub fn lock(directory: &Directory) -> Result<Lock, StateError> {
     let io = |source| StateError::Io {
-        path: path.clone(),
+        path: directory.path_of(LOCK_FILE),
         source,
     };
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(io)?;
+    let file = directory.open_or_create(LOCK_FILE).map_err(io)?;
     let given_up = Instant::now() + LET_GO_WITHIN;
     loop {
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Lock(file)),
+            Ok(()) => {
+                directory.remove_leftovers().map_err(io)?;
+                return Ok(Lock(file));
+            }
             Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < given_up => {
                 std::thread::sleep(LET_GO_LOOK);
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(StateError::InUse(directory.to_owned()));
+                return Err(StateError::InUse(directory.path().to_owned()));
             }
             Err(error) => return Err(io(error.into())),
         }
@@ -268,24 +247,26 @@ pub fn lock(directory: &Path) -> Result<Lock, StateError> {
 /// When the file cannot be read or is not a key.
 pub fn read_key(directory: &Path) -> Result<Option<SecretKey>, StateError> {
     let path = directory.join(KEY_FILE);
+    match File::open(&path) {
+        Ok(file) => key_of(file, path).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StateError::KeyIo { path, source }),
+    }
+}
+
+fn key_of(file: File, path: PathBuf) -> Result<SecretKey, StateError> {
     let mut bytes = Vec::with_capacity(64);
-    let read = File::open(&path).and_then(|file| {
-        let mode = file.metadata()?.mode() & 0o777;
-        file.take(64).read_to_end(&mut bytes).map(|_| mode)
+    let read = file.metadata().and_then(|found| {
+        file.take(64).read_to_end(&mut bytes)?;
+        Ok(found.mode() & 0o777)
     });
-    let (key, exposed) = match read {
-        Ok(mode) => {
-            let exposed = Some(mode).filter(|mode| mode & 0o027 != 0);
-            (SecretKey::from_bytes(&bytes), exposed)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StateError::KeyIo { path, source }),
-    };
+    let key = SecretKey::from_bytes(&bytes);
     zeroize::Zeroize::zeroize(&mut bytes);
-    match (key, exposed) {
-        (Err(source), _) => Err(StateError::Key { path, source }),
-        (Ok(_), Some(mode)) => Err(StateError::KeyExposed { path, mode }),
-        (Ok(key), None) => Ok(Some(key)),
+    match (read, key) {
+        (Err(source), _) => Err(StateError::KeyIo { path, source }),
+        (Ok(_), Err(source)) => Err(StateError::Key { path, source }),
+        (Ok(mode), Ok(_)) if mode & 0o027 != 0 => Err(StateError::KeyExposed { path, mode }),
+        (Ok(_), Ok(key)) => Ok(key),
     }
 }
 
@@ -293,16 +274,14 @@ pub fn read_key(directory: &Path) -> Result<Option<SecretKey>, StateError> {
 ///
 /// # Errors
 /// When there is one and `force` is false, or it cannot be written.
-pub fn generate_key(directory: &Path, force: bool) -> Result<SecretKey, StateError> {
-    let path = directory.join(KEY_FILE);
-    if !force && path.exists() {
+pub fn generate_key(directory: &Directory, force: bool) -> Result<SecretKey, StateError> {
+    let path = directory.path_of(KEY_FILE);
+    if !force && directory.has(KEY_FILE) {
         return Err(StateError::KeyExists(path));
     }
     let key = SecretKey::generate().map_err(|error| StateError::Random(error.to_string()))?;
-    write_atomic(&path, key.as_bytes(), 0o640).map_err(|source| StateError::KeyIo {
-        path: path.clone(),
-        source,
-    })?;
+    let written = replace(directory, KEY_FILE, key.as_bytes());
+    written.map_err(|source| StateError::KeyIo { path, source })?;
     Ok(key)
 }
 
@@ -310,10 +289,18 @@ pub fn generate_key(directory: &Path, force: bool) -> Result<SecretKey, StateErr
 ///
 /// # Errors
 /// As [`read_key`] and [`generate_key`].
-pub fn load_or_create_key(directory: &Path) -> Result<SecretKey, StateError> {
-    match read_key(directory)? {
-        Some(key) => Ok(key),
-        None => generate_key(directory, false),
+pub fn load_or_create_key(directory: &Directory) -> Result<SecretKey, StateError> {
+    let path = directory.path_of(KEY_FILE);
+    // Its mode as it is: one that others could read is not made right by tightening it.
+    match directory.read_as_it_is(KEY_FILE) {
+        Ok(file) => {
+            let key = key_of(file, path.clone())?;
+            let tightened = directory.read(KEY_FILE).map(drop);
+            tightened.map_err(|source| StateError::KeyIo { path, source })?;
+            Ok(key)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => generate_key(directory, false),
+        Err(source) => Err(StateError::KeyIo { path, source }),
     }
 }
 
@@ -344,51 +331,63 @@ pub struct RoutesFile {
 /// Reads a state file; defaults when there is none.
 ///
 /// # Errors
-/// When it cannot be read or is malformed; it is left as it is.
-pub fn read_toml<T: DeserializeOwned + Default>(path: &Path) -> Result<T, StateError> {
-    let text = match fs::read_to_string(path) {
+/// When it cannot be read, is malformed, or says nothing at all; it is left as it is.
+pub fn read_toml<T>(directory: &Directory, name: &str) -> Result<T, StateError>
+where
+    T: DeserializeOwned + Default,
+{
+    let path = directory.path_of(name);
+    let text = match directory.read_to_string(name) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
-        Err(source) => {
-            return Err(StateError::Io {
-                path: path.to_owned(),
-                source,
-            });
-        }
+        Err(source) => return Err(StateError::Io { path, source }),
     };
-    toml::from_str(&text).map_err(|error| StateError::Malformed {
-        path: path.to_owned(),
-        message: error.to_string().trim_end().replace('\n', " "),
-    })
+    let parsed = toml::from_str::<toml::Table>(&text).and_then(|table| {
+        let empty = table.is_empty();
+        Ok((toml::from_str(&text)?, empty))
+    });
+    match parsed {
+        Ok((value, false)) => Ok(value),
+        // What the node writes always has a key.
+        Ok((_, true)) => Err(StateError::Empty(path)),
+        Err(error) => Err(StateError::Malformed {
+            path,
+            message: error.to_string().trim_end().replace('\n', " "),
+        }),
+    }
 }
 
 /// The same, and writes the defaults where there is no file. When that fails, the node does without.
 ///
 /// # Errors
 /// As [`read_toml`].
-pub fn read_toml_or_create<T>(path: &Path) -> Result<T, StateError>
+pub fn read_toml_or_create<T>(directory: &Directory, name: &str) -> Result<T, StateError>
 where
     T: Serialize + DeserializeOwned + Default,
 {
-    if !path.exists()
-        && let Err(error) = write_toml(path, &T::default())
+    if !directory.has(name)
+        && let Err(error) = write_toml(directory, name, &T::default())
     {
         tracing::warn!(%error, "state file with defaults was not written; going on without");
     }
-    read_toml(path)
+    read_toml(directory, name)
 }
 
 /// Replaces a state file.
 ///
 /// # Errors
 /// When it cannot be written; the old one is then still there.
-pub fn write_toml<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
+pub fn write_toml<T: Serialize>(
+    directory: &Directory,
+    name: &str,
+    value: &T,
+) -> Result<(), StateError> {
     let io = |source| StateError::Io {
-        path: path.to_owned(),
+        path: directory.path_of(name),
         source,
     };
     let text = toml::to_string_pretty(value).map_err(|error| io(io::Error::other(error)))?;
-    write_atomic(path, text.as_bytes(), 0o644).map_err(io)
+    replace(directory, name, text.as_bytes()).map_err(io)
 }
 
 /// Writes of state files that failed since start.
@@ -399,161 +398,11 @@ pub fn write_failures() -> u64 {
     WRITE_FAILURES.load(Ordering::Relaxed)
 }
 
-fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = directory.join(format!(".{name}.{}.tmp", std::process::id()));
-    let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(directory)?.sync_all()
-    };
-    write().inspect_err(|_| {
+fn replace(directory: &Directory, name: &str, bytes: &[u8]) -> io::Result<()> {
+    directory.replace(name, bytes).inspect_err(|_| {
         WRITE_FAILURES.fetch_add(1, Ordering::Relaxed);
-        // Best effort: a leftover is harmless, its name is never read.
-        let _ = fs::remove_file(&temporary);
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn the_key_stays_and_is_not_for_everybody() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = load_or_create_key(directory.path()).unwrap();
-        let second = load_or_create_key(directory.path()).unwrap();
-        assert_eq!(first.public_key(), second.public_key());
-        let mode = fs::metadata(directory.path().join(KEY_FILE))
-            .unwrap()
-            .permissions()
-            .mode();
-        assert_eq!(mode & 0o777 & !0o640, 0);
-        assert!(matches!(
-            generate_key(directory.path(), false),
-            Err(StateError::KeyExists(_))
-        ));
-        let third = generate_key(directory.path(), true).unwrap();
-        assert_ne!(first.public_key(), third.public_key());
-    }
-
-    #[test]
-    fn a_key_of_the_wrong_length_is_refused_and_kept() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join(KEY_FILE);
-        for bytes in [&[1u8; 31][..], &[1; 33], &[], &[0; 32]] {
-            fs::write(&path, bytes).unwrap();
-            assert!(matches!(
-                load_or_create_key(directory.path()),
-                Err(StateError::Key { .. })
-            ));
-            assert_eq!(fs::read(&path).unwrap(), bytes);
-        }
-    }
-
-    #[test]
-    fn state_files_round_trip_and_malformed_ones_are_kept() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join(PEERS_FILE);
-        assert_eq!(read_toml::<PeersFile>(&path).unwrap(), PeersFile::default());
-        let peers = PeersFile {
-            peers: vec!["udp://192.0.2.1:9670".parse().unwrap()],
-        };
-        write_toml(&path, &peers).unwrap();
-        assert_eq!(read_toml::<PeersFile>(&path).unwrap(), peers);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-        fs::write(&path, "peers = 3").unwrap();
-        assert!(matches!(
-            read_toml::<PeersFile>(&path),
-            Err(StateError::Malformed { .. })
-        ));
-        assert_eq!(fs::read_to_string(&path).unwrap(), "peers = 3");
-    }
-
-    #[tokio::test]
-    async fn what_a_killed_process_holds_is_waited_for_and_what_is_held_on_to_is_not() {
-        let in_use = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
-        let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let place = holder.local_addr().unwrap();
-        let bind = || std::net::TcpListener::bind(place);
-        assert!(in_use(&let_go(in_use, bind).await.unwrap_err()));
-        let mut holder = Some(holder);
-        let mut attempts = 0;
-        let taken = let_go(in_use, || {
-            attempts += 1;
-            if attempts == 4 {
-                holder = None;
-            }
-            bind()
-        });
-        assert_eq!(taken.await.unwrap().local_addr().unwrap(), place);
-        assert_eq!(attempts, 4);
-    }
-
-    #[test]
-    fn a_second_node_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = lock(directory.path()).unwrap();
-        assert!(matches!(lock(directory.path()), Err(StateError::InUse(_))));
-        drop(first);
-        lock(directory.path()).unwrap();
-    }
-
-    /// Run in a process of its own by the next test; without the variable it has nothing to do.
-    #[test]
-    fn writes_on_and_on_in_a_process_of_its_own() {
-        let Some(path) = std::env::var_os("HYPHAE_TEST_WRITE_ON") else {
-            return;
-        };
-        for n in 0u64.. {
-            let all: std::collections::BTreeMap<String, u64> =
-                (0..200).map(|key| (format!("key{key}"), n)).collect();
-            write_toml(Path::new(&path), &all).unwrap();
-        }
-    }
-
-    #[test]
-    fn item_17_a_kill_at_any_instant_leaves_the_old_file_or_the_new() {
-        type Numbers = std::collections::BTreeMap<String, u64>;
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("numbers.toml");
-        let (mut last, mut round) = (0, 0);
-        // How often it writes before it is killed is chance: until it was more than once.
-        while round < 30 || last == 0 {
-            assert!(round < 1000, "it wrote more than once");
-            round += 1;
-            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-                .args([
-                    "--exact",
-                    "state::tests::writes_on_and_on_in_a_process_of_its_own",
-                ])
-                .env("HYPHAE_TEST_WRITE_ON", &path)
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap();
-            // The instant is another one in every round; what matters is that it writes by then.
-            let before = fs::metadata(&path).ok().map(|file| file.ino());
-            while fs::metadata(&path).ok().map(|file| file.ino()) == before {
-                assert_eq!(child.try_wait().unwrap(), None, "it writes on and on");
-                std::thread::yield_now();
-            }
-            std::thread::sleep(std::time::Duration::from_micros(round * 173));
-            child.kill().unwrap();
-            child.wait().unwrap();
-            let numbers: Numbers = read_toml(&path).unwrap();
-            let values: std::collections::BTreeSet<u64> = numbers.values().copied().collect();
-            assert_eq!((numbers.len(), values.len()), (200, 1), "half a file");
-            last = last.max(*values.first().unwrap());
-        }
-    }
-}
+mod tests;

@@ -1,8 +1,8 @@
 //! A setting that lives in a state file: memory and disk change together or not at all.
 
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use hyphae_files::Directory;
 use hyphae_rpc::message::{Error, code};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,7 +24,8 @@ impl<T: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync
 /// A state file and what is in it.
 #[derive(Debug)]
 pub(crate) struct Stored<T> {
-    path: PathBuf,
+    directory: Directory,
+    name: &'static str,
     /// One change at a time, from reading to renaming.
     changing: Mutex<()>,
     current: RwLock<Arc<T>>,
@@ -34,11 +35,12 @@ impl<T: Content> Stored<T> {
     /// Reads the file; writes the defaults where there is none.
     ///
     /// # Errors
-    /// When it is malformed or cannot be read; it is left as it is.
-    pub(crate) fn open(path: PathBuf) -> Result<Self, StateError> {
-        let current = state::read_toml_or_create::<T>(&path)?;
+    /// When it is malformed, empty or cannot be read; it is left as it is.
+    pub(crate) fn open(directory: &Directory, name: &'static str) -> Result<Self, StateError> {
+        let current = state::read_toml_or_create::<T>(directory, name)?;
         Ok(Self {
-            path,
+            directory: directory.clone(),
+            name,
             changing: Mutex::new(()),
             current: RwLock::new(Arc::new(current)),
         })
@@ -70,8 +72,8 @@ impl<T: Content> Stored<T> {
     /// When it is malformed or cannot be read; then nothing changes.
     pub(crate) async fn reread(&self) -> Result<Change<'_, T>, StateError> {
         let mut change = self.change().await;
-        if self.path.exists() {
-            change.new = state::read_toml(&self.path)?;
+        if self.directory.has(self.name) {
+            change.new = state::read_toml(&self.directory, self.name)?;
         }
         Ok(change)
     }
@@ -112,15 +114,16 @@ impl<T: Content> Change<'_, T> {
         if *self.old == self.new {
             return Ok(self.old);
         }
-        let (path, old, new) = (self.stored.path.clone(), self.old, Arc::new(self.new));
+        let (directory, name) = (self.stored.directory.clone(), self.stored.name);
+        let (old, new) = (self.old, Arc::new(self.new));
         let writing = tokio::task::spawn_blocking(move || {
-            let Err(error) = state::write_toml(&path, &*new) else {
+            let Err(error) = state::write_toml(&directory, name, &*new) else {
                 return (new, None);
             };
             // Where the rename was done and only the last sync failed, the new file is there.
-            let on_disk = state::read_toml::<T>(&path).ok();
-            let undone =
-                on_disk.as_ref() == Some(&*new) && state::write_toml(&path, &*old).is_err();
+            let on_disk = state::read_toml::<T>(&directory, name).ok();
+            let undone = on_disk.as_ref() == Some(&*new)
+                && state::write_toml(&directory, name, &*old).is_err();
             (if undone { new } else { old }, Some(error))
         });
         let outcome = writing.await;
@@ -141,48 +144,56 @@ impl<T: Content> Change<'_, T> {
 mod tests {
     use super::*;
 
-    type Numbers = std::collections::BTreeMap<String, u64>;
+    const FILE: &str = "numbers.toml";
+
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, serde::Deserialize)]
+    struct Numbers {
+        all: std::collections::BTreeMap<String, u64>,
+    }
 
     #[tokio::test]
     async fn item_17_a_change_that_cannot_be_stored_is_not_made() {
-        let directory = tempfile::tempdir().unwrap();
-        let home = directory.path().join("state");
-        std::fs::create_dir(&home).unwrap();
-        let file = home.join("numbers.toml");
-        let stored = Stored::<Numbers>::open(file.clone()).unwrap();
+        let kept = tempfile::tempdir().unwrap();
+        let directory = Directory::open(kept.path()).unwrap();
+        let file = kept.path().join(FILE);
+        let stored = Stored::<Numbers>::open(&directory, FILE).unwrap();
         assert!(file.exists(), "defaults are written");
         let mut change = stored.change().await;
-        change.new.insert("one".to_owned(), 1);
+        change.new.all.insert("one".to_owned(), 1);
         change.commit().await.unwrap();
-        assert_eq!(state::read_toml::<Numbers>(&file).unwrap(), *stored.read());
+        let on_disk = || state::read_toml::<Numbers>(&directory, FILE).unwrap();
+        assert_eq!(on_disk(), *stored.read());
 
-        // A directory where the temporary file would be: fails for root too.
-        let blocked = home.join(format!(".numbers.toml.{}.tmp", std::process::id()));
-        std::fs::create_dir(&blocked).unwrap();
+        // A directory where the file would be: fails for root too.
+        let aside = kept.path().join("aside");
+        std::fs::rename(&file, &aside).unwrap();
+        std::fs::create_dir(&file).unwrap();
         let mut change = stored.change().await;
-        change.new.insert("two".to_owned(), 2);
+        change.new.all.insert("two".to_owned(), 2);
         assert_eq!(
             change.commit().await.unwrap_err().code,
             code::PERSIST_FAILED
         );
-        assert_eq!(stored.read().len(), 1);
-        assert_eq!(state::read_toml::<Numbers>(&file).unwrap(), *stored.read());
+        assert_eq!(stored.read().all.len(), 1);
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(&aside, &file).unwrap();
+        assert_eq!(on_disk(), *stored.read());
 
-        std::fs::remove_dir(&blocked).unwrap();
         let mut change = stored.change().await;
-        change.new.insert("two".to_owned(), 2);
+        change.new.all.insert("two".to_owned(), 2);
         change.commit().await.unwrap();
-        let again = Stored::<Numbers>::open(file).unwrap();
-        assert_eq!((again.read().len(), stored.read().len()), (2, 2));
+        let again = Stored::<Numbers>::open(&directory, FILE).unwrap();
+        assert_eq!((again.read().all.len(), stored.read().all.len()), (2, 2));
     }
 
     #[test]
     fn item_18_a_malformed_file_is_named_and_kept() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("numbers.toml");
-        let text = "one = 1\ntwo = \"2\"\n";
+        let kept = tempfile::tempdir().unwrap();
+        let directory = Directory::open(kept.path()).unwrap();
+        let file = kept.path().join(FILE);
+        let text = "[all]\ntwo = \"2\"\n";
         std::fs::write(&file, text).unwrap();
-        let error = Stored::<Numbers>::open(file.clone())
+        let error = Stored::<Numbers>::open(&directory, FILE)
             .unwrap_err()
             .to_string();
         for part in ["numbers.toml", "line 2", "two"] {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use hyphae_bus::{Inbound, MessageId, Topic};
 use hyphae_controlplane::inbox::{
     INBOX_FILE, Inbox, InboxError, Limits, MessageNumber, ONE, Put, PutError,
 };
+use hyphae_files::Directory;
 use hyphae_wire::{OverlayAddress, PublicKey};
 
 /// Names the directory to the child that is to be killed, or limited.
@@ -49,6 +51,10 @@ fn id_of(message: &Inbound) -> u64 {
     id
 }
 
+fn held(directory: &Path) -> Directory {
+    Directory::open(directory).unwrap()
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().build().unwrap()
@@ -73,7 +79,7 @@ fn say(what: &str, id: u64) {
 
 /// Puts and takes until it is killed, and says what it knows to be done.
 async fn work(directory: &Path) {
-    let (inbox, _) = Inbox::open(directory, Limits::default()).unwrap();
+    let (inbox, _) = Inbox::open(&held(directory), Limits::default()).unwrap();
     let first: u64 = std::fs::read_to_string(directory.join("first"))
         .unwrap()
         .parse()
@@ -188,7 +194,7 @@ fn item_06_kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
         doubtful.extend(confirming);
     }
     runtime().block_on(async {
-        let (inbox, found) = Inbox::open(directory.path(), Limits::default()).unwrap();
+        let (inbox, found) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
         assert_eq!(found.moved_aside, None);
         let mut left = BTreeSet::new();
         while let Some(taken) = inbox.take(None, ONE).await.unwrap() {
@@ -214,7 +220,7 @@ fn item_06_kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
 /// Leases messages and acknowledges some until it is killed.
 async fn lease(directory: &Path) {
     let (inbox, _) = loop {
-        match Inbox::open(directory, Limits::default()) {
+        match Inbox::open(&held(directory), Limits::default()) {
             Ok(open) => break open,
             // The thread that filled it, in the parent, closes it when it sees that nobody needs it.
             Err(InboxError::InUse(_)) => tokio::task::yield_now().await,
@@ -252,7 +258,7 @@ fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
     let directory = tempfile::tempdir().unwrap();
     const COUNT: u64 = 30;
     runtime().block_on(async {
-        let (inbox, _) = Inbox::open(directory.path(), Limits::default()).unwrap();
+        let (inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
         for id in 1..=COUNT {
             inbox.put(message(id), false).await.unwrap();
         }
@@ -300,7 +306,7 @@ fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
         assert!(count > after, "the child ended by itself");
     }
     runtime().block_on(async {
-        let (inbox, _) = Inbox::open(directory.path(), Limits::default()).unwrap();
+        let (inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
         let list = inbox.list(None, MessageNumber(0), 100).await.unwrap();
         assert_eq!(list.handed_out, 0, "all were returned");
         let mut left = BTreeSet::new();
@@ -325,7 +331,7 @@ fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
 
 /// Fills a disk that has room for a few messages, and goes on when there is more.
 async fn fill(directory: &Path) {
-    let (inbox, _) = Inbox::open(directory, Limits::default()).unwrap();
+    let (inbox, _) = Inbox::open(&held(directory), Limits::default()).unwrap();
     let big = |id: u64| Inbound {
         payload: vec![0xa5; 300_000].into(),
         digest: *blake3::hash(&[0xa5; 300_000]).as_bytes(),
@@ -408,14 +414,28 @@ fn item_06_a_directory_that_cannot_be_used_is_named() {
     let file = directory.path().join("file");
     std::fs::write(&file, "").unwrap();
     for place in [file.as_path(), &directory.path().join("absent")] {
-        let error = Inbox::open(place, Limits::default())
-            .unwrap_err()
-            .to_string();
+        let error = Directory::open(place).unwrap_err().to_string();
         assert!(error.contains(place.to_str().unwrap()), "{error}");
     }
-    let (_inbox, _) = Inbox::open(directory.path(), Limits::default()).unwrap();
-    let second = Inbox::open(directory.path(), Limits::default()).unwrap_err();
+    let (_inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+    let second = Inbox::open(&held(directory.path()), Limits::default()).unwrap_err();
     assert!(matches!(second, InboxError::InUse(_)), "{second}");
+}
+
+#[test]
+fn an_empty_file_is_no_empty_inbox_and_is_set_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join(INBOX_FILE);
+    std::fs::write(&file, "").unwrap();
+    let (inbox, found) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+    let aside = found.moved_aside.unwrap();
+    assert_eq!(std::fs::metadata(&aside).unwrap().len(), 0);
+    let put = runtime().block_on(inbox.put(message(5), false)).unwrap();
+    assert!(matches!(put, Put::Stored(_)), "it goes on");
+    for path in [file, aside] {
+        let mode = std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+    }
 }
 
 #[test]
@@ -423,7 +443,7 @@ fn item_06_a_damaged_file_is_moved_aside_and_kept() {
     let source = tempfile::tempdir().unwrap();
     let sent: Vec<_> = (1..200).map(message).collect();
     runtime().block_on(async {
-        let (inbox, _) = Inbox::open(source.path(), Limits::default()).unwrap();
+        let (inbox, _) = Inbox::open(&held(source.path()), Limits::default()).unwrap();
         for message in &sent {
             inbox.put(message.clone(), false).await.unwrap();
         }
@@ -460,7 +480,7 @@ fn item_06_a_damaged_file_is_moved_aside_and_kept() {
         }
         std::fs::write(&path, &bytes).unwrap();
         // The process may end over it, once: then the next start finds a new inbox.
-        let open = || Inbox::open(directory.path(), Limits::default()).unwrap();
+        let open = || Inbox::open(&held(directory.path()), Limits::default()).unwrap();
         let (inbox, found) = std::panic::catch_unwind(open).unwrap_or_else(|_| {
             ended += 1;
             assert!(!path.exists());

@@ -3,12 +3,11 @@
 //! The connection is the lease: while it lives, another control plane is refused; when it ends, its
 //! holder is gone and the next one may come. Only processes of the same user, or root, are let in.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use hyphae_files::{BindError, Directory, DirectoryError, Socket};
 use hyphae_shm::attach::{self, BUSY, FORBIDDEN, Hello, WELCOME};
 use hyphae_shm::{Doorbell, Segment};
 use zerocopy::little_endian::{U32, U64};
@@ -24,19 +23,19 @@ pub enum SocketError {
         "{0}: another dataplane is running with this socket directory; stop it or use another --socket-dir"
     )]
     InUse(PathBuf),
-    /// Another failure.
-    #[error("{path}: {source}")]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// How.
-        source: io::Error,
-    },
+    /// It cannot be made.
+    #[error(transparent)]
+    Bind(BindError),
+    /// Its directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
 }
 
 /// The listening socket and the lease.
 pub(crate) struct Server {
     listener: UnixListener,
+    /// `None` only while another one is made.
+    socket: Option<Socket>,
     path: PathBuf,
     lease: Option<UnixStream>,
     segment: Segment,
@@ -47,21 +46,20 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Takes over `dataplane.sock` in `directory`; a socket file that nobody listens on is
-    /// replaced.
+    /// Takes over `dataplane.sock` in `directory`; a socket of ours that nobody listens on is replaced.
     pub(crate) fn listen(
-        directory: &Path,
+        directory: &Directory,
         segment: Segment,
         memory: OwnedFd,
         control_bell: Doorbell,
         worker_bells: Vec<Doorbell>,
         hello: Hello,
     ) -> Result<Self, SocketError> {
-        let path = directory.join(SOCKET_NAME);
-        let listener = bind(&path)?;
+        let (socket, listener) = bind(directory)?;
         Ok(Self {
             listener,
-            path,
+            path: socket.path(),
+            socket: Some(socket),
             lease: None,
             segment,
             memory,
@@ -73,25 +71,22 @@ impl Server {
 
     /// Makes the socket anew where somebody has deleted it: no control plane could ever attach again.
     pub(crate) fn restore(&mut self) {
-        let there = std::fs::symlink_metadata(&self.path);
-        if !there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        let there = self.socket.as_ref().is_some_and(Socket::is_there);
+        if there || self.path.symlink_metadata().is_ok() {
             return;
         }
-        let made = self.path.parent().map_or(Ok(()), |directory| {
-            let mut builder = std::fs::DirBuilder::new();
-            builder.recursive(true).mode(0o700).create(directory)
-        });
+        // Its lock first, which the next one needs.
+        self.socket = None;
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let made = Directory::create(directory).map_err(SocketError::from);
         let path = self.path.display();
-        match made
-            .map_err(|error| error.to_string())
-            .and_then(|()| bind(&self.path).map_err(|error| error.to_string()))
-        {
-            Ok(listener) => {
+        match made.and_then(|directory| bind(&directory)) {
+            Ok((socket, listener)) => {
                 tracing::warn!(%path, "the socket was deleted, and is there again");
-                self.listener = listener;
+                (self.socket, self.listener) = (Some(socket), listener);
             }
             Err(error) => {
-                tracing::debug!(error, "the socket was deleted and could not be made again");
+                tracing::debug!(%error, "the socket was deleted and could not be made again");
             }
         }
     }
@@ -171,28 +166,9 @@ impl Server {
     }
 }
 
-fn bind(path: &Path) -> Result<UnixListener, SocketError> {
-    let fail = |source| SocketError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    if UnixStream::connect(path).is_ok() {
-        return Err(SocketError::InUse(path.to_owned()));
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(fail)?;
-    listener.set_nonblocking(true).map_err(fail)?;
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::chmod(path, mode).map_err(|error| fail(error.into()))?;
-    Ok(listener)
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // The file is ours: `listen` made it. If it is gone already, so much the better.
-        let _ = std::fs::remove_file(&self.path);
-    }
+fn bind(directory: &Directory) -> Result<(Socket, UnixListener), SocketError> {
+    Socket::bind(directory, SOCKET_NAME, 0o600, true).map_err(|error| match error {
+        BindError::Live(path) => SocketError::InUse(path),
+        error => SocketError::Bind(error),
+    })
 }

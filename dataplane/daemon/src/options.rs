@@ -1,9 +1,9 @@
 //! What a dataplane is started with.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use hyphae_files::Directory;
 use hyphae_uring::DriverKind;
 
 use crate::cores::Cores;
@@ -23,8 +23,8 @@ pub struct Options {
     pub driver: DriverKind,
     /// How long a worker may look for work before it sleeps; zero for not at all.
     pub poll_max: Duration,
-    /// Directory of `dataplane.sock`; must exist.
-    pub socket_dir: PathBuf,
+    /// Directory of `dataplane.sock`.
+    pub socket_dir: Directory,
     /// How long a port or device may still be held by this process's predecessor.
     pub patience: Duration,
 }

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use hyphae_controlplane::state;
+use hyphae_controlplane::state::{self, StateError};
 use nix::sys::signal::Signal;
 
 pub(crate) use output::{document, line, table};
@@ -183,17 +183,17 @@ pub struct NodeRef {
 }
 
 impl NodeRef {
-    fn state_directory(&self) -> PathBuf {
+    fn state_directory(&self) -> Result<PathBuf, StateError> {
         self.state_dir
             .clone()
-            .unwrap_or_else(state::default_directory)
+            .map_or_else(state::default_directory, Ok)
     }
 
     fn socket_directory(&self) -> PathBuf {
-        let state = self.state_directory();
+        let state = self.state_directory().ok();
         self.socket_dir
             .clone()
-            .unwrap_or_else(|| state::default_socket_directory(&state))
+            .unwrap_or_else(|| state::default_socket_directory(state.as_deref()))
     }
 
     fn client(&self) -> hyphae_rpc::Client {

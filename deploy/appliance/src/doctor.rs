@@ -62,7 +62,7 @@ pub(crate) fn run(args: &DoctorArgs, json: bool) -> anyhow::Result<ExitCode> {
             (default.config()?, Some(format!("{error:#}")))
         }
     };
-    let mut readings = readings::take(&config, &args.node);
+    let mut readings = readings::take(&config, &args.node)?;
     readings.configuration = refused;
     let checks = checks::judge(&readings);
     let worst = checks.iter().map(|check| check.level).max();

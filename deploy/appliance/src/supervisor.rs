@@ -87,10 +87,10 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
         terminal: Terminal::of_this_process(),
         vigil,
     };
-    let result = node.ready(&sockets).and_then(|status| match status {
+    let result = node.ready(sockets.path()).and_then(|status| match status {
         None => Ok(()),
         Some(status) => {
-            announce(&config, &sockets, &status, json)?;
+            announce(&config, sockets.path(), &status, json)?;
             node.vigil.ready();
             node.watch()
         }

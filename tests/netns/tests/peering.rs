@@ -46,7 +46,7 @@ impl Hosts {
         let directory = tempfile::tempdir().unwrap();
         let keys = NAMES.map(|name| {
             let state = directory.path().join(name);
-            state::prepare_directory(&state).unwrap();
+            let state = state::prepare_directory(&state).unwrap();
             state::generate_key(&state, false).unwrap().public_key()
         });
         Self {

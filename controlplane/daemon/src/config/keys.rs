@@ -569,6 +569,14 @@ pub const KEYS_ALL: &[Key] = &[
         "true",
         "Offer admin.busCall, with which local programs administer other nodes over the bus.",
     ),
+    key(
+        "admin.socket_dirs",
+        Kind::List,
+        "[]",
+        "Directories below which administrators over the bus, or with a bearer token, may name sockets of topics. \
+         None: they may name none.",
+    )
+    .values("absolute paths"),
 ];
 
 /// The setting of a path.

@@ -15,6 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ahash::RandomState;
 use bytes::Bytes;
 use hyphae_bus::DeliveryKey;
+use hyphae_files::Directory;
 use redb::{
     AccessGuard, Builder, Database, DatabaseError, Durability, Error, ReadOnlyTable, ReadableTable,
     StorageError, TableDefinition, TableError,
@@ -22,7 +23,7 @@ use redb::{
 
 use super::index::{Entry, Index};
 use super::record::{self, Head, IN_PIECES, KEY_LEN, Place};
-use super::{InboxError, MessageNumber};
+use super::{INBOX_FILE, InboxError, MessageNumber, path_in};
 
 /// Messages that were written together, by the number of the first.
 const SHELVES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("shelves");
@@ -89,7 +90,6 @@ impl Batch {
 
 /// The store. After a failed write it is not to be used any more.
 pub(super) struct Store {
-    path: PathBuf,
     content: Content,
 }
 
@@ -100,6 +100,7 @@ enum Content {
 }
 
 struct File {
+    directory: Directory,
     database: Database,
     shelves: HashMap<u64, Shelf, RandomState>,
     /// Rows of ids, oldest first, and how many each has.
@@ -184,10 +185,9 @@ pub(super) struct Loaded {
 
 impl Store {
     /// Opens or makes a file; `None` keeps everything in memory.
-    pub(super) fn open(path: Option<&Path>) -> Result<(Self, Loaded), InboxError> {
-        let Some(place) = path else {
+    pub(super) fn open(directory: Option<&Directory>) -> Result<(Self, Loaded), InboxError> {
+        let Some(directory) = directory else {
             let store = Self {
-                path: PathBuf::from(IN_MEMORY),
                 content: Content::Memory(RefCell::default()),
             };
             let loaded = Loaded {
@@ -197,11 +197,24 @@ impl Store {
             };
             return Ok((store, loaded));
         };
+        let place = &path_in(directory);
         let fail = |error: Error| explain(place, error);
-        let _hand = InHand::take(place);
+        let _hand = InHand::take(directory);
+        let is_new = !directory.has(INBOX_FILE);
+        let opened = directory.open_or_create(INBOX_FILE).and_then(|file| {
+            let size = file.metadata()?.len();
+            Ok((file, size))
+        });
+        let (file, size) = opened.map_err(|source| io_error(place, source))?;
+        if size == 0 && !is_new {
+            return Err(InboxError::Damaged {
+                path: place.clone(),
+                message: "it is empty, which no inbox is".to_owned(),
+            });
+        }
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE);
-        let database = builder.create(place);
+        let database = builder.create_file(file);
         let mut database = database.map_err(|error| fail(opening(error)))?;
         // A kill is repaired while opening. What a disk or a hand did to the file is found only here, and
         // later it would be found in the middle of something.
@@ -210,13 +223,12 @@ impl Store {
         }
         let (loaded, shelves, completed) = prepare(&database, place)?;
         let live = loaded.index.bytes();
-        let size = std::fs::metadata(place);
-        if size.is_ok_and(|file| file.len() > live.saturating_mul(WASTE_FACTOR) + WASTE) {
+        if size > live.saturating_mul(WASTE_FACTOR) + WASTE {
             database.compact().map_err(|error| fail(error.into()))?;
         }
         let store = Self {
-            path: place.to_owned(),
             content: Content::File(Box::new(File {
+                directory: directory.clone(),
                 database,
                 shelves,
                 completed,
@@ -244,18 +256,18 @@ impl Store {
                 });
             }
         };
-        let _hand = InHand::take(&self.path);
+        let _hand = InHand::take(&file.directory);
         file.write(batch)
-            .map_err(|error| explain(&self.path, error))
+            .map_err(|error| explain(&path_in(&file.directory), error))
     }
 
     /// A look at the payloads as they are now: opening one costs more than reading a message.
     pub(super) fn reader(&self) -> Result<Reader<'_>, InboxError> {
-        let database = match &self.content {
-            Content::File(file) => &file.database,
+        let (database, directory) = match &self.content {
+            Content::File(file) => (&file.database, &file.directory),
             Content::Memory(payloads) => return Ok(Reader::Memory(payloads.borrow())),
         };
-        let _hand = InHand::take(&self.path);
+        let _hand = InHand::take(directory);
         let open = || -> Result<_, Error> {
             let transaction = database.begin_read()?;
             Ok(Box::new(Tables {
@@ -263,11 +275,10 @@ impl Store {
                 pieces: transaction.open_table(PIECES)?,
             }))
         };
-        let tables = open().map_err(|error| explain(&self.path, error))?;
-        let path = &self.path;
+        let tables = open().map_err(|error| explain(&path_in(directory), error))?;
         Ok(Reader::File {
             tables,
-            path,
+            directory,
             open: None,
         })
     }
@@ -394,7 +405,7 @@ pub(super) struct Tables {
 pub(super) enum Reader<'a> {
     File {
         tables: Box<Tables>,
-        path: &'a Path,
+        directory: &'a Directory,
         /// The shelf that was read last: the next message is mostly on it.
         open: Option<(u64, Box<AccessGuard<'static, &'static [u8]>>)>,
     },
@@ -408,21 +419,25 @@ impl Reader<'_> {
         number: MessageNumber,
         entry: &Entry,
     ) -> Result<Option<Bytes>, InboxError> {
-        let (tables, path, open) = match self {
-            Self::File { tables, path, open } => (tables, path, open),
+        let (tables, directory, open) = match self {
+            Self::File {
+                tables,
+                directory,
+                open,
+            } => (tables, *directory, open),
             Self::Memory(payloads) => return Ok(payloads.get(&number).cloned()),
         };
         let Place { shelf, at } = entry.place;
         if at == IN_PIECES {
-            let _hand = InHand::take(path);
+            let _hand = InHand::take(directory);
             let bytes = joined(&tables.pieces, shelf, entry.head.len);
-            let bytes = bytes.map_err(|error| explain(path, error))?;
+            let bytes = bytes.map_err(|error| explain(&path_in(directory), error))?;
             return Ok(entry.head.is_of(&bytes).then(|| bytes.into()));
         }
         if open.as_ref().is_none_or(|(open, _)| *open != shelf) {
-            let _hand = InHand::take(path);
+            let _hand = InHand::take(directory);
             let found = tables.shelves.get(shelf);
-            let found = found.map_err(|error| explain(path, error.into()))?;
+            let found = found.map_err(|error| explain(&path_in(directory), error.into()))?;
             *open = found.map(|found| (shelf, Box::new(found)));
         }
         let end = usize::try_from(entry.head.len)
@@ -439,7 +454,7 @@ impl Reader<'_> {
     pub(super) fn damaged(&self, number: MessageNumber) -> InboxError {
         InboxError::Damaged {
             path: match self {
-                Self::File { path, .. } => path.to_path_buf(),
+                Self::File { directory, .. } => path_in(directory),
                 Self::Memory(_) => PathBuf::from(IN_MEMORY),
             },
             message: format!("the payload of message {} is not what came", number.0),
@@ -586,25 +601,26 @@ fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
 }
 
 /// Moves a damaged file away.
-pub(super) fn move_aside(path: &Path) -> Result<PathBuf, InboxError> {
+pub(super) fn move_aside(directory: &Directory) -> Result<PathBuf, InboxError> {
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let mut number = unix.as_secs();
     let target = loop {
-        let target = path.with_extension(format!("redb.damaged-{number}"));
-        if !target.exists() {
+        let target = format!("{INBOX_FILE}.damaged-{number}");
+        if !directory.has(&target) {
             break target;
         }
         number += 1;
     };
-    std::fs::rename(path, &target).map_err(|source| io_error(path, source))?;
-    Ok(target)
+    let renamed = directory.rename(INBOX_FILE, &target);
+    renamed.map_err(|source| io_error(&path_in(directory), source))?;
+    Ok(directory.path_of(&target))
 }
 
 thread_local! {
-    /// The file that this thread is working on.
-    static IN_HAND: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+    /// Where the file is that this thread is working on.
+    static IN_HAND: RefCell<Option<Directory>> = const { RefCell::new(None) };
 }
 
 /// While it lives, a panic of this thread moves the file aside.
@@ -615,16 +631,16 @@ thread_local! {
 struct InHand;
 
 impl InHand {
-    fn take(path: &Path) -> Self {
+    fn take(directory: &Directory) -> Self {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let before = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
-                let path = IN_HAND.with(|path| path.try_borrow_mut().ok()?.take());
-                if let Some(path) = path.filter(|path| path.exists()) {
-                    match move_aside(&path) {
+                let hand = IN_HAND.with(|hand| hand.try_borrow_mut().ok()?.take());
+                if let Some(directory) = hand.filter(|directory| directory.has(INBOX_FILE)) {
+                    match move_aside(&directory) {
                         Ok(moved) => tracing::error!(
-                            inbox = %path.display(),
+                            inbox = %path_in(&directory).display(),
                             moved_to = %moved.display(),
                             "inbox is damaged; it is moved aside and kept, the next start makes a new one"
                         ),
@@ -634,7 +650,7 @@ impl InHand {
                 before(info);
             }));
         });
-        IN_HAND.with(|hand| *hand.borrow_mut() = Some(path.to_owned()));
+        IN_HAND.with(|hand| *hand.borrow_mut() = Some(directory.clone()));
         Self
     }
 }

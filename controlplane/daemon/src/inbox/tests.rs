@@ -41,7 +41,7 @@ async fn item_06_what_was_put_is_there_after_opening_again() {
         .map(|(len, id)| message(id, "t", &long[..*len]))
         .collect();
     {
-        let (inbox, found) = Inbox::open(directory.path(), Limits::default()).unwrap();
+        let (inbox, found) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
         assert!(found.completed.is_empty());
         for message in &sent {
             let put = inbox.put(message.clone(), false).await.unwrap();
@@ -84,7 +84,7 @@ async fn item_06_what_was_put_is_there_after_opening_again() {
 #[tokio::test]
 async fn item_06_what_is_left_of_messages_that_were_written_together_stays_whole() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut inbox, _) = Inbox::open(directory.path(), Limits::default()).unwrap();
+    let (mut inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
     let of = |id: u64| {
         if id.is_multiple_of(10) {
             "left"
@@ -131,9 +131,13 @@ async fn item_06_what_is_left_of_messages_that_were_written_together_stays_whole
 }
 
 /// The thread of an inbox that was dropped closes the file when it sees that.
-async fn reopen(directory: &Path) -> (Inbox, Found) {
+fn held(directory: &std::path::Path) -> Directory {
+    Directory::open(directory).unwrap()
+}
+
+async fn reopen(directory: &std::path::Path) -> (Inbox, Found) {
     loop {
-        match Inbox::open(directory, Limits::default()) {
+        match Inbox::open(&held(directory), Limits::default()) {
             Ok(open) => return open,
             Err(InboxError::InUse(_)) => tokio::task::yield_now().await,
             Err(error) => panic!("{error}"),
@@ -217,7 +221,7 @@ async fn item_05_a_full_inbox_says_so_and_takes_again_when_there_is_room() {
 #[tokio::test]
 async fn item_06_many_messages_share_a_sync() {
     let directory = tempfile::tempdir().unwrap();
-    let (inbox, _) = Inbox::open(directory.path(), Limits::default()).unwrap();
+    let (inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
     let mut numbers = Vec::new();
     // What comes while a sync is under way shares the next one. Where this thread is kept from running, a fast disk
     // may be done with each before the next comes, so it is tried more than once.

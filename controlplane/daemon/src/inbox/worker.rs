@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use hyphae_bus::{Inbound, Room, Topic};
+use hyphae_files::Directory;
 use tokio::sync::{oneshot, watch};
 
 use super::index::Index;
 use super::record::Head;
 use super::store::{Batch, Loaded, Placed, Reader, Removal, Store, Write, move_aside};
 use super::{
-    Depth, Found, InboxError, Lease, Limits, Listing, MessageNumber, Put, PutError, Taken,
+    Depth, Found, InboxError, Lease, Limits, Listing, MessageNumber, Put, PutError, Taken, path_in,
 };
 
 /// Jobs of one transaction.
@@ -126,7 +127,7 @@ impl std::fmt::Debug for Desk {
 }
 
 pub(super) struct Worker {
-    path: Option<PathBuf>,
+    directory: Option<Directory>,
     limits: Limits,
     /// `None` after a failed write: what the file holds is then not known until it is read again.
     store: Option<Store>,
@@ -140,22 +141,22 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn open(
-        path: Option<PathBuf>,
+        directory: Option<Directory>,
         limits: Limits,
         depth: Arc<Depth>,
         changes: watch::Sender<u64>,
     ) -> Result<(Self, Found), InboxError> {
         let mut found = Found::default();
-        let (store, loaded) = match (Store::open(path.as_deref()), &path) {
-            (Err(error @ InboxError::Damaged { .. }), Some(path)) => {
-                let moved = move_aside(path)?;
+        let (store, loaded) = match (Store::open(directory.as_ref()), &directory) {
+            (Err(error @ InboxError::Damaged { .. }), Some(directory)) => {
+                let moved = move_aside(directory)?;
                 tracing::error!(
                     %error,
                     moved_to = %moved.display(),
                     "starting with an empty inbox; the damaged file is kept, remove it when it is not needed"
                 );
                 found.moved_aside = Some(moved);
-                Store::open(Some(path))?
+                Store::open(Some(directory))?
             }
             (result, _) => result?,
         };
@@ -166,7 +167,7 @@ impl Worker {
         } = loaded;
         found.completed = completed;
         let worker = Self {
-            path,
+            directory,
             limits,
             store: Some(store),
             failed: Instant::now(),
@@ -490,7 +491,7 @@ impl Worker {
                 return Err(self.unavailable());
             }
             self.failed = Instant::now();
-            let (store, loaded) = Store::open(self.path.as_deref())?;
+            let (store, loaded) = Store::open(self.directory.as_ref())?;
             tracing::info!("the inbox can be written again");
             let hidden = std::mem::replace(&mut self.index, loaded.index).hidden();
             for number in hidden {
@@ -504,7 +505,7 @@ impl Worker {
 
     fn unavailable(&self) -> InboxError {
         InboxError::Io {
-            path: self.path.clone().unwrap_or_default(),
+            path: self.directory.as_ref().map(path_in).unwrap_or_default(),
             source: std::io::Error::other("an earlier write failed; tried again shortly"),
             hint: "",
         }

@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +20,8 @@ use tokio::time::timeout;
 
 use super::budget::{Budget, Share};
 use super::framing::{Answers, Expects, FRAME_MAX, FrameError, Framing, Request, Requests};
-use super::idle::Idle;
+use super::gate::{Gate, GateError};
+use super::idle::{Idle, Place};
 use super::stats::{Side, Stats};
 use super::{Courier, Settings};
 use crate::inbox::{Inbox, Put, PutError};
@@ -49,7 +49,10 @@ pub enum ForwardError {
     Request(FrameError),
     /// Nobody serves the socket.
     #[error("connecting: {0}")]
-    Connect(io::Error),
+    Connect(GateError),
+    /// The path must not be used by whoever set it.
+    #[error("connecting: {0}")]
+    Denied(GateError),
     /// The connection broke.
     #[error("{0}")]
     Io(io::Error),
@@ -74,6 +77,7 @@ impl ForwardError {
             Self::NotConfigured => "not_configured",
             Self::Request(_) => "malformed",
             Self::Connect(_) => "connect",
+            Self::Denied(_) => "denied",
             Self::Io(_) => "io",
             Self::Empty => "empty",
             Self::Answer(_) => "bad_answer",
@@ -89,6 +93,7 @@ pub struct Forward<C> {
     settings: Settings,
     inbox: Inbox,
     stats: Stats,
+    gate: Gate,
     at_once: Semaphore,
     budget: Budget,
     idle: Arc<Idle>,
@@ -104,12 +109,19 @@ struct Lane {
 
 impl<C: Courier> Forward<C> {
     /// A proxy that puts what it cannot deliver into an inbox.
-    pub fn new(courier: C, settings: Settings, inbox: Inbox, stats: Stats) -> Arc<Self> {
+    pub fn new(
+        courier: C,
+        settings: Settings,
+        inbox: Inbox,
+        stats: Stats,
+        gate: Gate,
+    ) -> Arc<Self> {
         Arc::new(Self {
             courier,
             settings,
             inbox,
             stats,
+            gate,
             at_once: Semaphore::new(AT_ONCE),
             budget: Budget::new(BYTES_MAX),
             idle: Arc::default(),
@@ -192,8 +204,12 @@ impl<C: Courier> Forward<C> {
         let within = config.socket_timeout();
         let keeps = config.keeps_connections();
         let path = config.forward_socket.ok_or(ForwardError::NotConfigured)?;
-        let way = (&*path, config.framing, keeps);
-        let asked = ask(&self.idle, way, message);
+        let place = Place {
+            path,
+            set_by: config.forward_set_by,
+            sender: message.source_key,
+        };
+        let asked = self.ask(&place, config.framing, keeps, &message.payload);
         let answer = timeout(within, asked)
             .await
             .map_err(|_| ForwardError::Timeout(within))??;
@@ -214,44 +230,50 @@ impl<C: Courier> Forward<C> {
             Err(ForwardError::NotSent)
         }
     }
-}
 
-/// Asks a server; `None` when the request expects no answer.
-async fn ask(
-    idle: &Arc<Idle>,
-    (path, framing, keeps): (&Path, Framing, bool),
-    message: &Inbound,
-) -> Result<Option<Bytes>, ForwardError> {
-    let (payload, sender) = (&message.payload[..], message.source_key);
-    let request = match Requests::only(framing, payload) {
-        Ok(request) => request,
-        // Without a framing of its own an empty request is one.
-        Err(FrameError::Truncated) if framing == Framing::Eof && payload.is_empty() => Request {
-            bytes: Bytes::new(),
-            expects: Expects::UntilEof,
-            last: true,
-        },
-        Err(error) => return Err(ForwardError::Request(error)),
-    };
-    loop {
-        let waiting = if keeps {
-            idle.take(path, &sender)
-        } else {
-            None
-        };
-        let reused = waiting.is_some();
-        let mut stream = match waiting {
-            Some(stream) => stream,
-            None => UnixStream::connect(path)
-                .await
-                .map_err(ForwardError::Connect)?,
-        };
-        // Without an exchange the server has closed it a moment ago, and has read nothing of the request.
-        if let Some((answer, goes_on)) = exchange(&mut stream, reused, framing, &request).await? {
-            if keeps && goes_on && !request.last {
-                idle.rest(path, sender, stream);
+    /// Asks a server; `None` when the request expects no answer.
+    async fn ask(
+        &self,
+        place: &Place,
+        framing: Framing,
+        keeps: bool,
+        payload: &[u8],
+    ) -> Result<Option<Bytes>, ForwardError> {
+        let request = match Requests::only(framing, payload) {
+            Ok(request) => request,
+            // Without a framing of its own an empty request is one.
+            Err(FrameError::Truncated) if framing == Framing::Eof && payload.is_empty() => {
+                Request {
+                    bytes: Bytes::new(),
+                    expects: Expects::UntilEof,
+                    last: true,
+                }
             }
-            return Ok(answer);
+            Err(error) => return Err(ForwardError::Request(error)),
+        };
+        loop {
+            let waiting = if keeps { self.idle.take(place) } else { None };
+            let reused = waiting.is_some();
+            let mut stream = match waiting {
+                Some(stream) => stream,
+                None => {
+                    self.gate.connect(&place.path, place.set_by).await.map_err(
+                        |error| match error {
+                            GateError::System { .. } => ForwardError::Connect(error),
+                            error => ForwardError::Denied(error),
+                        },
+                    )?
+                }
+            };
+            // Without an exchange the server has closed it a moment ago, and has read nothing of the request.
+            if let Some((answer, goes_on)) =
+                exchange(&mut stream, reused, framing, &request).await?
+            {
+                if keeps && goes_on && !request.last {
+                    self.idle.rest(place, stream);
+                }
+                return Ok(answer);
+            }
         }
     }
 }

@@ -11,19 +11,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyphae_bus::topics::OutboundSocket;
+use hyphae_bus::topics::{Authority, OutboundSocket};
 use hyphae_bus::{Outgoing, Topic};
+use hyphae_files::Socket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::bind::{self, BindError, Bound};
 use super::budget::{Budget, Share};
 use super::framing::{
     Answers, CONTINUE, Expects, FRAME_MAX, Failure, FrameError, Framing, Request, Requests, Step,
 };
+use super::gate::{Gate, GateError};
 use super::stats::{Side, Stats};
 use super::{Courier, REPLY_WAIT, Settings};
 use crate::hangup::Hangup;
@@ -44,6 +45,7 @@ const PIECE_FIRST: usize = 4 << 10;
 pub struct Outbound<C> {
     shared: Arc<Shared<C>>,
     sockets: Mutex<BTreeMap<PathBuf, Serving>>,
+    gate: Gate,
 }
 
 struct Shared<C> {
@@ -59,7 +61,7 @@ struct Serving {
     /// Connections end when it is dropped.
     _alive: watch::Sender<()>,
     /// The file goes when it is dropped.
-    _bound: Bound,
+    _bound: Socket,
 }
 
 impl Drop for Serving {
@@ -70,14 +72,15 @@ impl Drop for Serving {
 
 impl<C: Courier> Outbound<C> {
     /// None yet.
-    pub fn new(courier: C, settings: Settings, stats: Stats) -> Self {
-        Self::with_wait(courier, settings, stats, REPLY_WAIT)
+    pub fn new(courier: C, settings: Settings, stats: Stats, gate: Gate) -> Self {
+        Self::with_wait(courier, settings, stats, gate, REPLY_WAIT)
     }
 
     pub(super) fn with_wait(
         courier: C,
         settings: Settings,
         stats: Stats,
+        gate: Gate,
         reply_wait: Duration,
     ) -> Self {
         Self {
@@ -89,20 +92,21 @@ impl<C: Courier> Outbound<C> {
                 reply_wait,
             }),
             sockets: Mutex::default(),
+            gate,
         }
     }
 
-    /// Makes a socket and serves it for a topic. Destination and framing are those that the settings
+    /// Makes a socket on somebody's authority and serves it for a topic. Destination and framing are those that the settings
     /// have when a connection is made.
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub fn bind(&self, topic: &Topic, path: &Path) -> Result<(), BindError> {
-        let system = |source| BindError::System {
+    pub fn bind(&self, topic: &Topic, path: &Path, set_by: Authority) -> Result<(), GateError> {
+        let system = |source| GateError::System {
             path: path.to_owned(),
             source,
         };
-        let (bound, listener) = bind::bind(path)?;
+        let (bound, listener) = self.gate.bind(path, set_by)?;
         let listener = UnixListener::from_std(listener).map_err(system)?;
         let (alive, ended) = watch::channel(());
         let accepting = tokio::spawn(accept(

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hyphae_bus::topics::{Framing, OutboundSocket, TopicConfig};
+use hyphae_bus::topics::{Authority, Framing, OutboundSocket, TopicConfig};
 use hyphae_bus::{DeliveryKey, Destination, Inbound, MessageId, Outgoing, Refuse, Topic};
 use hyphae_wire::{OverlayAddress, PublicKey};
 use tokio::sync::mpsc;
@@ -99,6 +99,7 @@ fn config(framing: Framing, forward: Option<PathBuf>, reply_timeout: u64) -> Top
         outbound_socket: Some(OutboundSocket {
             path: PathBuf::new(),
             dst: Destination::Key(PublicKey([1; 32])),
+            set_by: Authority::Node,
         }),
         reply_timeout: Some(reply_timeout),
         ..TopicConfig::default()

@@ -5,6 +5,7 @@
 //! match a pattern there. The caller over the bus is the key that the session has proven, never
 //! anything that a message says.
 
+pub(super) use hyphae_bus::topics::Authority;
 use hyphae_rpc::message::{Error, code};
 use hyphae_wire::PublicKey;
 use serde::{Deserialize, Serialize};
@@ -40,19 +41,6 @@ pub(crate) struct Caller {
     pub(crate) key: Option<PublicKey>,
 }
 
-/// Bound on the local resources (socket paths) that a caller's parameters may name.
-#[allow(dead_code, reason = "checked where socket proxies connect and bind")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Authority {
-    /// Root or the user of the node: whatever the node itself may reach.
-    Node,
-    /// Another user of this host, admitted by `rpc.allow_uids`, `rpc.allow_gids` or the group of
-    /// `rpc.sock`: only what is that user's.
-    User(u32),
-    /// Not a process of this host, or not known to be one: a key of the bus, a bearer token.
-    Remote,
-}
-
 impl Caller {
     /// A process of this host.
     pub(crate) const fn local(listener: Listener, uid: u32) -> Self {
@@ -82,7 +70,6 @@ impl Caller {
     }
 
     /// Authority over local resources.
-    #[allow(dead_code, reason = "as above")]
     pub(crate) fn authority(&self) -> Authority {
         match self.uid {
             Some(uid) if uid == 0 || uid == rustix::process::geteuid().as_raw() => Authority::Node,

@@ -32,6 +32,7 @@ use super::messages::Popped;
 use super::methods::{Outcome, value};
 use crate::bus;
 use crate::node::Command;
+use crate::proxy::Gate;
 use crate::proxy::outbound::Outbound;
 use crate::reload::Reloads;
 use crate::stored::Stored;
@@ -91,6 +92,7 @@ pub(crate) struct Parts {
     pub(crate) sockets: Outbound<bus::Handle>,
     /// Whether `admin.busCall` is offered.
     pub(crate) bus_call: bool,
+    pub(crate) gate: Gate,
     /// Reloads, to be counted.
     pub(crate) reloads: Arc<Reloads>,
 }
@@ -105,6 +107,7 @@ pub(crate) struct Dispatcher {
     pub(super) shown: (String, String),
     pub(super) sockets: Outbound<bus::Handle>,
     pub(super) bus_call: bool,
+    pub(super) gate: Gate,
     pub(super) reloads: Arc<Reloads>,
     latency: Latency,
     waits: Semaphore,
@@ -122,6 +125,7 @@ impl Dispatcher {
             shown: (parts.key.address().to_string(), parts.key.to_string()),
             sockets: parts.sockets,
             bus_call: parts.bus_call,
+            gate: parts.gate,
             reloads: parts.reloads,
             latency,
             waits: Semaphore::new(WAITS_MAX),

@@ -422,12 +422,12 @@ impl Node {
     }
 
     fn stored_routes(&self) -> Result<RoutesFile, Error> {
-        state::read_toml(&self.state_directory.join(ROUTES_FILE))
+        state::read_toml(&self.state_directory, ROUTES_FILE)
             .map_err(|error| Error::new(code::PERSIST_FAILED, error.to_string()))
     }
 
     fn persist<T: Serialize>(&self, file: &str, content: &T) -> Result<(), Error> {
-        state::write_toml(&self.state_directory.join(file), content).map_err(|error| {
+        state::write_toml(&self.state_directory, file, content).map_err(|error| {
             tracing::error!(%error, "state file was not written; the change was not made");
             Error::new(
                 code::PERSIST_FAILED,

@@ -1,9 +1,9 @@
 //! Topics: who may send to them, and the sockets they lead to. Every change is on disk before the
 //! engine learns of it, and before the call returns.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use hyphae_bus::topics::{DefaultAction, Framing, OutboundSocket, TopicConfig, Topics};
+use hyphae_bus::topics::{Authority, DefaultAction, Framing, OutboundSocket, TopicConfig, Topics};
 use hyphae_bus::{Destination, Topic};
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{
@@ -17,6 +17,7 @@ use super::authorizer::{Caller, ENTRIES_MAX};
 use super::dispatch::{Dispatcher, public_key, yes};
 use super::methods::{Outcome, overlay_address, value};
 use super::rows::Rows;
+use crate::proxy::GateError;
 use crate::stored::Change;
 
 /// Most topics that are listed.
@@ -86,8 +87,11 @@ impl Dispatcher {
                     let message = format!("reply_timeout is 1 to {REPLY_TIMEOUT_MAX} seconds");
                     return Err(Error::new(code::INVALID_PARAMS, message));
                 }
+                let set_by = caller.authority();
+                self.check_forward(&path, set_by).await?;
                 self.edit(&topic, |config| {
                     config.forward_socket = Some(path);
+                    config.forward_set_by = set_by;
                     config.framing = framing.unwrap_or(config.framing);
                     config.reply_timeout = timeout.or(config.reply_timeout);
                     config.keep_alive = params.keep_alive.or(config.keep_alive);
@@ -100,7 +104,10 @@ impl Dispatcher {
                 self.edit(&topic, |config| Ok(config.forward_socket.take().is_some()))
                     .await
             }
-            "setTopicOutboundSocket" => self.set_outbound(parse_params(params)?).await,
+            "setTopicOutboundSocket" => {
+                self.set_outbound(caller.authority(), parse_params(params)?)
+                    .await
+            }
             "removeTopicOutboundSocket" => self.remove_outbound(&listed_name(params)?).await,
             _ => Err(Error::new(
                 code::METHOD_NOT_FOUND,
@@ -113,7 +120,7 @@ impl Dispatcher {
     pub(crate) fn bind_outbound(&self) {
         for (topic, config) in &self.topics.read().topics {
             if let Some(socket) = &config.outbound_socket
-                && let Err(error) = self.sockets.bind(topic, &socket.path)
+                && let Err(error) = self.sockets.bind(topic, &socket.path, socket.set_by)
             {
                 tracing::error!(%topic, %error, "outbound socket is not served");
             }
@@ -142,9 +149,10 @@ impl Dispatcher {
 
     /// Puts in force topics that somebody has written to the file, with their sockets.
     pub(super) async fn accept_topics(&self, change: Change<'_, Topics>) -> Result<(), Error> {
-        let outbound = |topics: &Topics| -> Vec<(Topic, PathBuf)> {
+        let outbound = |topics: &Topics| -> Vec<(Topic, PathBuf, Authority)> {
             let socket = |(topic, config): (&Topic, &TopicConfig)| {
-                Some((topic.clone(), config.outbound_socket.as_ref()?.path.clone()))
+                let socket = config.outbound_socket.as_ref()?;
+                Some((topic.clone(), socket.path.clone(), socket.set_by))
             };
             topics.topics.iter().filter_map(socket).collect()
         };
@@ -153,11 +161,11 @@ impl Dispatcher {
         let topics = Topics::clone(&self.topics.read());
         let told = self.bus.set_topics(topics).await;
         told.map_err(|error| Error::new(code::INTERNAL, error.to_string()))?;
-        for (_, path) in before.iter().filter(|socket| !after.contains(socket)) {
+        for (_, path, _) in before.iter().filter(|socket| !after.contains(socket)) {
             self.sockets.unbind(path);
         }
-        for (topic, path) in after.iter().filter(|socket| !before.contains(socket)) {
-            if let Err(error) = self.sockets.bind(topic, path) {
+        for (topic, path, set_by) in after.iter().filter(|socket| !before.contains(socket)) {
+            if let Err(error) = self.sockets.bind(topic, path, *set_by) {
                 tracing::error!(%topic, %error, "outbound socket is not served");
             }
         }
@@ -202,7 +210,16 @@ impl Dispatcher {
         value(result)
     }
 
-    async fn set_outbound(&self, params: OutboundSocketParams) -> Outcome {
+    /// Refuses a path that is served by whom its setter does not reach. One that nobody serves yet is looked at when
+    /// a connection is made, as all of them are.
+    async fn check_forward(&self, path: &Path, set_by: Authority) -> Result<(), Error> {
+        match self.gate.connect(path, set_by).await {
+            Ok(_) | Err(GateError::System { .. }) => Ok(()),
+            Err(error) => Err(Error::new(code::BAD_SOCKET, error.to_string())),
+        }
+    }
+
+    async fn set_outbound(&self, set_by: Authority, params: OutboundSocketParams) -> Outcome {
         let topic = topic_of(&params.topic)?;
         let dst = destination(&params.dst)?;
         let path = socket_path(&params.path)?;
@@ -216,9 +233,14 @@ impl Dispatcher {
             return Err(bind_failed("another topic has that path"));
         }
         let config = change.new.topics.get_mut(&topic).ok_or_else(not_found)?;
+        // Who changes where a socket leads has not set its path.
+        let before = config.outbound_socket.as_ref();
+        let kept = before.filter(|before| before.path == path);
+        let set_by = kept.map_or(set_by, |before| before.set_by);
         let socket = OutboundSocket {
             path: path.clone(),
             dst,
+            set_by,
         };
         config.framing = framing.unwrap_or(config.framing);
         let before = config
@@ -228,7 +250,7 @@ impl Dispatcher {
         // One that could not be made when the node started can be by now.
         let fresh = !self.sockets.serves(&path);
         if fresh {
-            let bound = self.sockets.bind(&topic, &path);
+            let bound = self.sockets.bind(&topic, &path, set_by);
             bound.map_err(|e| bind_failed(&e.to_string()))?;
         }
         let committed = self.commit(change).await;

@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -46,6 +46,7 @@ use super::envelope::{
 use super::gate::Admission;
 use super::gone::{Gone, Presence};
 use super::http::BODY_WITHIN;
+use super::place::Place;
 use super::serve::serve_connection;
 use crate::bus::DIGEST_APART;
 use crate::config::Allowed;
@@ -67,35 +68,15 @@ const LINES_AT_ONCE: usize = 64;
 /// How often it is looked whether the socket file is still there.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Makes the socket anew where somebody has deleted it: nobody could ever connect again.
-fn restore(path: &Path, allowed: &Allowed) -> Option<UnixListener> {
-    let gone = std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-    let directory = path.parent().filter(|_| gone)?;
-    let made = crate::state::prepare_directory(directory).map_err(|error| error.to_string());
-    let listener = made
-        .and_then(|()| super::listen_unix(directory, allowed).map_err(|error| error.to_string()));
-    match listener {
-        Ok(listener) => {
-            tracing::warn!(path = %path.display(), "the socket was deleted, and is there again");
-            Some(listener)
-        }
-        Err(error) => {
-            tracing::debug!(error, "the socket was deleted and could not be made again");
-            None
-        }
-    }
-}
-
 /// Accepts connections for ever, and serves each in the protocol that it speaks.
 pub(crate) async fn serve_unix(
-    mut listener: UnixListener,
-    path: PathBuf,
+    (place, mut listener): (Place, UnixListener),
     allowed: Allowed,
     dispatcher: Arc<Dispatcher>,
     router: axum::Router,
 ) {
     let group = |path: &Path| std::fs::metadata(path).map_or(u32::MAX, |file| file.gid());
-    let mut file_gid = group(&path);
+    let mut file_gid = group(place.path());
     let serving = Serving {
         dispatcher,
         router,
@@ -111,8 +92,8 @@ pub(crate) async fn serve_unix(
             accepted = listener.accept() => accepted,
             _ = look.tick() => {
                 reserve.fill();
-                if let Some(again) = restore(&path, &allowed) {
-                    (listener, file_gid) = (again, group(&path));
+                if let Some(again) = place.restore(&allowed) {
+                    (listener, file_gid) = (again, group(place.path()));
                 }
                 continue;
             }

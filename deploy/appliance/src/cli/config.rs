@@ -7,8 +7,8 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use hyphae_controlplane::config::keys::{self, Key};
 use hyphae_controlplane::config::{Overrides, Problem, Settings, page};
-use hyphae_controlplane::state::network_key;
 use hyphae_controlplane::state::token::Token;
+use hyphae_controlplane::state::{self, network_key};
 use serde_json::json;
 
 use super::{NodeArgs, NodeRef, output};
@@ -66,12 +66,10 @@ pub(crate) fn run(command: ConfigCommand, json: bool) -> anyhow::Result<ExitCode
 }
 
 fn check(args: &CheckArgs, json: bool) -> anyhow::Result<ExitCode> {
-    let usual = || {
-        args.node
-            .state_directory()
-            .join(hyphae_controlplane::state::CONFIG_FILE)
+    let path = match &args.file {
+        Some(path) => path.clone(),
+        None => args.node.state_directory()?.join(state::CONFIG_FILE),
     };
-    let path = args.file.clone().unwrap_or_else(usual);
     let shown = path.display();
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,

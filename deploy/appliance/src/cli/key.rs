@@ -43,8 +43,7 @@ pub(crate) enum KeyCommand {
 pub(crate) fn run(command: KeyCommand, json: bool) -> anyhow::Result<()> {
     match command {
         KeyCommand::Generate { node, force } => {
-            let directory = node.state_directory();
-            state::prepare_directory(&directory)?;
+            let directory = state::prepare_directory(&node.state_directory()?)?;
             show(state::generate_key(&directory, force)?.public_key(), json)
         }
         KeyCommand::Network { file } => {
@@ -59,7 +58,7 @@ pub(crate) fn run(command: KeyCommand, json: bool) -> anyhow::Result<()> {
             Ok(())
         }
         KeyCommand::Show { node } => {
-            let directory = node.state_directory();
+            let directory = node.state_directory()?;
             match state::read_key(&directory)? {
                 Some(key) => show(key.public_key(), json),
                 None => bail!(

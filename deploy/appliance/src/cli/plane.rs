@@ -71,7 +71,8 @@ pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<()> {
 }
 
 fn start(args: &NodeArgs) -> anyhow::Result<(Settings, Config, SetLevel)> {
-    // From before the first thread, so that none is ended by it.
+    // Both from before the first thread: a umask is the whole process's, and no thread is ended by a signal.
+    hyphae_files::exact_modes();
     hangup().thread_block().context("signals")?;
     end_with_parent()?;
     let settings = args.settings()?;

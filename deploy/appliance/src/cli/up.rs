@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::Args;
 use hyphae_controlplane::config::{Config, ConfigError, Overrides, Problem, Settings};
 use hyphae_controlplane::endpoint::{PeerUrl, RouteSpec};
-use hyphae_controlplane::state;
+use hyphae_controlplane::state::{self, StateError};
+use hyphae_files::Directory;
 
 use super::NodeRef;
 
@@ -128,8 +129,10 @@ impl NodeArgs {
 
     /// The file that holds the settings, if there is one.
     pub(crate) fn file(&self) -> Option<PathBuf> {
-        let usual = self.node().state_directory().join(state::CONFIG_FILE);
-        self.config.clone().or(usual.exists().then_some(usual))
+        // Where nobody says where state is, planes say so themselves.
+        let usual = || Some(self.node().state_directory().ok()?.join(state::CONFIG_FILE));
+        let usual = || usual().filter(|path| path.exists());
+        self.config.clone().or_else(usual)
     }
 
     fn node(&self) -> NodeRef {
@@ -140,19 +143,22 @@ impl NodeArgs {
     }
 
     /// State and socket directory, made or not.
-    pub(crate) fn places(&self) -> (PathBuf, PathBuf) {
+    ///
+    /// # Errors
+    /// When nobody says where state is.
+    pub(crate) fn places(&self) -> Result<(PathBuf, PathBuf), StateError> {
         let node = self.node();
-        (node.state_directory(), node.socket_directory())
+        Ok((node.state_directory()?, node.socket_directory()))
     }
 
     /// State and socket directory, made if needed.
     ///
     /// # Errors
-    /// When either cannot be made or is another user's.
-    pub fn directories(&self) -> anyhow::Result<(PathBuf, PathBuf)> {
-        let (state, sockets) = self.places();
-        state::prepare_directory(&state)?;
-        state::prepare_directory(&sockets).context("socket directory (--socket-dir)")?;
+    /// When either cannot be made, is another user's, or can be written or replaced by one.
+    pub fn directories(&self) -> anyhow::Result<(Directory, Directory)> {
+        let (state, sockets) = self.places()?;
+        let state = state::prepare_directory(&state).context("--state-dir")?;
+        let sockets = state::prepare_directory(&sockets).context("--socket-dir")?;
         Ok((state, sockets))
     }
 

@@ -105,8 +105,8 @@ pub(super) struct Readings {
 }
 
 /// Looks at this host as a node with these settings would.
-pub(super) fn take(config: &Config, args: &NodeArgs) -> Readings {
-    let (state, sockets) = args.places();
+pub(super) fn take(config: &Config, args: &NodeArgs) -> anyhow::Result<Readings> {
+    let (state, sockets) = args.places()?;
     let running = Client::new(sockets.join("rpc.sock"))
         .with_timeout(Duration::from_secs(2))
         .call::<Status>("node.status", serde_json::json!({}))
@@ -118,7 +118,7 @@ pub(super) fn take(config: &Config, args: &NodeArgs) -> Readings {
     };
     let workers = workers.map_err(|error| error.to_string());
     let wanted = SocketOptions::default();
-    Readings {
+    Ok(Readings {
         configuration: None,
         user: geteuid().as_raw(),
         capabilities: capabilities(),
@@ -154,7 +154,7 @@ pub(super) fn take(config: &Config, args: &NodeArgs) -> Readings {
         idle_polled: idle_polled(),
         isolated: word("/sys/devices/system/cpu/isolated"),
         huge_pages: word("/sys/kernel/mm/transparent_hugepage/enabled"),
-    }
+    })
 }
 
 fn word(path: &str) -> Option<String> {

@@ -151,7 +151,7 @@ impl Lab {
         let mut keys = Vec::new();
         for name in NAMES {
             let state = directory.path().join(name);
-            state::prepare_directory(&state)?;
+            let state = state::prepare_directory(&state)?;
             keys.push(state::generate_key(&state, false)?.public_key());
         }
         let (client, relay, server) = (keys[0], keys[1], keys[2]);

@@ -44,7 +44,7 @@ impl Mesh {
         let directory = tempfile::tempdir().unwrap();
         let key = |n: usize| {
             let state = directory.path().join(NAMES[n]);
-            state::prepare_directory(&state).unwrap();
+            let state = state::prepare_directory(&state).unwrap();
             state::generate_key(&state, false).unwrap().public_key()
         };
         Self {

@@ -11,7 +11,7 @@ use super::*;
 use crate::inbox::{Inbox, Limits, ONE};
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
-use crate::proxy::{Side, Stats};
+use crate::proxy::{Gate, Side, Stats};
 
 /// Requests that a server gets at once.
 const AT_ONCE: usize = 64;
@@ -42,7 +42,13 @@ impl Lab {
         let (courier, heard) = Fake::new(|_| panic!("nobody asks"));
         let inbox = Inbox::in_memory(limits).unwrap();
         let stats = Stats::default();
-        let forward = Forward::new(courier, Arc::clone(&settings), inbox.clone(), stats.clone());
+        let forward = Forward::new(
+            courier,
+            Arc::clone(&settings),
+            inbox.clone(),
+            stats.clone(),
+            Gate::of_test(&[]),
+        );
         let (messages, receiver) = mpsc::channel(16);
         tokio::spawn(forward.run(receiver));
         Self {
@@ -476,9 +482,10 @@ async fn item_23_a_program_gets_byte_for_byte_what_the_server_answers() {
         courier,
         settings(config(Framing::Http, None, PATIENCE)),
         Stats::default(),
+        Gate::of_test(&[]),
     );
     let path = directory.path().join("outbound");
-    outbound.bind(&topic(), &path).unwrap();
+    outbound.bind(&topic(), &path, Authority::Node).unwrap();
     let ask = |number: usize| {
         let path = path.clone();
         async move {

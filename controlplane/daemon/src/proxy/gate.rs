@@ -1,0 +1,233 @@
+//! On whose authority a socket is reached. A topic leads to a path that somebody has named, and the node connects
+//! to it with its own rights: whoever named it must not get further by that than on their own.
+//!
+//! Looked at whenever a connection is made, not only when the path is set:
+//!
+//! * Nobody is led to a Hyphae node: its `rpc.sock` takes the node's user for an administrator.
+//! * Another user of this host is led to servers of that user only, and makes sockets in directories of that user
+//!   only.
+//! * A remote administrator names sockets below the directories of `admin.socket_dirs`, without a link on the way
+//!   down.
+//!
+//! A chain through another program cannot be seen from here.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hyphae_bus::topics::Authority;
+use hyphae_files::{BindError, Directory, Socket};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use tokio::net::UnixStream;
+
+/// Who may connect to an outbound socket: owner and group.
+const MODE: u32 = 0o660;
+/// Name of the processes of a node.
+const PROGRAM: &str = "hyphae";
+
+/// A path is not to be used by whoever set it.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// A node listens there.
+    #[error("{0} is served by a Hyphae node: a topic cannot lead there")]
+    Node(PathBuf),
+    /// Another user listens there.
+    #[error("{path} is served by user {owner}, and the path was set by user {uid}")]
+    Server {
+        /// Path.
+        path: PathBuf,
+        /// Who serves it.
+        owner: u32,
+        /// Who set it.
+        uid: u32,
+    },
+    /// The directory is another user's.
+    #[error("{path} is in a directory of user {owner}, and was set by user {uid}")]
+    Directory {
+        /// Path.
+        path: PathBuf,
+        /// Whose directory it is.
+        owner: u32,
+        /// Who set it.
+        uid: u32,
+    },
+    /// Not where remote administrators may name sockets.
+    #[error(
+        "{0} was set remotely and is not below a directory of admin.socket_dirs in this node's configuration"
+    )]
+    Outside(PathBuf),
+    /// Nobody listens, or the system fails.
+    #[error("{path}: {source}")]
+    System {
+        /// Path.
+        path: PathBuf,
+        /// How.
+        source: io::Error,
+    },
+    /// The socket cannot be made.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+}
+
+/// What is checked. Copies are the same one.
+#[derive(Clone)]
+pub struct Gate {
+    socket_dirs: Arc<[PathBuf]>,
+    is_node: fn(i32) -> bool,
+}
+
+impl Gate {
+    /// For a node that lets remote administrators name sockets below these directories.
+    pub fn new(socket_dirs: &[PathBuf]) -> Self {
+        Self {
+            socket_dirs: socket_dirs.into(),
+            is_node,
+        }
+    }
+
+    /// One that takes no process for a node: servers of tests are in this one.
+    #[cfg(test)]
+    pub(super) fn of_test(socket_dirs: &[PathBuf]) -> Self {
+        Self {
+            socket_dirs: socket_dirs.into(),
+            is_node: |_| false,
+        }
+    }
+
+    /// Connects to a server on somebody's authority.
+    ///
+    /// # Errors
+    /// When nobody serves the path, or somebody whom that authority does not reach.
+    pub async fn connect(&self, path: &Path, set_by: Authority) -> Result<UnixStream, GateError> {
+        let system = |source| GateError::System {
+            path: path.to_owned(),
+            source,
+        };
+        let stream = if set_by == Authority::Remote {
+            let found = self.below(path, OFlags::PATH)?;
+            // The very file that was found, whatever the path leads to by now.
+            let number = found.as_raw_fd();
+            UnixStream::connect(format!("/proc/self/fd/{number}")).await
+        } else {
+            UnixStream::connect(path).await
+        };
+        let stream = stream.map_err(system)?;
+        // Of whoever listens. One that cannot be seen from here has no number.
+        let server = stream.peer_cred().map_err(system)?;
+        if server.pid().is_some_and(self.is_node) {
+            return Err(GateError::Node(path.to_owned()));
+        }
+        match set_by {
+            Authority::User(uid) if uid != server.uid() => Err(GateError::Server {
+                path: path.to_owned(),
+                owner: server.uid(),
+                uid,
+            }),
+            Authority::Node | Authority::User(_) | Authority::Remote => Ok(stream),
+        }
+    }
+
+    /// Makes a socket on somebody's authority. A stale one is replaced in directories of that one only.
+    ///
+    /// # Errors
+    /// When it cannot be made, or not there.
+    pub fn bind(
+        &self,
+        path: &Path,
+        set_by: Authority,
+    ) -> Result<(Socket, std::os::unix::net::UnixListener), GateError> {
+        let system = |source| GateError::System {
+            path: path.to_owned(),
+            source,
+        };
+        let name = path.file_name().and_then(|name| name.to_str());
+        let (Some(name), Some(parent)) = (name, path.parent()) else {
+            return Err(system(io::ErrorKind::InvalidInput.into()));
+        };
+        let directory = if set_by == Authority::Remote {
+            let opened = self.below(parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            Directory::from_descriptor(opened, parent)
+        } else {
+            Directory::anybodys(parent).map_err(system)?
+        };
+        let owner = directory.owner().map_err(system)?;
+        let replace = match set_by {
+            Authority::User(uid) if uid != owner => {
+                let path = path.to_owned();
+                return Err(GateError::Directory { path, owner, uid });
+            }
+            Authority::User(_) => true,
+            Authority::Node | Authority::Remote => {
+                owner == 0 || owner == rustix::process::geteuid().as_raw()
+            }
+        };
+        Ok(Socket::bind(&directory, name, MODE, replace)?)
+    }
+
+    /// Opens a path below one of the directories, without links, and without a way up.
+    fn below(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, GateError> {
+        let mut last = None;
+        for base in &*self.socket_dirs {
+            let Ok(rest) = path.strip_prefix(base) else {
+                continue;
+            };
+            let rest = if rest.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                rest
+            };
+            let base = Directory::anybodys(base).map_err(|source| GateError::System {
+                path: path.to_owned(),
+                source,
+            })?;
+            match beneath(base.as_fd(), rest, flags) {
+                Ok(found) => return Ok(found),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(match last {
+            // A link, or `..`.
+            None | Some(Errno::LOOP | Errno::XDEV) => GateError::Outside(path.to_owned()),
+            Some(error) => GateError::System {
+                path: path.to_owned(),
+                source: error.into(),
+            },
+        })
+    }
+}
+
+fn beneath(base: impl AsFd, rest: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = flags | OFlags::CLOEXEC;
+    loop {
+        // Something was renamed meanwhile: to be tried again.
+        match rustix::fs::openat2(&base, rest, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            opened => return opened,
+        }
+    }
+}
+
+/// Whether a process is of this node, or of another one on this host: by its program, and where another user's
+/// program cannot be seen, by its name.
+fn is_node(pid: i32) -> bool {
+    if u32::try_from(pid) == Ok(std::process::id()) {
+        return true;
+    }
+    let program = |pid: &str| {
+        let found = std::fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    let theirs = program(&pid.to_string());
+    if theirs.is_some() && theirs == program("self") {
+        return true;
+    }
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| name.trim_end() == PROGRAM)
+}
+
+#[cfg(test)]
+mod tests;

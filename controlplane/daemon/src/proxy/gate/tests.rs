@@ -1,0 +1,106 @@
+use std::os::unix::fs::{chown, symlink};
+use std::os::unix::net::UnixListener;
+
+use super::*;
+
+/// Another user of the host than the one that tests.
+fn stranger() -> u32 {
+    rustix::process::geteuid().as_raw() + 1
+}
+
+#[tokio::test]
+async fn nobody_is_led_to_a_node() {
+    let lab = tempfile::tempdir().unwrap();
+    let path = lab.path().join("rpc.sock");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let gate = Gate::new(&[lab.path().to_owned()]);
+    for set_by in [Authority::Node, Authority::User(0), Authority::Remote] {
+        let error = gate.connect(&path, set_by).await.unwrap_err();
+        assert!(matches!(error, GateError::Node(_)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn another_user_is_led_to_servers_of_that_user_only() {
+    let lab = tempfile::tempdir().unwrap();
+    let path = lab.path().join("server");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let gate = Gate::of_test(&[]);
+    gate.connect(&path, Authority::Node).await.unwrap();
+    let own = Authority::User(rustix::process::geteuid().as_raw());
+    gate.connect(&path, own).await.unwrap();
+    let error = gate.connect(&path, Authority::User(stranger())).await;
+    assert!(matches!(error, Err(GateError::Server { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_remote_one_reaches_below_the_directories_of_the_configuration_and_not_through_links() {
+    let lab = tempfile::tempdir().unwrap();
+    let (base, other) = (lab.path().join("base"), lab.path().join("other"));
+    std::fs::create_dir_all(base.join("deep")).unwrap();
+    std::fs::create_dir(&other).unwrap();
+    let inside = base.join("deep/server");
+    let _inside = UnixListener::bind(&inside).unwrap();
+    let _outside = UnixListener::bind(other.join("server")).unwrap();
+    symlink(&other, base.join("link")).unwrap();
+    symlink(other.join("server"), base.join("server")).unwrap();
+    let gate = Gate::of_test(std::slice::from_ref(&base));
+    gate.connect(&inside, Authority::Remote).await.unwrap();
+    let none = Gate::of_test(&[]);
+    for (gate, path) in [
+        (&none, &inside),
+        (&gate, &other.join("server")),
+        (&gate, &base.join("link/server")),
+        (&gate, &base.join("server")),
+        (&gate, &base.join("../other/server")),
+        (&gate, &lab.path().join("based/server")),
+    ] {
+        let error = gate.connect(path, Authority::Remote).await.unwrap_err();
+        assert!(matches!(error, GateError::Outside(_)), "{error}");
+        let bound = gate.bind(&path.with_file_name("new"), Authority::Remote);
+        if path != &base.join("server") {
+            assert!(matches!(bound, Err(GateError::Outside(_))), "{bound:?}");
+        }
+    }
+    drop(gate.bind(&base.join("new"), Authority::Remote).unwrap());
+    let absent = gate.connect(&base.join("absent"), Authority::Remote).await;
+    assert!(
+        matches!(absent, Err(GateError::System { .. })),
+        "{absent:?}"
+    );
+}
+
+#[test]
+fn another_user_gets_sockets_in_directories_of_that_user_only() {
+    let lab = tempfile::tempdir().unwrap();
+    let gate = Gate::of_test(&[]);
+    let path = lab.path().join("socket");
+    let theirs = Authority::User(stranger());
+    let error = gate.bind(&path, theirs).unwrap_err();
+    assert!(matches!(error, GateError::Directory { .. }), "{error}");
+    assert!(!path.exists());
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can give a directory to another user");
+        return;
+    }
+    chown(lab.path(), Some(stranger()), None).unwrap();
+    drop(gate.bind(&path, theirs).unwrap());
+    // What is stale in there is removed for that user, and for nobody else.
+    drop(UnixListener::bind(&path).unwrap());
+    let kept = gate.bind(&path, Authority::Node);
+    let not_ours = |error: &GateError| matches!(error, GateError::Bind(BindError::NotOurs(_)));
+    assert!(not_ours(&kept.unwrap_err()));
+    drop(gate.bind(&path, theirs).unwrap());
+}
+
+#[test]
+fn processes_of_nodes_are_known() {
+    assert!(is_node(i32::try_from(std::process::id()).unwrap()));
+    let mut child = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .unwrap();
+    assert!(!is_node(i32::try_from(child.id()).unwrap()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
