@@ -38,8 +38,11 @@ pub(crate) enum Unidentified {
     #[error("the caller has closed its socket")]
     Closed,
     /// A user of another user namespace.
-    #[error("the caller's user has no number in this user namespace")]
-    Unmapped,
+    #[error(
+        "{0} stands for all users without a number in this user namespace and is never admitted; call \
+         as another user"
+    )]
+    Unmapped(u32),
 }
 
 /// A TCP socket as the kernel lists it.
@@ -62,7 +65,7 @@ impl Socket {
             return Err(Unidentified::Closed);
         }
         if is_overflow_uid(self.uid) {
-            return Err(Unidentified::Unmapped);
+            return Err(Unidentified::Unmapped(self.uid));
         }
         Ok(self.uid)
     }
@@ -430,7 +433,7 @@ mod tests {
             uid: overflow("/proc/sys/kernel/overflowuid"),
             ..open
         };
-        assert!(matches!(of(unmapped), Err(Unidentified::Unmapped)));
+        assert!(matches!(of(unmapped), Err(Unidentified::Unmapped(_))));
     }
 
     #[test]

@@ -76,6 +76,9 @@ pub(crate) async fn serve_tcp(
         };
         let (admission, authority) = gate.admit(&stream, client).await;
         let Some(authority) = authority else {
+            if let Some(Err(cause)) = admission.as_ref().map(|it| &it.caller) {
+                unaccepted.note(cause);
+            }
             // It costs a descriptor for a short time; beyond some, none is told.
             let Ok(permit) = Arc::clone(&refused).try_acquire_owned() else {
                 unaccepted.note(&"too many callers are being refused");
