@@ -55,6 +55,7 @@ impl Messengers {
                 digest: None,
                 try_for: None,
                 reply_within: None,
+                failure: None,
             };
             self.buses[0].push(self.now, message)?;
         }

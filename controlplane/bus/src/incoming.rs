@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use hyphae_wire::message::{ACK_RANGES_MAX, AckRange, Cut};
+use hyphae_wire::message::{ACK_RANGES_MAX, AckRange, Cut, ReplyFailure};
 use hyphae_wire::{Nanos, OverlayAddress};
 
 use crate::Topic;
@@ -29,6 +29,7 @@ pub(crate) struct Incoming {
     pub(crate) topic: Topic,
     pub(crate) cut: Cut,
     pub(crate) digest: [u8; 32],
+    pub(crate) failure: Option<ReplyFailure>,
     pub(crate) stage: Stage,
     pub(crate) progress_at: Nanos,
     /// An answer is queued.
@@ -75,6 +76,7 @@ impl Incoming {
             topic,
             cut,
             digest,
+            failure: None,
             stage: Stage::Partial,
             progress_at: now,
             answering: false,

@@ -38,6 +38,7 @@ mod types;
 pub use buffer::{Buffer, Pool};
 pub use config::Config;
 pub use engine::Bus;
+pub use hyphae_wire::message::ReplyFailure;
 pub use stats::Stats;
 pub use types::{
     AbortReason, DeliveryKey, Destination, Event, Inbound, InvalidMessageId, InvalidTopic,

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use hyphae_wire::message::{Cut, MESSAGE_HEADER_LEN, OPEN_HEADER_LEN};
+use hyphae_wire::message::{Cut, MESSAGE_HEADER_LEN, OPEN_HEADER_LEN, ReplyFailure};
 use hyphae_wire::{Nanos, PublicKey};
 
 use crate::config::{TRY_DURATION_DEFAULT, TRY_DURATION_MAX};
@@ -45,6 +45,7 @@ pub(crate) struct Send {
     pub(crate) topic: Topic,
     pub(crate) payload: Bytes,
     pub(crate) digest: [u8; 32],
+    pub(crate) failure: Option<ReplyFailure>,
     pub(crate) cut: Cut,
     pub(crate) created: Nanos,
     pub(crate) deadline: Nanos,
@@ -105,6 +106,7 @@ impl Send {
                 .unwrap_or_else(|| *blake3::hash(&message.payload).as_bytes()),
             cut: cut(message.payload.len(), &message.topic, packet),
             topic: message.topic,
+            failure: message.failure,
             payload: message.payload,
             created: now,
             deadline: now + try_for.min(TRY_DURATION_MAX),

@@ -73,12 +73,16 @@ impl Bus {
                 cut,
                 digest,
                 topic,
+                failure,
                 data,
             } => {
                 let opening = (sequence, cut, digest, topic);
                 if let Err(status) = self.open(now, key, address, opening) {
                     self.refuse_opening(key, address, sequence, status, topic);
                     return;
+                }
+                if let Some(incoming) = self.incoming.get_mut(&key) {
+                    incoming.failure = failure;
                 }
                 self.take_chunk(now, key, sequence, 0, data);
             }
@@ -307,6 +311,7 @@ impl Bus {
                     topic: incoming.topic.clone(),
                     payload: incoming.hand_over(),
                     digest: incoming.digest,
+                    failure: incoming.failure,
                 };
                 let single = incoming.is_single();
                 incoming.sequence = sequence;
@@ -434,6 +439,7 @@ impl Bus {
         };
         let SendKey { id, reply, .. } = own.name;
         let (payload, digest, topic) = (own.payload.clone(), own.digest, own.topic.clone());
+        let failure = own.failure;
         let (peer, address) = (self.config.key, self.address);
         let key = DeliveryKey { peer, id, reply };
         if let Some(waiting) = self.waiting.get_mut(&id).filter(|_| !reply) {
@@ -459,6 +465,7 @@ impl Bus {
                     topic,
                     payload,
                     digest,
+                    failure,
                 }));
             }
             Err(status) => {

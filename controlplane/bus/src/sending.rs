@@ -339,6 +339,7 @@ impl Bus {
                 cut: send.cut,
                 digest: &send.digest,
                 topic: send.topic.as_bytes(),
+                failure: send.failure,
                 data,
             }
         } else {

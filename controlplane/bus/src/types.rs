@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyphae_wire::message::TOPIC_MAX;
+use hyphae_wire::message::{ReplyFailure, TOPIC_MAX};
 use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -212,6 +212,8 @@ pub struct Outgoing {
     pub try_for: Option<Duration>,
     /// Accept a reply within this time.
     pub reply_within: Option<Duration>,
+    /// It is a reply without content, for this reason.
+    pub failure: Option<ReplyFailure>,
 }
 
 /// Where an outgoing message is.
@@ -388,6 +390,8 @@ pub struct Inbound {
     pub payload: Bytes,
     /// Their BLAKE3: held against them when they came, or made of them on this node.
     pub digest: [u8; 32],
+    /// It is a reply without content, for this reason.
+    pub failure: Option<ReplyFailure>,
 }
 
 impl Inbound {

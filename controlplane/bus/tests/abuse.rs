@@ -47,6 +47,7 @@ fn opening(id: u64, len: usize, topic: &[u8], data: &[u8], digest: &[u8; 32]) ->
             cut,
             digest,
             topic,
+            failure: None,
             data,
         },
     )

@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{CLEAN, Net, ROUGH, key, message, payload};
-use hyphae_bus::{AbortReason, MessageId, MessageState, PushError, Rejection};
+use hyphae_bus::{AbortReason, MessageId, MessageState, PushError, Rejection, ReplyFailure};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -52,6 +52,25 @@ fn item_04_a_reply_has_the_id_of_its_message_and_arrives_once() {
             .reply(net.now, id, message(key(1), "", "again"));
         assert_eq!(again, Err(PushError::Answered(id)));
     }
+}
+
+#[test]
+fn a_reply_without_content_says_why_and_no_other_message_does() {
+    let mut net = Net::new(2, 1, ROUGH);
+    let id = ask(&mut net, MINUTE);
+    net.run_while(MINUTE, |net| net.nodes[1].inbox.is_empty());
+    let failed = |to| hyphae_bus::Outgoing {
+        failure: Some(ReplyFailure::Late),
+        ..message(key(to), "", "")
+    };
+    net.nodes[1].bus.reply(net.now, id, failed(1)).unwrap();
+    net.drain(1);
+    net.run_while(MINUTE, |net| net.nodes[0].inbox.is_empty());
+    assert_eq!(net.nodes[0].inbox[0].failure, Some(ReplyFailure::Late));
+    net.push(0, failed(2));
+    net.run_while(MINUTE, |net| net.nodes[1].inbox.len() < 2);
+    let failures = net.nodes[1].inbox.iter().map(|message| message.failure);
+    assert!(failures.eq([None, None]));
 }
 
 #[test]

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyphae_bus::topics::TopicConfig;
-use hyphae_bus::{DeliveryKey, Outgoing, Refuse, Topic};
+use hyphae_bus::{DeliveryKey, Outgoing, Refuse, ReplyFailure, Topic};
 
 pub use framing::Failure;
 pub use gate::{Gate, GateError};
@@ -47,6 +47,9 @@ pub trait Courier: Clone + Send + Sync + 'static {
 
     /// Answers a message that was settled, which counts as read with that; false when the answer cannot be sent.
     fn answer(&self, key: DeliveryKey, message: Outgoing) -> impl Future<Output = bool> + Send;
+
+    /// Tells the sender of a message that was settled why it gets no answer. The message does not count as read.
+    fn fail(&self, key: DeliveryKey, failure: ReplyFailure) -> impl Future<Output = ()> + Send;
 
     /// Tells the sender of a delivered message what became of it.
     fn settle(

@@ -37,6 +37,7 @@ fn message(id: u64) -> Inbound {
     Inbound {
         id: MessageId(id.to_le_bytes()),
         reply: false,
+        failure: None,
         source_key: PublicKey([7; 32]),
         source_address: OverlayAddress([4; 16]),
         topic: Topic::new(Bytes::from_static(b"t")).unwrap(),

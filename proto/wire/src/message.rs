@@ -5,7 +5,7 @@
 //! | kind | flags | status | topic | number  | sequence|  id  |   header, 24 bytes
 //! |  u8  |  u8   |   u8   | len u8|   u32   |   u64   |  8   |
 //! +------+-------+--------+-------+---------+---------+------+
-//! open:  + length u32 | chunk length u16 | zero u16 | BLAKE3 32 | topic | chunk 0
+//! open:  + length u32 | chunk length u16 | failure u16 | BLAKE3 32 | topic | chunk 0
 //! data:  + chunk `number`
 //! ack:   + up to ACK_RANGES_MAX ranges of chunks, first u32 | end u32
 //! query, abort: the header alone
@@ -170,6 +170,39 @@ impl Status {
     }
 }
 
+/// Why a reply has no content: what became of the request at the receiver. A code of the bus, so that nothing
+/// which a server says can be mistaken for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ReplyFailure {
+    /// Nobody serves the topic's socket, or who does closed, crashed, or sent what is no answer.
+    Unanswered,
+    /// No answer within the time that the receiver gives its server.
+    Late,
+    /// The answer is longer than a message.
+    TooLarge,
+}
+
+impl ReplyFailure {
+    /// Code on the wire; zero is a reply like others.
+    pub const fn code(self) -> u16 {
+        match self {
+            Self::Unanswered => 1,
+            Self::Late => 2,
+            Self::TooLarge => 3,
+        }
+    }
+
+    /// The failure of a code; one that is not known is no answer either.
+    pub const fn from_code(code: u16) -> Option<Self> {
+        match code {
+            0 => None,
+            2 => Some(Self::Late),
+            3 => Some(Self::TooLarge),
+            _ => Some(Self::Unanswered),
+        }
+    }
+}
+
 /// Start of every packet.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -198,8 +231,8 @@ pub struct OpenBody {
     pub len: U32,
     /// Bytes of each chunk after the first but the last.
     pub chunk_len: U16,
-    /// Zero; receivers ignore it.
-    pub reserved: U16,
+    /// [`ReplyFailure`] code in a reply, else zero, and receivers ignore it.
+    pub failure: U16,
     /// BLAKE3 of the message.
     pub digest: [u8; 32],
 }
@@ -270,6 +303,8 @@ pub enum Body<'a> {
         digest: &'a [u8; 32],
         /// Its topic.
         topic: &'a [u8],
+        /// It is a reply without content, for this reason.
+        failure: Option<ReplyFailure>,
         /// Chunk 0.
         data: &'a [u8],
     },
@@ -427,10 +462,12 @@ fn parse_open<'a>(header: &MessageHeader, rest: &'a [u8]) -> Option<Body<'a>> {
         chunk: usize::from(open.chunk_len.get()),
     };
     let fits = cut.len <= MESSAGE_MAX && cut.first <= cut.len && cut.chunk >= CHUNK_MIN;
+    let is_reply = header.flags & FLAG_REPLY != 0;
     fits.then_some(Body::Open {
         cut,
         digest: &open.digest,
         topic,
+        failure: ReplyFailure::from_code(open.failure.get()).filter(|_| is_reply),
         data,
     })
 }
@@ -460,6 +497,7 @@ impl Packet<'_> {
                 cut,
                 digest,
                 topic,
+                failure,
                 data,
             } => {
                 // A topic has at most 255 bytes, a message at most 64 MiB, a chunk fits a frame.
@@ -467,7 +505,7 @@ impl Packet<'_> {
                 open = Some(OpenBody {
                     len: U32::new(u32::try_from(cut.len).unwrap_or(u32::MAX)),
                     chunk_len: U16::new(u16::try_from(cut.chunk).unwrap_or(u16::MAX)),
-                    reserved: U16::ZERO,
+                    failure: U16::new(failure.map_or(0, ReplyFailure::code)),
                     digest: **digest,
                 });
                 (MessageKind::Open, [topic, data])

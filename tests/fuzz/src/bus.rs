@@ -51,6 +51,7 @@ pub fn bus(mut data: &[u8]) {
                 digest: Some([0; 32]),
                 try_for: None,
                 reply_within: Some(std::time::Duration::from_secs(9)),
+                failure: None,
             },
         );
         ids.extend(pushed);

@@ -40,6 +40,7 @@ fn packets_of_the_message_bus() {
                 },
                 digest: &digest,
                 topic: &topic,
+                failure: None,
                 data: &data,
             },
             2 => Body::Data {

@@ -135,6 +135,7 @@ pub fn message(to: PublicKey, topic: &str, payload: impl Into<Bytes>) -> Outgoin
         digest: None,
         try_for: None,
         reply_within: None,
+        failure: None,
     }
 }
 

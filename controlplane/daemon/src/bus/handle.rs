@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
-    AbortReason, DeliveryKey, Inbound, MessageId, MessageInfo, Outgoing, Pool, PushError, Refuse,
-    Room, Topic,
+    AbortReason, DeliveryKey, Destination, Inbound, MessageId, MessageInfo, Outgoing, Pool,
+    PushError, Refuse, ReplyFailure, Room, Topic,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -87,6 +87,8 @@ pub(crate) type Requested = Result<ReplyOutcome, PushError>;
 pub(crate) enum ReplyOutcome {
     /// The reply.
     Reply(Box<Inbound>),
+    /// The message was delivered, and there is no answer for this reason.
+    Failed(ReplyFailure),
     /// The message itself was not delivered.
     Aborted(AbortReason),
     /// None came in time; the message may have arrived.
@@ -477,7 +479,11 @@ impl Courier for Handle {
         withdraw.id = None;
         match outcome.map_err(|error| failure(&error))?.1 {
             ReplyOutcome::Reply(reply) => Ok(reply.payload),
-            ReplyOutcome::TimedOut => Err(Failure::Timeout),
+            ReplyOutcome::TimedOut | ReplyOutcome::Failed(ReplyFailure::Late) => {
+                Err(Failure::Timeout)
+            }
+            ReplyOutcome::Failed(ReplyFailure::Unanswered) => Err(Failure::Unanswered),
+            ReplyOutcome::Failed(ReplyFailure::TooLarge) => Err(Failure::AnswerTooLarge),
             ReplyOutcome::Aborted(AbortReason::Rejected(_)) => Err(Failure::Rejected),
             ReplyOutcome::Aborted(
                 AbortReason::Deadline | AbortReason::Cancelled | AbortReason::OtherKey,
@@ -499,6 +505,20 @@ impl Courier for Handle {
             taken,
         });
         sent.await.is_ok() && matches!(answer.await, Ok(Ok(())))
+    }
+
+    async fn fail(&self, key: DeliveryKey, failure: ReplyFailure) {
+        let message = Outgoing {
+            destination: Destination::Key(key.peer),
+            topic: Topic::default(),
+            payload: Bytes::new(),
+            digest: None,
+            try_for: None,
+            reply_within: None,
+            failure: Some(failure),
+        };
+        // A sender that does not hear of it waits for as long as it wanted to.
+        let _ = self.reply(key.id, message).await;
     }
 
     async fn settle(&self, key: DeliveryKey, verdict: Result<(), Refuse>) {

@@ -340,7 +340,10 @@ impl Service {
     fn deliver(&mut self, now: Nanos, inbound: Inbound) {
         let key = inbound.key();
         if inbound.reply {
-            let reply = ReplyOutcome::Reply(Box::new(inbound));
+            let reply = match inbound.failure {
+                None => ReplyOutcome::Reply(Box::new(inbound)),
+                Some(failure) => ReplyOutcome::Failed(failure),
+            };
             let waiting = self.replies.remove(&key.id);
             if waiting.is_some_and(|waiting| waiting.send(Ok(reply)).is_ok()) {
                 self.bus.accepted(now, key);

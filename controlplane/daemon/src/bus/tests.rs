@@ -45,6 +45,7 @@ fn message(to: u8, len: usize) -> Outgoing {
         digest: None,
         try_for: None,
         reply_within: None,
+        failure: None,
     }
 }
 
@@ -216,6 +217,7 @@ async fn with_message(service: &mut Service) -> (Handle, DeliveryKey) {
         topic: Topic::default(),
         payload: b"x".to_vec().into(),
         digest: *blake3::hash(b"x").as_bytes(),
+        failure: None,
     };
     let key = inbound.key();
     assert!(service.inbox.put(inbound, false).await.is_ok());

@@ -170,6 +170,7 @@ mod tests {
             digest: None,
             try_for: None,
             reply_within: None,
+            failure: None,
         };
         Waiter::new(
             payloads.iter().map(message),

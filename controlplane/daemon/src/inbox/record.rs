@@ -162,6 +162,8 @@ impl Head {
             topic: self.topic.clone(),
             payload,
             digest: self.digest,
+            // No reply is kept here.
+            failure: None,
         }
     }
 }

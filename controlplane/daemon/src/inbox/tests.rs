@@ -12,6 +12,7 @@ fn message(id: u64, topic: &str, payload: &[u8]) -> Inbound {
     Inbound {
         id: MessageId(id.to_le_bytes()),
         reply: false,
+        failure: None,
         source_key: key,
         source_address: OverlayAddress([4; 16]),
         topic: Topic::new(Bytes::copy_from_slice(topic.as_bytes())).unwrap(),

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyphae_bus::{Destination, Inbound, Outgoing, Refuse, Topic};
+use hyphae_bus::{Destination, Inbound, Outgoing, Refuse, ReplyFailure, Topic};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
@@ -83,6 +83,24 @@ impl ForwardError {
             Self::Answer(_) => "bad_answer",
             Self::Timeout(_) => "timeout",
             Self::NotSent => "not_sent",
+        }
+    }
+
+    /// What the sender is told; `None` where it has an answer, or cannot be told.
+    fn failure(&self) -> Option<ReplyFailure> {
+        match self {
+            Self::Timeout(_) => Some(ReplyFailure::Late),
+            Self::Answer(FrameError::TooLarge | FrameError::HeadTooLarge) => {
+                Some(ReplyFailure::TooLarge)
+            }
+            Self::NotConfigured
+            | Self::Request(_)
+            | Self::Connect(_)
+            | Self::Denied(_)
+            | Self::Io(_)
+            | Self::Empty
+            | Self::Answer(_) => Some(ReplyFailure::Unanswered),
+            Self::NotSent => None,
         }
     }
 }
@@ -191,6 +209,9 @@ impl<C: Courier> Forward<C> {
                 self.stats.note(Side::Forward, error.kind());
                 let (topic, id) = (&message.topic, message.id);
                 tracing::info!(%topic, %id, %error, "not forwarded; the message is in the inbox");
+                if let Some(failure) = error.failure() {
+                    self.courier.fail(key, failure).await;
+                }
             }
         }
     }
@@ -223,6 +244,7 @@ impl<C: Courier> Forward<C> {
             digest: None,
             try_for: None,
             reply_within: None,
+            failure: None,
         };
         if self.courier.answer(message.key(), reply).await {
             Ok(true)

@@ -266,6 +266,10 @@ pub enum Failure {
     Rejected,
     /// No answer in time.
     Timeout,
+    /// The server at the other node gave no answer.
+    Unanswered,
+    /// Its answer is longer than a message.
+    AnswerTooLarge,
     /// The answer is not one.
     BadAnswer,
     /// This node has too much to do.
@@ -282,6 +286,8 @@ impl Failure {
             Self::Unreachable => "unreachable",
             Self::Rejected => "rejected",
             Self::Timeout => "timeout",
+            Self::Unanswered => "unanswered",
+            Self::AnswerTooLarge => "answer_too_large",
             Self::BadAnswer => "bad_answer",
             Self::Busy => "busy",
         }
@@ -294,6 +300,8 @@ impl Failure {
             Self::Unreachable => "the other node could not be reached".to_owned(),
             Self::Rejected => "the other node does not accept messages from here".to_owned(),
             Self::Timeout => "no answer in time".to_owned(),
+            Self::Unanswered => "no server of the other node answered".to_owned(),
+            Self::AnswerTooLarge => "the answer is longer than a message".to_owned(),
             Self::BadAnswer => "the answer of the other end is not well-formed".to_owned(),
             Self::Busy => "too many requests at once".to_owned(),
         }

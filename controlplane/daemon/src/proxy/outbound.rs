@@ -251,6 +251,7 @@ async fn serve<C: Courier>(
             // Shorter than the wait, so that a node that cannot be reached is told from one that is silent.
             try_for: Some(shared.reply_wait - shared.reply_wait / 60),
             reply_within: None,
+            failure: None,
         };
         let outcome = tokio::select! {
             outcome = exchange(shared, message, &request) => outcome,

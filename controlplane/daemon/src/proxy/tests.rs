@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyphae_bus::topics::{Authority, Framing, OutboundSocket, TopicConfig};
-use hyphae_bus::{DeliveryKey, Destination, Inbound, MessageId, Outgoing, Refuse, Topic};
+use hyphae_bus::{
+    DeliveryKey, Destination, Inbound, MessageId, Outgoing, Refuse, ReplyFailure, Topic,
+};
 use hyphae_wire::{OverlayAddress, PublicKey};
 use tokio::sync::mpsc;
 
@@ -23,6 +25,7 @@ type Answered = Pin<Box<dyn Future<Output = Result<Bytes, Failure>> + Send>>;
 enum Told {
     Message(Bytes),
     Answer(DeliveryKey, Bytes),
+    Failed(DeliveryKey, ReplyFailure),
     Settled(DeliveryKey, Result<(), Refuse>),
     Read(DeliveryKey),
 }
@@ -66,6 +69,10 @@ impl Courier for Fake {
     async fn answer(&self, key: DeliveryKey, message: Outgoing) -> bool {
         self.note(Told::Answer(key, message.payload));
         true
+    }
+
+    async fn fail(&self, key: DeliveryKey, failure: ReplyFailure) {
+        self.note(Told::Failed(key, failure));
     }
 
     async fn settle(&self, key: DeliveryKey, verdict: Result<(), Refuse>) {
@@ -112,6 +119,7 @@ fn inbound(id: u64, payload: impl Into<Bytes>) -> Inbound {
         digest: *blake3::hash(&payload).as_bytes(),
         id: MessageId(id.to_le_bytes()),
         reply: false,
+        failure: None,
         source_key: PublicKey([7; 32]),
         source_address: OverlayAddress([4; 16]),
         topic: topic(),

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use hyphae_bus::topics::ADMIN_TOPIC;
 use hyphae_bus::{
-    AbortReason, Destination, Inbound, MessageId, MessageInfo, MessageState, Outgoing, Room, Topic,
+    AbortReason, Destination, Inbound, MessageId, MessageInfo, MessageState, Outgoing,
+    ReplyFailure, Room, Topic,
 };
 use hyphae_rpc::Base64;
 use hyphae_rpc::message::{Error, Request, Response, code};
@@ -85,6 +86,7 @@ impl Dispatcher {
                 value(PushMessageResult::Reply(Box::new(reply)))
             }
             (id, ReplyOutcome::TimedOut) => value(PushMessageResult::Id { id: id.to_string() }),
+            (id, ReplyOutcome::Failed(failure)) => Err(unanswered(id, failure)),
             (id, ReplyOutcome::Aborted(reason)) => Err(undelivered(id, reason)),
         }
     }
@@ -145,6 +147,7 @@ impl Dispatcher {
             digest,
             try_for: None,
             reply_within: None,
+            failure: None,
         };
         let messages = payloads.into_iter().map(message).collect();
         let pushed = match params.wait.map(seconds) {
@@ -344,6 +347,7 @@ impl Dispatcher {
             digest: None,
             try_for: Some(wait),
             reply_within: Some(wait),
+            failure: None,
         };
         let (id, outcome) = self.bus.request(message, wait).await.map_err(refused)?;
         let reply = match outcome {
@@ -352,6 +356,7 @@ impl Dispatcher {
                 let message = format!("no answer to message {id} within {} s", wait.as_secs());
                 return Err(Error::new(code::REPLY_EMPTY, message));
             }
+            ReplyOutcome::Failed(failure) => return Err(unanswered(id, failure)),
             ReplyOutcome::Aborted(reason) => return Err(undelivered(id, reason)),
         };
         let response: Response = serde_json::from_slice(&reply.payload).map_err(|error| {
@@ -569,6 +574,7 @@ fn outgoing(message: OutgoingMessage, reply_within: Option<Duration>) -> Result<
         digest: None,
         try_for: None,
         reply_within,
+        failure: None,
     })
 }
 
@@ -587,6 +593,19 @@ fn refused(error: BusError) -> Error {
         BusError::Stopping => code::REPLY_CLOSED,
     };
     Error::new(code, error.to_string())
+}
+
+/// The message arrived, and the server that its topic leads to gave no answer.
+fn unanswered(id: MessageId, failure: ReplyFailure) -> Error {
+    let (kind, what) = match failure {
+        ReplyFailure::Unanswered => ("unanswered", "no server of the other node answered it"),
+        ReplyFailure::Late => (
+            "timeout",
+            "the server of the other node did not answer in time",
+        ),
+        ReplyFailure::TooLarge => ("answer_too_large", "the answer is longer than a message"),
+    };
+    Error::new(code::REPLY_EMPTY, format!("message {id}: {what}")).with_kind(kind)
 }
 
 fn undelivered(id: MessageId, reason: AbortReason) -> Error {

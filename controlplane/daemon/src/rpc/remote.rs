@@ -54,6 +54,7 @@ async fn answer(dispatcher: &Arc<Dispatcher>, inbound: Inbound) {
         digest: None,
         try_for: None,
         reply_within: None,
+        failure: None,
     };
     match dispatcher.bus.reply(inbound.id, reply).await {
         Ok(()) => delivered(answer.deliveries).await,

@@ -135,8 +135,8 @@ impl Mesh {
         let mut node = self.nodes[n].take().unwrap();
         node.crash().unwrap();
         // A process that was killed lets go of its files only when the kernel has taken it apart.
-        let state = node.directory();
-        eventually("the dead lets go", PATIENCE, || state::lock(state).is_ok());
+        let state = state::prepare_directory(node.directory()).unwrap();
+        eventually("the dead lets go", PATIENCE, || state::lock(&state).is_ok());
     }
 
     /// Pulls or plugs in the cable with this number, from 1.

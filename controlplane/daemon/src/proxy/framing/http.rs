@@ -510,7 +510,11 @@ pub(super) fn refusal(failure: Failure, expects: Option<&Expects>) -> Bytes {
             | FrameError::Truncated
             | FrameError::Empty,
         ) => "400 Bad Request",
-        Failure::Unreachable | Failure::Rejected | Failure::BadAnswer => "502 Bad Gateway",
+        Failure::Unreachable
+        | Failure::Rejected
+        | Failure::Unanswered
+        | Failure::AnswerTooLarge
+        | Failure::BadAnswer => "502 Bad Gateway",
         Failure::Timeout => "504 Gateway Timeout",
         Failure::Busy => "503 Service Unavailable",
     };

@@ -173,6 +173,8 @@ pub(super) fn refusal(failure: Failure, expects: Option<&Expects>) -> Option<Byt
         Failure::Unreachable
         | Failure::Rejected
         | Failure::Timeout
+        | Failure::Unanswered
+        | Failure::AnswerTooLarge
         | Failure::BadAnswer
         | Failure::Busy => -32000,
     };

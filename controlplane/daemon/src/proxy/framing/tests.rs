@@ -356,6 +356,8 @@ fn item_25_errors_speak_the_language_of_the_framing() {
     for (failure, status) in [
         (Failure::Unreachable, "502"),
         (Failure::Rejected, "502"),
+        (Failure::Unanswered, "502"),
+        (Failure::AnswerTooLarge, "502"),
         (Failure::BadAnswer, "502"),
         (Failure::Timeout, "504"),
         (Failure::Busy, "503"),

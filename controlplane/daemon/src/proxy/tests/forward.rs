@@ -111,6 +111,11 @@ impl Lab {
             taken.confirm().await.unwrap(),
             std::slice::from_ref(message)
         );
+        let failure = match cause {
+            "timeout" => ReplyFailure::Late,
+            _ => ReplyFailure::Unanswered,
+        };
+        assert_eq!(self.heard.recv().await, Some(Told::Failed(key, failure)));
         self.counted(cause, 1).await;
     }
 }
@@ -378,6 +383,48 @@ async fn item_20_what_goes_wrong_leads_to_the_inbox_and_is_counted() {
     let message = inbound(2, &b"no request at all"[..]);
     lab.send(message.clone()).await;
     lab.fallen_back(&message, "malformed").await;
+}
+
+#[tokio::test]
+async fn a_sender_hears_at_once_that_an_answer_is_too_long() {
+    let mut lab = Lab::new(Framing::Http, Limits::default());
+    lab.serve(|mut stream| async move {
+        let long = [b"HTTP/1.1 200 OK\r\nA: ".as_slice(), &[b'a'; 70_000]].concat();
+        // Whoever has read enough closes.
+        let _ = stream.write_all(&long).await;
+    });
+    let message = inbound(1, &b"GET / HTTP/1.1\r\n\r\n"[..]);
+    let key = message.key();
+    lab.send(message).await;
+    assert_eq!(lab.heard.recv().await, Some(Told::Settled(key, Ok(()))));
+    let failed = Told::Failed(key, ReplyFailure::TooLarge);
+    assert_eq!(lab.heard.recv().await, Some(failed));
+}
+
+#[tokio::test]
+async fn a_path_is_not_used_beyond_the_authority_of_who_set_it() {
+    let stranger = rustix::process::geteuid().as_raw() + 1;
+    let mut lab = Lab::of(Limits::default(), |path| TopicConfig {
+        forward_set_by: Authority::User(stranger),
+        ..config(Framing::Eof, Some(path), PATIENCE)
+    });
+    let (heard, mut nothing) = mpsc::unbounded_channel();
+    lab.serve(move |mut stream| {
+        let heard = heard.clone();
+        async move {
+            let mut request = Vec::new();
+            stream.read_to_end(&mut request).await.unwrap();
+            heard.send(request).unwrap();
+        }
+    });
+    let message = inbound(1, &b"secret"[..]);
+    lab.send(message.clone()).await;
+    lab.fallen_back(&message, "denied").await;
+    assert_eq!(
+        nothing.recv().await,
+        Some(Vec::new()),
+        "nothing was written"
+    );
 }
 
 #[tokio::test]
