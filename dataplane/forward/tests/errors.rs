@@ -470,7 +470,7 @@ fn a_frame_in_two_parts_is_received_like_a_whole_one() {
             assert_eq!(verdict, Verdict::Done);
         }
         let (len, place) = engine.next_whole(&mut space).unwrap();
-        assert_eq!((&space[..len], place), (&frame[..], from));
+        assert_eq!((&space[..len], place.remote), (&frame[..], from));
         assert_eq!(engine.next_whole(&mut vec![0; 2000]), None);
         let verdict = receive_one(engine, NOW, from, &mut space[..len]);
         assert!(matches!(verdict, Verdict::Transmit(_)), "{verdict:?}");
