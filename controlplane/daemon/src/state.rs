@@ -9,12 +9,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hyphae_files::{Directory, DirectoryError};
+use hyphae_shm::LockedPage;
 use hyphae_wire::SecretKey;
-use hyphae_wire::identity::InvalidSecretKey;
+use hyphae_wire::identity::{InvalidSecretKey, KEY_LEN, KeyPlace};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -254,20 +256,48 @@ pub fn read_key(directory: &Path) -> Result<Option<SecretKey>, StateError> {
     }
 }
 
-fn key_of(file: File, path: PathBuf) -> Result<SecretKey, StateError> {
-    let mut bytes = Vec::with_capacity(64);
+fn key_of(mut file: File, path: PathBuf) -> Result<SecretKey, StateError> {
     let read = file.metadata().and_then(|found| {
-        file.take(64).read_to_end(&mut bytes)?;
-        Ok(found.mode() & 0o777)
+        let mut page = LockedPage::new()?;
+        // Into the place where it stays, and nowhere else: a file has it all in one read.
+        let len = file.read(page.bytes_mut())?;
+        Ok((found.mode() & 0o777, page, len))
     });
-    let key = SecretKey::from_bytes(&bytes);
-    zeroize::Zeroize::zeroize(&mut bytes);
-    match (read, key) {
-        (Err(source), _) => Err(StateError::KeyIo { path, source }),
-        (Ok(_), Err(source)) => Err(StateError::Key { path, source }),
-        (Ok(mode), Ok(_)) if mode & 0o027 != 0 => Err(StateError::KeyExposed { path, mode }),
-        (Ok(_), Ok(key)) => Ok(key),
+    let (mode, page, len) = match read {
+        Ok(read) => read,
+        Err(source) => return Err(StateError::KeyIo { path, source }),
+    };
+    let key = match len {
+        KEY_LEN => keep_key(page),
+        _ => Err(InvalidSecretKey::Length(len)),
+    };
+    match key {
+        Err(source) => Err(StateError::Key { path, source }),
+        Ok(_) if mode & 0o027 != 0 => Err(StateError::KeyExposed { path, mode }),
+        Ok(key) => Ok(key),
     }
+}
+
+/// The page that the key of this process is in.
+struct KeyPage(LockedPage);
+
+impl KeyPlace for KeyPage {
+    fn bytes(&self) -> &[u8; KEY_LEN] {
+        match self.0.bytes().first_chunk() {
+            Some(bytes) => bytes,
+            None => unreachable!("a page has more bytes than a key"),
+        }
+    }
+}
+
+fn keep_key(page: LockedPage) -> Result<SecretKey, InvalidSecretKey> {
+    if !page.is_locked() {
+        tracing::warn!(
+            "the node's key may be written to swap space: RLIMIT_MEMLOCK does not let this process \
+             lock a page (LimitMEMLOCK= of the service, `ulimit -l`)"
+        );
+    }
+    SecretKey::in_place(Arc::new(KeyPage(page)))
 }
 
 /// Makes and stores a key.
@@ -279,7 +309,16 @@ pub fn generate_key(directory: &Directory, force: bool) -> Result<SecretKey, Sta
     if !force && directory.has(KEY_FILE) {
         return Err(StateError::KeyExists(path));
     }
-    let key = SecretKey::generate().map_err(|error| StateError::Random(error.to_string()))?;
+    let mut page = LockedPage::new().map_err(|source| StateError::KeyIo {
+        path: path.clone(),
+        source,
+    })?;
+    getrandom::fill(&mut page.bytes_mut()[..KEY_LEN])
+        .map_err(|error| StateError::Random(error.to_string()))?;
+    let key = keep_key(page).map_err(|source| StateError::Key {
+        path: path.clone(),
+        source,
+    })?;
     let written = replace(directory, KEY_FILE, key.as_bytes());
     written.map_err(|source| StateError::KeyIo { path, source })?;
     Ok(key)

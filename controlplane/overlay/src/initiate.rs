@@ -6,6 +6,7 @@ use hyphae_wire::guard;
 use hyphae_wire::handshake::{HandshakeError, Message, Offer, RESETS_MAX, Step};
 use hyphae_wire::{
     Endpoint, Lane, LocalAddress, Nanos, NetworkId, PublicKey, SessionIndex, Suite, SuiteSet,
+    on_wiped_stack,
 };
 
 use crate::engine::Timer;
@@ -33,9 +34,12 @@ impl Overlay {
         pace: Pace,
     ) -> Option<u32> {
         let kind = carriers.first()?.kind();
-        let mut noise = self.noise(kind, true);
         let offer = self.offer(kind, self.config.suites, Vec::new());
-        let message = noise.write(&offer.encode())?;
+        let (noise, message) = on_wiped_stack(|| {
+            let mut noise = self.noise(kind, true);
+            let message = noise.write(&offer.encode())?;
+            Some((noise, message))
+        })?;
         let id = self.handshake_number();
         let timeout = match (goal, kind) {
             (Goal::Probe { .. }, _) => PROBE_TIMEOUT,
@@ -44,7 +48,7 @@ impl Overlay {
         };
         let outgoing = Outgoing {
             goal,
-            stage: Stage::Response(Box::new(noise)),
+            stage: Stage::Response(noise),
             message: self.frame(kind, Step::Init, id, 0, &message),
             carriers,
             attempts: 0,
@@ -333,6 +337,15 @@ impl Overlay {
         carrier: Carrier,
         message: Result<Message<'_>, HandshakeError>,
     ) {
+        on_wiped_stack(|| self.take_handshake(now, carrier, message));
+    }
+
+    fn take_handshake(
+        &mut self,
+        now: Nanos,
+        carrier: Carrier,
+        message: Result<Message<'_>, HandshakeError>,
+    ) {
         match message {
             Ok(message) => {
                 let theirs = NetworkId(message.header.network.get());
@@ -420,7 +433,7 @@ impl Overlay {
         }
     }
 
-    pub(crate) fn noise(&mut self, kind: Kind, initiator: bool) -> Noise {
+    pub(crate) fn noise(&mut self, kind: Kind, initiator: bool) -> Box<Noise> {
         let seed = match self.config.ephemerals {
             Ephemerals::System => None,
             Ephemerals::Seeded => Some(self.rng.array()),

@@ -1,28 +1,43 @@
 //! The Noise XX exchange of one handshake, by `snow`.
 
 use hyphae_wire::handshake::{NOISE_MAX, NOISE_PATTERN, NOISE_PATTERN_PRIVATE};
+use hyphae_wire::identity::KEY_LEN;
 use hyphae_wire::{Network, PublicKey, SecretKey};
 use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
-use snow::{Builder, HandshakeState};
+use snow::{Builder, Error, HandshakeState};
+use zeroize::Zeroizing;
 
 use crate::keys::{Kind, Secrets};
 use crate::rng::Rng;
 
-/// One side of a handshake.
+/// One side of a handshake. Boxed from the start, and wiped where it is when it is freed, with what it
+/// holds of `snow` (see `hyphae_shm::WipingAllocator`).
 pub(crate) struct Noise(HandshakeState);
 
-/// `snow`'s own primitives with a seeded random source.
-struct Seeded([u8; 32]);
+/// `snow`'s own primitives, but for keys: the node's is used where it is and never copied.
+struct Primitives {
+    identity: SecretKey,
+    /// Of the random source, in simulations.
+    seed: Option<Zeroizing<[u8; 32]>>,
+}
 
-impl CryptoResolver for Seeded {
+impl CryptoResolver for Primitives {
     fn resolve_rng(&self) -> Option<Box<dyn Random>> {
-        Some(Box::new(Rng::new(self.0)))
+        match &self.seed {
+            Some(seed) => Some(Box::new(Rng::new(**seed))),
+            None => DefaultResolver.resolve_rng(),
+        }
     }
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
-        DefaultResolver.resolve_dh(choice)
+        matches!(choice, DHChoice::Curve25519).then(|| {
+            Box::new(Curve {
+                identity: self.identity.clone(),
+                key: None,
+            }) as Box<dyn Dh>
+        })
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
@@ -31,6 +46,55 @@ impl CryptoResolver for Seeded {
 
     fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn Cipher>> {
         DefaultResolver.resolve_cipher(choice)
+    }
+}
+
+/// X25519 with the node's key, once `snow` sets that, or with one of its own.
+struct Curve {
+    identity: SecretKey,
+    key: Option<SecretKey>,
+}
+
+/// What `snow` is given as the node's key; [`Curve`] knows the true one.
+const STAND_IN: [u8; KEY_LEN] = [0; KEY_LEN];
+
+impl Dh for Curve {
+    fn name(&self) -> &'static str {
+        "25519"
+    }
+
+    fn pub_len(&self) -> usize {
+        KEY_LEN
+    }
+
+    fn priv_len(&self) -> usize {
+        KEY_LEN
+    }
+
+    fn set(&mut self, _stand_in: &[u8]) {
+        self.key = Some(self.identity.clone());
+    }
+
+    fn generate(&mut self, rng: &mut dyn Random) -> Result<(), Error> {
+        self.key = Some(SecretKey::filled(|bytes| rng.try_fill_bytes(bytes))?);
+        Ok(())
+    }
+
+    fn pubkey(&self) -> &[u8] {
+        let key = self.key.as_ref();
+        key.map_or(&STAND_IN[..], |key| &key.public_bytes()[..])
+    }
+
+    fn privkey(&self) -> &[u8] {
+        &STAND_IN
+    }
+
+    fn dh(&self, theirs: &[u8], out: &mut [u8]) -> Result<(), Error> {
+        let key = self.key.as_ref().ok_or(Error::Dh)?;
+        let theirs = theirs.first_chunk().ok_or(Error::Dh)?;
+        let out = out.first_chunk_mut().ok_or(Error::Dh)?;
+        key.agree(&PublicKey(*theirs), out);
+        Ok(())
     }
 }
 
@@ -46,19 +110,19 @@ impl Noise {
         initiator: bool,
         network: Option<&Network>,
         seed: Option<[u8; 32]>,
-    ) -> Self {
+    ) -> Box<Self> {
         let pattern = match network {
             Some(_) => NOISE_PATTERN_PRIVATE,
             None => NOISE_PATTERN,
         };
         let build = || {
             let params: NoiseParams = pattern.parse()?;
-            let builder = match seed {
-                Some(seed) => Builder::with_resolver(params, Box::new(Seeded(seed))),
-                None => Builder::new(params),
+            let primitives = Primitives {
+                identity: identity.clone(),
+                seed: seed.map(Zeroizing::new),
             };
-            let builder = builder
-                .local_private_key(identity.as_bytes())?
+            let builder = Builder::with_resolver(params, Box::new(primitives))
+                .local_private_key(&STAND_IN)?
                 .prologue(kind.prologue())?;
             let builder = match network {
                 Some(network) => builder.psk(3, network.psk())?,
@@ -71,8 +135,8 @@ impl Noise {
             }
         };
         match build() {
-            Ok(state) => Self(state),
-            Err::<_, snow::Error>(error) => panic!("snow lacks {pattern}: {error}"),
+            Ok(state) => Box::new(Self(state)),
+            Err::<_, Error>(error) => panic!("snow lacks {pattern}: {error}"),
         }
     }
 
@@ -100,7 +164,7 @@ impl Noise {
     }
 
     /// The result, after the third message.
-    pub(crate) fn secrets(mut self) -> Secrets {
+    pub(crate) fn secrets(&mut self) -> Secrets {
         let (to_responder, to_initiator) = self.0.dangerously_get_raw_split();
         let mut hash = [0; 32];
         hash.copy_from_slice(self.0.get_handshake_hash());
@@ -118,7 +182,7 @@ mod tests {
 
     type Networks<'a> = (Option<&'a Network>, Option<&'a Network>);
 
-    fn pair(kind: (Kind, Kind), networks: Networks<'_>) -> (Noise, Noise) {
+    fn pair(kind: (Kind, Kind), networks: Networks<'_>) -> (Box<Noise>, Box<Noise>) {
         let key = |n| SecretKey::from_bytes(&[n; 32]).unwrap();
         (
             Noise::new(&key(1), kind.0, true, networks.0, Some([1; 32])),

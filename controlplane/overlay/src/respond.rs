@@ -69,7 +69,7 @@ impl Overlay {
             digest,
             order: self.half_opens.next_order(),
             created: now,
-            noise: Box::new(noise),
+            noise,
             offer,
             suite,
             indices,
@@ -135,7 +135,7 @@ impl Overlay {
         now: Nanos,
         carrier: Carrier,
         id: u32,
-        half: HalfOpen,
+        mut half: HalfOpen,
         key: PublicKey,
         payload: &[u8],
     ) -> Result<(), Option<Refusal>> {

@@ -10,7 +10,7 @@ use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, Span};
 use hyphae_wire::control::PROBE_LEN;
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX, REPORT_LEN};
-use hyphae_wire::{AddressPair, Nanos};
+use hyphae_wire::{AddressPair, Nanos, on_wiped_stack};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::control;
@@ -304,10 +304,12 @@ impl<D: Driver> Worker<D> {
                 self.stats.clear_peer(record.peer.get());
                 self.engine.apply(now, program).is_ok()
             }
-            Program::PeerInstall(_)
-            | Program::LinkInstall(_)
-            | Program::LinkRemove(_)
+            Program::LinkInstall(_)
             | Program::SessionInstall(_)
+            | Program::CookieSecret(_)
+            | Program::NodeSecret(_) => on_wiped_stack(|| self.engine.apply(now, program).is_ok()),
+            Program::PeerInstall(_)
+            | Program::LinkRemove(_)
             | Program::SessionRemove(_)
             | Program::FibReplace(_)
             | Program::FibRemove(_)
@@ -317,9 +319,7 @@ impl<D: Driver> Worker<D> {
             | Program::ResyncBegin(_)
             | Program::ResyncEnd(_)
             | Program::PendingDrop(_)
-            | Program::Retain(_)
-            | Program::CookieSecret(_)
-            | Program::NodeSecret(_) => self.engine.apply(now, program).is_ok(),
+            | Program::Retain(_) => self.engine.apply(now, program).is_ok(),
         }
     }
 

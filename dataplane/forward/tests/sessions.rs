@@ -291,7 +291,7 @@ fn records_with_impossible_values_are_refused() {
     };
     assert_eq!(refused(engine, &Program::Retain(&record)), malformed);
     let raw = hyphae_shm::record::InjectRaw {
-        endpoint: endpoint(1),
+        addresses: endpoint(1).into(),
     };
     let program = Program::InjectRaw(&raw, &[]);
     assert_eq!(refused(engine, &program), Err(ApplyError::NotHere));

@@ -1,5 +1,6 @@
 //! The shared segment between the dataplane and a control plane: rings, statistics, records, and how
-//! a control plane gets hold of it.
+//! a control plane gets hold of it. Beside it what keeps secrets in memory: a locked page, and an
+//! allocator that wipes.
 //!
 //! Who trusts whom: the dataplane trusts nothing that it reads here. Control-plane code may trust the
 //! dataplane, which owns the segment, but uses the same checked readers.
@@ -11,6 +12,8 @@
 pub mod attach;
 #[cfg(not(loom))]
 mod doorbell;
+#[cfg(not(loom))]
+mod locked;
 mod memory;
 #[cfg(not(loom))]
 mod peer_groups;
@@ -24,10 +27,13 @@ pub mod stats;
 #[cfg(not(loom))]
 mod stats_block;
 mod sync;
+#[cfg(not(loom))]
+mod wiping;
 
 #[cfg(not(loom))]
 pub use doorbell::Doorbell;
 #[cfg(not(loom))]
+pub use locked::LockedPage;
 pub use peer_groups::peer_groups;
 #[cfg(not(loom))]
 pub use reclaim::give_back_free_memory;
@@ -36,3 +42,5 @@ pub use ring::{Consumer, Corrupt, Producer, PushError, RECORD_MAX, heap};
 pub use segment::{ABI_VERSION, Layout, Segment, SegmentError};
 #[cfg(not(loom))]
 pub use stats_block::{StatsReader, StatsWriter};
+#[cfg(not(loom))]
+pub use wiping::{WIPED_MAX, WipingAllocator};

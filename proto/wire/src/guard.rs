@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::frame::{FrameKind, LINK_HEADER_LEN, LinkHeader};
 use crate::handshake::VERSION;
-use crate::{Endpoint, SecretKey, SessionIndex};
+use crate::{Endpoint, SecretKey, SessionIndex, on_wiped_stack};
 
 /// Bytes of a cookie or a reset token.
 pub const TOKEN_LEN: usize = 16;
@@ -43,7 +43,7 @@ const SESSION_RESET_STEP: u8 = 4;
 /// The secret behind reset tokens and handshake numbers. It follows from the node's key, so a
 /// restarted node computes the same tokens without having stored any.
 pub fn node_secret(identity: &SecretKey) -> [u8; 32] {
-    blake3::derive_key(CONTEXT, identity.as_bytes())
+    on_wiped_stack(|| blake3::derive_key(CONTEXT, identity.as_bytes()))
 }
 
 fn keyed(secret: &[u8; 32], what: u8, bytes: &[u8]) -> Token {

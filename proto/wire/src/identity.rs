@@ -5,13 +5,15 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use x25519_dalek::StaticSecret;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::Zeroizing;
 
 use crate::OverlayAddress;
+use crate::stack::on_wiped_stack;
 
 /// Bytes of a public or secret key.
 pub const KEY_LEN: usize = 32;
@@ -108,9 +110,25 @@ impl<'de> Deserialize<'de> for PublicKey {
     }
 }
 
-/// An X25519 secret key: the content of a key file. Wiped on drop, never shown by `Debug`.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct SecretKey([u8; KEY_LEN]);
+/// Where the bytes of a secret key are: the one place of them, which wipes them when it ends.
+pub trait KeyPlace: Send + Sync {
+    /// The bytes.
+    fn bytes(&self) -> &[u8; KEY_LEN];
+}
+
+impl KeyPlace for Zeroizing<[u8; KEY_LEN]> {
+    fn bytes(&self) -> &[u8; KEY_LEN] {
+        self
+    }
+}
+
+/// An X25519 secret key: the content of a key file. Clones share its one place in memory. Never shown
+/// by `Debug`.
+#[derive(Clone)]
+pub struct SecretKey {
+    place: Arc<dyn KeyPlace>,
+    public: PublicKey,
+}
 
 /// The bytes of a key file are not a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -129,9 +147,19 @@ impl SecretKey {
     /// # Errors
     /// When the operating system has no randomness to give.
     pub fn generate() -> Result<Self, getrandom::Error> {
-        let mut bytes = [0; KEY_LEN];
-        getrandom::fill(&mut bytes)?;
-        Ok(Self(bytes))
+        Self::filled(|bytes| getrandom::fill(bytes))
+    }
+
+    /// A key whose random bytes come from `fill`.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn filled<E>(fill: impl FnOnce(&mut [u8; KEY_LEN]) -> Result<(), E>) -> Result<Self, E> {
+        let mut place = Arc::new(Zeroizing::new([0; KEY_LEN]));
+        if let Some(bytes) = Arc::get_mut(&mut place) {
+            fill(bytes)?;
+        }
+        Ok(Self::of(place))
     }
 
     /// Reads the content of a key file.
@@ -139,23 +167,50 @@ impl SecretKey {
     /// # Errors
     /// When it is not 32 bytes, or all zero.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidSecretKey> {
-        let key: [u8; KEY_LEN] = bytes
+        let key: &[u8; KEY_LEN] = bytes
             .try_into()
             .map_err(|_| InvalidSecretKey::Length(bytes.len()))?;
-        if key == [0; KEY_LEN] {
+        on_wiped_stack(|| Self::in_place(Arc::new(Zeroizing::new(*key))))
+    }
+
+    /// The key whose bytes are already where they are to stay.
+    ///
+    /// # Errors
+    /// When they are all zero.
+    pub fn in_place(place: Arc<dyn KeyPlace>) -> Result<Self, InvalidSecretKey> {
+        if *place.bytes() == [0; KEY_LEN] {
             return Err(InvalidSecretKey::Zero);
         }
-        Ok(Self(key))
+        Ok(Self::of(place))
+    }
+
+    fn of(place: Arc<dyn KeyPlace>) -> Self {
+        let public = on_wiped_stack(|| {
+            let secret = StaticSecret::from(*place.bytes());
+            PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+        });
+        Self { place, public }
     }
 
     /// The bytes of the key file.
     pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
-        &self.0
+        self.place.bytes()
     }
 
     /// The public half (RFC 7748).
     pub fn public_key(&self) -> PublicKey {
-        PublicKey(x25519_dalek::PublicKey::from(&StaticSecret::from(self.0)).to_bytes())
+        self.public
+    }
+
+    /// The public half's bytes, for as long as the key is there.
+    pub fn public_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.public.0
+    }
+
+    /// Writes what this key and the other end's agree on (RFC 7748) into `out`. All zero when theirs is
+    /// a point of small order.
+    pub fn agree(&self, theirs: &PublicKey, out: &mut [u8; KEY_LEN]) {
+        on_wiped_stack(|| *out = x25519_dalek::x25519(*self.as_bytes(), theirs.0));
     }
 }
 

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha512};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use zeroize::Zeroizing;
 
-use crate::{PublicKey, SecretKey};
+use crate::{PublicKey, SecretKey, on_wiped_stack};
 
 /// Bytes of a signature.
 pub const SIGNATURE_LEN: usize = 64;
@@ -54,6 +54,10 @@ impl SecretKey {
     /// Signs a message. `random` comes from a cryptographic source; should that source fail, a
     /// repeated value does no harm, because the nonce depends on key and message as well.
     pub fn sign(&self, message: &[u8], random: &[u8; 64]) -> Signature {
+        on_wiped_stack(|| self.sign_here(message, random))
+    }
+
+    fn sign_here(&self, message: &[u8], random: &[u8; 64]) -> Signature {
         let clamped = Zeroizing::new(clamp_integer(*self.as_bytes()));
         let k = Zeroizing::new(Scalar::from_bytes_mod_order(*clamped));
         let edwards = EdwardsPoint::mul_base(&k).compress();

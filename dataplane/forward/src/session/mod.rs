@@ -234,6 +234,10 @@ impl LinkLane {
     }
 }
 
+// Its keys are wiped when it ends.
+const _: () = assert!(size_of::<LinkLane>() <= hyphae_shm::WIPED_MAX);
+const _: () = assert!(size_of::<SessionLane>() <= hyphae_shm::WIPED_MAX);
+
 /// A lane to the other end of a session.
 pub(crate) struct SessionLane {
     pub(crate) lane: Lane<Aead>,

@@ -7,6 +7,7 @@ use anyhow::Context;
 use hyphae_controlplane::Reloader;
 use hyphae_controlplane::config::{Config, Settings};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::{NodeArgs, up};
 use crate::log::SetLevel;
@@ -75,6 +76,8 @@ fn start(args: &NodeArgs) -> anyhow::Result<(Settings, Config, SetLevel)> {
     hyphae_files::exact_modes();
     hangup().thread_block().context("signals")?;
     end_with_parent()?;
+    // Keys are in its memory: no core dumps, and nobody but root looks into it.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("PR_SET_DUMPABLE")?;
     let settings = args.settings()?;
     let config = settings.config()?;
     let set_level = crate::log::start(&config)?;
