@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    fn same_secrets((mut i, mut r): (Noise, Noise)) {
+    fn same_secrets((mut i, mut r): (Box<Noise>, Box<Noise>)) {
         assert_eq!(r.read(&i.write(b"one").unwrap()).unwrap(), b"one");
         let two = r.write(b"two").unwrap();
         let mut bent = two.clone();
