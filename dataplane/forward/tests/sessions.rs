@@ -19,15 +19,13 @@ use hyphae_forward::{
     ApplyError, Engine, EngineEvent, HostVerdict, LinkSlot, SnapshotCursor, Verdict,
 };
 use hyphae_shm::record::{
-    FLAG_INITIATOR, Generation, InjectLinkLocal, InjectRouted, LANE_LINK, LANE_SESSION,
-    PendingDrop, Program, Punt, RETAIN_LINK, RETAIN_PEER, RETAIN_SESSION, ROLE_RECEIVE_ONLY,
-    ROLE_STANDBY, Retain, SessionRemove,
+    Generation, InjectLinkLocal, InjectRouted, LANE_LINK, LANE_SESSION, PendingDrop, Program, Punt,
+    RETAIN_LINK, RETAIN_PEER, RETAIN_SESSION, ROLE_RECEIVE_ONLY, ROLE_STANDBY, Retain,
+    SessionRemove,
 };
 use hyphae_shm::stats::DropReason;
 use hyphae_wire::control::{ControlKind, message};
-use hyphae_wire::{
-    AddressPair, LocalAddress, Nanos, OverlayAddress, Service, SessionIndex, Suite, WorkerId,
-};
+use hyphae_wire::{Nanos, OverlayAddress, Service, SessionIndex, Suite, WorkerId};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{U32, U64};
 
@@ -354,59 +352,6 @@ fn endpoints_are_learnt_from_the_newest_authentic_frames_only() {
     assert_eq!(verdict, Verdict::Done);
     receive_one(engine, NOW, other, &mut keepalive(&near, 12));
     assert_eq!((at(engine), events(engine)), (Some(moved), vec![]));
-}
-
-#[test]
-fn a_lane_answers_from_the_address_that_its_peer_uses_if_the_peer_began_it() {
-    for initiator in [false, true] {
-        let mut line = Line::new(1, SUITE);
-        let (near, home) = (line.first[0][1], line.client.endpoint);
-        let mut record = near.link(1, home);
-        record.flags = if initiator { FLAG_INITIATOR } else { 0 };
-        let remove = SessionRemove {
-            receive_index: U32::new(near.receive.0),
-            reserved: U32::ZERO,
-        };
-        let far = line.first[0][0];
-        let engine = line.relay.engine();
-        engine.apply(NOW, &Program::LinkRemove(&remove)).unwrap();
-        engine.apply(NOW, &Program::LinkInstall(&record)).unwrap();
-        let asked = |text: &str| AddressPair {
-            remote: home,
-            local: LocalAddress::new(text.parse().unwrap(), 0),
-        };
-        let (first, second) = (asked("2001:db8::1"), asked("2001:db8::2"));
-        let lane = LinkSlot(near.receive.slot() as u32);
-        let local = |engine: &Engine| engine.addresses(lane).unwrap().local;
-        let hear = |engine: &mut Engine, from: &AddressPair, counter| {
-            let mut verdicts = Vec::new();
-            let mut frame = keepalive(&far, counter);
-            let len = frame.len();
-            engine.receive(NOW, from, &mut frame, len, &mut verdicts);
-            assert_eq!(verdicts, [Verdict::Done]);
-        };
-        hear(engine, &first, 10);
-        let expected = |pair: AddressPair| {
-            if initiator {
-                LocalAddress::UNSET
-            } else {
-                pair.local
-            }
-        };
-        assert_eq!(local(engine), expected(first));
-        hear(engine, &second, 12);
-        assert_eq!(local(engine), expected(second));
-        // A late frame does not move it, and a change of this host's address is no move of the peer.
-        hear(engine, &first, 11);
-        assert_eq!(local(engine), expected(second));
-        assert_eq!(events(engine), []);
-        engine.forget_source(&first.local);
-        assert_eq!(local(engine), expected(second));
-        engine.forget_source(&second.local);
-        assert!(local(engine).is_unset());
-        hear(engine, &second, 13);
-        assert_eq!(local(engine), expected(second));
-    }
 }
 
 /// A client that has a way to the server but no session yet.
