@@ -42,6 +42,8 @@ pub use peering::{
 pub const LISTEN_DEFAULT: &str = "[::]:9670";
 /// Largest `mtu` that can be set: links of 9216 bytes carry it.
 const MTU_MAX: u16 = 9000;
+/// Sets no bit that kube-proxy, Calico, Tailscale or wg-quick use.
+const UNDERLAY_MARK_DEFAULT: u32 = 150;
 /// JSON-RPC over TCP by default.
 pub const RPC_DEFAULT: &str = "127.0.0.1:8990";
 /// REST by default, where JSON-RPC over TCP is on.
@@ -70,6 +72,8 @@ pub struct Config {
     pub driver: String,
     /// How long a worker may look for work before it sleeps.
     pub poll_max: Duration,
+    /// Mark of the underlay packets; 0 for none.
+    pub underlay_mark: u32,
     /// Suites to offer; `None` leaves the choice to the hardware.
     pub suite: Option<Suite>,
     /// Where metrics are served.
@@ -220,6 +224,7 @@ struct Raw {
     cores: Option<String>,
     driver: Option<String>,
     poll_max_microseconds: Option<u64>,
+    underlay_mark: Option<u32>,
     suite: Option<String>,
     metrics: Option<String>,
     metrics_peers_max: usize,
@@ -391,6 +396,7 @@ impl Config {
                     return Err(value("poll_max_microseconds", message));
                 }
             },
+            underlay_mark: raw.underlay_mark.unwrap_or(UNDERLAY_MARK_DEFAULT),
             suite,
             metrics: optional_socket("metrics", &text(raw.metrics, METRICS_DEFAULT))?,
             metrics_peers_max: raw.metrics_peers_max,

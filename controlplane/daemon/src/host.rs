@@ -6,16 +6,19 @@
 //! may concern the device, it compares and repairs what differs, at a limited rate ([`Pace`]). A device that was set
 //! down or moved away was meant to be: that is reported and left alone.
 //!
+//! * `rules`: how routes to gateways leave the node's own underlay traffic alone
 //! * `watch`: what the kernel reports
 //! * `kernel`: requests to the kernel
 //! * `report`: what status, metrics and the log show
 
 mod kernel;
 mod report;
+mod rules;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -84,6 +87,8 @@ struct Wishes {
     changed: BTreeMap<Prefix, Wish>,
     /// All that is to be left of the routes outside of the overlay.
     only: Option<BTreeSet<Prefix>>,
+    /// Underlay addresses of peers.
+    links: Option<BTreeSet<Ipv6Addr>>,
 }
 
 /// The host's routes on the device; a task sets them.
@@ -94,9 +99,21 @@ struct Wishes {
 pub(crate) struct HostRoutes {
     wishes: Arc<Mutex<Wishes>>,
     wake: mpsc::Sender<()>,
+    /// See [`HostRoutes::wants_links`].
+    wants_links: Arc<AtomicBool>,
 }
 
 impl HostRoutes {
+    /// Whether it counts where the peers are: underlay packets cannot be told apart from others.
+    pub(crate) fn wants_links(&self) -> bool {
+        self.wants_links.load(Ordering::Relaxed)
+    }
+
+    /// These are the underlay addresses of peers: no route may cover them.
+    pub(crate) fn links(&self, addresses: BTreeSet<Ipv6Addr>) {
+        self.wish(|wishes| wishes.links = Some(addresses));
+    }
+
     /// Limits packets to a /64 of the overlay, or ends the limit.
     pub(crate) fn limit(&self, subnet: Prefix, mtu: Option<u16>) {
         let wish = mtu.map_or(Wish::Gone, |mtu| Wish::There(Some(mtu)));
@@ -136,6 +153,8 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) address: Ipv6Addr,
     pub(crate) mtu: u16,
+    /// Mark of the dataplane's packets; 0 when it does not mark them.
+    pub(crate) mark: u32,
 }
 
 /// Sets the device up, then keeps it and routes on it until the handle is dropped.
@@ -146,7 +165,12 @@ pub(crate) fn start(
 ) -> HostRoutes {
     let (wake, woken) = mpsc::channel(1);
     let wishes = Arc::new(Mutex::new(Wishes::default()));
+    let wants_links = Arc::new(AtomicBool::new(false));
     let keeper = Keeper {
+        unmarked: (device.mark == 0).then(|| "underlay packets are not marked".to_owned()),
+        wants_links: Arc::clone(&wants_links),
+        links: BTreeSet::new(),
+        learnt: false,
         device,
         index: None,
         prepared: None,
@@ -159,7 +183,11 @@ pub(crate) fn start(
         report,
     };
     tokio::spawn(keep(keeper, Arc::clone(&wishes), woken, changes));
-    HostRoutes { wishes, wake }
+    HostRoutes {
+        wishes,
+        wake,
+        wants_links,
+    }
 }
 
 async fn keep(
@@ -202,6 +230,14 @@ async fn keep(
     }
 }
 
+/// Routes that are not as they are wanted.
+#[derive(Debug, Default)]
+struct WrongRoutes {
+    /// Table, destination and limit of the size of packets.
+    missing: Vec<(u32, Prefix, Option<u16>)>,
+    misplaced: Vec<(u32, Prefix)>,
+}
+
 /// What the task knows.
 struct Keeper {
     device: Device,
@@ -216,6 +252,13 @@ struct Keeper {
     gone_since: Option<Nanos>,
     /// Routes that are wanted besides the one that follows from the address.
     routes: BTreeMap<Prefix, Option<u16>>,
+    /// All routes to gateways are among them; before, an earlier control plane's are left as they are.
+    learnt: bool,
+    /// Why underlay packets cannot be told apart from others, if they cannot.
+    unmarked: Option<String>,
+    wants_links: Arc<AtomicBool>,
+    /// Underlay addresses of peers, known where they count.
+    links: BTreeSet<Ipv6Addr>,
     /// When to compare what is wanted with what there is.
     due: Option<Nanos>,
     pace: Pace,
@@ -233,7 +276,7 @@ impl Keeper {
                 index.as_ref().is_some_and(ours)
                     || destination.is_some_and(|prefix| self.routes.contains_key(&prefix))
             }
-            Change::Rule => false,
+            Change::Rule => self.learnt,
             Change::Lost => true,
         };
         if let Change::LinkGone { moved, .. } = change
@@ -253,8 +296,21 @@ impl Keeper {
     }
 
     /// Carries out what is wished of routes.
-    async fn apply(&mut self, kernel: &Kernel, Wishes { changed, only }: Wishes) {
+    async fn apply(&mut self, kernel: &Kernel, wishes: Wishes) {
+        let Wishes {
+            changed,
+            only,
+            links,
+        } = wishes;
+        let before = self.lengths();
+        if let Some(links) = links
+            && self.links != links
+        {
+            self.links = links;
+            self.check_after(Duration::ZERO);
+        }
         if let Some(only) = only {
+            self.learnt = true;
             self.routes
                 .retain(|prefix, _| prefix.overlaps(OVERLAY_RANGE) || only.contains(prefix));
             let stale = |prefix: Prefix| !prefix.overlaps(OVERLAY_RANGE) && !only.contains(&prefix);
@@ -262,23 +318,97 @@ impl Keeper {
                 tracing::warn!(%error, "routes to gateways that have gone are still there");
             }
         }
-        for (prefix, wish) in changed {
+        for (prefix, wish) in &changed {
             match wish {
-                Wish::There(mtu) => self.routes.insert(prefix, mtu),
-                Wish::Gone => self.routes.remove(&prefix),
+                Wish::There(mtu) => self.routes.insert(*prefix, *mtu),
+                Wish::Gone => self.routes.remove(prefix),
             };
-            // Without a device they are set when it is there again.
-            let Some(index) = self.index.filter(|_| !self.report.is_broken()) else {
-                continue;
-            };
-            let done = match wish {
-                Wish::There(mtu) => kernel.set_route(index, TABLE_MAIN, prefix, mtu).await,
-                Wish::Gone => kernel.delete_route(index, TABLE_MAIN, prefix).await,
+        }
+        // Without a device all is set when it is there again.
+        let Some(index) = self.index.filter(|_| !self.report.is_broken()) else {
+            return;
+        };
+        if self.lengths() != before {
+            self.set_rules(kernel, index).await;
+        }
+        for (prefix, wish) in changed {
+            let table = self.table(index, prefix);
+            let done = match (wish, table) {
+                (Wish::There(mtu), Some(table)) => {
+                    kernel.set_route(index, table, prefix, mtu).await
+                }
+                (Wish::There(_), None) => Ok(()),
+                (Wish::Gone, table) => {
+                    let table = table.unwrap_or(TABLE_MAIN);
+                    kernel.delete_route(index, table, prefix).await
+                }
             };
             if let Err(error) = done {
                 tracing::warn!(%error, %prefix, "the host's route was not changed");
                 self.check_after(SETTLE);
             }
+        }
+        self.wants_links.store(
+            self.unmarked.is_some() && !self.lengths().is_empty(),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Lengths of the prefixes outside of the overlay that are routed.
+    fn lengths(&self) -> BTreeSet<u8> {
+        let outside = self.routes.keys();
+        let outside = outside.filter(|prefix| !prefix.overlaps(OVERLAY_RANGE));
+        outside.map(|prefix| prefix.len()).collect()
+    }
+
+    /// Where a route belongs; `None` where it would lead the node's own packets into the device.
+    fn table(&self, index: u32, prefix: Prefix) -> Option<u32> {
+        if prefix.overlaps(OVERLAY_RANGE) {
+            Some(TABLE_MAIN)
+        } else if self.unmarked.is_none() {
+            Some(rules::table(index))
+        } else {
+            let covers = |link: &Ipv6Addr| prefix.contains((*link).into());
+            (!self.links.iter().any(covers)).then_some(TABLE_MAIN)
+        }
+    }
+
+    /// Rules that are wanted and not there, and that are there and not wanted.
+    async fn wrong_rules(
+        &self,
+        kernel: &Kernel,
+        index: u32,
+    ) -> Result<(Vec<Rule>, Vec<Rule>), HostError> {
+        let found = kernel.rules(index).await?;
+        let mut excess: Vec<_> = found.dead.into_iter().collect();
+        if !self.learnt {
+            return Ok((Vec::new(), excess));
+        }
+        let lengths = match self.unmarked {
+            Some(_) => BTreeSet::new(),
+            None => self.lengths(),
+        };
+        let wanted = rules::wanted(index, self.device.mark, lengths.into_iter());
+        excess.extend(found.ours.difference(&wanted));
+        Ok((wanted.difference(&found.ours).copied().collect(), excess))
+    }
+
+    /// Sets rules. Where the kernel has none of the kind, routes that cover the address of a peer are withdrawn.
+    async fn set_rules(&mut self, kernel: &Kernel, index: u32) {
+        let done = async {
+            let (missing, excess) = self.wrong_rules(kernel, index).await?;
+            for rule in excess {
+                kernel.delete_rule(rule).await?;
+            }
+            for rule in missing {
+                kernel.add_rule(rule).await?;
+            }
+            Ok::<_, HostError>(())
+        };
+        if let Err(error) = done.await {
+            tracing::error!(%error, "rules of policy routing cannot be kept");
+            self.unmarked = Some(error.to_string());
+            self.check_after(Duration::ZERO);
         }
     }
 
@@ -327,7 +457,7 @@ impl Keeper {
         }
         let broken = self.compare(kernel, &link, new).await?;
         if broken.is_empty() {
-            return Ok(None);
+            return Ok(self.captured(link.index));
         }
         let at = now();
         let next = self.pace.next(at);
@@ -359,7 +489,14 @@ impl Keeper {
                 tracing::warn!(%error, "routes of an earlier control plane are still there");
             }
         }
-        Ok(None)
+        Ok(self.captured(link.index))
+    }
+
+    /// Routes that are left out, as a problem.
+    fn captured(&self, index: u32) -> Option<Problem> {
+        let prefixes = self.withdrawn(index);
+        let why = self.unmarked.clone().filter(|_| !prefixes.is_empty())?;
+        Some(Problem::Captured { prefixes, why })
     }
 
     /// There is no such device.
@@ -398,32 +535,45 @@ impl Keeper {
         note(Part::Ipv6, usize::from(off));
         let address = kernel.has_address(link.index, self.device.address).await?;
         note(Part::Address, usize::from(!address));
-        let missing = self.missing_routes(kernel, link.index).await?;
-        note(Part::Route, missing.len());
+        let wrong = self.wrong_routes(kernel, link.index).await?;
+        note(Part::Route, wrong.missing.len() + wrong.misplaced.len());
+        let (missing, excess) = self.wrong_rules(kernel, link.index).await?;
+        note(Part::Rule, missing.len() + excess.len());
         Ok(broken)
     }
 
-    /// Routes that are wanted and not there as they are wanted.
-    async fn missing_routes(
-        &self,
-        kernel: &Kernel,
-        index: u32,
-    ) -> Result<Vec<(Prefix, Option<u16>)>, HostError> {
+    /// Routes that are wanted and not there as they are wanted, with their tables, and those that are in a wrong one.
+    async fn wrong_routes(&self, kernel: &Kernel, index: u32) -> Result<WrongRoutes, HostError> {
         let there = kernel.routes(index).await?;
-        let mut missing: Vec<_> = self
-            .routes
-            .iter()
-            .filter(|(prefix, mtu)| {
-                let route = there.get(&(TABLE_MAIN, **prefix));
-                route.is_none_or(|route| !route.ours || route.mtu != mtu.map(u32::from))
-            })
-            .map(|(prefix, mtu)| (*prefix, *mtu))
-            .collect();
+        let mut wrong = WrongRoutes::default();
+        for (prefix, mtu) in &self.routes {
+            let Some(table) = self.table(index, *prefix) else {
+                continue;
+            };
+            let route = there.get(&(table, *prefix));
+            if route.is_none_or(|route| !route.ours || route.mtu != mtu.map(u32::from)) {
+                wrong.missing.push((table, *prefix, *mtu));
+            }
+        }
         // It usually follows from the address, so it may be the kernel's.
         if !there.contains_key(&(TABLE_MAIN, OVERLAY_RANGE)) {
-            missing.push((OVERLAY_RANGE, None));
+            wrong.missing.push((TABLE_MAIN, OVERLAY_RANGE, None));
         }
-        Ok(missing)
+        let misplaced = there.iter().filter(|((table, prefix), route)| {
+            route.ours
+                && self.routes.contains_key(prefix)
+                && self.table(index, *prefix) != Some(*table)
+        });
+        wrong.misplaced = misplaced.map(|(at, _)| *at).collect();
+        Ok(wrong)
+    }
+
+    /// Prefixes whose routes are left out.
+    fn withdrawn(&self, index: u32) -> Vec<Prefix> {
+        let prefixes = self.routes.keys().copied();
+        prefixes
+            .filter(|prefix| self.table(index, *prefix).is_none())
+            .collect()
     }
 
     /// Makes the device what it is to be. Doing it again changes nothing.
@@ -450,10 +600,15 @@ impl Keeper {
         if wrong(Part::Address) {
             kernel.add_address(link.index, self.device.address).await?;
         }
-        for (prefix, mtu) in self.missing_routes(kernel, link.index).await? {
-            kernel
-                .set_route(link.index, TABLE_MAIN, prefix, mtu)
-                .await?;
+        if wrong(Part::Rule) {
+            self.set_rules(kernel, link.index).await;
+        }
+        let wrong = self.wrong_routes(kernel, link.index).await?;
+        for (table, prefix) in wrong.misplaced {
+            kernel.delete_route(link.index, table, prefix).await?;
+        }
+        for (table, prefix, mtu) in wrong.missing {
+            kernel.set_route(link.index, table, prefix, mtu).await?;
         }
         Ok(())
     }

@@ -254,7 +254,7 @@ impl Node {
             IpAddr::V4(_) => address.is_ipv4(),
             IpAddr::V6(ip) => ip.is_unspecified() || address.is_ipv6(),
         };
-        let Some(configured) = self.configured.get(&id) else {
+        let Some(configured) = self.configured.get_mut(&id) else {
             return;
         };
         let addresses: Vec<_> = found
@@ -292,6 +292,7 @@ impl Node {
                 name: name.to_owned(),
                 address: self.identity.public_key().address().ip(),
                 mtu: self.config.mtu,
+                mark: attachment.hello.underlay_mark.get(),
             };
             let (changes, report) = (self.kernel_changes.subscribe(), Arc::clone(&self.host));
             self.host_routes = Some(host::start(device, changes, report));

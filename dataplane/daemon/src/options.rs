@@ -17,6 +17,8 @@ pub struct Options {
     pub stream_listen: bool,
     /// Which cores the workers get.
     pub cores: Cores,
+    /// Mark of all underlay packets; 0 for none.
+    pub mark: u32,
     /// Name of the TUN device, if there is to be one.
     pub tun: Option<String>,
     /// Which driver.

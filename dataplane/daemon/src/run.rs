@@ -135,7 +135,15 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     // At most 64 (Cores).
     let workers = cores.len() as u16;
     let (kind, reason) = choose(options.driver)?;
-    let sockets = bind(options.listen, workers, options.patience)?;
+    let sockets = bind(options, workers)?;
+    let mark = sockets.first().map_or(0, |(_, report)| report.mark);
+    if mark != options.mark {
+        tracing::warn!(
+            mark = options.mark,
+            "underlay packets are not marked: SO_MARK needs CAP_NET_ADMIN; routes to gateways that cover the address of \
+             a peer are left out (`underlay_mark = 0` makes this message go away)"
+        );
+    }
     let ports: Vec<u16> = sockets
         .iter()
         .map(|(_, report)| report.local.port())
@@ -162,7 +170,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
         options,
         &cores,
         &ports,
-        receive_bytes,
+        (receive_bytes, mark),
         tun.as_ref(),
         kind,
         &reason,
@@ -189,7 +197,8 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     // Raised after the workers have handed over their last frames.
     let stream_stop = Arc::new(AtomicBool::new(false));
     let stream_bell = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
-    let listener = stream_listener(options, sockets.first().map(|(_, report)| report.local));
+    let at = sockets.first().map(|(_, report)| report.local);
+    let listener = stream_listener(options, at, mark);
     let ended = Arc::new(Doorbell::new().map_err(system("eventfd"))?);
     let udp_segmentation = tun.as_ref().is_some_and(|tun| tun.uso);
     let interface = tun.as_ref().map(tun::Tun::interface).transpose();
@@ -217,6 +226,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
         rings,
         bell: Arc::clone(&stream_bell),
         listener,
+        mark,
         uring: kind == DriverKind::Uring,
         times: stream::Times::default(),
         stop: Arc::clone(&stream_stop),
@@ -319,11 +329,12 @@ fn choose(wanted: DriverKind) -> Result<(DriverKind, String), RunError> {
     Ok((kind, reason))
 }
 
-fn bind(
-    listen: SocketAddr,
-    workers: u16,
-    patience: Duration,
-) -> Result<Vec<(OwnedFd, udp::SocketReport)>, RunError> {
+fn bind(options: &Options, workers: u16) -> Result<Vec<(OwnedFd, udp::SocketReport)>, RunError> {
+    let (listen, patience) = (options.listen, options.patience);
+    let sockets = udp::SocketOptions {
+        mark: options.mark,
+        ..udp::SocketOptions::default()
+    };
     let mut bound = Vec::new();
     for n in 0..workers {
         let mut address = listen;
@@ -336,7 +347,7 @@ fn bind(
             address.set_port(port);
         }
         let in_use = |error: &udp::BindError| matches!(error, udp::BindError::InUse { .. });
-        let bind = || udp::bind(address, udp::SocketOptions::default());
+        let bind = || udp::bind(address, sockets);
         bound.push(patiently(patience, in_use, bind)?);
     }
     Ok(bound)
@@ -365,12 +376,13 @@ fn describe(
     options: &Options,
     cores: &[Option<usize>],
     ports: &[u16],
-    receive_bytes: usize,
+    (receive_bytes, mark): (usize, u32),
     tun: Option<&tun::Tun>,
     kind: DriverKind,
     reason: &str,
 ) -> Hello {
     let mut hello = Hello::blank(WELCOME);
+    hello.underlay_mark = U32::new(mark);
     hello.started = U64::new(clock().0);
     // At most 64.
     hello.workers = U16::new(cores.len() as u16);
@@ -410,10 +422,12 @@ impl Drop for Farewell {
 
 /// The listening socket of stream links, if there is to be one and it can be had: datagrams alone
 /// are worth running for.
-fn stream_listener(options: &Options, at: Option<SocketAddr>) -> Option<TcpListener> {
+fn stream_listener(options: &Options, at: Option<SocketAddr>, mark: u32) -> Option<TcpListener> {
     let address = at.filter(|_| options.stream_listen)?;
     let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-    match patiently(options.patience, in_use, || stream::listen_at(address)) {
+    match patiently(options.patience, in_use, || {
+        stream::listen_at(address, mark)
+    }) {
         Ok(listener) => Some(listener),
         Err(error) => {
             tracing::warn!(

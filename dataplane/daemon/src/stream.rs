@@ -26,7 +26,9 @@ mod tests;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 
+use hyphae_uring::udp::set_mark;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 
 pub(crate) use connection::Times;
@@ -38,7 +40,7 @@ const BACKLOG: i32 = 128;
 
 /// Opens the listening socket at the address of worker 0's datagram socket; like that one, `[::]`
 /// serves IPv4 too.
-pub(crate) fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn listen_at(address: SocketAddr, mark: u32) -> io::Result<TcpListener> {
     let family = if address.is_ipv4() {
         AddressFamily::INET
     } else {
@@ -50,6 +52,8 @@ pub(crate) fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
     }
     // Connections of a predecessor may still be winding down.
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    // Answers to a connection that is being opened are the kernel's, and what is accepted has it too.
+    set_mark(socket.as_fd(), mark)?;
     bind(&socket, &address)?;
     listen(&socket, BACKLOG)?;
     Ok(socket.into())

@@ -15,14 +15,17 @@ pub struct SocketOptions {
     pub receive_bytes: usize,
     /// Bytes of datagrams that may wait to be sent.
     pub send_bytes: usize,
+    /// Mark of what is sent, for rules of policy routing and packet filters; 0 for none.
+    pub mark: u32,
 }
 
 impl Default for SocketOptions {
-    /// 16 MiB each way: about 250 trains.
+    /// 16 MiB each way: about 250 trains. No mark.
     fn default() -> Self {
         Self {
             receive_bytes: 16 << 20,
             send_bytes: 16 << 20,
+            mark: 0,
         }
     }
 }
@@ -39,6 +42,8 @@ pub struct SocketReport {
     pub send_bytes: usize,
     /// Whether the kernel joins datagrams into trains (`UDP_GRO`).
     pub gro: bool,
+    /// As in [`SocketOptions`]; 0 when the process may not mark (`CAP_NET_ADMIN`).
+    pub mark: u32,
 }
 
 /// Why there is no socket.
@@ -139,6 +144,8 @@ pub fn bind(
     }
     // Without it every datagram arrives alone: slow, but it works.
     let gro = set(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+    // Only some hosts need it, and a process without the capability has no TUN device either.
+    let mark = set_mark(socket.as_fd(), options.mark).map_or(0, |()| options.mark);
     bind_socket(&socket, &address).map_err(|error| match error {
         rustix::io::Errno::ADDRINUSE => BindError::InUse { address },
         rustix::io::Errno::ADDRNOTAVAIL => BindError::NotAvailable { address },
@@ -153,8 +160,22 @@ pub fn bind(
             receive_bytes,
             send_bytes,
             gro,
+            mark,
         },
     ))
+}
+
+/// Marks what a socket sends (`SO_MARK`), and what the kernel sends for it, such as the answer of a listening one. 0 is
+/// no mark.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN`.
+pub fn set_mark(socket: BorrowedFd<'_>, mark: u32) -> io::Result<()> {
+    if mark == 0 {
+        return Ok(());
+    }
+    let mark = i32::from_ne_bytes(mark.to_ne_bytes());
+    set(socket, libc::SOL_SOCKET, libc::SO_MARK, mark)
 }
 
 /// Where `socket` is bound.
@@ -242,6 +263,7 @@ mod tests {
         let options = SocketOptions {
             receive_bytes: 100_000,
             send_bytes: 100_000,
+            ..SocketOptions::default()
         };
         let (_socket, report) = bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
         assert_ne!(report.local.port(), 0);

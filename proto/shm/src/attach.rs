@@ -63,8 +63,8 @@ pub struct Hello {
     pub cores: [U16; WORKERS_MAX as usize],
     /// Receive buffer of the sockets as the kernel granted it, bytes.
     pub socket_receive_bytes: U32,
-    /// Zero.
-    pub reserved2: U32,
+    /// Mark of the underlay packets (`SO_MARK`); 0 for none.
+    pub underlay_mark: U32,
     /// Name of the TUN device.
     pub tun_name: [u8; 16],
     /// Name of the driver in use.

@@ -28,7 +28,7 @@ fn site(gateway: &Namespace) -> (Namespace, Ipv6Addr) {
 }
 
 fn has_route(inside: &Namespace) -> bool {
-    command(inside, "ip -6 route show").contains("fd12:3456::/48 dev ")
+    command(inside, "ip -6 route show table all").contains("fd12:3456::/48 dev ")
 }
 
 #[test]

@@ -220,6 +220,15 @@ pub const KEYS_ALL: &[Key] = &[
     .unit("microseconds")
     .range(0, 1000),
     key(
+        "underlay_mark",
+        Kind::Number,
+        "150",
+        "Mark of the node's own UDP and TCP packets (fwmark, SO_MARK). Routes to gateways (routing.reach) leave marked packets \
+         alone, so that a prefix may hold the addresses of peers; packet filters can tell by it, too. 0 is none: then routes \
+         that hold the address of a peer are left out.",
+    )
+    .range(0, 4_294_967_295),
+    key(
         "suite",
         Kind::Text,
         "\"auto\"",

@@ -24,6 +24,7 @@ const GSO_BYTES_MAX: u32 = 57_000;
 const TX_QUEUE_PACKETS: u32 = 2000;
 
 const EEXIST: i32 = -17;
+const ENOENT: i32 = -2;
 const ENODEV: i32 = -19;
 const ESRCH: i32 = -3;
 
@@ -95,6 +96,12 @@ impl Kernel {
         }
         let by_name = self.handle.link().get().match_name(self.device.clone());
         self.one_link(by_name).await
+    }
+
+    /// Whether there is any link with this index.
+    pub(super) async fn link_exists(&self, index: u32) -> Result<bool, HostError> {
+        let request = self.handle.link().get().match_index(index);
+        Ok(self.one_link(request).await?.is_some())
     }
 
     async fn one_link(
@@ -217,6 +224,16 @@ impl Kernel {
 
 fn is(error: &rtnetlink::Error, number: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == number)
+}
+
+/// A request failed because what it makes exists.
+pub(super) fn is_there_already(error: &rtnetlink::Error) -> bool {
+    is(error, EEXIST)
+}
+
+/// A request failed because what it deletes does not exist.
+pub(super) fn is_not_there(error: &rtnetlink::Error) -> bool {
+    is(error, ENOENT) || is(error, ESRCH)
 }
 
 /// Switches of IPv6.

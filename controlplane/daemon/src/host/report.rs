@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
+use hyphae_wire::Prefix;
+
 /// A part of the host's state, as it is repaired and counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
@@ -18,15 +20,18 @@ pub(crate) enum Part {
     Address,
     /// Routes.
     Route,
+    /// Rules of policy routing.
+    Rule,
 }
 
 impl Part {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Device,
         Self::Mtu,
         Self::Ipv6,
         Self::Address,
         Self::Route,
+        Self::Rule,
     ];
 
     /// Its label.
@@ -37,6 +42,7 @@ impl Part {
             Self::Ipv6 => "ipv6",
             Self::Address => "address",
             Self::Route => "route",
+            Self::Rule => "rule",
         }
     }
 }
@@ -56,6 +62,13 @@ pub(crate) enum Problem {
     Down(String),
     /// It is changed again and again.
     HeldBack(Vec<Part>),
+    /// Routes would lead underlay packets into the device, and are left out.
+    Captured {
+        /// To where.
+        prefixes: Vec<Prefix>,
+        /// Why underlay packets cannot be told apart.
+        why: String,
+    },
     /// A repair failed.
     Failed(String),
 }
@@ -87,6 +100,14 @@ impl fmt::Display for Problem {
                     "something else on this host changes the TUN device again and again ({}); it is repaired less \
                      and less often: find what does (`ip -6 monitor`)",
                     names.join(", ")
+                )
+            }
+            Self::Captured { prefixes, why } => {
+                let prefixes: Vec<_> = prefixes.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "no route to {}: it would lead packets to peers into the TUN device, because {why}",
+                    prefixes.join(", ")
                 )
             }
             Self::Failed(error) => f.write_str(error),
@@ -138,7 +159,8 @@ impl Report {
     }
 
     pub(super) fn is_broken(&self) -> bool {
-        self.with(|state| state.problem.is_some())
+        let broken = |problem: &Problem| !matches!(problem, Problem::Captured { .. });
+        self.with(|state| state.problem.as_ref().is_some_and(broken))
     }
 
     /// What is wrong, in a sentence.

@@ -1,7 +1,8 @@
 //! Links as the node looks after them: neighbours on local networks come and go, and what the
 //! workers count tells the overlay which links are in trouble.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use hyphae_overlay::{ConfiguredPeer, PeerTraffic};
@@ -90,5 +91,19 @@ impl Node {
         }
         let wait = if busy { COUNTERS_BUSY } else { COUNTERS_IDLE };
         self.counters_at = now + wait;
+        if let Some(routes) = self.host_routes.as_ref().filter(|it| it.wants_links()) {
+            routes.links(self.link_addresses());
+        }
+    }
+
+    /// Where the peers are, over IPv6.
+    fn link_addresses(&self) -> BTreeSet<Ipv6Addr> {
+        let endpoints = self.overlay.peers().map(|peer| peer.endpoint);
+        endpoints
+            .filter_map(|endpoint| match endpoint.to_socket_addr() {
+                SocketAddr::V6(place) => Some(*place.ip()),
+                SocketAddr::V4(_) => None,
+            })
+            .collect()
     }
 }

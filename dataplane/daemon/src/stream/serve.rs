@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_shm::{Doorbell, RECORD_MAX};
+use hyphae_uring::udp::set_mark;
 use hyphae_wire::{Endpoint, FrameKind, WorkerId};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use zerocopy::little_endian::U64;
 
@@ -45,6 +46,8 @@ pub(crate) struct Seat {
     pub(crate) bell: Arc<Doorbell>,
     /// Not when nothing is to be accepted.
     pub(crate) listener: Option<std::net::TcpListener>,
+    /// Mark of what is sent; 0 for none.
+    pub(crate) mark: u32,
     /// Whether the kernel lets this process use io_uring and it is to be used.
     pub(crate) uring: bool,
     pub(crate) times: Times,
@@ -54,6 +57,7 @@ pub(crate) struct Seat {
 
 /// What tasks share.
 pub(crate) struct Shared {
+    mark: u32,
     rings: RefCell<Rings>,
     table: RefCell<Table>,
     counts: [Cell<u64>; COUNTS_LEN],
@@ -84,6 +88,7 @@ pub(crate) fn run(seat: Seat) -> io::Result<()> {
 
 async fn serve<S: Socket>(seat: Seat) -> io::Result<()> {
     let shared = Rc::new(Shared {
+        mark: seat.mark,
         rings: RefCell::new(seat.rings),
         table: RefCell::new(Table::new(Limits::default())),
         counts: [const { Cell::new(0) }; COUNTS_LEN],
@@ -157,8 +162,17 @@ async fn accept<S: Socket>(listener: TcpListener, shared: Rc<Shared>) {
     }
 }
 
+async fn connect(to: SocketAddr, mark: u32) -> io::Result<TcpStream> {
+    let socket = match to {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    set_mark(socket.as_fd(), mark)?;
+    socket.connect(to).await
+}
+
 async fn dial<S: Socket>(to: SocketAddr, outbox: Rc<Outbox>, shared: Rc<Shared>) {
-    match tokio::time::timeout(CONNECT, TcpStream::connect(to)).await {
+    match tokio::time::timeout(CONNECT, connect(to, shared.mark)).await {
         Ok(Ok(stream)) => {
             shared.count(Counter::StreamConnected);
             attend::<S>(stream, to, false, &outbox, &shared).await;

@@ -59,13 +59,14 @@ impl Rig {
         let bell = doorbell();
         let mut workers = handover::connect(&bells);
         let (outlets, rings) = connect(&mut workers, &bells, &bell);
-        let listener = listen_at("[::]:0".parse().unwrap()).unwrap();
+        let listener = listen_at("[::]:0".parse().unwrap(), 0).unwrap();
         let port = listener.local_addr().unwrap().port();
         let stop = Arc::new(AtomicBool::new(false));
         let seat = Seat {
             rings,
             bell: Arc::clone(&bell),
             listener: Some(listener),
+            mark: 0,
             uring,
             times,
             stop: Arc::clone(&stop),

@@ -470,6 +470,7 @@ fn datagrams_lost_in_the_socket_are_counted<D: Subject>() {
     let options = udp::SocketOptions {
         receive_bytes: 20_000,
         send_bytes: 1 << 20,
+        ..udp::SocketOptions::default()
     };
     let mut rig = Rig::<D>::with("127.0.0.1:0", 4, SLOT_BYTES, options);
     let peer = UdpSocket::bind("127.0.0.1:0").unwrap();

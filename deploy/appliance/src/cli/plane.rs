@@ -35,6 +35,7 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
         listen: config.listen,
         stream_listen: config.stream.listen,
         cores: config.cores.parse().context("--cores")?,
+        mark: config.underlay_mark,
         tun: config.tun,
         driver: config.driver.parse().context("--driver")?,
         poll_max: config.poll_max,

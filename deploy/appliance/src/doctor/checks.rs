@@ -81,6 +81,7 @@ pub(super) fn judge(host: &Readings) -> Vec<Check> {
         buffers(host),
         ports(host),
         ipv6(host),
+        reverse_path(host),
         mtu(host),
         clock(host),
         state(host),
@@ -337,6 +338,23 @@ fn ipv6(host: &Readings) -> Check {
                 .fix("sysctl -w net.ipv6.conf.all.disable_ipv6=0, without ipv6.disable=1 on the kernel's line; a node that \
                       may write there (no ProtectKernelTunables=) switches it on for its own device")
         }
+    }
+}
+
+/// The kernel has no such filter for IPv6; firewalld brings one.
+fn reverse_path(host: &Readings) -> Check {
+    const NAME: &str = "reverse path";
+    match host.ipv6_rpfilter.as_deref() {
+        Some(value @ ("yes" | "true" | "strict")) if host.reaches => {
+            check(NAME, Level::Warn, format!("firewalld has IPv6_rpfilter={value}"))
+                .because(
+                    "routing.reach leads answers to the addresses of peers into the overlay as this filter sees it, so \
+                     it drops what they send from addresses within those prefixes",
+                )
+                .fix("IPv6_rpfilter=loose in /etc/firewalld/firewalld.conf, then `firewall-cmd --complete-reload`")
+        }
+        Some(value) => ok(NAME, format!("firewalld has IPv6_rpfilter={value}")),
+        None => ok(NAME, "no filter for IPv6 (firewalld does not run)"),
     }
 }
 

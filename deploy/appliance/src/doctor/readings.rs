@@ -89,6 +89,10 @@ pub(super) struct Readings {
     /// UDP ports of the workers, then the TCP port.
     pub(super) ports: Vec<(String, Place)>,
     pub(super) ipv6_disabled: Option<bool>,
+    /// Whether routes to gateways are wanted.
+    pub(super) reaches: bool,
+    /// `IPv6_rpfilter` of a firewalld that runs.
+    pub(super) ipv6_rpfilter: Option<String>,
     /// Bytes of the largest packet of the overlay.
     pub(super) mtu: u16,
     pub(super) links: Vec<Link>,
@@ -141,6 +145,8 @@ pub(super) fn take(config: &Config, args: &NodeArgs) -> anyhow::Result<Readings>
         ipv6_disabled: number("/proc/sys/net/ipv6/conf/default/disable_ipv6")
             .map(|value| value == 1)
             .or_else(|| (!Path::new("/proc/sys/net/ipv6").exists()).then_some(true)),
+        reaches: !config.routing.reach.is_empty(),
+        ipv6_rpfilter: ipv6_rpfilter(),
         mtu: config.mtu,
         links: links(config.tun.as_deref()),
         clock_synchronised: clock::is_synchronised().ok(),
@@ -165,6 +171,19 @@ fn word(path: &str) -> Option<String> {
 
 fn number(path: &str) -> Option<u64> {
     word(path)?.parse().ok()
+}
+
+/// What firewalld checks of the sources of IPv6 packets; `None` where it does not run.
+fn ipv6_rpfilter() -> Option<String> {
+    let pid = number("/run/firewalld.pid")?;
+    if !Path::new("/proc").join(pid.to_string()).exists() {
+        return None;
+    }
+    let file = fs::read_to_string("/etc/firewalld/firewalld.conf").unwrap_or_default();
+    let given = file
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("IPv6_rpfilter="));
+    Some(given.unwrap_or("yes").trim().to_ascii_lowercase())
 }
 
 fn capabilities() -> Option<u64> {

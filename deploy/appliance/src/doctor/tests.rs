@@ -33,6 +33,8 @@ fn host() -> Readings {
             ("TCP 9670".into(), Place::Free),
         ],
         ipv6_disabled: Some(false),
+        reaches: false,
+        ipv6_rpfilter: Some("yes".into()),
         mtu: 1340,
         links: vec![Link {
             name: "eth0".into(),

@@ -1,0 +1,236 @@
+//! Routes to gateways stay clear of the node's own underlay traffic, by policy routing (ip-rule(8)).
+//!
+//! A prefix outside of the overlay may hold the underlay address of a peer: `2000::/3` holds nearly all. A route for it
+//! in the main table would lead the datagrams to that peer into the device that they come from. So these routes have a
+//! table of their own, and the dataplane marks its sockets. For each length L of their prefixes, longest first:
+//!
+//! ```text
+//! p    from all lookup main suppress_prefixlength L-1              LAN routes of L bits or more win
+//! p+1  not from all fwmark MARK lookup TABLE suppress_prefixlength L-1   else ours, of L bits or more
+//! ```
+//!
+//! Together that is the longest match over both tables, the host's own routes first where two are equally long. Marked
+//! packets pass the main table alone, with its default route. Rules say `protocol kernel`, because systemd-networkd
+//! deletes rules that it does not know, other than those.
+
+use std::collections::BTreeSet;
+
+use futures_util::TryStreamExt;
+use rtnetlink::IpVersion;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+
+use super::kernel::{Kernel, is_not_there, is_there_already};
+use super::{HostError, TABLE_MAIN};
+
+/// Tables of routes to gateways: this, and the index of the device.
+const TABLES: u32 = 0x4859_0000;
+const TABLE_INDEX: u32 = 0xffff;
+/// Priorities: 256 for each of 64 devices, before the main table (32766).
+const PRIORITIES: u32 = 10_000;
+const DEVICES: u32 = 64;
+const EACH: u32 = 256;
+/// Lengths that have rules of their own, the shortest; each costs two rules in every look-up of the host, and gateways
+/// choose how many there are. Longer prefixes share the rules of the longest of these.
+const LENGTHS_MAX: usize = 16;
+
+/// The table of a device.
+pub(super) fn table(index: u32) -> u32 {
+    TABLES | (index & TABLE_INDEX)
+}
+
+/// A rule, as far as ours differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rule {
+    priority: u32,
+    table: u32,
+    /// Not for packets with this mark.
+    not_mark: Option<u32>,
+    /// Routes with prefixes of at most this length do not count.
+    suppress: u32,
+}
+
+/// Rules for routes with prefixes of these lengths.
+pub(super) fn wanted(index: u32, mark: u32, lengths: impl Iterator<Item = u8>) -> BTreeSet<Rule> {
+    let lengths: BTreeSet<u8> = lengths.filter(|length| *length > 0).collect();
+    let first = PRIORITIES + index % DEVICES * EACH;
+    let rules = lengths.into_iter().take(LENGTHS_MAX).map(u32::from);
+    rules
+        .flat_map(|length| {
+            let (priority, suppress) = (first + 2 * (128 - length) % EACH, length - 1);
+            let own = Rule {
+                priority,
+                table: TABLE_MAIN,
+                not_mark: None,
+                suppress,
+            };
+            let overlay = Rule {
+                priority: priority + 1,
+                table: table(index),
+                not_mark: Some(mark),
+                suppress,
+            };
+            [own, overlay]
+        })
+        .collect()
+}
+
+/// What there is of such rules.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Of this device.
+    pub(super) ours: BTreeSet<Rule>,
+    /// Of devices that do not exist any more.
+    pub(super) dead: BTreeSet<Rule>,
+}
+
+impl Kernel {
+    /// Rules of the device with this index, and of those that have gone.
+    pub(super) async fn rules(&self, index: u32) -> Result<Found, HostError> {
+        let first = PRIORITIES + index % DEVICES * EACH;
+        let (mut all, mut found) = (Vec::new(), Found::default());
+        {
+            let mut dump = std::pin::pin!(self.handle.rule().get(IpVersion::V6).execute());
+            while let Some(message) = dump
+                .try_next()
+                .await
+                .map_err(self.refused("list of rules"))?
+            {
+                all.extend(parse(&message));
+            }
+        }
+        for rule in &all {
+            let other = rule.table & TABLE_INDEX;
+            if rule.table & !TABLE_INDEX != TABLES || other == index & TABLE_INDEX {
+                continue;
+            }
+            if self.link_exists(other).await? {
+                continue;
+            }
+            // With the rule for the main table that belongs to it.
+            let pair = all.iter().filter(|pair| {
+                **pair == *rule || pair.priority + 1 == rule.priority && pair.table == TABLE_MAIN
+            });
+            found.dead.extend(pair.copied());
+        }
+        found.ours = all
+            .into_iter()
+            .filter(|rule| {
+                (first..first + EACH).contains(&rule.priority)
+                    && (rule.table == table(index) || rule.table == TABLE_MAIN)
+                    && !found.dead.contains(rule)
+            })
+            .collect();
+        Ok(found)
+    }
+
+    pub(super) async fn add_rule(&self, rule: Rule) -> Result<(), HostError> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = message(rule);
+        match request.execute().await {
+            Err(error) if is_there_already(&error) => Ok(()),
+            other => other.map_err(self.refused("rule")),
+        }
+    }
+
+    pub(super) async fn delete_rule(&self, rule: Rule) -> Result<(), HostError> {
+        match self.handle.rule().del(message(rule)).execute().await {
+            Err(error) if is_not_there(&error) => Ok(()),
+            other => other.map_err(self.refused("rule")),
+        }
+    }
+}
+
+fn message(rule: Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::Table(rule.table),
+        RuleAttribute::SuppressPrefixLen(rule.suppress),
+        RuleAttribute::Protocol(RouteProtocol::Kernel),
+    ];
+    if let Some(mark) = rule.not_mark {
+        message.header.flags = RuleFlags::Invert;
+        message.attributes.push(RuleAttribute::FwMark(mark));
+        message.attributes.push(RuleAttribute::FwMask(u32::MAX));
+    }
+    message
+}
+
+/// A rule that could be one of ours.
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "attributes of rules are the kernel's and many"
+)]
+fn parse(message: &RuleMessage) -> Option<Rule> {
+    let mut rule = Rule {
+        priority: 0,
+        table: message.header.table.into(),
+        not_mark: None,
+        suppress: u32::MAX,
+    };
+    let mut ours = false;
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => rule.priority = *priority,
+            RuleAttribute::Table(table) => rule.table = *table,
+            RuleAttribute::SuppressPrefixLen(length) => rule.suppress = *length,
+            RuleAttribute::FwMark(mark) => rule.not_mark = Some(*mark),
+            RuleAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::Kernel,
+            _ => {}
+        }
+    }
+    let inverted = message.header.flags.contains(RuleFlags::Invert);
+    (ours && inverted == rule.not_mark.is_some() && rule.suppress != u32::MAX).then_some(rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longer_prefixes_come_first_and_each_length_asks_the_main_table_before_ours() {
+        let rules: Vec<_> = wanted(5, 150, [3, 48, 3, 64].into_iter())
+            .into_iter()
+            .collect();
+        let seen: Vec<_> = rules
+            .iter()
+            .map(|rule| (rule.table == TABLE_MAIN, rule.suppress, rule.not_mark))
+            .collect();
+        let (main, ours) = (None, Some(150));
+        let pair = |suppress| [(true, suppress, main), (false, suppress, ours)];
+        assert_eq!(seen, [pair(63), pair(47), pair(2)].concat());
+        assert!(rules.is_sorted_by(|a, b| a.priority < b.priority));
+        assert!(rules.iter().all(|rule| rule.priority < 32_766));
+    }
+
+    #[test]
+    fn a_gateway_that_announces_every_length_makes_a_bounded_number_of_rules() {
+        let rules = wanted(5, 150, 1..=128);
+        assert_eq!(rules.len(), 2 * LENGTHS_MAX);
+        // The longest that has its own is the threshold for all that are longer.
+        assert_eq!(rules.first().unwrap().suppress, 15);
+    }
+
+    #[test]
+    fn devices_have_tables_and_priorities_of_their_own() {
+        let of = |index| wanted(index, 150, [3].into_iter());
+        assert!(of(5).is_disjoint(&of(6)));
+        assert_ne!(table(5), table(6));
+    }
+
+    #[test]
+    fn a_rule_is_recognised_by_what_the_kernel_says_of_it() {
+        for rule in wanted(7, 150, [3, 48].into_iter()) {
+            assert_eq!(parse(&message(rule)), Some(rule));
+        }
+        let mut foreign = message(*wanted(7, 150, [3].into_iter()).first().unwrap());
+        foreign
+            .attributes
+            .retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+        assert_eq!(parse(&foreign), None);
+    }
+}
