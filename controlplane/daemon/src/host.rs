@@ -31,7 +31,8 @@ use crate::pump::now;
 use kernel::{Kernel, Link};
 use report::Problem;
 pub(crate) use report::{Part, Report};
-pub(crate) use watch::{Change, start as watch};
+use rules::Rule;
+pub(crate) use watch::{Change, Underlay, start as watch};
 
 /// Bits of 400::/7, so that the kernel routes all of it to the device.
 const RANGE_LEN: u8 = 7;

@@ -15,6 +15,7 @@ mod hangup;
 mod host;
 pub mod inbox;
 mod metrics;
+mod names;
 mod node;
 mod overlay_log;
 pub mod proxy;

@@ -2,6 +2,7 @@
 
 mod links;
 mod memory;
+mod resolve;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +21,7 @@ use hyphae_shm::record::{InjectRouted, Program, Punt};
 use hyphae_wire::{
     Endpoint, Nanos, NetworkId, OverlayAddress, PublicKey, SecretKey, Service, WorkerId,
 };
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, oneshot};
 
 use crate::attach::Attachment;
 use crate::bus::{BusCommand, BusScrape, Service as BusService};
@@ -29,13 +30,12 @@ use crate::discovery::{Discovery, Neighbours};
 use crate::endpoint::PeerUrl;
 use crate::host;
 use crate::metrics::EachPeer;
+use crate::names::{Name, Names};
 use crate::overlay_log::Totals;
 use crate::reload::{Reloader, Reloads};
 use crate::routing::{Hold, Routing, RoutingScrape};
 use crate::rpc::Outcome;
-
-/// How often names of peers are looked up again.
-const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
+use resolve::{Resolver, name};
 
 /// Packets of the bus that are sent before anything else gets a turn.
 const BUS_BUDGET: usize = 180;
@@ -98,6 +98,8 @@ pub(crate) struct Configured {
     /// Found on a local network.
     pub(crate) lan: bool,
     pub(crate) since: Nanos,
+    /// The last look-up of its name found no address; logged once.
+    pub(crate) unresolved: bool,
 }
 
 /// How sending what the bus has to send ended.
@@ -141,7 +143,12 @@ pub(crate) struct Node {
     pub(crate) host: Arc<host::Report>,
     /// What the kernel reports of links and addresses.
     kernel_changes: broadcast::Sender<host::Change>,
+    /// Those that concern the underlay.
+    pub(crate) underlay: host::Underlay,
+    pub(crate) names: Names,
+    /// When all names are looked up again, and when those of dead peers may be.
     resolve_at: Nanos,
+    retry_at: Nanos,
     pub(crate) totals: Totals,
     pub(crate) started: Nanos,
     pub(crate) started_unix: u64,
@@ -174,6 +181,7 @@ impl Node {
         // Spreads timers; nothing depends on nobody knowing it.
         let seed = now.0 ^ u64::from_le_bytes(own.0[8..].try_into().unwrap_or_default());
         let routing = Routing::new(now, &config.routing, &identity, unix.as_secs(), seed);
+        let underlay = host::Underlay::new(kernel_changes.subscribe(), config.tun.clone());
         let mut rib = Rib::new(own);
         rib.set_gateways(&config.routing.announce, &config.routing.reach);
         Self {
@@ -200,8 +208,11 @@ impl Node {
             next_ping: 1,
             host_routes: None,
             host: Arc::default(),
+            underlay,
             kernel_changes,
+            names: Names::default(),
             resolve_at: now,
+            retry_at: Nanos::NEVER,
             totals: Totals::default(),
             started: now,
             started_unix: unix.as_secs(),
@@ -221,10 +232,11 @@ impl Node {
             stored,
             lan: false,
             since: now,
+            unresolved: false,
         };
         let id = self.add_entry(now, configured, Vec::new());
         if let Some(configured) = self.configured.get(&id) {
-            self.resolver.start(id, &configured.url);
+            self.names.want(now, name(&configured.url));
         }
     }
 
@@ -248,7 +260,20 @@ impl Node {
     }
 
     /// Names were looked up.
-    pub(crate) fn resolved(&mut self, now: Nanos, (id, found): (u32, Vec<SocketAddr>)) {
+    pub(crate) fn resolved(&mut self, now: Nanos, (looked_up, found): (Name, Vec<SocketAddr>)) {
+        self.names.done(&looked_up);
+        let ids: Vec<u32> = self
+            .configured
+            .iter()
+            .filter(|(_, configured)| !configured.lan && name(&configured.url) == looked_up)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.resolved_for(now, id, &found);
+        }
+    }
+
+    fn resolved_for(&mut self, now: Nanos, id: u32, found: &[SocketAddr]) {
         let listen = self.config.listen;
         let reachable = |address: &SocketAddr| match listen.ip() {
             IpAddr::V4(_) => address.is_ipv4(),
@@ -262,9 +287,12 @@ impl Node {
             .filter(|a| reachable(a))
             .map(|a| configured.url.transport.endpoint(*a))
             .collect();
-        if addresses.is_empty() {
+        let unresolved = addresses.is_empty();
+        if std::mem::replace(&mut configured.unresolved, unresolved) != unresolved && unresolved {
             let url = &configured.url;
             tracing::warn!(peer = %url, "name does not resolve to an address of a usable family");
+        }
+        if unresolved {
             return;
         }
         self.overlay
@@ -324,14 +352,7 @@ impl Node {
             routing.speaker.handle_timeout(now);
         }
         self.release_routes(now);
-        if now >= self.resolve_at {
-            self.resolve_at = now + RESOLVE_AGAIN;
-            for (id, configured) in &self.configured {
-                if !configured.lan && configured.url.host.parse::<IpAddr>().is_err() {
-                    self.resolver.start(*id, &configured.url);
-                }
-            }
-        }
+        self.look_names_up(now);
         let late: Vec<u64> = self
             .pings
             .iter()
@@ -354,6 +375,7 @@ impl Node {
         let memory = self.memory.at();
         let own = [
             self.resolve_at,
+            self.retry_at,
             self.neighbours_at,
             self.counters_at,
             memory,
@@ -361,7 +383,7 @@ impl Node {
         let engines = [self.overlay.poll_timeout(), bus, routing];
         engines
             .into_iter()
-            .chain([self.hold.deadline(), pings])
+            .chain([self.hold.deadline(), pings, self.names.poll_timeout()])
             .flatten()
             .chain(own)
             .min()
@@ -500,6 +522,8 @@ impl Node {
             }
             Event::PeerDown { peer, key, .. } => {
                 self.rib.peer_down(&key);
+                // Its name may have moved.
+                self.retry_at = now;
                 self.routing_link_down(now, peer);
             }
             Event::EchoReply { id, rtt, .. } => {
@@ -643,42 +667,6 @@ impl Node {
             bus: self.bus.scrape(),
             routing: self.routing.as_ref().map(Routing::scrape),
             each_peer: each_peer.map(|peers| (peers, peers_max)),
-        }
-    }
-}
-
-/// Looks names up in tasks of their own.
-pub(crate) struct Resolver {
-    sender: mpsc::Sender<(u32, Vec<SocketAddr>)>,
-    receiver: mpsc::Receiver<(u32, Vec<SocketAddr>)>,
-}
-
-impl Resolver {
-    fn new() -> Self {
-        let (sender, receiver) = mpsc::channel(64);
-        Self { sender, receiver }
-    }
-
-    fn start(&self, id: u32, url: &PeerUrl) {
-        let (sender, host, port) = (self.sender.clone(), url.host.clone(), url.port);
-        tokio::spawn(async move {
-            let found = match tokio::net::lookup_host((host.as_str(), port)).await {
-                Ok(found) => found.collect(),
-                Err(error) => {
-                    tracing::debug!(host, %error, "name lookup failed");
-                    Vec::new()
-                }
-            };
-            // The engine task may be ending.
-            let _ = sender.send((id, found)).await;
-        });
-    }
-
-    pub(crate) async fn next(&mut self) -> (u32, Vec<SocketAddr>) {
-        match self.receiver.recv().await {
-            Some(found) => found,
-            // The sender is held here, so the channel never closes.
-            None => std::future::pending().await,
         }
     }
 }

@@ -184,6 +184,7 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>, vigil: &
             }
             resolved = node.resolver.next() => node.resolved(now(), resolved),
             found = node.discovery.next() => node.found(now(), found),
+            () = node.underlay.changed() => node.underlay_changed(now()),
             result = attachment.rung() => if result.is_err() { return false },
             () = pause => {}
         }

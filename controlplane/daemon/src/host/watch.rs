@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::time::Duration;
 
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
@@ -16,6 +17,8 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
 
 use hyphae_wire::Prefix;
 
@@ -30,6 +33,10 @@ const GROUPS: [MulticastGroup; 5] = [
 ];
 /// Changes that a subscriber may be behind.
 const BEHIND_MAX: usize = 128;
+/// An address takes a moment to be usable after it has come.
+const UNDERLAY_SETTLE: Duration = Duration::from_millis(500);
+/// Links that flap are looked at this often.
+const UNDERLAY_PAUSE: Duration = Duration::from_secs(2);
 /// The kernel's messages to a group are at most this long.
 const MESSAGE_MAX: usize = 32 << 10;
 
@@ -103,6 +110,72 @@ pub(crate) fn start() -> io::Result<broadcast::Sender<Change>> {
     Ok(sender)
 }
 
+/// Changes of links and addresses other than the TUN device's, for whoever has paths over them.
+pub(crate) struct Underlay {
+    changes: broadcast::Receiver<Change>,
+    tun: Option<String>,
+    tun_index: Option<u32>,
+    /// When to tell of what has changed.
+    due: Option<Instant>,
+    told: Option<Instant>,
+}
+
+impl Underlay {
+    pub(crate) fn new(changes: broadcast::Receiver<Change>, tun: Option<String>) -> Self {
+        Self {
+            changes,
+            tun,
+            tun_index: None,
+            due: None,
+            told: None,
+        }
+    }
+
+    /// Waits until something has changed and [`UNDERLAY_SETTLE`] has passed; at most once in [`UNDERLAY_PAUSE`].
+    pub(crate) async fn changed(&mut self) {
+        loop {
+            let due = self.due;
+            let wait = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                change = self.changes.recv() => match change {
+                    Ok(change) => self.note(&change),
+                    Err(RecvError::Lagged(_)) => self.note(&Change::Lost),
+                    // The node ends.
+                    Err(RecvError::Closed) => std::future::pending().await,
+                },
+                () = wait => {
+                    (self.due, self.told) = (None, Some(Instant::now()));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, change: &Change) {
+        let concerns = match change {
+            Change::Link { index, name } if Some(name) == self.tun.as_ref() => {
+                self.tun_index = Some(*index);
+                false
+            }
+            Change::Link { index, .. }
+            | Change::LinkGone { index, .. }
+            | Change::Address { index } => Some(*index) != self.tun_index,
+            Change::Route { .. } | Change::Rule => false,
+            Change::Lost => true,
+        };
+        if concerns && self.due.is_none() {
+            let settled = Instant::now() + UNDERLAY_SETTLE;
+            let told = self.told.map_or(settled, |told| told + UNDERLAY_PAUSE);
+            self.due = Some(settled.max(told));
+        }
+    }
+}
+
 /// Hands each change in a datagram to `take`.
 fn parse(mut datagram: &[u8], mut take: impl FnMut(Change)) {
     while datagram.len() >= 16 {
@@ -174,4 +247,72 @@ fn oif(route: &RouteMessage) -> Option<u32> {
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(datagram: &[u8]) -> Vec<Change> {
+        let mut seen = Vec::new();
+        parse(datagram, |change| seen.push(change));
+        seen
+    }
+
+    fn datagram(message: RouteNetlinkMessage) -> Vec<u8> {
+        let mut message = NetlinkMessage::from(message);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_link_that_is_deleted_is_told_from_one_that_is_moved() {
+        let mut link = LinkMessage::default();
+        link.header.index = 7;
+        let gone = |moved| Change::LinkGone { index: 7, moved };
+        let deleted = datagram(RouteNetlinkMessage::DelLink(link.clone()));
+        assert_eq!(parsed(&deleted), [gone(false)]);
+        link.attributes.push(LinkAttribute::NewNetnsId(1));
+        let moved = datagram(RouteNetlinkMessage::DelLink(link));
+        assert_eq!(parsed(&moved), [gone(true)]);
+        assert_eq!(
+            parsed(&[deleted, moved].concat()),
+            [gone(false), gone(true)]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_may_have_been_about_anything() {
+        assert_eq!(parsed(&[255; 32]), [Change::Lost]);
+        assert_eq!(parsed(&[]), []);
+    }
+
+    #[test]
+    fn changes_of_the_underlay_are_told_together_and_those_of_the_device_not_at_all() {
+        let (_sender, changes) = broadcast::channel(8);
+        let mut underlay = Underlay::new(changes, Some("hyphae0".to_owned()));
+        let link = |index, name: &str| {
+            let name = name.to_owned();
+            Change::Link { index, name }
+        };
+        for change in [
+            link(5, "hyphae0"),
+            Change::Address { index: 5 },
+            Change::Rule,
+        ] {
+            underlay.note(&change);
+            assert_eq!(underlay.due, None, "{change:?}");
+        }
+        underlay.note(&link(2, "eth0"));
+        let due = underlay.due;
+        assert!(due.is_some());
+        underlay.note(&Change::Address { index: 2 });
+        assert_eq!(underlay.due, due, "one for both");
+        let told = Instant::now();
+        (underlay.due, underlay.told) = (None, Some(told));
+        underlay.note(&Change::Lost);
+        assert_eq!(underlay.due, Some(told + UNDERLAY_PAUSE));
+    }
 }

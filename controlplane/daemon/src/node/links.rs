@@ -54,6 +54,7 @@ impl Node {
                     stored: false,
                     lan: true,
                     since: now,
+                    unresolved: false,
                 };
                 // It may have come after this node's last beacon.
                 self.discovery.answer(interface);

@@ -512,7 +512,7 @@ fn peers(host: &Readings) -> Check {
                 Level::Warn
             };
             check(NAME, level, bad.join(", "))
-                .because("a peer without an address is not dialled; its name is tried again every minute")
+                .because("a peer without an address is not dialled; its name is tried again within half a minute")
                 .fix("correct the name in `peers`, or the resolver (/etc/resolv.conf)")
         }
     }

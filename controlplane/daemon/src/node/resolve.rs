@@ -1,0 +1,122 @@
+//! Names of peers as the node looks after them: when they are wanted, and the look-ups themselves.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hyphae_overlay::PeerState;
+use hyphae_wire::Nanos;
+use tokio::sync::mpsc;
+
+use super::Node;
+use crate::endpoint::PeerUrl;
+use crate::names::{APART, Name};
+
+/// How often names of peers are looked up again, whatever their state.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// What is looked up for a peer.
+pub(super) fn name(url: &PeerUrl) -> Name {
+    (url.host.clone(), url.port)
+}
+
+impl Node {
+    /// Begins look-ups that are due.
+    pub(super) fn look_names_up(&mut self, now: Nanos) {
+        if now >= self.resolve_at {
+            self.resolve_at = now + AGAIN;
+            let configured: BTreeSet<_> =
+                self.configured.values().map(|it| name(&it.url)).collect();
+            self.names.keep(|name| configured.contains(name));
+            let all = self.names_of(|_| true);
+            all.into_iter().for_each(|name| self.names.want(now, name));
+            self.retry_at = self.retry_at.min(now + APART);
+        }
+        if now >= self.retry_at {
+            let dead = self.dead_names();
+            self.retry_at = match dead.is_empty() {
+                true => Nanos::NEVER,
+                false => now + APART,
+            };
+            dead.into_iter()
+                .for_each(|name| self.names.retry(now, name));
+        }
+        while let Some(name) = self.names.poll(now) {
+            self.resolver.start(name);
+        }
+    }
+
+    /// Links or addresses of this host have changed: paths may be there that were not, names may resolve, and the
+    /// scopes of link-local addresses may be others.
+    pub(crate) fn underlay_changed(&mut self, now: Nanos) {
+        self.overlay.retry_now(now);
+        let mut changed = self.dead_names();
+        changed.extend(self.names_of(|url| url.host.contains('%')));
+        changed
+            .into_iter()
+            .for_each(|name| self.names.want(now, name));
+    }
+
+    /// Names of configured peers; an address is none, but for one with a scope.
+    fn names_of(&self, wanted: impl Fn(&PeerUrl) -> bool) -> BTreeSet<Name> {
+        let urls = self.configured.values().filter(|it| !it.lan);
+        urls.map(|configured| &configured.url)
+            .filter(|url| url.host.parse::<IpAddr>().is_err() && wanted(url))
+            .map(name)
+            .collect()
+    }
+
+    /// Names of configured peers that are not up.
+    fn dead_names(&self) -> BTreeSet<Name> {
+        if self.names_of(|_| true).is_empty() {
+            return BTreeSet::new();
+        }
+        let up = self
+            .overlay
+            .peers()
+            .filter(|peer| peer.state == PeerState::Up);
+        let up: BTreeSet<u32> = up.flat_map(|peer| peer.configured).map(|id| id.0).collect();
+        let dead = self.configured.iter().filter(|(id, _)| !up.contains(id));
+        let dead: BTreeSet<_> = dead.map(|(_, configured)| name(&configured.url)).collect();
+        let mut names = self.names_of(|_| true);
+        names.retain(|name| dead.contains(name));
+        names
+    }
+}
+
+/// Looks names up in tasks of their own.
+pub(crate) struct Resolver {
+    sender: mpsc::Sender<(Name, Vec<SocketAddr>)>,
+    receiver: mpsc::Receiver<(Name, Vec<SocketAddr>)>,
+}
+
+impl Resolver {
+    pub(super) fn new() -> Self {
+        let (sender, receiver) = mpsc::channel(64);
+        Self { sender, receiver }
+    }
+
+    fn start(&self, name: Name) {
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            let (host, port) = &name;
+            let found = match tokio::net::lookup_host((host.as_str(), *port)).await {
+                Ok(found) => found.collect(),
+                Err(error) => {
+                    tracing::debug!(host, %error, "name lookup failed");
+                    Vec::new()
+                }
+            };
+            // The engine task may be ending.
+            let _ = sender.send((name, found)).await;
+        });
+    }
+
+    pub(crate) async fn next(&mut self) -> (Name, Vec<SocketAddr>) {
+        match self.receiver.recv().await {
+            Some(found) => found,
+            // The sender is held here, so the channel never closes.
+            None => std::future::pending().await,
+        }
+    }
+}
