@@ -1,6 +1,14 @@
 //! Which cores the workers get.
+//!
+//! Two workers on one core, each of which could move to another, take turns where both could run. So `auto` looks which
+//! cores have threads of other processes pinned to them, those of another node or of a packet processor, and leaves the
+//! workers that would come to such a core to the scheduler. Their number, and so their ports, does not depend on
+//! others.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::fs;
+use std::path::Path;
 use std::str::FromStr;
 
 use hyphae_wire::index::WORKERS_MAX;
@@ -9,7 +17,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// The `--cores` setting: one worker per entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cores {
-    /// All cores that the process may use but the first; that one when there is no other.
+    /// All cores that the process may use but the first; that one when there is no other. Where a thread of another
+    /// process is pinned to one of them, its worker is not.
     #[default]
     Auto,
     /// One worker pinned to each of these cores.
@@ -99,15 +108,8 @@ impl Cores {
         let available = available();
         match self {
             Self::Unpinned(count) => Ok(vec![None; usize::from(*count)]),
-            Self::Auto => {
-                let rest = available.iter().skip(1).take(usize::from(WORKERS_MAX));
-                let cores: Vec<_> = rest.map(|core| Some(*core)).collect();
-                Ok(if cores.is_empty() {
-                    vec![available.first().copied()]
-                } else {
-                    cores
-                })
-            }
+            // Where others cannot be seen nothing is known to be taken.
+            Self::Auto => Ok(choose(&available, &taken().unwrap_or_default())),
             Self::List(cores) => cores
                 .iter()
                 .map(|core| match available.contains(core) {
@@ -120,6 +122,61 @@ impl Cores {
                 .collect(),
         }
     }
+}
+
+/// A core per worker, `None` where that core is taken.
+fn choose(available: &[usize], taken: &BTreeSet<usize>) -> Vec<Option<usize>> {
+    match available {
+        // There is no choice, and so nothing to gain.
+        [] | [_] => vec![available.first().copied()],
+        [_, rest @ ..] => rest
+            .iter()
+            .take(usize::from(WORKERS_MAX))
+            .map(|core| Some(*core).filter(|core| !taken.contains(core)))
+            .collect(),
+    }
+}
+
+/// Cores to which threads of other processes are pinned; `None` where this process does not see others (a PID namespace,
+/// `hidepid=`, `ProtectProc=`).
+pub fn taken() -> Option<BTreeSet<usize>> {
+    taken_in(Path::new("/proc"), &[std::process::id()])
+}
+
+/// The same in the eyes of `hyphae doctor`: without the threads of the processes `own`.
+pub fn taken_besides(own: &[u32]) -> Option<BTreeSet<usize>> {
+    taken_in(Path::new("/proc"), own)
+}
+
+fn taken_in(proc: &Path, own: &[u32]) -> Option<BTreeSet<usize>> {
+    let pid = |name: &std::ffi::OsStr| name.to_str()?.parse::<u32>().ok();
+    // The first process is everybody's; who cannot read it is not shown the others either.
+    fs::read_to_string(proc.join("1/status")).ok()?;
+    let mut taken = BTreeSet::new();
+    for process in fs::read_dir(proc).ok()?.flatten() {
+        if pid(&process.file_name()).is_none_or(|pid| own.contains(&pid)) {
+            continue;
+        }
+        // One that ends meanwhile has nothing pinned.
+        let threads = fs::read_dir(process.path().join("task"));
+        for thread in threads.into_iter().flatten().flatten() {
+            let status = fs::read_to_string(thread.path().join("status"));
+            taken.extend(status.ok().as_deref().and_then(pinned_to));
+        }
+    }
+    Some(taken)
+}
+
+/// The core to which a thread is pinned, by its proc(5) `status`. Threads of the kernel, which have no memory of their
+/// own, have their cores for good.
+fn pinned_to(status: &str) -> Option<usize> {
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+    };
+    field("VmSize")?;
+    field("Cpus_allowed_list")?.trim().parse().ok()
 }
 
 /// Pins the calling thread to a core.
@@ -176,6 +233,40 @@ mod tests {
             absent,
             Err(CoresError::Absent { core: 100_000, .. })
         ));
+    }
+
+    #[test]
+    fn automatic_choice_leaves_taken_cores_to_others_and_keeps_the_number_of_workers() {
+        let taken = |cores: &[usize]| cores.iter().copied().collect::<BTreeSet<_>>();
+        assert_eq!(choose(&[0, 1, 2], &taken(&[])), [Some(1), Some(2)]);
+        assert_eq!(choose(&[0, 1, 2], &taken(&[0])), [Some(1), Some(2)]);
+        assert_eq!(choose(&[0, 1, 2], &taken(&[2])), [Some(1), None]);
+        assert_eq!(choose(&[0, 1, 2], &taken(&[1, 2])), [None, None]);
+        assert_eq!(choose(&[3], &taken(&[3])), [Some(3)], "there is no other");
+    }
+
+    #[test]
+    fn a_core_is_taken_by_a_pinned_thread_of_another_process_and_by_nothing_else() {
+        let proc = std::env::temp_dir().join(format!("hyphae-cores-{}", std::process::id()));
+        let thread = |pid: u32, tid: u32, memory: &str, cores: &str| {
+            let task = proc.join(format!("{pid}/task/{tid}"));
+            fs::create_dir_all(&task).unwrap();
+            let status =
+                format!("Name:\tx\n{memory}Cpus_allowed:\tf\nCpus_allowed_list:\t{cores}\n");
+            fs::write(task.join("status"), &status).unwrap();
+            fs::write(proc.join(format!("{pid}/status")), status).unwrap();
+        };
+        let user = "VmSize:\t   100 kB\n";
+        thread(2, 2, "", "5");
+        thread(10, 10, user, "0-7");
+        thread(10, 11, user, "3");
+        thread(20, 20, user, "4");
+        thread(30, 30, user, "0,6");
+        assert_eq!(taken_in(&proc, &[20]), None, "others are hidden");
+        thread(1, 1, user, "0-7");
+        assert_eq!(taken_in(&proc, &[20]), Some(BTreeSet::from([3])));
+        assert_eq!(taken_in(&proc, &[]), Some(BTreeSet::from([3, 4])));
+        fs::remove_dir_all(&proc).unwrap();
     }
 
     #[test]

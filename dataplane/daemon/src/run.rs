@@ -24,7 +24,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::attach::{Server, SocketError};
 use crate::control::Control;
-use crate::cores::{self, CoresError};
+use crate::cores::{self, Cores, CoresError};
 use crate::device::{Keeper, Watch};
 use crate::handover;
 use crate::options::Options;
@@ -132,6 +132,11 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     let signal_fd = SignalFd::new(&signals).map_err(blocked)?;
 
     let cores = options.cores.resolve()?;
+    if options.cores == Cores::Auto && cores.contains(&None) {
+        tracing::info!(
+            "threads of other processes are pinned to cores that workers would have: those workers are not pinned"
+        );
+    }
     // At most 64 (Cores).
     let workers = cores.len() as u16;
     let (kind, reason) = choose(options.driver)?;

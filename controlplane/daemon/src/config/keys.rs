@@ -189,8 +189,8 @@ pub const KEYS_ALL: &[Key] = &[
         "cores",
         Kind::Text,
         "\"auto\"",
-        "Cores of the workers, one each: \"auto\" takes all but the first, \"1-3,6\" these, \"any:2\" two \
-         workers that are not pinned.",
+        "Cores of the workers, one each: \"auto\" takes all but the first, and does not pin a worker to a core that \
+         another process has threads pinned to; \"1-3,6\" takes these, \"any:2\" two workers that are not pinned.",
     )
     .values("\"auto\", a list such as \"1-3,6\", or \"any:N\""),
     key(

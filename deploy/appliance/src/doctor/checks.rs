@@ -206,6 +206,19 @@ fn cores(host: &Readings) -> Check {
     const NAME: &str = "workers";
     match &host.workers {
         None => unknown(NAME, "the list of cores"),
+        Some(Ok(_)) if !host.shared_cores.is_empty() => {
+            let cores: Vec<_> = host.shared_cores.iter().map(ToString::to_string).collect();
+            let found = format!(
+                "other processes have threads pinned to core {}, too",
+                cores.join(", ")
+            );
+            check(NAME, Level::Warn, found)
+                .because("a worker that is pinned to a core that others do not leave waits for it, while other cores idle")
+                .fix(
+                    "restart the node: with cores = \"auto\" it keeps off cores that are taken; or give each node cores of \
+                     its own, or \"any:N\"",
+                )
+        }
         Some(Ok(workers)) => ok(NAME, format!("{workers}")),
         Some(Err(why)) => check(NAME, Level::Fail, why.clone())
             .because("each worker is pinned to a core that it has to have")

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hyphae_controlplane::config::Config;
 use hyphae_controlplane::state::KEY_FILE;
-use hyphae_dataplane::{Cores, DriverKind, SocketOptions, clock, probe};
+use hyphae_dataplane::{Cores, DriverKind, SocketOptions, clock, probe, taken_besides};
 use hyphae_rpc::Client;
 use hyphae_rpc::method::Status;
 use rustix::fs::Access;
@@ -80,6 +80,8 @@ pub(super) struct Readings {
     pub(super) rpc: Vec<SocketAddr>,
     pub(super) rpc_token: bool,
     pub(super) workers: Option<Result<usize, String>>,
+    /// Cores of the running node's workers to which other processes have pinned threads too.
+    pub(super) shared_cores: Vec<usize>,
     pub(super) receive_bytes_max: Option<u64>,
     pub(super) transmit_bytes_max: Option<u64>,
     pub(super) receive_bytes_wanted: u64,
@@ -141,6 +143,7 @@ pub(super) fn take(config: &Config, args: &NodeArgs) -> anyhow::Result<Readings>
         tun: config.tun.as_ref().map(|name| tun(name, running.as_ref())),
         ports: ports(config, *workers.as_ref().unwrap_or(&1), running.as_ref()),
         workers: Some(workers),
+        shared_cores: shared_cores(running.as_ref()),
         // What a new device gets; writing to `all` changes it too.
         ipv6_disabled: number("/proc/sys/net/ipv6/conf/default/disable_ipv6")
             .map(|value| value == 1)
@@ -192,6 +195,17 @@ fn capabilities() -> Option<u64> {
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(hex.trim(), 16).ok()
+}
+
+fn shared_cores(running: Option<&Status>) -> Vec<usize> {
+    let Some(plane) = running.and_then(|status| status.dataplane.as_ref()) else {
+        return Vec::new();
+    };
+    let taken = taken_besides(&[plane.pid]).unwrap_or_default();
+    let ours = plane.workers.iter().filter_map(|worker| worker.core);
+    ours.map(usize::from)
+        .filter(|core| taken.contains(core))
+        .collect()
 }
 
 fn tun(name: &str, running: Option<&Status>) -> Place {

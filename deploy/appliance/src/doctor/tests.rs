@@ -23,6 +23,7 @@ fn host() -> Readings {
         rpc: vec!["127.0.0.1:8990".parse().unwrap()],
         rpc_token: false,
         workers: Some(Ok(2)),
+        shared_cores: Vec::new(),
         receive_bytes_max: Some(212_992),
         transmit_bytes_max: Some(212_992),
         receive_bytes_wanted: 16 << 20,
@@ -134,6 +135,12 @@ fn every_lack_is_found_with_its_reason_and_its_remedy() {
         }),
         ("TUN device", Fail, "was set down", |h| {
             h.tun = Some(Place::Broken("TUN device hyphae0 was set down".into()));
+        }),
+        ("workers", Warn, "core 1, 3", |h| {
+            h.shared_cores = vec![1, 3]
+        }),
+        ("reverse path", Warn, "IPv6_rpfilter=strict", |h| {
+            (h.reaches, h.ipv6_rpfilter) = (true, Some("strict".into()));
         }),
         ("workers", Fail, "core 9", |h| {
             h.workers = Some(Err("core 9 is not available".into()))
