@@ -188,7 +188,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let (handle, stats) = (bus.handle(), bus.proxies());
     let network_id = network.as_ref().map(Network::id);
     let discovery = Discovery::start(discovery_settings(&config, &overlay, &ports, network));
-    let kernel_changes = host::watch().map_err(system("netlink"))?;
+    let kernel_changes = host::watch();
     let mut node = Node::new(
         (config, options.settings, reloader),
         identity,

@@ -37,6 +37,8 @@ const BEHIND_MAX: usize = 128;
 const UNDERLAY_SETTLE: Duration = Duration::from_millis(500);
 /// Links that flap are looked at this often.
 const UNDERLAY_PAUSE: Duration = Duration::from_secs(2);
+/// Whatever is wrong with the socket, it is not worth a core.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
 /// The kernel's messages to a group are at most this long.
 const MESSAGE_MAX: usize = 32 << 10;
 
@@ -75,17 +77,21 @@ pub(crate) enum Change {
     Lost,
 }
 
-/// Subscribes to the kernel's notifications and passes them on for as long as the process lives.
-///
-/// # Errors
-/// Where there is no netlink socket to be had.
-pub(crate) fn start() -> io::Result<broadcast::Sender<Change>> {
-    let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-    let groups = GROUPS.iter().map(|group| 1 << (*group as u32 - 1));
-    let address = SocketAddr::new(0, groups.sum());
-    socket.socket_mut().bind(&address)?;
+/// Subscribes to the kernel's notifications and passes them on for as long as the process lives. Where it may not, as in
+/// a sandbox without AF_NETLINK, nothing ever changes: a relay works without.
+pub(crate) fn start() -> broadcast::Sender<Change> {
     let (sender, _) = broadcast::channel(BEHIND_MAX);
     let changes = sender.clone();
+    let socket = match subscribe() {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "changes of this host's links and addresses are not noticed: netlink (AF_NETLINK) is refused"
+            );
+            return sender;
+        }
+    };
     tokio::spawn(async move {
         let mut buffer = Vec::with_capacity(MESSAGE_MAX);
         let mut seen = BTreeSet::new();
@@ -102,12 +108,20 @@ pub(crate) fn start() -> io::Result<broadcast::Sender<Change>> {
                         tracing::warn!(%error, "notifications of the kernel were lost; all is read again, each time");
                     }
                     let _ = changes.send(Change::Lost);
-                    tokio::task::yield_now().await;
+                    tokio::time::sleep(AFTER_ERROR).await;
                 }
             }
         }
     });
-    Ok(sender)
+    sender
+}
+
+fn subscribe() -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+    let groups = GROUPS.iter().map(|group| 1 << (*group as u32 - 1));
+    let address = SocketAddr::new(0, groups.sum());
+    socket.socket_mut().bind(&address)?;
+    Ok(socket)
 }
 
 /// Changes of links and addresses other than the TUN device's, for whoever has paths over them.
