@@ -1,5 +1,7 @@
 //! What was measured, as a table for people or one JSON document for programs.
 
+use std::io::Write;
+
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -102,7 +104,6 @@ impl Table {
 }
 
 /// Prints what was measured.
-#[allow(clippy::print_stdout, reason = "this is what standard output is for")]
 pub(crate) fn show<R: Serialize>(
     bench: &str,
     rows: &[R],
@@ -110,6 +111,7 @@ pub(crate) fn show<R: Serialize>(
     json: bool,
 ) -> anyhow::Result<()> {
     let machine = Machine::here();
+    let mut out = std::io::stdout();
     if json {
         let rows = rows.iter().map(serde_json::to_value);
         let document = Document {
@@ -118,14 +120,16 @@ pub(crate) fn show<R: Serialize>(
             machine,
             rows: rows.collect::<Result<_, _>>()?,
         };
-        println!("{}", serde_json::to_string_pretty(&document)?);
-        return Ok(());
+        return Ok(writeln!(
+            out,
+            "{}",
+            serde_json::to_string_pretty(&document)?
+        )?);
     }
     for line in table.lines() {
-        println!("{line}");
+        writeln!(out, "{line}")?;
     }
-    println!("{machine}, {}", crate::machine::date());
-    Ok(())
+    Ok(writeln!(out, "{machine}, {}", crate::machine::date())?)
 }
 
 /// One thing measured, and the same without Hyphae in the same run.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -53,7 +54,7 @@ pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let committed: Counts = serde_json::from_str(&text).context("committed counts")?;
     let now = count()?;
-    let grown = compare(&committed, &now);
+    let grown = compare(&committed, &now)?;
     let accept = format!(
         "cargo run --release -p hyphae-bench-paths -- accept {}",
         file.display()
@@ -82,27 +83,30 @@ pub(crate) fn accept(file: &Path) -> anyhow::Result<()> {
 }
 
 /// Prints both; names of what has grown too much.
-#[allow(clippy::print_stdout, reason = "this is what standard output is for")]
-fn compare(committed: &Counts, now: &Counts) -> Vec<String> {
-    let mut grown = Vec::new();
-    println!(
+fn compare(committed: &Counts, now: &Counts) -> anyhow::Result<Vec<String>> {
+    let (mut grown, mut out) = (Vec::new(), std::io::stdout());
+    writeln!(
+        out,
         "{:<24} {:>10} {:>10} {:>8}",
         "instructions per", "committed", "now", "change"
-    );
+    )?;
     for (name, count) in &now.instructions {
         let Some(before) = committed.instructions.get(name) else {
-            println!("{name:<24} {:>10} {count:>10.1} {:>8}", "-", "new");
+            writeln!(out, "{name:<24} {:>10} {count:>10.1} {:>8}", "-", "new")?;
             continue;
         };
         let percent = (count / before - 1.0) * 100.0;
-        println!("{name:<24} {before:>10.1} {count:>10.1} {percent:>+7.1}%");
+        writeln!(
+            out,
+            "{name:<24} {before:>10.1} {count:>10.1} {percent:>+7.1}%"
+        )?;
         if percent > GROWTH_MAX {
             grown.push(format!("{name} {percent:+.1} %"));
         } else if percent < -GROWTH_MAX {
-            println!("{:<24} `accept` keeps it that way", "");
+            writeln!(out, "{:<24} `accept` keeps it that way", "")?;
         }
     }
-    grown
+    Ok(grown)
 }
 
 fn count() -> anyhow::Result<Counts> {
@@ -202,6 +206,6 @@ mod tests {
     fn only_growth_beyond_the_limit_is_reported() {
         let committed = counts(&[("a", 100.0), ("b", 100.0), ("c", 100.0)]);
         let now = counts(&[("a", 102.9), ("b", 103.2), ("c", 50.0), ("new", 1.0)]);
-        assert_eq!(compare(&committed, &now), ["b +3.2 %"]);
+        assert_eq!(compare(&committed, &now).unwrap(), ["b +3.2 %"]);
     }
 }

@@ -9,6 +9,14 @@
 
 #![forbid(unsafe_code)]
 
+/// In place of the standard one, which panics: what cannot be written on standard error, nobody reads.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod counts;
 mod ways;
 
@@ -28,9 +36,17 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        // As SIGPIPE would end it.
+        Err(error) if is_reader_gone(&error) => ExitCode::from(141),
         Err(error) => {
             eprintln!("hyphae-instructions: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether whoever read standard output has gone.
+fn is_reader_gone(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -1,6 +1,8 @@
 //! The ways that are counted. Each prepares what it needs, and then does in [`counted`] a fixed number
 //! of operations, which it prints.
 
+use std::io::Write;
+
 use anyhow::{bail, ensure};
 use bytes::Bytes;
 use hyphae_bench_paths::{Crowd, Ends, Messengers, Relay, records};
@@ -39,7 +41,6 @@ fn counted<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-#[allow(clippy::print_stdout, reason = "who counts reads it")]
 pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     let operations = match name {
         "relay-aes-256-gcm" => relay(Suite::Aes256Gcm, TRAIN.into())?,
@@ -55,8 +56,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
         "messages" => messages(64)?,
         _ => bail!("no way {name}; one of {}", WAYS.join(", ")),
     };
-    println!("{operations}");
-    Ok(())
+    Ok(writeln!(std::io::stdout(), "{operations}")?)
 }
 
 /// Packets passed on by a relay among few neighbours.

@@ -287,7 +287,6 @@ impl Crowd {
 }
 
 /// The work of a swarm process.
-#[allow(clippy::print_stdout, reason = "the process that waits reads it")]
 pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
     std::thread::spawn(|| {
         // It ends, or fails, when whoever started this process is gone.
@@ -315,8 +314,7 @@ pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
         }
         swarm.run_until(clock() + Duration::from_millis(20))?;
     }
-    println!("up");
-    std::io::stdout().flush()?;
+    writeln!(std::io::stdout(), "up")?;
     loop {
         swarm.run_until(clock() + Duration::from_secs(60))?;
     }

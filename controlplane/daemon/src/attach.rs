@@ -223,6 +223,12 @@ impl Attachment {
         }
     }
 
+    /// Tells the dataplane that this control plane stops, which it does not do when it dies.
+    pub(crate) fn leave(&self) {
+        // A dataplane that has gone needs no telling.
+        let _ = rustix::io::write(self.lease.get_ref(), &[0]);
+    }
+
     /// Statistics of every worker.
     pub(crate) fn stats(&self) -> Vec<StatsReader> {
         self.workers

@@ -1,11 +1,15 @@
 //! Peers and next hops as people write them.
+//!
+//! Addresses have one spelling here: hosts are canonical as soon as they are read, and scopes are compared by the
+//! interface that they name.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 
 use hyphae_routing::{StaticRoute, Via};
 use hyphae_wire::{Endpoint, OverlayAddress, Prefix, PublicKey};
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Metric of static routes from flags, files and RPC.
@@ -46,7 +50,7 @@ impl Transport {
 pub struct PeerUrl {
     /// How it is reached.
     pub transport: Transport,
-    /// Name or address; IPv6 without brackets.
+    /// Name or address in canonical form; IPv6 without brackets, a link-local one with `%` and its interface.
     pub host: String,
     /// UDP port of the peer's worker 0, or TCP port.
     pub port: u16,
@@ -66,6 +70,12 @@ pub enum InvalidPeer {
          addresses in brackets"
     )]
     HostPort(String),
+    /// An address that no peer can have.
+    #[error("'{0}': {1}")]
+    Unusable(String, &'static str),
+    /// A link-local address with an interface that this host does not have.
+    #[error("'{0}': this host has no interface '{1}'")]
+    Scope(String, String),
     /// The part after '#'.
     #[error("'{0}': {1}")]
     Key(String, hyphae_wire::identity::InvalidPublicKey),
@@ -74,15 +84,151 @@ pub enum InvalidPeer {
 impl PeerUrl {
     /// Whether both name one place, whatever the key.
     pub(crate) fn is_at(&self, other: &Self) -> bool {
-        let place = |url: &Self| (url.transport, url.host.clone(), url.port);
+        let place = |url: &Self| match url.endpoint() {
+            Some(endpoint) => Ok(endpoint),
+            None => Err((url.transport, url.host.clone(), url.port)),
+        };
         place(self) == place(other)
+    }
+
+    /// A peer at an address.
+    pub(crate) fn at(endpoint: Endpoint, key: PublicKey) -> Self {
+        Self {
+            transport: Transport::Udp,
+            host: host_of(endpoint),
+            port: endpoint.port.get(),
+            key: Some(key),
+        }
     }
 
     /// Host and port.
     pub(crate) fn place(&self) -> String {
-        format!("{}:{}", self.host, self.port)
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// The address, where it is one and not a name; `None` also for a scope that this host does not have.
+    pub(crate) fn endpoint(&self) -> Option<Endpoint> {
+        let (ip, scope) = match self.host.split_once('%') {
+            Some((ip, scope)) => (ip, interface_index(scope)?),
+            None => (self.host.as_str(), 0),
+        };
+        let address = match ip.parse().ok()? {
+            IpAddr::V4(ip) => SocketAddr::new(ip.into(), self.port),
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, self.port, 0, scope).into(),
+        };
+        Some(self.transport.endpoint(address))
+    }
+
+    /// Whether the host is an address and not a name.
+    pub(crate) fn is_literal(&self) -> bool {
+        let ip = self.host.split('%').next().unwrap_or_default();
+        ip.parse::<IpAddr>().is_ok()
+    }
+
+    /// Refuses a scope that this host does not have now.
+    pub(crate) fn check_scope(&self) -> Result<(), InvalidPeer> {
+        match self.host.split_once('%') {
+            Some((_, scope)) if interface_index(scope).is_none() => {
+                Err(InvalidPeer::Scope(self.to_string(), scope.to_owned()))
+            }
+            _ => Ok(()),
+        }
     }
 }
+
+/// An address as lists show it: the scope is the name of its interface.
+pub(crate) fn shown(endpoint: Endpoint) -> String {
+    let (host, port) = (host_of(endpoint), endpoint.port.get());
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
+fn host_of(endpoint: Endpoint) -> String {
+    let address = endpoint.to_socket_addr();
+    match endpoint.scope.get() {
+        0 => address.ip().to_string(),
+        scope => {
+            let name = any_socket().and_then(|fd| netdevice::index_to_name(fd, scope));
+            // The number is one spelling of an interface that is gone.
+            let scope = name.unwrap_or_else(|_| scope.to_string());
+            format!("{}%{scope}", address.ip())
+        }
+    }
+}
+
+/// The index of an interface of this host, named or numbered.
+fn interface_index(scope: &str) -> Option<u32> {
+    let fd = any_socket().ok()?;
+    match scope.parse::<u32>() {
+        Ok(index) => netdevice::index_to_name(fd, index).ok().map(|_| index),
+        Err(_) => netdevice::name_to_index(fd, scope).ok(),
+    }
+}
+
+/// What the kernel is asked about interfaces with.
+fn any_socket() -> rustix::io::Result<rustix::fd::OwnedFd> {
+    socket(AddressFamily::UNIX, SocketType::DGRAM, None)
+}
+
+/// One spelling of a host: `None` when it is none, an error when no peer can be there.
+fn canonical_host(host: &str, bracketed: bool) -> Option<Result<String, &'static str>> {
+    if bracketed {
+        let (ip, scope) = match host.split_once('%') {
+            Some((ip, scope)) => (ip, Some(scope)),
+            None => (host, None),
+        };
+        let ip: Ipv6Addr = ip.parse().ok()?;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if scope.is_some_and(|scope| scope.is_empty() || !scope.chars().all(is_name)) {
+            return None;
+        }
+        return Some(match (ip.to_canonical(), scope) {
+            (IpAddr::V4(ip), _) => usable_ipv4(ip),
+            (IpAddr::V6(ip), _) if ip.is_unspecified() => Err(UNSPECIFIED),
+            (IpAddr::V6(ip), _) if ip.is_multicast() => Err(MULTICAST),
+            (IpAddr::V6(ip), None) if ip.is_unicast_link_local() => Err(NO_SCOPE),
+            (IpAddr::V6(ip), Some(scope)) if ip.is_unicast_link_local() => {
+                Ok(format!("{ip}%{scope}"))
+            }
+            // The scope of any other address says nothing.
+            (IpAddr::V6(ip), _) => Ok(ip.to_string()),
+        });
+    }
+    if let Ok(ip) = host.parse::<Ipv4Addr>() {
+        return Some(usable_ipv4(ip));
+    }
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if host.is_empty() || !host.chars().all(is_name) {
+        return None;
+    }
+    // Resolvers read "0", "127.1" and "0x7f000001" as addresses.
+    let last = host.trim_end_matches('.').rsplit('.').next()?;
+    let number = last.strip_prefix("0x").or(last.strip_prefix("0X"));
+    let is_number = number.map_or(
+        !last.is_empty() && last.chars().all(|c| c.is_ascii_digit()),
+        |hex| hex.chars().all(|c| c.is_ascii_hexdigit()),
+    );
+    (!is_number).then(|| Ok(host.to_ascii_lowercase()))
+}
+
+fn usable_ipv4(ip: Ipv4Addr) -> Result<String, &'static str> {
+    match ip {
+        ip if ip.is_unspecified() => Err(UNSPECIFIED),
+        ip if ip.is_multicast() => Err(MULTICAST),
+        ip if ip.is_broadcast() => Err("a broadcast address is no peer"),
+        ip => Ok(ip.to_string()),
+    }
+}
+
+const UNSPECIFIED: &str =
+    "the unspecified address is no peer; name the address that the peer listens on";
+const MULTICAST: &str = "a multicast address is no peer";
+const NO_SCOPE: &str = "a link-local address needs its interface, as in [fe80::1%eth0]";
 
 impl FromStr for PeerUrl {
     type Err = InvalidPeer;
@@ -108,18 +254,9 @@ impl FromStr for PeerUrl {
         let bracketed = host
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'));
-        let host = match bracketed {
-            Some(inside) if matches!(inside.parse(), Ok(IpAddr::V6(_))) || inside.contains('%') => {
-                inside
-            }
-            Some(_) => return Err(bad()),
-            None if host.contains(':') => return Err(bad()),
-            None => host,
-        };
-        let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
-        if host.is_empty() || !host.chars().all(name) {
-            return Err(bad());
-        }
+        let host = canonical_host(bracketed.unwrap_or(host), bracketed.is_some())
+            .ok_or_else(bad)?
+            .map_err(|why| InvalidPeer::Unusable(s.to_owned(), why))?;
         let key = key
             .map(|key| {
                 key.parse()
@@ -128,7 +265,7 @@ impl FromStr for PeerUrl {
             .transpose()?;
         Ok(Self {
             transport,
-            host: host.to_owned(),
+            host,
             port,
             key,
         })
@@ -137,10 +274,7 @@ impl FromStr for PeerUrl {
 
 impl fmt::Display for PeerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let v6 = self.host.contains(':');
-        let (open, close) = if v6 { ("[", "]") } else { ("", "") };
-        let scheme = self.transport.scheme();
-        write!(f, "{scheme}://{open}{}{close}:{}", self.host, self.port)?;
+        write!(f, "{}://{}", self.transport.scheme(), self.place())?;
         self.key.map_or(Ok(()), |key| write!(f, "#{key}"))
     }
 }
@@ -282,6 +416,13 @@ mod tests {
             "udp://a:0",
             "udp://a:70000",
             "udp://2001:db8::1:9670",
+            "udp://[192.0.2.1]:9670",
+            "udp://[fe80::1%]:9670",
+            "udp://[fe80::1%a b]:9670",
+            "udp://a%lo:1",
+            "udp://0:1",
+            "udp://127.1:1",
+            "udp://relay.0x7f:1",
             "udp://a b:1",
         ] {
             assert!(
@@ -293,6 +434,77 @@ mod tests {
             "udp://a:1#12".parse::<PeerUrl>(),
             Err(InvalidPeer::Key(..))
         ));
+    }
+
+    #[test]
+    fn addresses_that_no_peer_can_have_are_refused_in_any_spelling() {
+        for bad in [
+            "udp://0.0.0.0:9670",
+            "udp://[::]:9670",
+            "udp://[::ffff:0.0.0.0]:9670",
+            "udp://224.0.0.1:9670",
+            "tcp://[ff02::1]:9670",
+            "udp://255.255.255.255:9670",
+            "udp://[::ffff:255.255.255.255]:9670",
+            "udp://[fe80::1]:9670",
+        ] {
+            assert!(
+                matches!(bad.parse::<PeerUrl>(), Err(InvalidPeer::Unusable(..))),
+                "{bad}"
+            );
+        }
+        let unknown: PeerUrl = "udp://[fe80::1%nosuch0]:9670".parse().unwrap();
+        assert!(matches!(unknown.check_scope(), Err(InvalidPeer::Scope(..))));
+        let unknown: PeerUrl = "udp://[fe80::1%4294967294]:9670".parse().unwrap();
+        assert!(unknown.check_scope().is_err());
+    }
+
+    #[test]
+    fn all_spellings_of_an_address_are_one_place() {
+        let loopback = interface_index("lo").unwrap();
+        for (one, other) in [
+            (
+                "udp://[2001:DB8:0::0:1]:9670",
+                "udp://[2001:db8::1]:9670".to_owned(),
+            ),
+            (
+                "udp://[::ffff:192.0.2.1]:9670",
+                "udp://192.0.2.1:9670".to_owned(),
+            ),
+            (
+                "udp://Relay.Example:9670/",
+                "udp://relay.example:9670".to_owned(),
+            ),
+            (
+                "udp://[2001:db8::1%lo]:9670",
+                "udp://[2001:db8::1]:9670".to_owned(),
+            ),
+            (
+                "tcp://[FE80::1%lo]:9670",
+                format!("tcp://[fe80::1%{loopback}]:9670"),
+            ),
+        ] {
+            let [a, b]: [PeerUrl; 2] = [one, &other].map(|url| url.parse().unwrap());
+            assert!(a.is_at(&b), "{a} and {b}");
+            b.check_scope().unwrap();
+        }
+        let [a, b]: [PeerUrl; 2] =
+            ["udp://192.0.2.1:9670", "tcp://192.0.2.1:9670"].map(|url| url.parse().unwrap());
+        assert!(!a.is_at(&b));
+    }
+
+    #[test]
+    fn lists_show_addresses_as_they_can_be_given() {
+        let url: PeerUrl = "udp://[fe80::1%lo]:9670".parse().unwrap();
+        assert_eq!(url.place(), "[fe80::1%lo]:9670");
+        let endpoint = url.endpoint().unwrap();
+        assert_ne!(endpoint.scope.get(), 0);
+        assert_eq!(shown(endpoint), "[fe80::1%lo]:9670");
+        let url: PeerUrl = "udp://[2001:db8::1]:9670".parse().unwrap();
+        assert_eq!(
+            (url.place(), shown(url.endpoint().unwrap())),
+            (url.place(), url.place())
+        );
     }
 
     #[test]

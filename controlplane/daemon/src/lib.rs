@@ -29,4 +29,4 @@ mod stored;
 mod vigil;
 
 pub use reload::Reloader;
-pub use run::{Options, RunError, run};
+pub use run::{Exit, Options, RunError, run};

@@ -30,12 +30,12 @@ use crate::discovery::{Discovery, Neighbours};
 use crate::endpoint::PeerUrl;
 use crate::host;
 use crate::metrics::EachPeer;
-use crate::names::{Name, Names};
+use crate::names::Names;
 use crate::overlay_log::Totals;
 use crate::reload::{Reloader, Reloads};
 use crate::routing::{Hold, Routing, RoutingScrape};
 use crate::rpc::Outcome;
-use resolve::{Resolver, name};
+use resolve::{Resolved, Resolver, name};
 
 /// Packets of the bus that are sent before anything else gets a turn.
 const BUS_BUDGET: usize = 180;
@@ -98,8 +98,8 @@ pub(crate) struct Configured {
     /// Found on a local network.
     pub(crate) lan: bool,
     pub(crate) since: Nanos,
-    /// The last look-up of its name found no address; logged once.
-    pub(crate) unresolved: bool,
+    /// Why its host leads to no address that this node can reach.
+    pub(crate) error: Option<String>,
 }
 
 /// How sending what the bus has to send ended.
@@ -129,6 +129,8 @@ pub(crate) struct Node {
     pub(crate) configured: BTreeMap<u32, Configured>,
     next_configured: u32,
     pub(crate) attachment: Option<Attachment>,
+    /// Of the last one that was attached.
+    dataplane_pid: Option<u32>,
     pub(crate) resolver: Resolver,
     pub(crate) discovery: Discovery,
     pub(crate) neighbours: Neighbours,
@@ -198,6 +200,7 @@ impl Node {
             configured: BTreeMap::new(),
             next_configured: 0,
             attachment: None,
+            dataplane_pid: None,
             resolver: Resolver::new(),
             discovery,
             neighbours: Neighbours::default(),
@@ -232,7 +235,7 @@ impl Node {
             stored,
             lan: false,
             since: now,
-            unresolved: false,
+            error: None,
         };
         let id = self.add_entry(now, configured, Vec::new());
         if let Some(configured) = self.configured.get(&id) {
@@ -260,7 +263,7 @@ impl Node {
     }
 
     /// Names were looked up.
-    pub(crate) fn resolved(&mut self, now: Nanos, (looked_up, found): (Name, Vec<SocketAddr>)) {
+    pub(crate) fn resolved(&mut self, now: Nanos, (looked_up, found): Resolved) {
         self.names.done(&looked_up);
         let ids: Vec<u32> = self
             .configured
@@ -269,11 +272,11 @@ impl Node {
             .map(|(id, _)| *id)
             .collect();
         for id in ids {
-            self.resolved_for(now, id, &found);
+            self.resolved_for(now, id, found.clone());
         }
     }
 
-    fn resolved_for(&mut self, now: Nanos, id: u32, found: &[SocketAddr]) {
+    fn resolved_for(&mut self, now: Nanos, id: u32, found: Result<Vec<SocketAddr>, String>) {
         let listen = self.config.listen;
         let reachable = |address: &SocketAddr| match listen.ip() {
             IpAddr::V4(_) => address.is_ipv4(),
@@ -282,19 +285,35 @@ impl Node {
         let Some(configured) = self.configured.get_mut(&id) else {
             return;
         };
-        let addresses: Vec<_> = found
-            .iter()
-            .filter(|a| reachable(a))
-            .map(|a| configured.url.transport.endpoint(*a))
-            .collect();
-        let unresolved = addresses.is_empty();
-        if std::mem::replace(&mut configured.unresolved, unresolved) != unresolved && unresolved {
-            let url = &configured.url;
-            tracing::warn!(peer = %url, "name does not resolve to an address of a usable family");
-        }
-        if unresolved {
-            return;
-        }
+        let url = &configured.url;
+        let found = found.and_then(|found| {
+            let usable = found.iter().filter(|address| reachable(address));
+            let usable: Vec<_> = usable
+                .map(|address| url.transport.endpoint(*address))
+                .collect();
+            match (usable.is_empty(), listen.ip()) {
+                (false, _) => Ok(usable),
+                (true, _) if found.is_empty() => Err("the name has no address".to_owned()),
+                (true, IpAddr::V4(_)) => {
+                    Err(format!("IPv6 only, but this node listens on {listen}"))
+                }
+                (true, IpAddr::V6(_)) => {
+                    Err(format!("IPv4 only, but this node listens on {listen}"))
+                }
+            }
+        });
+        let addresses = match found {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                // The same again at every look-up would be no news.
+                if configured.error.as_ref() != Some(&error) {
+                    tracing::warn!(peer = %url, error, "peer has no address to connect to");
+                    configured.error = Some(error);
+                }
+                return;
+            }
+        };
+        configured.error = None;
         self.overlay
             .set_addresses(now, ConfiguredPeer(id), addresses);
     }
@@ -315,6 +334,10 @@ impl Node {
             pid = hello.pid.get(),
             "attached"
         );
+        let before = self.dataplane_pid.replace(hello.pid.get());
+        if before.is_some_and(|before| before != hello.pid.get()) {
+            self.totals.dataplane_restarts += 1;
+        }
         if let (Some(name), Some(_)) = (hello.tun_name(), &self.config.tun) {
             let device = host::Device {
                 name: name.to_owned(),

@@ -22,6 +22,8 @@ pub(crate) struct Totals {
     pub(crate) sessions_down: u64,
     pub(crate) sessions_failed: u64,
     pub(crate) peer_moves: u64,
+    pub(crate) controlplane_restarts: u64,
+    pub(crate) dataplane_restarts: u64,
     pub(crate) refusals: BTreeMap<&'static str, u64>,
     logged: BTreeMap<&'static str, Logged>,
 }

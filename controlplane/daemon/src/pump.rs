@@ -230,6 +230,9 @@ async fn say_goodbye(node: &mut Node) {
     }
     // The workers send within a turn of taking them.
     tokio::time::sleep(Duration::from_millis(20)).await;
+    if let Some(attachment) = &node.attachment {
+        attachment.leave();
+    }
 }
 
 /// The monotonic clock.

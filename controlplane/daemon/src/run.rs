@@ -45,6 +45,19 @@ pub struct Options {
     pub state_directory: Directory,
     /// Socket directory.
     pub socket_directory: Directory,
+    /// Whether the whole node ends with [`Exit::ShutDown`], or else how it is stopped.
+    pub shutdown: Result<(), String>,
+    /// How often a supervisor has started this control plane again.
+    pub restarts: u64,
+}
+
+/// Why a control plane that worked has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A signal, or another one has to take over from the start.
+    Stopped,
+    /// A caller of `node.shutdown` wants the whole node to end.
+    ShutDown,
 }
 
 /// Why a control plane could not start, or had to end.
@@ -96,7 +109,7 @@ pub enum RunError {
 ///
 /// # Errors
 /// When it cannot start. Errors name the likely cause and the way out.
-pub fn run(options: Options) -> Result<(), RunError> {
+pub fn run(options: Options) -> Result<Exit, RunError> {
     let system = |what| move |source| RunError::System { what, source };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -105,7 +118,7 @@ pub fn run(options: Options) -> Result<(), RunError> {
         .block_on(serve(options))
 }
 
-async fn serve(options: Options) -> Result<(), RunError> {
+async fn serve(options: Options) -> Result<Exit, RunError> {
     let system = |what| move |source| RunError::System { what, source };
     rpc::raise_descriptor_limit();
     let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
@@ -145,8 +158,8 @@ async fn serve(options: Options) -> Result<(), RunError> {
     let waiting = wait_for_dataplane(&sockets);
     let attachment = tokio::select! {
         attachment = waiting => attachment,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(Exit::Stopped),
+        _ = interrupt.recv() => return Ok(Exit::Stopped),
     };
     let hello = attachment.hello;
     let ports = hello.ports.iter().take(hello.workers.get().into());
@@ -198,6 +211,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
         (options.state_directory, sockets),
         now,
     );
+    node.totals.controlplane_restarts = options.restarts;
     node.network = network_id;
     node.aes_hardware = hello.aes_hardware != 0;
     node.set_drained(now, drain.drained);
@@ -235,6 +249,7 @@ async fn serve(options: Options) -> Result<(), RunError> {
         bus_call: node.config.bus_call,
         gate: gate.clone(),
         reloads: Arc::clone(&node.reloads),
+        shutdown: options.shutdown,
     };
     let dispatcher = Arc::new(Dispatcher::new(parts, rpc::Latency::new()?));
     tokio::spawn(rpc::answer_remote_calls(
@@ -294,7 +309,10 @@ async fn serve(options: Options) -> Result<(), RunError> {
     }
     dispatcher.unbind_outbound();
     place.close();
-    Ok(())
+    Ok(match dispatcher.is_shut_down() {
+        true => Exit::ShutDown,
+        false => Exit::Stopped,
+    })
 }
 
 fn discovery_settings(

@@ -391,9 +391,22 @@ where
         Ok((_, true)) => Err(StateError::Empty(path)),
         Err(error) => Err(StateError::Malformed {
             path,
-            message: error.to_string().trim_end().replace('\n', " "),
+            message: in_a_sentence(&text, &error),
         }),
     }
+}
+
+/// Where a file is no TOML, and why: the parser's own text is a drawing of several lines.
+fn in_a_sentence(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().trim().replace('\n', ", ");
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let Some(before) = before else {
+        return message;
+    };
+    let (at, column) = (before.matches('\n').count(), before.chars().rev());
+    let column = column.take_while(|c| *c != '\n').count() + 1;
+    let line = text.lines().nth(at).unwrap_or_default().trim();
+    format!("line {}, column {column} (`{line}`): {message}", at + 1)
 }
 
 /// The same, and writes the defaults where there is no file. When that fails, the node does without.

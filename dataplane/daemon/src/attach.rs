@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use hyphae_files::{BindError, Directory, DirectoryError, Socket};
 use hyphae_shm::attach::{self, BUSY, FORBIDDEN, Hello, WELCOME};
 use hyphae_shm::{Doorbell, Segment};
+use rustix::net::RecvFlags;
 use zerocopy::little_endian::{U32, U64};
 
 /// File name of the socket.
@@ -99,9 +100,16 @@ impl Server {
         self.lease.as_ref().map(AsFd::as_fd)
     }
 
-    /// Something happened on the lease. Its holder never writes, so it has gone.
+    /// Something happened on the lease: its holder has gone. The only byte that it ever writes says that it leaves
+    /// in order.
     pub(crate) fn end_lease(&mut self) {
-        if self.lease.take().is_some() {
+        let Some(lease) = self.lease.take() else {
+            return;
+        };
+        let said = rustix::net::recv(&lease, &mut [0u8; 1], RecvFlags::DONTWAIT);
+        if matches!(said, Ok((_, 1))) {
+            tracing::info!("control plane has stopped; forwarding goes on with the state it left");
+        } else {
             tracing::warn!("control plane is gone; forwarding goes on with the state it left");
         }
     }
@@ -113,8 +121,8 @@ impl Server {
         };
         // The holder of the lease may have died just before the newcomer came.
         if let Some(lease) = &self.lease
-            && lease.set_nonblocking(true).is_ok()
-            && matches!(rustix::io::read(lease, &mut [0u8; 1]), Ok(0))
+            && rustix::net::recv(lease, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)
+                .is_ok()
         {
             self.end_lease();
         }

@@ -1,10 +1,12 @@
 //! The command line: what can be asked, and how answers and errors are shown.
 //!
 //! Every flag is optional, and a flag that is not given changes nothing: defaults live in the
-//! configuration. Exit codes: 0 done, 1 failed, 2 the command line itself is wrong.
+//! configuration. Exit codes: 0 done, 1 failed, 2 the command line itself is wrong, 141 whoever
+//! read standard output has gone before the end.
 
 mod admin;
 mod config;
+mod down;
 mod drain;
 mod key;
 mod message;
@@ -16,6 +18,7 @@ mod reload;
 mod topic;
 mod up;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,8 +26,8 @@ use clap::{Args, Parser, Subcommand};
 use hyphae_controlplane::state::{self, StateError};
 use nix::sys::signal::Signal;
 
-pub(crate) use output::{document, line, table};
-pub(crate) use plane::{RESTARTED, SUPERVISED, end_with_parent};
+pub(crate) use output::{document, line, notice, progress, reported, table};
+pub(crate) use plane::{RESTARTED, SHUT_DOWN, SUPERVISED, end_with_parent};
 pub use up::NodeArgs;
 
 /// An encrypted IPv6 overlay router with a message bus.
@@ -52,7 +55,7 @@ enum Command {
         --peer tcp://relay.example:443\n  hyphae up --network garden --network-key garden.key"
     )]
     Up(NodeArgs),
-    /// Make or show the node's key; make keys of private networks.
+    /// Generate or show the node's key; generate keys of private networks.
     #[command(
         after_help = "Examples:\n  hyphae key generate\n  hyphae key show --json\n  hyphae key network garden.key"
     )]
@@ -69,20 +72,26 @@ enum Command {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
-    /// Look whether this host is fit for a node, and say what to do about what is not. Exit codes: 0
-    /// nothing to do, 1 a warning, 2 a failure.
+    /// Check that this host is ready to run a node; suggest fixes. Exit codes: 0 nothing to do, 1 a
+    /// warning, 2 a failure.
     #[command(
         after_help = "Examples:\n  hyphae doctor\n  hyphae doctor --config /etc/hyphae/hyphae.toml --json\n\n\
-        Works for every user, and says what it could not look at. Give it the flags of the node."
+        Works for every user, and lists what it could not check. Give it the flags of the node."
     )]
     Doctor(Box<crate::doctor::DoctorArgs>),
-    /// Let a running node read its configuration again; what cannot change live is named.
+    /// Reload the configuration of a running node; settings that need a restart are listed.
     #[command(
         after_help = "Examples:\n  hyphae reload --dry-run\n  hyphae reload --json | jq .restart\n\n\
-        The same happens at SIGHUP; then the log tells what came of it."
+        SIGHUP does the same, and the result is in the log."
     )]
     Reload(reload::ReloadArgs),
-    /// Show how a running node is doing.
+    /// Stop a node that `hyphae up` runs, and wait until it has ended.
+    #[command(
+        after_help = "Examples:\n  hyphae down\n  hyphae down --timeout 30 --json\n\n\
+        A node that systemd runs is not stopped; the error names the unit to stop."
+    )]
+    Down(down::DownArgs),
+    /// Show the state of a running node. Fails while a plane is down.
     #[command(after_help = "Examples:\n  hyphae status\n  hyphae status --json | jq .drops")]
     Status(NodeRef),
     /// List, add and remove peers of a running node.
@@ -112,7 +121,7 @@ enum Command {
         #[command(subcommand)]
         command: message::MessageCommand,
     },
-    /// Say who may send to which topic, and which local sockets topics lead to.
+    /// Manage topic access lists, and the local sockets that serve topics.
     #[command(
         after_help = "Examples:\n  hyphae topic list\n  hyphae topic add logs\n  \
         hyphae topic pubkey-source add logs KEY\n  hyphae topic forward set logs /run/app.sock"
@@ -121,7 +130,7 @@ enum Command {
         #[command(subcommand)]
         command: topic::TopicCommand,
     },
-    /// Say who may administer this node over the bus, and administer others.
+    /// Manage who may administer this node over the bus; call methods of other nodes.
     #[command(
         after_help = "Examples:\n  hyphae admin add KEY\n  hyphae admin patterns 'get*'\n  \
         hyphae admin call KEY getInfo"
@@ -209,9 +218,14 @@ pub fn main() -> ExitCode {
         signals.add(signal);
     }
     if let Err(error) = signals.thread_unblock() {
-        eprintln!("hyphae: signals cannot be unblocked ({error}); stopping may need SIGKILL");
+        output::notice(format_args!(
+            "hyphae: signals cannot be unblocked ({error}); stopping may need SIGKILL"
+        ));
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error),
+    };
     let json = cli.json;
     let result = match cli.command {
         Command::Up(args) => crate::supervisor::up(&args, json),
@@ -223,6 +237,7 @@ pub fn main() -> ExitCode {
             return crate::doctor::run(&args, json).unwrap_or_else(|error| failed(&error, json));
         }
         Command::Reload(args) => reload::run(&args, json),
+        Command::Down(args) => down::run(&args, json),
         Command::Status(node) => node::status(&node, json),
         Command::Peer { command } => node::peer(command, json),
         Command::Route { command } => node::route(command, json),
@@ -234,7 +249,9 @@ pub fn main() -> ExitCode {
         Command::Drain(args) => drain::run(&args, json),
         Command::Lab(args) => crate::lab::run(&args, json),
         Command::Dataplane(args) => plane::dataplane(&args),
-        Command::Controlplane(args) => plane::controlplane(&args),
+        Command::Controlplane(args) => {
+            return plane::controlplane(&args).unwrap_or_else(|error| failed(&error, json));
+        }
         Command::PackageFiles { directory } => package::write(&directory),
     };
     match result {
@@ -244,8 +261,33 @@ pub fn main() -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error, json: bool) -> ExitCode {
+    if output::is_reader_gone(error) {
+        return ExitCode::from(output::READER_GONE);
+    }
     output::error(error, json);
     ExitCode::FAILURE
+}
+
+/// Help and version, or what is wrong with the command line.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    let shown = error.render();
+    if !error.use_stderr() {
+        let text = match std::io::stdout().is_terminal() {
+            true => shown.ansi().to_string(),
+            false => shown.to_string(),
+        };
+        let printed = output::raw(text.as_bytes());
+        return printed.map_or_else(|error| failed(&error.into(), false), |()| ExitCode::SUCCESS);
+    }
+    // Nothing is parsed, so whether the error is wanted as a document is read from the words.
+    let json = std::env::args_os().any(|word| word == "--json");
+    let message = shown.to_string();
+    let message = message.trim_start_matches("error: ").trim();
+    if !json || output::error_document(message, None).is_err() {
+        // It looks whether there is a terminal, and ignores one that is gone.
+        let _ = error.print();
+    }
+    ExitCode::from(2)
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ pub(crate) fn run(args: &DoctorArgs, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         cli::document(&json!({ "worst": worst, "checks": checks }))?;
     } else {
-        checks.iter().for_each(show);
+        checks.iter().try_for_each(show)?;
     }
     Ok(match worst {
         Some(Level::Fail) => ExitCode::from(2),
@@ -78,17 +78,18 @@ pub(crate) fn run(args: &DoctorArgs, json: bool) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn show(check: &Check) {
+fn show(check: &Check) -> std::io::Result<()> {
     let word = match check.level {
         Level::Ok => "ok  ",
         Level::Unknown => "?   ",
         Level::Warn => "WARN",
         Level::Fail => "FAIL",
     };
-    cli::line(format_args!("{word}  {:<15}  {}", check.name, check.found));
+    cli::line(format_args!("{word}  {:<15}  {}", check.name, check.found))?;
     for (word, text) in [("why", &check.why), ("fix", &check.fix)] {
         if !text.is_empty() {
-            cli::line(format_args!("      {word:<15}  {text}"));
+            cli::line(format_args!("      {word:<15}  {text}"))?;
         }
     }
+    Ok(())
 }

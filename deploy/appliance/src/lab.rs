@@ -65,7 +65,7 @@ pub(crate) fn run(args: &LabArgs, json: bool) -> anyhow::Result<()> {
     };
     lab.wait_until_connected(Duration::from_secs(15))?;
     if args.hold {
-        report::hold(&lab)?;
+        report::hold(&lab, json)?;
         std::thread::park();
     }
     let results = measure::all(&lab, Duration::from_secs(args.seconds), &mut progress)?;

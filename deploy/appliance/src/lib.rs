@@ -1,9 +1,11 @@
 //! The Hyphae appliance: command line, supervisor of the two planes, and the lab.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stderr)]
 
 pub mod cli;
 mod doctor;
 pub mod lab;
 mod log;
 mod supervisor;
+mod text;

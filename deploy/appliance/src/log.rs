@@ -1,19 +1,25 @@
-//! The log of a plane: text or JSON on standard error, with a level that can be changed while it runs.
+//! The log of a process: text or JSON on standard error, with a level that can be changed while it runs. Control
+//! characters in values are shown as escapes: names, topics and errors come from other nodes. A log that cannot be
+//! written stops nothing.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
 use anyhow::Context;
 use hyphae_controlplane::config::{Config, LogFormat};
 use rustix::fs::fstat;
+use tracing::field::Field;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, reload};
+
+use crate::text;
 
 /// Changes the filter from now on; the error says why it cannot.
 pub(crate) type SetLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -32,12 +38,22 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<SetLevel> {
     let filter = check_level(&config.log_level).map_err(anyhow::Error::msg)?;
     let (filter, handle) = reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer()
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_ansi(io::stderr().is_terminal())
+        // It would be told on standard error, with a panic where that cannot be written.
+        .log_internal_errors(false);
     let lines = match config.log_format {
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
-        LogFormat::Text if to_journal() => lines.event_format(Journal).boxed(),
-        LogFormat::Text => lines.compact().boxed(),
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true);
+            lines.with_writer(|| JsonLines(io::stderr())).boxed()
+        }
+        LogFormat::Text => {
+            let lines = lines.with_writer(io::stderr);
+            let lines = lines.fmt_fields(debug_fn(field).delimited(" "));
+            match to_journal() {
+                true => lines.event_format(Journal).boxed(),
+                false => lines.compact().boxed(),
+            }
+        }
     };
     tracing_subscriber::registry()
         .with(filter)
@@ -49,6 +65,31 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<SetLevel> {
             .reload(check_level(level)?)
             .map_err(|error| error.to_string())
     }))
+}
+
+/// Writes a field of an event, the message as it is and others with their names.
+fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let value = format!("{value:?}");
+    let value = text::one_line(&value);
+    match field.name() {
+        "message" => writer.write_str(&value),
+        name => write!(writer, "{name}={value}"),
+    }
+}
+
+/// Passes on events as JSON, with escapes for what JSON itself lets through.
+struct JsonLines<W>(W);
+
+impl<W: Write> Write for JsonLines<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let event_text = String::from_utf8_lossy(event);
+        self.0.write_all(text::json(&event_text).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Whether standard error is what systemd has connected to the journal.
@@ -129,6 +170,7 @@ mod tests {
         let lines = tracing_subscriber::fmt::layer()
             .with_ansi(false)
             .with_writer(kept.clone())
+            .fmt_fields(debug_fn(field).delimited(" "))
             .event_format(Journal);
         let subscriber = tracing_subscriber::registry().with(lines);
         tracing::subscriber::with_default(subscriber, || {
@@ -141,6 +183,35 @@ mod tests {
             text,
             format!("<4>{target}: peer is down peer=7\n<7>{target}: more\n")
         );
+    }
+
+    #[test]
+    fn control_characters_in_values_are_escaped_in_both_formats() {
+        let log = |json: bool| {
+            let kept = Kept::default();
+            let writer = kept.clone();
+            let lines = tracing_subscriber::fmt::layer().with_ansi(false);
+            let lines = match json {
+                true => lines
+                    .json()
+                    .with_writer(move || JsonLines(writer.clone()))
+                    .boxed(),
+                false => lines
+                    .with_writer(writer)
+                    .fmt_fields(debug_fn(field).delimited(" "))
+                    .boxed(),
+            };
+            let subscriber = tracing_subscriber::registry().with(lines);
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::warn!(topic = %"\x1b[2J\n<3>forged\u{9b}\u{202e}", "refused");
+            });
+            String::from_utf8(kept.0.lock().unwrap().clone()).unwrap()
+        };
+        let (lines, json) = (log(false), log(true));
+        let shown = r"refused topic=\u{1b}[2J\n<3>forged\u{9b}\u{202e}";
+        assert!(lines.trim_end().ends_with(shown), "{lines}");
+        assert!(json.contains(r"\u001b[2J\n<3>forged\u009b\u202e"), "{json}");
+        assert_eq!((lines.lines().count(), json.lines().count()), (1, 1));
     }
 
     #[test]

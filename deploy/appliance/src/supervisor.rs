@@ -1,38 +1,31 @@
 //! `hyphae up`: starts both planes, keeps them running, stops them.
 //!
-//! A plane that dies is started again, at most [`RESTARTS_MAX`] times in [`RESTARTS_WINDOW`]; one
-//! that cannot even start ends the node, because its error says what the operator has to do. If the
-//! supervisor itself is killed, the kernel kills both planes (parent-death signal).
+//! A plane that ends is started again, with a growing delay, for as long as it takes: the other one works on
+//! meanwhile. Only a node that never worked ends with the error of a plane, because that says what the operator
+//! has to do. If the supervisor itself is killed, the kernel kills both planes (parent-death signal).
 
+mod plane;
 mod terminal;
 mod vigil;
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use hyphae_controlplane::config::Config;
 use hyphae_controlplane::state;
 use hyphae_rpc::Client;
 use hyphae_rpc::method::Status;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
+use self::plane::{Plane, is_shutdown};
 use self::terminal::Terminal;
 use self::vigil::Vigil;
 use crate::cli::{self, NodeArgs};
 
-/// Restarts of one plane that are allowed in the window.
-const RESTARTS_MAX: usize = 5;
-/// The window.
-const RESTARTS_WINDOW: Duration = Duration::from_secs(30);
-/// How long a plane may take to stop before it is killed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the node may take to answer for the first time.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often it is asked until then.
@@ -57,10 +50,10 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
     drop(state::load_or_create_key(&state_directory)?);
     let tun = tun_possible(&config);
     if !tun && config.tun.is_some() {
-        eprintln!(
+        cli::notice(
             "hyphae: starting without a TUN device, so this host's own traffic is not carried: that \
              needs CAP_NET_ADMIN (run as root, or `setcap cap_net_admin+ep` on the binary; \
-             in a container `--cap-add NET_ADMIN`); --no-tun says that this is meant"
+             in a container `--cap-add NET_ADMIN`); --no-tun says that this is meant",
         );
     }
     let mut signals = SigSet::empty();
@@ -76,6 +69,7 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&signals, flags).context("signals")?;
 
+    crate::log::start(&config)?;
     let vigil = Vigil::from_environment()?;
     let start = |name: &'static str| {
         Plane::start(name, args.to_command_line(name, tun), vigil.environment())
@@ -87,10 +81,15 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
         terminal: Terminal::of_this_process(),
         vigil,
     };
+    let mut announced = false;
     let result = node.ready(sockets.path()).and_then(|status| match status {
         None => Ok(()),
         Some(status) => {
-            announce(&config, sockets.path(), &status, json)?;
+            announced = true;
+            // A node whose banner nobody reads works as well as any other.
+            if let Err(error) = announce(&config, sockets.path(), &status, json) {
+                tracing::warn!("what the node is was not printed: {error:#}");
+            }
             node.vigil.ready();
             node.watch()
         }
@@ -99,7 +98,15 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
     // The control plane first: it says good-bye to the peers through the dataplane.
     let [dataplane, controlplane] = &mut node.planes;
     let stopped = controlplane.stop().and(dataplane.stop());
-    result.and(stopped)
+    // The document of this command is printed when the node is up.
+    let failed = |error| {
+        if json && announced {
+            cli::reported(&error)
+        } else {
+            error
+        }
+    };
+    result.and(stopped).map_err(failed)
 }
 
 /// Whether this process may make a TUN device.
@@ -122,142 +129,6 @@ struct Node {
     signals: SignalFd,
     terminal: Terminal,
     vigil: Vigil,
-}
-
-/// One plane: the process that runs it now, and when it was restarted.
-struct Plane {
-    name: &'static str,
-    line: Vec<String>,
-    /// Whom it tells how it is doing.
-    environment: Vec<(&'static str, String)>,
-    child: Option<Child>,
-    restarts: Restarts,
-}
-
-/// Limits the rate of restarts.
-#[derive(Default)]
-struct Restarts(VecDeque<Instant>);
-
-impl Restarts {
-    /// Notes one more; false when it is one too many.
-    fn allow(&mut self, now: Instant) -> bool {
-        while self
-            .0
-            .front()
-            .is_some_and(|at| now - *at >= RESTARTS_WINDOW)
-        {
-            self.0.pop_front();
-        }
-        self.0.push_back(now);
-        self.0.len() <= RESTARTS_MAX
-    }
-}
-
-impl Plane {
-    fn start(
-        name: &'static str,
-        line: Vec<String>,
-        environment: Vec<(&'static str, String)>,
-    ) -> anyhow::Result<Self> {
-        let mut plane = Self {
-            name,
-            line,
-            environment,
-            child: None,
-            restarts: Restarts::default(),
-        };
-        plane.spawn()?;
-        Ok(plane)
-    }
-
-    fn spawn(&mut self) -> anyhow::Result<()> {
-        let program = PathBuf::from("/proc/self/exe");
-        let mut command = Command::new(program);
-        if !self.restarts.0.is_empty() {
-            command.env(cli::RESTARTED, "1");
-        }
-        // The node is one service: its manager is told by this process, and the planes tell this process.
-        for variable in hyphae_notify::VARIABLES {
-            command.env_remove(variable);
-        }
-        let child = command
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .args(&self.line)
-            .env(cli::SUPERVISED, std::process::id().to_string())
-            .stdin(std::process::Stdio::null())
-            .spawn()
-            .with_context(|| format!("starting the {}", self.name))?;
-        self.child = Some(child);
-        Ok(())
-    }
-
-    /// The exit status, if the process has ended.
-    fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
-        let Some(child) = &mut self.child else {
-            return Ok(None);
-        };
-        let status = child.try_wait().context("waiting for a plane")?;
-        if status.is_some() {
-            self.child = None;
-        }
-        Ok(status)
-    }
-
-    fn restart(&mut self, status: ExitStatus) -> anyhow::Result<()> {
-        if !self.restarts.allow(Instant::now()) {
-            bail!(
-                "the {} ended {} times within {} s (last: {status}); giving up",
-                self.name,
-                RESTARTS_MAX + 1,
-                RESTARTS_WINDOW.as_secs()
-            );
-        }
-        eprintln!(
-            "hyphae: the {} ended ({status}); starting it again",
-            self.name
-        );
-        self.spawn()
-    }
-
-    /// Process number, while it runs.
-    fn pid(&self) -> Option<i32> {
-        let child = self.child.as_ref()?;
-        i32::try_from(child.id()).ok()
-    }
-
-    /// Lets it read its configuration again.
-    fn reload(&self) {
-        if let Some(pid) = self.pid() {
-            // One that has ended just now reads it when it starts again.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGHUP);
-        }
-    }
-
-    fn stop(&mut self) -> anyhow::Result<()> {
-        let Some(child) = &mut self.child else {
-            return Ok(());
-        };
-        let pid = Pid::from_raw(i32::try_from(child.id()).context("process number")?);
-        // It may have ended just now; then there is nothing to signal.
-        let _ = kill(pid, Signal::SIGTERM);
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        while Instant::now() < deadline {
-            if let Some(status) = child.try_wait()? {
-                self.child = None;
-                ensure!(status.success(), "the {} ended with {status}", self.name);
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        child.kill().context("killing a plane")?;
-        child.wait().context("waiting for a plane")?;
-        self.child = None;
-        bail!(
-            "the {} did not stop within {} s and was killed",
-            self.name,
-            STOP_TIMEOUT.as_secs()
-        )
-    }
 }
 
 /// What the signals say.
@@ -311,15 +182,20 @@ impl Node {
                 Told::Reload => reload = true,
                 Told::ChildEnded | Told::Nothing => {}
             }
+            let now = Instant::now();
             for plane in &mut self.planes {
-                match plane.ended()? {
+                match plane.take_exit()? {
                     None => {}
-                    // Killed, not ended by itself: nothing that the operator has to put right.
-                    Some(status) if status.code().is_none() => plane.restart(status)?,
+                    Some(status) if is_shutdown(status) => return Ok(None),
                     // Its own message says why.
-                    Some(status) => bail!("the {} could not start ({status})", plane.name),
+                    Some(status) if status.code().is_some_and(|code| code != 0) => {
+                        bail!("the {} could not start ({status})", plane.name)
+                    }
+                    // Killed, or starting over: nothing that the operator has to put right.
+                    Some(status) => plane.schedule(now, status.to_string()),
                 }
             }
+            self.start_those_due(now);
             let status = client.call::<Status>("node.status", json!({}));
             match status {
                 Ok(status) if status.dataplane.is_some() => {
@@ -328,11 +204,16 @@ impl Node {
                     }
                     return Ok(Some(status));
                 }
-                Err(error) if Instant::now() >= deadline => {
-                    return Err(error).context("the node did not come up");
+                _ if Instant::now() < deadline => {}
+                outcome => {
+                    let ended = self.planes.iter().find_map(Plane::last_end);
+                    let failure = match (ended, outcome) {
+                        (Some(ended), _) => anyhow::Error::msg(ended),
+                        (None, Err(error)) => error.into(),
+                        (None, Ok(_)) => anyhow::Error::msg("the planes did not find each other"),
+                    };
+                    return Err(failure.context("the node did not come up"));
                 }
-                Ok(_) if Instant::now() >= deadline => bail!("the planes did not find each other"),
-                Ok(_) | Err(_) => {}
             }
         }
     }
@@ -348,21 +229,41 @@ impl Node {
     /// Keeps the planes running until told to stop.
     fn watch(&mut self) -> anyhow::Result<()> {
         loop {
-            match self.told(None)? {
-                Told::Stop => return Ok(()),
-                Told::Nothing => {}
-                told @ (Told::ChildEnded | Told::Reload) => {
-                    for plane in &mut self.planes {
-                        if let Some(status) = plane.ended()? {
-                            plane.restart(status)?;
-                        }
-                    }
-                    if matches!(told, Told::Reload) {
-                        self.reload();
-                    }
+            let told = self.told(self.wait(Instant::now()))?;
+            if matches!(told, Told::Stop) {
+                return Ok(());
+            }
+            let now = Instant::now();
+            for plane in &mut self.planes {
+                match plane.take_exit()? {
+                    None => {}
+                    // `hyphae down`: the control plane has left, and the dataplane is next.
+                    Some(status) if is_shutdown(status) => return Ok(()),
+                    Some(status) => plane.schedule(now, status.to_string()),
                 }
             }
+            self.start_those_due(now);
+            if matches!(told, Told::Reload) {
+                self.reload();
+            }
         }
+    }
+
+    /// Starts planes whose delay is over, and tells the service manager about those that are down.
+    fn start_those_due(&mut self, now: Instant) {
+        for (n, plane) in self.planes.iter_mut().enumerate() {
+            if plane.start_again(now) {
+                self.vigil.restarted(n);
+            }
+            self.vigil.note(n, plane.absence(), plane.age(now));
+        }
+    }
+
+    /// How long nothing has to be done here unless something is heard.
+    fn wait(&self, now: Instant) -> Option<Duration> {
+        let due = self.planes.iter().filter_map(Plane::due);
+        let due = due.map(|due| due.saturating_duration_since(now));
+        due.chain(self.vigil.wait()).min()
     }
 }
 
@@ -380,50 +281,36 @@ fn announce(config: &Config, sockets: &Path, status: &Status, json: bool) -> any
         .iter()
         .map(|worker| worker.port.to_string())
         .collect();
-    let where_to =
-        |at: Option<std::net::SocketAddr>| at.map_or("off".to_owned(), |at| at.to_string());
-    cli::line(format_args!("hyphae {} is up", status.version));
-    cli::line(format_args!("  key      {}", info.node_pubkey));
-    cli::line(format_args!("  address  {}", info.node_ip));
-    cli::line(format_args!("  subnet   {}", info.node_subnet));
+    let over_tcp = config
+        .rpc
+        .map_or("not over TCP".to_owned(), |at| at.to_string());
+    let metrics = config.metrics.map_or("off".to_owned(), |at| at.to_string());
+    cli::line(format_args!("hyphae {} is up", status.version))?;
+    cli::line(format_args!("  key      {}", info.node_pubkey))?;
+    cli::line(format_args!("  address  {}", info.node_ip))?;
+    cli::line(format_args!("  subnet   {}", info.node_subnet))?;
     cli::line(format_args!(
         "  listens  UDP {} ({})",
         ports.join(", "),
         plane.driver
-    ));
+    ))?;
     cli::line(format_args!(
         "  tun      {}",
         plane.tun.as_deref().unwrap_or("none")
-    ));
+    ))?;
     cli::line(format_args!(
-        "  rpc      {} and {}",
+        "  rpc      {}, {over_tcp}",
         sockets.join("rpc.sock").display(),
-        where_to(config.rpc)
-    ));
-    cli::line(format_args!("  metrics  {}", where_to(config.metrics)));
+    ))?;
+    cli::line(format_args!("  metrics  {metrics}"))?;
     if status.peers == 0 {
         cli::line(
             "no peers yet: `hyphae peer add udp://HOST:PORT` adds one; others reach this node at",
-        );
+        )?;
         cli::line(format_args!(
             "  udp://THIS-HOST:{}#{}",
             ports[0], info.node_pubkey
-        ));
+        ))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn restarts_are_limited_in_a_window_and_only_there() {
-        let start = Instant::now();
-        let mut restarts = Restarts::default();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert!((0..5).all(|n| restarts.allow(at(n))));
-        assert!(!restarts.allow(at(5)));
-        assert!(restarts.allow(at(60)));
-    }
 }

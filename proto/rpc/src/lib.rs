@@ -19,4 +19,4 @@ pub use client::{Client, ClientError};
 pub use connection::{Answers, BATCH_MAX, BatchId, Connection};
 pub use message::{Error, Request, Response, code};
 pub use openrpc::document as openrpc;
-pub use table::{METHODS, Method, NoParams, method as find, parse_params};
+pub use table::{METHODS, Method, NoParams, cause, method as find, parse_params};

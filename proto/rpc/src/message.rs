@@ -71,6 +71,8 @@ pub mod code {
     pub const NOT_ROUTING: i64 = -32041;
     /// config.reload: the file is refused; all stays as it was.
     pub const CONFIG_REFUSED: i64 = -32042;
+    /// node.shutdown: something else runs the node's processes; the message says what stops them.
+    pub const NOT_STOPPED: i64 = -32043;
     /// A change could not be written to the state directory; it was not made.
     pub const PERSIST_FAILED: i64 = -32099;
 
@@ -108,6 +110,7 @@ pub mod code {
             NO_ANSWER => "nobody answered in time",
             NOT_ROUTING => "the node has no dynamic routing",
             CONFIG_REFUSED => "the configuration is refused",
+            NOT_STOPPED => "something else runs the processes of the node",
             PERSIST_FAILED => "not stored, so not changed",
             _ => "",
         }

@@ -14,7 +14,8 @@ use crate::method::{
     PacketStatistics, PatternsParams, Peer, PingParams, Pong, PopMessageParams, PopMessagesParams,
     PubkeyParams, PushMessageParams, PushMessageReplyParams, PushMessageResult, PushMessagesParams,
     PushMessagesResult, QueriedSubnet, ReloadParams, ReloadResult, Route, RouteParams, StaticRoute,
-    Status, TokensParams, TopicParams, TopicPubkeyParams, TopicSubnetParams, TraceHop, TraceParams,
+    Status, TokensParams, TopicParams, TopicPubkeyParams, TopicSettings, TopicSubnetParams,
+    TraceHop, TraceParams,
 };
 
 /// One method.
@@ -160,6 +161,9 @@ methods! {
     /// Let the holder of a key no longer send to a topic.
     remove_topic_pubkey_source = "removeTopicPubkeySource" (TopicPubkeyParams)
         ["topic", "pubkey"] -> bool, [BAD_TOPIC, BAD_KEY, TOPIC_NOT_FOUND, PERSIST_FAILED];
+    /// What a topic is set to: sources, sockets, and how its sockets are served.
+    get_topic_settings = "getTopicSettings" (TopicParams) ["topic"] -> TopicSettings,
+        [BAD_TOPIC, TOPIC_NOT_FOUND];
     /// Local socket that messages on a topic are handed to.
     get_topic_forward_socket = "getTopicForwardSocket" (TopicParams) ["topic"] -> Option<String>,
         [BAD_TOPIC, TOPIC_NOT_FOUND];
@@ -202,6 +206,8 @@ methods! {
     node_status = "node.status" () [] -> Status, [];
     /// Let neighbours take other ways than through this node, or end that.
     node_drain = "node.drain" (DrainParams) ["on"] -> bool, [NOT_ROUTING, PERSIST_FAILED];
+    /// End a node that `hyphae up` runs, both planes.
+    node_shutdown = "node.shutdown" () [] -> bool, [NOT_STOPPED];
     /// Measure the round trip to another node through the overlay.
     node_ping = "node.ping" (PingParams) ["address", "timeoutMs"] -> Pong, [BAD_IP, NO_ANSWER];
     /// Ask whoever is so many hops away on the way to another node who it is.
@@ -222,13 +228,21 @@ methods! {
     discover = "rpc.discover" () [] -> Value, [];
 }
 
+/// Why JSON is not of a type. The position is left out unless the text is no JSON: nobody counts the columns of a call.
+pub fn cause(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    match message.rsplit_once(" at line ") {
+        Some((cause, _)) if error.is_data() => cause.to_owned(),
+        _ => message,
+    }
+}
+
 /// Reads parameters, by name or by position.
 ///
 /// # Errors
 /// When they are not of the type.
 pub fn parse_params<'de, T: serde::Deserialize<'de>>(text: &'de str) -> Result<T, crate::Error> {
-    let invalid =
-        |error: serde_json::Error| crate::Error::new(code::INVALID_PARAMS, error.to_string());
+    let invalid = |error| crate::Error::new(code::INVALID_PARAMS, cause(&error));
     let text = match text.trim_ascii() {
         "" | "null" => "{}",
         text => text,
@@ -260,6 +274,32 @@ mod tests {
                 .collect();
             let listed: BTreeSet<_> = method.params.iter().copied().collect();
             assert_eq!(fields, listed, "{}", method.name);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_destination_is_a_sentence() {
+        for (given, cause) in [
+            (
+                r#"{"ip":"400::1","pk":"00"}"#,
+                "a destination has `ip` or `pk`, and both are given",
+            ),
+            (
+                "{}",
+                "a destination needs `ip` (overlay address) or `pk` (public key, hex)",
+            ),
+        ] {
+            let params = format!(r#"{{"message":{{"dst":{given},"payload":""}}}}"#);
+            let error = parse_params::<PushMessageParams>(&params).unwrap_err();
+            assert_eq!(
+                (error.code, error.message.as_str()),
+                (code::INVALID_PARAMS, cause)
+            );
+        }
+        for given in [r#"{"ip":"400::1"}"#, r#"{"pk":"00"}"#] {
+            let params = format!(r#"{{"message":{{"dst":{given},"payload":""}}}}"#);
+            let params = parse_params::<PushMessageParams>(&params).unwrap();
+            assert_eq!(serde_json::to_string(&params.message.dst).unwrap(), given);
         }
     }
 

@@ -65,7 +65,7 @@ fn a_key_is_in_one_place_only() {
     let start = |n: usize| {
         let home = directory.path().join(format!("node{n}"));
         state::prepare_directory(&home).unwrap();
-        let key = state::load_or_create_key(&home).unwrap();
+        let key = state::load_or_create_key(&state::prepare_directory(&home).unwrap()).unwrap();
         let listen = place[n].to_string();
         let mut line = "up --no-tun --rpc off --rest off --metrics off --discovery none --cores any:1 --listen"
             .split(' ')

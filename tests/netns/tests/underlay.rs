@@ -54,7 +54,7 @@ impl Two {
         let directory = tempfile::tempdir().unwrap();
         let key = |name: &&str| {
             let state = directory.path().join(name);
-            state::prepare_directory(&state).unwrap();
+            let state = state::prepare_directory(&state).unwrap();
             state::generate_key(&state, false).unwrap().public_key()
         };
         let two = Self {

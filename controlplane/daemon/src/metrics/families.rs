@@ -81,6 +81,12 @@ pub(crate) const NODE: &[Family] = &[
         &[],
         "Control planes that this dataplane has seen; 0 while not attached",
     ),
+    counter(
+        "hyphae_plane_restarts_total",
+        &["plane"],
+        "Restarts of a plane: of the control plane by its supervisor, of the dataplane as this control plane has seen \
+         them",
+    ),
     gauge(
         "hyphae_program_backlog",
         &[],

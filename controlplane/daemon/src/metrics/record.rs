@@ -51,6 +51,12 @@ pub(crate) fn record(scrape: &Scrape) {
         let total = scrape.host_repairs.get(&part).copied().unwrap_or(0);
         counter!("hyphae_host_repairs_total", "part" => part.name()).absolute(total);
     }
+    for (plane, total) in [
+        ("controlplane", totals.controlplane_restarts),
+        ("dataplane", totals.dataplane_restarts),
+    ] {
+        counter!("hyphae_plane_restarts_total", "plane" => plane).absolute(total);
+    }
     let handshakes = &scrape.handshakes;
     for (result, total) in [
         ("finished", handshakes.finished),

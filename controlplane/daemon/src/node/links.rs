@@ -11,7 +11,7 @@ use hyphae_wire::Nanos;
 use super::{Configured, Node};
 use crate::attach::Attachment;
 use crate::discovery::{Found, Step};
-use crate::endpoint::{PeerUrl, Transport};
+use crate::endpoint::PeerUrl;
 
 /// How often neighbours are checked for having gone.
 const EXPIRE_AGAIN: Duration = Duration::from_secs(10);
@@ -41,20 +41,12 @@ impl Node {
             Step::Answer => self.discovery.answer(interface),
             Step::Dial => {
                 tracing::info!(%key, %endpoint, "found on the local network");
-                let SocketAddr::V6(place) = endpoint.to_socket_addr() else {
-                    return;
-                };
                 let configured = Configured {
-                    url: PeerUrl {
-                        transport: Transport::Udp,
-                        host: format!("{}%{interface}", place.ip()),
-                        port: place.port(),
-                        key: Some(key),
-                    },
+                    url: PeerUrl::at(endpoint, key),
                     stored: false,
                     lan: true,
                     since: now,
-                    unresolved: false,
+                    error: None,
                 };
                 // It may have come after this node's last beacon.
                 self.discovery.answer(interface);

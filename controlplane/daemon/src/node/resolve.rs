@@ -1,15 +1,15 @@
 //! Names of peers as the node looks after them: when they are wanted, and the look-ups themselves.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use hyphae_overlay::PeerState;
-use hyphae_wire::Nanos;
+use hyphae_wire::{Endpoint, Nanos};
 use tokio::sync::mpsc;
 
 use super::Node;
-use crate::endpoint::PeerUrl;
+use crate::endpoint::{PeerUrl, Transport};
 use crate::names::{APART, Name};
 
 /// How often names of peers are looked up again, whatever their state.
@@ -84,10 +84,13 @@ impl Node {
     }
 }
 
+/// Where a name leads, or why nowhere.
+pub(crate) type Resolved = (Name, Result<Vec<SocketAddr>, String>);
+
 /// Looks names up in tasks of their own.
 pub(crate) struct Resolver {
-    sender: mpsc::Sender<(Name, Vec<SocketAddr>)>,
-    receiver: mpsc::Receiver<(Name, Vec<SocketAddr>)>,
+    sender: mpsc::Sender<Resolved>,
+    receiver: mpsc::Receiver<Resolved>,
 }
 
 impl Resolver {
@@ -99,24 +102,40 @@ impl Resolver {
     fn start(&self, name: Name) {
         let sender = self.sender.clone();
         tokio::spawn(async move {
-            let (host, port) = &name;
-            let found = match tokio::net::lookup_host((host.as_str(), *port)).await {
-                Ok(found) => found.collect(),
-                Err(error) => {
-                    tracing::debug!(host, %error, "name lookup failed");
-                    Vec::new()
-                }
-            };
+            let found = lookup(name.clone()).await;
             // The engine task may be ending.
             let _ = sender.send((name, found)).await;
         });
     }
 
-    pub(crate) async fn next(&mut self) -> (Name, Vec<SocketAddr>) {
+    pub(crate) async fn next(&mut self) -> Resolved {
         match self.receiver.recv().await {
             Some(found) => found,
             // The sender is held here, so the channel never closes.
             None => std::future::pending().await,
         }
     }
+}
+
+/// Addresses of a peer's host, or why there are none. A name may lead to addresses that no peer can have; those are
+/// left out.
+async fn lookup((host, port): Name) -> Result<Vec<SocketAddr>, String> {
+    let url = PeerUrl {
+        transport: Transport::Udp,
+        host,
+        port,
+        key: None,
+    };
+    if url.is_literal() {
+        url.check_scope().map_err(|error| error.to_string())?;
+        let endpoint = url.endpoint().into_iter();
+        return Ok(endpoint.map(Endpoint::to_socket_addr).collect());
+    }
+    let found = tokio::net::lookup_host((url.host.as_str(), port)).await;
+    let found = found.map_err(|error| format!("the name does not resolve: {error}"))?;
+    let usable = |address: &SocketAddr| {
+        let ip = address.ip();
+        !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST)
+    };
+    Ok(found.filter(usable).collect())
 }

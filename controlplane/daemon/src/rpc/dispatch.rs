@@ -11,6 +11,7 @@
 //! may wait at once is bounded.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,8 @@ const WAITING: &[&str] = &[
 ];
 /// How often a denial is logged.
 const LOG_DENIED_EVERY: Duration = Duration::from_secs(1);
+/// Time between the answer to `node.shutdown` and the end.
+const FAREWELL: Duration = Duration::from_millis(100);
 /// Longest wait of a call; the client asks again.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 
@@ -95,6 +98,8 @@ pub(crate) struct Parts {
     pub(crate) gate: Gate,
     /// Reloads, to be counted.
     pub(crate) reloads: Arc<Reloads>,
+    /// Whether `node.shutdown` is offered, or else how the node is stopped.
+    pub(crate) shutdown: Result<(), String>,
 }
 
 /// Answers calls.
@@ -109,6 +114,8 @@ pub(crate) struct Dispatcher {
     pub(super) bus_call: bool,
     pub(super) gate: Gate,
     pub(super) reloads: Arc<Reloads>,
+    shutdown: Result<(), String>,
+    shut_down: AtomicBool,
     latency: Latency,
     waits: Semaphore,
     large: [(Listener, Arc<Semaphore>); 3],
@@ -127,6 +134,8 @@ impl Dispatcher {
             bus_call: parts.bus_call,
             gate: parts.gate,
             reloads: parts.reloads,
+            shutdown: parts.shutdown,
+            shut_down: AtomicBool::new(false),
             latency,
             waits: Semaphore::new(WAITS_MAX),
             large: [
@@ -243,6 +252,7 @@ impl Dispatcher {
                 let message = format!("no method '{method}'; rpc.discover lists them");
                 Err(Error::new(code::METHOD_NOT_FOUND, message))
             }
+            "node.shutdown" => self.shut_down(),
             "config.reload" => {
                 let this = Arc::clone(self);
                 let reload = tokio::spawn(async move { this.reload(&text).await });
@@ -271,6 +281,28 @@ impl Dispatcher {
                 self.ask_node(method, text).await
             }
         }
+    }
+
+    /// Ends the node, when the answer has had the time to leave.
+    fn shut_down(&self) -> Outcome {
+        if let Err(how) = &self.shutdown {
+            return Err(Error::new(code::NOT_STOPPED, how.clone()));
+        }
+        if !self.shut_down.swap(true, Ordering::Relaxed) {
+            tracing::info!("node is shut down by a call");
+            let commands = self.commands.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(FAREWELL).await;
+                // The engine task may have ended already.
+                let _ = commands.send(Command::Shutdown).await;
+            });
+        }
+        yes()
+    }
+
+    /// Whether a call has ended the node.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.shut_down.load(Ordering::Relaxed)
     }
 
     pub(super) async fn ask_node(&self, method: &str, params: String) -> Outcome {

@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 
 use super::rows::Rows;
 use crate::attach::Attachment;
-use crate::endpoint::{PeerUrl, RouteSpec, parse_via, via_text};
+use crate::endpoint::{InvalidPeer, PeerUrl, RouteSpec, parse_via, shown, via_text};
 use crate::metrics::{EachPeer, Place};
 use crate::node::{Configured, Node};
 use crate::state::{self, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
@@ -147,10 +147,7 @@ impl Node {
                 let url = &configured.url;
                 (url.transport.scheme(), url.place())
             }
-            _ => {
-                let place = peer.endpoint.to_socket_addr().to_string();
-                (peer.endpoint.scheme(), place)
-            }
+            _ => (peer.endpoint.scheme(), shown(peer.endpoint)),
         };
         let key = peer.key.map(|key| key.to_string());
         let seen = key.as_ref().and_then(|key| self.seen.get(key));
@@ -158,6 +155,12 @@ impl Node {
             .map(|seen| seen.0)
             .or(configured.map(|c| c.since))
             .or(peer.since);
+        let discovered = first.map_or(0, |at| now.since(at).as_secs());
+        let last_connected = match peer.state {
+            PeerState::Up => peer.since,
+            PeerState::Connecting | PeerState::Down => seen.map(|seen| seen.1),
+        };
+        let last_connected = last_connected.map(|at| now.since(at).as_secs());
         let stats: Vec<_> = match peer.peer {
             Some(number) => workers.iter().map(|worker| worker.peer(number)).collect(),
             None => Vec::new(),
@@ -171,13 +174,10 @@ impl Node {
             connection_state: state_name(peer.state).to_owned(),
             tx_bytes: stats.iter().map(|stats| stats.tx_bytes).sum(),
             rx_bytes: stats.iter().map(|stats| stats.rx_bytes).sum(),
-            discovered: first.map_or(0, |at| now.since(at).as_secs()),
-            last_connected: match peer.state {
-                PeerState::Up => peer.since.map(|at| now.since(at).as_secs()),
-                PeerState::Connecting | PeerState::Down => {
-                    seen.map(|seen| now.since(seen.1).as_secs())
-                }
-            },
+            discovered,
+            discovered_seconds: discovered,
+            last_connected,
+            last_connected_seconds: last_connected,
             pubkey: key,
             address: peer.address.map(|address| address.to_string()),
             suite: peer.suite.map(|suite| suite.to_string()),
@@ -192,17 +192,23 @@ impl Node {
                 .and_then(|key| self.config.peering.names.get(&key).cloned()),
             handshakes: peer.handshakes,
             refusal: peer.refusal.map(|refusal| refusal.to_string()),
+            error: self.error_of(peer),
         }
+    }
+
+    /// Why there is no link to a peer: the last refusal, or why its name leads nowhere.
+    fn error_of(&self, peer: &PeerStatus) -> Option<String> {
+        let refusal = peer.refusal.map(|refusal| refusal.to_string());
+        let entries = peer.configured.iter();
+        let mut entries = entries.filter_map(|id| self.configured.get(&id.0));
+        refusal.or_else(|| entries.find_map(|configured| configured.error.clone()))
     }
 
     fn rpc_add_peer(&mut self, now: Nanos, params: &str) -> Outcome {
         let params: EndpointParams = parse_params(params)?;
-        let url: PeerUrl = params
-            .endpoint
-            .parse()
-            .map_err(|e: crate::endpoint::InvalidPeer| {
-                Error::new(code::BAD_ENDPOINT, e.to_string())
-            })?;
+        let bad = |e: InvalidPeer| Error::new(code::BAD_ENDPOINT, e.to_string());
+        let url: PeerUrl = params.endpoint.parse().map_err(bad)?;
+        url.check_scope().map_err(bad)?;
         let same = |other: &PeerUrl| other.is_at(&url);
         if self
             .configured
@@ -235,20 +241,38 @@ impl Node {
 
     fn rpc_delete_peer(&mut self, now: Nanos, params: &str) -> Outcome {
         let params: EndpointParams = parse_params(params)?;
-        let bad =
-            |e: crate::endpoint::InvalidPeer| Error::new(code::BAD_ENDPOINT_DELETE, e.to_string());
+        let bad = |e: InvalidPeer| Error::new(code::BAD_ENDPOINT_DELETE, e.to_string());
         let url: PeerUrl = params.endpoint.parse().map_err(bad)?;
         let same = |other: &PeerUrl| other.is_at(&url);
         // One that was given with different keys is there more than once.
         let found = self.configured.iter();
         let found = found.filter(|(_, configured)| same(&configured.url));
-        let found: Vec<u32> = found.map(|(id, _)| *id).collect();
+        let mut found: Vec<u32> = found.map(|(id, _)| *id).collect();
+        // A list shows where a peer is, which may not be what it was added as.
+        let shown_there = url.endpoint().and_then(|endpoint| {
+            let mut peers = self.overlay.peers();
+            peers.find(|peer| peer.endpoint == endpoint)
+        });
+        if let Some(peer) = &shown_there
+            && found.is_empty()
+        {
+            found.extend(peer.configured.iter().map(|id| id.0));
+        }
         if found.is_empty() {
-            let message = format!("{url} is not a configured peer");
+            let message = match shown_there {
+                Some(_) => format!(
+                    "{url} has connected from its side; remove this node there, or deny its key"
+                ),
+                None => format!("{url} is not a configured peer"),
+            };
             return Err(Error::new(code::PEER_NOT_FOUND, message));
         }
         let mut file = self.stored_peers();
-        file.peers.retain(|other| !same(other));
+        let gone = |url: &PeerUrl| {
+            let mut gone = found.iter().filter_map(|id| self.configured.get(id));
+            gone.any(|configured| configured.url.is_at(url))
+        };
+        file.peers.retain(|other| !gone(other));
         self.persist(PEERS_FILE, &file)?;
         for id in found {
             self.remove_peer(now, id);
@@ -317,6 +341,7 @@ impl Node {
         let entry = |(address, until): (OverlayAddress, Nanos)| QueriedSubnet {
             subnet: address.subnet().to_string(),
             expiration: until.since(now).as_secs().to_string(),
+            expiration_seconds: until.since(now).as_secs(),
         };
         let speaker = self.routing.as_ref().map(|routing| &routing.speaker);
         let asked = speaker.into_iter().flat_map(|speaker| speaker.queries());
@@ -464,6 +489,7 @@ impl Node {
             Dataplane {
                 pid: hello.pid.get(),
                 uptime: now.since(Nanos(hello.started.get())).as_secs(),
+                uptime_seconds: now.since(Nanos(hello.started.get())).as_secs(),
                 driver: hello.driver().to_owned(),
                 driver_reason: hello.driver_reason().to_owned(),
                 workers: workers
@@ -487,6 +513,7 @@ impl Node {
             info: self.info(),
             pid: std::process::id(),
             uptime: now.since(self.started).as_secs(),
+            uptime_seconds: now.since(self.started).as_secs(),
             dataplane,
             host_problem: self.host_routes.as_ref().and_then(|_| self.host.sentence()),
             mtu: self.config.mtu,
@@ -504,6 +531,8 @@ impl Node {
             sessions: self.overlay.sessions().count(),
             routes: self.rib.routes().count(),
             drained: self.is_drained(),
+            controlplane_restarts: self.totals.controlplane_restarts,
+            dataplane_restarts: self.totals.dataplane_restarts,
             counters,
             drops,
         }

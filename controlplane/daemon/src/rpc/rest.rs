@@ -198,8 +198,9 @@ async fn body<T: DeserializeOwned>(node: &Api, request: Request<Body>) -> Result
     let (bytes, _permit) = read_body(&node.dispatcher, node.caller.listener, request)
         .await
         .map_err(IntoResponse::into_response)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Refused(StatusCode::BAD_REQUEST, error.to_string()).into_response())
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Refused(StatusCode::BAD_REQUEST, hyphae_rpc::cause(&error)).into_response()
+    })
 }
 
 /// Takes the body of a request as `$name`, or answers why not.

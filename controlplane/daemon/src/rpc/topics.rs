@@ -49,6 +49,7 @@ impl Dispatcher {
             "removeTopic" => self.remove_topic(&listed_name(params)?).await,
             "getTopicSources" => self.show(params, |config| value(&config.subnets)),
             "getTopicPubkeySources" => self.show(params, |config| value(&config.pubkeys)),
+            "getTopicSettings" => self.show(params, |config| value(settings(config))),
             "getTopicForwardSocket" => self.show(params, |config| value(&config.forward_socket)),
             "getTopicOutboundSocket" => self.show(params, |config| {
                 value(config.outbound_socket.as_ref().map(shown))
@@ -348,6 +349,24 @@ fn shown(socket: &OutboundSocket) -> method::OutboundSocket {
             Destination::Key(key) => method::Destination::Pk(key.to_string()),
         },
         path: socket.path.display().to_string(),
+    }
+}
+
+fn settings(config: &TopicConfig) -> method::TopicSettings {
+    let path = |path: &PathBuf| path.display().to_string();
+    method::TopicSettings {
+        subnets: config.subnets.iter().map(ToString::to_string).collect(),
+        pubkeys: config.pubkeys.iter().map(ToString::to_string).collect(),
+        forward_socket: config.forward_socket.as_ref().map(path),
+        outbound_socket: config.outbound_socket.as_ref().map(shown),
+        framing: match config.framing {
+            Framing::Eof => "eof",
+            Framing::Http => "http",
+            Framing::JsonLines => "json-lines",
+        }
+        .to_owned(),
+        reply_timeout_seconds: config.socket_timeout().as_secs(),
+        keep_alive: config.keeps_connections(),
     }
 }
 

@@ -96,8 +96,7 @@ fn lines(all: &[String], json: bool) -> anyhow::Result<()> {
     if json {
         return output::document(&all);
     }
-    all.iter().for_each(output::line);
-    Ok(())
+    Ok(all.iter().try_for_each(output::line)?)
 }
 
 /// The result of the other node; its error is the error of this program.

@@ -15,8 +15,8 @@ use super::{NodeArgs, NodeRef, output};
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Say whether a file is all right, and all that is wrong with it. Exit codes: 0 it is, 1 it is
-    /// not, 2 it cannot be read.
+    /// Check a configuration file and report every problem. Exit codes: 0 none, 1 some, 2 the file
+    /// cannot be read.
     #[command(
         after_help = "Examples:\n  hyphae config check\n  hyphae config check /etc/hyphae/hyphae.toml --json"
     )]
@@ -27,7 +27,7 @@ pub(crate) enum ConfigCommand {
         hyphae config show --defaults > hyphae.toml"
     )]
     Show(Box<ShowArgs>),
-    /// Say what a key does: form, unit, default, range, whether a reload is enough.
+    /// Explain a key: type, unit, default, range, whether a reload applies it.
     #[command(
         after_help = "Examples:\n  hyphae config explain session.lost_after_ms\n  hyphae config explain routing"
     )]
@@ -83,10 +83,10 @@ fn check(args: &CheckArgs, json: bool) -> anyhow::Result<ExitCode> {
         let ok = problems.is_empty();
         output::document(&json!({ "file": path, "ok": ok, "problems": problems }))?;
     } else if problems.is_empty() {
-        output::line(format_args!("{shown}: all right"));
+        output::line(format_args!("{shown}: all right"))?;
     } else {
         for problem in &problems {
-            output::line(format_args!("{shown}: {problem}"));
+            output::line(format_args!("{shown}: {problem}"))?;
         }
     }
     Ok(match problems.is_empty() {
@@ -125,7 +125,7 @@ fn problems(text: &str, path: &Path) -> Vec<Problem> {
 
 fn show(args: &ShowArgs, json: bool) -> anyhow::Result<()> {
     if args.defaults && !json {
-        output::line(page::default_file().trim_end());
+        output::line(page::default_file().trim_end())?;
         return Ok(());
     }
     let settings = match args.defaults {
@@ -137,7 +137,7 @@ fn show(args: &ShowArgs, json: bool) -> anyhow::Result<()> {
     }
     let text = settings.to_toml(args.diff);
     if !text.is_empty() {
-        output::line(text.trim_end());
+        output::line(text.trim_end())?;
     }
     Ok(())
 }
@@ -163,22 +163,22 @@ fn explain(key: Option<&str>, json: bool) -> anyhow::Result<()> {
     }
     for (n, key) in wanted.iter().enumerate() {
         if n > 0 {
-            output::line("");
+            output::line("")?;
         }
-        output::line(key.path);
+        output::line(key.path)?;
         let default = if key.default.is_empty() {
             "none"
         } else {
             key.default
         };
-        output::line(format_args!("  value    {}", page::value(key)));
-        output::line(format_args!("  default  {default}"));
+        output::line(format_args!("  value    {}", page::value(key)))?;
+        output::line(format_args!("  default  {default}"))?;
         output::line(match key.live {
             true => "  change   live: `hyphae reload`, or SIGHUP",
             false => "  change   needs a restart of the node",
-        });
+        })?;
         for line in page::wrapped(key.help) {
-            output::line(format_args!("  {line}"));
+            output::line(format_args!("  {line}"))?;
         }
     }
     Ok(())

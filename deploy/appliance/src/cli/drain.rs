@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
 use clap::Args;
 use hyphae_rpc::method::{DrainParams, Status};
 use serde_json::json;
@@ -37,19 +36,18 @@ pub(crate) fn run(args: &DrainArgs, json: bool) -> anyhow::Result<()> {
     if on && !args.no_wait {
         carried = Some(wait(args, json)?);
     }
-    if json {
-        output::document(&json!({ "drained": on, "framesPerSecond": carried }))?;
-    } else if args.off {
-        output::line("carries others' traffic again");
+    if args.off && !json {
+        output::line("carries others' traffic again")?;
     }
-    match carried {
-        Some(rate) if rate > 0.0 => bail!(
-            "still carries {rate:.0} frames/s after {} s: there is no other way for them (see `hyphae \
+    let failure = carried.filter(|rate| *rate > 0.0).map(|rate| {
+        format!(
+            "still carries {rate:.0} frames/s after {} s: there is no other path for them (see `hyphae \
              route list`, and static routes of neighbours); stopping the node now cuts them off",
             args.timeout
-        ),
-        _ => Ok(()),
-    }
+        )
+    });
+    let document = json!({ "drained": on, "framesPerSecond": carried });
+    output::outcome(document, failure, json)
 }
 
 /// Frames per second that the node carries for others in the end.
@@ -74,7 +72,7 @@ fn wait(args: &DrainArgs, json: bool) -> anyhow::Result<f64> {
             let seconds = start.elapsed().as_secs();
             output::line(format_args!(
                 "{seconds:>3} s  {rate:.0} frames/s for others"
-            ));
+            ))?;
         }
         if over {
             return Ok(rate);

@@ -54,7 +54,7 @@ pub(crate) fn run(command: KeyCommand, json: bool) -> anyhow::Result<()> {
             output::line(format_args!(
                 "{} holds the key: keep it secret",
                 file.display()
-            ));
+            ))?;
             Ok(())
         }
         KeyCommand::Show { node } => {
@@ -76,8 +76,8 @@ fn show(key: PublicKey, json: bool) -> anyhow::Result<()> {
         let document = json!({ "publicKey": key, "address": address, "subnet": subnet });
         return output::document(&document);
     }
-    output::line(format_args!("key      {key}"));
-    output::line(format_args!("address  {address}"));
-    output::line(format_args!("subnet   {subnet}"));
+    output::line(format_args!("key      {key}"))?;
+    output::line(format_args!("address  {address}"))?;
+    output::line(format_args!("subnet   {subnet}"))?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `hyphae message`: sending and receiving.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use hyphae_rpc::{Base64, Client};
 use serde_json::json;
 
 use super::{NodeRef, output};
+use crate::text;
 
 /// A payload of this size is worth showing how far it has come.
 const LARGE: usize = 1 << 20;
@@ -195,8 +196,7 @@ fn sent(
         if json {
             return output::document(&json!({ "id": id }));
         }
-        output::line(id);
-        return Ok(());
+        return Ok(output::line(id)?);
     }
     let show_progress = length >= LARGE && std::io::stderr().is_terminal();
     let info = loop {
@@ -212,7 +212,7 @@ fn sent(
         }
     };
     if show_progress {
-        eprintln!();
+        output::notice("");
     }
     finished(id, &info, json)
 }
@@ -232,9 +232,7 @@ fn progress(state: &MessageState, length: usize) {
         | MessageState::Aborted => 0,
     };
     let mebibytes = length as f64 / f64::from(1 << 20);
-    eprint!("\r{percent:>3} % of {mebibytes:.1} MiB");
-    // A terminal that is gone shows no progress.
-    let _ = std::io::stderr().flush();
+    output::progress(format_args!("{percent:>3} % of {mebibytes:.1} MiB"));
 }
 
 fn finished(id: &str, info: &MessageInfo, json: bool) -> anyhow::Result<()> {
@@ -245,7 +243,7 @@ fn finished(id: &str, info: &MessageInfo, json: bool) -> anyhow::Result<()> {
     if json {
         return output::document(&json!({ "id": id, "info": info }));
     }
-    output::line(format_args!("{id} received"));
+    output::line(format_args!("{id} received"))?;
     Ok(())
 }
 
@@ -337,17 +335,17 @@ fn info(args: &InfoArgs, json: bool) -> anyhow::Result<()> {
             info.reason.as_deref().unwrap_or("not delivered")
         ),
     };
-    output::line(format_args!("to       {}", info.dst));
-    output::line(format_args!("state    {state}"));
-    output::line(format_args!("length   {} bytes", info.msg_len));
+    output::line(format_args!("to       {}", info.dst))?;
+    output::line(format_args!("state    {state}"))?;
+    output::line(format_args!("length   {} bytes", info.msg_len))?;
     output::line(format_args!(
         "created  {} (seconds since 1970)",
         info.created
-    ));
+    ))?;
     output::line(format_args!(
         "deadline {} (seconds since 1970)",
         info.deadline
-    ));
+    ))?;
     Ok(())
 }
 
@@ -383,39 +381,41 @@ fn list(args: &ListArgs, json: bool) -> anyhow::Result<()> {
             "DELIVERIES",
             "LEASE",
         ];
-        output::table(&heads, &rows);
+        output::table(&heads, &rows)?;
     }
     output::line(format_args!(
         "{} messages, {} bytes; {} of them handed out",
         inbox.total, inbox.bytes, inbox.handed_out
-    ));
+    ))?;
     Ok(())
 }
 
-/// Writes a message to standard output, all of it.
+/// Writes a message to standard output.
 fn show(message: &IncomingMessage, raw: bool, json: bool) -> anyhow::Result<()> {
-    let mut text = Vec::new();
     if raw {
-        text.clone_from(&message.payload.0);
-    } else if json {
-        // One line each, so that a stream of them can be read line by line.
-        serde_json::to_writer(&mut text, message)?;
-        text.push(b'\n');
-    } else {
-        writeln!(text, "id       {}", message.id)?;
-        writeln!(text, "from     {} ({})", message.src_ip, message.src_pk)?;
-        if let Some(topic) = &message.topic {
-            writeln!(text, "topic    {}", Topic::new(topic.0.clone())?)?;
-        }
-        if let Some(deliveries) = message.deliveries.filter(|count| *count > 1) {
-            writeln!(text, "delivery {deliveries}")?;
-        }
-        match std::str::from_utf8(&message.payload.0) {
-            Ok(content) => writeln!(text, "{content}")?,
-            Err(_) => writeln!(text, "base64:{}", Base64::encode(&message.payload.0))?,
-        }
+        return Ok(output::raw(&message.payload.0)?);
     }
-    let mut out = std::io::stdout().lock();
-    out.write_all(&text).and_then(|()| out.flush())?;
+    if json {
+        return output::document_line(message);
+    }
+    output::line(format_args!("id       {}", message.id))?;
+    output::line(format_args!(
+        "from     {} ({})",
+        message.src_ip, message.src_pk
+    ))?;
+    if let Some(topic) = &message.topic {
+        let topic = Topic::new(topic.0.clone())?.to_string();
+        output::line(format_args!("topic    {}", text::one_line(&topic)))?;
+    }
+    if let Some(deliveries) = message.deliveries.filter(|count| *count > 1) {
+        output::line(format_args!("delivery {deliveries}"))?;
+    }
+    match std::str::from_utf8(&message.payload.0) {
+        Ok(text) => output::line(text),
+        Err(_) => output::line(format_args!(
+            "base64:{}",
+            Base64::encode(&message.payload.0)
+        )),
+    }?;
     Ok(())
 }

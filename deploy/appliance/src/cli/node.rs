@@ -1,6 +1,7 @@
 //! Commands that ask a running node.
 
 use std::net::Ipv6Addr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -10,6 +11,7 @@ use hyphae_rpc::method::{
     EndpointParams, Peer, PingParams, Pong, Route, RouteParams, StaticRoute, Status, TraceHop,
     TraceOutcome, TraceParams,
 };
+use hyphae_shm::stats::DropReason;
 use serde_json::json;
 
 use super::{NodeRef, output};
@@ -33,7 +35,7 @@ pub(crate) enum PeerCommand {
     /// Stop connecting to a peer and end the link.
     #[command(after_help = "Examples:\n  hyphae peer remove udp://192.0.2.1:9670")]
     Remove {
-        /// udp://HOST:PORT or tcp://HOST:PORT as it was added.
+        /// udp://HOST:PORT or tcp://HOST:PORT, as it was added or as `hyphae peer list` shows it.
         endpoint: String,
         #[command(flatten)]
         node: NodeRef,
@@ -143,7 +145,7 @@ pub(crate) fn trace(args: &TraceArgs, json: bool) -> anyhow::Result<()> {
                     let (address, key) = (&hop.address, &hop.pubkey);
                     format!("{hop_limit:>3}  {address}  {ms:.3} ms  {key}{said}")
                 }
-            });
+            })?;
         }
         end = answer.as_ref().map(|hop| hop.outcome);
         hops.push(json!({
@@ -159,13 +161,9 @@ pub(crate) fn trace(args: &TraceArgs, json: bool) -> anyhow::Result<()> {
         }
     }
     let reached = end == Some(TraceOutcome::Reached);
-    if json {
-        output::document(&json!({ "address": args.address, "reached": reached, "hops": hops }))?;
-    }
-    if !reached {
-        bail!("the way to {} ends before it", args.address);
-    }
-    Ok(())
+    let failure = (!reached).then(|| format!("the path to {} ends before it", args.address));
+    let document = json!({ "address": args.address, "reached": reached, "hops": hops });
+    output::outcome(document, failure, json)
 }
 
 fn said_of(outcome: TraceOutcome) -> &'static str {
@@ -177,21 +175,27 @@ fn said_of(outcome: TraceOutcome) -> &'static str {
 }
 
 pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
-    let status: Status = node.client().call("node.status", json!({}))?;
+    let status: Status = match node.client().call("node.status", json!({})) {
+        Err(ClientError::Absent { .. }) if is_listening(&node.socket_directory()) => bail!(
+            "the control plane is down, and the dataplane forwards without it for up to three minutes; it is \
+             started again, and the log says how it ended"
+        ),
+        status => status?,
+    };
     if json {
-        return output::document(&status);
+        return output::outcome(serde_json::to_value(&status)?, incomplete(&status), true);
     }
     let info = &status.info;
     output::line(format_args!(
         "hyphae {}  up {}",
         status.version,
         age(status.uptime)
-    ));
-    output::line(format_args!("key      {}", info.node_pubkey));
-    output::line(format_args!("address  {}", info.node_ip));
-    output::line(format_args!("subnet   {}", info.node_subnet));
+    ))?;
+    output::line(format_args!("key      {}", info.node_pubkey))?;
+    output::line(format_args!("address  {}", info.node_ip))?;
+    output::line(format_args!("subnet   {}", info.node_subnet))?;
     match &status.dataplane {
-        None => output::line("dataplane  not attached"),
+        None => output::line("dataplane  not attached")?,
         Some(plane) => {
             let workers = plane.workers.iter().map(|worker| match worker.core {
                 Some(core) => format!("port {} on core {core}", worker.port),
@@ -203,40 +207,73 @@ pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
                 age(plane.uptime),
                 plane.driver,
                 plane.driver_reason
-            ));
+            ))?;
             output::line(format_args!(
                 "workers  {}",
                 workers.collect::<Vec<_>>().join("; ")
-            ));
+            ))?;
             output::line(format_args!(
                 "tun      {}, MTU {}",
                 plane.tun.as_deref().unwrap_or("none"),
                 status.mtu
-            ));
+            ))?;
             if let Some(problem) = &status.host_problem {
-                output::line(format_args!("PROBLEM  {problem}"));
+                output::line(format_args!("PROBLEM  {problem}"))?;
             }
             output::line(format_args!(
                 "attach   generation {}, control plane pid {}",
                 plane.generation, status.pid
-            ));
+            ))?;
         }
     }
-    output::line(format_args!("suites   {}", status.suites.join(", ")));
+    let restarts = (status.controlplane_restarts, status.dataplane_restarts);
+    if restarts != (0, 0) {
+        output::line(format_args!(
+            "restarts  control plane {}, dataplane {}: the log says how they ended",
+            restarts.0, restarts.1
+        ))?;
+    }
+    output::line(format_args!("suites   {}", status.suites.join(", ")))?;
     output::line(format_args!(
         "peers    {} up of {}; {} sessions; {} routes",
         status.peers_up, status.peers, status.sessions, status.routes
-    ));
+    ))?;
     if status.drained {
-        output::line("drained  neighbours take other ways; `hyphae drain --off` ends it");
+        output::line("drained  neighbours take other ways; `hyphae drain --off` ends it")?;
     }
-    for (title, counts) in [("counters", &status.counters), ("drops", &status.drops)] {
-        output::line(title);
-        counts
-            .iter()
-            .for_each(|(name, n)| output::line(format_args!("  {name:<28} {n}")));
+    output::line("counters")?;
+    for (name, n) in &status.counters {
+        output::line(format_args!("  {name:<28} {n}"))?;
     }
-    Ok(())
+    output::line("drops")?;
+    for (name, n) in &status.drops {
+        let mut reasons = DropReason::ALL.iter();
+        let reason = reasons.find(|reason| reason.name() == name);
+        let hint = reason.map_or("", |reason| reason.gloss());
+        output::line(format!("  {name:<28} {n:<10} {hint}").trim_end())?;
+    }
+    incomplete(&status).map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
+}
+
+/// Whether a dataplane has its socket in a directory. It takes whoever connects for a control plane, so the kernel
+/// is asked: proc_pid_net(5), `unix`, where flag 0x10000 is a socket that listens.
+pub(super) fn is_listening(directory: &Path) -> bool {
+    let socket = directory.join("dataplane.sock");
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    sockets.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        let flags = fields
+            .nth(3)
+            .and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        let path = fields.nth(3).map(Path::new);
+        flags.is_some_and(|flags| flags & 0x1_0000 != 0) && path == Some(&socket)
+    })
+}
+
+/// Why a node that answers does not do what it is for.
+fn incomplete(status: &Status) -> Option<String> {
+    let failure = "no dataplane is attached, so nothing is forwarded; the log says why";
+    status.dataplane.is_none().then(|| failure.to_owned())
 }
 
 pub(crate) fn peer(command: PeerCommand, json: bool) -> anyhow::Result<()> {
@@ -260,20 +297,19 @@ pub(crate) fn peer(command: PeerCommand, json: bool) -> anyhow::Result<()> {
                     format!("{}/{}", peer.lanes_active, peer.lanes),
                     peer.last_connected.map_or_else(none, age),
                     peer.kind.clone(),
-                    match (&peer.pubkey, &peer.name, &peer.refusal) {
-                        (Some(key), Some(name), None) => format!("{key} ({name})"),
-                        (Some(key), None, None) => key.clone(),
-                        (Some(key), _, Some(refusal)) => format!("{key}: {refusal}"),
-                        (None, _, Some(refusal)) => refusal.clone(),
-                        (None, _, None) => none(),
+                    match (&peer.pubkey, &peer.name) {
+                        (Some(key), Some(name)) => format!("{key} ({name})"),
+                        (Some(key), None) => key.clone(),
+                        (None, _) => none(),
                     },
+                    peer.error.clone().unwrap_or_else(none),
                 ]
             };
             let heads = [
                 "STATE", "ENDPOINT", "RTT", "LOSS", "TX/RX", "SUITE", "LANES", "SINCE", "TYPE",
-                "KEY",
+                "KEY", "ERROR",
             ];
-            output::table(&heads, &peers.iter().map(row).collect::<Vec<_>>());
+            output::table(&heads, &peers.iter().map(row).collect::<Vec<_>>())?;
             Ok(())
         }
         PeerCommand::Add { endpoint, node } => {
@@ -313,7 +349,7 @@ pub(crate) fn route(command: RouteCommand, json: bool) -> anyhow::Result<()> {
                 return output::document(&routes);
             }
             let rows: Vec<_> = routes.iter().map(row).collect();
-            output::table(&ROUTE_COLUMNS, &rows);
+            output::table(&ROUTE_COLUMNS, &rows)?;
             Ok(())
         }
         RouteCommand::List {
@@ -340,7 +376,7 @@ pub(crate) fn route(command: RouteCommand, json: bool) -> anyhow::Result<()> {
                     ]
                 });
             let rows: Vec<_> = used.chain(unused).collect();
-            output::table(&ROUTE_COLUMNS, &rows);
+            output::table(&ROUTE_COLUMNS, &rows)?;
             Ok(())
         }
         RouteCommand::Add { prefix, via, node } => {
@@ -371,14 +407,14 @@ pub(crate) fn ping(args: &PingArgs, json: bool) -> anyhow::Result<()> {
             Ok(pong) => {
                 if !json {
                     let ms = pong.rtt_micros as f64 / 1e3;
-                    output::line(format_args!("{} answered in {ms:.3} ms", args.address));
+                    output::line(format_args!("{} answered in {ms:.3} ms", args.address))?;
                 }
                 round_trips.push(pong.rtt_micros);
             }
             Err(ClientError::Call(error)) if error.code == hyphae_rpc::code::NO_ANSWER => {
                 lost += 1;
                 if !json {
-                    output::line(format_args!("{}: no answer", args.address));
+                    output::line(format_args!("{}: no answer", args.address))?;
                 }
             }
             Err(error) => return Err(error.into()),
@@ -393,28 +429,29 @@ pub(crate) fn ping(args: &PingArgs, json: bool) -> anyhow::Result<()> {
         .iter()
         .sum::<u64>()
         .checked_div(round_trips.len() as u64);
-    if json {
-        output::document(&json!({
-            "address": args.address,
-            "sent": sent,
-            "received": received,
-            "rttMicros": { "min": round_trips.iter().min(), "mean": mean, "max": round_trips.iter().max() },
-        }))?;
-    } else {
-        output::line(format_args!("{sent} sent, {received} answered"));
+    if !json {
+        output::line(format_args!("{sent} sent, {received} answered"))?;
     }
-    if received == 0 && sent > 0 {
-        bail!("{} does not answer", args.address);
-    }
-    Ok(())
+    let document = json!({
+        "address": args.address,
+        "sent": sent,
+        "received": received,
+        "rttMicros": { "min": round_trips.iter().min(), "mean": mean, "max": round_trips.iter().max() },
+    });
+    let silent = received == 0 && sent > 0;
+    let failure = silent.then(|| format!("{} does not answer", args.address));
+    output::outcome(document, failure, json)
 }
 
 pub(crate) fn said(done: bool, json: bool) -> anyhow::Result<()> {
     if json {
         return output::document(&json!({ "changed": done }));
     }
-    output::line(if done { "done" } else { "nothing to change" });
-    Ok(())
+    Ok(output::line(if done {
+        "done"
+    } else {
+        "nothing to change"
+    })?)
 }
 
 fn age(seconds: u64) -> String {

@@ -1,11 +1,12 @@
 //! The two planes as processes of their own.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hyphae_controlplane::Reloader;
 use hyphae_controlplane::config::{Config, Settings};
+use hyphae_controlplane::{Exit, Reloader};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
@@ -14,8 +15,10 @@ use crate::log::SetLevel;
 
 /// Set by the supervisor: the plane is to end with it.
 pub(crate) const SUPERVISED: &str = "HYPHAE_SUPERVISED";
-/// Set by the supervisor: the plane replaces one that has ended just now.
+/// Set by the supervisor: how often it has started the plane again.
 pub(crate) const RESTARTED: &str = "HYPHAE_RESTARTED";
+/// Exit code of a control plane that was asked to end the node: the supervisor ends too.
+pub(crate) const SHUT_DOWN: u8 = 20;
 
 pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
     let (_, config, set_level) = start(args)?;
@@ -48,7 +51,7 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
     Ok(hyphae_dataplane::run(&options)?)
 }
 
-pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<()> {
+pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<ExitCode> {
     let (settings, _, set_log_level) = start(args)?;
     let (state, sockets) = args.directories()?;
     // A file that was there and has gone is an error; one that was made since is read.
@@ -61,6 +64,8 @@ pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<()> {
         set_log_level,
         asked: Arc::default(),
     };
+    let restarts = std::env::var(RESTARTED).ok();
+    let restarts = restarts.and_then(|count| count.parse().ok());
     let asked = Arc::clone(&reloader.asked);
     on_hangup(move || asked.notify_one())?;
     let options = hyphae_controlplane::Options {
@@ -68,8 +73,43 @@ pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<()> {
         reloader,
         state_directory: state,
         socket_directory: sockets,
+        shutdown: shutdown(),
+        restarts: restarts.unwrap_or(0),
     };
-    Ok(hyphae_controlplane::run(options)?)
+    Ok(match hyphae_controlplane::run(options)? {
+        Exit::Stopped => ExitCode::SUCCESS,
+        Exit::ShutDown => ExitCode::from(SHUT_DOWN),
+    })
+}
+
+/// Whether this process can end the node, or else how to do that.
+fn shutdown() -> Result<(), String> {
+    let supervisor = std::env::var(SUPERVISED).ok();
+    let cgroup = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    // What systemd started itself, systemd has to stop: it would start it again, or call it failed.
+    let started = std::env::var("SYSTEMD_EXEC_PID").ok();
+    let ours = [supervisor.clone(), Some(std::process::id().to_string())];
+    let by_systemd = started.is_some() && ours.contains(&started);
+    match (unit(&cgroup).filter(|_| by_systemd), supervisor) {
+        (Some(unit), None) if unit.starts_with("hyphae-") => {
+            Err("this node is run by systemd: `systemctl stop hyphae.target` stops it".to_owned())
+        }
+        (Some(unit), _) => Err(format!(
+            "this node is run by systemd: `systemctl stop {unit}` stops it"
+        )),
+        (None, Some(_)) => Ok(()),
+        (None, None) => Err(
+            "this node was not started by `hyphae up`: stop the processes `hyphae controlplane` \
+             and `hyphae dataplane`"
+                .to_owned(),
+        ),
+    }
+}
+
+/// The service of a list of control groups (cgroups(7), /proc/pid/cgroup).
+fn unit(cgroup: &str) -> Option<&str> {
+    let mut parts = cgroup.lines().flat_map(|line| line.rsplit('/'));
+    parts.find(|part| part.ends_with(".service"))
 }
 
 fn start(args: &NodeArgs) -> anyhow::Result<(Settings, Config, SetLevel)> {
@@ -119,4 +159,20 @@ pub(crate) fn end_with_parent() -> anyhow::Result<()> {
     let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
     anyhow::ensure!(now.as_deref() == parent.to_str(), "the supervisor is gone");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_is_the_innermost_service() {
+        let session = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/node.service";
+        assert_eq!(unit(session), Some("node.service"));
+        assert_eq!(
+            unit("0::/system.slice/hyphae.service\n"),
+            Some("hyphae.service")
+        );
+        assert_eq!(unit("0::/user.slice/session-3.scope\n"), None);
+    }
 }

@@ -23,17 +23,17 @@ pub(crate) fn run(args: &ReloadArgs, json: bool) -> anyhow::Result<()> {
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "(not set)".to_owned());
     let show = |change: &ConfigChange| {
         let (old, new) = (shown(&change.old), shown(&change.new));
-        output::line(format_args!("  {}: {old} → {new}", change.key));
+        output::line(format_args!("  {}: {old} → {new}", change.key))
     };
     match (result.applied.is_empty(), dry_run) {
         (true, _) => output::line("nothing to change live"),
         (false, true) => output::line("would change:"),
         (false, false) => output::line("changed:"),
-    }
-    result.applied.iter().for_each(show);
+    }?;
+    result.applied.iter().try_for_each(show)?;
     if !result.restart.is_empty() {
-        output::line("needs a restart of the node:");
-        result.restart.iter().for_each(show);
+        output::line("needs a restart of the node:")?;
+        result.restart.iter().try_for_each(show)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use clap::{Subcommand, ValueEnum};
 use hyphae_bus::Topic;
 use hyphae_rpc::method::{
     AcceptParams, Destination, ForwardSocketParams, OutboundSocketParams, TopicParams,
-    TopicPubkeyParams, TopicSubnetParams,
+    TopicPubkeyParams, TopicSettings, TopicSubnetParams,
 };
 use hyphae_rpc::{Base64, Client};
 use serde_json::{Value, json};
@@ -85,6 +85,14 @@ pub(crate) enum Action {
     Reject,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum YesOrNo {
+    #[value(aliases = ["true", "on", "1"])]
+    Yes,
+    #[value(aliases = ["false", "off", "0"])]
+    No,
+}
+
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum MemberCommand {
     /// Those that may send.
@@ -143,8 +151,8 @@ pub(crate) enum ForwardCommand {
         reply_timeout: Option<u64>,
         /// Whether connections to the server are used for more than one request [default: as it was, at
         /// first yes with http and no with json-lines].
-        #[arg(long, value_name = "YES-OR-NO", value_parser = clap::builder::BoolishValueParser::new())]
-        keep_alive: Option<bool>,
+        #[arg(long, value_name = "YES-OR-NO")]
+        keep_alive: Option<YesOrNo>,
         #[command(flatten)]
         node: NodeRef,
     },
@@ -222,11 +230,17 @@ fn list(client: &Client, json: bool) -> anyhow::Result<()> {
     let mut documents = Vec::new();
     for encoded in client.get_topics()? {
         let topic = Topic::new(Base64::decode(&encoded)?.0)?;
-        let subnets = client.get_topic_sources(named(&topic))?;
-        let pubkeys = client.get_topic_pubkey_sources(named(&topic))?;
-        let forward = client.get_topic_forward_socket(named(&topic))?;
-        let outbound = client.get_topic_outbound_socket(named(&topic))?;
-        let sources: Vec<String> = subnets.iter().chain(&pubkeys).cloned().collect();
+        let settings = client.get_topic_settings(named(&topic))?;
+        let TopicSettings {
+            forward_socket: forward,
+            outbound_socket: outbound,
+            framing,
+            ..
+        } = &settings;
+        let sources = settings.subnets.iter().chain(&settings.pubkeys);
+        let sources: Vec<String> = sources.cloned().collect();
+        let (served, called) = (forward.is_some(), forward.is_some() || outbound.is_some());
+        let shown = |is: bool, text: String| if is { text } else { "-".to_owned() };
         rows.push(vec![
             topic.to_string(),
             or_dash(sources.join(", ")),
@@ -235,23 +249,42 @@ fn list(client: &Client, json: bool) -> anyhow::Result<()> {
                 || "-".to_owned(),
                 |socket| format!("{} to {}", socket.path, socket.dst),
             ),
+            shown(called, framing.clone()),
+            shown(served, format!("{} s", settings.reply_timeout_seconds)),
+            shown(served, yes_or_no(settings.keep_alive).to_owned()),
         ]);
         documents.push(json!({
             "topic": encoded,
             "name": topic,
-            "subnets": subnets,
-            "pubkeys": pubkeys,
+            "subnets": settings.subnets,
+            "pubkeys": settings.pubkeys,
             "forwardSocket": forward,
             "outboundSocket": outbound,
+            "framing": framing,
+            "replyTimeoutSeconds": settings.reply_timeout_seconds,
+            "keepAlive": settings.keep_alive,
         }));
     }
     let accept = client.get_default_topic_action()?;
     if json {
         return output::document(&json!({ "accept": accept, "topics": documents }));
     }
-    output::table(&["TOPIC", "SOURCES", "FORWARD", "OUTBOUND"], &rows);
-    output::line(format_args!("others are {}", action_text(accept)));
+    let heads = [
+        "TOPIC",
+        "SOURCES",
+        "FORWARD",
+        "OUTBOUND",
+        "FRAMING",
+        "TIMEOUT",
+        "KEEP-ALIVE",
+    ];
+    output::table(&heads, &rows)?;
+    output::line(format_args!("others are {}", action_text(accept)))?;
     Ok(())
+}
+
+fn yes_or_no(is: bool) -> &'static str {
+    if is { "yes" } else { "no" }
 }
 
 fn or_dash(text: String) -> String {
@@ -281,7 +314,7 @@ fn default(client: &Client, action: Option<Action>, json: bool) -> anyhow::Resul
     output::line(format_args!(
         "topics that are not listed are {}",
         action_text(accept)
-    ));
+    ))?;
     Ok(())
 }
 
@@ -348,8 +381,7 @@ fn members(all: &[String], json: bool) -> anyhow::Result<()> {
     if json {
         return output::document(&all);
     }
-    all.iter().for_each(output::line);
-    Ok(())
+    Ok(all.iter().try_for_each(output::line)?)
 }
 
 fn forward(command: ForwardCommand, json: bool) -> anyhow::Result<()> {
@@ -371,7 +403,7 @@ fn forward(command: ForwardCommand, json: bool) -> anyhow::Result<()> {
                 socket_path: absolute(&path)?,
                 framing,
                 reply_timeout,
-                keep_alive,
+                keep_alive: keep_alive.map(|is| matches!(is, YesOrNo::Yes)),
             };
             said(node.client().set_topic_forward_socket(params)?, json)
         }
@@ -427,8 +459,8 @@ fn shown(value: &Value, json: bool) -> anyhow::Result<()> {
         Value::Null => output::line("none"),
         Value::String(text) => output::line(text),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            output::line(value);
+            output::line(value)
         }
-    }
+    }?;
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Progress while the lab works, and its results.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::Instant;
+
+use serde_json::json;
 
 use super::Lab;
 use super::measure::{Percentiles, Results};
@@ -26,31 +28,39 @@ impl Progress {
 
     pub(crate) fn note(&mut self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            cli::notice(text);
         }
     }
 
     pub(crate) fn step(&mut self, what: &str) {
         let at = self.started.elapsed().as_secs_f64();
         if self.live {
-            eprint!("\r\x1b[K[{at:5.1} s] {what} ...");
-            // A progress line that cannot be shown is no reason to fail.
-            let _ = std::io::stderr().flush();
+            cli::progress(format_args!("[{at:5.1} s] {what} ..."));
         } else if !self.quiet {
-            eprintln!("[{at:5.1} s] {what}");
+            cli::notice(format_args!("[{at:5.1} s] {what}"));
         }
     }
 
     pub(crate) fn finish(&mut self) {
         if self.live {
-            eprint!("\r\x1b[K");
+            cli::progress("");
         }
     }
 }
 
 /// Says how to enter the lab.
-pub(crate) fn hold(lab: &Lab) -> anyhow::Result<()> {
-    for node in [&lab.client, &lab.relay, &lab.server] {
+pub(crate) fn hold(lab: &Lab, json: bool) -> anyhow::Result<()> {
+    let nodes = [&lab.client, &lab.relay, &lab.server];
+    if json {
+        let nodes = nodes.map(|node| {
+            let (address, run) = (node.address(), node.directory().join("run"));
+            let pid = node.status()?.pid;
+            anyhow::Ok(json!({ "name": node.name, "address": address, "pid": pid, "sockets": run }))
+        });
+        let nodes: anyhow::Result<Vec<_>> = nodes.into_iter().collect();
+        return cli::document(&json!({ "nodes": nodes? }));
+    }
+    for node in nodes {
         let status = node.status()?;
         cli::line(format_args!(
             "{:<7} {}  control plane pid {}  sockets {}",
@@ -58,9 +68,9 @@ pub(crate) fn hold(lab: &Lab) -> anyhow::Result<()> {
             node.address(),
             status.pid,
             node.directory().join("run").display()
-        ));
+        ))?;
     }
-    cli::line("enter one with: nsenter --net=/proc/PID/ns/net; Ctrl-C ends the lab");
+    cli::line("enter one with: nsenter --net=/proc/PID/ns/net; Ctrl-C ends the lab")?;
     Ok(())
 }
 
@@ -132,7 +142,7 @@ pub(crate) fn show(results: &Results, json: bool) -> anyhow::Result<()> {
         );
     }
     let suite = results.suite.as_deref().unwrap_or("unknown suite");
-    cli::line(format_args!("driver {}, {suite}", results.driver));
-    cli::table(&["WHAT", "RESULT", ""], &rows);
+    cli::line(format_args!("driver {}, {suite}", results.driver))?;
+    cli::table(&["WHAT", "RESULT", ""], &rows)?;
     Ok(())
 }

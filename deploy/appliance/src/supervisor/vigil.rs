@@ -2,12 +2,15 @@
 //!
 //! To the planes the supervisor is the service manager: they tell it what they would tell systemd as units of
 //! their own, from the same signs of progress. The node's watchdog is fed when both planes have fed theirs since the
-//! last time, so one thread that hangs in either of them lets it starve, however well the supervisor is.
+//! last time, so one thread that hangs in either of them lets it starve, however well the supervisor is. A plane
+//! that is down, or has a moment to start, is the supervisor's to restart: it does not count, because a restart of
+//! the whole service would take the other plane down with it.
 //!
 //! What is heard counts only when the kernel says that a plane sent it: anybody may send to the socket.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hyphae_notify::Notifier;
@@ -22,12 +25,30 @@ const MESSAGE_MAX: usize = 8192;
 /// The planes, by their place in the supervisor.
 pub(super) const PLANES: usize = 2;
 
+/// How long a plane that was started again may take until it works.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// The service manager on one side, the planes on the other.
 pub(super) struct Vigil {
     notifier: Notifier,
     ear: Option<Ear>,
-    fed: [bool; PLANES],
-    status: [String; PLANES],
+    planes: [Heard; PLANES],
+    /// When the node's watchdog was fed.
+    fed_at: Instant,
+}
+
+/// What a plane has told, the dataplane first.
+#[derive(Default)]
+struct Heard {
+    /// It has fed its watchdog since the node's was fed.
+    fed: bool,
+    /// It has said that it works.
+    ready: bool,
+    /// It does not run, or was started only now.
+    starts: bool,
+    status: String,
+    /// Why it does not run.
+    absence: Option<String>,
 }
 
 /// Where the planes speak to.
@@ -47,8 +68,8 @@ impl Vigil {
         Ok(Self {
             ear: ear.context("socket for what the planes tell")?,
             notifier,
-            fed: Default::default(),
-            status: Default::default(),
+            planes: Default::default(),
+            fed_at: Instant::now(),
         })
     }
 
@@ -78,24 +99,68 @@ impl Vigil {
             };
             for line in text.lines() {
                 if line == "WATCHDOG=1" {
-                    self.fed[n] = true;
+                    self.planes[n].fed = true;
+                } else if line == "READY=1" {
+                    self.planes[n].ready = true;
                 } else if let Some(status) = line.strip_prefix("STATUS=") {
-                    status.clone_into(&mut self.status[n]);
+                    status.clone_into(&mut self.planes[n].status);
                 }
             }
             self.pass_on();
         }
     }
 
+    /// Takes note of a plane: why it does not run, if so, and how long it has been running.
+    pub(super) fn note(&mut self, n: usize, absence: Option<String>, age: Duration) {
+        let plane = &mut self.planes[n];
+        if absence.is_some() {
+            plane.ready = false;
+            plane.fed = false;
+        }
+        plane.starts = absence.is_some() || age < START_TIMEOUT;
+        plane.absence = absence;
+        self.pass_on();
+    }
+
+    /// A plane runs again; what its predecessor has told is void.
+    pub(super) fn restarted(&mut self, n: usize) {
+        self.planes[n] = Heard {
+            status: "starting".to_owned(),
+            ..Heard::default()
+        };
+    }
+
+    /// When to call [`Vigil::note`] again at the latest.
+    pub(super) fn wait(&self) -> Option<Duration> {
+        let excused = (0..PLANES).any(|n| self.is_excused(n));
+        self.notifier.watchdog_every().filter(|_| excused)
+    }
+
+    /// Whether a plane cannot be expected to feed its watchdog now. The control plane does not while it has no
+    /// dataplane to attach to; the dataplane needs nobody.
+    fn is_excused(&self, n: usize) -> bool {
+        let starts = |n: usize| {
+            let plane: &Heard = &self.planes[n];
+            !plane.ready && plane.starts
+        };
+        starts(n) || (n > 0 && !self.planes[n].ready && starts(0))
+    }
+
     fn pass_on(&mut self) {
-        if self.fed == [true; PLANES] {
-            self.fed = Default::default();
+        let all_fed = self.planes.iter().all(|plane| plane.fed);
+        let fed = (0..PLANES).all(|n| self.planes[n].fed || self.is_excused(n));
+        // A plane sets the pace; without one, the clock.
+        let every = self.notifier.watchdog_every().unwrap_or_default();
+        if all_fed || (fed && self.fed_at.elapsed() >= every) {
+            self.planes.iter_mut().for_each(|plane| plane.fed = false);
+            self.fed_at = Instant::now();
             self.notifier.watchdog();
         }
-        let said = self.status.iter().filter(|status| !status.is_empty());
-        let said: Vec<&str> = said.map(String::as_str).collect();
-        if said.len() == PLANES {
-            self.notifier.status(&said.join("; "));
+        let told = self.planes.iter();
+        let told = told.map(|plane| plane.absence.as_deref().unwrap_or(&plane.status));
+        let told: Vec<&str> = told.filter(|told| !told.is_empty()).collect();
+        if told.len() == PLANES {
+            self.notifier.status(&told.join("; "));
         }
     }
 

@@ -1,18 +1,49 @@
 //! Messages.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Base64;
 
 /// Whom a message is for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Destination {
     /// Overlay address.
     Ip(String),
     /// Public key, hex.
     Pk(String),
+}
+
+impl<'de> Deserialize<'de> for Destination {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Given {
+            ip: Option<String>,
+            pk: Option<String>,
+        }
+        match Given::deserialize(deserializer)? {
+            Given {
+                ip: Some(ip),
+                pk: None,
+            } => Ok(Self::Ip(ip)),
+            Given {
+                ip: None,
+                pk: Some(pk),
+            } => Ok(Self::Pk(pk)),
+            Given {
+                ip: Some(_),
+                pk: Some(_),
+            } => Err(D::Error::custom(
+                "a destination has `ip` or `pk`, and both are given",
+            )),
+            Given { ip: None, pk: None } => Err(D::Error::custom(
+                "a destination needs `ip` (overlay address) or `pk` (public key, hex)",
+            )),
+        }
+    }
 }
 
 impl std::str::FromStr for Destination {

@@ -22,5 +22,5 @@ pub use node::{
 };
 pub use topic::{
     AcceptParams, ForwardSocketParams, OutboundSocket, OutboundSocketParams, TopicParams,
-    TopicPubkeyParams, TopicSubnetParams,
+    TopicPubkeyParams, TopicSettings, TopicSubnetParams,
 };

@@ -25,7 +25,8 @@ pub struct Info {
 pub struct PeerEndpoint {
     /// "udp", or "tcp" for a stream link.
     pub proto: String,
-    /// Address and port; the name as configured while it does not resolve.
+    /// Address and port, IPv6 in brackets, a link-local one with the name of its interface; the name as
+    /// configured while it does not resolve. After `proto` and `://`, `deletePeer` takes it.
     pub socket_addr: String,
 }
 
@@ -44,10 +45,16 @@ pub struct Peer {
     pub tx_bytes: u64,
     /// Bytes received from it.
     pub rx_bytes: u64,
-    /// Seconds since it was first seen.
+    /// As `discoveredSeconds`, under the name of the reference network.
     pub discovered: u64,
-    /// Seconds since it was last connected; null when it never was.
+    /// Seconds since it was first seen.
+    #[serde(default)]
+    pub discovered_seconds: u64,
+    /// As `lastConnectedSeconds`, under the name of the reference network.
     pub last_connected: Option<u64>,
+    /// Seconds since it was last connected, or for how long it has been; null when it never was.
+    #[serde(default)]
+    pub last_connected_seconds: Option<u64>,
     /// Its key, hex; null until it has answered.
     pub pubkey: Option<String>,
     /// Its overlay address.
@@ -70,6 +77,9 @@ pub struct Peer {
     pub handshakes: u64,
     /// Why its last handshake was refused.
     pub refusal: Option<String>,
+    /// Why there is no link: the refusal, or why its name leads to no address.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// One of `getSelectedRoutes`.
@@ -97,8 +107,11 @@ pub struct Route {
 pub struct QueriedSubnet {
     /// Destinations that a route is looked for.
     pub subnet: String,
-    /// Seconds until the search is given up.
+    /// As `expirationSeconds`, as text, under the name of the reference network.
     pub expiration: String,
+    /// Seconds until the search is given up.
+    #[serde(default)]
+    pub expiration_seconds: u64,
 }
 
 /// One of the lists of `getPacketStatistics`.
@@ -245,8 +258,11 @@ pub struct Worker {
 pub struct Dataplane {
     /// Process number.
     pub pid: u32,
-    /// Seconds since it started.
+    /// As `uptimeSeconds`.
     pub uptime: u64,
+    /// Seconds since it started.
+    #[serde(default)]
+    pub uptime_seconds: u64,
     /// "io_uring" or "epoll".
     pub driver: String,
     /// Why that one.
@@ -312,8 +328,11 @@ pub struct Status {
     pub info: Info,
     /// Process number of the control plane.
     pub pid: u32,
-    /// Seconds since it started.
+    /// As `uptimeSeconds`.
     pub uptime: u64,
+    /// Seconds since it started.
+    #[serde(default)]
+    pub uptime_seconds: u64,
     /// The dataplane; null while none is attached.
     pub dataplane: Option<Dataplane>,
     /// Why this host's traffic does not pass the TUN device; null while it does, and without a device.
@@ -334,6 +353,12 @@ pub struct Status {
     /// Whether neighbours are told to take other ways.
     #[serde(default)]
     pub drained: bool,
+    /// How often the supervisor has started the control plane again.
+    #[serde(default)]
+    pub controlplane_restarts: u64,
+    /// Dataplanes that this control plane has seen end.
+    #[serde(default)]
+    pub dataplane_restarts: u64,
     /// Counters that are not zero, summed over workers.
     pub counters: BTreeMap<String, u64>,
     /// Drops by reason that are not zero, summed over workers.

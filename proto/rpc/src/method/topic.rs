@@ -70,6 +70,26 @@ pub struct OutboundSocketParams {
     pub framing: Option<String>,
 }
 
+/// Result of `getTopicSettings`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicSettings {
+    /// Source addresses that may send.
+    pub subnets: Vec<String>,
+    /// Keys that may send, hex.
+    pub pubkeys: Vec<String>,
+    /// Unix socket that messages are handed to.
+    pub forward_socket: Option<String>,
+    /// Unix socket that the node makes, and whom its requests go to.
+    pub outbound_socket: Option<OutboundSocket>,
+    /// Where a request ends on both sockets: "eof", "http" or "json-lines".
+    pub framing: String,
+    /// Seconds that an exchange with the forward socket may take.
+    pub reply_timeout_seconds: u64,
+    /// Whether connections to the forward socket are used for more than one request.
+    pub keep_alive: bool,
+}
+
 /// Result of `getTopicOutboundSocket`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OutboundSocket {

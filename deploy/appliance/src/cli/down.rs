@@ -1,0 +1,95 @@
+//! `hyphae down`: ends a node that `hyphae up` runs.
+//!
+//! The control plane decides who may do that, as for every call, and ends in a way that the supervisor knows. No
+//! process is signalled from here; the supervisor's process number only serves to wait for it.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use clap::Args;
+use hyphae_rpc::ClientError;
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::json;
+
+use super::node::is_listening;
+use super::{NodeRef, output};
+
+/// Time between two checks where the supervisor's process cannot be seen.
+const POLL: Duration = Duration::from_millis(20);
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DownArgs {
+    /// Seconds to wait until the node has ended; the command fails when it still runs then.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    timeout: u64,
+    #[command(flatten)]
+    node: NodeRef,
+}
+
+pub(crate) fn run(args: &DownArgs, json: bool) -> anyhow::Result<()> {
+    let socket = args.node.socket_directory().join("rpc.sock");
+    // Before the call, while it certainly runs.
+    let supervisor = supervisor(&socket);
+    match args.node.client().node_shutdown() {
+        Err(ClientError::Absent { .. }) if is_listening(&args.node.socket_directory()) => bail!(
+            "the control plane is down and cannot be asked: stop the process `hyphae up`, or the \
+             unit that runs the node"
+        ),
+        asked => asked?,
+    };
+    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let ended = match supervisor {
+        Some(supervisor) => has_ended(&supervisor, deadline)?,
+        // In another process namespace, or hidden.
+        None => is_silent(&socket, deadline),
+    };
+    if !ended {
+        bail!(
+            "the node still runs after {} s; its log may say why",
+            args.timeout
+        );
+    }
+    if json {
+        return output::document(&json!({ "stopped": true }));
+    }
+    Ok(output::line("stopped")?)
+}
+
+/// The parent of the process that listens on a socket.
+fn supervisor(socket: &Path) -> Option<OwnedFd> {
+    let connection = UnixStream::connect(socket).ok()?;
+    let listener = getsockopt(&connection, sockopt::PeerCredentials)
+        .ok()?
+        .pid();
+    let status = std::fs::read_to_string(format!("/proc/{listener}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    let parent = Pid::from_raw(parent.trim().parse().ok()?)?;
+    pidfd_open(parent, PidfdFlags::empty()).ok()
+}
+
+fn has_ended(process: &OwnedFd, deadline: Instant) -> anyhow::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut sources = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut sources, Some(&Timespec::try_from(left)?)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn is_silent(socket: &Path, deadline: Instant) -> bool {
+    while UnixStream::connect(socket).is_ok() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(POLL);
+    }
+    true
+}
