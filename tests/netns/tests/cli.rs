@@ -1,5 +1,6 @@
 //! Covers: start-up failures of the real binary and what it says about them; peers and routes at
-//! run time and after a restart; exit codes and `--json`; what a hangup means. Runs as an ordinary user too.
+//! run time and after a restart; exit codes and `--json`; output that cannot be written, and text that a terminal would
+//! execute; how a node is stopped; what a hangup means. Runs as an ordinary user too.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -48,6 +49,14 @@ impl Node {
             .arg(self.state())
             .arg("--socket-dir")
             .arg(self.sockets());
+        command
+    }
+
+    /// The same, for commands that do not take the flags too.
+    fn by_environment(&self, line: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.args(line).env("HYPHAE_STATE_DIR", self.state());
+        command.env("HYPHAE_SOCKET_DIR", self.sockets());
         command
     }
 
@@ -357,4 +366,333 @@ fn a_hangup_reloads_and_ends_a_node_only_when_its_terminal_is_gone() {
     )
     .unwrap();
     assert!(child.wait().unwrap().success());
+}
+
+/// Something to write to that nobody reads any more.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    Stdio::from(writer)
+}
+
+fn full() -> Stdio {
+    File::create("/dev/full").unwrap().into()
+}
+
+#[test]
+fn a_reader_that_has_gone_ends_any_command_quietly_and_a_full_device_is_an_error() {
+    let mut node = Node::new();
+    node.start();
+    assert!(node.run(&["topic", "add", "logs"]).status.success());
+    let message = ["message", "send", &own_address(&node), "hello"];
+    for line in [
+        &["--help"][..],
+        &["--version"],
+        &["status"],
+        &["status", "--json"],
+        &["peer", "list"],
+        &["peer", "list", "--json"],
+        &["route", "list"],
+        &["topic", "list"],
+        &["topic", "default", "accept"],
+        &["config", "explain"],
+        &["config", "show", "--defaults"],
+        &["config", "check", "/dev/null"],
+        &["doctor"],
+        &["doctor", "--json"],
+        &["key", "show"],
+        &["reload", "--dry-run"],
+        &["ping", "400::1", "--count", "1", "--timeout-ms", "1"],
+        &message,
+        &["message", "receive", "--peek", "--wait"],
+        &["message", "receive", "--peek", "--raw"],
+    ] {
+        let output = |stdout: Stdio| {
+            let mut command = node.by_environment(line);
+            command.stdout(stdout).output().unwrap()
+        };
+        let Output { status, stderr, .. } = output(closed_pipe());
+        let said = String::from_utf8(stderr).unwrap();
+        assert_eq!((status.code(), said.as_str()), (Some(141), ""), "{line:?}");
+        let Output { status, stderr, .. } = output(full());
+        let said = String::from_utf8(stderr).unwrap();
+        let cause = said.contains("standard output: No space left on device");
+        assert!(cause && said.lines().count() == 1, "{line:?}: {said}");
+        assert_eq!(status.code(), Some(1), "{line:?}");
+    }
+    // Where even the error cannot be shown, its exit code is.
+    let mut command = node.command(&["status"]);
+    let status = command.stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn a_node_whose_banner_and_log_nobody_takes_works_as_any_other() {
+    for sink in [closed_pipe, full] {
+        let mut node = Node::new();
+        let up = ["up", "--no-tun", "--metrics", "off", "--rpc", "off"];
+        let mut command = node.command(&up);
+        command.args(["--cores", "any:1", "--listen", "127.0.0.1:0"]);
+        node.child = Some(command.stdout(sink()).stderr(sink()).spawn().unwrap());
+        eventually("the node answers", PATIENCE, || {
+            node.run(&["status"]).status.success()
+        });
+        // Something to log, in each plane.
+        assert!(node.run(&["reload"]).status.success());
+        node.stop();
+    }
+}
+
+fn own_address(node: &Node) -> String {
+    let shown = stdout(&node.run(&["key", "show", "--json"]));
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    shown["address"].as_str().unwrap().to_owned()
+}
+
+/// What is dangerous on a terminal: C0, DEL, C1, a directional override.
+fn is_unsafe(c: char) -> bool {
+    (c.is_control() && c != '\n') || c == '\u{202e}'
+}
+
+#[test]
+fn text_that_others_have_chosen_reaches_a_terminal_as_escapes() {
+    let mut node = Node::new();
+    node.start();
+    let address = own_address(&node);
+    let hostile = "\x1b]0;title\x07\r\x7f\u{9b}2J\u{202e}evil";
+    let topic = "t\u{202e}x";
+    let send = [
+        "message", "send", &address, "--topic", topic, "--wait", hostile,
+    ];
+    let output = node.run(&send);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for line in [
+        &["message", "receive", "--wait", "--peek"][..],
+        &["message", "receive", "--wait", "--peek", "--json"],
+    ] {
+        let shown = stdout(&node.run(line));
+        assert!(!shown.contains(is_unsafe), "{shown:?}");
+    }
+    let shown = stdout(&node.run(&["message", "receive", "--peek"]));
+    assert!(
+        shown.contains(r"\u{1b}]0;title\u{7}\r\u{7f}\u{9b}2J\u{202e}evil"),
+        "{shown:?}"
+    );
+    assert!(node.run(&["topic", "add", topic]).status.success());
+    let listed = stdout(&node.run(&["topic", "list"]));
+    assert!(
+        listed.contains(r"t\u{202e}x") && !listed.contains(is_unsafe),
+        "{listed:?}"
+    );
+    let refused = node.run(&["peer", "add", "udp://\x1b[31m\nhyphae: forged:1"]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        said.starts_with("hyphae: ") && !said.contains(is_unsafe),
+        "{said:?}"
+    );
+    assert!(
+        !said.lines().skip(1).any(|line| line.starts_with("hyphae")),
+        "{said:?}"
+    );
+    // Bytes as they are, on request.
+    let raw = node.run(&["message", "receive", "--raw"]);
+    assert_eq!(raw.stdout, hostile.as_bytes());
+}
+
+#[test]
+fn every_command_prints_one_json_document_and_fails_honestly() {
+    let mut node = Node::new();
+    node.start();
+    assert!(node.run(&["topic", "add", "logs"]).status.success());
+    let none = "400::1";
+    for (line, code) in [
+        (&["status"][..], 0),
+        (&["peer", "list"], 0),
+        (&["peer", "remove", "udp://192.0.2.1:1"], 1),
+        (&["route", "list"], 0),
+        (&["route", "list", "--fallback"], 0),
+        (&["route", "remove", "400:1:2:3::/64"], 1),
+        (&["topic", "list"], 0),
+        (&["topic", "default"], 0),
+        (&["topic", "default", "accept"], 0),
+        (&["topic", "source", "list", "logs"], 0),
+        (&["topic", "pubkey-source", "list", "logs"], 0),
+        (&["topic", "forward", "show", "logs"], 0),
+        (&["topic", "outbound", "show", "logs"], 0),
+        (&["topic", "remove", "none"], 1),
+        (&["admin", "list"], 0),
+        (&["admin", "patterns"], 0),
+        (&["admin", "call", none, "getInfo", "--timeout", "1"], 1),
+        (&["key", "show"], 0),
+        (&["key", "generate"], 1),
+        (&["config", "check", "/dev/null"], 0),
+        (&["config", "check", "/nonexistent"], 2),
+        (&["config", "show"], 0),
+        (&["config", "explain", "listen"], 0),
+        (&["config", "explain", "nothing"], 1),
+        (&["reload", "--dry-run"], 0),
+        (
+            &[
+                "ping",
+                none,
+                "--count",
+                "2",
+                "--interval-ms",
+                "1",
+                "--timeout-ms",
+                "1",
+            ],
+            1,
+        ),
+        (&["trace", none, "--probes", "1", "--timeout-ms", "1"], 1),
+        (&["message", "send", none, "hello"], 0),
+        (&["message", "receive"], 1),
+        (&["drain", "--no-wait"], 0),
+        (&["drain", "--off"], 0),
+        (&["status", "--nonsense"], 2),
+        (&["down"], 0),
+        (&["down"], 1),
+    ] {
+        let output = node.by_environment(line).arg("--json").output().unwrap();
+        let shown = stdout(&output);
+        let document: serde_json::Result<serde_json::Value> = serde_json::from_str(&shown);
+        let document = document.unwrap_or_else(|error| panic!("{line:?}: {error}: {shown}"));
+        assert_eq!(output.status.code(), Some(code), "{line:?}: {shown}");
+        assert_eq!(
+            document["error"]["message"].is_string(),
+            code != 0,
+            "{line:?}: {shown}"
+        );
+    }
+    assert!(
+        node.child.take().unwrap().wait().unwrap().success(),
+        "`down` ended it in order"
+    );
+}
+
+#[test]
+fn a_node_is_stopped_by_a_call_and_by_nothing_else_that_runs_it() {
+    let mut node = Node::new();
+    node.start();
+    assert_eq!(stdout(&node.run(&["down"])), "stopped\n");
+    // It has waited: nothing is left of the node.
+    assert!(
+        node.child
+            .as_mut()
+            .unwrap()
+            .try_wait()
+            .unwrap()
+            .unwrap()
+            .success()
+    );
+    node.child = None;
+    assert!(!node.sockets().join("rpc.sock").exists());
+    let again = node.run(&["down"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(
+        String::from_utf8(again.stderr)
+            .unwrap()
+            .contains("is `hyphae up` running?")
+    );
+
+    // Planes of their own are their manager's to stop.
+    let plane = |name: &str| {
+        let line = [
+            name,
+            "--no-tun",
+            "--metrics",
+            "off",
+            "--rpc",
+            "off",
+            "--cores",
+            "any:1",
+        ];
+        let mut command = node.command(&line);
+        command.args(["--listen", "127.0.0.1:0"]);
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut planes = [plane("dataplane"), plane("controlplane")];
+    eventually("the node answers", PATIENCE, || {
+        node.run(&["status"]).status.success()
+    });
+    let refused = node.run(&["down", "--json"]);
+    let document: serde_json::Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!(
+        (refused.status.code(), &document["error"]["code"]),
+        (Some(1), &(-32043).into())
+    );
+    assert!(node.run(&["status"]).status.success(), "it goes on");
+    for child in &mut planes {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn peers_are_removed_as_they_are_listed_and_in_any_spelling() {
+    let mut node = Node::new();
+    node.start();
+    let listed = || {
+        let peers = stdout(&node.run(&["peer", "list", "--json"]));
+        let peers: serde_json::Value = serde_json::from_str(&peers).unwrap();
+        let peers = peers.as_array().unwrap().clone();
+        let shown = peers.iter().map(|peer| {
+            let text = |name: &str| peer["endpoint"][name].as_str().unwrap();
+            format!("{}://{}", text("proto"), text("socketAddr"))
+        });
+        shown.collect::<Vec<_>>()
+    };
+    for (added, other) in [
+        ("udp://192.0.2.1:9670", "udp://[::ffff:192.0.2.1]:9670"),
+        ("udp://[2001:DB8:0::1]:9670", "udp://[2001:db8::1]:9670"),
+        ("tcp://[fe80::1%lo]:9670", "tcp://[fe80:0::1%1]:9670"),
+        ("udp://Nosuch.Invalid:9670", "udp://nosuch.invalid:9670"),
+    ] {
+        assert!(
+            node.run(&["peer", "add", added]).status.success(),
+            "{added}"
+        );
+        assert!(
+            !node.run(&["peer", "add", other]).status.success(),
+            "{other} is the same"
+        );
+        let shown = listed();
+        assert_eq!(shown.len(), 1, "{shown:?}");
+        assert!(
+            node.run(&["peer", "remove", &shown[0]]).status.success(),
+            "{shown:?}"
+        );
+        assert!(node.run(&["peer", "add", added]).status.success());
+        assert!(
+            node.run(&["peer", "remove", other]).status.success(),
+            "{other}"
+        );
+        assert!(listed().is_empty());
+    }
+    // A peer that is named and connects is listed by its address.
+    let name = "udp://localhost:9";
+    assert!(node.run(&["peer", "add", name]).status.success());
+    eventually("the name is looked up", PATIENCE, || listed() != [name]);
+    assert!(node.run(&["peer", "remove", &listed()[0]]).status.success());
+    assert!(listed().is_empty());
+    for bad in [
+        "udp://0.0.0.0:9670",
+        "udp://[::]:9670",
+        "udp://[ff02::1%lo]:9670",
+        "udp://255.255.255.255:9670",
+        "udp://[fe80::1]:9670",
+        "udp://[fe80::1%nosuch0]:9670",
+    ] {
+        let output = node.run(&["peer", "add", bad, "--json"]);
+        let document: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(document["error"]["code"], -32009, "{bad}: {document}");
+    }
 }

@@ -1,5 +1,6 @@
 //! Covers: what a service manager hears of the real planes: READY when they work, STATUS, WATCHDOG as long
-//! as every thread that serves packets makes progress, STOPPING; and what the parts of `hyphae up` inherit.
+//! as every thread that serves packets makes progress, STOPPING; what the parts of `hyphae up` inherit; and a plane
+//! that crashes again and again under `hyphae up`, which the other plane and the node outlive.
 //! No namespaces, no TUN device. The units themselves are in `units.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
@@ -297,14 +298,19 @@ fn variable(process: Pid, name: &str) -> String {
 
 /// The child of a process that runs this command.
 fn plane(up: Pid, command: &str) -> Pid {
+    child(up, command).unwrap()
+}
+
+fn child(up: Pid, command: &str) -> Option<Pid> {
     let children = std::fs::read_to_string(format!("/proc/{up}/task/{up}/children")).unwrap();
     let runs = |pid: &str| {
-        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        // It may have ended meanwhile.
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split('\0').any(|word| word == command)
     };
     let mut children = children.split_whitespace();
-    let pid = children.find(|pid| runs(pid)).unwrap();
-    Pid::from_raw(pid.parse().unwrap())
+    let pid = children.find(|pid| runs(pid))?;
+    Some(Pid::from_raw(pid.parse().unwrap()))
 }
 
 #[test]
@@ -343,4 +349,99 @@ fn a_node_started_as_one_service_tells_once_and_feeds_the_watchdog_for_both_plan
     manager.hears("WATCHDOG=1");
     up.stop();
     manager.hears("STOPPING=1");
+}
+
+/// `hyphae` with these words, asking the node of this manager.
+fn ask(manager: &Manager, line: &[&str]) -> std::process::Output {
+    let mut command = Command::new(binary());
+    command
+        .args(line)
+        .arg("--socket-dir")
+        .arg(manager.at("run"));
+    command.output().unwrap()
+}
+
+fn is_running(process: Pid) -> bool {
+    kill(process, None).is_ok()
+}
+
+#[test]
+fn a_control_plane_that_cannot_start_again_costs_neither_the_dataplane_nor_the_node() {
+    let manager = Manager::new();
+    let mut up = manager.start("up");
+    manager.hears("READY=1");
+    manager.hears("peers alive");
+    let dataplane = plane(up.pid(), "dataplane");
+    let peers = manager.at("state/peers.toml");
+    let good = std::fs::read(&peers).unwrap();
+    std::fs::write(&peers, "this is no TOML").unwrap();
+    kill(plane(up.pid(), "controlplane"), Signal::SIGKILL).unwrap();
+    // More often than any limit on restarts in a window would let it.
+    let status = manager.hears("restart 8 after");
+    assert!(
+        status.contains("controlplane is down (exit status: 1)"),
+        "{status}"
+    );
+    assert!(
+        status.contains("2 workers"),
+        "the dataplane is well: {status}"
+    );
+    // While none runs, the watchdog is fed for it.
+    let lines = manager.listen(2 * WATCHDOG);
+    assert!(lines.iter().any(|line| line == "WATCHDOG=1"), "{lines:?}");
+    let output = ask(&manager, &["status"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("control plane is down"), "{said}");
+    let output = ask(&manager, &["down"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("stop the process `hyphae up`"), "{said}");
+    let log = std::fs::read_to_string(manager.at("up.log")).unwrap();
+    assert!(
+        log.contains("plane ended; starting it again plane=\"controlplane\""),
+        "{log}"
+    );
+    assert!(log.contains("peers.toml: line 1"), "the cause: {log}");
+    assert!(is_running(dataplane) && is_running(up.pid()));
+
+    std::fs::write(&peers, good).unwrap();
+    manager.hears("peers alive");
+    let output = ask(&manager, &["status", "--json"]);
+    assert!(output.status.success());
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        status["controlplaneRestarts"].as_u64().unwrap() >= 8,
+        "{status}"
+    );
+    assert_eq!(status["dataplane"]["pid"], dataplane.as_raw());
+    up.stop();
+    manager.hears("STOPPING=1");
+}
+
+#[test]
+fn a_dataplane_that_dies_again_and_again_does_not_end_the_node() {
+    let manager = Manager::new();
+    let mut up = manager.start("up");
+    manager.hears("READY=1");
+    for killed in 1..=7 {
+        let mut victim = None;
+        eventually("it runs", PATIENCE, || {
+            victim = child(up.pid(), "dataplane");
+            victim.is_some()
+        });
+        kill(victim.unwrap(), Signal::SIGKILL).unwrap();
+        eventually("its end is noticed", PATIENCE, || {
+            let log = std::fs::read_to_string(manager.at("up.log")).unwrap();
+            log.matches("plane ended; starting it again").count() >= killed
+        });
+    }
+    let status = || ask(&manager, &["status", "--json"]);
+    eventually("it works again", PATIENCE, || status().status.success());
+    assert!(is_running(up.pid()));
+    let document: serde_json::Value = serde_json::from_slice(&status().stdout).unwrap();
+    assert!(
+        document["dataplane"]["pid"].as_u64().is_some(),
+        "{document}"
+    );
+    up.stop();
 }
