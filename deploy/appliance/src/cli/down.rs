@@ -37,7 +37,7 @@ pub(crate) fn run(args: &DownArgs, json: bool) -> anyhow::Result<()> {
     let supervisor = supervisor(&socket);
     match args.node.client().node_shutdown() {
         Err(ClientError::Absent { .. }) if is_listening(&args.node.socket_directory()) => bail!(
-            "the control plane is down and cannot be asked: stop the process `hyphae up`, or the \
+            "the control plane does not answer, so it cannot end the node: stop the process `hyphae up`, or the \
              unit that runs the node"
         ),
         asked => asked?,

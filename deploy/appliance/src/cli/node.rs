@@ -176,10 +176,12 @@ fn said_of(outcome: TraceOutcome) -> &'static str {
 
 pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
     let status: Status = match node.client().call("node.status", json!({})) {
-        Err(ClientError::Absent { .. }) if is_listening(&node.socket_directory()) => bail!(
-            "the control plane is down, and the dataplane forwards without it for up to three minutes; it is \
-             started again, and the log says how it ended"
-        ),
+        Err(ClientError::Absent { place, source }) if is_listening(&node.socket_directory()) => {
+            bail!(
+                "the control plane does not answer at {place} ({source}); the dataplane runs, and forwards without \
+                 it for up to three minutes; it is started again, and the log says how it ended"
+            )
+        }
         status => status?,
     };
     if json {
