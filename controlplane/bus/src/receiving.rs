@@ -213,7 +213,6 @@ impl Bus {
         // Only under attack, or with very many senders at once.
         while over(self) {
             let victim = self.victim(now, wanted).ok_or(Status::Full)?;
-            self.stats.expired += 1;
             self.drop_incoming(victim);
         }
         Ok(())
@@ -227,6 +226,7 @@ impl Bus {
         if let Some(until) = now.0.checked_sub(stale)
             && let Some(stale) = self.partial.pop(Nanos(until), time)
         {
+            self.stats.expired += 1;
             return Some(stale);
         }
         let found = self.shares.heaviest(time)?;
@@ -240,6 +240,7 @@ impl Bus {
             bytes: held.bytes - cost,
         };
         if self.shares.weight(left) >= self.shares.weight(wanted) {
+            self.stats.displaced += 1;
             return Some(found);
         }
         // It stays, and may have to go another time.

@@ -26,6 +26,8 @@ pub struct Stats {
     pub duplicates: u64,
     /// Incoming messages dropped because nothing more of them came.
     pub expired: u64,
+    /// Of a peer that had most under way: dropped in favour of another's, because there was no room.
+    pub displaced: u64,
     /// Packets sent.
     pub packets_sent: u64,
     /// Packets that came in.

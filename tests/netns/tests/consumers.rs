@@ -177,6 +177,9 @@ fn call(method: &str, params: &Value) -> String {
 trait Closes: Write {}
 impl<T: Write> Closes for T {}
 
+/// Makes a connection, and what to write to it.
+type Connects<'a> = dyn Fn() -> (Box<dyn Closes>, String) + 'a;
+
 #[test]
 fn a_client_that_hangs_up_while_it_waits_takes_nothing() {
     let node = Node::start();
@@ -193,7 +196,7 @@ fn a_client_that_hangs_up_while_it_waits_takes_nothing() {
         call("popMessages", &many),
         call("getInfo", &json!({}))
     );
-    let clients: Vec<(&str, Box<dyn Fn() -> (Box<dyn Closes>, String)>)> = vec![
+    let clients: Vec<(&str, Box<Connects<'_>>)> = vec![
         ("popMessages", Box::new(|| lines("popMessages", &many))),
         ("popMessage", Box::new(|| lines("popMessage", &wait))),
         ("a lease", Box::new(|| lines("popMessages", &leased))),

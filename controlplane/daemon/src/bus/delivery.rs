@@ -109,6 +109,11 @@ impl Leases {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.table().leased.len()
+    }
+
     fn lease(&self, lease: Lease, key: DeliveryKey, time: Duration) -> Token {
         let token = Token(self.process, self.next.fetch_add(1, Ordering::Relaxed));
         let ends = Instant::now() + time;

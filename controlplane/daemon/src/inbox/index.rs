@@ -5,6 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use ahash::RandomState;
 use hyphae_bus::{DeliveryKey, Topic};
+use hyphae_wire::PublicKey;
 
 use super::record::{Head, Place};
 use super::{Listed, Listing, MessageNumber};
@@ -26,7 +27,7 @@ pub(super) struct Entry {
 type Entries = HashMap<MessageNumber, Entry, RandomState>;
 
 /// The index.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Index {
     entries: Entries,
     visible: Line,
@@ -35,8 +36,10 @@ pub(super) struct Index {
     /// Ids of messages that came, as hashes under a key of this process: a quarter of a million of them stay
     /// in the caches of a processor, and two have one hash as seldom as two random ids are the same.
     completed: HashSet<u64, BuildHasherDefault<Hashed>>,
-    /// The same by age.
-    ages: VecDeque<u64>,
+    /// The same by sender and age.
+    senders: BTreeMap<PublicKey, VecDeque<u64>>,
+    /// Who was to forget one last in favour of another.
+    loser: PublicKey,
     hasher: RandomState,
 }
 
@@ -102,6 +105,21 @@ impl Line {
     fn first(&self) -> Option<MessageNumber> {
         let firsts = [self.queue.front(), self.returned.first()];
         firsts.into_iter().flatten().min().copied()
+    }
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            entries: Entries::default(),
+            visible: Line::default(),
+            by_topic: BTreeMap::new(),
+            bytes: 0,
+            completed: HashSet::default(),
+            senders: BTreeMap::new(),
+            loser: PublicKey([0; 32]),
+            hasher: RandomState::default(),
+        }
     }
 }
 
@@ -267,29 +285,56 @@ impl Index {
         let hash = self.hasher.hash_one(key);
         let new = self.completed.insert(hash);
         if new {
-            self.ages.push_back(hash);
+            self.senders.entry(key.peer).or_default().push_back(hash);
         }
         new
     }
 
-    /// The last ids did not come to be written.
-    pub(super) fn undo(&mut self, count: usize) {
-        for _ in 0..count {
-            if let Some(hash) = self.ages.pop_back() {
+    /// The last ids, these from the last on, did not come to be written.
+    pub(super) fn undo(&mut self, last: impl Iterator<Item = PublicKey>) {
+        for sender in last {
+            if let Some(ages) = self.senders.get_mut(&sender)
+                && let Some(hash) = ages.pop_back()
+            {
                 self.completed.remove(&hash);
+                if ages.is_empty() {
+                    self.senders.remove(&sender);
+                }
             }
         }
     }
 
-    /// Ids beyond those that are remembered.
-    pub(super) fn surplus(&self, max: usize) -> usize {
-        self.ages.len().saturating_sub(max)
+    /// Ids beyond those that are remembered: how many, the oldest, of which senders. Always one that has an even share
+    /// or more, so a sender without end makes the node forget its own. Whoever is passed over has less than a share,
+    /// which others have more for, so what this costs is a step for each.
+    pub(super) fn surplus(&mut self, max: usize) -> Vec<(PublicKey, usize)> {
+        let mut surplus = BTreeMap::<PublicKey, usize>::new();
+        for left in (max..self.completed.len()).rev() {
+            let share = ((left + 1) / self.senders.len().max(1)).max(1);
+            let behind = self.senders.range(self.loser..);
+            let mut all = behind.chain(self.senders.range(..self.loser));
+            let found = all.find(|(sender, ages)| {
+                ages.len() >= share + surplus.get(*sender).copied().unwrap_or(0)
+            });
+            let Some((sender, _)) = found else { break };
+            self.loser = *sender;
+            *surplus.entry(self.loser).or_default() += 1;
+        }
+        surplus.into_iter().collect()
     }
 
-    /// Forgets the oldest ids.
-    pub(super) fn forget(&mut self, count: usize) {
-        for hash in self.ages.drain(..count.min(self.ages.len())) {
-            self.completed.remove(&hash);
+    /// Forgets the oldest ids of some senders.
+    pub(super) fn forget(&mut self, surplus: Vec<(PublicKey, usize)>) {
+        for (sender, count) in surplus {
+            let Some(ages) = self.senders.get_mut(&sender) else {
+                continue;
+            };
+            for hash in ages.drain(..count.min(ages.len())) {
+                self.completed.remove(&hash);
+            }
+            if ages.is_empty() {
+                self.senders.remove(&sender);
+            }
         }
     }
 }
@@ -314,6 +359,52 @@ mod tests {
             len: 1,
             topic: Topic::new(vec![topic]).unwrap(),
         }
+    }
+
+    #[test]
+    fn a_sender_without_end_makes_the_node_forget_its_own_ids() {
+        let mut index = Index::default();
+        let key = |sender: u8, id: u64| DeliveryKey {
+            peer: PublicKey([sender; 32]),
+            id: MessageId(id.to_be_bytes()),
+            reply: false,
+        };
+        (0..10).for_each(|id| assert!(index.complete(&key(1, id))));
+        for round in 0..100 {
+            for id in 50 * round..50 * (round + 1) {
+                assert!(index.complete(&key(2, id)));
+                assert!(!index.complete(&key(2, id)));
+            }
+            let surplus = index.surplus(100);
+            assert!(
+                surplus
+                    .iter()
+                    .all(|(sender, _)| *sender == PublicKey([2; 32]))
+            );
+            index.forget(surplus);
+            assert!(index.completed.len() <= 100);
+        }
+        assert!((0..10).all(|id| index.is_completed(&key(1, id))));
+        assert!(index.is_completed(&key(2, 4999)) && !index.is_completed(&key(2, 0)));
+        // Nobody with less than an even share loses any; a newcomer gets its own.
+        for id in 0..80 {
+            index.complete(&key(3, id));
+            let surplus = index.surplus(100);
+            index.forget(surplus);
+        }
+        let known = |sender| {
+            (0..5000)
+                .filter(|id| index.is_completed(&key(sender, *id)))
+                .count()
+        };
+        assert_eq!((known(1), known(2) + known(3)), (10, 90));
+        assert!(
+            known(2) >= 32 && known(3) >= 32,
+            "an even share, less the one that is forgotten next"
+        );
+        // What did not come to be written is new again.
+        index.undo([PublicKey([3; 32])].into_iter());
+        assert!(!index.is_completed(&key(3, 79)) && index.is_completed(&key(3, 78)));
     }
 
     proptest! {

@@ -6,7 +6,7 @@
 )]
 
 use std::cell::{Ref, RefCell};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -16,6 +16,7 @@ use ahash::RandomState;
 use bytes::Bytes;
 use hyphae_bus::DeliveryKey;
 use hyphae_files::Directory;
+use hyphae_wire::PublicKey;
 use redb::{
     AccessGuard, Builder, Database, DatabaseError, Durability, Error, ReadOnlyTable, ReadableTable,
     StorageError, TableDefinition, TableError,
@@ -32,7 +33,7 @@ const SHELVES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("shelves")
 const PIECES: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("pieces");
 /// Of a shelf: which of its messages have been taken, bit by bit from its first number on.
 const TAKEN: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("taken");
-/// Ids of messages that came together, by the number of the first.
+/// Ids of messages of one sender that came together, by the number of the first.
 const COMPLETED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("completed");
 /// How often messages were handed out, of those that were leased and are still there.
 const DELIVERIES: TableDefinition<'_, u64, u32> = TableDefinition::new("deliveries");
@@ -67,8 +68,8 @@ pub(super) struct Write {
 pub(super) struct Batch {
     pub(super) writes: Vec<Write>,
     pub(super) removals: Vec<Removal>,
-    /// The oldest ids, so many of them, are forgotten.
-    pub(super) forgotten: usize,
+    /// The oldest ids of these senders, so many of them, are forgotten.
+    pub(super) forgotten: Vec<(PublicKey, usize)>,
     /// How often messages have been handed out by now.
     pub(super) deliveries: Vec<(MessageNumber, u32)>,
 }
@@ -103,10 +104,57 @@ struct File {
     directory: Directory,
     database: Database,
     shelves: HashMap<u64, Shelf, RandomState>,
-    /// Rows of ids, oldest first, and how many each has.
-    completed: VecDeque<(u64, usize)>,
+    completed: Completed,
+}
+
+/// Where the ids of each sender are.
+#[derive(Default)]
+struct Completed {
+    senders: HashMap<PublicKey, Rows, RandomState>,
+    /// Rows with ids of several senders, as earlier versions wrote them: of how many there are ids that are remembered.
+    shared: HashMap<u64, usize, RandomState>,
+}
+
+#[derive(Default)]
+struct Rows {
+    /// Oldest first, and how many ids each has.
+    rows: VecDeque<(u64, usize)>,
     /// Of the oldest row: forgotten already.
     forgotten: usize,
+}
+
+impl Completed {
+    fn add(&mut self, sender: PublicKey, row: u64, count: usize) {
+        let of = self.senders.entry(sender).or_default();
+        of.rows.push_back((row, count));
+    }
+
+    /// The oldest ids of a sender are forgotten; gives the rows that nothing is left of.
+    fn forget(&mut self, sender: PublicKey, count: usize) -> Vec<u64> {
+        let mut empty = Vec::new();
+        let Some(of) = self.senders.get_mut(&sender) else {
+            return empty;
+        };
+        of.forgotten += count;
+        while let Some((row, count)) = of.rows.front().copied()
+            && count <= of.forgotten
+        {
+            of.rows.pop_front();
+            of.forgotten -= count;
+            let left = self.shared.get_mut(&row).map_or(0, |others| {
+                *others -= 1;
+                *others
+            });
+            if left == 0 {
+                self.shared.remove(&row);
+                empty.push(row);
+            }
+        }
+        if of.rows.is_empty() {
+            self.senders.remove(&sender);
+        }
+        empty
+    }
 }
 
 /// What is known of a shelf without reading it.
@@ -232,7 +280,6 @@ impl Store {
                 database,
                 shelves,
                 completed,
-                forgotten: 0,
             })),
         };
         Ok((store, loaded))
@@ -294,9 +341,21 @@ impl File {
             let mut taken = transaction.open_table(TAKEN)?;
             let mut completed = transaction.open_table(COMPLETED)?;
             let mut pieces = transaction.open_table(PIECES)?;
+            // Of each sender: the number of the first, and ids.
+            let mut ids = BTreeMap::<PublicKey, (u64, Vec<u8>)>::new();
+            for Write { number, head, .. } in &batch.writes {
+                let (_, of) = ids
+                    .entry(head.key.peer)
+                    .or_insert_with(|| (number.0, Vec::new()));
+                of.extend_from_slice(&record::encode_key(&head.key));
+            }
+            for (sender, (row, ids)) in ids {
+                completed.insert(row, &ids[..])?;
+                self.completed.add(sender, row, ids.len() / KEY_LEN);
+            }
             let mut rest = &batch.writes[..];
             while let Some(first) = rest.first() {
-                let (first, mut bytes, mut ids) = (first.number.0, Vec::new(), Vec::new());
+                let (first, mut bytes) = (first.number.0, Vec::new());
                 let mut count = 0;
                 let mut shelf = Shelf::new(0);
                 for write in rest {
@@ -316,16 +375,13 @@ impl File {
                         IN_PIECES
                     };
                     placed.writes.push(Place { shelf: first, at });
-                    ids.extend_from_slice(&record::encode_key(&write.head.key));
                     shelf.add(write.payload.len());
                     count += 1;
                 }
                 rest = rest.get(count..).unwrap_or_default();
                 shelf.size = bytes.len() as u64;
                 shelves.insert(first, &bytes[..])?;
-                completed.insert(first, &ids[..])?;
                 self.shelves.insert(first, shelf);
-                self.completed.push_back((first, count));
             }
             if !batch.deliveries.is_empty() || batch.removals.iter().any(|it| it.recorded) {
                 let mut deliveries = transaction.open_table(DELIVERIES)?;
@@ -369,13 +425,10 @@ impl File {
                     taken.insert(first, &shelf.taken[..])?;
                 }
             }
-            self.forgotten += batch.forgotten;
-            while let Some((row, count)) = self.completed.front().copied()
-                && count <= self.forgotten
-            {
-                completed.remove(row)?;
-                self.completed.pop_front();
-                self.forgotten -= count;
+            for (sender, count) in &batch.forgotten {
+                for row in self.completed.forget(*sender, *count) {
+                    completed.remove(row)?;
+                }
             }
         }
         transaction.commit()?;
@@ -480,11 +533,7 @@ fn pieces_of(len: u64) -> u32 {
 }
 
 /// What was found, and what is known of it without reading it again.
-type Prepared = (
-    Loaded,
-    HashMap<u64, Shelf, RandomState>,
-    VecDeque<(u64, usize)>,
-);
+type Prepared = (Loaded, HashMap<u64, Shelf, RandomState>, Completed);
 
 /// Makes the tables and reads what memory holds of them.
 fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
@@ -522,19 +571,27 @@ fn prepare(database: &Database, path: &Path) -> Result<Prepared, InboxError> {
     let read = |unreadable: &mut Option<u64>| -> Result<Prepared, Error> {
         let transaction = database.begin_read()?;
         let (mut index, mut next) = (Index::default(), 1);
-        let (mut completed, mut rows) = (Vec::new(), VecDeque::new());
+        let (mut completed, mut rows) = (Vec::new(), Completed::default());
         for row in transaction.open_table(COMPLETED)?.iter()? {
             let (first, keys) = row?;
             let (keys, rest) = keys.value().as_chunks::<KEY_LEN>();
             if !rest.is_empty() {
                 *unreadable = Some(first.value());
             }
+            let mut senders = BTreeMap::<PublicKey, usize>::new();
             for key in keys {
                 let key = record::decode_key(key);
-                index.complete(&key);
+                if index.complete(&key) {
+                    *senders.entry(key.peer).or_default() += 1;
+                }
                 completed.push(key);
             }
-            rows.push_back((first.value(), keys.len()));
+            if senders.len() > 1 {
+                rows.shared.insert(first.value(), senders.len());
+            }
+            for (sender, count) in senders {
+                rows.add(sender, first.value(), count);
+            }
             next = next.max(first.value() + keys.len() as u64);
         }
         let taken = transaction.open_table(TAKEN)?;
@@ -716,5 +773,24 @@ fn explain(path: &Path, error: Error) -> InboxError {
             path: path.to_owned(),
             message: other.to_string(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_with_ids_of_several_senders_goes_with_the_last_of_them() {
+        let mut completed = Completed::default();
+        let (a, b) = (PublicKey([1; 32]), PublicKey([2; 32]));
+        completed.add(a, 7, 2);
+        completed.add(b, 7, 1);
+        completed.shared.insert(7, 2);
+        completed.add(a, 9, 3);
+        assert_eq!(completed.forget(a, 4), [0; 0], "the other has one in it");
+        assert_eq!(completed.forget(b, 1), [7]);
+        assert_eq!(completed.forget(a, 1), [9]);
+        assert!(completed.senders.is_empty() && completed.shared.is_empty());
     }
 }

@@ -314,3 +314,39 @@ async fn a_list_counts_and_shows_the_oldest_without_taking_any() {
         .unwrap();
     assert_eq!((back.handed_out, back.entries[0].deliveries), (0, 1));
 }
+
+#[tokio::test]
+async fn ids_of_one_sender_survive_a_flood_of_another_and_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        completed_max: 60,
+        ..Limits::default()
+    };
+    let of = |id: u64| Inbound {
+        source_key: PublicKey([u8::from(id < 10); 32]),
+        ..message(id, "t", b"x")
+    };
+    {
+        let (inbox, _) = Inbox::open(directory.path(), limits).unwrap();
+        for round in 0..40 {
+            // The first batch is of both.
+            let all = inbox.put_all((25 * round..25 * (round + 1)).map(of).collect(), false);
+            assert!(
+                all.await
+                    .iter()
+                    .all(|put| matches!(put, Ok(Put::Stored(_))))
+            );
+            while pop(&inbox, None).await.is_some() {}
+        }
+    }
+    let (inbox, found) = reopen(directory.path()).await;
+    assert!((60..100).contains(&found.completed.len()), "rows go whole");
+    for id in (0..10).chain(950..1000) {
+        assert!(found.completed.contains(&of(id).key()), "{id}");
+        assert_eq!(inbox.put(of(id), false).await.unwrap(), Put::Duplicate);
+    }
+    assert!(matches!(
+        inbox.put(of(500), false).await,
+        Ok(Put::Stored(_))
+    ));
+}

@@ -441,7 +441,8 @@ impl Worker {
         for done in writing.confirmed {
             let _ = done.send(Err(error.again()));
         }
-        self.index.undo(writing.batch.writes.len());
+        let last = writing.batch.writes.iter().rev();
+        self.index.undo(last.map(|write| write.head.key.peer));
         let removals = writing.batch.removals.into_iter();
         removals.fold(false, |changed, removal| {
             self.index.show(removal.number) | changed

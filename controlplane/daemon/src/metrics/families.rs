@@ -319,6 +319,17 @@ pub(crate) const BUS: &[Family] = &[
         "Unfinished incoming messages dropped, because nothing more of them came",
     ),
     counter(
+        "hyphae_messages_displaced_total",
+        &[],
+        "Unfinished incoming messages dropped in favour of other senders, because the table was full and their \
+         own sender had most of it",
+    ),
+    gauge(
+        "hyphae_messages_room_waiting",
+        &[],
+        "Calls that wait for room to send their messages",
+    ),
+    counter(
         "hyphae_message_packets_total",
         &["direction"],
         "Packets of the bus by direction",
@@ -361,6 +372,11 @@ pub(crate) const BUS: &[Family] = &[
         "Bytes that they may have, likewise",
     ),
     gauge("hyphae_inbox_waiting", &[], "Calls that wait for a message"),
+    gauge(
+        "hyphae_inbox_leased",
+        &[],
+        "Messages in the inbox that are leased to a consumer",
+    ),
     counter(
         "hyphae_inbox_failures_total",
         &[],

@@ -274,6 +274,7 @@ fn record_bus(bus: &BusScrape) {
         ("hyphae_messages_pushed_back_total", stats.pushed_back),
         ("hyphae_messages_duplicate_total", stats.duplicates),
         ("hyphae_messages_expired_total", stats.expired),
+        ("hyphae_messages_displaced_total", stats.displaced),
         (
             "hyphae_message_retransmissions_total",
             stats.retransmissions,
@@ -301,6 +302,8 @@ fn record_bus(bus: &BusScrape) {
         ("hyphae_inbox_messages_limit", bus.inbox_messages_max),
         ("hyphae_inbox_bytes_limit", bus.inbox_bytes_max),
         ("hyphae_inbox_waiting", bus.waiting),
+        ("hyphae_inbox_leased", bus.leased),
+        ("hyphae_messages_room_waiting", bus.room_waiting),
     ] {
         gauge!(name).set(held as f64);
     }
