@@ -336,7 +336,6 @@ async fn ids_of_one_sender_survive_a_flood_of_another_and_a_restart() {
                     .iter()
                     .all(|put| matches!(put, Ok(Put::Stored(_))))
             );
-            while pop(&inbox, None).await.is_some() {}
         }
     }
     let (inbox, found) = reopen(directory.path()).await;
