@@ -327,7 +327,7 @@ async fn ids_of_one_sender_survive_a_flood_of_another_and_a_restart() {
         ..message(id, "t", b"x")
     };
     {
-        let (inbox, _) = Inbox::open(directory.path(), limits).unwrap();
+        let (inbox, _) = Inbox::open(&held(directory.path()), limits).unwrap();
         for round in 0..40 {
             // The first batch is of both.
             let all = inbox.put_all((25 * round..25 * (round + 1)).map(of).collect(), false);
