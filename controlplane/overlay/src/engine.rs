@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use hyphae_shm::record::{LANE_LINK, LANE_SESSION, Punt};
-use hyphae_wire::guard::{self, SessionReset};
+use hyphae_wire::guard::{self, SessionCookie, SessionReset};
 use hyphae_wire::handshake::Message;
 use hyphae_wire::index::WORKERS_MAX;
 use hyphae_wire::{Endpoint, FrameKind, Nanos, OverlayAddress, PublicKey, Service, WorkerId};
@@ -154,6 +154,11 @@ impl Overlay {
         self.set_target_addresses(now, id, addresses);
     }
 
+    /// Entries that lead to a key.
+    pub fn entries_of(&self, key: PublicKey) -> Vec<ConfiguredPeer> {
+        self.targets_of(key).collect()
+    }
+
     /// Forgets a configured peer; its link ends when no other entry leads to it. False when
     /// unknown.
     pub fn remove_peer(&mut self, now: Nanos, id: ConfiguredPeer) -> bool {
@@ -190,13 +195,13 @@ impl Overlay {
             Punt::LaneReset(event) => self.on_lane_reset(now, event.receive_index.get()),
             Punt::Handshake(meta, frame) => {
                 let kind = frame.first().copied().and_then(FrameKind::from_code);
+                let carrier = Carrier::back(worker, meta.addresses);
                 if kind == Some(FrameKind::CookieReply) {
                     if let Some((number, cookie)) = guard::parse(frame) {
-                        self.on_cookie(meta.addresses.remote, number, cookie);
+                        self.on_cookie(carrier, number, cookie);
                     }
                     return;
                 }
-                let carrier = Carrier::back(worker, meta.addresses);
                 self.handle_handshake(now, carrier, Message::parse_frame(frame));
             }
             Punt::LinkLocal(meta, bytes) => {
@@ -209,9 +214,12 @@ impl Overlay {
                         worker,
                         address: meta.source,
                     };
-                    match SessionReset::parse(bytes) {
-                        Some(reset) => self.on_session_reset(now, carrier, &reset),
-                        None => self.handle_handshake(now, carrier, Message::parse(bytes)),
+                    if let Some(reset) = SessionReset::parse(bytes) {
+                        self.on_session_reset(now, carrier, &reset);
+                    } else if let Some(cookie) = SessionCookie::parse(bytes) {
+                        self.on_cookie(carrier, cookie.number.get(), cookie.token);
+                    } else {
+                        self.handle_handshake(now, carrier, Message::parse(bytes));
                     }
                 }
                 Some(Service::Control) => {

@@ -9,9 +9,10 @@
 use std::time::Duration;
 
 use hyphae_shm::record::{CookieSecret, NodeSecret, Program, Secret};
-use hyphae_wire::guard::{SessionReset, Token};
-use hyphae_wire::handshake::set_cookie;
-use hyphae_wire::{Endpoint, Nanos};
+use hyphae_wire::Nanos;
+use hyphae_wire::frame::LINK_HEADER_LEN;
+use hyphae_wire::guard::{self, SessionReset, Token};
+use hyphae_wire::handshake::{Message, set_session_cookie, unpad};
 use zerocopy::little_endian::U32;
 use zeroize::Zeroize;
 
@@ -79,16 +80,14 @@ impl Overlay {
         self.timers.set(Timer::Cookies, now + ROTATE);
     }
 
-    /// A node under load wants its first message again, with proof of our address. Once for each
-    /// message that was sent: a forger who saw the message gains no more than one repetition of it.
-    pub(crate) fn on_cookie(&mut self, from: Endpoint, number: u32, cookie: Token) {
+    /// A node wants its first message again, with proof of our address. Once for each message that
+    /// was sent: a forger who saw the message gains no more than one repetition of it.
+    pub(crate) fn on_cookie(&mut self, from: Carrier, number: u32, cookie: Token) {
         let Some(outgoing) = self.outgoing.get_mut(&number) else {
             return;
         };
         let all = outgoing.carriers.iter().chain(&outgoing.fallback.carriers);
-        let asked = all.copied().find(
-            |carrier| matches!(carrier, Carrier::Underlay { endpoint, .. } if *endpoint == from),
-        );
+        let asked = all.copied().find(|carrier| carrier.leads_to(from));
         let waiting = matches!(outgoing.stage, Stage::Response(_));
         let sent = outgoing.attempts.wrapping_add(outgoing.fallback.sent);
         let Some(carrier) = asked.filter(|_| waiting && outgoing.cookie_for != sent) else {
@@ -96,8 +95,26 @@ impl Overlay {
         };
         outgoing.cookie_for = sent;
         outgoing.cookie = Some((from, cookie));
-        let message = outgoing.message_to(carrier);
+        // The one before this attempt: it is what was answered.
+        let message = outgoing.message_to(carrier, outgoing.attempts.wrapping_sub(1));
         self.send_handshake(carrier, &message);
+    }
+
+    /// Whether a first message may be answered: one that is not padded, only when it proves its
+    /// source, though the workers have looked at that already.
+    pub(crate) fn may_answer(&self, carrier: Carrier, message: &Message<'_>) -> bool {
+        let short = match carrier {
+            Carrier::Underlay { .. } => message.is_short_link(),
+            Carrier::Overlay { .. } => message.is_short_session(),
+        };
+        let proves = |secret: &[u8; 32]| {
+            let made = match carrier {
+                Carrier::Underlay { endpoint, .. } => guard::cookie(secret, &endpoint),
+                Carrier::Overlay { address, .. } => guard::session_cookie(secret, address),
+            };
+            same(&made, &message.header.cookie)
+        };
+        !short || proves(&self.cookies.current) || proves(&self.cookies.previous)
     }
 
     /// A worker holds proof that the neighbour lost the session of a lane.
@@ -163,16 +180,46 @@ impl Overlay {
 }
 
 impl Outgoing {
-    /// The message as it goes one way: with the cookie that came from there.
-    pub(crate) fn message_to(&self, carrier: Carrier) -> Vec<u8> {
+    /// The message as it goes one way at an attempt: with the cookie that came from there, and a first
+    /// message without its padding every other time that it has gone everywhere, for paths that
+    /// carry no more and do not say so.
+    pub(crate) fn message_to(&self, carrier: Carrier, attempt: u32) -> Vec<u8> {
         let mut message = self.message.clone();
-        if let (Stage::Response(_), Some((from, cookie)), Carrier::Underlay { endpoint, .. }) =
-            (&self.stage, &self.cookie, carrier)
-            && endpoint == *from
+        if !matches!(self.stage, Stage::Response(_)) {
+            return message;
+        }
+        let header_at = match carrier.kind() {
+            Kind::Link => LINK_HEADER_LEN,
+            Kind::EndToEnd => 0,
+        };
+        if let Some((from, cookie)) = &self.cookie
+            && carrier.leads_to(*from)
         {
-            set_cookie(&mut message, cookie);
+            set_session_cookie(&mut message[header_at..], cookie);
+        }
+        let round = u32::try_from(self.carriers.len()).unwrap_or(1).max(1);
+        let datagram =
+            !matches!(carrier, Carrier::Underlay { endpoint, .. } if endpoint.is_stream());
+        if datagram && attempt / round % 2 == 1 {
+            unpad(&mut message, header_at);
         }
         message
+    }
+}
+
+impl Carrier {
+    /// Whether what is sent this way reaches the place that something came from.
+    fn leads_to(self, from: Self) -> bool {
+        match (self, from) {
+            (Self::Underlay { endpoint, .. }, Self::Underlay { endpoint: from, .. }) => {
+                endpoint == from
+            }
+            (Self::Overlay { address, .. }, Self::Overlay { address: from, .. }) => {
+                address.subnet_id() == from.subnet_id()
+            }
+            (Self::Underlay { .. }, Self::Overlay { .. })
+            | (Self::Overlay { .. }, Self::Underlay { .. }) => false,
+        }
     }
 }
 

@@ -179,7 +179,7 @@ pub(crate) struct Outgoing {
     pub(crate) carriers: Vec<Carrier>,
     pub(crate) attempts: u32,
     /// The cookie that came last, and whence.
-    pub(crate) cookie: Option<(Endpoint, Token)>,
+    pub(crate) cookie: Option<(Carrier, Token)>,
     /// Which attempt was repeated with a cookie; each is once at most.
     pub(crate) cookie_for: u32,
     pub(crate) began: Nanos,

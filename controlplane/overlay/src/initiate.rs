@@ -18,6 +18,7 @@ use crate::handshake::{
 use crate::install::NewSession;
 use crate::keys::Kind;
 use crate::noise::Noise;
+use crate::respond::fit_resets;
 use crate::session::Owner;
 use crate::{ConfiguredPeer, Ephemerals, Event, Overlay, Refusal};
 
@@ -79,7 +80,7 @@ impl Overlay {
         if now >= outgoing.next_at {
             let turn = usize::try_from(outgoing.attempts).unwrap_or(0) % outgoing.carriers.len();
             let carrier = outgoing.carriers[turn];
-            let message = outgoing.message_to(carrier);
+            let message = outgoing.message_to(carrier, outgoing.attempts);
             outgoing.attempts = outgoing.attempts.wrapping_add(1);
             let round = u32::try_from(outgoing.carriers.len()).unwrap_or(1).max(1);
             outgoing.next_at = now + self.rng.jitter(outgoing.interval / round, 75, 125);
@@ -225,7 +226,9 @@ impl Overlay {
             self.settle(now, owner, crate::DownReason::Dead);
             return;
         };
-        let choice = self.offer(kind, SuiteSet::only(suite), ours.clone());
+        let mut choice = self.offer(kind, SuiteSet::only(suite), ours.clone());
+        // What came is what the path is known to carry.
+        fit_resets(&mut choice, message.len);
         let Some(outgoing) = self.outgoing.get_mut(&id) else {
             return;
         };

@@ -7,7 +7,7 @@ use hyphae_shm::record::{
 };
 use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::guard::Token;
-use hyphae_wire::handshake::{Step, encode_frame_in, encode_in};
+use hyphae_wire::handshake::{Step, encode_frame_in, encode_session_in};
 use hyphae_wire::{
     AddressPair, Endpoint, Lane, LocalAddress, Nanos, Network, NetworkId, OverlayAddress,
     PublicKey, Service, SessionIndex, Suite, WorkerId,
@@ -272,7 +272,7 @@ impl Overlay {
         let network = self.network();
         match kind {
             Kind::Link => encode_frame_in(network, step, sender, receiver, noise),
-            Kind::EndToEnd => encode_in(network, step, sender, receiver, noise),
+            Kind::EndToEnd => encode_session_in(network, step, sender, receiver, noise),
         }
     }
 

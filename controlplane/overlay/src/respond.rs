@@ -5,7 +5,8 @@
 //! session that is in use.
 
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::handshake::{Message, Step};
+use hyphae_wire::guard::TOKEN_LEN;
+use hyphae_wire::handshake::{HandshakeHeader, Message, Offer, Step};
 use hyphae_wire::{Nanos, PublicKey, SuiteSet};
 
 use crate::engine::Timer;
@@ -19,12 +20,27 @@ use crate::{Overlay, Refusal};
 /// A new link session before this share of the renewal age (in percent) is not a renewal: the peer
 /// was restarted, or lost its sessions otherwise.
 const RENEWAL_PERCENT: u32 = 85;
+/// Bytes of a second Noise message beside its payload: a key, a sealed key, the payload's seal. A third
+/// one has no more.
+const ANSWER_OVERHEAD: usize = 32 + 48 + 16;
+
+/// Leaves reset tokens out of an answer until it is no longer than the message that it answers.
+pub(crate) fn fit_resets(choice: &mut Offer, len: usize) {
+    let tokens = choice.resets.len() * TOKEN_LEN;
+    let without = size_of::<HandshakeHeader>() + ANSWER_OVERHEAD + choice.encode().len() - tokens;
+    choice
+        .resets
+        .truncate(len.saturating_sub(without) / TOKEN_LEN);
+}
 
 impl Overlay {
     /// Takes a first message.
     pub(crate) fn on_init(&mut self, now: Nanos, carrier: Carrier, message: &Message<'_>) {
         let kind = carrier.kind();
         let sender = message.header.sender.get();
+        if !self.may_answer(carrier, message) {
+            return;
+        }
         let digest = carrier.digest(sender, message.noise);
         if let Some(half) = self.half_opens.find(&digest) {
             let response = half.response.clone();
@@ -56,7 +72,8 @@ impl Overlay {
             self.refuse(None, carrier, Refusal::Slots);
             return;
         };
-        let choice = self.offer(kind, SuiteSet::only(suite), indices.clone());
+        let mut choice = self.offer(kind, SuiteSet::only(suite), indices.clone());
+        fit_resets(&mut choice, message.len);
         let Some(answer) = noise.write(&choice.encode()) else {
             self.release_unused(now, kind, &indices);
             return;

@@ -69,7 +69,7 @@ impl Overlay {
         };
         fallback.sent = fallback.sent.wrapping_add(1);
         fallback.next_at = now + self.rng.jitter(again, 75, 125);
-        let message = outgoing.message_to(stream);
+        let message = outgoing.message_to(stream, 0);
         self.send_handshake(stream, &message);
     }
 

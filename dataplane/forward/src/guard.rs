@@ -1,12 +1,14 @@
 //! What strangers may cost: rates overall and per source, cookies, stateless resets.
 //!
 //! Everything here has a fixed size and is decided before any Diffie-Hellman and before the punt
-//! ring. Rates are kept as one time each (when the bucket would be empty of debt), so a bucket needs
-//! neither a timer nor a refill. Sources are an IPv4 address, an IPv6 /64, or an overlay /64;
-//! their table is set-associative and what owes least gives way, so a flood of forged sources pushes
-//! out others of its kind first and never grows anything.
+//! ring. No rate counts against a name that anybody can write into a frame, where that would take
+//! from its true owner: a source (an IPv4 address, an IPv6 /64, an overlay /64) counts only against
+//! what has no cookie on a link, where a cookie is the way out, and against what has proved it.
+//! Without proof, routed first messages count against the neighbour that they come from; answers
+//! against the handshake that they name; resets against source and index, which others do not know.
 
-use ahash::RandomState;
+use std::hash::Hash;
+
 use hyphae_shm::record::{CookieSecret, NodeSecret};
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::frame::{
@@ -14,123 +16,78 @@ use hyphae_wire::frame::{
     TAG_LEN, handshake_trailer,
 };
 use hyphae_wire::guard::{
-    self, REPLY_LEN, SESSION_RESET_LEN, SessionReset, TOKEN_LEN, Token, link_token, number_is_ours,
+    self, REPLY_LEN, SESSION_RESET_LEN, SessionCookie, SessionReset, TOKEN_LEN, Token, link_token,
+    number_is_ours,
 };
-use hyphae_wire::handshake::{Message, Step};
+use hyphae_wire::handshake::{HandshakeError, Message, Step};
 use hyphae_wire::{Endpoint, FrameKind, Nanos, OverlayAddress, Service, SessionIndex};
 use zerocopy::{FromZeros, IntoBytes};
 use zeroize::Zeroize;
 
 use crate::engine::Engine;
 use crate::event::EngineEvent;
+use crate::rate::{Buckets, Rate};
 use crate::verdict::{LinkSlot, Verdict};
 
 /// First messages without a cookie, per second and at once, until the control plane says otherwise.
 const INITS: (u32, u32) = (200, 100);
 /// How often an accepted reset of one lane is told.
 const RESET_AGAIN_NS: u64 = 1_000_000_000;
-/// Sources remembered; sets of [`WAYS`].
+/// Sets of sources that are remembered.
 const SETS: usize = 2048;
-const WAYS: usize = 4;
-
-/// Events per second in the long run, and how many at once.
-#[derive(Clone, Copy)]
-struct Rate {
-    interval_ns: u64,
-    tolerance_ns: u64,
-}
-
-impl Rate {
-    const fn new(per_second: u32, burst: u32) -> Self {
-        let per_second = if per_second == 0 { 1 } else { per_second };
-        let interval_ns = 1_000_000_000 / per_second as u64;
-        let extra = burst.saturating_sub(1) as u64;
-        Self {
-            interval_ns,
-            tolerance_ns: interval_ns * extra,
-        }
-    }
-
-    /// Takes one from a bucket whose debt is paid at `paid`; false when there is none.
-    fn take(self, paid: &mut u64, now: Nanos) -> bool {
-        if *paid > now.0.saturating_add(self.tolerance_ns) {
-            return false;
-        }
-        *paid = (*paid).max(now.0).saturating_add(self.interval_ns);
-        true
-    }
-}
 
 /// What a rate is for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Hash)]
 enum Purpose {
-    /// First messages without a cookie.
+    /// First messages of links without a cookie.
     Init,
-    /// First messages with one.
+    /// First messages of links with one.
     Proven,
-    /// Answers to handshakes begun here.
+    /// Second messages of links, and cookies for handshakes begun here.
     Answer,
-    /// Cookies given out.
+    /// Third messages of links.
+    Finish,
+    /// Cookies given out on links.
     Cookie,
     /// Link resets given out.
     Reset,
-    /// End-to-end handshake messages that were routed here.
-    Routed,
+    /// First end-to-end messages without a cookie.
+    RoutedInit,
+    /// First end-to-end messages with one.
+    RoutedProven,
+    /// Second end-to-end messages, and cookies for handshakes begun here.
+    RoutedAnswer,
+    /// Third end-to-end messages.
+    RoutedFinish,
+    /// End-to-end resets that come.
+    RoutedReset,
+    /// Cookies given out end to end.
+    RoutedCookie,
     /// End-to-end resets given out.
     SessionReset,
 }
 
-const PURPOSES: usize = 7;
+const PURPOSES: usize = 13;
 
 impl Purpose {
-    /// Overall and per source. Cookies cost about a send each and answer with a 37th of what came,
-    /// so there are many: whoever is really there needs one. A source may be a NAT with many nodes behind it.
+    /// Overall and per name. Cookies and resets cost about a send each and are shorter than what
+    /// came, so there are many: whoever is really there needs one. A source may be a NAT with many
+    /// nodes behind it.
     const fn rates(self) -> (Rate, Rate) {
         match self {
             Self::Init => (Rate::new(INITS.0, INITS.1), Rate::new(20, 40)),
             Self::Proven => (Rate::new(1000, 500), Rate::new(100, 200)),
-            Self::Answer => (Rate::new(2000, 1000), Rate::new(100, 200)),
-            Self::Cookie => (Rate::new(100_000, 10_000), Rate::new(500, 100)),
-            Self::Reset => (Rate::new(5000, 500), Rate::new(10, 10)),
-            Self::Routed => (Rate::new(2000, 1000), Rate::new(50, 100)),
-            Self::SessionReset => (Rate::new(1000, 200), Rate::new(5, 5)),
+            Self::Cookie | Self::RoutedCookie => {
+                (Rate::new(100_000, 10_000), Rate::new(20_000, 2000))
+            }
+            Self::Reset | Self::SessionReset => (Rate::new(50_000, 5000), Rate::new(5, 5)),
+            Self::RoutedInit => (Rate::new(INITS.0, INITS.1), Rate::new(50, 100)),
+            Self::RoutedProven => (Rate::new(1000, 500), Rate::new(50, 100)),
+            Self::Answer | Self::Finish | Self::RoutedAnswer | Self::RoutedFinish => {
+                (Rate::new(10_000, 5000), Rate::new(20, 40))
+            }
+            Self::RoutedReset => (Rate::new(5000, 500), Rate::new(5, 5)),
         }
-    }
-}
-
-#[derive(Clone, Copy, Default)]
-struct Source {
-    name: u64,
-    paid: u64,
-}
-
-/// Debts of sources.
-struct Sources {
-    sets: Box<[[Source; WAYS]]>,
-    hasher: RandomState,
-}
-
-impl Sources {
-    fn new() -> Self {
-        Self {
-            sets: vec![[Source::default(); WAYS]; SETS].into_boxed_slice(),
-            // Seeded per process: nobody can aim for one set.
-            hasher: RandomState::new(),
-        }
-    }
-
-    fn take(&mut self, now: Nanos, purpose: Purpose, rate: Rate, source: [u8; 16]) -> bool {
-        // 0 names nobody.
-        let name = self.hasher.hash_one((purpose as u8, source)).max(1);
-        let set = &mut self.sets[name as usize % SETS];
-        if let Some(known) = set.iter_mut().find(|known| known.name == name) {
-            return rate.take(&mut known.paid, now);
-        }
-        let Some(least) = set.iter_mut().min_by_key(|known| known.paid) else {
-            return false;
-        };
-        *least = Source { name, paid: 0 };
-        rate.take(&mut least.paid, now)
     }
 }
 
@@ -140,7 +97,7 @@ pub(crate) struct Guard {
     cookies: Option<CookieSecret>,
     inits: Rate,
     overall: [u64; PURPOSES],
-    sources: Sources,
+    buckets: Buckets,
 }
 
 impl Drop for Guard {
@@ -157,7 +114,7 @@ impl Guard {
             cookies: None,
             inits: Purpose::Init.rates().0,
             overall: [0; PURPOSES],
-            sources: Sources::new(),
+            buckets: Buckets::new(SETS),
         }
     }
 
@@ -179,30 +136,50 @@ impl Guard {
         }
     }
 
-    fn take(&mut self, now: Nanos, purpose: Purpose, source: [u8; 16]) -> bool {
-        let (overall, per_source) = purpose.rates();
+    fn take(&mut self, now: Nanos, purpose: Purpose, name: impl Hash) -> bool {
+        let (overall, per_name) = purpose.rates();
         let overall = match purpose {
-            Purpose::Init => self.inits,
+            Purpose::Init | Purpose::RoutedInit => self.inits,
             Purpose::Proven
             | Purpose::Answer
+            | Purpose::Finish
             | Purpose::Cookie
             | Purpose::Reset
-            | Purpose::Routed
+            | Purpose::RoutedProven
+            | Purpose::RoutedAnswer
+            | Purpose::RoutedFinish
+            | Purpose::RoutedReset
+            | Purpose::RoutedCookie
             | Purpose::SessionReset => overall,
         };
-        // The source first: what one source has too much must not cost the others.
-        self.sources.take(now, purpose, per_source, source)
+        // The name first: what one has too much must not cost the others.
+        self.buckets.take(now, per_name, (purpose, name))
             && overall.take(&mut self.overall[purpose as usize], now)
     }
 
     /// Whether a cookie is one that this node gave to the address; `None` without a cookie.
     fn proves(&self, from: &Endpoint, cookie: &Token) -> Option<bool> {
+        self.valid(cookie, |secret| guard::cookie(secret, from))
+    }
+
+    /// The same of an overlay /64.
+    fn proves_subnet(&self, source: OverlayAddress, cookie: &Token) -> Option<bool> {
+        self.valid(cookie, |secret| guard::session_cookie(secret, source))
+    }
+
+    fn valid(&self, cookie: &Token, made: impl Fn(&[u8; 32]) -> Token) -> Option<bool> {
         let secrets = self.cookies.as_ref()?;
         if *cookie == [0; TOKEN_LEN] {
             return None;
         }
-        let valid = |secret: &[u8; 32]| same(&guard::cookie(secret, from), cookie);
+        let valid = |secret: &[u8; 32]| same(&made(secret), cookie);
         Some(valid(&secrets.current.0) || valid(&secrets.previous.0))
+    }
+
+    /// Whether this node may have given out a handshake number.
+    fn knows_number(&self, number: u32) -> bool {
+        let secret = self.node.as_ref();
+        number != 0 && secret.is_none_or(|secret| number_is_ours(secret, number))
     }
 }
 
@@ -243,8 +220,11 @@ impl Engine {
         };
         let (step, sender) = (message.step, message.header.sender.get());
         let (receiver, cookie) = (message.header.receiver.get(), message.header.cookie);
-        if step != Step::Init {
-            return self.guard_answer(now, from, receiver);
+        let short = message.is_short_link();
+        match step {
+            Step::Init => {}
+            Step::Response => return self.guard_answer(now, Purpose::Answer, receiver),
+            Step::Finish => return self.guard_answer(now, Purpose::Finish, receiver),
         }
         let source = source_of(from);
         let proven = self.guard.proves(from, &cookie);
@@ -257,7 +237,8 @@ impl Engine {
         }
         let bad = proven == Some(false);
         self.counters.add(Counter::CookiesRefused, u64::from(bad));
-        if self.guard.take(now, Purpose::Init, source) {
+        // The answer to a short one would be longer than it.
+        if !short && self.guard.take(now, Purpose::Init, source) {
             return Verdict::PuntHandshake;
         }
         let answer = self.guard.cookies.as_ref().map(|secrets| {
@@ -274,30 +255,111 @@ impl Engine {
     }
 
     /// A cookie reply for a handshake begun here.
-    pub(crate) fn guard_cookie(&mut self, now: Nanos, from: &Endpoint, frame: &[u8]) -> Verdict {
+    pub(crate) fn guard_cookie(&mut self, now: Nanos, frame: &[u8]) -> Verdict {
         match guard::parse(frame) {
-            Some((receiver, _)) => self.guard_answer(now, from, receiver),
+            Some((receiver, _)) => self.guard_answer(now, Purpose::Answer, receiver),
             None => Verdict::Drop(DropReason::HandshakeMalformed),
         }
     }
 
     /// What answers a handshake with this number.
-    fn guard_answer(&mut self, now: Nanos, from: &Endpoint, number: u32) -> Verdict {
-        let ours = self.guard.node.as_ref();
-        if number == 0 || !ours.is_none_or(|secret| number_is_ours(secret, number)) {
-            return Verdict::Drop(DropReason::HandshakeStray);
+    fn guard_answer(&mut self, now: Nanos, purpose: Purpose, number: u32) -> Verdict {
+        self.guard_numbered(now, purpose, number, Verdict::PuntHandshake)
+    }
+
+    /// A frame of the handshake service that was routed here, from a neighbour: `punt` when it reaches the
+    /// control plane.
+    pub(crate) fn guard_routed(
+        &mut self,
+        now: Nanos,
+        peer: u32,
+        source: OverlayAddress,
+        frame: &mut [u8],
+        punt: Verdict,
+    ) -> Verdict {
+        let payload = &frame[PAYLOAD_AT..frame.len() - TAG_LEN];
+        let limited = Verdict::Drop(DropReason::HandshakeLimited);
+        let stray = Verdict::Drop(DropReason::HandshakeStray);
+        let subnet = source.subnet_id();
+        if let Some(reset) = SessionReset::parse(payload) {
+            // Without a session there is nothing to reset.
+            let name = (subnet, reset.index.get());
+            return if !self.destinations.contains_key(&subnet) {
+                stray
+            } else if self.guard.take(now, Purpose::RoutedReset, name) {
+                punt
+            } else {
+                limited
+            };
         }
-        if self.guard.take(now, Purpose::Answer, source_of(from)) {
-            Verdict::PuntHandshake
-        } else {
-            Verdict::Drop(DropReason::HandshakeLimited)
+        if let Some(cookie) = SessionCookie::parse(payload) {
+            let number = cookie.number.get();
+            return self.guard_numbered(now, Purpose::RoutedAnswer, number, punt);
+        }
+        let message = match Message::parse(payload) {
+            Ok(message) => message,
+            // The operator is told, at the rate of the neighbour.
+            Err(HandshakeError::Version(_)) => {
+                let taken = self.guard.take(now, Purpose::RoutedInit, peer);
+                return if taken { punt } else { limited };
+            }
+            Err(HandshakeError::Short | HandshakeError::Step(_) | HandshakeError::Offer) => {
+                return Verdict::Drop(DropReason::HandshakeMalformed);
+            }
+        };
+        let (sender, receiver) = (message.header.sender.get(), message.header.receiver.get());
+        let (short, cookie) = (message.is_short_session(), message.header.cookie);
+        match message.step {
+            Step::Init => {}
+            Step::Response => {
+                return self.guard_numbered(now, Purpose::RoutedAnswer, receiver, punt);
+            }
+            Step::Finish => {
+                return self.guard_numbered(now, Purpose::RoutedFinish, receiver, punt);
+            }
+        }
+        let proven = self.guard.proves_subnet(source, &cookie);
+        if proven == Some(true) {
+            let taken = self.guard.take(now, Purpose::RoutedProven, subnet);
+            return if taken { punt } else { limited };
+        }
+        let bad = proven == Some(false);
+        self.counters.add(Counter::CookiesRefused, u64::from(bad));
+        // The answer to a short one would be longer than it.
+        if !short && self.guard.take(now, Purpose::RoutedInit, peer) {
+            return punt;
+        }
+        let answer = self.guard.cookies.as_ref();
+        let answer = answer.map(|secrets| SessionCookie::new(&secrets.current.0, sender, source));
+        match answer {
+            Some(answer) if self.guard.take(now, Purpose::RoutedCookie, peer) => {
+                match self.answer_routed(now, source, answer.as_bytes(), frame) {
+                    Some(verdict) => {
+                        self.counters.add(Counter::CookiesSent, 1);
+                        self.counters.drop(DropReason::CookieWanted);
+                        verdict
+                    }
+                    None => limited,
+                }
+            }
+            Some(_) | None => limited,
         }
     }
 
-    /// Whether an end-to-end handshake message that was routed here reaches the control plane.
-    pub(crate) fn guard_routed(&mut self, now: Nanos, source: OverlayAddress) -> bool {
-        self.guard
-            .take(now, Purpose::Routed, overlay_source(source))
+    fn guard_numbered(
+        &mut self,
+        now: Nanos,
+        purpose: Purpose,
+        number: u32,
+        punt: Verdict,
+    ) -> Verdict {
+        if !self.guard.knows_number(number) {
+            Verdict::Drop(DropReason::HandshakeStray)
+        } else if self.guard.take(now, purpose, number) {
+            punt
+        } else {
+            Verdict::Drop(DropReason::HandshakeLimited)
+        }
     }
 
     /// A frame of a link session that no worker of this node knows: its sender may not know yet
@@ -315,7 +377,11 @@ impl Engine {
         };
         // What a handed-over frame lost its source of cannot be answered.
         let answerable = frame.len() > REPLY_LEN && !from.is_unset();
-        if !answerable || !self.guard.take(now, Purpose::Reset, source_of(from)) {
+        if !answerable
+            || !self
+                .guard
+                .take(now, Purpose::Reset, (source_of(from), index.0))
+        {
             return Verdict::Drop(unknown);
         }
         self.counters.add(Counter::ResetsSent, 1);
@@ -361,50 +427,53 @@ impl Engine {
     ) -> Verdict {
         let unknown = Verdict::Drop(DropReason::SessionUnknown);
         let index = SessionIndex(headers.session.receiver.get());
-        let (Some(secret), Some(local)) = (self.guard.node.as_ref(), self.local) else {
+        let Some(secret) = self.guard.node.as_ref() else {
             return unknown;
         };
         let source = headers.routing.source;
-        let len = OVERHEAD + SESSION_RESET_LEN;
-        if index.0 == 0 || frame.len() < len || self.is_local(source) {
+        if index.0 == 0 || frame.len() < OVERHEAD + SESSION_RESET_LEN {
             return unknown;
         }
         let reset = SessionReset::new(secret, index);
-        if !self
-            .guard
-            .take(now, Purpose::SessionReset, overlay_source(source))
-        {
+        let name = (source.subnet_id(), index.0);
+        if !self.guard.take(now, Purpose::SessionReset, name) {
             return unknown;
         }
-        let frame = &mut frame[..len];
+        let Some(verdict) = self.answer_routed(now, source, reset.as_bytes(), frame) else {
+            return unknown;
+        };
+        self.counters.add(Counter::ResetsSent, 1);
+        self.counters.drop(DropReason::SessionUnknown);
+        verdict
+    }
+
+    /// A routed frame goes back to its source as another of the handshake service, in place and not
+    /// longer than it came; `None` when it cannot.
+    fn answer_routed(
+        &mut self,
+        now: Nanos,
+        source: OverlayAddress,
+        payload: &[u8],
+        frame: &mut [u8],
+    ) -> Option<Verdict> {
+        let local = self.local.filter(|_| !self.is_local(source))?;
+        let len = OVERHEAD + payload.len();
+        let frame = frame.get_mut(..len)?;
         let mut answer = SealedHeaders::new_zeroed();
         answer.routing.destination = source;
         answer.routing.source = local.address;
         answer.routing.hop_limit = HOP_LIMIT_DEFAULT;
         answer.routing.service = Service::Handshake.code();
         // 24.
-        answer.routing.payload_len.set(SESSION_RESET_LEN as u16);
+        answer.routing.payload_len.set(payload.len() as u16);
         frame[SEALED_HEADERS_AT..LINK_TAG_AT].copy_from_slice(answer.as_bytes());
-        frame[PAYLOAD_AT..len - TAG_LEN].copy_from_slice(reset.as_bytes());
-        frame[len - TAG_LEN..].copy_from_slice(&handshake_trailer(reset.as_bytes()));
-        let sent = self.egress(source, 0, SessionIndex(0)).and_then(|egress| {
-            self.seal_transit(now, egress, frame)?;
-            Ok(egress)
-        });
-        let Ok(egress) = sent else {
-            return unknown;
-        };
-        self.counters.add(Counter::ResetsSent, 1);
-        self.counters.drop(DropReason::SessionUnknown);
+        frame[PAYLOAD_AT..len - TAG_LEN].copy_from_slice(payload);
+        frame[len - TAG_LEN..].copy_from_slice(&handshake_trailer(payload));
+        let egress = self.egress(source, 0, SessionIndex(0)).ok()?;
+        self.seal_transit(now, egress, frame).ok()?;
         // Slots have 16 bits; the length is that of a header and a little.
-        Verdict::TransmitPart(LinkSlot(egress as u32), len as u32)
+        Some(Verdict::TransmitPart(LinkSlot(egress as u32), len as u32))
     }
-}
-
-fn overlay_source(address: OverlayAddress) -> [u8; 16] {
-    let mut subnet = address.0;
-    subnet[8..].fill(0);
-    subnet
 }
 
 #[cfg(test)]
@@ -412,20 +481,6 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
-
-    #[test]
-    fn a_bucket_gives_its_burst_at_once_and_its_rate_for_ever() {
-        let rate = Rate::new(10, 5);
-        let mut paid = 0;
-        let at_once = (0..100)
-            .filter(|_| rate.take(&mut paid, Nanos(SECOND)))
-            .count();
-        assert_eq!(at_once, 5);
-        let later = (1..=10_000u64)
-            .filter(|ms| rate.take(&mut paid, Nanos(SECOND + ms * 1_000_000)))
-            .count();
-        assert_eq!(later, 100);
-    }
 
     #[test]
     fn one_source_never_takes_from_another() {
@@ -437,23 +492,5 @@ mod tests {
             .count();
         assert_eq!(loud_taken, 40);
         assert!(guard.take(now, Purpose::Init, quiet));
-    }
-
-    #[test]
-    fn forged_sources_do_not_wash_a_debtor_out() {
-        let mut guard = Guard::new();
-        let rate = Purpose::Proven.rates().1;
-        let now = Nanos(SECOND);
-        let debtor = [9; 16];
-        let take =
-            |guard: &mut Guard, source| guard.sources.take(now, Purpose::Proven, rate, source);
-        while take(&mut guard, debtor) {}
-        for n in 0..200_000u128 {
-            take(&mut guard, (n << 1).to_be_bytes());
-        }
-        assert!(
-            !take(&mut guard, debtor),
-            "its debt is the greatest of its set"
-        );
     }
 }

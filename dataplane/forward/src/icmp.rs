@@ -138,7 +138,7 @@ impl Engine {
         let Some(local) = self.local.filter(|_| self.config.has_tun) else {
             return false;
         };
-        if self.replies.len() == REPLIES_MAX || !self.host_limit.admit(now, destination) {
+        if self.replies.len() == REPLIES_MAX || !self.host_limit.admit(now, 0, destination) {
             self.counters.add(Counter::ErrorsSuppressed, 1);
             return false;
         }

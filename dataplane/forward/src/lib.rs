@@ -40,6 +40,7 @@ mod map;
 mod originate;
 mod peer;
 mod pending;
+mod rate;
 mod receive;
 mod reports;
 mod session;

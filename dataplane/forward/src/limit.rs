@@ -1,76 +1,54 @@
-//! How many errors a worker may send: a token bucket for all, and one per node (RFC 4443, section
-//! 2.4 (f)). Nodes share 256 buckets by a hash of their /64, so the table never grows; two that
-//! share one only get fewer errors.
-
-use std::time::Duration;
+//! How many errors a worker may send or believe (RFC 4443, section 2.4 (f)): a rate for all, half of
+//! it for one neighbour that frames come from, and a tenth for one node. The node is a name that
+//! anybody can forge, so its rate counts by neighbour, too: who forges it elsewhere takes nothing
+//! from those who reach this node another way.
 
 use hyphae_wire::{Nanos, OverlayAddress};
 
-const BUCKETS: usize = 256;
+use crate::rate::{Buckets, Rate};
 
-/// Tokens, in nanoseconds of credit.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    /// When it would be full.
-    full_at: Nanos,
-}
+/// Sets of nodes that are remembered.
+const SETS: usize = 64;
 
 /// One kind of error.
 pub(crate) struct Limiter {
-    /// Credit that one error costs, and the most that can be saved up.
-    all: (Duration, Duration),
-    each: (Duration, Duration),
-    overall: Bucket,
-    nodes: Box<[Bucket; BUCKETS]>,
-}
-
-impl Bucket {
-    const FULL: Self = Self { full_at: Nanos(0) };
-
-    fn has(self, now: Nanos, (cost, most): (Duration, Duration)) -> bool {
-        // What is missing, and one more, still fits.
-        self.full_at.max(now) + cost <= now + most
-    }
-
-    fn take(&mut self, now: Nanos, (cost, _): (Duration, Duration)) {
-        self.full_at = self.full_at.max(now) + cost;
-    }
+    all: Rate,
+    neighbour: Rate,
+    node: Rate,
+    paid: u64,
+    buckets: Buckets,
 }
 
 impl Limiter {
-    /// At most `all_per_second` errors with bursts of the same number, and a tenth of both to one
-    /// node.
-    pub(crate) fn new(all_per_second: u32) -> Self {
-        let rate = |per_second: u32| {
-            (
-                Duration::from_secs(1) / per_second.max(1),
-                Duration::from_secs(1),
-            )
-        };
+    /// At most `per_second` errors with bursts of the same number.
+    pub(crate) fn new(per_second: u32) -> Self {
+        let rate = |share: u32| Rate::new(per_second / share, per_second / share);
         Self {
-            all: rate(all_per_second),
-            each: rate(all_per_second / 10),
-            overall: Bucket::FULL,
-            nodes: Box::new([Bucket::FULL; BUCKETS]),
+            all: rate(1),
+            neighbour: rate(2),
+            node: rate(10),
+            paid: 0,
+            buckets: Buckets::new(SETS),
         }
     }
 
-    /// Whether an error about `node` may be sent; if so, it is counted as sent.
-    pub(crate) fn admit(&mut self, now: Nanos, node: OverlayAddress) -> bool {
-        let hash = node.subnet_id().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-        let bucket = &mut self.nodes[hash as usize % BUCKETS];
-        let admitted = bucket.has(now, self.each) && self.overall.has(now, self.all);
-        if admitted {
-            bucket.take(now, self.each);
-            self.overall.take(now, self.all);
-        }
-        admitted
+    /// Whether an error about `node` may be sent, on account of a frame from `neighbour` (0 for the
+    /// host); if so, it is counted as sent.
+    pub(crate) fn admit(&mut self, now: Nanos, neighbour: u32, node: OverlayAddress) -> bool {
+        let name = (1, neighbour, node.subnet_id());
+        self.buckets.take(now, self.node, name)
+            && self.buckets.take(now, self.neighbour, (0, neighbour, 0))
+            && self.all.take(&mut self.paid, now)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const START: Nanos = Nanos(5_000_000_000);
 
     fn node(n: u8) -> OverlayAddress {
         let mut address = OverlayAddress::default();
@@ -82,22 +60,24 @@ mod tests {
     #[test]
     fn a_node_gets_a_burst_and_then_its_rate() {
         let mut limiter = Limiter::new(100);
-        let start = Nanos(5_000_000_000);
-        let burst = (0..50).filter(|_| limiter.admit(start, node(1))).count();
+        let burst = (0..50).filter(|_| limiter.admit(START, 1, node(1))).count();
         assert_eq!(burst, 10);
-        let later = start + Duration::from_millis(100);
-        let more = (0..50).filter(|_| limiter.admit(later, node(1))).count();
+        let later = START + Duration::from_millis(100);
+        let more = (0..50).filter(|_| limiter.admit(later, 1, node(1))).count();
         assert_eq!(more, 1);
     }
 
     #[test]
-    fn all_together_are_limited_too() {
+    fn a_neighbour_that_forges_names_takes_half_and_nobody_elses() {
         let mut limiter = Limiter::new(100);
-        let start = Nanos(5_000_000_000);
-        let burst = (0..=u8::MAX)
-            .flat_map(|n| [n; 10])
-            .filter(|n| limiter.admit(start, node(*n)))
-            .count();
-        assert_eq!(burst, 100);
+        let mut admit = |neighbour, names: std::ops::Range<u8>| {
+            let names = names.flat_map(|n| [n; 20]);
+            names
+                .filter(|n| limiter.admit(START, neighbour, node(*n)))
+                .count()
+        };
+        assert_eq!(admit(1, 0..200), 50);
+        assert_eq!(admit(2, 7..8), 10, "the same name from elsewhere");
+        assert_eq!(admit(2, 0..200) + admit(3, 0..200), 40, "all together");
     }
 }

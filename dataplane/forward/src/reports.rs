@@ -111,7 +111,14 @@ impl Heads {
 
 impl Engine {
     /// Notes that the sender of a frame, whose headers are open, is to be told about it.
-    pub(crate) fn tell_sender(&mut self, now: Nanos, code: ReportCode, mtu: usize, frame: &[u8]) {
+    /// It came from the neighbour `from`; 0 when that is not known.
+    pub(crate) fn tell_sender(
+        &mut self,
+        now: Nanos,
+        from: u32,
+        (code, mtu): (ReportCode, usize),
+        frame: &[u8],
+    ) {
         let Some(open) = frame.get(SEALED_HEADERS_AT..LINK_TAG_AT) else {
             return;
         };
@@ -128,7 +135,7 @@ impl Engine {
         if !answerable {
             return;
         }
-        if self.reports.len() == REPORTS_MAX || !self.report_limit.admit(now, source) {
+        if self.reports.len() == REPORTS_MAX || !self.report_limit.admit(now, from, source) {
             self.counters.add(Counter::ErrorsSuppressed, 1);
             return;
         }
@@ -209,7 +216,7 @@ impl Engine {
             return Verdict::Drop(DropReason::ReportMalformed);
         };
         // Before anything is looked up: forged reports cost no more than this.
-        if !handed && !self.taken_limit.admit(now, report.destination) {
+        if !handed && !self.taken_limit.admit(now, peer, report.destination) {
             self.counters.add(Counter::ReportsIgnored, 1);
             return Verdict::Done;
         }

@@ -21,7 +21,7 @@ use hyphae_shm::record::{ACTION_BLACKHOLE, Program, SessionRemove};
 use hyphae_shm::stats::DropReason;
 use hyphae_wire::control::{ControlKind, Probe, message, probe};
 use hyphae_wire::frame::SealedHeaders;
-use hyphae_wire::handshake::{INIT_LEN, Step, encode_frame};
+use hyphae_wire::handshake::{Step, encode_frame};
 use hyphae_wire::{Nanos, OverlayAddress, Service, SessionIndex, Suite};
 use zerocopy::little_endian::{U32, U64};
 
@@ -221,7 +221,7 @@ fn link_cases() -> Vec<Case> {
         }),
         case("handshake cut", R::HandshakeMalformed, |_| {
             let frame = encode_frame(Step::Init, 1, 0, &[1; 50]);
-            Feed::Relay(frame[..INIT_LEN - 1].to_vec())
+            Feed::Relay(frame[..16 + 32 + 49].to_vec())
         }),
         case("handshake of another kind", R::HandshakeMalformed, |_| {
             let mut frame = encode_frame(Step::Response, 1, 2, &[1; 50]);

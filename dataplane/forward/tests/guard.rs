@@ -17,10 +17,15 @@ use hyphae_forward::{Engine, EngineEvent, Verdict};
 use hyphae_shm::record::{CookieSecret, NodeSecret, Program, Secret};
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::frame::{OVERHEAD, PAYLOAD_AT};
-use hyphae_wire::guard::{self, REPLY_LEN, SESSION_RESET_LEN, SessionReset};
-use hyphae_wire::handshake::{INIT_LEN, Step, encode_frame, set_cookie};
-use hyphae_wire::{Endpoint, FrameKind, Nanos, Service, SessionIndex, Suite};
+use hyphae_wire::frame::{OVERHEAD, PAYLOAD_AT, handshake_trailer};
+use hyphae_wire::guard::{self, REPLY_LEN, SESSION_RESET_LEN, SessionCookie, SessionReset};
+use hyphae_wire::handshake::{
+    INIT_LEN, Step, encode_frame, encode_in, encode_session_in, set_cookie, set_session_cookie,
+    unpad,
+};
+use hyphae_wire::{
+    Endpoint, FrameKind, Nanos, NetworkId, OverlayAddress, Service, SessionIndex, Suite,
+};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
@@ -181,7 +186,7 @@ fn one_source_alone_does_not_put_others_under_load() {
         Verdict::PuntHandshake
     );
     let sent = engine.counters.total(Counter::CookiesSent);
-    assert_eq!(sent, 100, "what goes back to one address is bounded");
+    assert_eq!(sent, 2000, "what goes back to one address is bounded");
     // A real source with a cookie is bounded likewise.
     let cookie = guard::cookie(&[1; 32], &loud);
     let proven = (0..1000).filter(|_| {
@@ -231,12 +236,13 @@ fn only_answers_to_handshakes_of_this_node_reach_the_control_plane() {
             .filter(|_| receive_one(engine, NOW, from, &mut to(ours)) == Verdict::PuntHandshake);
         assert_eq!(
             more.count(),
-            199,
+            39,
             "a known number does not open the door wide"
         );
     }
     let cookie = |number| guard::encode(FrameKind::CookieReply, number, &[9; 16]).to_vec();
     let from = endpoint(80);
+    let ours = guard::number(&NODE_SECRET, 0x4234_5678);
     assert_eq!(
         receive_one(engine, NOW, from, &mut cookie(ours)),
         Verdict::PuntHandshake
@@ -406,9 +412,9 @@ fn resets_answer_neither_resets_nor_bad_tags_nor_floods() {
             .filter(|n| receive_one(engine, NOW, from(*n), &mut unknown(*n)) == reset_verdict());
         answers.count()
     };
-    assert_eq!(answered(&|_| client, 1000), 10, "of one source");
+    assert_eq!(answered(&|_| client, 1000), 500, "five of each index");
     let all = answered(&spoofed, 20_000);
-    assert!((480..=500).contains(&all), "of all: {all}");
+    assert!((4480..=4510).contains(&all), "of all: {all}");
     let dropped = engine.counters.dropped(DropReason::LinkUnknown);
     assert_eq!(dropped, 21_000, "counted as what they are, answered or not");
 }
@@ -529,34 +535,136 @@ fn session_resets_are_neither_longer_than_their_cause_nor_without_end() {
     );
 }
 
+/// A handshake frame that was routed to the server, as if from `source`.
+fn routed(line: &Line, counter: u64, source: OverlayAddress, payload: &[u8]) -> Vec<u8> {
+    let mut headers = line.headers(Service::Handshake, payload.len());
+    headers.routing.source = source;
+    let trailer = handshake_trailer(payload);
+    let body = [payload, &trailer].concat();
+    seal_transit((&line.second[0][0], counter), &headers, &body)
+}
+
+fn session_init(number: u32) -> Vec<u8> {
+    encode_session_in(NetworkId::PUBLIC, Step::Init, number, 0, &noise(60, 1))
+}
+
+/// What becomes of a frame that the relay passes on to the server, and the cookie that goes back.
+fn arrive(line: &mut Line, now: Nanos, frame: &mut [u8]) -> (Verdict, Option<SessionCookie>) {
+    let (relay, server) = (line.relay.endpoint, line.server.endpoint);
+    let sent = frame.len();
+    let verdict = receive_one(line.server.engine(), now, relay, frame);
+    let Verdict::TransmitPart(_, len) = verdict else {
+        return (verdict, None);
+    };
+    assert!((len as usize) < sent, "no longer than what it answers");
+    let mut back = frame[..len as usize].to_vec();
+    receive_one(line.relay.engine(), now, server, &mut back);
+    let answered = receive_one(line.client.engine(), now, relay, &mut back);
+    assert!(matches!(
+        answered,
+        Verdict::PuntService { .. } | Verdict::Drop(DropReason::HandshakeStray)
+    ));
+    let payload = &back[PAYLOAD_AT..back.len() - 16];
+    (verdict, SessionCookie::parse(payload))
+}
+
 #[test]
-fn routed_handshakes_of_one_source_are_limited() {
+fn forged_sources_do_not_keep_their_owner_from_a_session() {
     let mut line = Line::new(1, Suite::ChaCha20Poly1305);
-    let relay = line.relay.endpoint;
-    let (mut punted, mut limited) = (0, 0);
-    for counter in 0..300 {
-        let headers = line.headers(Service::Handshake, 60);
-        let payload = noise(60, 1);
-        let trailer = hyphae_wire::frame::handshake_trailer(&payload);
-        let body = [&payload[..], &trailer].concat();
-        let mut frame = seal_transit((&line.second[0][0], counter), &headers, &body);
-        match receive_one(line.server.engine(), NOW, relay, &mut frame) {
-            Verdict::PuntService { .. } => punted += 1,
-            Verdict::Drop(DropReason::HandshakeLimited) => limited += 1,
-            other @ (Verdict::Drop(_)
-            | Verdict::Done
-            | Verdict::Transmit(_)
-            | Verdict::TransmitPart(..)
-            | Verdict::Reply { .. }
-            | Verdict::Deliver { .. }
-            | Verdict::Handover(_)
-            | Verdict::HandoverOpened { .. }
-            | Verdict::HandoverAll { .. }
-            | Verdict::PuntHandshake
-            | Verdict::PuntLinkLocal { .. }) => panic!("{other:?}"),
+    arm(line.server.engine(), 1, 2, 200);
+    let client = line.client.address;
+    let number = guard::number(&NODE_SECRET, 77 << 12);
+    let punted = |verdict: &Verdict| matches!(verdict, Verdict::PuntService { .. });
+    let mut garbage = 0;
+    // Ten seconds of a thousand per second, behind the same relay and in the client's name.
+    for tick in 0..10_000u64 {
+        let now = Nanos(NOW.0 + tick * SECOND / 1000);
+        let mut frame = routed(&line, 3 * tick, client, &session_init(tick as u32 + 1));
+        garbage += usize::from(punted(&arrive(&mut line, now, &mut frame).0));
+        if tick % 1000 != 500 {
+            continue;
+        }
+        let first = session_init(number);
+        let mut frame = routed(&line, 3 * tick + 1, client, &first);
+        let (verdict, cookie) = arrive(&mut line, now, &mut frame);
+        let mut again = first.clone();
+        if let Some(cookie) = cookie {
+            assert_eq!(cookie.number.get(), number);
+            set_session_cookie(&mut again, &cookie.token);
+            let mut frame = routed(&line, 3 * tick + 2, client, &again);
+            assert!(
+                punted(&arrive(&mut line, now, &mut frame).0),
+                "with its cookie"
+            );
+        } else {
+            assert!(punted(&verdict));
         }
     }
-    assert_eq!((punted, limited), (100, 200));
+    assert!((500..=700).contains(&garbage), "50 per second: {garbage}");
+}
+
+#[test]
+fn a_short_first_message_is_answered_with_a_cookie_only() {
+    let mut line = Line::new(1, Suite::ChaCha20Poly1305);
+    arm(line.server.engine(), 1, 2, 200);
+    let client = line.client.address;
+    let number = guard::number(&NODE_SECRET, 77 << 12);
+    let mut short = session_init(number);
+    unpad(&mut short, 0);
+    let mut frame = routed(&line, 1, client, &short);
+    let (_, cookie) = arrive(&mut line, NOW, &mut frame);
+    set_session_cookie(&mut short, &cookie.unwrap().token);
+    let mut frame = routed(&line, 2, client, &short);
+    let (verdict, _) = arrive(&mut line, NOW, &mut frame);
+    assert!(
+        matches!(verdict, Verdict::PuntService { .. }),
+        "{verdict:?}"
+    );
+    // The same on a link.
+    let engine = line.server.engine();
+    let from = endpoint(50);
+    let mut short = init(7);
+    unpad(&mut short, 16);
+    let mut frame = short.clone();
+    let verdict = receive_one(engine, NOW, from, &mut frame);
+    let cookie = cookie_of(&verdict, &frame, 7);
+    set_cookie(&mut short, &cookie);
+    assert_eq!(
+        receive_one(engine, NOW, from, &mut short),
+        Verdict::PuntHandshake
+    );
+}
+
+#[test]
+fn answers_and_resets_have_rates_that_forgers_do_not_exhaust() {
+    let mut line = Line::new(1, Suite::ChaCha20Poly1305);
+    arm(line.server.engine(), 1, 2, 200);
+    let client = line.client.address;
+    let punted = |verdict: &Verdict| matches!(verdict, Verdict::PuntService { .. });
+    let answer = |step, number| encode_in(NetworkId::PUBLIC, step, 5, number, &noise(96, 1));
+    let (known, other) = (
+        guard::number(&NODE_SECRET, 77 << 12),
+        guard::number(&NODE_SECRET, 78 << 12),
+    );
+    let mut counter = 0;
+    let mut send = |line: &mut Line, payload: &[u8]| {
+        counter += 1;
+        let mut frame = routed(line, counter, client, payload);
+        arrive(line, NOW, &mut frame).0
+    };
+    for step in [Step::Response, Step::Finish] {
+        // A number that the forger knows, and numbers that it guesses.
+        let passed = (0..1000).filter(|_| punted(&send(&mut line, &answer(step, known))));
+        assert_eq!(passed.count(), 40);
+        let guessed = (1..2000u32).map(|n| n.wrapping_mul(0x9e37_79b9));
+        let passed = guessed.filter(|n| punted(&send(&mut line, &answer(step, *n))));
+        assert!(passed.count() < 10);
+        assert!(punted(&send(&mut line, &answer(step, other))), "{step:?}");
+    }
+    let reset = |index| SessionReset::new(&NODE_SECRET, SessionIndex(index));
+    let passed = (1..200u32).filter(|_| punted(&send(&mut line, reset(9).as_bytes())));
+    assert_eq!(passed.count(), 5);
+    assert!(punted(&send(&mut line, reset(10).as_bytes())));
 }
 
 #[test]

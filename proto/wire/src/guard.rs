@@ -15,6 +15,8 @@
 //! +---------------+------------+           | version | step | reserved   | index u32 | token 16 |
 //! | random        | check      |           |         | = 4  | u16        |           |          |
 //! +---------------+------------+           +---------+------+------------+-----------+----------+
+//!
+//! session cookie: the same with step 5, the number of the handshake, and a cookie
 //! ```
 
 use zerocopy::little_endian::{U16, U32};
@@ -22,7 +24,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::frame::{FrameKind, LINK_HEADER_LEN, LinkHeader};
 use crate::handshake::VERSION;
-use crate::{Endpoint, SecretKey, SessionIndex, on_wiped_stack};
+use crate::{Endpoint, OverlayAddress, SecretKey, SessionIndex, on_wiped_stack};
 
 /// Bytes of a cookie or a reset token.
 pub const TOKEN_LEN: usize = 16;
@@ -37,8 +39,9 @@ pub type Token = [u8; TOKEN_LEN];
 const CONTEXT: &str = "hyphae v1 guard";
 /// Bits of a handshake number that say whose it is.
 const CHECK_BITS: u32 = 12;
-/// Step code of a [`SessionReset`]; 1 to 3 are the handshake's.
+/// Step codes of a [`SessionReset`] and a [`SessionCookie`]; 1 to 3 are the handshake's.
 const SESSION_RESET_STEP: u8 = 4;
+const SESSION_COOKIE_STEP: u8 = 5;
 
 /// The secret behind reset tokens and handshake numbers. It follows from the node's key, so a
 /// restarted node computes the same tokens without having stored any.
@@ -81,6 +84,11 @@ pub fn number_is_ours(node_secret: &[u8; 32], candidate: u32) -> bool {
 /// Proof that a node receives what is sent to an underlay address.
 pub fn cookie(secret: &[u8; 32], address: &Endpoint) -> Token {
     keyed(secret, 4, address.as_bytes())
+}
+
+/// Proof that a node receives what is routed to an overlay /64.
+pub fn session_cookie(secret: &[u8; 32], source: OverlayAddress) -> Token {
+    keyed(secret, 5, &source.0[..8])
 }
 
 /// Writes a [`FrameKind::CookieReply`] or [`FrameKind::StatelessReset`].
@@ -137,6 +145,47 @@ impl SessionReset {
             && reset.step == SESSION_RESET_STEP
             && reset.reserved.get() == 0;
         valid.then_some(reset)
+    }
+}
+
+/// What a node answers to a first end-to-end handshake message without proof of its source, when it
+/// wants one.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct SessionCookie {
+    /// [`VERSION`].
+    pub version: u8,
+    /// 5.
+    pub step: u8,
+    /// Zero.
+    pub reserved: U16,
+    /// The number of the handshake, as its first message says.
+    pub number: U32,
+    /// [`session_cookie`] of the /64 that the message came from.
+    pub token: Token,
+}
+
+const _: () = assert!(size_of::<SessionCookie>() == SESSION_RESET_LEN);
+
+impl SessionCookie {
+    /// A cookie for the source of a first message.
+    pub fn new(secret: &[u8; 32], number: u32, source: OverlayAddress) -> Self {
+        Self {
+            version: VERSION,
+            step: SESSION_COOKIE_STEP,
+            reserved: U16::ZERO,
+            number: U32::new(number),
+            token: session_cookie(secret, source),
+        }
+    }
+
+    /// Reads one; `None` when it is something else.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let cookie = Self::read_from_bytes(bytes).ok()?;
+        let valid = cookie.version == VERSION
+            && cookie.step == SESSION_COOKIE_STEP
+            && cookie.reserved.get() == 0;
+        valid.then_some(cookie)
     }
 }
 
@@ -198,6 +247,23 @@ mod tests {
         let mut counted = frame;
         counted[8] = 1;
         assert_eq!(parse(&counted), None);
+    }
+
+    #[test]
+    fn a_session_cookie_is_bound_to_a_subnet_and_is_nothing_else() {
+        let (mut here, mut there) = (OverlayAddress([4; 16]), OverlayAddress([4; 16]));
+        let cookie = SessionCookie::new(&[1; 32], 9, here);
+        here.0[15] = 7;
+        there.0[7] = 7;
+        assert_eq!(cookie.token, session_cookie(&[1; 32], here), "same /64");
+        assert_ne!(cookie.token, session_cookie(&[1; 32], there));
+        assert_ne!(cookie.token, session_cookie(&[2; 32], here));
+        let bytes = cookie.as_bytes();
+        assert!(crate::handshake::Message::parse(bytes).is_err());
+        assert!(SessionReset::parse(bytes).is_none());
+        let read = SessionCookie::parse(bytes).unwrap();
+        assert_eq!((read.number.get(), read.token), (9, cookie.token));
+        assert!(SessionCookie::parse(&bytes[1..]).is_none());
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //!
 //! The same three Noise XX messages serve a link (in frames of their own) and an end-to-end session
 //! (in transit frames of [`crate::Service::Handshake`]). Each is preceded by a [`HandshakeHeader`].
-//! The first link message is padded with zeros to [`INIT_LEN`], so that no answer is longer than
-//! what provoked it.
+//! The first message is padded with zeros, to [`INIT_LEN`] of a link and [`SESSION_INIT_LEN`] end to
+//! end, so that no answer is longer than what provoked it. One that is shorter, because a path
+//! carries no more, counts only with a valid cookie.
 //!
 //! ```text
 //! link:        | link header 16 | handshake header 32 | Noise message | padding (first only) |
-//! end to end:                   | handshake header 32 | Noise message |
+//! end to end:                   | handshake header 32 | Noise message | padding (first only) |
 //! ```
 //!
 //! Payload of each Noise message ([`Offer`]), the first in the clear but covered by the transcript:
@@ -37,6 +38,13 @@ pub const NOISE_MAX: usize = INIT_LEN - LINK_HEADER_LEN - size_of::<HandshakeHea
 /// Lanes of a session that have a reset token: as many as leave the second message shorter than the
 /// first, whatever else is in it. Lane 0, which is always probed, is among them.
 pub const RESETS_MAX: usize = 32;
+/// Bytes of a first end-to-end message, padding included: as long as the longest second message, a
+/// key, a sealed key and a sealed payload.
+pub const SESSION_INIT_LEN: usize = size_of::<HandshakeHeader>()
+    + (32 + 48 + 16)
+    + OFFER_FIXED_LEN
+    + LANES_MAX as usize * 4
+    + RESETS_MAX * TOKEN_LEN;
 /// The Noise protocol of both handshakes.
 pub const NOISE_PATTERN: &str = "Noise_XX_25519_ChaChaPoly_BLAKE2s";
 /// The same within a private network: its key goes into the third message.
@@ -115,6 +123,8 @@ pub struct Message<'a> {
     pub header: &'a HandshakeHeader,
     /// The Noise message.
     pub noise: &'a [u8],
+    /// Bytes from the handshake header on, padding included.
+    pub len: usize,
 }
 
 /// Why a handshake message was refused.
@@ -154,24 +164,31 @@ impl<'a> Message<'a> {
             step,
             header,
             noise,
+            len: bytes.len(),
         })
     }
 
     /// Takes apart a whole link frame.
     ///
     /// # Errors
-    /// As [`Self::parse`]; also when frame kind and step differ, or a first message is shorter than
-    /// [`INIT_LEN`].
+    /// As [`Self::parse`]; also when frame kind and step differ.
     pub fn parse_frame(datagram: &'a [u8]) -> Result<Self, HandshakeError> {
         let (link, rest) = LinkHeader::split(datagram).ok_or(HandshakeError::Short)?;
         let message = Self::parse(rest)?;
         if message.step.frame_kind().code() != link.kind {
             return Err(HandshakeError::Step(message.header.step));
         }
-        if message.step == Step::Init && datagram.len() < INIT_LEN {
-            return Err(HandshakeError::Short);
-        }
         Ok(message)
+    }
+
+    /// Whether it is a first message of a link that needs a valid cookie, whatever the load.
+    pub fn is_short_link(&self) -> bool {
+        self.step == Step::Init && self.len + LINK_HEADER_LEN < INIT_LEN
+    }
+
+    /// The same end to end.
+    pub fn is_short_session(&self) -> bool {
+        self.step == Step::Init && self.len < SESSION_INIT_LEN
     }
 }
 
@@ -210,6 +227,24 @@ pub fn encode_in(
     [header.as_bytes(), noise].concat()
 }
 
+/// Writes an end-to-end message, the first one padded.
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_session_in(
+    network: NetworkId,
+    step: Step,
+    sender: u32,
+    receiver: u32,
+    noise: &[u8],
+) -> Vec<u8> {
+    let mut message = encode_in(network, step, sender, receiver, noise);
+    if step == Step::Init {
+        message.resize(message.len().max(SESSION_INIT_LEN), 0);
+    }
+    message
+}
+
 /// Writes a whole link frame, the first message padded, in the public network.
 ///
 /// # Panics
@@ -241,9 +276,25 @@ pub fn encode_frame_in(
 /// Puts a cookie into a first link message. Nothing else of the message changes: the cookie is not
 /// part of the Noise transcript.
 pub fn set_cookie(frame: &mut [u8], cookie: &Token) {
-    let end = LINK_HEADER_LEN + size_of::<HandshakeHeader>();
-    if let Some(place) = frame.get_mut(end - TOKEN_LEN..end) {
+    if let Some(message) = frame.get_mut(LINK_HEADER_LEN..) {
+        set_session_cookie(message, cookie);
+    }
+}
+
+/// Puts a cookie into a first end-to-end message.
+pub fn set_session_cookie(message: &mut [u8], cookie: &Token) {
+    let end = size_of::<HandshakeHeader>();
+    if let Some(place) = message.get_mut(end - TOKEN_LEN..end) {
         place.copy_from_slice(cookie);
+    }
+}
+
+/// Takes the padding off a link frame or, with `skip` 0 instead of [`LINK_HEADER_LEN`], an
+/// end-to-end message.
+pub fn unpad(message: &mut Vec<u8>, skip: usize) {
+    if let Some(Ok(parsed)) = message.get(skip..).map(Message::parse) {
+        let len = skip + size_of::<HandshakeHeader>() + parsed.noise.len();
+        message.truncate(len);
     }
 }
 

@@ -46,6 +46,10 @@ pub fn handshake(data: &[u8]) {
         assert_eq!(reset.as_bytes(), data);
         assert!(Message::parse(data).is_err());
     }
+    if let Some(cookie) = guard::SessionCookie::parse(data) {
+        assert_eq!(cookie.as_bytes(), data);
+        assert!(Message::parse(data).is_err() && guard::SessionReset::parse(data).is_none());
+    }
     if let Ok(message) = Message::parse(data) {
         check_message(&message);
     }
@@ -53,7 +57,10 @@ pub fn handshake(data: &[u8]) {
         return;
     };
     check_message(&message);
-    assert!(message.step != Step::Init || data.len() >= INIT_LEN);
+    assert_eq!(
+        message.is_short_link(),
+        message.step == Step::Init && data.len() < INIT_LEN
+    );
     assert_eq!(data[0], message.step.frame_kind().code());
     if message.noise.len() <= NOISE_MAX {
         let (sender, receiver) = (message.header.sender.get(), message.header.receiver.get());

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use hyphae_test_golden::load;
-use hyphae_wire::guard::{self, SessionReset};
-use hyphae_wire::{Endpoint, FrameKind, SecretKey, SessionIndex};
+use hyphae_wire::guard::{self, SessionCookie, SessionReset};
+use hyphae_wire::{Endpoint, FrameKind, OverlayAddress, SecretKey, SessionIndex};
 use zerocopy::IntoBytes;
 
 #[test]
@@ -49,4 +49,17 @@ fn cookies() {
         let frame = guard::encode(FrameKind::CookieReply, case.number("sender"), &cookie);
         assert_eq!(frame[..], case.bytes("reply"), "{}", case.at());
     }
+}
+
+#[test]
+fn session_cookies() {
+    let cases = load("guard");
+    let found = cases.iter().find(|case| case.has("session_cookie"));
+    let case = found.unwrap();
+    let source: std::net::Ipv6Addr = case.parsed("source");
+    let source = OverlayAddress(source.octets());
+    let (secret, number) = (case.array("secret"), case.number("sender"));
+    let cookie = SessionCookie::new(&secret, number, source);
+    assert_eq!(cookie.token, case.array("token"));
+    assert_eq!(cookie.as_bytes(), case.bytes("session_cookie"));
 }

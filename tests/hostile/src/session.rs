@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use hyphae_wire::handshake::{Message, Step, encode};
-use hyphae_wire::{OverlayAddress, SecretKey, Service};
+use hyphae_wire::guard::SessionCookie;
+use hyphae_wire::handshake::{Message, Step, encode, encode_session_in, set_session_cookie};
+use hyphae_wire::{NetworkId, OverlayAddress, SecretKey, Service};
 
 use crate::{Claims, Handshake, Heard, LaneKeys, Link, Purpose, Routed};
 
@@ -33,7 +34,8 @@ impl Session {
         number: u32,
     ) -> anyhow::Result<(Handshake, Vec<u8>)> {
         let mut handshake = Handshake::new(identity, Purpose::EndToEnd, claims, 0)?;
-        let message = encode(Step::Init, number, 0, &handshake.first()?);
+        let first = handshake.first()?;
+        let message = encode_session_in(NetworkId::PUBLIC, Step::Init, number, 0, &first);
         Ok((handshake, message))
     }
 
@@ -46,7 +48,7 @@ impl Session {
         let source = identity.public_key().address();
         let routed = Routed::new(source, destination, Service::Handshake);
         let number = u32::from_le_bytes(identity.public_key().0[..4].try_into()?) | 1;
-        let (handshake, first) = Self::first_message(identity, claims, number)?;
+        let (handshake, mut first) = Self::first_message(identity, claims, number)?;
         let end = Instant::now() + PATIENCE;
         let response = loop {
             if Instant::now() > end {
@@ -61,10 +63,13 @@ impl Session {
                     && Message::parse(&payload).is_ok_and(|m| {
                         (m.step, m.header.receiver.get()) == (Step::Response, number)
                     });
-                ours.then_some(payload)
+                (ours || SessionCookie::parse(&payload).is_some()).then_some(payload)
             });
             if let Ok(answer) = answer {
-                break answer;
+                match SessionCookie::parse(&answer) {
+                    Some(cookie) => set_session_cookie(&mut first, &cookie.token),
+                    None => break answer,
+                }
             }
         };
         let message = Message::parse(&response)?;

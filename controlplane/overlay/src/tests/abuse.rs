@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use hyphae_shm::record::{Program, Punt, PuntHandshake, PuntService};
-use hyphae_wire::handshake::{Message, Offer, Step, encode, encode_frame};
-use hyphae_wire::{Endpoint, Service, SessionIndex, Suite, SuiteSet, WorkerId};
+use hyphae_wire::handshake::{Message, Offer, Step, encode, encode_frame, encode_session_in};
+use hyphae_wire::{Endpoint, NetworkId, Service, SessionIndex, Suite, SuiteSet, WorkerId};
 use zerocopy::FromZeros;
 
 use super::network::{Network, config, secret};
@@ -379,7 +379,8 @@ fn an_end_to_end_initiator_must_own_its_source_address() {
         lanes: vec![],
         resets: vec![],
     };
-    let first = encode(Step::Init, 5, 0, &noise.write(&offer.encode()).unwrap());
+    let first = noise.write(&offer.encode()).unwrap();
+    let first = encode_session_in(NetworkId::PUBLIC, Step::Init, 5, 0, &first);
     let mut meta = PuntService::new_zeroed();
     meta.source = claimed;
     meta.destination = own;

@@ -313,3 +313,56 @@ fn forged_session_resets_are_ignored() {
     };
     assert_eq!(network.nodes[0].events.iter().find(lost), None);
 }
+
+#[test]
+fn an_end_under_load_is_reached_with_a_cookie() {
+    let mut network = Network::new(13, vec![config(1, 1), config(2, 1), config(3, 1)]);
+    network.connect(0, 1);
+    network.connect(2, 1);
+    network.wait(SECOND * 5, "links", |n| n.is_up(0, 1) && n.is_up(2, 1));
+    let (a, b, relay) = (network.address(0), network.address(2), network.key(1));
+    network.nodes[0].routes.insert(b.subnet_id(), relay);
+    network.nodes[2].routes.insert(a.subnet_id(), relay);
+    network.run(SECOND);
+    network.nodes[2].workers[0].overloaded = true;
+    assert!(!network.packet(0, 0, 2), "it asks for a session");
+    network.wait(SECOND / 5, "a session, before the first repetition", |n| {
+        n.overlay(0).sessions().count() == 1
+    });
+    assert_eq!(network.nodes[2].workers[0].cookies_sent, 1);
+}
+
+#[test]
+fn a_path_that_carries_no_padded_message_gets_a_link_and_a_session() {
+    let mut network = Network::new(14, vec![config(1, 2), config(2, 1), config(3, 1)]);
+    network.carries.insert((0, 1), 600);
+    network.carries.insert((1, 2), 600);
+    network.connect(0, 1);
+    network.connect(2, 1);
+    network.wait(SECOND * 2, "links", |n| n.is_up(0, 1) && n.is_up(2, 1));
+    // The path wants a cookie, whatever the load.
+    assert!(network.nodes[1].workers[0].cookies_sent >= 2);
+    let (a, b, relay) = (network.address(0), network.address(2), network.key(1));
+    network.nodes[0].routes.insert(b.subnet_id(), relay);
+    network.nodes[2].routes.insert(a.subnet_id(), relay);
+    network.run(SECOND);
+    assert!(!network.packet(0, 0, 2), "it asks for a session");
+    network.wait(SECOND * 2, "a session", |n| {
+        n.overlay(0).sessions().count() == 1
+    });
+}
+
+#[test]
+fn a_second_message_is_no_longer_than_the_first() {
+    for workers in [1, 8, 64] {
+        let mut network = Network::new(15, vec![config(1, 1), config(2, workers)]);
+        network.connect(0, 1);
+        network.wait(SECOND * 5, "a link", |n| n.is_up(0, 1) && n.is_up(1, 0));
+        let len = |kind: FrameKind| {
+            let mut sent = network.captured.iter().map(|(_, _, bytes)| bytes);
+            sent.find(|bytes| bytes[0] == kind.code()).unwrap().len()
+        };
+        assert_eq!(len(FrameKind::HandshakeInit), INIT_LEN);
+        assert!(len(FrameKind::HandshakeResponse) <= INIT_LEN, "{workers}");
+    }
+}

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use hyphae_shm::record::*;
 use hyphae_wire::control::{self, ControlKind, PROBE_LEN, Probe};
 use hyphae_wire::frame::{LINK_LOCAL_OVERHEAD, OVERHEAD};
-use hyphae_wire::guard::{self, SessionReset};
-use hyphae_wire::handshake::Message;
+use hyphae_wire::guard::{self, SessionCookie, SessionReset};
+use hyphae_wire::handshake::{Message, Step};
 use hyphae_wire::report::FRAME_MIN_MAX;
 use hyphae_wire::{
     Endpoint, FrameKind, Nanos, OverlayAddress, PublicKey, Service, SessionIndex, WorkerId,
@@ -492,12 +492,10 @@ impl Worker {
             }
             return;
         }
-        if let (true, Some(FrameKind::HandshakeInit), Some(secrets), Ok(message)) = (
-            self.overloaded,
-            kind,
-            &self.cookies,
-            Message::parse_frame(bytes),
-        ) {
+        if let (Some(FrameKind::HandshakeInit), Some(secrets), Ok(message)) =
+            (kind, &self.cookies, Message::parse_frame(bytes))
+            && (self.overloaded || message.is_short_link())
+        {
             let given = |secret: &Secret| guard::cookie(&secret.0, &from) == message.header.cookie;
             if !given(&secrets.current) && !given(&secrets.previous) {
                 let cookie = guard::cookie(&secrets.current.0, &from);
@@ -617,6 +615,20 @@ impl Worker {
             }
             if let Some(reply) = probe_reply(&bytes) {
                 self.originate(now, source, service, receive, reply);
+                return;
+            }
+        }
+        if let (1, Some(secrets), Ok(message)) = (service, &self.cookies, Message::parse(&bytes))
+            && message.step == Step::Init
+            && (self.overloaded || message.is_short_session())
+        {
+            let given =
+                |secret: &Secret| guard::session_cookie(&secret.0, source) == message.header.cookie;
+            if !given(&secrets.current) && !given(&secrets.previous) {
+                let number = message.header.sender.get();
+                let cookie = SessionCookie::new(&secrets.current.0, number, source);
+                self.cookies_sent += 1;
+                self.originate(now, source, 1, 0, cookie.as_bytes().to_vec());
                 return;
             }
         }

@@ -40,7 +40,8 @@ impl Engine {
             };
             if !fits(first) {
                 let frame = part.chunks_mut(segment).nth(first).unwrap_or_default();
-                self.tell_sender(now, ReportCode::TooBig, most - OVERHEAD, frame);
+                let too_big = (ReportCode::TooBig, most - OVERHEAD);
+                self.tell_sender(now, 0, too_big, frame);
                 verdicts[first] = Verdict::Drop(DropReason::LinkTooBig);
                 continue;
             }

@@ -51,10 +51,8 @@ impl Engine {
             Service::Handshake => {
                 return if !whole() {
                     Verdict::Drop(DropReason::HandshakeMalformed)
-                } else if !self.guard_routed(now, headers.routing.source) {
-                    Verdict::Drop(DropReason::HandshakeLimited)
                 } else {
-                    punt(0)
+                    self.guard_routed(now, peer, headers.routing.source, frame, punt(0))
                 };
             }
             Service::Report if whole() => {
@@ -62,7 +60,7 @@ impl Engine {
                 return self.take_report(now, peer, report, handed, punt(0));
             }
             Service::Trace if whole() && payload.is_empty() => {
-                self.tell_sender(now, ReportCode::Reached, 0, frame);
+                self.tell_sender(now, peer, (ReportCode::Reached, 0), frame);
                 return Verdict::Done;
             }
             Service::Report | Service::Trace => {

@@ -10,7 +10,7 @@ use zerocopy::FromBytes;
 
 use super::Step;
 use crate::engine::Engine;
-use crate::verdict::Verdict;
+use crate::verdict::{LinkSlot, Verdict};
 
 /// The last decision: segments of a train mostly go the same way.
 #[derive(Clone, Copy)]
@@ -39,7 +39,8 @@ impl Engine {
                 Ok(step) => steps[n] = step,
                 Err(reason) => {
                     if let Some(code) = told(reason) {
-                        self.tell_sender(now, code, 0, frame);
+                        let from = self.peer(LinkSlot(ingress)).unwrap_or(0);
+                        self.tell_sender(now, from, (code, 0), frame);
                     }
                     steps[n] = Step::Final;
                     verdicts[n] = Verdict::Drop(reason);
