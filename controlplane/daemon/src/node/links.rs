@@ -35,8 +35,13 @@ impl Node {
         }
         self.neighbours_at = self.neighbours_at.min(now + EXPIRE_AGAIN);
         let (own, interface) = (self.overlay.key(), endpoint.scope.get());
-        let up = self.overlay.is_up(key);
-        match self.neighbours.note(now, own, (key, endpoint), up) {
+        let overlay = &self.overlay;
+        let up = |key| overlay.is_up(key);
+        let (step, gone) = self.neighbours.note(now, own, (key, endpoint), up);
+        if let Some(gone) = gone {
+            self.remove_peer(now, gone);
+        }
+        match step {
             Step::None => {}
             Step::Answer => self.discovery.answer(interface),
             Step::Dial => {
@@ -53,9 +58,10 @@ impl Node {
                 let id = self.add_entry(now, configured, vec![endpoint]);
                 self.neighbours.dialled(key, interface, id);
             }
-            Step::Move(id) => {
-                let id = ConfiguredPeer(id);
-                self.overlay.set_addresses(now, id, vec![endpoint]);
+            Step::Readdress(id) => {
+                let addresses = self.neighbours.endpoints(key, interface);
+                self.overlay
+                    .set_addresses(now, ConfiguredPeer(id), addresses);
             }
         }
     }
