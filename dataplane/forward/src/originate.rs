@@ -116,7 +116,11 @@ impl Engine {
             if self.fib.lookup(destination).is_none() {
                 return Err(DropReason::NoRoute);
             }
-            match self.pending.push(now, destination, header, packet) {
+            let queued = self.pending.push(now, destination, header, packet);
+            for _ in 0..self.pending.take_displaced() {
+                self.counters.drop(DropReason::SessionPending);
+            }
+            match queued {
                 Queued::Tell => self.report(EngineEvent::NeedSession(destination)),
                 Queued::Quiet => {}
                 Queued::Full { tell } => {
