@@ -9,10 +9,51 @@ use hyphae_wire::{AddressPair, Nanos};
 
 use crate::punts;
 
+/// Neighbours that shares are kept of, by their number; those that fall together share.
+const SHARES: usize = 1024;
+/// Of a punt ring that is more than half full, one neighbour gets this part.
+const SHARE: usize = 16;
+
+/// What neighbours have taken of a punt ring while it was more than half full. Up to there nobody
+/// is held back; beyond it, one neighbour's messages leave room for those of others, and
+/// for what the worker itself has to tell.
+struct Shares {
+    taken: Box<[u32; SHARES]>,
+    crowded: bool,
+}
+
+impl Shares {
+    fn new() -> Self {
+        Self {
+            taken: Box::new([0; SHARES]),
+            crowded: false,
+        }
+    }
+
+    /// Whether a neighbour may take bytes of a ring of `capacity` bytes.
+    fn admit(&mut self, half_free: bool, capacity: usize, peer: u32, len: u32) -> bool {
+        if half_free {
+            if std::mem::take(&mut self.crowded) {
+                self.taken.fill(0);
+            }
+            return true;
+        }
+        self.crowded = true;
+        let taken = &mut self.taken[peer as usize % SHARES];
+        let after = taken.saturating_add(len);
+        if after as usize > capacity / SHARE {
+            return false;
+        }
+        *taken = after;
+        true
+    }
+}
+
 /// A worker's ends of the segment's rings.
 pub(crate) struct Control {
     program: Consumer,
     punt: Producer,
+    shares: Shares,
     /// Rings in the control plane.
     bell: Arc<Doorbell>,
     /// Something was pushed since the last publish.
@@ -37,6 +78,7 @@ impl Control {
         Self {
             program,
             punt,
+            shares: Shares::new(),
             bell,
             dirty: false,
             scratch,
@@ -96,6 +138,67 @@ impl Control {
         verdict: &Verdict,
         frame: &[u8],
     ) -> bool {
+        let neighbour = match *verdict {
+            Verdict::PuntLinkLocal { peer, len, .. } | Verdict::PuntService { peer, len, .. } => {
+                Some((peer, len))
+            }
+            // Handshakes have rates of their own.
+            Verdict::PuntHandshake
+            | Verdict::Drop(_)
+            | Verdict::Done
+            | Verdict::Transmit(_)
+            | Verdict::TransmitPart(..)
+            | Verdict::Reply { .. }
+            | Verdict::HandoverAll { .. }
+            | Verdict::Deliver { .. }
+            | Verdict::Handover(_)
+            | Verdict::HandoverOpened { .. } => None,
+        };
+        if let Some((peer, len)) = neighbour {
+            let (half_free, capacity) = (self.punt.is_half_free(), self.punt.capacity_bytes());
+            if !self.shares.admit(half_free, capacity, peer, len) {
+                return false;
+            }
+        }
         punts::of_verdict(now, from, verdict, frame, |punt| self.push(punt)).unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyphae_wire::{OverlayAddress, Service};
+
+    use super::*;
+
+    #[test]
+    fn a_neighbour_that_floods_leaves_room_for_others() {
+        let (_, programs) = hyphae_shm::heap(1 << 12);
+        let (punt, mut consumer) = hyphae_shm::heap(1 << 16);
+        let bell = Arc::new(Doorbell::new().unwrap());
+        let mut control = Control::new(programs, punt, bell);
+        let frame = [0; 500];
+        let punted = |control: &mut Control, peer| {
+            let verdict = Verdict::PuntService {
+                destination: OverlayAddress::default(),
+                source: OverlayAddress::default(),
+                receive_index: 1,
+                peer,
+                service: Service::Message,
+                hop_limit: 1,
+                offset: 0,
+                len: 500,
+            };
+            control.push_verdict(Nanos(1), &Endpoint::default(), &verdict, &frame)
+        };
+        let loud = (0..1000).filter(|_| punted(&mut control, 1)).count();
+        assert!((60..80).contains(&loud), "half of it and a share: {loud}");
+        let others = (2..6).filter(|peer| punted(&mut control, *peer)).count();
+        assert_eq!(others, 4);
+        // It is as before when the control plane has come after.
+        control.publish();
+        let mut scratch = vec![0; RECORD_MAX];
+        while consumer.pop(&mut scratch).unwrap().is_some() {}
+        consumer.release();
+        assert!(punted(&mut control, 1));
     }
 }

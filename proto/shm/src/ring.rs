@@ -141,6 +141,21 @@ impl Producer {
         }
     }
 
+    /// Whether more than half of the ring is free. The consumer is asked only when it was not at the
+    /// last look.
+    pub fn is_half_free(&mut self) -> bool {
+        let half = self.memory.capacity() / 2;
+        if self.free() <= half {
+            self.refresh();
+        }
+        self.free() > half
+    }
+
+    /// Bytes that all records together may take.
+    pub fn capacity_bytes(&self) -> usize {
+        usize::try_from(self.memory.capacity()).unwrap_or(0)
+    }
+
     /// Bytes that could be written now, record headers included.
     pub fn free_bytes(&mut self) -> usize {
         self.refresh();
