@@ -241,6 +241,7 @@ impl Node {
         if let Some(configured) = self.configured.get(&id) {
             self.names.want(now, name(&configured.url));
         }
+        self.prefer_links();
     }
 
     fn add_entry(&mut self, now: Nanos, configured: Configured, addresses: Vec<Endpoint>) -> u32 {

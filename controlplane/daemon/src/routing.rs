@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use hyphae_overlay::ConfiguredPeer;
 use hyphae_routing::FibChange;
 use hyphae_routing::babel::{Config, Counters, Speaker, Xeddsa};
 use hyphae_shm::record::{Program, PuntLinkLocal};
@@ -121,6 +122,27 @@ impl Node {
             routing.speaker.link_adopted(now, peer, key);
         } else {
             routing.speaker.link_up(now, peer, key);
+        }
+        self.prefer_link(peer, key);
+    }
+
+    /// Routes of peers that the operator has configured have preference when the table is full; those
+    /// of neighbours that discovery has found have not.
+    fn prefer_link(&mut self, peer: u32, key: PublicKey) {
+        let configured = self.overlay.entries_of(key);
+        let chosen = |id: &ConfiguredPeer| self.configured.get(&id.0).is_some_and(|c| !c.lan);
+        let preferred = configured.iter().any(chosen);
+        if let Some(routing) = &mut self.routing {
+            routing.speaker.prefer(peer, preferred);
+        }
+    }
+
+    /// The same of every link: the operator has changed the list of peers.
+    pub(crate) fn prefer_links(&mut self) {
+        let links = self.routing.iter().flat_map(|r| r.speaker.links());
+        let links: Vec<_> = links.map(|l| (l.link, l.key)).collect();
+        for (link, key) in links {
+            self.prefer_link(link, key);
         }
     }
 

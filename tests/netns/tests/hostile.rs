@@ -5,10 +5,15 @@
 
 mod common;
 
-use common::{binary, own_place};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::{PATIENCE, binary, eventually, own_place};
+use hyphae_rpc::method::{PingParams, Pong};
 use hyphae_test_hostile::{Claims, Hostile, Routed, Victim};
 use hyphae_wire::babel::Serial;
-use hyphae_wire::{SecretKey, Service};
+use hyphae_wire::handshake::{Step, encode_session_in};
+use hyphae_wire::{NetworkId, SecretKey, Service};
 
 const SERIAL: Serial = Serial(1 << 16);
 
@@ -36,4 +41,101 @@ fn a_stranger_that_behaves_is_treated_as_a_node() {
     link.unsealed(&routed, &[]).unwrap();
     let again = hostile.link(victim.target.at, &Claims::workers(3)).unwrap();
     assert!(again.lanes.len() >= 3);
+}
+
+/// Ends the other thread of a test, also when the test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn node(config: &str, peers: &[&Victim]) -> Victim {
+    let peers: Vec<_> = peers.iter().map(|peer| peer.target.at).collect();
+    Victim::start_at(&binary(), own_place(), config, &peers).unwrap()
+}
+
+/// Whether a session with another node comes, and an answer over it, within so many seconds.
+fn reaches(from: &Victim, to: &Victim, seconds: u64) -> bool {
+    let params = PingParams {
+        address: std::net::Ipv6Addr::from(to.target.key.address().0).to_string(),
+        timeout_ms: seconds * 1000,
+    };
+    let answer: Result<Pong, _> = from.client.call("node.ping", params);
+    answer.is_ok()
+}
+
+fn routes(of: &Victim) -> usize {
+    let routes: Vec<serde_json::Value> = of
+        .client
+        .call("getSelectedRoutes", serde_json::json!({}))
+        .unwrap();
+    routes.len()
+}
+
+#[test]
+fn a_neighbour_with_hundreds_of_prefixes_takes_no_routes_from_others() {
+    let relay = node("[routing]\nroutes_max = 300\n", &[]);
+    let first = node("", &[&relay]);
+    eventually("a link", PATIENCE, || relay.status().unwrap().peers_up == 1);
+    let hostile = Hostile::new(own_place()).unwrap();
+    let mut link = hostile.link(relay.target.at, &Claims::default()).unwrap();
+    link.greet(1).unwrap();
+    for n in 0..320 {
+        let key = SecretKey::generate().unwrap();
+        link.announce(&key, SERIAL).unwrap();
+        // Signatures are checked a few at a time.
+        if n % 32 == 31 {
+            link.hear(Duration::from_millis(20)).unwrap();
+        }
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                link.hear(Duration::from_millis(50)).unwrap();
+            }
+        });
+        let _ended = Ends(&done);
+        eventually("the table is full", PATIENCE, || routes(&relay) >= 290);
+        // It comes when there is no room any more.
+        let second = node("", &[&relay]);
+        eventually("each reaches the other", PATIENCE, || {
+            reaches(&first, &second, 2) && reaches(&second, &first, 2)
+        });
+        assert!(routes(&relay) >= 290, "it is still full");
+    });
+}
+
+#[test]
+fn garbage_in_the_name_of_a_node_does_not_keep_it_from_a_session() {
+    let relay = node("", &[]);
+    let (target, honest) = (node("", &[&relay]), node("", &[&relay]));
+    let hostile = Hostile::new(own_place()).unwrap();
+    let mut link = hostile.link(relay.target.at, &Claims::default()).unwrap();
+    eventually("links", PATIENCE, || relay.status().unwrap().peers_up == 3);
+    let (name, to) = (honest.target.key.address(), target.target.key.address());
+    let routed = Routed::new(name, to, Service::Handshake);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 1;
+            while !done.load(Ordering::Relaxed) {
+                let noise = [0x5a; 80];
+                let first = encode_session_in(NetworkId::PUBLIC, Step::Init, number, 0, &noise);
+                link.unsealed(&routed, &first).unwrap();
+                number += 1;
+                link.hear(Duration::from_millis(2)).unwrap();
+            }
+        });
+        let _ended = Ends(&done);
+        eventually("the target is under load", PATIENCE, || {
+            let counters = target.status().unwrap().counters;
+            counters.get("cookies_sent").copied().unwrap_or(0) > 100
+        });
+        let reached = (0..3).filter(|_| reaches(&honest, &target, 3)).count();
+        assert_eq!(reached, 3);
+    });
 }

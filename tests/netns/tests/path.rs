@@ -12,7 +12,7 @@ mod common;
 use std::net::Ipv6Addr;
 use std::process::{Command, Output};
 
-use common::{PATIENCE, eventually, lab, privileged, transfer};
+use common::{PATIENCE, eventually, file, lab, nft, privileged, transfer};
 use hyphae::lab::{LabNode, Namespace, Spec};
 use hyphae_rpc::Base64;
 use hyphae_rpc::method::{
@@ -152,4 +152,39 @@ fn a_way_whose_middle_is_small_carries_everything_and_says_so() {
     let (passed, said) = ping(client, "400:dead:beef:1::1".parse().unwrap(), 56);
     assert!(!passed);
     assert!(said.contains("Destination unreachable: No route"), "{said}");
+}
+
+#[test]
+fn links_and_sessions_come_up_where_large_datagrams_are_dropped_silently() {
+    const NAME: &str = "links_and_sessions_come_up_where_large_datagrams_are_dropped_silently";
+    if !privileged(NAME) {
+        return;
+    }
+    let config = file("[stream]\nfallback = false\n");
+    let lab = lab(&Spec {
+        config: Some(config.path().to_owned()),
+        ..Spec::default()
+    });
+    for namespace in lab.namespaces.as_ref().unwrap() {
+        nft(
+            namespace,
+            "table inet small { chain underlay { type filter hook input priority 0; \
+             iifname { \"to-client\", \"to-relay\", \"to-server\" } meta l4proto udp \
+             meta length > 1000 drop; }; }\n",
+        );
+    }
+    // From nothing: links, routes and the session end to end.
+    for node in [&lab.client, &lab.server] {
+        let plane = node.status().unwrap().dataplane.unwrap();
+        node.kill(plane.pid).unwrap();
+        eventually("the node begins anew", PATIENCE, || {
+            let now = node.status();
+            now.is_ok_and(|now| now.dataplane.is_some_and(|now| now.pid != plane.pid))
+        });
+    }
+    lab.wait_until_connected(PATIENCE).unwrap();
+    let [client, _, server] = lab.namespaces.as_ref().unwrap();
+    eventually("packets pass", PATIENCE, || {
+        ping(client, lab.server.address(), 600).0 && ping(server, lab.client.address(), 600).0
+    });
 }

@@ -245,6 +245,11 @@ pub(crate) const ROUTING: &[Family] = &[
         "Times that the next hops of a destination changed",
     ),
     counter(
+        "hyphae_routing_displaced_total",
+        &[],
+        "Routes displaced from a full table by those of a neighbour with fewer",
+    ),
+    counter(
         "hyphae_routing_refused_total",
         &["reason"],
         "Announcements refused, by reason",

@@ -225,6 +225,7 @@ fn record_routing(routing: &RoutingScrape) {
         ),
         ("hyphae_routing_signatures_checked_total", counters.verified),
         ("hyphae_routing_changes_total", counters.route_changes),
+        ("hyphae_routing_displaced_total", counters.displaced),
     ] {
         counter!(name).absolute(total);
     }

@@ -4,6 +4,8 @@
 //! two vectors and no tree: what was freed of a thousand trees lies between what lives on, and is of
 //! no use to anybody.
 
+use std::cmp::Ordering;
+
 use hyphae_wire::Prefix;
 
 /// New entries that are taken in before they are sorted, at least.
@@ -35,13 +37,31 @@ impl Pending {
         self.sorted.len() + self.fresh.len()
     }
 
-    /// Takes the first ones out.
+    /// Takes the first ones out. What came since the last time is not merged with the rest before
+    /// it is much: a neighbour that asks for one prefix after another costs no pass over all.
     pub(super) fn take(&mut self, most: usize) -> Vec<Prefix> {
-        self.sort();
-        let rest = self.sorted.len().saturating_sub(most);
-        let taken = self.sorted.drain(rest..).rev().collect();
-        if self.sorted.is_empty() {
-            self.sorted = Vec::new();
+        if self.fresh.len() > FRESH_MIN {
+            self.sort();
+        }
+        self.fresh.sort_unstable_by(|a, b| b.cmp(a));
+        self.fresh.dedup();
+        let mut taken = Vec::with_capacity(most.min(self.len()));
+        while taken.len() < most {
+            let (sorted, fresh) = (self.sorted.last(), self.fresh.last());
+            let order = sorted.zip(fresh).map(|(sorted, fresh)| sorted.cmp(fresh));
+            let next = match order {
+                Some(Ordering::Less) => self.sorted.pop(),
+                Some(Ordering::Greater) => self.fresh.pop(),
+                Some(Ordering::Equal) => self.sorted.pop().and(self.fresh.pop()),
+                None => self.sorted.pop().or_else(|| self.fresh.pop()),
+            };
+            let Some(next) = next else { break };
+            taken.push(next);
+        }
+        for emptied in [&mut self.sorted, &mut self.fresh] {
+            if emptied.is_empty() {
+                *emptied = Vec::new();
+            }
         }
         taken
     }
