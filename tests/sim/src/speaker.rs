@@ -54,6 +54,11 @@ impl RoutingNode {
         }
     }
 
+    /// Knows no more than so many destinations.
+    pub fn limit_routes(&mut self, now: Nanos, max: usize) {
+        self.0.set_routes_max(now, max);
+    }
+
     /// What the engine counted.
     pub fn counters(&self) -> &Counters {
         self.0.counters()

@@ -11,10 +11,12 @@ use hyphae_test_sim::scenario;
 use hyphae_test_sim::speaker::{Memory, RoutingNode};
 use hyphae_test_sim::{Fault, NodeId, Random, Shape, Violation, World};
 use hyphae_wire::babel::{Origin, Packet, RouterId, Serial, Tlv, Update, Writer};
-use hyphae_wire::{Prefix, Signature};
+use hyphae_wire::{Prefix, SecretKey, Signature};
 
 const SECOND: Duration = Duration::from_secs(1);
 const NODES: NodeId = 16;
+/// Destinations that a node may know: all honest ones, and some more.
+const ROUTES_MAX: usize = 24;
 /// The liar, and the only node that hears it.
 const LIAR: NodeId = 0;
 const NEIGHBOUR: NodeId = 1;
@@ -27,7 +29,13 @@ fn world(seed: u64, memory: &Memory) -> World<RoutingNode> {
     setup.links.push((LIAR, NEIGHBOUR));
     setup.announcing = NODES - 1;
     assert!(!setup.announces(LIAR) && setup.announces(NEIGHBOUR));
-    let mut world = World::new(&setup, scenario::speakers(&setup, memory));
+    let mut speaker = scenario::speakers(&setup, memory);
+    let small = move |node, secret: &SecretKey, restarts, now| {
+        let mut engine = speaker(node, secret, restarts, now);
+        engine.limit_routes(now, ROUTES_MAX);
+        engine
+    };
+    let mut world = World::new(&setup, Box::new(small));
     world.distrust(LIAR);
     world
 }
@@ -241,6 +249,34 @@ fn forged_announcements_are_refused_and_counted() -> Result<(), Violation> {
     world.await_reachability(5)?;
     for (prefix, before) in genuine.keys().zip(before) {
         assert_eq!(numbers(&world, *prefix), before);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_signed_prefixes_parts_nobody_and_makes_no_loop() -> Result<(), Violation> {
+    for seed in 0..5 {
+        let mut world = world(seed, &Memory::default());
+        world.run_for(20 * SECOND)?;
+        world.await_reachability(20)?;
+        for n in 0..200_u8 {
+            let secret = SecretKey::from_bytes(&[n + 1; 32]).unwrap();
+            let key = secret.public_key();
+            let (prefix, router_id) = (key.address().subnet(), RouterId::of(&key));
+            let serial = Serial::new(7, 1);
+            let message = Origin::message(prefix, router_id, serial);
+            let signature = secret.sign(&message, &[n; 64]);
+            let origin = Origin {
+                key,
+                serial,
+                signature,
+            };
+            claim(&mut world, prefix, router_id, origin);
+            world.run_for(SECOND / 10)?;
+        }
+        assert!(refused(&world, NEIGHBOUR, RefusalReason::Full) > 0);
+        world.run_for(20 * SECOND)?;
+        world.await_reachability(5)?;
     }
     Ok(())
 }
