@@ -125,8 +125,9 @@ pub struct Rib {
     /// /64 of each peer that is up.
     connected: BTreeMap<Prefix, PublicKey>,
     statics: BTreeMap<(Prefix, Via), u16>,
-    /// Prefixes of those static routes that lead to an address: only they depend on other prefixes.
-    resolved: BTreeSet<Prefix>,
+    /// Static routes that lead to an address, by that: only they depend on other prefixes, those that
+    /// cover it.
+    resolved: BTreeSet<(OverlayAddress, Prefix)>,
     dynamic: BTreeMap<Prefix, DynamicRoute>,
     selected: BTreeMap<Prefix, SelectedRoute>,
     /// How many selected routes have each prefix length.
@@ -220,8 +221,8 @@ impl Rib {
             return Err(RouteError::OwnNextHop(prefix, next));
         }
         let changed = self.statics.insert((prefix, via), metric) != Some(metric);
-        if matches!(via, Via::Address(_)) {
-            self.resolved.insert(prefix);
+        if let Via::Address(address) = via {
+            self.resolved.insert((address, prefix));
         }
         self.select(prefix);
         Ok(changed)
@@ -230,13 +231,14 @@ impl Rib {
     /// Removes the static routes of a prefix, or only the one via `via`. False when there was none.
     pub fn remove_static(&mut self, prefix: Prefix, via: Option<Via>) -> bool {
         let given = self.statics.range(ways(prefix)).map(|((_, way), _)| *way);
-        let (gone, kept): (Vec<Via>, Vec<Via>) =
-            given.partition(|way| via.is_none_or(|via| via == *way));
+        let gone: Vec<Via> = given
+            .filter(|way| via.is_none_or(|via| via == *way))
+            .collect();
         for way in &gone {
             self.statics.remove(&(prefix, *way));
-        }
-        if !kept.iter().any(|way| matches!(way, Via::Address(_))) {
-            self.resolved.remove(&prefix);
+            if let Via::Address(address) = way {
+                self.resolved.remove(&(*address, prefix));
+            }
         }
         self.select(prefix);
         !gone.is_empty()
@@ -316,22 +318,35 @@ impl Rib {
             .collect()
     }
 
-    /// Selects anew for a prefix, and for those with a route that may resolve through it. With many
-    /// thousand routes to peers, each change still concerns but one.
+    /// Selects anew for a prefix, and for those with a route that resolves through it. However many
+    /// routes there are, each change concerns but these.
     fn select(&mut self, changed: Prefix) {
-        self.select_one(changed);
-        let resolved: Vec<_> = self.resolved.iter().copied().collect();
-        resolved.into_iter().for_each(|p| self.select_one(p));
+        let mut changed = vec![changed];
+        for _ in 0..=RESOLVE_DEPTH_MAX {
+            changed.retain(|prefix| self.select_one(*prefix));
+            let dependent = changed.iter().flat_map(|prefix| {
+                let all = Prefix::new(OverlayAddress([0; 16]), 0);
+                let first = u128::from_be_bytes(prefix.address().0);
+                let rest = u128::MAX.checked_shr(prefix.len().into()).unwrap_or(0);
+                let last = OverlayAddress((first | rest).to_be_bytes());
+                let from = self.resolved.range((prefix.address(), all)..);
+                from.take_while(move |(via, _)| *via <= last)
+            });
+            changed = dependent.map(|(_, prefix)| *prefix).collect();
+        }
     }
 
     /// The same after a peer has come or gone, which any static route may be about.
     fn select_all(&mut self, changed: Prefix) {
         let statics = self.statics.keys().map(|(prefix, _)| *prefix);
         let all: BTreeSet<_> = statics.chain([changed]).collect();
-        all.into_iter().for_each(|prefix| self.select_one(prefix));
+        for prefix in all {
+            self.select_one(prefix);
+        }
     }
 
-    fn select_one(&mut self, prefix: Prefix) {
+    /// True when frames to the prefix go another way now.
+    fn select_one(&mut self, prefix: Prefix) -> bool {
         let best = self.best(prefix, RESOLVE_DEPTH_MAX);
         let length = &mut self.lengths[usize::from(prefix.len())];
         let dirty = match best {
@@ -352,6 +367,7 @@ impl Rib {
         if dirty {
             self.dirty.insert(prefix);
         }
+        dirty
     }
 
     /// The best candidate of a prefix whose next hop is up.

@@ -3,8 +3,8 @@
 //! Bounded per destination and overall, in packets and bytes. When there is no room, the destination
 //! with the most bytes gives way to one with fewer, and of too many destinations the one that is
 //! waited for longest: a program that tries many dead addresses costs the others nothing. What does
-//! not fit, and what waited too long, is dropped and counted. Copies are made here, off the fast path: a destination waits
-//! once per session, not once per packet.
+//! not fit, and what waited too long, is dropped and counted. Copies are made here, off the fast
+//! path: a destination waits once per session, not once per packet.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

@@ -10,7 +10,7 @@ mod events;
 mod quiet;
 mod settle;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -136,6 +136,8 @@ pub struct World<E> {
     secrets: Vec<SecretKey>,
     links: Vec<Link>,
     owners: BTreeMap<Prefix, NodeId>,
+    /// Prefixes of no node that are announced by right.
+    foreign: BTreeSet<Prefix>,
     forwarding: Forwarding,
     factory: Factory<E>,
     effects: Effects,
@@ -210,6 +212,7 @@ impl<E: Engine> World<E> {
             secrets,
             links,
             owners,
+            foreign: BTreeSet::new(),
             forwarding: Forwarding::new(setup.nodes, |node| setup.announces(node)),
             factory,
             effects: Effects::default(),
@@ -272,6 +275,12 @@ impl<E: Engine> World<E> {
     /// Declares a node hostile: it has one link, and is no way to anybody else.
     pub fn distrust(&mut self, node: NodeId) {
         self.nodes[usize::from(node)].hostile = true;
+    }
+
+    /// A prefix of no node of this world is announced by its key, honestly signed. Whoever believes that
+    /// is right, and frames for it are nobody's.
+    pub fn expect(&mut self, prefix: Prefix) {
+        self.foreign.insert(prefix);
     }
 
     /// What hostile nodes have received, the oldest first.

@@ -271,6 +271,7 @@ fn a_flood_of_signed_prefixes_parts_nobody_and_makes_no_loop() -> Result<(), Vio
                 serial,
                 signature,
             };
+            world.expect(prefix);
             claim(&mut world, prefix, router_id, origin);
             world.run_for(SECOND / 10)?;
         }

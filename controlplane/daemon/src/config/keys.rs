@@ -456,7 +456,7 @@ pub const KEYS_ALL: &[Key] = &[
         "routing.routes_max",
         Kind::Number,
         "200000",
-        "Prefixes known at a time. A full table is shared: the neighbour with the most gives way, configured peers last. Lowering it drops none.",
+        "Prefixes known at a time; neighbours share a full table. Lowering it drops none.",
     )
     .unit("prefixes")
     .range(1, 10_000_000)

@@ -92,7 +92,7 @@ impl<E: Engine> World<E> {
     fn route(&mut self, node: NodeId, prefix: Prefix, peers: &[u32]) -> Result<(), Violation> {
         let at = self.now;
         let Some(destination) = self.owners.get(&prefix).copied() else {
-            if peers.is_empty() {
+            if peers.is_empty() || self.foreign.contains(&prefix) {
                 return Ok(());
             }
             return Err(Violation::Invented { at, node, prefix });
