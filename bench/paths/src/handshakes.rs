@@ -43,6 +43,7 @@ impl Strangers {
             ports: vec![9670],
             lanes: Vec::new(),
             resets: Vec::new(),
+            instance: 0,
         };
         let noise = [&[9; 32][..], &offer.encode()].concat();
         Ok(Self {

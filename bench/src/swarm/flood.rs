@@ -21,7 +21,7 @@ use crate::output::{self, Table, number};
 use crate::process::Activity;
 use crate::stats::median;
 use flow::FlowPhase;
-use hyphae_test_hostile::Target;
+use hyphae_test_hostile::{Claims, Hostile, Target};
 
 /// Time between newcomers.
 const JOIN_EVERY: Duration = Duration::from_secs(1);
@@ -40,6 +40,10 @@ pub(crate) struct Args {
     /// Packets per second of the flow.
     #[arg(long, default_value_t = 1000)]
     flow: u64,
+    /// Strangers of one address besides, who finish their handshakes, each with a new key, and claim so
+    /// many workers (1 to 64).
+    #[arg(long, value_name = "WORKERS", value_parser = clap::value_parser!(u16).range(1..=64))]
+    claims: Option<u16>,
     /// Cores of the relay's workers, as `hyphae up --cores`.
     #[arg(long, default_value = "any:1")]
     cores: String,
@@ -103,6 +107,10 @@ struct Report {
     sent_per_second: f64,
     /// Of them, what the relay read from its socket; the rest overran it.
     received_per_second: f64,
+    /// Handshakes that strangers with claims have finished.
+    claimed: usize,
+    /// Links and sessions of the flow that were renewed, over both phases.
+    renewed: u64,
     before: PhaseReport,
     during: PhaseReport,
     /// The flow went on, and every newcomer joined.
@@ -121,19 +129,28 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let target = relay.target;
     let mut flow = flow::Flow::start(target)?;
     let report = std::thread::scope(|scope| {
-        let flowing = scope.spawn(|| flow.run(args.flow, &clockwork));
+        let flowing = scope.spawn(|| {
+            let phases = flow.run(args.flow, &clockwork)?;
+            Ok::<_, anyhow::Error>((phases, flow.renewed()))
+        });
         let newcomers = scope.spawn(|| join(target, &clockwork));
+        let claiming = args.claims.map(|workers| {
+            let clockwork = &clockwork;
+            scope.spawn(move || claim(target, &Claims::workers(workers), clockwork))
+        });
         let measured = measure(args, &relay, &clockwork, time);
         // Whatever went wrong: nobody waits for ever.
         while clockwork.phase() != Phase::Over {
             clockwork.next();
         }
         let panicked = |_| anyhow!("a load thread has panicked");
-        let flow = flowing.join().map_err(panicked)??;
+        let (flow, renewed) = flowing.join().map_err(panicked)??;
         let newcomers = newcomers.join().map_err(panicked)??;
+        let claimed = claiming.map(|claiming| claiming.join().map_err(panicked));
+        let claimed = claimed.transpose()?.transpose()?.unwrap_or_default();
         let (sent, before, during) = measured?;
         Ok::<_, anyhow::Error>(report(
-            sent,
+            (sent, claimed, renewed),
             [
                 (before, flow[0], &newcomers[0]),
                 (during, flow[1], &newcomers[1]),
@@ -208,6 +225,7 @@ fn join(relay: Target, clockwork: &Clockwork) -> anyhow::Result<[Vec<Option<Dura
                 at: place(1000 + swarm.nodes.len()),
                 relay,
                 learns: false,
+                rekey_after: None,
             })?;
             during.push(phase == Phase::During);
         }
@@ -221,6 +239,20 @@ fn join(relay: Target, clockwork: &Clockwork) -> anyhow::Result<[Vec<Option<Dura
             .collect()
     };
     Ok([of(false), of(true)])
+}
+
+/// Strangers who claim too much, one after the other, while the flood lasts; returns how many got through.
+fn claim(relay: Target, claims: &Claims, clockwork: &Clockwork) -> anyhow::Result<usize> {
+    let mut finished = 0;
+    while clockwork.phase() == Phase::Before {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    while clockwork.phase() == Phase::During {
+        let stranger = Hostile::new(([127, 0, 0, 1], 0).into())?;
+        // Who is kept out has failed at what it wanted.
+        finished += usize::from(stranger.link(relay.at, claims).is_ok());
+    }
+    Ok(finished)
 }
 
 fn newcomers(times: &[Option<Duration>]) -> Newcomers {
@@ -238,7 +270,10 @@ fn newcomers(times: &[Option<Duration>]) -> Newcomers {
     }
 }
 
-fn report(sent: f64, phases: [(Seen, FlowPhase, &Vec<Option<Duration>>); 2]) -> Report {
+fn report(
+    (sent, claimed, renewed): (f64, usize, u64),
+    phases: [(Seen, FlowPhase, &Vec<Option<Duration>>); 2],
+) -> Report {
     let [before, during] = phases.map(|(seen, flow, times)| PhaseReport {
         seconds: seen.seconds,
         flow,
@@ -254,6 +289,8 @@ fn report(sent: f64, phases: [(Seen, FlowPhase, &Vec<Option<Duration>>); 2]) -> 
     };
     Report {
         sent_per_second: sent,
+        claimed,
+        renewed,
         // The same flow and as many newcomers ran before.
         received_per_second: received(&during) - received(&before),
         held: during.flow.lost_permille() < 10.0 && during.newcomers.never == 0,
@@ -298,6 +335,10 @@ fn show(report: &Report, json: bool) -> anyhow::Result<()> {
         report.sent_per_second,
         report.received_per_second,
         if report.held { "held" } else { "NOT held" }
+    ));
+    table = table.note(format!(
+        "renewed in the flow: {}; finished handshakes of strangers: {}",
+        report.renewed, report.claimed
     ));
     for (name, phase) in phases {
         let shown = ["cookies_sent", "cookies_refused", "punts", "punt_overruns"]

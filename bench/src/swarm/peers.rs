@@ -304,6 +304,7 @@ pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
             at: place(args.first + n),
             relay,
             learns: false,
+            rekey_after: None,
         })?;
     }
     let give_up = clock() + JOIN_MAX;

@@ -349,6 +349,7 @@ impl Node {
             let (changes, report) = (self.kernel_changes.subscribe(), Arc::clone(&self.host));
             self.host_routes = Some(host::start(device, changes, report));
         }
+        self.overlay.set_instance(instance_of(hello));
         self.attachment = Some(attachment);
         self.hold = Hold::Adopting;
         self.overlay.begin_attach(now, generation);
@@ -573,7 +574,10 @@ impl Node {
             Event::ResyncFib { .. } => self.hold_routes(now),
             Event::SessionUp { address, key } => self.bus_session_up(now, address, key),
             Event::SessionDown { address, .. } => self.bus.session_down(now, address),
-            Event::PeerMoved { .. } | Event::SessionFailed { .. } | Event::Refused { .. } => {}
+            Event::PeerMoved { .. }
+            | Event::SessionFailed { .. }
+            | Event::Refused { .. }
+            | Event::Duplicate { .. } => {}
         }
     }
 
@@ -693,4 +697,19 @@ impl Node {
             each_peer: each_peer.map(|peers| (peers, peers_max)),
         }
     }
+}
+
+/// A number that no other start of a dataplane has, here or on another host, and that every control plane
+/// finds for the same one.
+fn instance_of(hello: &Hello) -> u64 {
+    // Of this start of the machine; without it times and process numbers tell hosts apart.
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let hash = blake3::Hasher::new()
+        .update(&boot)
+        .update(&hello.started.get().to_le_bytes())
+        .update(&hello.pid.get().to_le_bytes())
+        .finalize();
+    let mut number = [0; 8];
+    number.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_le_bytes(number).max(1)
 }

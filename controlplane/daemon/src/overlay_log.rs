@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use hyphae_overlay::{Event, Refusal};
-use hyphae_wire::{Nanos, PublicKey};
+use hyphae_overlay::{Duplicate, Event, Refusal};
+use hyphae_wire::{Endpoint, Nanos, PublicKey};
 
 /// How often the same refusal is logged.
 const REFUSAL_AGAIN: Duration = Duration::from_secs(60);
@@ -24,6 +24,7 @@ pub(crate) struct Totals {
     pub(crate) peer_moves: u64,
     pub(crate) controlplane_restarts: u64,
     pub(crate) dataplane_restarts: u64,
+    pub(crate) duplicate_keys: u64,
     pub(crate) refusals: BTreeMap<&'static str, u64>,
     logged: BTreeMap<&'static str, Logged>,
 }
@@ -63,6 +64,7 @@ impl Totals {
                 self.peer_moves += 1;
                 tracing::info!(%key, name = name(key), %endpoint, "peer has moved");
             }
+            Event::Duplicate { key, duplicate } => self.note_duplicate(now, key, duplicate),
             Event::SessionUp { address, key } => {
                 self.sessions_up += 1;
                 tracing::info!(%address, %key, name = name(key), "session is up");
@@ -99,6 +101,31 @@ impl Totals {
 }
 
 impl Totals {
+    /// Two hosts have one key: `key`, or as its owner says this node's.
+    fn note_duplicate(&mut self, now: Nanos, key: &PublicKey, duplicate: &Duplicate) {
+        self.duplicate_keys += 1;
+        let place = |place: Endpoint| match place.is_unset() {
+            true => "not known".to_owned(),
+            false => place.to_string(),
+        };
+        let [one, other] = duplicate.endpoints.map(place);
+        if !self.is_news(now, "duplicate_key", format!("{key} {one} {other}")) {
+            return;
+        }
+        let advice = "stop one, remove its priv_key.bin and start it again";
+        if duplicate.own {
+            tracing::warn!(
+                said_by = %key, here = one, other, advice,
+                "two hosts have one key, and this is one of them: what is sent to it reaches now the one, now the other"
+            );
+        } else {
+            tracing::warn!(
+                %key, one, other, advice,
+                "two hosts have one key: what is sent to it reaches now the one, now the other"
+            );
+        }
+    }
+
     /// Whether a refusal is to be logged.
     fn is_news(&mut self, now: Nanos, reason: &'static str, line: String) -> bool {
         let logged = self

@@ -415,6 +415,7 @@ impl Overlay {
             association.since = before.since;
             association.liveness.rtt = before.liveness.rtt;
             association.handshakes = before.handshakes;
+            association.starts = before.starts.clone();
         }
         self.rise(now, owner);
         self.begin_search(now, owner);

@@ -117,6 +117,7 @@ impl Overlay {
         }
         self.search_due(now, owner);
         self.activate_lanes(now, owner);
+        self.tell_duplicate(now, owner, epoch);
         if fresh {
             self.renew_beyond(now, owner);
         }
@@ -227,7 +228,11 @@ impl Overlay {
             }
             Owner::Remote(_) => Vec::new(),
         };
-        self.renew_through(now, owner, endpoints, fresh);
+        let lively = self
+            .associations
+            .get(&owner)
+            .is_some_and(|a| a.liveness.missed == 0);
+        self.renew_over(now, owner, endpoints, fresh, !fresh && lively);
     }
 
     /// The same, for a peer through these addresses only.
@@ -237,6 +242,19 @@ impl Overlay {
         owner: Owner,
         endpoints: Vec<Endpoint>,
         fresh: bool,
+    ) {
+        self.renew_over(now, owner, endpoints, fresh, false);
+    }
+
+    /// The same; `sealed` inside the session that is renewed before anywhere else, where no stranger's
+    /// flood is in the way.
+    fn renew_over(
+        &mut self,
+        now: Nanos,
+        owner: Owner,
+        endpoints: Vec<Endpoint>,
+        fresh: bool,
+        sealed: bool,
     ) {
         let Some(association) = self.associations.get(&owner) else {
             return;
@@ -254,16 +272,19 @@ impl Overlay {
             };
             Carrier::back(FIRST_WORKER, addresses)
         };
-        let (carriers, pace) = match owner {
+        let inside = sealed.then(|| association.sealed(owner)).flatten();
+        let (outside, pace): (Vec<_>, _) = match owner {
             Owner::Peer(_) => (endpoints.into_iter().map(carrier).collect(), Pace::BRISK),
             Owner::Remote(_) => {
                 let carrier = Carrier::Overlay {
                     worker: FIRST_WORKER,
                     address: association.address,
+                    through: None,
                 };
                 (vec![carrier], Pace::ROUTED)
             }
         };
+        let carriers = inside.into_iter().chain(outside).collect();
         let outgoing = self.begin(now, Goal::Node { owner, fresh }, carriers, pace);
         if let Some(association) = self.associations.get_mut(&owner) {
             association.outgoing = outgoing;

@@ -9,7 +9,7 @@ use hyphae_wire::{Endpoint, Network, PublicKey, SecretKey, SuiteSet};
 use crate::Policy;
 
 /// Lanes that there is room for, however few peers may be had.
-const LINK_SLOTS_MIN: u32 = 4096;
+const LINK_SLOTS_MIN: u32 = 16_384;
 
 /// Where ephemeral keys of handshakes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub struct Config {
     pub peers_max: usize,
     /// Most nodes with which end-to-end sessions are kept or being made.
     pub sessions_max: usize,
-    /// Handshakes begun by others that may be unfinished at a time.
+    /// Handshakes begun by others that may be unfinished at a time, of each kind.
     pub half_open_max: usize,
     /// The same, of one underlay address or one overlay /64.
     pub half_open_per_source_max: usize,
@@ -129,10 +129,11 @@ pub struct Live {
 }
 
 impl Config {
-    /// Most link lanes of one worker: of each peer those in use, those of the session before, and as
-    /// many again for one that has more workers. The worker's table grows with what is in use.
+    /// Most link lanes of one worker. Half of them are for sessions: of each peer those in use, those of
+    /// the session before, and as many again for one that has more workers. The worker's table grows
+    /// with what is in use.
     pub(crate) fn link_slots(&self) -> u32 {
-        let wanted = u32::try_from(self.peers_max.saturating_mul(4)).unwrap_or(u32::MAX);
+        let wanted = u32::try_from(self.peers_max.saturating_mul(8)).unwrap_or(u32::MAX);
         wanted.clamp(LINK_SLOTS_MIN, SLOTS_MAX)
     }
 

@@ -61,6 +61,10 @@ pub struct Overlay {
     /// Traces that wait for a report, by the number that it will quote.
     pub(crate) traces: BTreeMap<u64, Trace>,
     pub(crate) handshakes: Handshakes,
+    /// Number of the dataplane's start.
+    pub(crate) instance: u64,
+    /// When two hosts with one key were last thought of: what is shown of them ages by it.
+    pub(crate) clock: Nanos,
 }
 
 /// What has a deadline.
@@ -110,6 +114,8 @@ impl Overlay {
             probe_last: u64::from_le_bytes(rng.array()),
             traces: BTreeMap::new(),
             handshakes: Handshakes::default(),
+            instance: u64::from_le_bytes(rng.array()) | 1,
+            clock: Nanos(0),
             rng,
             node_secret: Zeroizing::new(guard::node_secret(&config.identity)),
             cookies: CookieSecrets::default(),
@@ -213,6 +219,7 @@ impl Overlay {
                     let carrier = Carrier::Overlay {
                         worker,
                         address: meta.source,
+                        through: Some(meta.peer.get()),
                     };
                     if let Some(reset) = SessionReset::parse(bytes) {
                         self.on_session_reset(now, carrier, &reset);
@@ -245,6 +252,7 @@ impl Overlay {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Nanos) {
+        self.clock = now;
         for timer in self.timers.take_due(now) {
             // Without a dataplane nothing can be done; adoption sets every deadline anew.
             if !self.is_active() && timer != Timer::Attach {

@@ -68,6 +68,13 @@ pub enum Event {
         /// Why.
         reason: Refusal,
     },
+    /// Two hosts have one key.
+    Duplicate {
+        /// The key of the peer or end that has it, or that says so of this node's.
+        key: PublicKey,
+        /// Which key, and where.
+        duplicate: Duplicate,
+    },
     /// Answer to [`crate::Overlay::ping`].
     EchoReply {
         /// The caller's number of the ping.
@@ -124,6 +131,19 @@ pub enum DownReason {
     /// The dataplane does not have it (it was restarted).
     #[error("the dataplane was restarted")]
     Lost,
+    /// A full table was needed by others, and this one held the most.
+    #[error("others needed its place in a full table")]
+    Crowded,
+}
+
+/// Two hosts with one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Duplicate {
+    /// It is this node's key, as a peer or end has said; else it is theirs.
+    pub own: bool,
+    /// Where the two are, as far as whoever found it sees: the one in use, or this node, first. Unset end
+    /// to end.
+    pub endpoints: [Endpoint; 2],
 }
 
 /// Where a handshake came from or went to.
@@ -258,6 +278,8 @@ pub struct PeerStatus {
     pub handshakes: u64,
     /// Why its last handshake was refused, if it was.
     pub refusal: Option<Refusal>,
+    /// Two hosts have its key, or this node's as it says.
+    pub duplicate: Option<Duplicate>,
 }
 
 /// An end-to-end session.
@@ -294,6 +316,8 @@ pub struct Handshakes {
     pub unanswered: u64,
     /// Begun by others, who did not go on.
     pub abandoned: u64,
+    /// Begun by others, unfinished when their place was needed.
+    pub crowded: u64,
     /// Links among the finished that renewed a session that worked.
     pub links_renewed: u64,
     /// The same end to end.

@@ -106,11 +106,14 @@ impl Overlay {
         let short = match carrier {
             Carrier::Underlay { .. } => message.is_short_link(),
             Carrier::Overlay { .. } => message.is_short_session(),
+            // The session that it came in proves who sent it.
+            Carrier::Sealed { .. } => return true,
         };
         let proves = |secret: &[u8; 32]| {
             let made = match carrier {
                 Carrier::Underlay { endpoint, .. } => guard::cookie(secret, &endpoint),
                 Carrier::Overlay { address, .. } => guard::session_cookie(secret, address),
+                Carrier::Sealed { .. } => return false,
             };
             same(&made, &message.header.cookie)
         };
@@ -198,28 +201,15 @@ impl Outgoing {
             set_session_cookie(&mut message[header_at..], cookie);
         }
         let round = u32::try_from(self.carriers.len()).unwrap_or(1).max(1);
-        let datagram =
-            !matches!(carrier, Carrier::Underlay { endpoint, .. } if endpoint.is_stream());
+        let datagram = match carrier {
+            Carrier::Underlay { endpoint, .. } => !endpoint.is_stream(),
+            Carrier::Overlay { .. } => true,
+            Carrier::Sealed { .. } => false,
+        };
         if datagram && attempt / round % 2 == 1 {
             unpad(&mut message, header_at);
         }
         message
-    }
-}
-
-impl Carrier {
-    /// Whether what is sent this way reaches the place that something came from.
-    fn leads_to(self, from: Self) -> bool {
-        match (self, from) {
-            (Self::Underlay { endpoint, .. }, Self::Underlay { endpoint: from, .. }) => {
-                endpoint == from
-            }
-            (Self::Overlay { address, .. }, Self::Overlay { address: from, .. }) => {
-                address.subnet_id() == from.subnet_id()
-            }
-            (Self::Underlay { .. }, Self::Overlay { .. })
-            | (Self::Overlay { .. }, Self::Underlay { .. }) => false,
-        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Handshakes in flight: those begun here ([`Outgoing`]) and those begun by others ([`HalfOpen`]).
 //!
-//! The table of half-open handshakes is bounded, overall and per source; the oldest gives way.
+//! Half-open handshakes are bounded, of each kind by themselves: in number, per source, and by the
+//! slots that they hold. When there is no room the source that holds the most gives way ([`Shares`]).
+//! Those that renew a session came inside of it; they are bounded by the sessions that there are.
 //! None of this touches a session before a third message has proven who is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyphae_wire::guard::Token;
@@ -13,10 +15,12 @@ use hyphae_wire::{
 };
 
 use crate::ConfiguredPeer;
+use crate::index::Class;
 use crate::install::FIRST_WORKER;
 use crate::keys::Kind;
 use crate::noise::Noise;
 use crate::session::Owner;
+use crate::share::{Holder, Shares, holder_of};
 
 /// First interval between repetitions of a message.
 pub(crate) const RETRANSMIT_MIN: Duration = Duration::from_millis(250);
@@ -54,15 +58,27 @@ pub(crate) enum Carrier {
     Overlay {
         worker: WorkerId,
         address: OverlayAddress,
+        /// The peer that it came through; `None` for what begins here.
+        through: Option<u32>,
+    },
+    /// Inside the session in use: nobody but the other end of it can send that.
+    Sealed {
+        owner: Owner,
+        /// Where the first lane leads (links).
+        endpoint: Endpoint,
     },
 }
 
-/// What is held against a bound of its own: an underlay host (IPv6: its /64) or an overlay node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Source {
-    Underlay([u8; 16]),
-    Overlay(u64),
+/// Which bound a half-open handshake is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    Link,
+    EndToEnd,
+    Renewal,
 }
+
+/// Half-open handshakes that may renew one session at a time.
+const RENEWALS_MAX: usize = 2;
 
 impl Carrier {
     /// To an underlay address that nothing has come from yet.
@@ -83,36 +99,11 @@ impl Carrier {
         }
     }
 
-    /// Whether both lead to the same place through the same worker.
-    pub(crate) fn leads_with(self, other: Self) -> bool {
-        match (self, other) {
-            (
-                Self::Underlay {
-                    worker, endpoint, ..
-                },
-                Self::Underlay {
-                    worker: other,
-                    endpoint: there,
-                    ..
-                },
-            ) => worker == other && endpoint == there,
-            (
-                Self::Overlay { worker, address },
-                Self::Overlay {
-                    worker: other,
-                    address: there,
-                },
-            ) => worker == other && address == there,
-            (Self::Underlay { .. }, Self::Overlay { .. })
-            | (Self::Overlay { .. }, Self::Underlay { .. }) => false,
-        }
-    }
-
     /// The address of this host that answers leave from.
     pub(crate) fn local(self) -> LocalAddress {
         match self {
             Self::Underlay { local, .. } => local,
-            Self::Overlay { .. } => LocalAddress::UNSET,
+            Self::Overlay { .. } | Self::Sealed { .. } => LocalAddress::UNSET,
         }
     }
 
@@ -120,13 +111,54 @@ impl Carrier {
         match self {
             Self::Underlay { .. } => Kind::Link,
             Self::Overlay { .. } => Kind::EndToEnd,
+            Self::Sealed { owner, .. } => owner.kind(),
         }
     }
 
-    fn source(self) -> Source {
+    /// Whether what is sent this way reaches the place that something came from.
+    pub(crate) fn leads_to(self, from: Self) -> bool {
+        match (self, from) {
+            (Self::Underlay { endpoint, .. }, Self::Underlay { endpoint: from, .. }) => {
+                endpoint == from
+            }
+            (Self::Overlay { address, .. }, Self::Overlay { address: from, .. }) => {
+                address.subnet_id() == from.subnet_id()
+            }
+            (Self::Sealed { owner, .. }, Self::Sealed { owner: from, .. }) => owner == from,
+            (Self::Underlay { .. } | Self::Overlay { .. } | Self::Sealed { .. }, _) => false,
+        }
+    }
+
+    fn queue(self) -> Queue {
         match self {
-            Self::Underlay { endpoint, .. } => source_of(endpoint),
-            Self::Overlay { address, .. } => Source::Overlay(address.subnet_id()),
+            Self::Underlay { .. } => Queue::Link,
+            Self::Overlay { .. } => Queue::EndToEnd,
+            Self::Sealed { .. } => Queue::Renewal,
+        }
+    }
+
+    /// Which slots a handshake that comes this way uses.
+    pub(crate) fn class(self) -> Class {
+        match self {
+            Self::Underlay { .. } | Self::Overlay { .. } => Class::HalfOpen,
+            Self::Sealed { .. } => Class::Renewal,
+        }
+    }
+
+    /// Who is held responsible.
+    pub(crate) fn holder(self) -> Holder {
+        match self {
+            Self::Underlay { endpoint, .. } => holder_of(endpoint),
+            Self::Overlay {
+                address, through, ..
+            } => [
+                through.map_or(u128::MAX, u128::from),
+                address.subnet_id().into(),
+            ],
+            Self::Sealed { owner, .. } => match owner {
+                Owner::Peer(peer) => [0, peer.into()],
+                Owner::Remote(subnet) => [1, subnet.into()],
+            },
         }
     }
 
@@ -140,6 +172,10 @@ impl Carrier {
                 .update(&endpoint.port.get().to_le_bytes())
                 .update(&[endpoint.transport]),
             Self::Overlay { address, .. } => hasher.update(&[1]).update(&address.0),
+            Self::Sealed { .. } => {
+                let [kind, name] = self.holder().map(u128::to_le_bytes);
+                hasher.update(&[2]).update(&kind).update(&name)
+            }
         };
         *hasher
             .update(&sender.to_le_bytes())
@@ -147,15 +183,6 @@ impl Carrier {
             .finalize()
             .as_bytes()
     }
-}
-
-/// The source that an underlay address belongs to.
-pub(crate) fn source_of(endpoint: Endpoint) -> Source {
-    let mut ip = endpoint.ip;
-    if !endpoint.to_socket_addr().is_ipv4() {
-        ip[8..].fill(0);
-    }
-    Source::Underlay(ip)
 }
 
 /// Why a handshake was begun.
@@ -253,6 +280,8 @@ pub(crate) struct HalfOpen {
     pub(crate) offer: Offer,
     pub(crate) suite: Suite,
     pub(crate) indices: Vec<SessionIndex>,
+    /// Most slots of one worker among them.
+    pub(crate) weight: u32,
     /// The answer, to be repeated when the first message is.
     pub(crate) response: Vec<u8>,
 }
@@ -264,7 +293,8 @@ pub(crate) struct HalfOpens {
     by_id: BTreeMap<u32, HalfOpen>,
     by_order: BTreeMap<u64, u32>,
     by_digest: BTreeMap<[u8; 32], u32>,
-    by_source: BTreeMap<Source, BTreeSet<u64>>,
+    /// Of each [`Queue`].
+    shares: [Shares; 3],
     order_last: u64,
 }
 
@@ -276,7 +306,7 @@ impl HalfOpens {
             by_id: BTreeMap::new(),
             by_order: BTreeMap::new(),
             by_digest: BTreeMap::new(),
-            by_source: BTreeMap::new(),
+            shares: Default::default(),
             order_last: 0,
         }
     }
@@ -284,11 +314,6 @@ impl HalfOpens {
     /// Those above a lower limit stay until they end.
     pub(crate) fn set_per_source_max(&mut self, max: usize) {
         self.per_source_max = max.max(1);
-    }
-
-    pub(crate) fn next_order(&mut self) -> u64 {
-        self.order_last += 1;
-        self.order_last
     }
 
     pub(crate) fn contains(&self, id: u32) -> bool {
@@ -303,43 +328,58 @@ impl HalfOpens {
         self.by_id.get(self.by_digest.get(digest)?)
     }
 
-    /// Adds one; returns those that had to give way.
-    pub(crate) fn insert(&mut self, id: u32, half: HalfOpen) -> Vec<HalfOpen> {
+    /// Makes room for one from `carrier` that takes `weight` slots of a worker, of `weight_max` that all
+    /// of its kind may hold. Returns its arrival number, unless it is itself what has to give way, and
+    /// those that had to.
+    pub(crate) fn make_room(
+        &mut self,
+        carrier: Carrier,
+        weight: u32,
+        weight_max: u32,
+    ) -> (Option<u64>, Vec<HalfOpen>) {
+        let (queue, holder) = (carrier.queue(), carrier.holder());
+        self.order_last += 1;
+        let order = self.order_last;
         let mut evicted = Vec::new();
-        let source = half.carrier.source();
-        let crowded = |s: &Self| {
-            s.by_source
-                .get(&source)
-                .filter(|orders| orders.len() >= s.per_source_max)?
-                .first()
-                .copied()
+        let each_max = match queue {
+            Queue::Link | Queue::EndToEnd => self.per_source_max,
+            Queue::Renewal => RENEWALS_MAX,
         };
-        while let Some(order) = crowded(self) {
-            evicted.extend(self.remove_order(order));
-        }
-        while self.by_id.len() >= self.max
-            && let Some(order) = self.by_order.keys().next().copied()
+        while let (count, Some(oldest)) = self.shares[queue as usize].of(holder)
+            && count >= each_max
         {
-            evicted.extend(self.remove_order(order));
+            evicted.extend(self.remove_order(oldest));
         }
+        self.shares[queue as usize].add(holder, order, weight);
+        let left = loop {
+            let shares = &self.shares[queue as usize];
+            let fits = shares.len() <= self.max && shares.weight() <= weight_max;
+            if fits || queue == Queue::Renewal {
+                break Some(order);
+            }
+            match shares.largest().filter(|largest| *largest != order) {
+                Some(largest) => evicted.extend(self.remove_order(largest)),
+                None => break None,
+            }
+        };
+        self.shares[queue as usize].remove(holder, order);
+        (left, evicted)
+    }
+
+    /// Adds one that there is room for.
+    pub(crate) fn insert(&mut self, id: u32, half: HalfOpen) {
+        let (queue, holder) = (half.carrier.queue(), half.carrier.holder());
+        self.shares[queue as usize].add(holder, half.order, half.weight);
         self.by_order.insert(half.order, id);
         self.by_digest.insert(half.digest, id);
-        self.by_source.entry(source).or_default().insert(half.order);
         self.by_id.insert(id, half);
-        evicted
     }
 
     pub(crate) fn remove(&mut self, id: u32) -> Option<HalfOpen> {
         let half = self.by_id.remove(&id)?;
         self.by_order.remove(&half.order);
         self.by_digest.remove(&half.digest);
-        let source = half.carrier.source();
-        if let Some(orders) = self.by_source.get_mut(&source) {
-            orders.remove(&half.order);
-            if orders.is_empty() {
-                self.by_source.remove(&source);
-            }
-        }
+        self.shares[half.carrier.queue() as usize].remove(half.carrier.holder(), half.order);
         Some(half)
     }
 

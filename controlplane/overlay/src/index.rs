@@ -1,17 +1,45 @@
-//! Receiver indices: which slots of the workers' session tables are taken.
+//! Receiver indices: which slots of the workers' session tables are taken, and for what.
 //!
-//! A slot that was used is not used again while the other end may still send to it; then it gets
-//! another salt. Indices of handshakes that never finished were never usable by anybody and
-//! return at once.
+//! ```text
+//! slots of a worker:  half open 1/4 | live 1/2 | renewals of live ones 1/8 | resting 1/8
+//! ```
+//!
+//! Each class has room of its own, so handshakes of strangers never take that of sessions, and
+//! sessions that renew find some when the rest is full. The classes are numbers, not places: a
+//! handshake that finishes keeps its slots.
+//!
+//! A slot that was used gets the next salt, so an index comes back only after all 1023 salts of its slot.
+//! The slot therefore rests only for so long that this takes longer than anybody may still send to
+//! the old index ([`rest`]). Indices of handshakes that never finished were never usable by anybody
+//! and return at once.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use hyphae_wire::index::SLOTS_MAX;
 use hyphae_wire::{Lane, Nanos, SessionIndex};
 
 use crate::rng::Rng;
 
-const SALTS: u64 = 1 << 10;
+const SALTS: u16 = 1 << 10;
+
+/// How long a slot rests when frames to its last index may come for `old` more: all salts later
+/// that time is over.
+pub(crate) fn rest(old: Duration) -> Duration {
+    // Salt 0 is never used, so index 0 is never issued.
+    old / u32::from(SALTS - 1) + Duration::from_millis(1)
+}
+
+/// What slots are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// A handshake of somebody else that is not through.
+    HalfOpen,
+    /// A session.
+    Live,
+    /// A session that replaces one: may use the reserve.
+    Renewal,
+}
 
 /// Slots of all workers for one kind of session.
 pub(crate) struct Indices {
@@ -24,6 +52,13 @@ struct Slots {
     fresh: u32,
     /// Usable from when, slot, last salt (0 when it is not known).
     free: BTreeSet<(Nanos, u16, u16)>,
+    half_open: u32,
+    live: u32,
+}
+
+/// Slots of a worker that has `max` which half-open handshakes may hold.
+pub(crate) fn half_open_max(max: u32) -> u32 {
+    (max / 4).max(1)
 }
 
 impl Indices {
@@ -32,6 +67,8 @@ impl Indices {
             max: slots.min(SLOTS_MAX),
             fresh: 0,
             free: BTreeSet::new(),
+            half_open: 0,
+            live: 0,
         };
         Self {
             workers: (0..workers).map(|_| slots()).collect(),
@@ -45,30 +82,42 @@ impl Indices {
         }
     }
 
+    /// Whether a class has room for another `lanes` lanes.
+    pub(crate) fn fits(&self, lanes: u16, class: Class) -> bool {
+        let workers = u16::try_from(self.workers.len()).unwrap_or(1).max(1);
+        let each = u32::from(lanes.div_ceil(workers));
+        let busy = self.workers.iter().take(usize::from(lanes));
+        busy.into_iter().all(|worker| worker.fits(each, class))
+    }
+
     /// An index for each of `lanes` lanes; `None`, and nothing taken, when a worker has no room.
     pub(crate) fn allocate(
         &mut self,
         now: Nanos,
         lanes: u16,
+        class: Class,
         rng: &mut Rng,
     ) -> Option<Vec<SessionIndex>> {
         let workers = u16::try_from(self.workers.len()).unwrap_or(1);
         let mut indices = Vec::with_capacity(usize::from(lanes));
         for lane in (0..lanes).map(Lane) {
             let worker = lane.worker(workers);
-            match self.workers[worker.as_usize()].take(now) {
+            let slots = &mut self.workers[worker.as_usize()];
+            let taken = Some(()).filter(|()| slots.fits(1, class));
+            match taken.and_then(|()| slots.take(now)) {
                 Some((slot, salt_before)) => {
-                    // Salt 0 is never used, so index 0 is never issued.
-                    let salt = rng.number(|n| {
-                        let salt = salt(n);
-                        salt == 0 || salt == salt_before
-                    });
-                    indices.push(SessionIndex::new(worker, self::salt(salt), slot));
+                    *slots.used(class) += 1;
+                    // Where nothing is known of the slot's past it begins anywhere.
+                    let salt = match salt_before {
+                        0 => salt(rng.number(|n| salt(n) == 0)),
+                        before => before % (SALTS - 1) + 1,
+                    };
+                    indices.push(SessionIndex::new(worker, salt, slot));
                 }
                 None => {
                     indices
                         .into_iter()
-                        .for_each(|index| self.release(index, now));
+                        .for_each(|index| self.release(index, class, now));
                     return None;
                 }
             }
@@ -76,42 +125,75 @@ impl Indices {
         Some(indices)
     }
 
+    /// A handshake has finished: its slots are those of a session now.
+    pub(crate) fn promote(&mut self, indices: &[SessionIndex]) {
+        for index in indices {
+            if let Some(slots) = self.workers.get_mut(index.worker().as_usize()) {
+                slots.half_open = slots.half_open.saturating_sub(1);
+                slots.live += 1;
+            }
+        }
+    }
+
     /// Gives an index back; its slot is used again from `usable_at` on.
-    pub(crate) fn release(&mut self, index: SessionIndex, usable_at: Nanos) {
+    pub(crate) fn release(&mut self, index: SessionIndex, class: Class, usable_at: Nanos) {
         if let Some(slots) = self.workers.get_mut(index.worker().as_usize()) {
+            let used = slots.used(class);
+            *used = used.saturating_sub(1);
             slots
                 .free
                 .insert((usable_at, slot(index), salt(index.0 >> 16)));
         }
     }
 
-    /// Takes an index that a worker has already. Slots that it skips have an unknown past, so they
+    /// Takes an index that a worker has already, of a session. Slots that it skips have an unknown past, so they
     /// rest until `rested`.
     pub(crate) fn adopt(&mut self, index: SessionIndex, rested: Nanos) -> bool {
         let Some(slots) = self.workers.get_mut(index.worker().as_usize()) else {
             return false;
         };
-        let wanted = slot(index);
-        if u32::from(wanted) >= slots.max {
-            return false;
-        }
-        while slots.fresh <= u32::from(wanted) {
-            slots
-                .free
-                .insert((rested, u16::try_from(slots.fresh).unwrap_or(wanted), 0));
-            slots.fresh += 1;
-        }
-        // Skipped by an adoption of the same takeover, as nearly all are: found without a search.
-        if slots.free.remove(&(rested, wanted, 0)) {
-            return true;
-        }
-        let before = slots.free.len();
-        slots.free.retain(|(_, slot, _)| *slot != wanted);
-        slots.free.len() != before
+        let taken = slots.adopt(index, rested);
+        slots.live += u32::from(taken);
+        taken
     }
 }
 
 impl Slots {
+    fn used(&mut self, class: Class) -> &mut u32 {
+        match class {
+            Class::HalfOpen => &mut self.half_open,
+            Class::Live | Class::Renewal => &mut self.live,
+        }
+    }
+
+    fn fits(&self, more: u32, class: Class) -> bool {
+        let live = (self.max / 2).max(1);
+        match class {
+            Class::HalfOpen => self.half_open + more <= half_open_max(self.max),
+            Class::Live => self.live + more <= live,
+            Class::Renewal => self.live + more <= live + self.max / 8,
+        }
+    }
+
+    fn adopt(&mut self, index: SessionIndex, rested: Nanos) -> bool {
+        let wanted = slot(index);
+        if u32::from(wanted) >= self.max {
+            return false;
+        }
+        while self.fresh <= u32::from(wanted) {
+            self.free
+                .insert((rested, u16::try_from(self.fresh).unwrap_or(wanted), 0));
+            self.fresh += 1;
+        }
+        // Skipped by an adoption of the same takeover, as nearly all are: found without a search.
+        if self.free.remove(&(rested, wanted, 0)) {
+            return true;
+        }
+        let before = self.free.len();
+        self.free.retain(|(_, slot, _)| *slot != wanted);
+        self.free.len() != before
+    }
+
     fn take(&mut self, now: Nanos) -> Option<(u16, u16)> {
         if let Some(first) = self.free.first().copied()
             && first.0 <= now
@@ -128,7 +210,7 @@ impl Slots {
 }
 
 fn salt(bits: u32) -> u16 {
-    u16::try_from(u64::from(bits) % SALTS).unwrap_or(0)
+    u16::try_from(bits % u32::from(SALTS)).unwrap_or(0)
 }
 
 fn slot(index: SessionIndex) -> u16 {
@@ -144,56 +226,91 @@ mod tests {
     #[test]
     fn a_limit_that_is_raised_holds_at_once_and_a_lowered_one_takes_nothing_away() {
         let mut rng = Rng::new([7; 32]);
-        let mut indices = Indices::new(1, 1);
+        let mut indices = Indices::new(1, 2);
         let now = Nanos(10);
-        let first = indices.allocate(now, 1, &mut rng).unwrap()[0];
-        assert!(indices.allocate(now, 1, &mut rng).is_none());
-        indices.set_max(3);
-        assert!(indices.allocate(now, 2, &mut rng).is_some());
-        indices.set_max(1);
-        indices.release(first, now);
-        assert!(indices.allocate(now, 1, &mut rng).is_some());
-        assert!(indices.allocate(now, 1, &mut rng).is_none());
+        let first = indices.allocate(now, 1, Class::Live, &mut rng).unwrap()[0];
+        assert!(indices.allocate(now, 1, Class::Live, &mut rng).is_none());
+        indices.set_max(6);
+        assert!(indices.allocate(now, 2, Class::Live, &mut rng).is_some());
+        indices.set_max(2);
+        indices.release(first, Class::Live, now);
+        assert!(indices.allocate(now, 1, Class::Live, &mut rng).is_none());
     }
 
     #[test]
     fn lanes_go_to_their_workers_and_slots_rest() {
         let mut rng = Rng::new([7; 32]);
-        let mut indices = Indices::new(2, 2);
+        let mut indices = Indices::new(2, 4);
         let now = Nanos(10);
-        let first = indices.allocate(now, 4, &mut rng).unwrap();
+        let live = Class::Live;
+        let first = indices.allocate(now, 4, live, &mut rng).unwrap();
         for (lane, index) in (0..).zip(&first) {
             assert_eq!(index.worker(), WorkerId(lane % 2));
             assert_ne!(index.0, 0);
         }
-        assert!(indices.allocate(now, 1, &mut rng).is_none());
-        indices.release(first[0], Nanos(20));
-        assert!(indices.allocate(now, 1, &mut rng).is_none());
-        let again = indices.allocate(Nanos(20), 1, &mut rng).unwrap()[0];
+        assert!(indices.allocate(now, 1, live, &mut rng).is_none());
+        // Unused slots come before one that rests, and it itself when it has.
+        indices.release(first[0], live, Nanos(20));
+        let other = indices.allocate(now, 1, live, &mut rng).unwrap()[0];
+        assert_ne!(other.slot(), first[0].slot());
+        indices.release(other, live, Nanos(30));
+        let again = indices.allocate(Nanos(20), 1, live, &mut rng).unwrap()[0];
         assert_eq!(again.slot(), first[0].slot());
         assert_ne!(again, first[0]);
         // What could not be completed leaves nothing taken.
-        indices.release(first[1], Nanos(20));
-        assert!(indices.allocate(Nanos(20), 2, &mut rng).is_none());
-        assert!(indices.allocate(Nanos(20), 1, &mut rng).is_none());
-        indices.release(again, Nanos(20));
-        assert!(indices.allocate(Nanos(20), 2, &mut rng).is_some());
+        indices.release(first[1], live, Nanos(20));
+        assert!(indices.allocate(Nanos(20), 2, live, &mut rng).is_none());
+        indices.release(again, live, Nanos(20));
+        assert!(indices.allocate(Nanos(20), 2, live, &mut rng).is_some());
+    }
+
+    #[test]
+    fn no_class_takes_the_room_of_another() {
+        let mut rng = Rng::new([7; 32]);
+        let mut indices = Indices::new(1, 16);
+        let mut fill = |class| {
+            let taken = std::iter::from_fn(|| indices.allocate(Nanos(0), 1, class, &mut rng));
+            taken.count()
+        };
+        assert_eq!(fill(Class::HalfOpen), 4);
+        assert_eq!(fill(Class::Live), 8);
+        assert_eq!(fill(Class::Renewal), 2);
+        assert_eq!(fill(Class::Live), 0);
+        assert!(!indices.fits(1, Class::Renewal));
+    }
+
+    #[test]
+    fn an_index_comes_back_after_all_others_of_its_slot_and_not_before_old_frames_have_ended() {
+        let mut rng = Rng::new([7; 32]);
+        let mut indices = Indices::new(1, 2);
+        let old = Duration::from_secs(200);
+        let (mut now, mut seen) = (Nanos(0), std::collections::BTreeMap::new());
+        for _ in 0..5000 {
+            let index = indices.allocate(now, 1, Class::HalfOpen, &mut rng).unwrap()[0];
+            if let Some(before) = seen.insert(index, now) {
+                assert!(now.since(before) >= old);
+            }
+            indices.promote(&[index]);
+            indices.release(index, Class::Live, now + rest(old));
+            now = now + rest(old);
+        }
+        assert_eq!(seen.len(), 1023);
     }
 
     #[test]
     fn adopted_indices_are_taken_and_their_neighbours_rest() {
         let mut rng = Rng::new([7; 32]);
-        let mut indices = Indices::new(1, 4);
-        let adopted = SessionIndex::new(WorkerId(0), 9, 2);
+        let mut indices = Indices::new(1, 8);
+        let live = Class::Live;
+        let adopted = SessionIndex::new(WorkerId(0), 9, 6);
         assert!(indices.adopt(adopted, Nanos(50)));
         assert!(!indices.adopt(adopted, Nanos(50)));
-        assert!(!indices.adopt(SessionIndex::new(WorkerId(0), 9, 4), Nanos(50)));
+        assert!(!indices.adopt(SessionIndex::new(WorkerId(0), 9, 8), Nanos(50)));
         assert!(!indices.adopt(SessionIndex::new(WorkerId(1), 9, 0), Nanos(50)));
-        assert_eq!(
-            indices.allocate(Nanos(0), 1, &mut rng).unwrap()[0].slot(),
-            3
-        );
-        assert!(indices.allocate(Nanos(49), 1, &mut rng).is_none());
-        assert!(indices.allocate(Nanos(50), 2, &mut rng).is_some());
+        let next = indices.allocate(Nanos(0), 1, live, &mut rng).unwrap()[0];
+        assert_eq!(next.slot(), 7);
+        assert!(indices.allocate(Nanos(49), 1, live, &mut rng).is_none());
+        assert!(indices.allocate(Nanos(50), 2, live, &mut rng).is_some());
+        assert!(!indices.fits(1, live), "the adopted one counts");
     }
 }

@@ -15,6 +15,7 @@ use crate::handshake::{
     CONFIRM_TIMEOUT, Carrier, Fallback, Goal, LINK_TIMEOUT, Outgoing, PROBE_TIMEOUT, Pace,
     RETRANSMIT_MAX, RETRANSMIT_MIN, SESSION_TIMEOUT, Stage,
 };
+use crate::index::Class;
 use crate::install::NewSession;
 use crate::keys::Kind;
 use crate::noise::Noise;
@@ -193,7 +194,7 @@ impl Overlay {
             self.abandon(id);
             if self.associations.get(&owner).and_then(|a| a.key) != Some(key) {
                 self.path_foreign(now, owner, endpoint);
-            } else if probed.is_some_and(|probed| probed.leads_with(carrier)) {
+            } else if probed.is_some_and(|probed| probed.leads_to(carrier)) {
                 self.path_answered(now, owner, endpoint, took);
             }
             return;
@@ -220,7 +221,18 @@ impl Overlay {
             return;
         }
         let lanes = self.workers.max(offer.workers);
-        let Some(ours) = self.allocate(now, kind, lanes) else {
+        let class = match carrier {
+            Carrier::Sealed { .. } => Class::Renewal,
+            Carrier::Underlay { .. } | Carrier::Overlay { .. } => Class::Live,
+        };
+        if let (Carrier::Overlay { through, .. }, Some(association)) =
+            (carrier, self.associations.get_mut(&owner))
+        {
+            association.through = through;
+        }
+        let room = class == Class::Renewal || self.live_room(now, owner, lanes, class);
+        let ours = Some(lanes).filter(|_| room);
+        let Some(ours) = ours.and_then(|lanes| self.allocate(now, kind, lanes, class)) else {
             self.refuse(Some(key), carrier, Refusal::Slots);
             self.fail(now, id, Some(Refusal::Slots));
             self.settle(now, owner, crate::DownReason::Dead);
@@ -269,6 +281,8 @@ impl Overlay {
             }
         }
         let message = self.frame(kind, Step::Finish, id, message.header.sender.get(), &finish);
+        let place = endpoints.first().copied().unwrap_or_default();
+        self.note_start(now, owner, offer.instance, place);
         let (Some(epoch), Some(outgoing)) = (epoch, self.outgoing.get_mut(&id)) else {
             return;
         };
@@ -387,7 +401,7 @@ impl Overlay {
                 let waits = |o: &&Outgoing| {
                     let asked = o.carriers.iter().chain(&o.fallback.carriers);
                     matches!(o.stage, Stage::Response(_))
-                        && asked.into_iter().any(|c| c.leads_with(carrier))
+                        && asked.into_iter().any(|c| c.leads_to(carrier))
                 };
                 let Some(outgoing) = self.outgoing.get(&receiver).filter(waits) else {
                     return;
@@ -407,6 +421,10 @@ impl Overlay {
         let from = match carrier {
             Carrier::Underlay { endpoint, .. } => Origin::Underlay(endpoint),
             Carrier::Overlay { address, .. } => Origin::Overlay(address),
+            Carrier::Sealed { owner, endpoint } => match self.associations.get(&owner) {
+                Some(end) if owner.kind() == Kind::EndToEnd => Origin::Overlay(end.address),
+                Some(_) | None => Origin::Underlay(endpoint),
+            },
         };
         self.handshakes.refused += 1;
         self.output.event(Event::Refused { key, from, reason });
@@ -431,6 +449,7 @@ impl Overlay {
             workers: self.workers,
             mtu: self.config.mtu,
             ports,
+            instance: if lanes.is_empty() { 0 } else { self.instance },
             lanes,
             resets,
         }
@@ -469,9 +488,13 @@ impl Overlay {
         lanes: u16,
         initiator: bool,
     ) -> Vec<Endpoint> {
-        let Carrier::Underlay { endpoint: from, .. } = carrier else {
-            return vec![Endpoint::default(); usize::from(lanes)];
+        let from = match carrier {
+            Carrier::Underlay { endpoint, .. } | Carrier::Sealed { endpoint, .. } => endpoint,
+            Carrier::Overlay { .. } => Endpoint::default(),
         };
+        if from.is_unset() {
+            return vec![Endpoint::default(); usize::from(lanes)];
+        }
         if from.is_stream() {
             // One connection carries them all.
             return vec![from; usize::from(lanes)];

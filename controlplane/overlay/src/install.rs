@@ -6,8 +6,9 @@ use hyphae_shm::record::{
     SessionRemove,
 };
 use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::frame::LINK_HEADER_LEN;
 use hyphae_wire::guard::Token;
-use hyphae_wire::handshake::{Step, encode_frame_in, encode_session_in};
+use hyphae_wire::handshake::{self, Step, encode_frame_in, encode_session_in};
 use hyphae_wire::{
     AddressPair, Endpoint, Lane, LocalAddress, Nanos, Network, NetworkId, OverlayAddress,
     PublicKey, Service, SessionIndex, Suite, WorkerId,
@@ -17,8 +18,10 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zeroize::Zeroize;
 
 use crate::Overlay;
+use crate::crowd::SESSIONS_MAX;
 use crate::event::Direction;
 use crate::handshake::Carrier;
+use crate::index::{self, Class};
 use crate::keys::{Kind, Secrets};
 use crate::session::{LaneState, Owner, Session};
 
@@ -68,6 +71,13 @@ impl Overlay {
             secrets,
             ..
         } = new;
+        // A node that begins one handshake after the other has no more sessions than others.
+        while let Some(association) = self.associations.get(&owner)
+            && association.sessions.len() >= SESSIONS_MAX
+            && let Some(spare) = association.spare()
+        {
+            self.remove_session(now, owner, spare, false);
+        }
         let association = self.associations.get_mut(&owner)?;
         association.mtu = new.mtu;
         let epoch = association.epoch_next();
@@ -194,7 +204,7 @@ impl Overlay {
         if close && session.confirmed.is_some() && !session.receive_only {
             self.close_session(owner, &session);
         }
-        let rested = (session.created + self.config.reject_after).max(now) + INDEX_REST;
+        let rested = now + index::rest(self.config.reject_after + INDEX_REST);
         for lane in &session.lanes {
             let remove = SessionRemove {
                 receive_index: U32::new(lane.receive.0),
@@ -206,7 +216,8 @@ impl Overlay {
             };
             self.output.program(lane.receive.worker(), &program);
             self.lanes.remove(&(owner.kind(), lane.receive.0));
-            self.indices(owner.kind()).release(lane.receive, rested);
+            self.indices(owner.kind())
+                .release(lane.receive, Class::Live, rested);
         }
         if let Some(id) = session.handshake {
             self.finished.remove(&id);
@@ -301,7 +312,24 @@ impl Overlay {
                 self.output
                     .program(worker, &Program::InjectRaw(&inject, message));
             }
-            Carrier::Overlay { worker, address } => {
+            Carrier::Sealed { owner, .. } => {
+                let lane = self.associations.get(&owner).and_then(|a| a.current());
+                let Some(lane) = lane.and_then(|session| session.lanes.first()) else {
+                    return;
+                };
+                let receive = lane.receive;
+                let message = match owner.kind() {
+                    Kind::Link => message.get(LINK_HEADER_LEN..).unwrap_or_default(),
+                    Kind::EndToEnd => message,
+                };
+                let len = handshake::len(message).unwrap_or(message.len());
+                let header = control::message(ControlKind::Handshake);
+                let sealed = [&header, &message[..len]].concat();
+                self.send_control(owner, receive, &sealed);
+            }
+            Carrier::Overlay {
+                worker, address, ..
+            } => {
                 let inject = InjectRouted {
                     destination: address,
                     service: Service::Handshake.code(),
@@ -354,18 +382,26 @@ impl Overlay {
         now: Nanos,
         kind: Kind,
         lanes: u16,
+        class: Class,
     ) -> Option<Vec<SessionIndex>> {
-        match kind {
-            Kind::Link => self.link_indices.allocate(now, lanes, &mut self.rng),
-            Kind::EndToEnd => self.session_indices.allocate(now, lanes, &mut self.rng),
-        }
+        let indices = match kind {
+            Kind::Link => &mut self.link_indices,
+            Kind::EndToEnd => &mut self.session_indices,
+        };
+        indices.allocate(now, lanes, class, &mut self.rng)
     }
 
     /// Gives back indices that nobody could ever use.
-    pub(crate) fn release_unused(&mut self, now: Nanos, kind: Kind, indices: &[SessionIndex]) {
-        indices
-            .iter()
-            .for_each(|index| self.indices(kind).release(*index, now));
+    pub(crate) fn release_unused(
+        &mut self,
+        now: Nanos,
+        kind: Kind,
+        class: Class,
+        indices: &[SessionIndex],
+    ) {
+        for index in indices {
+            self.indices(kind).release(*index, class, now);
+        }
     }
 }
 

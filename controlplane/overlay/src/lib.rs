@@ -17,6 +17,8 @@
 mod adoption;
 mod association;
 mod config;
+mod crowd;
+mod duplicate;
 mod engine;
 mod event;
 mod guard;
@@ -37,6 +39,7 @@ mod remote;
 mod respond;
 mod rng;
 mod session;
+mod share;
 mod status;
 mod target;
 mod traffic;
@@ -45,7 +48,8 @@ mod transport;
 pub use config::{Config, ConfiguredPeer, Ephemerals, Live, PeerConfig};
 pub use engine::Overlay;
 pub use event::{
-    Direction, DownReason, Event, Handshakes, Origin, PeerState, PeerStatus, Refusal, SessionStatus,
+    Direction, DownReason, Duplicate, Event, Handshakes, Origin, PeerState, PeerStatus, Refusal,
+    SessionStatus,
 };
 pub use policy::Policy;
 pub use program::OwnedProgram;

@@ -14,6 +14,7 @@
 use std::time::Duration;
 
 use hyphae_wire::control::{self, ControlKind, Probe};
+use hyphae_wire::handshake::{Message, Step};
 use hyphae_wire::{Nanos, SessionIndex};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
@@ -28,6 +29,10 @@ pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_RETRY: Duration = Duration::from_secs(2);
 /// Unanswered probes after which a new handshake begins.
 const MISSED_MAX: u32 = 2;
+/// First messages of one node inside of its session are heeded this often in the long run,
+const RENEWAL_EVERY: Duration = Duration::from_millis(500);
+/// and this many more at once.
+const RENEWALS_EXTRA: u32 = 10;
 /// Probe numbers kept to recognise late answers.
 const OUTSTANDING_MAX: usize = 8;
 /// From so many nodes on, probes are due together at multiples of this time, nanoseconds, rather than
@@ -67,9 +72,30 @@ impl Overlay {
                 self.remove_session(now, lane.owner, lane.epoch, false);
                 self.settle(now, lane.owner, DownReason::Closed);
             }
+            Some((ControlKind::Duplicate, body)) => self.own_duplicate(now, lane.owner, body),
+            Some((ControlKind::Handshake, body)) => self.handshake_inside(now, lane.owner, body),
             Some((ControlKind::Keepalive | ControlKind::Probe | ControlKind::Routing, _))
             | None => {}
         }
+    }
+
+    /// A handshake message inside of a session. The other end may begin a few at once and then one in a
+    /// while: each costs a Diffie-Hellman, as a stranger's does.
+    fn handshake_inside(&mut self, now: Nanos, owner: Owner, body: &[u8]) {
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        let Some(carrier) = association.sealed(owner) else {
+            return;
+        };
+        let message = Message::parse(body);
+        if message.is_ok_and(|message| message.step == Step::Init) {
+            if association.renewals_paid > now + RENEWAL_EVERY * RENEWALS_EXTRA {
+                return;
+            }
+            association.renewals_paid = association.renewals_paid.max(now) + RENEWAL_EVERY;
+        }
+        self.handle_handshake(now, carrier, message);
     }
 
     /// A number for a probe.

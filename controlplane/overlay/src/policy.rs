@@ -6,10 +6,11 @@
 
 use std::collections::BTreeSet;
 
-use hyphae_wire::{Endpoint, Nanos, PublicKey};
+use hyphae_wire::{Nanos, PublicKey};
 
-use crate::handshake::source_of;
+use crate::handshake::Carrier;
 use crate::session::Owner;
+use crate::share::holder_of;
 use crate::{DownReason, Overlay, Refusal};
 
 /// Who may be a peer.
@@ -91,8 +92,24 @@ impl Overlay {
         }
     }
 
-    /// Whether a node that connected by itself from `endpoint` may become a peer.
-    pub(crate) fn admit(&self, key: PublicKey, endpoint: Endpoint) -> Result<(), Refusal> {
+    /// Whether a node that connected by itself may become a peer.
+    /// Where there is no room, one of the source that has the most of them gives way.
+    pub(crate) fn admit(
+        &mut self,
+        now: Nanos,
+        key: PublicKey,
+        carrier: Carrier,
+    ) -> Result<(), Refusal> {
+        match self.admitted(key, carrier) {
+            Err(Refusal::PeersMax | Refusal::InboundMax) if self.inbound_room(now, carrier) => {
+                self.admitted(key, carrier)
+            }
+            decided => decided,
+        }
+    }
+
+    /// The same as things are.
+    pub(crate) fn admitted(&self, key: PublicKey, carrier: Carrier) -> Result<(), Refusal> {
         self.config.policy.check(&key)?;
         if self.peer_numbers.contains_key(&key) || self.targets_of(key).next().is_some() {
             return Ok(());
@@ -106,7 +123,7 @@ impl Overlay {
             .filter_map(|target| target.key.or(target.peer))
             .collect();
         // Each handshake of a stranger asks: one pass over the peers.
-        let source = source_of(endpoint);
+        let source = carrier.holder();
         let (mut inbound, mut here) = (0, 0);
         for (owner, association) in self.associations.range(Owner::Peer(0)..) {
             if !matches!(owner, Owner::Peer(_)) {
@@ -116,7 +133,7 @@ impl Overlay {
                 continue;
             }
             inbound += 1;
-            here += usize::from(source_of(association.endpoint) == source);
+            here += usize::from(holder_of(association.endpoint) == source);
         }
         if inbound >= self.config.policy.inbound_max {
             return Err(Refusal::InboundMax);

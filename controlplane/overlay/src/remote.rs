@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey};
+use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
 
 use crate::keys::Kind;
 use crate::session::{Association, Owner, Ping};
@@ -20,7 +20,7 @@ impl Overlay {
             self.drop_pending(address);
             return;
         }
-        let Some(owner) = self.ensure_remote(address) else {
+        let Some(owner) = self.ensure_remote(now, address, None) else {
             self.drop_pending(address);
             self.output.event(Event::SessionFailed { address });
             return;
@@ -85,7 +85,7 @@ impl Overlay {
         if !self.is_active() || !address.is_overlay() {
             return;
         }
-        let Some(owner) = self.ensure_remote(address) else {
+        let Some(owner) = self.ensure_remote(now, address, None) else {
             self.output.event(Event::SessionFailed { address });
             return;
         };
@@ -108,20 +108,5 @@ impl Overlay {
             self.renew(now, owner, true);
         }
         self.schedule(owner);
-    }
-
-    /// The association of a node's /64, made when there is none and there is room.
-    pub(crate) fn ensure_remote(&mut self, address: OverlayAddress) -> Option<Owner> {
-        let owner = Owner::Remote(address.subnet_id());
-        // Every peer has a number, so the rest are end-to-end associations.
-        let count = self.associations.len() - self.peer_numbers.len();
-        if !self.associations.contains_key(&owner) {
-            if count >= self.config.sessions_max {
-                return None;
-            }
-            let association = Association::new(None, address, Endpoint::default());
-            self.associations.insert(owner, association);
-        }
-        Some(owner)
     }
 }

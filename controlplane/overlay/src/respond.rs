@@ -12,10 +12,12 @@ use hyphae_wire::{Nanos, PublicKey, SuiteSet};
 use crate::engine::Timer;
 use crate::event::Direction;
 use crate::handshake::{Carrier, HalfOpen, Stage};
+use crate::index::{Class, half_open_max};
 use crate::initiate::{lanes_valid, parse_offer};
 use crate::install::NewSession;
+use crate::keys::Kind;
 use crate::session::{Association, Owner};
-use crate::{Overlay, Refusal};
+use crate::{DownReason, Overlay, Refusal};
 
 /// A new link session before this share of the renewal age (in percent) is not a renewal: the peer
 /// was restarted, or lost its sessions otherwise.
@@ -68,14 +70,19 @@ impl Overlay {
                 return;
             }
         };
-        let Some(indices) = self.allocate(now, kind, self.workers.max(offer.workers)) else {
+        let (lanes, class) = (self.workers.max(offer.workers), carrier.class());
+        let Some((order, weight)) = self.half_open_room(now, carrier, lanes) else {
+            self.refuse(None, carrier, Refusal::Slots);
+            return;
+        };
+        let Some(indices) = self.allocate(now, kind, lanes, class) else {
             self.refuse(None, carrier, Refusal::Slots);
             return;
         };
         let mut choice = self.offer(kind, SuiteSet::only(suite), indices.clone());
         fit_resets(&mut choice, message.len);
         let Some(answer) = noise.write(&choice.encode()) else {
-            self.release_unused(now, kind, &indices);
+            self.release_unused(now, kind, class, &indices);
             return;
         };
         let id = self.handshake_number();
@@ -84,28 +91,49 @@ impl Overlay {
         let half = HalfOpen {
             carrier,
             digest,
-            order: self.half_opens.next_order(),
+            order,
             created: now,
             noise,
             offer,
             suite,
             indices,
+            weight,
             response,
         };
-        for evicted in self.half_opens.insert(id, half) {
-            self.release_unused(now, evicted.carrier.kind(), &evicted.indices);
-        }
+        self.half_opens.insert(id, half);
         self.timers.set(
             Timer::HalfOpens,
             self.half_opens.next_expiry().unwrap_or(Nanos::NEVER),
         );
     }
 
+    /// Makes room for a half-open handshake: its arrival number, and the slots that it takes of a worker.
+    /// `None` when its sender holds the most already.
+    fn half_open_room(&mut self, now: Nanos, carrier: Carrier, lanes: u16) -> Option<(u64, u32)> {
+        let kind = carrier.kind();
+        let weight = u32::from(lanes.div_ceil(self.workers));
+        let weight_max = half_open_max(match kind {
+            Kind::Link => self.config.link_slots(),
+            Kind::EndToEnd => self.config.session_slots,
+        });
+        let (order, evicted) = self.half_opens.make_room(carrier, weight, weight_max);
+        for half in evicted {
+            self.handshakes.crowded += 1;
+            self.forget_half_open(now, &half);
+        }
+        Some((order?, weight))
+    }
+
+    fn forget_half_open(&mut self, now: Nanos, half: &HalfOpen) {
+        let (kind, class) = (half.carrier.kind(), half.carrier.class());
+        self.release_unused(now, kind, class, &half.indices);
+    }
+
     /// Forgets first messages that nothing followed.
     pub(crate) fn expire_half_opens(&mut self, now: Nanos) {
         while let Some(half) = self.half_opens.expire(now) {
             self.handshakes.abandoned += 1;
-            self.release_unused(now, half.carrier.kind(), &half.indices);
+            self.forget_half_open(now, &half);
         }
         self.timers.set(
             Timer::HalfOpens,
@@ -136,9 +164,9 @@ impl Overlay {
         let (Some(key), Some(half)) = (half.noise.remote_key(), self.half_opens.remove(id)) else {
             return;
         };
-        let indices = half.indices.clone();
+        let (indices, class) = (half.indices.clone(), half.carrier.class());
         if let Err(reason) = self.accept(now, carrier, id, half, key, &payload) {
-            self.release_unused(now, kind, &indices);
+            self.release_unused(now, kind, class, &indices);
             if let Some(reason) = reason {
                 self.refuse(Some(key), carrier, reason);
             }
@@ -168,19 +196,12 @@ impl Overlay {
         {
             return Err(Some(Refusal::Offer));
         }
-        let owner = match carrier {
-            Carrier::Underlay { endpoint, .. } => {
-                self.admit(key, endpoint).map_err(Some)?;
-                self.ensure_peer(key).ok_or(Some(Refusal::PeersMax))?
-            }
-            Carrier::Overlay { address, .. } => {
-                if key.address().subnet_id() != address.subnet_id() {
-                    return Err(Some(Refusal::Address));
-                }
-                self.ensure_remote(key.address())
-                    .ok_or(Some(Refusal::SessionsMax))?
-            }
-        };
+        let owner = self.owner_of_carrier(now, carrier, key).map_err(Some)?;
+        let class = half.carrier.class();
+        if class == Class::HalfOpen && !self.live_room(now, owner, lanes, Class::Live) {
+            self.settle(now, owner, DownReason::Dead);
+            return Err(Some(Refusal::Slots));
+        }
         let own_key = self.key;
         let association = self.associations.get_mut(&owner).ok_or(None)?;
         if association.key.is_some_and(|known| known != key) && association.up {
@@ -201,6 +222,9 @@ impl Overlay {
             self.yield_to(now, owner, key);
         }
         let endpoints = self.lane_endpoints(owner, carrier, &offer, lanes, false);
+        if class == Class::HalfOpen {
+            self.indices(kind).promote(&half.indices);
+        }
         let epoch = self
             .install(
                 now,
@@ -228,9 +252,42 @@ impl Overlay {
         if let Some(endpoint) = endpoints.first() {
             self.use_endpoint(owner, *endpoint);
         }
+        let place = endpoints.first().copied().unwrap_or_default();
+        self.note_start(now, owner, offer.instance, place);
         self.confirm_again(owner, epoch);
         self.confirmed(now, owner, epoch, fresh);
         Ok(())
+    }
+
+    /// Whom a handshake that somebody else has finished is with, made where there is none.
+    fn owner_of_carrier(
+        &mut self,
+        now: Nanos,
+        carrier: Carrier,
+        key: PublicKey,
+    ) -> Result<Owner, Refusal> {
+        match carrier {
+            Carrier::Underlay { .. } => {
+                self.admit(now, key, carrier)?;
+                self.ensure_peer(key).ok_or(Refusal::PeersMax)
+            }
+            Carrier::Overlay {
+                address, through, ..
+            } => {
+                if key.address().subnet_id() != address.subnet_id() {
+                    return Err(Refusal::Address);
+                }
+                self.ensure_remote(now, key.address(), through)
+                    .ok_or(Refusal::SessionsMax)
+            }
+            Carrier::Sealed { owner, .. } => {
+                let expected = self.associations.get(&owner).and_then(|a| a.key);
+                match expected.filter(|expected| *expected != key) {
+                    Some(expected) => Err(Refusal::Pinned { expected }),
+                    None => Ok(owner),
+                }
+            }
+        }
     }
 
     /// A session begun by the other end is taken into use: handshakes of ours with the same end

@@ -16,7 +16,9 @@ use std::time::Duration;
 use hyphae_wire::guard::Token;
 use hyphae_wire::{Endpoint, LocalAddress, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
 
+use crate::duplicate::Starts;
 use crate::event::Direction;
+use crate::handshake::Carrier;
 use crate::keys::Kind;
 use crate::limit::PathLimit;
 use crate::liveness::PING_TIMEOUT;
@@ -173,6 +175,12 @@ pub(crate) struct Association {
     epoch_last: u32,
     /// Arrival number of the first message of the newest handshake of theirs that finished.
     pub(crate) order: u64,
+    /// Which of its starts have been seen.
+    pub(crate) starts: Starts,
+    /// The neighbour that its last handshake message came through (end to end).
+    pub(crate) through: Option<u32>,
+    /// When the handshakes that it began inside of a session are paid for.
+    pub(crate) renewals_paid: Nanos,
     /// Our handshake in flight.
     pub(crate) outgoing: Option<u32>,
     pub(crate) up: bool,
@@ -208,6 +216,9 @@ impl Association {
             sessions: Vec::new(),
             epoch_last: 0,
             order: 0,
+            starts: Starts::default(),
+            through: None,
+            renewals_paid: Nanos(0),
             outgoing: None,
             up: false,
             since: None,
@@ -235,6 +246,13 @@ impl Association {
             .iter()
             .rev()
             .find(|s| s.confirmed.is_some() && !s.receive_only)
+    }
+
+    /// The way inside of that session.
+    pub(crate) fn sealed(&self, owner: Owner) -> Option<Carrier> {
+        let lane = self.current()?.lanes.first()?;
+        let endpoint = lane.endpoint;
+        Some(Carrier::Sealed { owner, endpoint })
     }
 
     pub(crate) fn session(&mut self, epoch: u32) -> Option<&mut Session> {

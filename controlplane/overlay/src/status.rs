@@ -110,6 +110,7 @@ impl Overlay {
             refusal: configured
                 .iter()
                 .find_map(|id| self.targets.get(id)?.refusal),
+            duplicate: association.starts.duplicate(self.clock),
             configured,
         }
     }
@@ -137,5 +138,6 @@ fn target_status(id: ConfiguredPeer, target: &Target) -> PeerStatus {
         direction: None,
         handshakes: 0,
         refusal: target.refusal,
+        duplicate: None,
     }
 }

@@ -188,7 +188,7 @@ mod tests {
                 offset: 0,
                 len: 500,
             };
-            control.push_verdict(Nanos(1), &Endpoint::default(), &verdict, &frame)
+            control.push_verdict(Nanos(1), &AddressPair::default(), &verdict, &frame)
         };
         let loud = (0..1000).filter(|_| punted(&mut control, 1)).count();
         assert!((60..80).contains(&loud), "half of it and a share: {loud}");

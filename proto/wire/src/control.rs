@@ -20,6 +20,12 @@ pub enum ControlKind {
     Routing,
     /// The sender has ended this session; it will not answer any more.
     Close,
+    /// A message of a handshake that renews this session. Body: a handshake header and its Noise
+    /// message ([`crate::handshake`]).
+    Handshake,
+    /// Another host has the receiver's key. Body: [`crate::Endpoint`] of the receiver, then of the
+    /// other one, as the sender sees them.
+    Duplicate,
 }
 
 impl ControlKind {
@@ -31,6 +37,8 @@ impl ControlKind {
             Self::ProbeReply => 2,
             Self::Routing => 3,
             Self::Close => 4,
+            Self::Handshake => 5,
+            Self::Duplicate => 6,
         }
     }
 
@@ -42,6 +50,8 @@ impl ControlKind {
             2 => Self::ProbeReply,
             3 => Self::Routing,
             4 => Self::Close,
+            5 => Self::Handshake,
+            6 => Self::Duplicate,
             _ => return None,
         })
     }

@@ -14,12 +14,13 @@
 //! Payload of each Noise message ([`Offer`]), the first in the clear but covered by the transcript:
 //!
 //! ```text
-//! | version | suites | workers | lanes | mtu u16 | ports | resets | ports x u16 | lanes x u32 | resets x 16 |
+//! | version | suites | workers | lanes | mtu u16 | ports | resets | ports x u16 | lanes x u32 | resets x 16 | instance u64 |
 //! ```
 //!
 //! Message 1 offers suites and names the worker count. Message 2 chooses one suite and lists the
 //! responder's receiver index for each of `max(W_i, W_r)` lanes; message 3 lists the initiator's.
-//! Either adds the reset tokens of its first lanes ([`crate::guard`]).
+//! Either adds the reset tokens of its first lanes ([`crate::guard`]), and may add the number of its
+//! start.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
@@ -192,6 +193,12 @@ impl<'a> Message<'a> {
     }
 }
 
+/// Bytes of a handshake header and its Noise message, without the padding behind; `None` when it is none.
+pub fn len(bytes: &[u8]) -> Option<usize> {
+    let message = Message::parse(bytes).ok()?;
+    Some(size_of::<HandshakeHeader>() + message.noise.len())
+}
+
 /// Writes handshake header and Noise message, in the public network.
 ///
 /// # Panics
@@ -313,6 +320,9 @@ pub struct Offer {
     pub lanes: Vec<SessionIndex>,
     /// Reset tokens of the first lanes, at most [`RESETS_MAX`].
     pub resets: Vec<Token>,
+    /// Number of the sender's start, by which two hosts with one key are told apart; 0 for none, as in
+    /// message 1, which anybody can read.
+    pub instance: u64,
 }
 
 const OFFER_FIXED_LEN: usize = 8;
@@ -337,6 +347,9 @@ impl Offer {
             .iter()
             .for_each(|index| out.extend(index.0.to_le_bytes()));
         out.extend(self.resets.iter().flatten());
+        if self.instance != 0 {
+            out.extend(self.instance.to_le_bytes());
+        }
         out
     }
 
@@ -359,9 +372,16 @@ impl Offer {
             && u16::from(ports) <= WORKERS_MAX
             && resets <= RESETS_MAX.min(lanes.into());
         let (ports_len, lanes_len) = (usize::from(ports) * 2, usize::from(lanes) * 4);
-        if !in_range || rest.len() != ports_len + lanes_len + resets * TOKEN_LEN {
+        if !in_range {
             return Err(HandshakeError::Offer);
         }
+        let len = ports_len + lanes_len + resets * TOKEN_LEN;
+        let (rest, instance) = rest.split_at_checked(len).ok_or(HandshakeError::Offer)?;
+        let instance = match <[u8; 8]>::try_from(instance) {
+            _ if instance.is_empty() => 0,
+            Ok(bytes) if bytes != [0; 8] => u64::from_le_bytes(bytes),
+            Ok(_) | Err(_) => return Err(HandshakeError::Offer),
+        };
         let (ports, rest) = rest.split_at(ports_len);
         let (lanes, resets) = rest.split_at(lanes_len);
         Ok(Self {
@@ -377,6 +397,7 @@ impl Offer {
                 .map(|b| SessionIndex(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
                 .collect(),
             resets: resets.as_chunks::<TOKEN_LEN>().0.to_vec(),
+            instance,
         })
     }
 }

@@ -107,7 +107,11 @@ pub fn control(data: &[u8]) {
                 assert_eq!(probe(kind, asked)[CONTROL_HEADER_LEN..], *body);
             }
         }
-        ControlKind::Keepalive | ControlKind::Routing | ControlKind::Close => {
+        ControlKind::Keepalive
+        | ControlKind::Routing
+        | ControlKind::Close
+        | ControlKind::Handshake
+        | ControlKind::Duplicate => {
             assert_eq!(message(kind)[0], data[0]);
         }
     }

@@ -60,6 +60,11 @@ fn offers() {
             } else {
                 Vec::new()
             },
+            instance: if case.has("instance") {
+                case.number("instance")
+            } else {
+                0
+            },
         };
         assert_eq!(offer.encode(), case.bytes("bytes"), "{}", case.at());
         assert_eq!(

@@ -34,6 +34,8 @@ pub struct Claims {
     pub lanes: Option<Vec<SessionIndex>>,
     /// Reset tokens of the third message.
     pub resets: Vec<Token>,
+    /// Number of the start, in the third message.
+    pub instance: u64,
 }
 
 impl Default for Claims {
@@ -45,6 +47,7 @@ impl Default for Claims {
             suites: SuiteSet::only(Suite::ChaCha20Poly1305),
             lanes: None,
             resets: Vec::new(),
+            instance: 0,
         }
     }
 }
@@ -74,6 +77,7 @@ impl Claims {
             } else {
                 self.resets.clone()
             },
+            instance: if lanes.is_empty() { 0 } else { self.instance },
             lanes,
         }
     }

@@ -41,6 +41,8 @@ pub struct Spec {
     /// Whether it takes routes. One that only idles has no use for a thousand of them, and checking
     /// their signatures in every node of a swarm would be the greater part of what is measured.
     pub learns: bool,
+    /// When it renews its sessions; `None` as nodes do.
+    pub rekey_after: Option<Duration>,
 }
 
 /// Memory that all nodes of a swarm use in turn.
@@ -95,6 +97,7 @@ impl Node {
         config.peers_max = 8;
         config.sessions_max = 64;
         config.session_slots = 256;
+        config.rekey_after = spec.rekey_after.unwrap_or(config.rekey_after);
         let mut seed = [0; 32];
         rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty())?;
         let unix = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
@@ -277,6 +280,7 @@ impl Node {
             }
             Event::ResyncFib { .. } => self.overlay.finish_resync(now),
             Event::PeerMoved { .. }
+            | Event::Duplicate { .. }
             | Event::SessionUp { .. }
             | Event::SessionDown { .. }
             | Event::SessionFailed { .. }

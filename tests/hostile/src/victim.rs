@@ -1,7 +1,8 @@
 //! The node that is attacked: `hyphae up` on loopback.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File, Permissions};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use hyphae_rpc::Client;
 use hyphae_rpc::method::Status;
-use hyphae_wire::PublicKey;
+use hyphae_wire::{PublicKey, SecretKey};
 use tempfile::TempDir;
 
 /// How long it may take to come up on a busy machine.
@@ -64,9 +65,30 @@ impl Victim {
         config: &str,
         peers: &[SocketAddr],
     ) -> anyhow::Result<Self> {
+        Self::start_as(program, at, None, config, peers)
+    }
+
+    /// The same with a key of one's choice.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_as(
+        program: &Path,
+        at: SocketAddr,
+        key: Option<&SecretKey>,
+        config: &str,
+        peers: &[SocketAddr],
+    ) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("hyphae-victim-")
             .tempdir()?;
+        if let Some(key) = key {
+            let state = directory.path().join("state");
+            DirBuilder::new().mode(0o700).create(&state)?;
+            let file = state.join("priv_key.bin");
+            std::fs::write(&file, key.as_bytes())?;
+            std::fs::set_permissions(&file, Permissions::from_mode(0o600))?;
+        }
         let file = directory.path().join("victim.toml");
         std::fs::write(&file, config)?;
         let sockets = directory.path().join("run");

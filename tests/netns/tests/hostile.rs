@@ -5,15 +5,16 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{PATIENCE, binary, eventually, own_place};
-use hyphae_rpc::method::{PingParams, Pong};
+use hyphae_rpc::method::{Peer, PingParams, Pong};
 use hyphae_test_hostile::{Claims, Hostile, Routed, Victim};
 use hyphae_wire::babel::Serial;
 use hyphae_wire::handshake::{Step, encode_session_in};
-use hyphae_wire::{NetworkId, SecretKey, Service};
+use hyphae_wire::{NetworkId, PublicKey, SecretKey, Service};
+use serde_json::json;
 
 const SERIAL: Serial = Serial(1 << 16);
 
@@ -138,4 +139,93 @@ fn garbage_in_the_name_of_a_node_does_not_keep_it_from_a_session() {
         let reached = (0..3).filter(|_| reaches(&honest, &target, 3)).count();
         assert_eq!(reached, 3);
     });
+}
+
+/// What a node says of a peer.
+fn peer_of(node: &Victim, key: PublicKey) -> Option<Peer> {
+    let peers: Vec<Peer> = node.client.call("getPeers", json!({})).unwrap();
+    let key = key.to_string();
+    peers
+        .into_iter()
+        .find(|peer| peer.pubkey.as_deref() == Some(&key))
+}
+
+/// Sixteen strangers and more knock and join, each with a key of its own and with all the workers that can be
+/// claimed, as fast as they are let.
+#[test]
+fn strangers_that_claim_the_most_workers_keep_neither_peers_nor_newcomers_out() {
+    let program = binary();
+    let brisk = "[session]\nrekey_after_seconds = 10\n[peering]\ninbound_max = 32\n";
+    let victim = Victim::start_at(&program, own_place(), brisk, &[]).unwrap();
+    let target = victim.target;
+    let peer = Victim::start_at(&program, own_place(), brisk, &[target.at]).unwrap();
+    let alive = || peer_of(&peer, target.key).filter(|p| p.connection_state == "alive");
+    eventually("the link", PATIENCE, || alive().is_some());
+    let before = alive().unwrap();
+    let (done, joined) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        // Of one address: 127.0.0.1.
+        let attack = || {
+            let claims = Claims::workers(64);
+            while !done.load(Ordering::Relaxed) {
+                let hostile = Hostile::new(([127, 0, 0, 1], 0).into()).unwrap();
+                for number in 2..5 {
+                    let (_, first) = hostile.first_message(&claims, number).unwrap();
+                    hostile.send(target.at, &first).unwrap();
+                }
+                let link = hostile.link(target.at, &claims);
+                joined.fetch_add(usize::from(link.is_ok()), Ordering::Relaxed);
+            }
+        };
+        (0..4).for_each(|_| drop(scope.spawn(attack)));
+        eventually("the peer has renewed its link twice", PATIENCE, || {
+            let now = alive().map_or(0, |peer| peer.handshakes);
+            now >= before.handshakes + 2
+        });
+        eventually("as many have joined as there may be", PATIENCE, || {
+            joined.load(Ordering::Relaxed) > 32
+        });
+        let began = Instant::now();
+        let newcomer = Hostile::new(own_place()).unwrap();
+        newcomer.link(target.at, &Claims::default()).unwrap();
+        let took = began.elapsed();
+        done.store(true, Ordering::Relaxed);
+        eprintln!("joined in {took:?}, beside {joined:?} strangers");
+        assert!(took < Duration::from_secs(10));
+    });
+    assert!(!peer.log().contains("peer is down"), "{}", peer.log());
+}
+
+#[test]
+fn two_hosts_with_one_key_are_told_and_the_node_between_them_says_so() {
+    let program = binary();
+    let relay = Victim::start_at(&program, own_place(), "", &[]).unwrap();
+    let key = SecretKey::generate().unwrap();
+    let places = [own_place(), own_place()];
+    let hosts = places.map(|place| {
+        Victim::start_as(&program, place, Some(&key), "", &[relay.target.at]).unwrap()
+    });
+    let found = |node: &Victim, of: PublicKey| peer_of(node, of).and_then(|peer| peer.duplicate);
+    eventually("the relay sees two", PATIENCE, || {
+        found(&relay, key.public_key()).is_some()
+    });
+    let seen = found(&relay, key.public_key()).unwrap();
+    let mut named = seen.places.clone();
+    named.sort();
+    let mut expected = places.map(|place| place.to_string()).to_vec();
+    expected.sort();
+    assert_eq!((seen.own, named), (false, expected.clone()));
+    for (host, place) in hosts.iter().zip(places) {
+        eventually("both hosts are told", PATIENCE, || {
+            found(host, relay.target.key).is_some()
+        });
+        let said = found(host, relay.target.key).unwrap();
+        assert!(said.own);
+        assert_eq!(said.places[0], place.to_string(), "its own place first");
+        assert!(expected.contains(&said.places[1]));
+    }
+    for node in [&relay, &hosts[0], &hosts[1]] {
+        let log = node.log();
+        assert!(log.contains("two hosts have one key"), "{log}");
+    }
 }

@@ -15,6 +15,8 @@ use super::{Clockwork, Phase};
 
 /// How long the ends may take to find each other.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
+/// The ends renew their links this often, so that it happens under the flood.
+const REKEY_AFTER: Duration = Duration::from_secs(15);
 /// Time between attempts before the flow stands.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// Headers of IPv6 and UDP, then the phase.
@@ -51,9 +53,12 @@ impl Flow {
     pub(super) fn start(relay: Target) -> anyhow::Result<Self> {
         let mut swarm = Swarm::new()?;
         for n in 0..2 {
-            let learns = true;
-            let at = place(n);
-            swarm.add(&Spec { at, relay, learns })?;
+            swarm.add(&Spec {
+                at: place(n),
+                relay,
+                learns: true,
+                rekey_after: Some(REKEY_AFTER),
+            })?;
         }
         let (from, to) = (swarm.nodes[0].address(), swarm.nodes[1].address());
         let packet = packet(from, to);
@@ -70,6 +75,16 @@ impl Flow {
             flow.swarm.run_until(clock() + TRY_AGAIN)?;
         }
         Ok(flow)
+    }
+
+    /// Links and sessions that the ends have renewed so far.
+    pub(super) fn renewed(&self) -> u64 {
+        let nodes = self
+            .swarm
+            .nodes
+            .iter()
+            .map(|node| node.overlay.handshakes());
+        nodes.map(|h| h.links_renewed + h.sessions_renewed).sum()
     }
 
     fn send(&mut self, now: Nanos, phase: u8) -> anyhow::Result<()> {

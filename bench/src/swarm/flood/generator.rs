@@ -38,6 +38,7 @@ pub(super) fn flood(relay: Target, rate: u64, time: Duration) -> anyhow::Result<
         ports: vec![socket.local_addr()?.port()],
         lanes: Vec::new(),
         resets: Vec::new(),
+        instance: 0,
     };
     let noise = [&[0; 32][..], &offer.encode()].concat();
     let mut frame = encode_frame(Step::Init, 1, 0, &noise);

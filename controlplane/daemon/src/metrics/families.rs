@@ -107,6 +107,11 @@ pub(crate) const NODE: &[Family] = &[
         &[],
         "Times a peer came from a new underlay address",
     ),
+    counter(
+        "hyphae_duplicate_keys_total",
+        &[],
+        "Times two hosts were seen to have one key: a peer's, an end's, or as others say this node's",
+    ),
     counter("hyphae_session_up_total", &[], "End-to-end sessions made"),
     counter(
         "hyphae_session_down_total",
@@ -122,7 +127,7 @@ pub(crate) const NODE: &[Family] = &[
         "hyphae_handshakes_total",
         &["result"],
         "Handshakes by what became of them: finished, refused, unanswered by whoever was dialled, abandoned by \
-         whoever began them",
+         whoever began them, crowded out by others",
     ),
     counter(
         "hyphae_rekeys_total",

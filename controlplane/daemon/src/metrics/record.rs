@@ -34,6 +34,7 @@ pub(crate) fn record(scrape: &Scrape) {
         ("hyphae_peer_up_total", totals.peers_up),
         ("hyphae_peer_down_total", totals.peers_down),
         ("hyphae_peer_moves_total", totals.peer_moves),
+        ("hyphae_duplicate_keys_total", totals.duplicate_keys),
         ("hyphae_session_up_total", totals.sessions_up),
         ("hyphae_session_down_total", totals.sessions_down),
         ("hyphae_session_failed_total", totals.sessions_failed),
@@ -63,6 +64,7 @@ pub(crate) fn record(scrape: &Scrape) {
         ("refused", handshakes.refused),
         ("unanswered", handshakes.unanswered),
         ("abandoned", handshakes.abandoned),
+        ("crowded", handshakes.crowded),
     ] {
         counter!("hyphae_handshakes_total", "result" => result).absolute(total);
     }

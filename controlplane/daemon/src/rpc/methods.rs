@@ -7,6 +7,7 @@ use std::time::Duration;
 use hyphae_overlay::{PeerState, PeerStatus};
 use hyphae_routing::{Origin, Via};
 use hyphae_rpc::message::{Error, code};
+use hyphae_rpc::method::DuplicateKey;
 use hyphae_rpc::method::{
     Dataplane, DrainParams, EndpointParams, Info, IpParams, PacketStat, PacketStatistics, Peer,
     PeerEndpoint, PingParams, QueriedSubnet, Route, RouteParams, StaticRoute, Status, TraceHop,
@@ -193,6 +194,10 @@ impl Node {
             handshakes: peer.handshakes,
             refusal: peer.refusal.map(|refusal| refusal.to_string()),
             error: self.error_of(peer),
+            duplicate: peer.duplicate.map(|duplicate| DuplicateKey {
+                own: duplicate.own,
+                places: duplicate.endpoints.map(|place| place.to_string()).to_vec(),
+            }),
         }
     }
 

@@ -61,6 +61,7 @@ fn init(seed: u8, number: u32) -> Vec<u8> {
         ports: vec![9670],
         lanes: vec![],
         resets: vec![],
+        instance: 0,
     };
     encode_frame(
         Step::Init,
@@ -347,6 +348,7 @@ fn an_end_to_end_answer_must_come_from_the_owner_of_the_address() {
         ports: vec![],
         lanes: vec![SessionIndex(0x10001)],
         resets: vec![],
+        instance: 0,
     };
     let answer = noise.write(&choice.encode()).unwrap();
     let answer = encode(Step::Response, 5, first.header.sender.get(), &answer);
@@ -378,6 +380,7 @@ fn an_end_to_end_initiator_must_own_its_source_address() {
         ports: vec![],
         lanes: vec![],
         resets: vec![],
+        instance: 0,
     };
     let first = noise.write(&offer.encode()).unwrap();
     let first = encode_session_in(NetworkId::PUBLIC, Step::Init, 5, 0, &first);

@@ -4,6 +4,7 @@
 
 mod abuse;
 mod adoption;
+mod crowded;
 mod guard;
 mod link;
 mod mtu;

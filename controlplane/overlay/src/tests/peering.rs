@@ -228,6 +228,12 @@ fn a_new_control_plane_ends_links_that_its_policy_does_not_allow() {
     assert!(network.is_up(1, 2) && network.is_up(2, 1) && !network.is_up(0, 1));
 }
 
+/// What a handshake of node `of` with node 0 from an address would come to.
+fn admitted(network: &Network, of: usize, endpoint: Endpoint) -> Result<(), Refusal> {
+    let carrier = crate::handshake::Carrier::to(endpoint);
+    network.overlay(0).admitted(network.key(of), carrier)
+}
+
 #[test]
 fn inbound_peers_are_limited_in_all_and_by_source() {
     let configs = || (1u8..=6).map(|n| config(n, 1)).collect::<Vec<_>>();
@@ -260,20 +266,16 @@ fn inbound_peers_are_limited_in_all_and_by_source() {
     policy(&mut network, 0, limit);
     for (port, key) in (1..).zip([1, 2, 3].map(|node| network.key(node))) {
         let peer = network.nodes[0].peers_up[&key];
-        assert_eq!(network.overlay(0).admit(network.key(4), nat(9)), Ok(()));
+        assert_eq!(admitted(&network, 4, nat(9)), Ok(()));
         network.with(0, |overlay, _| overlay.endpoint_moved(peer, 0, nat(port)));
     }
-    let overlay = network.overlay(0);
+    assert_eq!(admitted(&network, 4, nat(9)), Err(Refusal::SourceMax));
     assert_eq!(
-        overlay.admit(network.key(4), nat(9)),
-        Err(Refusal::SourceMax)
-    );
-    assert_eq!(
-        overlay.admit(network.key(1), nat(9)),
+        admitted(&network, 1, nat(9)),
         Ok(()),
         "it is a peer already"
     );
-    assert_eq!(overlay.admit(network.key(4), network.endpoint(4)), Ok(()));
+    assert_eq!(admitted(&network, 4, network.endpoint(4)), Ok(()));
 }
 
 #[test]

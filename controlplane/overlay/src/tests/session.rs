@@ -378,28 +378,27 @@ fn the_other_end_renews_what_its_initiator_does_not() {
 }
 
 #[test]
-fn the_bound_on_sessions_holds_both_ways() {
+fn the_bound_on_sessions_holds_and_whoever_was_silent_longest_gives_way() {
     let mut limited = config(1, 1);
     limited.sessions_max = 1;
     let mut network = relayed(13, vec![limited, config(2, 1), config(3, 1)]);
     network.packet(0, 0, 2);
     network.wait(SECOND, "session", |n| session_up(n, 0));
+    let only = |n: &Network, with: usize| {
+        let sessions: Vec<_> = n.overlay(0).sessions().map(|s| s.key).collect();
+        sessions == [n.key(with)]
+    };
+    assert!(only(&network, 2));
+    // What this host wants takes no place of whoever holds as much.
     network.packet(0, 0, 1);
-    assert_eq!(
-        network.nodes[0].workers[0].pending_dropped,
-        [network.address(1)]
-    );
+    let dropped = &network.nodes[0].workers[0].pending_dropped;
+    assert_eq!(*dropped, [network.address(1)]);
+    // Who comes the same way as the one that is there takes its place.
     network.packet(1, 0, 0);
-    network.wait(SECOND * 2, "refused", |n| {
-        count(n, 0, |e| {
-            matches!(
-                e,
-                Event::Refused {
-                    reason: crate::Refusal::SessionsMax,
-                    ..
-                }
-            )
-        }) > 0
-    });
-    assert_eq!(network.overlay(0).sessions().count(), 1);
+    network.wait(SECOND * 5, "begun there", |n| only(n, 1));
+    let crowded = |e: &Event| {
+        let reason = crate::DownReason::Crowded;
+        matches!(e, Event::SessionDown { reason: r, .. } if *r == reason)
+    };
+    assert_eq!(count(&network, 0, crowded), 1);
 }

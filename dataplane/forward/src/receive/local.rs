@@ -87,9 +87,14 @@ impl Engine {
                 None => Verdict::Drop(DropReason::ControlMalformed),
                 Some((ControlKind::Keepalive, _)) => Verdict::Done,
                 Some((ControlKind::Probe, _)) => self.answer_probe(now, slot, headers, frame),
-                Some((ControlKind::ProbeReply | ControlKind::Routing | ControlKind::Close, _)) => {
-                    punt(index.0)
-                }
+                Some((
+                    ControlKind::ProbeReply
+                    | ControlKind::Routing
+                    | ControlKind::Close
+                    | ControlKind::Handshake
+                    | ControlKind::Duplicate,
+                    _,
+                )) => punt(index.0),
             },
             Service::Message => punt(index.0),
             Service::Handshake | Service::Report | Service::Trace => {

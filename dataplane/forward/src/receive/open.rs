@@ -286,7 +286,11 @@ impl Engine {
                     Err(reason) => drop(reason),
                 }
             }
-            ControlKind::ProbeReply | ControlKind::Routing | ControlKind::Close => {
+            ControlKind::ProbeReply
+            | ControlKind::Routing
+            | ControlKind::Close
+            | ControlKind::Handshake
+            | ControlKind::Duplicate => {
                 let Some(link) = self.links.get(slot) else {
                     return drop(DropReason::LinkUnknown);
                 };

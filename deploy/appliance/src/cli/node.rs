@@ -303,7 +303,7 @@ pub(crate) fn peer(command: PeerCommand, json: bool) -> anyhow::Result<()> {
                         (Some(key), Some(name)) => format!("{key} ({name})"),
                         (Some(key), None) => key.clone(),
                         (None, _) => none(),
-                    },
+                    } + &duplicate(peer),
                     peer.error.clone().unwrap_or_else(none),
                 ]
             };
@@ -325,6 +325,22 @@ pub(crate) fn peer(command: PeerCommand, json: bool) -> anyhow::Result<()> {
             said(done, json)
         }
     }
+}
+
+/// What the list says of two hosts with one key.
+fn duplicate(peer: &Peer) -> String {
+    let Some(found) = &peer.duplicate else {
+        return String::new();
+    };
+    let whose = if found.own {
+        "this node's key"
+    } else {
+        "this key"
+    };
+    format!(
+        " DUPLICATE: {whose} is on two hosts, {}",
+        found.places.join(" and ")
+    )
 }
 
 const ROUTE_COLUMNS: [&str; 4] = ["PREFIX", "NEXT HOP", "METRIC", "ORIGIN"];

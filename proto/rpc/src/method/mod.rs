@@ -15,7 +15,7 @@ pub use message::{
     PushMessageResult, PushMessagesParams, PushMessagesResult, TokensParams,
 };
 pub use node::{
-    ConfigChange, Dataplane, DrainParams, EndpointParams, Info, IpParams, PacketStat,
+    ConfigChange, Dataplane, DrainParams, DuplicateKey, EndpointParams, Info, IpParams, PacketStat,
     PacketStatistics, Peer, PeerEndpoint, PingParams, Pong, QueriedSubnet, ReloadParams,
     ReloadResult, Route, RouteParams, StaticRoute, Status, TraceHop, TraceOutcome, TraceParams,
     Worker,

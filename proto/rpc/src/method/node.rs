@@ -80,6 +80,19 @@ pub struct Peer {
     /// Why there is no link: the refusal, or why its name leads to no address.
     #[serde(default)]
     pub error: Option<String>,
+    /// Two hosts have one key; null when there is no sign of that.
+    #[serde(default)]
+    pub duplicate: Option<DuplicateKey>,
+}
+
+/// Two hosts with one key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DuplicateKey {
+    /// Whether it is the key of this node, as the peer says; else it is the peer's.
+    pub own: bool,
+    /// Underlay addresses of the two, as far as the node sees that noticed it.
+    pub places: Vec<String>,
 }
 
 /// One of `getSelectedRoutes`.

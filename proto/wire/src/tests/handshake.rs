@@ -20,8 +20,9 @@ fn offer() -> impl Strategy<Value = Offer> {
     let ports = prop::collection::vec(any::<u16>(), 0..=64);
     let lanes = prop::collection::vec(any::<u32>().prop_map(SessionIndex), 0..=64);
     let resets = prop::collection::vec(any::<[u8; 16]>(), 0..=RESETS_MAX);
-    (any::<u8>(), 1u16..=64, any::<u16>(), ports, lanes, resets).prop_map(
-        |(suites, workers, mtu, ports, lanes, mut resets)| {
+    let numbers = (any::<u8>(), 1u16..=64, any::<u16>(), any::<u64>());
+    (numbers, ports, lanes, resets).prop_map(
+        |((suites, workers, mtu, instance), ports, lanes, mut resets)| {
             resets.truncate(lanes.len());
             Offer {
                 suites: SuiteSet(suites),
@@ -30,6 +31,7 @@ fn offer() -> impl Strategy<Value = Offer> {
                 ports,
                 lanes,
                 resets,
+                instance,
             }
         },
     )
@@ -51,7 +53,7 @@ fn no_answer_is_longer_than_the_first_message() {
         assert_eq!(encode_frame(step, 1, 2, &[0; NOISE_MAX]).len(), INIT_LEN);
     }
     // The largest offer of this version, a key and two tags fit.
-    const { assert!(32 + 48 + 16 + 8 + 64 * 2 + 64 * 4 + RESETS_MAX * 16 <= NOISE_MAX) };
+    const { assert!(32 + 48 + 16 + 8 + 64 * 2 + 64 * 4 + RESETS_MAX * 16 + 8 <= NOISE_MAX) };
 }
 
 #[test]
@@ -102,8 +104,13 @@ fn offers_outside_the_limits_are_refused() {
         ports: vec![],
         lanes: vec![],
         resets: vec![],
+        instance: 0,
     };
     assert_eq!(Offer::parse(&valid.encode()), Ok(valid.clone()));
+    for behind in [&[1][..], &[0; 8], &[1; 7], &[1; 9]] {
+        let longer = [&valid.encode(), behind].concat();
+        assert_eq!(Offer::parse(&longer), Err(HandshakeError::Offer));
+    }
     for workers in [0, 65, 255, 256] {
         let offer = Offer {
             workers,

@@ -1,0 +1,179 @@
+//! Full tables of what is established: session slots, inbound peers, end-to-end associations.
+//!
+//! A newcomer with a proven key gets in as long as somebody holds more than it would: of the group (an
+//! address, a site's /48, the neighbour that an end came through) that holds the most, the node that
+//! holds the most gives way, among equals the one that was silent longest. Sessions that are retiring go
+//! before the one in use. Configured peers never give way. A table is only gone through when it is full,
+//! and after a Diffie-Hellman that the newcomer has paid for as well.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use hyphae_wire::{Endpoint, Nanos, OverlayAddress};
+
+use crate::handshake::Carrier;
+use crate::index::Class;
+use crate::keys::Kind;
+use crate::session::{Association, Owner};
+use crate::share::holder_of;
+use crate::{DownReason, Overlay};
+
+/// Sessions with one node, of one kind: in use, replaced, unconfirmed, lost to a glare.
+pub(crate) const SESSIONS_MAX: usize = 4;
+
+/// What is counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Measure {
+    Slots,
+    Nodes,
+}
+
+impl Overlay {
+    /// Makes room for `lanes` lanes of a session with a node; false when nobody holds more than that node.
+    pub(crate) fn live_room(&mut self, now: Nanos, owner: Owner, lanes: u16, class: Class) -> bool {
+        let kind = owner.kind();
+        // Each turn ends a session of somebody.
+        while !self.indices(kind).fits(lanes, class) {
+            let group = self
+                .associations
+                .get(&owner)
+                .map_or(0, |a| group_of(owner, a));
+            if !self.crowd_out(
+                now,
+                kind,
+                (Some(owner), group, u32::from(lanes)),
+                Measure::Slots,
+            ) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Makes room for another peer that connected by itself, which is reached by `carrier`.
+    pub(crate) fn inbound_room(&mut self, now: Nanos, carrier: Carrier) -> bool {
+        let newcomer = (None, carrier.holder()[0], 1);
+        self.crowd_out(now, Kind::Link, newcomer, Measure::Nodes)
+    }
+
+    /// The end-to-end association of a node's /64, made when there is none; one that came through
+    /// `through` if it came. `None` when there are too many, and nobody is to give way.
+    pub(crate) fn ensure_remote(
+        &mut self,
+        now: Nanos,
+        address: OverlayAddress,
+        through: Option<u32>,
+    ) -> Option<Owner> {
+        let owner = Owner::Remote(address.subnet_id());
+        if !self.associations.contains_key(&owner) {
+            // Every peer has a number, so the rest are end-to-end associations.
+            let count = |s: &Self| s.associations.len() - s.peer_numbers.len();
+            if count(self) >= self.config.sessions_max {
+                let newcomer = (None, group_through(through), 1);
+                self.crowd_out(now, Kind::EndToEnd, newcomer, Measure::Nodes);
+                if count(self) >= self.config.sessions_max {
+                    return None;
+                }
+            }
+            let association = Association::new(None, address, Endpoint::default());
+            self.associations.insert(owner, association);
+        }
+        if let (Some(association), Some(_)) = (self.associations.get_mut(&owner), through) {
+            association.through = through;
+        }
+        Some(owner)
+    }
+
+    /// Ends what the largest holder can do without; false when that is the newcomer itself.
+    fn crowd_out(
+        &mut self,
+        now: Nanos,
+        kind: Kind,
+        (newcomer, group, more): (Option<Owner>, u128, u32),
+        measure: Measure,
+    ) -> bool {
+        let configured = self.targets.values().filter_map(|t| t.key.or(t.peer));
+        let configured: BTreeSet<_> = configured.collect();
+        let mut groups: BTreeMap<u128, u32> = BTreeMap::from([(group, more)]);
+        let mut nodes = Vec::new();
+        let known = self.associations.iter().filter(|(o, _)| o.kind() == kind);
+        for (owner, association) in known {
+            let kept =
+                kind == Kind::Link && association.key.is_some_and(|k| configured.contains(&k));
+            if kept {
+                continue;
+            }
+            let slots = association
+                .sessions
+                .iter()
+                .map(|s| u32::from(s.lane_count()));
+            let mut weight = match measure {
+                Measure::Slots => slots.sum(),
+                Measure::Nodes => 1,
+            };
+            let place = group_of(*owner, association);
+            *groups.entry(place).or_default() += weight;
+            weight += if newcomer == Some(*owner) { more } else { 0 };
+            let new = newcomer == Some(*owner);
+            let heard = if new { now } else { association.liveness.heard };
+            nodes.push((place, weight, Reverse(heard), *owner));
+        }
+        let own = groups.get(&group).copied().unwrap_or_default();
+        let most = groups.into_iter().max_by_key(|(_, weight)| *weight);
+        let largest = most
+            .filter(|(_, weight)| *weight > own)
+            .map_or(group, |most| most.0);
+        // Peers of one address would only take each other's places.
+        if largest == group && kind == Kind::Link && measure == Measure::Nodes {
+            return false;
+        }
+        let nodes = nodes.into_iter().filter(|node| node.0 == largest);
+        let Some((_, _, _, victim)) = nodes.max().filter(|node| node.1 > 0) else {
+            return false;
+        };
+        let spare = self.associations.get(&victim).and_then(Association::spare);
+        match (measure, spare) {
+            (Measure::Slots, Some(epoch)) => self.remove_session(now, victim, epoch, true),
+            _ if newcomer == Some(victim) => return false,
+            (Measure::Slots | Measure::Nodes, _) => self.dismiss(now, victim),
+        }
+        true
+    }
+
+    /// Ends all there is with a node, for others' sake.
+    fn dismiss(&mut self, now: Nanos, owner: Owner) {
+        let outgoing = self.associations.get(&owner).and_then(|a| a.outgoing);
+        if let Some(id) = outgoing {
+            self.abandon(id);
+        }
+        if let Some(association) = self.associations.get_mut(&owner) {
+            association.pings.clear();
+            association.hold_until = Nanos(0);
+            let address = association.address;
+            if let Owner::Remote(_) = owner {
+                self.drop_pending(address);
+            }
+        }
+        self.end_sessions(now, owner, true, DownReason::Crowded);
+    }
+}
+
+impl Association {
+    /// The oldest session that is not the one in use.
+    pub(crate) fn spare(&self) -> Option<u32> {
+        let current = self.current().map(|session| session.epoch);
+        let mut epochs = self.sessions.iter().map(|session| session.epoch);
+        epochs.find(|epoch| current.is_some_and(|current| current != *epoch))
+    }
+}
+
+fn group_of(owner: Owner, association: &Association) -> u128 {
+    match owner {
+        Owner::Peer(_) => holder_of(association.endpoint)[0],
+        Owner::Remote(_) => group_through(association.through),
+    }
+}
+
+fn group_through(through: Option<u32>) -> u128 {
+    through.map_or(u128::MAX, u128::from)
+}

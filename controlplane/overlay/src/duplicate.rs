@@ -1,0 +1,186 @@
+//! Two hosts with one key.
+//!
+//! A dataplane has a random number for as long as it runs, whichever control planes come and go; both
+//! ends of a handshake say theirs, sealed. A node that moves, or is reached at several addresses, keeps
+//! its number; one that is restarted gets another and never has the old one again. So whoever
+//! hears A, then B, then A again under one key hears two hosts, and tells both.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::{Endpoint, Nanos};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::session::Owner;
+use crate::{Duplicate, Event, Overlay};
+
+/// Earlier starts of a node that are remembered.
+const STARTS_MAX: usize = 4;
+/// How long after the last sign of it two hosts are said to have one key.
+const KEPT: Duration = Duration::from_secs(600);
+
+/// What is known of the starts of a node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Starts {
+    current: u64,
+    /// Where frames of that one came from.
+    place: Endpoint,
+    before: VecDeque<u64>,
+    /// The last sign of two hosts.
+    found: Option<(Nanos, Duplicate)>,
+}
+
+impl Starts {
+    /// Takes the number of a handshake that finished. True when there are two hosts.
+    fn note(&mut self, now: Nanos, instance: u64, place: Endpoint) -> bool {
+        if instance == 0 || instance == self.current {
+            self.place = place;
+            return false;
+        }
+        let known = self.before.contains(&instance);
+        let (before, other) = (self.current, self.place);
+        self.before.retain(|earlier| *earlier != instance);
+        if before != 0 {
+            self.before.push_back(before);
+        }
+        if self.before.len() > STARTS_MAX {
+            self.before.pop_front();
+        }
+        (self.current, self.place) = (instance, place);
+        if known {
+            let endpoints = [place, other];
+            let duplicate = Duplicate {
+                own: false,
+                endpoints,
+            };
+            self.found = Some((now, duplicate));
+        }
+        known
+    }
+
+    /// Whether two hosts have the key, as far as known.
+    pub(crate) fn duplicate(&self, now: Nanos) -> Option<Duplicate> {
+        let (at, duplicate) = self.found?;
+        (now.since(at) < KEPT).then_some(duplicate)
+    }
+}
+
+impl Overlay {
+    /// Number of the dataplane's start. Call it before [`Self::begin_attach`], with the same for as long
+    /// as it is the same dataplane.
+    pub fn set_instance(&mut self, instance: u64) {
+        self.instance = instance;
+    }
+
+    /// A handshake with a node has finished, which says that its start has this number.
+    pub(crate) fn note_start(&mut self, now: Nanos, owner: Owner, instance: u64, place: Endpoint) {
+        self.clock = now;
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        if !association.starts.note(now, instance, place) {
+            return;
+        }
+        let (key, found) = (association.key, association.starts.duplicate(now));
+        if let (Some(key), Some(duplicate)) = (key, found) {
+            self.output.event(Event::Duplicate { key, duplicate });
+        }
+    }
+
+    /// Tells both hosts, each over the session that it has.
+    pub(crate) fn tell_duplicate(&mut self, now: Nanos, owner: Owner, epoch: u32) {
+        let Some(association) = self.associations.get(&owner) else {
+            return;
+        };
+        let Some(duplicate) = association.starts.duplicate(now) else {
+            return;
+        };
+        let [here, other] = duplicate.endpoints;
+        let mut told = Vec::new();
+        for session in &association.sessions {
+            let Some(lane) = session.lanes.first().filter(|_| !session.receive_only) else {
+                continue;
+            };
+            if session.epoch == epoch {
+                told.push((lane.receive, [here, other]));
+            } else if lane.endpoint == other {
+                told.push((lane.receive, [other, here]));
+            }
+        }
+        for (receive, endpoints) in told {
+            let header = control::message(ControlKind::Duplicate);
+            let message = [&header, endpoints.as_bytes()].concat();
+            self.send_control(owner, receive, &message);
+        }
+    }
+
+    /// A node says that another host has this node's key.
+    pub(crate) fn own_duplicate(&mut self, now: Nanos, owner: Owner, body: &[u8]) {
+        self.clock = now;
+        let Ok((endpoints, _)) = <[Endpoint; 2]>::read_from_prefix(body) else {
+            return;
+        };
+        let Some(association) = self.associations.get_mut(&owner) else {
+            return;
+        };
+        let duplicate = Duplicate {
+            own: true,
+            endpoints,
+        };
+        association.starts.found = Some((now, duplicate));
+        if let Some(key) = association.key {
+            self.output.event(Event::Duplicate { key, duplicate });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    fn at(host: u8) -> Endpoint {
+        SocketAddr::from(([192, 0, 2, host], 9670)).into()
+    }
+
+    fn judged(starts: &[(u64, u8)]) -> Vec<bool> {
+        let mut known = Starts::default();
+        let starts = starts.iter();
+        starts
+            .map(|(n, host)| known.note(Nanos(1), *n, at(*host)))
+            .collect()
+    }
+
+    #[test]
+    fn only_a_start_that_comes_back_is_another_host() {
+        assert_eq!(judged(&[(1, 1), (2, 2), (1, 1)]), [false, false, true]);
+        let both = judged(&[(1, 1), (2, 1), (1, 1), (2, 1)]);
+        assert_eq!(
+            both,
+            [false, false, true, true],
+            "behind one address as well"
+        );
+        for alone in [
+            // Roaming, several addresses, restarts, and one that does not say.
+            vec![(1, 1), (1, 2), (1, 3), (1, 1)],
+            vec![(1, 1), (1, 2), (1, 1), (1, 2)],
+            (1..20).map(|n| (n, 1)).collect(),
+            vec![(1, 1), (0, 1), (1, 1), (0, 2), (1, 1)],
+        ] {
+            assert!(judged(&alone).iter().all(|two| !two), "{alone:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_found_names_both_places_and_is_forgotten_in_the_end() {
+        let mut known = Starts::default();
+        for (n, host) in [(1, 1), (2, 2), (1, 1)] {
+            known.note(Nanos(5), n, at(host));
+        }
+        let found = known.duplicate(Nanos(6)).unwrap();
+        assert_eq!((found.own, found.endpoints), (false, [at(1), at(2)]));
+        assert_eq!(known.duplicate(Nanos(5) + KEPT), None);
+    }
+}

@@ -1,0 +1,311 @@
+//! Tables that strangers fill: who gives way, and who does not notice. Single forged messages are in
+//! `abuse.rs`; what the workers hold back before is tested in dataplane/forward.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use hyphae_shm::record::{Program, Punt, PuntHandshake, PuntService};
+use hyphae_wire::handshake::{Message, Offer, Step, encode_frame, encode_session_in};
+use hyphae_wire::{Endpoint, Lane, NetworkId, Service, SessionIndex, SuiteSet, WorkerId};
+use zerocopy::FromZeros;
+
+use super::network::{Network, config};
+use crate::keys::Kind;
+use crate::noise::Noise;
+use crate::rng::Rng;
+use crate::{Config, Event, Policy};
+
+const SECOND: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(50);
+/// What a stranger claims: the most that there can be.
+const WORKERS: u16 = 64;
+
+/// Handshakes of strangers, each with a key of its own.
+struct Strangers {
+    rng: Rng,
+    number: u32,
+}
+
+/// One of them, before its third message.
+struct Stranger {
+    noise: Box<Noise>,
+    number: u32,
+    kind: Kind,
+}
+
+impl Strangers {
+    fn new(seed: u8) -> Self {
+        Self {
+            rng: Rng::new([seed; 32]),
+            number: 0,
+        }
+    }
+
+    fn offer(kind: Kind, lanes: Vec<SessionIndex>) -> Offer {
+        Offer {
+            suites: SuiteSet::all(),
+            workers: WORKERS,
+            mtu: 1340,
+            ports: match kind {
+                Kind::Link => vec![9670; WORKERS.into()],
+                Kind::EndToEnd => Vec::new(),
+            },
+            lanes,
+            resets: Vec::new(),
+            instance: 0,
+        }
+    }
+
+    fn begin(&mut self, kind: Kind, identity: &hyphae_wire::SecretKey) -> (Stranger, Vec<u8>) {
+        self.number += 1;
+        let number = self.number;
+        let mut noise = Noise::new(identity, kind, true, None, Some(self.rng.array()));
+        let first = noise
+            .write(&Self::offer(kind, Vec::new()).encode())
+            .unwrap();
+        let stranger = Stranger {
+            noise,
+            number,
+            kind,
+        };
+        (
+            stranger,
+            stranger_frame(kind, Step::Init, number, 0, &first),
+        )
+    }
+
+    fn identity(&mut self) -> hyphae_wire::SecretKey {
+        hyphae_wire::SecretKey::from_bytes(&self.rng.array::<32>()).unwrap()
+    }
+}
+
+fn stranger_frame(kind: Kind, step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+    match kind {
+        Kind::Link => encode_frame(step, sender, receiver, noise),
+        Kind::EndToEnd => encode_session_in(NetworkId::PUBLIC, step, sender, receiver, noise),
+    }
+}
+
+impl Stranger {
+    /// The third message, where the second is for this one.
+    fn finish(&mut self, answer: &[u8]) -> Option<Vec<u8>> {
+        let message = match self.kind {
+            Kind::Link => Message::parse_frame(answer),
+            Kind::EndToEnd => Message::parse(answer),
+        };
+        let message = message.ok().filter(|m| m.step == Step::Response)?;
+        if message.header.receiver.get() != self.number {
+            return None;
+        }
+        let theirs = Offer::parse(&self.noise.read(message.noise)?).unwrap();
+        let index = |n: u16| SessionIndex::new(Lane(n).worker(WORKERS), 1, n);
+        let lanes = (0..u16::try_from(theirs.lanes.len()).unwrap()).map(index);
+        let mut choice = Strangers::offer(self.kind, lanes.collect());
+        choice.suites = theirs.suites;
+        let third = self.noise.write(&choice.encode()).unwrap();
+        let receiver = message.header.sender.get();
+        Some(stranger_frame(
+            self.kind,
+            Step::Finish,
+            self.number,
+            receiver,
+            &third,
+        ))
+    }
+}
+
+fn v4(n: u8) -> Endpoint {
+    SocketAddr::from((Ipv4Addr::new(192, 0, 2, n), 5000)).into()
+}
+
+/// One of 16 networks of one site.
+fn site(n: u16) -> Endpoint {
+    let ip = Ipv6Addr::new(0x2001, 0xdb8, 7, n % 16, 0, 0, 0, 1);
+    SocketAddr::from((ip, 5000)).into()
+}
+
+fn knock(network: &mut Network, node: usize, from: Endpoint, frame: &[u8]) {
+    let meta = PuntHandshake {
+        addresses: from.into(),
+    };
+    network.with(node, |overlay, now| {
+        overlay.handle_punt(now, WorkerId(0), &Punt::Handshake(&meta, frame));
+    });
+}
+
+/// A whole link handshake of a stranger.
+fn join(network: &mut Network, node: usize, from: Endpoint, strangers: &mut Strangers) {
+    let identity = strangers.identity();
+    let (mut stranger, first) = strangers.begin(Kind::Link, &identity);
+    let before = network.captured.len();
+    knock(network, node, from, &first);
+    let answers: Vec<_> = network.captured.drain(before..).collect();
+    let third = answers
+        .iter()
+        .find_map(|(_, _, answer)| stranger.finish(answer));
+    if let Some(third) = third {
+        knock(network, node, from, &third);
+    }
+}
+
+/// The times of a node that renews every 20 s.
+fn brisk(seed: u8) -> Config {
+    Config {
+        rekey_after: SECOND * 20,
+        reject_after: SECOND * 40,
+        ..config(seed, 1)
+    }
+}
+
+/// A minute in which `attack` does its worst ten times a second against node 0: a link that stands is
+/// renewed and never down, and a node that comes in the middle of it is in within a second.
+fn endures(seed: u64, victim: Config, mut attack: impl FnMut(&mut Network)) -> Network {
+    let mut network = Network::new(seed, vec![victim, brisk(2), brisk(3)]);
+    network.connect(1, 0);
+    network.wait(SECOND, "link", |n| n.is_up(0, 1) && n.is_up(1, 0));
+    let end = network.now + SECOND * 60;
+    let mut newcomer = None;
+    while network.now < end {
+        attack(&mut network);
+        network.captured.clear();
+        network.run(TICK);
+        if newcomer.is_none() && network.now + SECOND * 30 >= end {
+            newcomer = Some(network.now);
+            network.connect(2, 0);
+        }
+        let late = newcomer.is_some_and(|began| network.now >= began + SECOND);
+        assert!(!late || network.is_up(2, 0), "the newcomer is in");
+    }
+    assert!(network.is_up(0, 2) && network.is_up(1, 0));
+    assert!(network.overlay(1).handshakes().links_renewed >= 2);
+    let down = |e: &Event| matches!(e, Event::PeerDown { .. });
+    assert!(!network.nodes[1].events.iter().any(down), "the link stands");
+    network
+}
+
+#[test]
+fn first_messages_that_claim_the_most_workers_keep_nobody_out() {
+    let mut strangers = Strangers::new(1);
+    let identity = strangers.identity();
+    let mut turn = 0;
+    endures(31, brisk(1), |network| {
+        for from in [v4(1), v4(1), v4(1), site(turn), site(turn + 1)] {
+            let (_, first) = strangers.begin(Kind::Link, &identity);
+            knock(network, 0, from, &first);
+        }
+        turn += 2;
+    });
+}
+
+#[test]
+fn finished_handshakes_that_claim_the_most_workers_keep_nobody_out() {
+    let mut strangers = Strangers::new(2);
+    let mut turn = 0;
+    let policy = Policy {
+        inbound_max: 40,
+        ..Policy::default()
+    };
+    let victim = Config { policy, ..brisk(1) };
+    let network = endures(32, victim, |network| {
+        let from = if turn % 4 == 0 { v4(1) } else { site(turn) };
+        join(network, 0, from, &mut strangers);
+        turn += 1;
+    });
+    // As many as there may be, and not one more.
+    assert!(network.overlay(0).peers().count() <= 40);
+}
+
+#[test]
+fn many_keys_behind_one_neighbour_do_not_keep_others_out_nor_those_behind_it() {
+    let victim = Config {
+        session_slots: 1024,
+        sessions_max: 32,
+        ..config(1, 1)
+    };
+    let mut network = Network::new(33, vec![victim, config(2, 1), config(3, 1)]);
+    for node in [1, 2] {
+        network.connect(node, 0);
+    }
+    network.wait(SECOND, "links", |n| n.is_up(0, 1) && n.is_up(0, 2));
+    let mut strangers = Strangers::new(3);
+    let through = network.nodes[0].peers_up[&network.key(1)];
+    let mut finished = 0;
+    for turn in 0..100 {
+        let identity = strangers.identity();
+        let (mut stranger, first) = strangers.begin(Kind::EndToEnd, &identity);
+        let mut meta = PuntService::new_zeroed();
+        meta.source = identity.public_key().address();
+        meta.destination = network.address(0);
+        meta.service = Service::Handshake.code();
+        meta.peer = through.into();
+        let now = network.now;
+        let overlay = network.nodes[0].overlay.as_mut().unwrap();
+        overlay.handle_punt(now, WorkerId(0), &Punt::Service(&meta, &first));
+        let mut third = None;
+        while let Some((_, program)) = overlay.poll_program() {
+            if let Program::InjectRouted(_, answer) = program.program() {
+                third = third.or_else(|| stranger.finish(answer));
+            }
+        }
+        finished += u32::from(third.is_some());
+        network.with(0, |overlay, now| {
+            if let Some(third) = third {
+                overlay.handle_punt(now, WorkerId(0), &Punt::Service(&meta, &third));
+            }
+        });
+        network.run(TICK);
+        if turn == 60 {
+            // One behind another neighbour, and one behind the same.
+            for node in [2, 1] {
+                let to = network.address(0);
+                network.with(node, |overlay, now| overlay.ping(now, to, 7));
+            }
+        }
+    }
+    assert_eq!(finished, 100);
+    for node in [1, 2] {
+        let answered = |e: &Event| matches!(e, Event::EchoReply { id: 7, .. });
+        assert!(network.nodes[node].events.iter().any(answered), "{node}");
+    }
+    assert!(network.overlay(0).sessions().count() <= 32);
+}
+
+#[test]
+fn a_renewal_travels_inside_the_session_and_needs_no_first_message_outside() {
+    let mut network = Network::new(34, vec![brisk(1), brisk(2)]);
+    network.connect(1, 0);
+    network.wait(SECOND, "link", |n| n.is_up(0, 1) && n.is_up(1, 0));
+    let to = network.address(0);
+    network.with(1, |overlay, now| overlay.ping(now, to, 1));
+    network.run(SECOND);
+    network.captured.clear();
+    network.carry(1, 0, SECOND * 60);
+    assert!(network.overlay(1).handshakes().links_renewed >= 2);
+    assert_eq!(
+        network.captured.len(),
+        0,
+        "nothing that a stranger could send"
+    );
+}
+
+#[test]
+fn one_node_that_begins_over_and_over_has_no_more_sessions_than_others() {
+    let mut network = Network::new(35, vec![config(1, 1)]);
+    let mut strangers = Strangers::new(4);
+    let identity = strangers.identity();
+    for _ in 0..20 {
+        let (mut stranger, first) = strangers.begin(Kind::Link, &identity);
+        network.captured.clear();
+        knock(&mut network, 0, v4(1), &first);
+        let answer = network.captured.last().unwrap().2.clone();
+        let third = stranger.finish(&answer).unwrap();
+        knock(&mut network, 0, v4(1), &third);
+        network.run(TICK);
+        let lanes = network.nodes[0].workers[0].links.len();
+        assert!(
+            lanes <= crate::crowd::SESSIONS_MAX * usize::from(WORKERS),
+            "{lanes}"
+        );
+    }
+    assert!(network.overlay(0).is_up(identity.public_key()));
+}
