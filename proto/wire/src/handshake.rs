@@ -14,7 +14,8 @@
 //! Payload of each Noise message ([`Offer`]), the first in the clear but covered by the transcript:
 //!
 //! ```text
-//! | version | suites | workers | lanes | mtu u16 | ports | resets | ports x u16 | lanes x u32 | resets x 16 | instance u64 |
+//! | version | suites | workers | lanes | mtu u16 | ports | resets |
+//! | ports x u16 | lanes x u32 | resets x 16 | instance u64, or nothing |
 //! ```
 //!
 //! Message 1 offers suites and names the worker count. Message 2 chooses one suite and lists the
