@@ -217,7 +217,7 @@ fn link_cases() -> Vec<Case> {
         }),
         case("trailing byte", R::LinkAuth, |l| changed(l, |f| f.push(0))),
         case("control kind", R::ControlMalformed, |l| {
-            link_control(l, &[5, 0, 0, 0, 0, 0, 0, 0])
+            link_control(l, &[7, 0, 0, 0, 0, 0, 0, 0])
         }),
         case("handshake cut", R::HandshakeMalformed, |_| {
             let frame = encode_frame(Step::Init, 1, 0, &[1; 50]);
