@@ -108,7 +108,7 @@ impl Ends {
         for Sent { bytes, segment } in trains {
             self.verdicts.clear();
             self.to
-                .receive(NOW, &from, bytes, *segment, &mut self.verdicts);
+                .receive(NOW, from, bytes, *segment, &mut self.verdicts);
             for verdict in &self.verdicts {
                 delivered += u64::from(matches!(verdict, Verdict::Deliver { .. }));
             }

@@ -68,7 +68,7 @@ impl Strangers {
             verdicts.clear();
             let len = frame.len();
             self.engine
-                .receive(self.now, &from, &mut frame, len, &mut verdicts);
+                .receive(self.now, from, &mut frame, len, &mut verdicts);
             answered += u64::from(matches!(verdicts[..], [Verdict::Reply { .. }]));
         }
         answered

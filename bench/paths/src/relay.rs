@@ -137,7 +137,7 @@ impl Relay {
             self.verdicts.clear();
             let Train { from, bytes } = train;
             self.engine
-                .receive(NOW, &*from, bytes, frame, &mut self.verdicts);
+                .receive(NOW, *from, bytes, frame, &mut self.verdicts);
             for verdict in &self.verdicts {
                 passed += u64::from(matches!(verdict, Verdict::Transmit(_)));
             }

@@ -49,7 +49,7 @@ pub(super) fn measure(
                 };
                 touch(driver.spans(span), segment as usize);
                 // A full slab is loss, as it would be in the relay.
-                let sent = driver.send(&to, u16::try_from(segment)?, &[span]).is_ok();
+                let sent = driver.send(to, u16::try_from(segment)?, &[span]).is_ok();
                 packets += u64::from(sent) * u64::from(len.div_ceil(segment));
                 held.push(buffer);
             }

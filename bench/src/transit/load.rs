@@ -158,7 +158,7 @@ pub(super) fn generator(
                     len,
                 };
                 fill(place, driver.spans(span));
-                driver.send(&to[place], segment, &[span])?;
+                driver.send(to[place], segment, &[span])?;
                 driver.release(buffer);
             }
             driver.submit()?;

@@ -177,6 +177,9 @@ impl Server {
 fn bind(directory: &Directory) -> Result<(Socket, UnixListener), SocketError> {
     Socket::bind(directory, SOCKET_NAME, 0o600, true).map_err(|error| match error {
         BindError::Live(path) => SocketError::InUse(path),
-        error => SocketError::Bind(error),
+        error @ (BindError::NotASocket(_)
+        | BindError::NotOurs(_)
+        | BindError::TooLong(_)
+        | BindError::System { .. }) => SocketError::Bind(error),
     })
 }

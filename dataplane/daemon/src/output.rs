@@ -136,7 +136,7 @@ impl Output {
             return;
         }
         let segment = u16::try_from(train.segment).unwrap_or(u16::MAX);
-        let result = driver.send(&train.to, segment, &train.spans);
+        let result = driver.send(train.to, segment, &train.spans);
         self.account(result, train.segments as u64, train.bytes);
         self.spare.push(train);
     }

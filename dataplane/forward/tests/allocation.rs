@@ -40,7 +40,7 @@ fn transit_and_delivery_allocate_nothing() {
         for train in part.chunks_mut(len) {
             verdicts.clear();
             let engine = line.relay.engine();
-            engine.receive(NOW, &client, train, segment, &mut verdicts);
+            engine.receive(NOW, client, train, segment, &mut verdicts);
             for verdict in &verdicts {
                 if let Verdict::Transmit(lane) = verdict {
                     transmitted += 1;
@@ -51,7 +51,7 @@ fn transit_and_delivery_allocate_nothing() {
             engine.handle_timeout(NOW);
             verdicts.clear();
             let engine = line.server.engine();
-            engine.receive(NOW, &relay, train, segment, &mut verdicts);
+            engine.receive(NOW, relay, train, segment, &mut verdicts);
             let is_delivered = |verdict: &&Verdict| matches!(verdict, Verdict::Deliver { .. });
             delivered += verdicts.iter().filter(is_delivered).count();
         }
@@ -76,7 +76,7 @@ fn frames_that_are_dropped_allocate_nothing() {
     let mut verdicts = Vec::with_capacity(bytes.len() / segment + 1);
     let from = line.client.endpoint;
     let engine = line.relay.engine();
-    let info = measure(|| engine.receive(NOW, &from, &mut bytes, segment, &mut verdicts));
+    let info = measure(|| engine.receive(NOW, from, &mut bytes, segment, &mut verdicts));
     assert_eq!(info.count_total, 0, "{info:?}");
     assert!(
         verdicts

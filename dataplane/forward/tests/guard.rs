@@ -685,7 +685,7 @@ fn a_flood_allocates_nothing() {
             let space = &mut space[..frame.len()];
             space.copy_from_slice(frame);
             verdicts.clear();
-            engine.receive(NOW, &spoofed(from), space, frame.len(), &mut verdicts);
+            engine.receive(NOW, spoofed(from), space, frame.len(), &mut verdicts);
         }
     };
     run(0);

@@ -341,7 +341,7 @@ mod tests {
             offset,
             len,
         };
-        driver.send(&from, 4, &[span]).unwrap();
+        driver.send(from, 4, &[span]).unwrap();
         let expected = Sent {
             to: from,
             local: LocalAddress::UNSET,
@@ -382,9 +382,9 @@ mod tests {
         ));
 
         outside.limit_sends(Some(0));
-        assert_eq!(driver.send(&from, 4, &[span]), Err(SendError::Full));
+        assert_eq!(driver.send(from, 4, &[span]), Err(SendError::Full));
         driver.release(buffer);
-        assert_eq!(driver.send(&from, 4, &[span]), Err(SendError::Span));
+        assert_eq!(driver.send(from, 4, &[span]), Err(SendError::Span));
         assert_eq!(driver.references(), 0);
     }
 

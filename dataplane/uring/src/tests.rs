@@ -128,7 +128,7 @@ impl<D: Subject> Rig<D> {
             len: u32::try_from(bytes.len()).unwrap(),
         };
         self.driver.spans(span).copy_from_slice(bytes);
-        self.driver.send(&to, segment, &[span]).unwrap();
+        self.driver.send(to, segment, &[span]).unwrap();
         self.driver.release(buffer);
     }
 

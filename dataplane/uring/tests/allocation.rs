@@ -68,8 +68,8 @@ fn relay(kind: DriverKind) {
             len: 6400,
         };
         // To itself, so that it is received as a train; one to nobody, which is refused.
-        driver.send(&address, 100, &[span]).unwrap();
-        driver.send(&nowhere, 100, &[span]).unwrap();
+        driver.send(address, 100, &[span]).unwrap();
+        driver.send(nowhere, 100, &[span]).unwrap();
         let _ = driver.write_tun(&[0; TUN_HEADER_LEN], &[span]);
         driver.release(buffer);
         for _ in 0..6 {

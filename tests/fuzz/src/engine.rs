@@ -225,7 +225,7 @@ impl Node {
         let drops_before = self.drops();
         let mut verdicts = Vec::new();
         self.engine
-            .receive(NOW, &endpoint(), train, segment, &mut verdicts);
+            .receive(NOW, endpoint(), train, segment, &mut verdicts);
         assert_eq!(
             verdicts.len(),
             train.len().div_ceil(segment),

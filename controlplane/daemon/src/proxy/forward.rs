@@ -282,7 +282,11 @@ impl<C: Courier> Forward<C> {
                     self.gate.connect(&place.path, place.set_by).await.map_err(
                         |error| match error {
                             GateError::System { .. } => ForwardError::Connect(error),
-                            error => ForwardError::Denied(error),
+                            error @ (GateError::Node(_)
+                            | GateError::Server { .. }
+                            | GateError::Directory { .. }
+                            | GateError::Outside(_)
+                            | GateError::Bind(_)) => ForwardError::Denied(error),
                         },
                     )?
                 }

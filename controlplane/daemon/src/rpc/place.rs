@@ -88,7 +88,10 @@ fn listen(directory: &Directory, allowed: &Allowed) -> Result<(Socket, UnixListe
     let (socket, listener) =
         Socket::bind(directory, SOCKET_NAME, mode, true).map_err(|error| match error {
             BindError::Live(path) => ListenError::InUse(path),
-            error => ListenError::Unix(error),
+            error @ (BindError::NotASocket(_)
+            | BindError::NotOurs(_)
+            | BindError::TooLong(_)
+            | BindError::System { .. }) => ListenError::Unix(error),
         })?;
     let listener = UnixListener::from_std(listener).map_err(fail)?;
     Ok((socket, listener))

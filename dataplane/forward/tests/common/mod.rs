@@ -366,7 +366,7 @@ pub fn receive(
     segment: usize,
 ) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    engine.receive(now, &from, train, segment, &mut verdicts);
+    engine.receive(now, from, train, segment, &mut verdicts);
     verdicts
 }
 

@@ -115,7 +115,7 @@ fn trains_of_every_shape_keep_their_bytes<D: Subject>() {
             .iter()
             .flat_map(|s| bytes[s.offset as usize..][..s.len as usize].to_vec())
             .collect();
-        a.driver.send(&b.endpoint(), segment, spans).unwrap();
+        a.driver.send(b.endpoint(), segment, spans).unwrap();
         a.driver.submit().unwrap();
         let expected: Vec<_> = expected
             .chunks(usize::from(segment))
@@ -162,7 +162,7 @@ fn lone_datagrams_and_their_sender_arrive<D: Subject>() {
             len,
         };
         rig.driver
-            .send(&from, u16::try_from(segment).unwrap(), &[span])
+            .send(from, u16::try_from(segment).unwrap(), &[span])
             .unwrap();
         rig.driver.release(buffer);
         rig.driver.submit().unwrap();
@@ -260,7 +260,7 @@ fn buffers_come_back_after_100_000_relayed_datagrams<D: Subject>() {
                 },
             ] {
                 if span.len > 0 {
-                    relay.driver.send(&to, segment, &[span]).unwrap();
+                    relay.driver.send(to, segment, &[span]).unwrap();
                 }
             }
             relay.driver.release(buffer);
@@ -506,7 +506,7 @@ fn impossible_sends_are_refused_without_taking_references<D: Subject>() {
         offset,
         len,
     };
-    let mut send = |segment, spans: &[Span]| rig.driver.send(&to, segment, spans);
+    let mut send = |segment, spans: &[Span]| rig.driver.send(to, segment, spans);
     assert_eq!(send(100, &[]), Err(SendError::Size));
     assert_eq!(send(0, &[span(0, 10)]), Err(SendError::Size));
     assert_eq!(send(100, &[span(0, 6401)]), Err(SendError::Size));
@@ -529,7 +529,7 @@ fn impossible_sends_are_refused_without_taking_references<D: Subject>() {
     assert_eq!(send(100, &[absent]), Err(SendError::Span));
     let v6: Endpoint = "[::1]:1".parse::<SocketAddr>().unwrap().into();
     assert_eq!(
-        rig.driver.send(&v6, 100, &[span(0, 10)]),
+        rig.driver.send(v6, 100, &[span(0, 10)]),
         Err(SendError::Family)
     );
     assert_eq!(
@@ -645,7 +645,7 @@ fn more_sends_than_operations_leave_in_one_turn<D: Subject>() {
             len: 4,
         };
         a.driver.spans(span).copy_from_slice(&n.to_le_bytes());
-        a.driver.send(&b.endpoint(), 4, &[span]).unwrap();
+        a.driver.send(b.endpoint(), 4, &[span]).unwrap();
         missing.insert(n.to_le_bytes().to_vec());
     }
     a.driver.release(buffer);

@@ -101,8 +101,7 @@ fn sent_from_nowhere<D: Subject>(rig: &mut Rig<D>, bound: &str) {
         remote: peer.local_addr().unwrap().into(),
         local: gone,
     };
-    let mut refused = 0;
-    for (segment, len) in [(100, 6400), (100, 100), (300, 900)] {
+    for (refused, segment, len) in [(1, 100, 6400), (2, 100, 100), (3, 300, 900)] {
         let bytes = pattern(len, 5);
         send(rig, &to, segment, &bytes);
         let mut got = Vec::new();
@@ -113,7 +112,6 @@ fn sent_from_nowhere<D: Subject>(rig: &mut Rig<D>, bound: &str) {
             got.extend_from_slice(&datagram[..len]);
         }
         assert!(got == bytes);
-        refused += 1;
         rig.turn_until(|driver| driver.stats().tx_source_refused == refused);
     }
     let stats = rig.driver.stats();
