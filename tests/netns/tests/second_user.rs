@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// The second user.
-const THEM: u32 = 65534;
+const THEM: u32 = 64_001;
 
 struct Node {
     directory: TempDir,
@@ -207,7 +207,7 @@ fn a_topic_leads_nowhere_that_its_setter_does_not_reach_also_after_a_restart() {
     node.start();
     let stored = std::fs::read_to_string(node.path("state/topics.toml")).unwrap();
     assert!(
-        stored.contains("forward_set_by = \"uid 65534\""),
+        stored.contains("forward_set_by = \"uid 64001\""),
         "{stored}"
     );
     node.stop();

@@ -4,7 +4,7 @@ use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{PatternsParams, PubkeyParams};
 use hyphae_rpc::parse_params;
 
-use super::authorizer::{Caller, ENTRIES_MAX, check_pattern};
+use super::authorizer::{Authority, Caller, ENTRIES_MAX, check_pattern};
 use super::dispatch::{Dispatcher, public_key, yes};
 use super::methods::{Outcome, value};
 
@@ -15,7 +15,7 @@ impl Dispatcher {
         method: &str,
         params: &str,
     ) -> Outcome {
-        let remote = caller.key.is_some();
+        let remote = caller.authority() == Authority::Remote;
         match method {
             "admin.list" => value(&self.admins.read().admin_pubkeys),
             "admin.getMethodPatterns" => value(&self.admins.read().method_patterns),

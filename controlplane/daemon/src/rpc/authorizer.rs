@@ -1,7 +1,7 @@
-//! Who may call what. Every call of every door passes here before it is dispatched.
+//! Who may call what. Every call of every listener passes here before it is dispatched.
 //!
-//! Whoever gets through a local door is an administrator: doors check that on their own (file mode,
-//! `SO_PEERCRED`, loopback). Over the bus, only the keys of admin.toml are, and only for methods that
+//! A caller that a listener admits is an administrator; listeners check that on their own (file mode,
+//! `SO_PEERCRED`, socket table, bearer token). Over the bus, only the keys of admin.toml are, and only for methods that
 //! match a pattern there. The caller over the bus is the key that the session has proven, never
 //! anything that a message says.
 
@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 const PATTERN_MAX: usize = 128;
 /// Most patterns, and most administrators.
 pub(crate) const ENTRIES_MAX: usize = 1024;
-/// Methods that only local doors offer.
-const LOCAL_ONLY: &[&str] = &["admin.busCall"];
+/// Methods for processes of this host only: not over the bus, and not with a bearer token.
+const LOCAL_ONLY: &[&str] = &["admin.busCall", "node.shutdown"];
 
 /// Listener that a call came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,14 +92,18 @@ pub(crate) struct Admins {
 impl Admins {
     /// Whether a caller may call a method.
     pub(crate) fn check(&self, caller: &Caller, method: &str) -> Result<(), Error> {
-        let Some(key) = &caller.key else {
-            return Ok(());
-        };
         let denied = |message: String| Err(Error::new(code::DENIED, message));
+        let local_only = LOCAL_ONLY.contains(&method);
+        let Some(key) = &caller.key else {
+            return match local_only && caller.authority() == Authority::Remote {
+                true => denied(format!("'{method}' can be called locally only")),
+                false => Ok(()),
+            };
+        };
         if !self.admin_pubkeys.contains(key) {
             return denied(format!("{key} is not an administrator of this node"));
         }
-        if LOCAL_ONLY.contains(&method) {
+        if local_only {
             return denied(format!("'{method}' can be called locally only"));
         }
         if !self.method_patterns.iter().any(|p| matches(p, method)) {

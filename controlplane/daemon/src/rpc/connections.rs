@@ -6,7 +6,7 @@
 //! | other users; callers that have yet to present the token | the other half, one of them at most half of it |
 //! | callers that are being refused | [`REFUSED_AT_ONCE`] |
 //!
-//! Descriptors of all listeners together stay below half of the process's limit; `rpc.sock` has a
+//! Descriptors of all listeners together stay below two thirds of the process's limit; `rpc.sock` has a
 //! [`Reserve`] of its own on top, for when something else has used them up.
 
 use std::collections::BTreeMap;
