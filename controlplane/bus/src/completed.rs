@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn item_07_a_busy_peer_displaces_only_its_own() {
+    fn a_busy_peer_displaces_only_its_own() {
         let mut completed = Completed::new(100);
         for id in 0..10 {
             completed.insert(Nanos(0), key(1, id), Status::Received);

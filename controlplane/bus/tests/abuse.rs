@@ -54,7 +54,7 @@ fn opening(id: u64, len: usize, topic: &[u8], data: &[u8], digest: &[u8; 32]) ->
 }
 
 #[test]
-fn item_14_half_open_messages_cost_bounded_memory_and_give_way() {
+fn half_open_messages_cost_bounded_memory_and_give_way() {
     let mut net = Net::new(2, 1, CLEAN);
     let max = 4096;
     for n in 0..100_000 {
@@ -137,7 +137,7 @@ fn an_opening_costs_no_more_when_the_table_is_full() {
 }
 
 #[test]
-fn item_13_forbidden_topics_are_refused_without_memory() {
+fn forbidden_topics_are_refused_without_memory() {
     let mut net = Net::new(2, 2, CLEAN);
     net.set_topics(
         1,
@@ -161,7 +161,7 @@ fn item_13_forbidden_topics_are_refused_without_memory() {
 }
 
 #[test]
-fn item_13_a_topic_takes_what_comes_from_its_subnets_or_keys() {
+fn a_topic_takes_what_comes_from_its_subnets_or_keys() {
     let listed = |config: TopicConfig| Topics {
         default_action: DefaultAction::Accept,
         topics: [("t".parse::<Topic>().unwrap(), config)].into(),
@@ -195,7 +195,7 @@ fn item_13_a_topic_takes_what_comes_from_its_subnets_or_keys() {
 }
 
 #[test]
-fn item_13_administration_is_for_its_authorizer_to_judge_and_short() {
+fn administration_is_for_its_authorizer_to_judge_and_short() {
     let mut net = Net::new(2, 4, CLEAN);
     net.set_topics(
         1,
@@ -212,7 +212,7 @@ fn item_13_administration_is_for_its_authorizer_to_judge_and_short() {
 }
 
 #[test]
-fn item_16_topics_are_on_disk_what_they_are_in_memory() {
+fn topics_are_on_disk_what_they_are_in_memory() {
     let mut topics = Topics::default();
     let mut random = Random(5);
     for len in 0..=255u16 {
@@ -241,7 +241,7 @@ fn item_16_topics_are_on_disk_what_they_are_in_memory() {
 }
 
 #[test]
-fn item_07_nothing_of_one_peer_touches_the_messages_of_another() {
+fn nothing_of_one_peer_touches_the_messages_of_another() {
     let mut net = Net::new(3, 6, CLEAN);
     let whole = payload(300_000, 6);
     let id = net.push(0, message(key(2), "", whole.clone()));
@@ -426,7 +426,7 @@ fn noise_is_counted_and_changes_nothing() {
 }
 
 #[test]
-fn item_05_one_peer_cannot_take_all_room_for_what_is_under_way() {
+fn one_peer_cannot_take_all_room_for_what_is_under_way() {
     let mut net = Net::new(2, 10, CLEAN);
     for n in 0..20_000 {
         let bytes = opening(n, 5000, b"", &[0; 1200], &[0; 32]);

@@ -29,7 +29,7 @@ fn reason(net: &Net, node: usize, id: MessageId) -> Option<AbortReason> {
 }
 
 #[test]
-fn item_04_a_reply_has_the_id_of_its_message_and_arrives_once() {
+fn a_reply_has_the_id_of_its_message_and_arrives_once() {
     for seed in 0..20 {
         let mut net = Net::new(2, seed, ROUGH);
         let id = ask(&mut net, MINUTE);
@@ -74,7 +74,7 @@ fn a_reply_without_content_says_why_and_no_other_message_does() {
 }
 
 #[test]
-fn item_04_question_and_answer_take_two_round_trips_of_packets_and_one_of_waiting() {
+fn question_and_answer_take_two_round_trips_of_packets_and_one_of_waiting() {
     let mut net = Net::new(2, 1, CLEAN);
     // The other way needs its session, too.
     net.push(0, message(key(2), "", "x"));
@@ -91,7 +91,7 @@ fn item_04_question_and_answer_take_two_round_trips_of_packets_and_one_of_waitin
 }
 
 #[test]
-fn item_04_questions_one_after_the_other_cost_a_packet_each_way() {
+fn questions_one_after_the_other_cost_a_packet_each_way() {
     for link in [CLEAN, ROUGH] {
         let mut net = Net::new(2, 1, link);
         net.nodes[1].answers = true;
@@ -142,7 +142,7 @@ fn what_is_kept_to_be_answered_is_acknowledged_before_its_sender_sends_it_again(
 }
 
 #[test]
-fn item_14_a_reply_that_nobody_waits_for_is_rejected_and_its_sender_learns_it() {
+fn a_reply_that_nobody_waits_for_is_rejected_and_its_sender_learns_it() {
     let mut net = Net::new(3, 2, CLEAN);
     // Nobody asked at all.
     let id = MessageId([7; 8]);
@@ -171,7 +171,7 @@ fn item_14_a_reply_that_nobody_waits_for_is_rejected_and_its_sender_learns_it() 
 }
 
 #[test]
-fn item_04_waits_end_at_their_deadline_and_are_forgotten_a_minute_later() {
+fn waits_end_at_their_deadline_and_are_forgotten_a_minute_later() {
     let mut net = Net::new(2, 3, CLEAN);
     let id = ask(&mut net, Duration::from_secs(5));
     net.run_for(Duration::from_secs(6));

@@ -17,7 +17,7 @@ use hyphae_bus::{AbortReason, Destination, MessageState, PushError};
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]
-fn item_01_a_small_message_is_there_with_the_first_packet_after_one_round_trip() {
+fn a_small_message_is_there_with_the_first_packet_after_one_round_trip() {
     let mut net = Net::new(2, 1, CLEAN);
     // The first one makes the session.
     net.push(0, message(key(2), "", "hello"));
@@ -37,7 +37,7 @@ fn item_01_a_small_message_is_there_with_the_first_packet_after_one_round_trip()
 }
 
 #[test]
-fn item_01_every_size_class_arrives_whole() {
+fn every_size_class_arrives_whole() {
     let mut net = Net::new(2, 2, CLEAN);
     // More than two chunks, whatever the topic leaves for the first: every remainder is there.
     let sizes: Vec<usize> = (0..4200).collect();
@@ -57,7 +57,7 @@ fn item_01_every_size_class_arrives_whole() {
 }
 
 #[test]
-fn item_01_packets_are_as_large_as_the_way_carries_and_follow_it() {
+fn packets_are_as_large_as_the_way_carries_and_follow_it() {
     for (seed, link) in [(31, CLEAN), (32, ROUGH)] {
         let jumbo = |config: &mut hyphae_bus::Config| config.mtu = 8848;
         let mut net = Net::with(2, seed, link, jumbo);
@@ -104,7 +104,7 @@ fn item_01_packets_are_as_large_as_the_way_carries_and_follow_it() {
 }
 
 #[test]
-fn item_01_many_short_messages_share_their_answers() {
+fn many_short_messages_share_their_answers() {
     let mut net = Net::new(2, 21, CLEAN);
     for n in 0..5000 {
         net.push(0, message(key(2), "", payload(100, n)));
@@ -127,7 +127,7 @@ fn item_01_many_short_messages_share_their_answers() {
 }
 
 #[test]
-fn item_06_a_receiver_that_decides_late_and_out_of_order_is_not_sent_anything_twice() {
+fn a_receiver_that_decides_late_and_out_of_order_is_not_sent_anything_twice() {
     for (seed, slow) in [(31, 2), (32, 8), (33, 100), (34, 3000)] {
         let mut net = Net::new(2, seed, CLEAN);
         net.nodes[1].slow = Duration::from_millis(slow);
@@ -156,7 +156,7 @@ fn item_06_a_receiver_that_decides_late_and_out_of_order_is_not_sent_anything_tw
 }
 
 #[test]
-fn item_06_a_receiver_that_decides_nothing_for_long_is_not_flooded() {
+fn a_receiver_that_decides_nothing_for_long_is_not_flooded() {
     let mut net = Net::new(2, 35, CLEAN);
     net.nodes[1].slow = Duration::from_secs(5);
     for n in 0..20_000 {
@@ -170,7 +170,7 @@ fn item_06_a_receiver_that_decides_nothing_for_long_is_not_flooded() {
 }
 
 #[test]
-fn item_01_loss_duplication_and_reordering_change_nothing() {
+fn loss_duplication_and_reordering_change_nothing() {
     for seed in 0..40 {
         let mut net = Net::new(3, seed, ROUGH);
         let mut sent = 0;
@@ -204,7 +204,7 @@ fn item_01_loss_duplication_and_reordering_change_nothing() {
 }
 
 #[test]
-fn item_01_restarts_lose_nothing_that_was_acknowledged_and_double_nothing() {
+fn restarts_lose_nothing_that_was_acknowledged_and_double_nothing() {
     for seed in 0..40 {
         let mut net = Net::new(2, 1000 + seed, ROUGH);
         let mut ids = Vec::new();
@@ -232,7 +232,7 @@ fn item_01_restarts_lose_nothing_that_was_acknowledged_and_double_nothing() {
 }
 
 #[test]
-fn item_01_the_longest_message_fills_the_window() {
+fn the_longest_message_fills_the_window() {
     let mut net = Net::new(2, 3, CLEAN);
     let whole = payload(64 << 20, 3);
     let id = net.push(0, message(key(2), "", whole.clone()));
@@ -245,7 +245,7 @@ fn item_01_the_longest_message_fills_the_window() {
 }
 
 #[test]
-fn item_01_a_bottleneck_is_used_and_not_flooded() {
+fn a_bottleneck_is_used_and_not_flooded() {
     let link = Link {
         rate: Some((12_500_000, 100_000)),
         ..CLEAN
@@ -267,7 +267,7 @@ fn item_01_a_bottleneck_is_used_and_not_flooded() {
 }
 
 #[test]
-fn item_01_a_way_that_loses_1_percent_keeps_half_its_speed() {
+fn a_way_that_loses_1_percent_keeps_half_its_speed() {
     let took = |loss_percent| {
         let mut net = Net::new(
             2,
@@ -285,7 +285,7 @@ fn item_01_a_way_that_loses_1_percent_keeps_half_its_speed() {
 }
 
 #[test]
-fn item_01_a_small_bottleneck_loses_little_more_than_what_is_tolerated() {
+fn a_small_bottleneck_loses_little_more_than_what_is_tolerated() {
     for queue in [10_000, 30_000] {
         let link = Link {
             rate: Some((1_250_000, queue)),
@@ -304,7 +304,7 @@ fn item_01_a_small_bottleneck_loses_little_more_than_what_is_tolerated() {
 }
 
 #[test]
-fn item_01_many_messages_share_one_window_and_short_ones_pass() {
+fn many_messages_share_one_window_and_short_ones_pass() {
     let link = Link {
         rate: Some((12_500_000, 100_000)),
         ..CLEAN
@@ -318,7 +318,7 @@ fn item_01_many_messages_share_one_window_and_short_ones_pass() {
 }
 
 #[test]
-fn item_02_an_unreachable_receiver_aborts_at_the_deadline_and_frees_the_memory() {
+fn an_unreachable_receiver_aborts_at_the_deadline_and_frees_the_memory() {
     let mut net = Net::new(3, 6, CLEAN);
     net.nodes[1].cut_off = true;
     let id = net.push(0, message(key(2), "", payload(1 << 20, 6)));
@@ -342,7 +342,7 @@ fn item_02_an_unreachable_receiver_aborts_at_the_deadline_and_frees_the_memory()
 }
 
 #[test]
-fn item_02_a_receiver_that_comes_back_gets_what_waited() {
+fn a_receiver_that_comes_back_gets_what_waited() {
     let mut net = Net::new(2, 7, CLEAN);
     let first = net.push(0, message(key(2), "", payload(3_000_000, 7)));
     net.run_for(Duration::from_millis(40));
@@ -359,7 +359,7 @@ fn item_02_a_receiver_that_comes_back_gets_what_waited() {
 }
 
 #[test]
-fn item_02_a_first_loss_costs_the_retransmission_delay_and_no_more() {
+fn a_first_loss_costs_the_retransmission_delay_and_no_more() {
     let mut net = Net::new(2, 8, CLEAN);
     let warm = net.push(0, message(key(2), "", "x"));
     net.run_while(MINUTE, |net| net.state(0, warm) != MessageState::Received);
@@ -372,7 +372,7 @@ fn item_02_a_first_loss_costs_the_retransmission_delay_and_no_more() {
 }
 
 #[test]
-fn item_03_states_are_told_and_unknown_ids_are_not() {
+fn states_are_told_and_unknown_ids_are_not() {
     let mut net = Net::new(2, 9, CLEAN);
     let id = net.push(0, message(key(2), "", payload(50_000, 9)));
     assert_eq!(net.state(0, id), MessageState::Pending);
@@ -397,7 +397,7 @@ fn item_03_states_are_told_and_unknown_ids_are_not() {
 }
 
 #[test]
-fn item_03_receipts_survive_a_rough_way() {
+fn receipts_survive_a_rough_way() {
     let mut net = Net::new(2, 10, ROUGH);
     let ids: Vec<_> = (0..50)
         .map(|n| net.push(0, message(key(2), "", payload(n, 10))))
@@ -412,7 +412,7 @@ fn item_03_receipts_survive_a_rough_way() {
 }
 
 #[test]
-fn item_05_a_full_inbox_pushes_back_and_goes_on_when_there_is_room() {
+fn a_full_inbox_pushes_back_and_goes_on_when_there_is_room() {
     let mut net = Net::new(2, 11, CLEAN);
     net.nodes[1].capacity = 3;
     let ids: Vec<_> = (0..10)

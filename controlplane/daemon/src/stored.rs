@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn item_17_a_change_that_cannot_be_stored_is_not_made() {
+    async fn a_change_that_cannot_be_stored_is_not_made() {
         let kept = tempfile::tempdir().unwrap();
         let directory = Directory::open(kept.path()).unwrap();
         let file = kept.path().join(FILE);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn item_18_a_malformed_file_is_named_and_kept() {
+    fn a_malformed_file_is_named_and_kept() {
         let kept = tempfile::tempdir().unwrap();
         let directory = Directory::open(kept.path()).unwrap();
         let file = kept.path().join(FILE);

@@ -130,12 +130,12 @@ async fn work(directory: &Path) {
 }
 
 #[test]
-fn item_06_kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
+fn kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
     if let Some(directory) = std::env::var_os(CHILD) {
         runtime().block_on(work(Path::new(&directory)));
         return;
     }
-    let name = "item_06_kill_9_at_any_instant_loses_nothing_and_repeats_nothing";
+    let name = "kill_9_at_any_instant_loses_nothing_and_repeats_nothing";
     let directory = tempfile::tempdir().unwrap();
     let seed = u64::from(std::process::id());
     eprintln!("seed {seed}");
@@ -388,12 +388,12 @@ async fn fill(directory: &Path) {
 }
 
 #[test]
-fn item_06_a_full_disk_acknowledges_nothing_and_loses_nothing() {
+fn a_full_disk_acknowledges_nothing_and_loses_nothing() {
     if let Some(directory) = std::env::var_os(CHILD) {
         runtime().block_on(fill(Path::new(&directory)));
         return;
     }
-    let name = "item_06_a_full_disk_acknowledges_nothing_and_loses_nothing";
+    let name = "a_full_disk_acknowledges_nothing_and_loses_nothing";
     let directory = tempfile::tempdir().unwrap();
     let own = std::env::current_exe().unwrap();
     // 4 MiB, as a limit of the size of files, because that needs no privileges.
@@ -410,7 +410,7 @@ fn item_06_a_full_disk_acknowledges_nothing_and_loses_nothing() {
 }
 
 #[test]
-fn item_06_a_directory_that_cannot_be_used_is_named() {
+fn a_directory_that_cannot_be_used_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     std::fs::write(&file, "").unwrap();
@@ -440,7 +440,7 @@ fn an_empty_file_is_no_empty_inbox_and_is_set_aside() {
 }
 
 #[test]
-fn item_06_a_damaged_file_is_moved_aside_and_kept() {
+fn a_damaged_file_is_moved_aside_and_kept() {
     let source = tempfile::tempdir().unwrap();
     let sent: Vec<_> = (1..200).map(message).collect();
     runtime().block_on(async {

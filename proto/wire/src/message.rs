@@ -573,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn item_01_every_size_class_is_cut_into_chunks_that_cover_it() {
+    fn every_size_class_is_cut_into_chunks_that_cover_it() {
         for len in 0..8 * CHUNK_MIN {
             for first in [0, 1, 300, 511, 512, 900] {
                 let cut = Cut {

@@ -38,19 +38,19 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 #[test]
-fn item_32_three_nodes_exchange_messages_in_all_six_directions() {
+fn three_nodes_exchange_messages_in_all_six_directions() {
     let _alone = alone();
     messages(&Mesh::start(Shape::Triangle));
 }
 
 #[test]
-fn item_32_a_listed_key_is_delivered_and_another_is_rejected() {
+fn a_listed_key_is_delivered_and_another_is_rejected() {
     let _alone = alone();
     sources(&Mesh::start(Shape::Triangle));
 }
 
 #[test]
-fn item_32_nodes_administer_each_other_over_the_bus() {
+fn nodes_administer_each_other_over_the_bus() {
     let _alone = alone();
     let mesh = Mesh::start(Shape::Triangle);
     let [first, second, third] = &mesh.nodes;
@@ -60,20 +60,20 @@ fn item_32_nodes_administer_each_other_over_the_bus() {
 }
 
 #[test]
-fn item_32_sixty_four_connections_at_once_get_their_own_answers_byte_for_byte() {
+fn sixty_four_connections_at_once_get_their_own_answers_byte_for_byte() {
     let _alone = alone();
     let mesh = Mesh::start(Shape::Triangle);
     sockets(&mesh, [0, 1]);
 }
 
 #[test]
-fn item_32_a_killed_node_comes_back_with_every_setting_and_message() {
+fn a_killed_node_comes_back_with_every_setting_and_message() {
     let _alone = alone();
     restart(&mut Mesh::start(Shape::Triangle));
 }
 
 #[test]
-fn item_32_the_same_across_a_relay_that_is_not_an_end() {
+fn the_same_across_a_relay_that_is_not_an_end() {
     let _alone = alone();
     let mut mesh = Mesh::start(Shape::Line);
     let [left, relay, right] = &mesh.nodes;

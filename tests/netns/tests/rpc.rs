@@ -589,7 +589,7 @@ fn rest_has_the_status_codes_of_the_reference_and_browsers_are_kept_out() {
 }
 
 #[test]
-fn item_19_settings_survive_a_kill() {
+fn settings_survive_a_kill() {
     let mut node = Node::start();
     let key = node.client().get_info().unwrap().node_pubkey;
     let topic = Base64::encode([0xff, 0x00, 0x2e]);

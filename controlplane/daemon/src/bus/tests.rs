@@ -50,7 +50,7 @@ fn message(to: u8, len: usize) -> Outgoing {
 }
 
 #[tokio::test]
-async fn item_25_a_client_that_goes_away_leaves_no_message_behind() {
+async fn a_client_that_goes_away_leaves_no_message_behind() {
     let (mut service, mut receiver) = service(65_536);
     let (now, message) = (Nanos(1), message(2, 1000));
     let request = || {

@@ -31,7 +31,7 @@ async fn pop(inbox: &Inbox, of: Option<Topic>) -> Option<Inbound> {
 }
 
 #[tokio::test]
-async fn item_06_what_was_put_is_there_after_opening_again() {
+async fn what_was_put_is_there_after_opening_again() {
     let directory = tempfile::tempdir().unwrap();
     let piece = (1 << 20) - 4096;
     let lengths = [0, 1, 100, 5000, 200_000, 1 << 20, 2 * piece, 3_500_000];
@@ -83,7 +83,7 @@ async fn item_06_what_was_put_is_there_after_opening_again() {
 }
 
 #[tokio::test]
-async fn item_06_what_is_left_of_messages_that_were_written_together_stays_whole() {
+async fn what_is_left_of_messages_that_were_written_together_stays_whole() {
     let directory = tempfile::tempdir().unwrap();
     let (mut inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
     let of = |id: u64| {
@@ -147,7 +147,7 @@ async fn reopen(directory: &std::path::Path) -> (Inbox, Found) {
 }
 
 #[tokio::test]
-async fn item_06_a_message_that_was_handed_out_but_not_confirmed_stays() {
+async fn a_message_that_was_handed_out_but_not_confirmed_stays() {
     let inbox = Inbox::in_memory(Limits::default()).unwrap();
     inbox.put(message(1, "a", b"1"), false).await.unwrap();
     inbox.put(message(2, "b", b"2"), false).await.unwrap();
@@ -176,7 +176,7 @@ async fn item_06_a_message_that_was_handed_out_but_not_confirmed_stays() {
 }
 
 #[tokio::test]
-async fn item_20_a_held_message_is_seen_by_nobody_until_it_is_let_go() {
+async fn a_held_message_is_seen_by_nobody_until_it_is_let_go() {
     let inbox = Inbox::in_memory(Limits::default()).unwrap();
     let Put::Stored(number) = inbox.put(message(1, "a", b"1"), true).await.unwrap() else {
         panic!("stored");
@@ -193,7 +193,7 @@ async fn item_20_a_held_message_is_seen_by_nobody_until_it_is_let_go() {
 }
 
 #[tokio::test]
-async fn item_05_a_full_inbox_says_so_and_takes_again_when_there_is_room() {
+async fn a_full_inbox_says_so_and_takes_again_when_there_is_room() {
     let limits = Limits {
         messages_max: 3,
         bytes_max: 10,
@@ -220,7 +220,7 @@ async fn item_05_a_full_inbox_says_so_and_takes_again_when_there_is_room() {
 }
 
 #[tokio::test]
-async fn item_06_many_messages_share_a_sync() {
+async fn many_messages_share_a_sync() {
     let directory = tempfile::tempdir().unwrap();
     let (inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
     let mut numbers = Vec::new();

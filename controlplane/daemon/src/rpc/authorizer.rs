@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn item_27_the_bus_is_denied_unless_key_and_method_are_listed() {
+    fn the_bus_is_denied_unless_key_and_method_are_listed() {
         let (known, stranger) = (PublicKey([1; 32]), PublicKey([2; 32]));
         let mut admins = Admins {
             admin_pubkeys: vec![known],

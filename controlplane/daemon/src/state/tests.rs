@@ -158,7 +158,7 @@ fn writes_on_and_on_in_a_process_of_its_own() {
 }
 
 #[test]
-fn item_17_a_kill_at_any_instant_leaves_the_old_file_or_the_new() {
+fn a_kill_at_any_instant_leaves_the_old_file_or_the_new() {
     type Numbers = std::collections::BTreeMap<String, u64>;
     let (_kept, directory) = place();
     let path = directory.path_of(NUMBERS);

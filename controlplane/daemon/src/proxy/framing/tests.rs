@@ -149,7 +149,7 @@ proptest! {
 }
 
 #[test]
-fn item_21_eof_takes_everything_until_the_end() {
+fn eof_takes_everything_until_the_end() {
     let (found, error) = requests(Framing::Eof, &[b"one\n", b"two"], 7);
     assert_eq!((found.len(), error), (1, None));
     assert_eq!(&found[0].bytes[..], b"one\ntwo");
@@ -168,7 +168,7 @@ fn item_21_eof_takes_everything_until_the_end() {
 }
 
 #[test]
-fn item_21_http_responses_end_by_their_own_rules() {
+fn http_responses_end_by_their_own_rules() {
     let get = Expects::Http { head: false };
     let head = Expects::Http { head: true };
     let ends = |expects: &Expects, text: &str| {
@@ -213,7 +213,7 @@ fn item_21_http_responses_end_by_their_own_rules() {
 }
 
 #[test]
-fn item_21_interim_continue_is_left_out_and_hints_stay() {
+fn interim_continue_is_left_out_and_hints_stay() {
     let stream = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n\
         HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx";
     let expected =
@@ -228,7 +228,7 @@ fn item_21_interim_continue_is_left_out_and_hints_stay() {
 }
 
 #[test]
-fn item_22_a_client_that_waits_for_continue_is_told_once() {
+fn a_client_that_waits_for_continue_is_told_once() {
     let mut scan = Requests::new(Framing::Http, FRAME_MAX);
     scan.feed(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n");
     assert_eq!(scan.poll(), Ok(Step::Continue));
@@ -246,7 +246,7 @@ fn item_22_a_client_that_waits_for_continue_is_told_once() {
 }
 
 #[test]
-fn item_21_limits_refuse_and_never_cut() {
+fn limits_refuse_and_never_cut() {
     let long = [
         b"GET / HTTP/1.1\r\nA: ".as_slice(),
         &vec![b'a'; HEAD_MAX],
@@ -287,7 +287,7 @@ fn item_21_limits_refuse_and_never_cut() {
 }
 
 #[test]
-fn item_21_a_message_is_one_request() {
+fn a_message_is_one_request() {
     let get = b"GET / HTTP/1.1\r\n\r\n".as_slice();
     assert!(Requests::only(Framing::Http, get).is_ok());
     let two = [get, get].concat();
@@ -308,7 +308,7 @@ fn item_21_a_message_is_one_request() {
 }
 
 #[test]
-fn item_21_the_answer_is_the_one_with_the_id() {
+fn the_answer_is_the_one_with_the_id() {
     let call = |line: &str| {
         let request = Requests::only(Framing::JsonLines, line.as_bytes()).unwrap();
         request.expects
@@ -343,7 +343,7 @@ fn item_21_the_answer_is_the_one_with_the_id() {
 }
 
 #[test]
-fn item_25_a_line_that_is_no_json_costs_itself_only() {
+fn a_line_that_is_no_json_costs_itself_only() {
     let mut scan = Requests::new(Framing::JsonLines, FRAME_MAX);
     scan.feed(b"not json\n{\"method\":\"m\",\"id\":1}\n");
     assert_eq!(scan.poll(), Err(FrameError::NotJson));
@@ -351,7 +351,7 @@ fn item_25_a_line_that_is_no_json_costs_itself_only() {
 }
 
 #[test]
-fn item_25_errors_speak_the_language_of_the_framing() {
+fn errors_speak_the_language_of_the_framing() {
     let get = Expects::Http { head: false };
     for (failure, status) in [
         (Failure::Unreachable, "502"),

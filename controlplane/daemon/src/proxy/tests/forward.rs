@@ -121,7 +121,7 @@ impl Lab {
 }
 
 #[tokio::test]
-async fn item_20_the_answer_of_the_server_is_the_reply() {
+async fn the_answer_of_the_server_is_the_reply() {
     let mut lab = Lab::new(Framing::Eof, Limits::default());
     lab.serve(|mut stream| async move {
         let mut request = Vec::new();
@@ -147,7 +147,7 @@ async fn item_20_the_answer_of_the_server_is_the_reply() {
 }
 
 #[tokio::test]
-async fn item_20_a_sender_hears_before_a_slow_server_answers_that_the_message_was_received() {
+async fn a_sender_hears_before_a_slow_server_answers_that_the_message_was_received() {
     let mut lab = Lab::new(Framing::Eof, Limits::default());
     let go = Arc::new(tokio::sync::Notify::new());
     let wait = Arc::clone(&go);
@@ -237,7 +237,7 @@ async fn connections(habit: Habit, config: impl FnOnce(PathBuf) -> TopicConfig) 
 }
 
 #[tokio::test]
-async fn item_21_connections_carry_several_requests_where_that_is_safe() {
+async fn connections_carry_several_requests_where_that_is_safe() {
     let of = |framing, keep_alive| {
         move |path| TopicConfig {
             keep_alive,
@@ -293,7 +293,7 @@ async fn no_connection_carries_requests_of_two_senders() {
 }
 
 #[tokio::test]
-async fn item_21_servers_that_never_see_an_end_are_understood() {
+async fn servers_that_never_see_an_end_are_understood() {
     let mut lab = Lab::new(Framing::Http, Limits::default());
     lab.serve(|mut stream| async move {
         // Reads a head only, answers, and keeps the connection open.
@@ -351,7 +351,7 @@ async fn item_21_servers_that_never_see_an_end_are_understood() {
 }
 
 #[tokio::test]
-async fn item_20_what_goes_wrong_leads_to_the_inbox_and_is_counted() {
+async fn what_goes_wrong_leads_to_the_inbox_and_is_counted() {
     let mut lab = Lab::new(Framing::Eof, Limits::default());
     let message = inbound(1, &b"nobody there"[..]);
     lab.send(message.clone()).await;
@@ -428,7 +428,7 @@ async fn a_path_is_not_used_beyond_the_authority_of_who_set_it() {
 }
 
 #[tokio::test]
-async fn item_05_a_full_inbox_pushes_back_before_the_server_is_asked() {
+async fn a_full_inbox_pushes_back_before_the_server_is_asked() {
     let limits = Limits {
         messages_max: 0,
         ..Limits::default()
@@ -443,7 +443,7 @@ async fn item_05_a_full_inbox_pushes_back_before_the_server_is_asked() {
 }
 
 #[tokio::test]
-async fn item_20_a_server_gets_no_more_requests_at_once_than_its_limit() {
+async fn a_server_gets_no_more_requests_at_once_than_its_limit() {
     let mut lab = Lab::new(Framing::Eof, Limits::default());
     let (now, most) = (Arc::new(AtomicUsize::new(0)), watch::Sender::new(0));
     let seen = most.subscribe();
@@ -480,7 +480,7 @@ async fn item_20_a_server_gets_no_more_requests_at_once_than_its_limit() {
 }
 
 #[tokio::test]
-async fn item_23_a_program_gets_byte_for_byte_what_the_server_answers() {
+async fn a_program_gets_byte_for_byte_what_the_server_answers() {
     let far = Lab::new(Framing::Http, Limits::default());
     far.serve(|stream| async move {
         let mut stream = BufReader::new(stream);

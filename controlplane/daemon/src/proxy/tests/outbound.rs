@@ -84,7 +84,7 @@ fn respond(body: &[u8]) -> Bytes {
 }
 
 #[tokio::test]
-async fn item_22_every_connection_gets_its_own_reply() {
+async fn every_connection_gets_its_own_reply() {
     let lab = Lab::new(Framing::Eof, |message| {
         Box::pin(async move {
             // The later the request, the sooner the answer.
@@ -115,7 +115,7 @@ async fn item_22_every_connection_gets_its_own_reply() {
 }
 
 #[tokio::test]
-async fn item_22_http_answers_come_in_the_order_of_pipelined_requests() {
+async fn http_answers_come_in_the_order_of_pipelined_requests() {
     let lab = Lab::new(Framing::Http, |message| {
         Box::pin(async move {
             let first = message.payload.starts_with(b"GET /1");
@@ -140,7 +140,7 @@ async fn item_22_http_answers_come_in_the_order_of_pipelined_requests() {
 }
 
 #[tokio::test]
-async fn item_22_a_body_is_sent_after_continue() {
+async fn a_body_is_sent_after_continue() {
     let lab = Lab::new(Framing::Http, |message| {
         let body = message.payload.len();
         ready(Ok(respond(body.to_string().as_bytes())))
@@ -158,7 +158,7 @@ async fn item_22_a_body_is_sent_after_continue() {
 }
 
 #[tokio::test]
-async fn item_22_lines_share_a_connection() {
+async fn lines_share_a_connection() {
     let mut lab = Lab::new(Framing::JsonLines, |message| {
         let call: Value = serde_json::from_slice(&message.payload).unwrap();
         let answer = json!({ "jsonrpc": "2.0", "id": call["id"], "result": call["params"] });
@@ -187,7 +187,7 @@ async fn item_22_lines_share_a_connection() {
 }
 
 #[tokio::test]
-async fn item_25_what_goes_wrong_is_said_in_the_terms_of_the_framing() {
+async fn what_goes_wrong_is_said_in_the_terms_of_the_framing() {
     for (failure, status) in [
         (Failure::Unreachable, "502"),
         (Failure::Rejected, "502"),
@@ -223,7 +223,7 @@ async fn item_25_what_goes_wrong_is_said_in_the_terms_of_the_framing() {
 }
 
 #[tokio::test]
-async fn item_25_what_is_too_large_is_refused_while_it_comes() {
+async fn what_is_too_large_is_refused_while_it_comes() {
     let lab = Lab::new(Framing::Http, |_| panic!("it must not be sent"));
     let mut stream = lab.connect().await;
     let head = format!("POST / HTTP/1.1\r\nContent-Length: {FRAME_MAX}\r\n\r\n");
@@ -237,7 +237,7 @@ async fn item_25_what_is_too_large_is_refused_while_it_comes() {
 }
 
 #[tokio::test]
-async fn item_25_a_client_that_goes_away_leaves_nothing() {
+async fn a_client_that_goes_away_leaves_nothing() {
     let (sender, started) = oneshot::channel::<oneshot::Receiver<()>>();
     let sender = std::sync::Mutex::new(Some(sender));
     let lab = Lab::new(Framing::Eof, move |_| {
@@ -267,7 +267,7 @@ async fn item_25_a_client_that_goes_away_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn item_24_a_stale_socket_is_replaced_and_a_live_one_is_not_stolen() {
+async fn a_stale_socket_is_replaced_and_a_live_one_is_not_stolen() {
     let lab = Lab::new(Framing::Eof, |message| ready(Ok(message.payload)));
     let mode = fs::metadata(lab.path()).unwrap().permissions().mode();
     // Less where the umask of whoever tests says so.
@@ -340,7 +340,7 @@ async fn item_24_a_stale_socket_is_replaced_and_a_live_one_is_not_stolen() {
 }
 
 #[tokio::test]
-async fn item_24_connections_end_with_their_socket() {
+async fn connections_end_with_their_socket() {
     let lab = Lab::new(Framing::Http, |_| Box::pin(std::future::pending()));
     let mut stream = lab.connect().await;
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
