@@ -1,4 +1,4 @@
-//! Covers: a host that fails a running node or one that starts: a full disk, one that is or becomes read-only, wrong
+//! Covers: a host that fails a running node or one that starts: a full disk, one that is read-only or becomes immutable, wrong
 //! permissions, a TUN device that may not be opened, a socket directory that is deleted, a second node; and
 //! `hyphae doctor` on this host.
 //! Errors name the cause and the way out, exit codes are honest, nothing that was there is lost.
@@ -7,7 +7,7 @@
 
 mod common;
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -16,6 +16,7 @@ use common::{PATIENCE, binary, eventually, own_place, privileged, scrape_at};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use tempfile::TempDir;
 
 struct Node {
@@ -137,14 +138,23 @@ impl Mounted {
     }
 }
 
-impl Mounted {
-    /// The same files once more on top, where nothing can be written.
-    fn cover(&self) -> Self {
-        let none: Option<&str> = None;
-        mount(Some(&self.0), &self.0, none, MsFlags::MS_BIND, none).unwrap();
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(none, &self.0, none, flags, none).unwrap();
-        Self(self.0.clone())
+/// A directory whose entries cannot be changed, not even by root, for as long as this is there. Files that are
+/// open stay writable.
+struct Immutable(File);
+
+impl Immutable {
+    fn new(path: &Path) -> Self {
+        let directory = File::open(path).unwrap();
+        let flags = ioctl_getflags(&directory).unwrap();
+        ioctl_setflags(&directory, flags | IFlags::IMMUTABLE).unwrap();
+        Self(directory)
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        let flags = ioctl_getflags(&self.0).unwrap();
+        ioctl_setflags(&self.0, flags - IFlags::IMMUTABLE).unwrap();
     }
 }
 
@@ -248,13 +258,13 @@ fn a_read_only_state_directory_is_named_with_the_way_out() {
 }
 
 #[test]
-fn a_state_directory_that_becomes_read_only_under_a_node_stops_changes_and_nothing_else() {
+fn a_state_directory_that_becomes_immutable_under_a_node_stops_changes_and_nothing_else() {
     if !privileged(
-        "a_state_directory_that_becomes_read_only_under_a_node_stops_changes_and_nothing_else",
+        "a_state_directory_that_becomes_immutable_under_a_node_stops_changes_and_nothing_else",
     ) {
         return;
     }
-    let (mut node, mounted) = with_a_peer_on("size=8m,mode=0700");
+    let (mut node, _mounted) = with_a_peer_on("size=8m,mode=0700");
     let failures = |node: &Node| {
         let text = scrape_at(&node.metrics);
         let name = "hyphae_state_write_failures_total ";
@@ -276,8 +286,8 @@ fn a_state_directory_that_becomes_read_only_under_a_node_stops_changes_and_nothi
     let before = std::fs::read(node.state().join("peers.toml")).unwrap();
     assert_eq!(failures(&node), 0);
 
-    // The same files in a mount that takes no writes, as after an error of the disk. What is open stays open.
-    let over = mounted.cover();
+    // What is open stays open; nothing can be made, replaced or removed.
+    let immutable = Immutable::new(&node.state());
     for line in [
         &["peer", "add", OTHER][..],
         &["topic", "add", "letters"],
@@ -285,13 +295,13 @@ fn a_state_directory_that_becomes_read_only_under_a_node_stops_changes_and_nothi
     ] {
         let said = node.refused(node.command(line));
         assert!(
-            said.contains("Read-only") && said.contains("not stored, so not changed"),
+            said.contains("not permitted") && said.contains("not stored, so not changed"),
             "{line:?}: {said}"
         );
         assert!(said.contains(".toml"), "the file: {said}");
     }
     assert_eq!(failures(&node), 3);
-    assert!(node.log().contains("Read-only"), "{}", node.log());
+    assert!(node.log().contains("not permitted"), "{}", node.log());
     let peers = node.peers();
     assert!(peers.contains("192.0.2.1") && !peers.contains("192.0.2.2"));
     let topics = node.run(&["topic", "list"]).stdout;
@@ -303,7 +313,7 @@ fn a_state_directory_that_becomes_read_only_under_a_node_stops_changes_and_nothi
     send(&node, "meanwhile");
 
     // Writable again: what was refused can be done, and nothing was lost. Not even by a restart.
-    drop(over);
+    drop(immutable);
     assert!(node.run(&["peer", "add", OTHER]).status.success());
     assert_eq!(failures(&node), 3);
     node.stop();

@@ -257,7 +257,7 @@ fn a_gateway_comes_and_goes_by_reloads_of_gateway_relay_and_host() {
     };
     let known = |n: usize| mesh.routes(n).iter().any(|route| route.subnet == SITE);
     let routed = || {
-        let routes = command(&mesh.namespaces[host], "ip -6 route show");
+        let routes = command(&mesh.namespaces[host], "ip -6 route show table all");
         routes.contains(&format!("{SITE} dev hyphae0"))
     };
     let reached = || {

@@ -216,7 +216,11 @@ async fn refuse(mut stream: UnixStream, speaks_http: bool, cause: Error) {
     answer.extend_from_slice(&body);
     let writing = async {
         stream.write_all(&answer).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        // Closed with a request unread, a connection is reset, and the answer may be lost.
+        let mut unread = [0; 4096];
+        while stream.read(&mut unread).await? > 0 {}
+        io::Result::Ok(())
     };
     let _ = timeout(REFUSED_WITHIN, writing).await;
 }

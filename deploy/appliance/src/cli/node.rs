@@ -1,6 +1,7 @@
 //! Commands that ask a running node.
 
 use std::net::Ipv6Addr;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use hyphae_rpc::method::{
     TraceOutcome, TraceParams,
 };
 use hyphae_shm::stats::DropReason;
+use rustix::io::Errno;
 use serde_json::json;
 
 use super::{NodeRef, output};
@@ -257,19 +259,12 @@ pub(crate) fn status(node: &NodeRef, json: bool) -> anyhow::Result<()> {
     incomplete(&status).map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
 }
 
-/// Whether a dataplane has its socket in a directory. It takes whoever connects for a control plane, so the kernel
-/// is asked: proc_pid_net(5), `unix`, where flag 0x10000 is a socket that listens.
+/// Whether a dataplane has its socket in a directory. It takes a peer that connects for a control plane, so this asks
+/// with a socket of another type: unix(7), EPROTOTYPE where one is bound, ECONNREFUSED where none is.
 pub(super) fn is_listening(directory: &Path) -> bool {
     let socket = directory.join("dataplane.sock");
-    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    sockets.lines().any(|line| {
-        let mut fields = line.split_whitespace();
-        let flags = fields
-            .nth(3)
-            .and_then(|flags| u32::from_str_radix(flags, 16).ok());
-        let path = fields.nth(3).map(Path::new);
-        flags.is_some_and(|flags| flags & 0x1_0000 != 0) && path == Some(&socket)
-    })
+    let refused = UnixDatagram::unbound().and_then(|probe| probe.connect(socket));
+    refused.is_err_and(|error| error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()))
 }
 
 /// Why a node that answers does not do what it is for.
