@@ -2,7 +2,7 @@
 //!
 //! | door | speaks | who may |
 //! |---|---|---|
-//! | `rpc.sock` | newline-delimited JSON-RPC, or HTTP/1.1 | [`Allowed`](crate::config::Allowed), by `SO_PEERCRED` and `SO_PEERGROUPS` |
+//! | `rpc.sock` | newline-delimited JSON-RPC, or HTTP/1.1 | `rpc.allow_*`, by `SO_PEERCRED` and `SO_PEERGROUPS` |
 //! | TCP | JSON-RPC over HTTP/1.1 | on loopback users, found by sock_diag; elsewhere who has the bearer token |
 //! | TCP, REST | `/api/v1` of the Mycelium network | the same |
 //! | bus | messages on the topic `mycelium.admin` | keys and methods of admin.toml |

@@ -137,8 +137,8 @@ fn choose(available: &[usize], taken: &BTreeSet<usize>) -> Vec<Option<usize>> {
     }
 }
 
-/// Cores to which threads of other processes are pinned; `None` where this process does not see others (a PID namespace,
-/// `hidepid=`, `ProtectProc=`).
+/// Cores to which threads of other processes are pinned; `None` where this process does not see others
+/// (a PID namespace, `hidepid=`, `ProtectProc=`).
 pub fn taken() -> Option<BTreeSet<usize>> {
     taken_in(Path::new("/proc"), &[std::process::id()])
 }

@@ -34,6 +34,7 @@ enum Step {
 impl Engine {
     /// Works through a train of `segment`-byte frames (the last may be shorter) from `from`, in
     /// place. Appends one verdict per segment to `verdicts`.
+    #[inline]
     pub fn receive(
         &mut self,
         now: Nanos,
@@ -42,7 +43,17 @@ impl Engine {
         segment: usize,
         verdicts: &mut Vec<Verdict>,
     ) {
-        let from = from.into();
+        self.receive_train(now, &from.into(), train, segment, verdicts);
+    }
+
+    fn receive_train(
+        &mut self,
+        now: Nanos,
+        from: &AddressPair,
+        train: &mut [u8],
+        segment: usize,
+        verdicts: &mut Vec<Verdict>,
+    ) {
         self.counters.add(Counter::UnderlayRxTrains, 1);
         self.counters
             .add(Counter::UnderlayRxBytes, train.len() as u64);
@@ -51,7 +62,7 @@ impl Engine {
         self.counters.add(Counter::UnderlayRxPackets, frames);
         self.counters.observe(Counter::RxTrains1, frames);
         for part in train.chunks_mut(segment.saturating_mul(TRAIN_MAX)) {
-            self.receive_part(now, &from, part, segment, verdicts);
+            self.receive_part(now, from, part, segment, verdicts);
         }
     }
 

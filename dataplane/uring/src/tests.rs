@@ -1,6 +1,6 @@
 //! The contract of [`Driver`], held by both drivers that talk to a kernel: one body per test, run
-//! for each. `datagrams.rs` covers the socket, `sources.rs` the address that sends leave from, `tun.rs` the TUN queue, `tests/allocation.rs` of the
-//! package that nothing allocates after `open`, `memory.rs` its own twin.
+//! for each. `datagrams.rs` covers the socket, `sources.rs` the address that sends leave from, `tun.rs`
+//! the TUN queue, `tests/allocation.rs` of the package that nothing allocates after `open`, `memory.rs` its own twin.
 
 mod datagrams;
 mod sources;

@@ -90,7 +90,7 @@ counters! {
         HostErrors = "host_errors", "ICMPv6 errors given to the host";
         ErrorsSuppressed = "errors_suppressed", "reports and ICMPv6 errors not sent: beyond the rate limit";
         TxTooBig = "tx_too_big", "sends that the kernel refused because the interface does not carry the size";
-        TxSourceRefused = "tx_source_refused", "trains that the kernel did not send from the address that their peer uses, and sent from another";
+        TxSourceRefused = "tx_source_refused", "trains sent from another address than the one their peer uses";
         EndpointMoves = "endpoint_moves", "times a peer's frames came from a new underlay address";
         CookiesSent = "cookies_sent", "handshakes answered with a cookie because of load";
         CookiesRefused = "cookies_refused", "cookies in handshakes that were forged, too old or of another address";

@@ -77,8 +77,8 @@ pub(crate) enum Change {
     Lost,
 }
 
-/// Subscribes to the kernel's notifications and passes them on for as long as the process lives. Where it may not, as in
-/// a sandbox without AF_NETLINK, nothing ever changes: a relay works without.
+/// Subscribes to the kernel's notifications and passes them on for as long as the process lives. Where it
+/// may not, as in a sandbox without AF_NETLINK, nothing ever changes: a relay works without.
 pub(crate) fn start() -> broadcast::Sender<Change> {
     let (sender, _) = broadcast::channel(BEHIND_MAX);
     let changes = sender.clone();

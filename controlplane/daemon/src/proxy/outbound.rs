@@ -96,8 +96,8 @@ impl<C: Courier> Outbound<C> {
         }
     }
 
-    /// Makes a socket on somebody's authority and serves it for a topic. Destination and framing are those that the settings
-    /// have when a connection is made.
+    /// Makes a socket on somebody's authority and serves it for a topic. Destination and framing are
+    /// those that the settings have when a connection is made.
     ///
     /// # Errors
     /// When the socket cannot be made.

@@ -2,7 +2,7 @@
 //!
 //! | check | refused with |
 //! |---|---|
-//! | exactly one `Host`; on loopback an address or localhost, so that a name that was pointed here (DNS rebinding) does not help | 400, 403 |
+//! | exactly one `Host`; on loopback an address or localhost, against DNS rebinding | 400, 403 |
 //! | no `Origin`, no `Sec-Fetch-Site` of another site: only browsers send them | 403 |
 //! | a body is `application/json`, which a page may not send to another site unasked | 415 |
 //! | the connection's caller is admitted, or the request has the token | 401, 403 |

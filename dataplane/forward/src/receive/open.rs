@@ -184,6 +184,7 @@ impl Engine {
 
     /// Notes an authentic frame, and learns from it where the peer is if it `moved`, by what was
     /// known when its train came.
+    #[inline]
     fn accept(
         &mut self,
         from: &AddressPair,
@@ -209,6 +210,7 @@ impl Engine {
     }
 
     /// Sends to where a peer's newest frame came from, and from where it was sent to.
+    #[cold]
     fn learn_addresses(&mut self, from: &AddressPair, slot: usize) {
         let Some(link) = self.links.get_mut(slot) else {
             return;
