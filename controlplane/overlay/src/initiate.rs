@@ -240,7 +240,7 @@ impl Overlay {
         };
         let mut choice = self.offer(kind, SuiteSet::only(suite), ours.clone());
         // What came is what the path is known to carry.
-        fit_resets(&mut choice, message.len);
+        fit_resets(&mut choice, carrier, message.len);
         let Some(outgoing) = self.outgoing.get_mut(&id) else {
             return;
         };

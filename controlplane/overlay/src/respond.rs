@@ -26,8 +26,12 @@ const RENEWAL_PERCENT: u32 = 85;
 /// one has no more.
 const ANSWER_OVERHEAD: usize = 32 + 48 + 16;
 
-/// Leaves reset tokens out of an answer until it is no longer than the message that it answers.
-pub(crate) fn fit_resets(choice: &mut Offer, len: usize) {
+/// Leaves reset tokens out of an answer until it is no longer than the message that it answers. Inside of
+/// a session, where a first message has no padding, there is nobody whom an answer could be aimed at.
+pub(crate) fn fit_resets(choice: &mut Offer, carrier: Carrier, len: usize) {
+    if let Carrier::Sealed { .. } = carrier {
+        return;
+    }
     let tokens = choice.resets.len() * TOKEN_LEN;
     let without = size_of::<HandshakeHeader>() + ANSWER_OVERHEAD + choice.encode().len() - tokens;
     choice
@@ -80,7 +84,7 @@ impl Overlay {
             return;
         };
         let mut choice = self.offer(kind, SuiteSet::only(suite), indices.clone());
-        fit_resets(&mut choice, message.len);
+        fit_resets(&mut choice, carrier, message.len);
         let Some(answer) = noise.write(&choice.encode()) else {
             self.release_unused(now, kind, class, &indices);
             return;

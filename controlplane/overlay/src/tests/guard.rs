@@ -161,6 +161,43 @@ fn a_restarted_node_is_found_by_the_first_frame_sent_to_it() {
     }
 }
 
+/// A configuration of a node that renews every 20 s.
+fn brisk(seed: u8, workers: u16) -> crate::Config {
+    crate::Config {
+        rekey_after: SECOND * 20,
+        reject_after: SECOND * 40,
+        ..config(seed, workers)
+    }
+}
+
+#[test]
+fn a_node_that_restarts_after_a_renewal_inside_the_session_is_found_by_the_first_frame() {
+    for (began, workers) in [(0, 1), (1, 1), (0, 2)] {
+        let mut network = Network::new(16, vec![brisk(1, workers), brisk(2, workers)]);
+        network.connect(began, 1 - began);
+        network.wait(SECOND * 5, "a link", |n| n.is_up(0, 1) && n.is_up(1, 0));
+        let before = inits_sent(&network, 0) + inits_sent(&network, 1);
+        network.wait(SECOND * 60, "a renewal", |n| {
+            n.overlay(began).handshakes().links_renewed >= 1
+        });
+        let after = inits_sent(&network, 0) + inits_sent(&network, 1);
+        assert_eq!(before, after, "inside the session");
+        network.run(SECOND * 4);
+        for worker in network.nodes.iter().flat_map(|n| &n.workers) {
+            let tokens = worker.links.values().map(|lane| lane.install.reset);
+            assert!(tokens.into_iter().all(|token| token != [0; 16]));
+        }
+        network.restart(1);
+        if began == 1 {
+            // It has forgotten whom it was connected to.
+            assert_eq!(network.overlay(1).peers().count(), 0);
+        }
+        network.wait(SECOND * 6, "the link again", |n| n.is_up(1, 0));
+        let down = |e: &&Event| matches!(e, Event::PeerDown { .. });
+        assert_eq!(network.nodes[0].events.iter().find(down), None);
+    }
+}
+
 #[test]
 fn a_restarted_inbound_peer_is_dialled_where_it_was() {
     let mut network = pair(8, 1);
@@ -237,7 +274,11 @@ fn a_handshake_that_waits_for_its_turn_goes_at_once_when_a_reset_comes() {
 }
 
 fn ends() -> Network {
-    let mut network = Network::new(12, vec![config(1, 1), config(2, 1), config(3, 1)]);
+    ends_of(vec![config(1, 1), config(2, 1), config(3, 1)])
+}
+
+fn ends_of(configs: Vec<crate::Config>) -> Network {
+    let mut network = Network::new(12, configs);
     network.connect(0, 1);
     network.connect(2, 1);
     network.wait(SECOND * 5, "links", |n| n.is_up(0, 1) && n.is_up(2, 1));
@@ -267,6 +308,27 @@ fn a_restarted_end_that_is_only_spoken_to_is_reached_again_in_round_trips() {
     assert!(network.packet(0, 0, 2));
     network.run(SECOND);
     assert_eq!(network.delivered(2), before + 1);
+}
+
+#[test]
+fn an_end_that_restarts_after_a_renewal_inside_the_session_is_reached_again_in_round_trips() {
+    let mut network = ends_of(vec![brisk(1, 1), brisk(2, 1), brisk(3, 1)]);
+    let outside = network.nodes[0].routed_handshakes;
+    for _ in 0..30 {
+        assert!(network.packet(0, 0, 2));
+        network.run(SECOND);
+    }
+    assert!(network.overlay(0).handshakes().sessions_renewed >= 1);
+    assert_eq!(
+        network.nodes[0].routed_handshakes, outside,
+        "inside the session"
+    );
+    network.restart(2);
+    network.connect(2, 1);
+    network.wait(SECOND, "the link", |n| n.is_up(2, 1) && n.is_up(1, 2));
+    let session = |n: &Network| n.overlay(2).sessions().count() == 1;
+    assert!(!session(&network) && network.packet(0, 0, 2));
+    network.wait(SECOND, "a session again", session);
 }
 
 #[test]
