@@ -341,6 +341,8 @@ impl Overlay {
             association.liveness.probe_at = Nanos::NEVER;
             association.search = Search::default();
             self.clear_limit(owner);
+            // They came inside of a session that is gone.
+            self.forget_renewals(now, owner);
             if let Some(key) = key {
                 self.output.event(match owner {
                     Owner::Peer(peer) => Event::PeerDown { peer, key, reason },
@@ -364,14 +366,15 @@ impl Overlay {
                 Owner::Remote(_) => association.hold_until <= now,
             };
         if forget {
-            self.forget(owner);
+            self.forget(now, owner);
         } else {
             self.schedule(owner);
         }
     }
 
     /// Drops the memory of a node.
-    fn forget(&mut self, owner: Owner) {
+    fn forget(&mut self, now: Nanos, owner: Owner) {
+        self.forget_renewals(now, owner);
         self.timers.set(Timer::Association(owner), Nanos::NEVER);
         let Some(association) = self.associations.remove(&owner) else {
             return;

@@ -2,8 +2,8 @@
 //!
 //! A newcomer with a proven key gets in as long as somebody holds more than it would: of the group (an
 //! address, a site's /48, the neighbour that an end came through) that holds the most, the node that
-//! holds the most gives way, among equals the one that was silent longest. Sessions that are retiring go
-//! before the one in use. Configured peers never give way. A table is only gone through when it is full,
+//! holds the most gives way, among equals the one that was silent longest. Its half-open renewals go
+//! first, then sessions that are retiring, then the one in use. Configured peers never give way. A table is only gone through when it is full,
 //! and after a Diffie-Hellman that the newcomer has paid for as well.
 
 use std::cmp::Reverse;
@@ -108,7 +108,7 @@ impl Overlay {
                 .iter()
                 .map(|s| u32::from(s.lane_count()));
             let mut weight = match measure {
-                Measure::Slots => slots.sum(),
+                Measure::Slots => slots.sum::<u32>() + self.half_opens.renewal_slots(*owner),
                 Measure::Nodes => 1,
             };
             let place = group_of(*owner, association);
@@ -131,6 +131,10 @@ impl Overlay {
         let Some((_, _, _, victim)) = nodes.max().filter(|node| node.1 > 0) else {
             return false;
         };
+        if measure == Measure::Slots && self.half_opens.renewal_slots(victim) > 0 {
+            self.crowd_renewals(now, victim);
+            return true;
+        }
         let spare = self.associations.get(&victim).and_then(Association::spare);
         match (measure, spare) {
             (Measure::Slots, Some(epoch)) => self.remove_session(now, victim, epoch, true),

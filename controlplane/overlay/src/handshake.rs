@@ -2,7 +2,8 @@
 //!
 //! Half-open handshakes are bounded, of each kind by themselves: in number, per source, and by the
 //! slots that they hold. When there is no room the source that holds the most gives way ([`Shares`]).
-//! Those that renew a session came inside of it; they are bounded by the sessions that there are.
+//! Those that renew a session came inside of it; they are bounded by the sessions that there are, have no
+//! more lanes than it, and count as what its owner holds.
 //! None of this touches a session before a third message has proven who is there.
 
 use std::collections::BTreeMap;
@@ -155,10 +156,15 @@ impl Carrier {
                 through.map_or(u128::MAX, u128::from),
                 address.subnet_id().into(),
             ],
-            Self::Sealed { owner, .. } => match owner {
-                Owner::Peer(peer) => [0, peer.into()],
-                Owner::Remote(subnet) => [1, subnet.into()],
-            },
+            Self::Sealed { owner, .. } => sealed_holder(owner),
+        }
+    }
+
+    /// Whose session it is inside of.
+    pub(crate) fn sealed_in(self) -> Option<Owner> {
+        match self {
+            Self::Sealed { owner, .. } => Some(owner),
+            Self::Underlay { .. } | Self::Overlay { .. } => None,
         }
     }
 
@@ -182,6 +188,13 @@ impl Carrier {
             .update(noise)
             .finalize()
             .as_bytes()
+    }
+}
+
+fn sealed_holder(owner: Owner) -> Holder {
+    match owner {
+        Owner::Peer(peer) => [0, peer.into()],
+        Owner::Remote(subnet) => [1, subnet.into()],
     }
 }
 
@@ -381,6 +394,23 @@ impl HalfOpens {
         self.by_digest.remove(&half.digest);
         self.shares[half.carrier.queue() as usize].remove(half.carrier.holder(), half.order);
         Some(half)
+    }
+
+    /// Slots of all workers that the half-open renewals of a session hold.
+    pub(crate) fn renewal_slots(&self, owner: Owner) -> u32 {
+        let orders = self.shares[Queue::Renewal as usize].orders(sealed_holder(owner));
+        let ids = orders.iter().filter_map(|order| self.by_order.get(order));
+        let halves = ids.filter_map(|id| self.by_id.get(id));
+        halves
+            .map(|half| u32::try_from(half.indices.len()).unwrap_or(u32::MAX))
+            .sum()
+    }
+
+    /// Takes out the half-open renewals of a session.
+    pub(crate) fn remove_renewals(&mut self, owner: Owner) -> Vec<HalfOpen> {
+        let orders = self.shares[Queue::Renewal as usize].orders(sealed_holder(owner));
+        let halves = orders.into_iter().map(|order| self.remove_order(order));
+        halves.flatten().collect()
     }
 
     /// Takes out one that is too old.

@@ -221,16 +221,16 @@ impl Overlay {
             return;
         }
         let lanes = self.workers.max(offer.workers);
-        let class = match carrier {
-            Carrier::Sealed { .. } => Class::Renewal,
-            Carrier::Underlay { .. } | Carrier::Overlay { .. } => Class::Live,
+        let class = match self.renews(carrier, lanes) {
+            true => Class::Renewal,
+            false => Class::Live,
         };
         if let (Carrier::Overlay { through, .. }, Some(association)) =
             (carrier, self.associations.get_mut(&owner))
         {
             association.through = through;
         }
-        let room = class == Class::Renewal || self.live_room(now, owner, lanes, class);
+        let room = self.live_room(now, owner, lanes, class);
         let ours = Some(lanes).filter(|_| room);
         let Some(ours) = ours.and_then(|lanes| self.allocate(now, kind, lanes, class)) else {
             self.refuse(Some(key), carrier, Refusal::Slots);

@@ -75,11 +75,20 @@ impl Overlay {
             }
         };
         let (lanes, class) = (self.workers.max(offer.workers), carrier.class());
+        if class == Class::Renewal && !self.renews(carrier, lanes) {
+            self.refuse(None, carrier, Refusal::Offer);
+            return;
+        }
         let Some((order, weight)) = self.half_open_room(now, carrier, lanes) else {
             self.refuse(None, carrier, Refusal::Slots);
             return;
         };
-        let Some(indices) = self.allocate(now, kind, lanes, class) else {
+        let room = match carrier {
+            Carrier::Sealed { owner, .. } => self.live_room(now, owner, lanes, class),
+            Carrier::Underlay { .. } | Carrier::Overlay { .. } => true,
+        };
+        let indices = Some(lanes).filter(|_| room);
+        let Some(indices) = indices.and_then(|lanes| self.allocate(now, kind, lanes, class)) else {
             self.refuse(None, carrier, Refusal::Slots);
             return;
         };
@@ -111,6 +120,14 @@ impl Overlay {
         );
     }
 
+    /// Whether a handshake with so many lanes renews the session that it travels in: one with more lanes
+    /// is another session, and has no claim to the slots that are kept for renewals.
+    pub(crate) fn renews(&self, carrier: Carrier, lanes: u16) -> bool {
+        let renewed = carrier.sealed_in().and_then(|o| self.associations.get(&o));
+        let session = renewed.and_then(Association::current);
+        session.is_some_and(|session| lanes <= session.lane_count())
+    }
+
     /// Makes room for a half-open handshake: its arrival number, and the slots that it takes of a worker.
     /// `None` when its sender holds the most already.
     fn half_open_room(&mut self, now: Nanos, carrier: Carrier, lanes: u16) -> Option<(u64, u32)> {
@@ -126,6 +143,21 @@ impl Overlay {
             self.forget_half_open(now, &half);
         }
         Some((order?, weight))
+    }
+
+    /// Ends the half-open renewals of a session: for others' sake, or with the session.
+    pub(crate) fn forget_renewals(&mut self, now: Nanos, owner: Owner) -> u64 {
+        let mut count = 0;
+        for half in self.half_opens.remove_renewals(owner) {
+            self.forget_half_open(now, &half);
+            count += 1;
+        }
+        count
+    }
+
+    /// The same, because somebody else needs their slots.
+    pub(crate) fn crowd_renewals(&mut self, now: Nanos, owner: Owner) {
+        self.handshakes.crowded += self.forget_renewals(now, owner);
     }
 
     fn forget_half_open(&mut self, now: Nanos, half: &HalfOpen) {

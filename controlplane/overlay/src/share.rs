@@ -88,6 +88,12 @@ impl Shares {
         (held.map_or(0, |h| h.entries.len()), held.and_then(oldest))
     }
 
+    /// The entries of a fine name, the oldest first.
+    pub(crate) fn orders(&self, holder: Holder) -> Vec<u64> {
+        let held = self.held.get(&(Some(holder[0]), holder[1]));
+        held.map_or_else(Vec::new, |held| held.entries.keys().copied().collect())
+    }
+
     /// The entry that gives way.
     pub(crate) fn largest(&self) -> Option<u64> {
         let coarse = self.last_of(None)?;

@@ -4,16 +4,21 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use hyphae_shm::record::{Program, Punt, PuntHandshake, PuntService};
+use hyphae_shm::record::{Program, Punt, PuntHandshake, PuntLinkLocal, PuntService};
+use hyphae_wire::control::{self, ControlKind};
+use hyphae_wire::frame::LINK_HEADER_LEN;
 use hyphae_wire::handshake::{Message, Offer, Step, encode_frame, encode_session_in};
-use hyphae_wire::{Endpoint, Lane, NetworkId, Service, SessionIndex, SuiteSet, WorkerId};
+use hyphae_wire::{
+    Endpoint, Lane, NetworkId, PublicKey, SecretKey, Service, SessionIndex, SuiteSet, WorkerId,
+};
 use zerocopy::FromZeros;
 
 use super::network::{Network, config};
+use crate::index::Class;
 use crate::keys::Kind;
 use crate::noise::Noise;
 use crate::rng::Rng;
-use crate::{Config, Event, Policy};
+use crate::{Config, Event, Policy, Refusal};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(50);
@@ -24,6 +29,8 @@ const WORKERS: u16 = 64;
 struct Strangers {
     rng: Rng,
     number: u32,
+    /// What they claim.
+    workers: u16,
 }
 
 /// One of them, before its third message.
@@ -31,6 +38,7 @@ struct Stranger {
     noise: Box<Noise>,
     number: u32,
     kind: Kind,
+    workers: u16,
 }
 
 impl Strangers {
@@ -38,16 +46,17 @@ impl Strangers {
         Self {
             rng: Rng::new([seed; 32]),
             number: 0,
+            workers: WORKERS,
         }
     }
 
-    fn offer(kind: Kind, lanes: Vec<SessionIndex>) -> Offer {
+    fn offer(kind: Kind, workers: u16, lanes: Vec<SessionIndex>) -> Offer {
         Offer {
             suites: SuiteSet::all(),
-            workers: WORKERS,
+            workers,
             mtu: 1340,
             ports: match kind {
-                Kind::Link => vec![9670; WORKERS.into()],
+                Kind::Link => vec![9670; workers.into()],
                 Kind::EndToEnd => Vec::new(),
             },
             lanes,
@@ -61,12 +70,13 @@ impl Strangers {
         let number = self.number;
         let mut noise = Noise::new(identity, kind, true, None, Some(self.rng.array()));
         let first = noise
-            .write(&Self::offer(kind, Vec::new()).encode())
+            .write(&Self::offer(kind, self.workers, Vec::new()).encode())
             .unwrap();
         let stranger = Stranger {
             noise,
             number,
             kind,
+            workers: self.workers,
         };
         (
             stranger,
@@ -98,9 +108,9 @@ impl Stranger {
             return None;
         }
         let theirs = Offer::parse(&self.noise.read(message.noise)?).unwrap();
-        let index = |n: u16| SessionIndex::new(Lane(n).worker(WORKERS), 1, n);
+        let index = |n: u16| SessionIndex::new(Lane(n).worker(self.workers), 1, n);
         let lanes = (0..u16::try_from(theirs.lanes.len()).unwrap()).map(index);
-        let mut choice = Strangers::offer(self.kind, lanes.collect());
+        let mut choice = Strangers::offer(self.kind, self.workers, lanes.collect());
         choice.suites = theirs.suites;
         let third = self.noise.write(&choice.encode()).unwrap();
         let receiver = message.header.sender.get();
@@ -136,7 +146,17 @@ fn knock(network: &mut Network, node: usize, from: Endpoint, frame: &[u8]) {
 /// A whole link handshake of a stranger.
 fn join(network: &mut Network, node: usize, from: Endpoint, strangers: &mut Strangers) {
     let identity = strangers.identity();
-    let (mut stranger, first) = strangers.begin(Kind::Link, &identity);
+    join_as(network, node, from, strangers, &identity);
+}
+
+fn join_as(
+    network: &mut Network,
+    node: usize,
+    from: Endpoint,
+    strangers: &mut Strangers,
+    identity: &SecretKey,
+) {
+    let (mut stranger, first) = strangers.begin(Kind::Link, identity);
     let before = network.captured.len();
     knock(network, node, from, &first);
     let answers: Vec<_> = network.captured.drain(before..).collect();
@@ -146,6 +166,28 @@ fn join(network: &mut Network, node: usize, from: Endpoint, strangers: &mut Stra
     if let Some(third) = third {
         knock(network, node, from, &third);
     }
+}
+
+/// A message inside of the session that a node has with a key, if it has one.
+fn say_inside(network: &mut Network, node: usize, key: PublicKey, frame: &[u8]) {
+    let mut associations = network.overlay(node).associations.iter();
+    let known = associations.find(|(owner, a)| owner.kind() == Kind::Link && a.key == Some(key));
+    let Some(lane) = known.and_then(|(_, a)| a.current()?.lanes.first().copied()) else {
+        return;
+    };
+    let message = [
+        &control::message(ControlKind::Handshake),
+        &frame[LINK_HEADER_LEN..],
+    ]
+    .concat();
+    let meta = PuntLinkLocal {
+        receive_index: lane.receive.0.into(),
+        received: network.now.0.into(),
+        ..PuntLinkLocal::new_zeroed()
+    };
+    network.with(node, |overlay, now| {
+        overlay.handle_punt(now, WorkerId(0), &Punt::LinkLocal(&meta, &message));
+    });
 }
 
 /// The times of a node that renews every 20 s.
@@ -213,6 +255,98 @@ fn finished_handshakes_that_claim_the_most_workers_keep_nobody_out() {
     });
     // As many as there may be, and not one more.
     assert!(network.overlay(0).peers().count() <= 40);
+}
+
+#[test]
+fn renewals_that_claim_more_lanes_than_their_session_keep_nobody_out() {
+    let mut strangers = Strangers::new(5);
+    // As many keys as one address may have.
+    let most = Policy::default().inbound_per_source_max;
+    let identities: Vec<_> = (0..most).map(|_| strangers.identity()).collect();
+    let mut turn = 0;
+    let network = endures(36, brisk(1), |network| {
+        for (n, identity) in identities.iter().enumerate() {
+            let key = identity.public_key();
+            strangers.workers = 1;
+            if !network.overlay(0).is_up(key) {
+                join_as(network, 0, v4(1), &mut strangers, identity);
+            }
+            if turn % most == n {
+                strangers.workers = WORKERS;
+                for _ in 0..2 {
+                    let (_, first) = strangers.begin(Kind::Link, identity);
+                    say_inside(network, 0, key, &first);
+                }
+            }
+        }
+        turn += 1;
+    });
+    assert_eq!(network.overlay(0).half_opens.len(), 0, "none was answered");
+    let refused = |e: &&Event| {
+        matches!(
+            e,
+            Event::Refused {
+                reason: Refusal::Offer,
+                ..
+            }
+        )
+    };
+    assert!(network.nodes[0].events.iter().filter(refused).count() > 1000);
+}
+
+#[test]
+fn half_open_renewals_are_charged_to_their_owner_and_give_way_before_its_session() {
+    let mut network = Network::new(37, vec![config(1, 1)]);
+    let mut strangers = Strangers::new(7);
+    strangers.workers = 1;
+    let identity = strangers.identity();
+    join_as(&mut network, 0, v4(1), &mut strangers, &identity);
+    for _ in 0..2 {
+        let (_, first) = strangers.begin(Kind::Link, &identity);
+        say_inside(&mut network, 0, identity.public_key(), &first);
+    }
+    assert_eq!(network.overlay(0).half_opens.len(), 2);
+    // The rest belongs to others.
+    let now = network.now;
+    let overlay = network.nodes[0].overlay.as_mut().unwrap();
+    while overlay.allocate(now, Kind::Link, 1, Class::Live).is_some() {}
+    let newcomer = strangers.identity();
+    join_as(&mut network, 0, site(1), &mut strangers, &newcomer);
+    assert!(network.overlay(0).is_up(newcomer.public_key()));
+    assert!(network.overlay(0).is_up(identity.public_key()));
+    assert_eq!(network.overlay(0).half_opens.len(), 0);
+}
+
+#[test]
+fn half_open_renewals_end_with_their_session_and_give_their_slots_back() {
+    let mut network = Network::new(38, vec![config(1, 1)]);
+    let mut strangers = Strangers::new(6);
+    strangers.workers = 1;
+    let identity = strangers.identity();
+    let room = |network: &mut Network| {
+        let now = network.now;
+        let overlay = network.nodes[0].overlay.as_mut().unwrap();
+        let mut all = Vec::new();
+        while let Some(taken) = overlay.allocate(now, Kind::Link, 1, Class::Live) {
+            all.extend(taken);
+        }
+        overlay.release_unused(now, Kind::Link, Class::Live, &all);
+        all.len()
+    };
+    let before = room(&mut network);
+    join_as(&mut network, 0, v4(1), &mut strangers, &identity);
+    for _ in 0..2 {
+        let (_, first) = strangers.begin(Kind::Link, &identity);
+        say_inside(&mut network, 0, identity.public_key(), &first);
+    }
+    assert_eq!(network.overlay(0).half_opens.len(), 2);
+    assert_eq!(room(&mut network), before - 3);
+    let key = identity.public_key();
+    network.with(0, |overlay, now| {
+        assert!(overlay.remove_peer_by_key(now, &key));
+    });
+    assert_eq!(network.overlay(0).half_opens.len(), 0);
+    assert_eq!(room(&mut network), before);
 }
 
 #[test]
