@@ -175,6 +175,11 @@ impl Overlay {
         if outgoing.carriers.first().map(|c| c.kind()) != Some(kind) {
             return;
         }
+        // Nor does the inside of a session answer what was not asked there.
+        let asked = |carrier: Carrier| outgoing.carriers.iter().any(|c| c.leads_to(carrier));
+        if carrier.sealed_in().is_some() && !asked(carrier) {
+            return;
+        }
         let Some(payload) = noise.read(message.noise) else {
             return;
         };

@@ -191,7 +191,9 @@ impl Overlay {
         let Some(half) = self.half_opens.get_mut(id) else {
             return;
         };
-        if half.carrier.kind() != kind {
+        // What began inside of a session ends there, or whoever finishes it would use what another is
+        // charged for.
+        if half.carrier.kind() != kind || half.carrier.sealed_in() != carrier.sealed_in() {
             return;
         }
         let Some(payload) = half.noise.read(message.noise) else {

@@ -103,7 +103,13 @@ impl Stranger {
             Kind::Link => Message::parse_frame(answer),
             Kind::EndToEnd => Message::parse(answer),
         };
-        let message = message.ok().filter(|m| m.step == Step::Response)?;
+        self.third(&message.ok()?)
+    }
+
+    fn third(&mut self, message: &Message<'_>) -> Option<Vec<u8>> {
+        if message.step != Step::Response {
+            return None;
+        }
         if message.header.receiver.get() != self.number {
             return None;
         }
@@ -170,10 +176,15 @@ fn join_as(
 
 /// A message inside of the session that a node has with a key, if it has one.
 fn say_inside(network: &mut Network, node: usize, key: PublicKey, frame: &[u8]) {
+    ask_inside(network, node, key, frame);
+}
+
+/// The same, with the bodies of what is said inside of sessions in return.
+fn ask_inside(network: &mut Network, node: usize, key: PublicKey, frame: &[u8]) -> Vec<Vec<u8>> {
     let mut associations = network.overlay(node).associations.iter();
     let known = associations.find(|(owner, a)| owner.kind() == Kind::Link && a.key == Some(key));
     let Some(lane) = known.and_then(|(_, a)| a.current()?.lanes.first().copied()) else {
-        return;
+        return Vec::new();
     };
     let message = [
         &control::message(ControlKind::Handshake),
@@ -185,9 +196,19 @@ fn say_inside(network: &mut Network, node: usize, key: PublicKey, frame: &[u8]) 
         received: network.now.0.into(),
         ..PuntLinkLocal::new_zeroed()
     };
-    network.with(node, |overlay, now| {
-        overlay.handle_punt(now, WorkerId(0), &Punt::LinkLocal(&meta, &message));
-    });
+    let now = network.now;
+    let n = &mut network.nodes[node];
+    let overlay = n.overlay.as_mut().unwrap();
+    overlay.handle_punt(now, WorkerId(0), &Punt::LinkLocal(&meta, &message));
+    let mut answers = Vec::new();
+    while let Some((worker, program)) = overlay.poll_program() {
+        n.workers[worker.as_usize()].execute(now, &program);
+        if let Program::InjectLinkLocal(_, answer) = program.program() {
+            answers.push(answer[control::CONTROL_HEADER_LEN..].to_vec());
+        }
+    }
+    network.with(node, |_, _| ());
+    answers
 }
 
 /// The times of a node that renews every 20 s.
@@ -315,6 +336,41 @@ fn half_open_renewals_are_charged_to_their_owner_and_give_way_before_its_session
     assert!(network.overlay(0).is_up(newcomer.public_key()));
     assert!(network.overlay(0).is_up(identity.public_key()));
     assert_eq!(network.overlay(0).half_opens.len(), 0);
+}
+
+#[test]
+fn a_handshake_that_was_begun_inside_of_a_session_ends_in_it_and_nowhere_else() {
+    let mut network = Network::new(39, vec![config(1, 1)]);
+    let mut strangers = Strangers::new(8);
+    strangers.workers = 1;
+    let [one, other, third] = [(); 3].map(|()| strangers.identity());
+    for (n, identity) in [(1, &one), (2, &other)] {
+        join_as(&mut network, 0, v4(n), &mut strangers, identity);
+    }
+    let keys = [&one, &other, &third].map(SecretKey::public_key);
+    let sessions = |n: &Network, key| {
+        let mut associations = n.overlay(0).associations.values();
+        let known = associations.find(|a| a.key == Some(key));
+        known.map_or(0, |a| a.sessions.len())
+    };
+    let mut begin = |network: &mut Network, identity: &SecretKey| {
+        let (mut stranger, first) = strangers.begin(Kind::Link, identity);
+        let answers = ask_inside(network, 0, keys[0], &first);
+        let mut answers = answers.iter().filter_map(|body| Message::parse(body).ok());
+        answers.find_map(|m| stranger.third(&m)).unwrap()
+    };
+    // Under another key, outside.
+    let finish = begin(&mut network, &third);
+    knock(&mut network, 0, v4(3), &finish);
+    // Under another key, inside of the session of that.
+    let finish = begin(&mut network, &other);
+    ask_inside(&mut network, 0, keys[1], &finish);
+    // Under the same key, outside; and then where it was begun.
+    let finish = begin(&mut network, &one);
+    knock(&mut network, 0, v4(1), &finish);
+    assert_eq!(keys.map(|key| sessions(&network, key)), [1, 1, 0]);
+    ask_inside(&mut network, 0, keys[0], &finish);
+    assert_eq!(keys.map(|key| sessions(&network, key)), [2, 1, 0]);
 }
 
 #[test]
