@@ -246,14 +246,8 @@ impl Overlay {
         let mut choice = self.offer(kind, SuiteSet::only(suite), ours.clone());
         // What came is what the path is known to carry.
         fit_resets(&mut choice, carrier, message.len);
-        let Some(outgoing) = self.outgoing.get_mut(&id) else {
-            return;
-        };
-        let placeholder = Stage::Confirm { owner, epoch: 0 };
-        let Stage::Response(mut noise) = std::mem::replace(&mut outgoing.stage, placeholder) else {
-            return;
-        };
-        let Some(finish) = noise.write(&choice.encode()) else {
+        let Some((mut noise, finish)) = self.third_message(id, owner, &choice) else {
+            self.give_back(now, id, owner, class, &ours);
             return;
         };
         let endpoints = self.lane_endpoints(owner, carrier, &offer, lanes, true);
@@ -275,6 +269,10 @@ impl Overlay {
                 handshake: None,
             },
         );
+        let Some(epoch) = epoch else {
+            self.give_back(now, id, owner, class, &ours);
+            return;
+        };
         if let Some(association) = self.associations.get_mut(&owner) {
             association.key = Some(key);
             association.outgoing = Some(id);
@@ -288,7 +286,7 @@ impl Overlay {
         let message = self.frame(kind, Step::Finish, id, message.header.sender.get(), &finish);
         let place = endpoints.first().copied().unwrap_or_default();
         self.note_start(now, owner, offer.instance, place);
-        let (Some(epoch), Some(outgoing)) = (epoch, self.outgoing.get_mut(&id)) else {
+        let Some(outgoing) = self.outgoing.get_mut(&id) else {
             return;
         };
         outgoing.stage = Stage::Confirm { owner, epoch };
@@ -301,6 +299,36 @@ impl Overlay {
         outgoing.expires_at = now + CONFIRM_TIMEOUT;
         self.schedule(owner);
         self.outgoing_due(now, id);
+    }
+
+    /// The third message of a handshake that was answered, which waits for its confirmation from now on.
+    fn third_message(
+        &mut self,
+        id: u32,
+        owner: Owner,
+        choice: &Offer,
+    ) -> Option<(Box<Noise>, Vec<u8>)> {
+        let outgoing = self.outgoing.get_mut(&id)?;
+        let placeholder = Stage::Confirm { owner, epoch: 0 };
+        let Stage::Response(mut noise) = std::mem::replace(&mut outgoing.stage, placeholder) else {
+            return None;
+        };
+        let message = noise.write(&choice.encode())?;
+        Some((noise, message))
+    }
+
+    /// No session comes of an answer after all: gives back the slots of its lanes.
+    fn give_back(
+        &mut self,
+        now: Nanos,
+        id: u32,
+        owner: Owner,
+        class: Class,
+        ours: &[SessionIndex],
+    ) {
+        self.release_unused(now, owner.kind(), class, ours);
+        self.fail(now, id, None);
+        self.settle(now, owner, crate::DownReason::Dead);
     }
 
     /// Whether a second message is what this handshake may accept.

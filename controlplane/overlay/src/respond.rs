@@ -260,9 +260,6 @@ impl Overlay {
             self.yield_to(now, owner, key);
         }
         let endpoints = self.lane_endpoints(owner, carrier, &offer, lanes, false);
-        if class == Class::HalfOpen {
-            self.indices(kind).promote(&half.indices);
-        }
         let epoch = self
             .install(
                 now,
@@ -283,6 +280,10 @@ impl Overlay {
                 },
             )
             .ok_or(None)?;
+        // Not before: whoever called gives back the slots of what came to nothing, as half open.
+        if class == Class::HalfOpen {
+            self.indices(kind).promote(&half.indices);
+        }
         if receive_only {
             self.schedule(owner);
             return Ok(());

@@ -373,36 +373,53 @@ fn a_handshake_that_was_begun_inside_of_a_session_ends_in_it_and_nowhere_else() 
     assert_eq!(keys.map(|key| sessions(&network, key)), [2, 1, 0]);
 }
 
+/// Lanes of links that there is room for.
+fn room(network: &mut Network, node: usize) -> usize {
+    let now = network.now;
+    let overlay = network.nodes[node].overlay.as_mut().unwrap();
+    let mut all = Vec::new();
+    while let Some(taken) = overlay.allocate(now, Kind::Link, 1, Class::Live) {
+        all.extend(taken);
+    }
+    overlay.release_unused(now, Kind::Link, Class::Live, &all);
+    all.len()
+}
+
+#[test]
+fn an_answer_that_no_third_message_can_follow_holds_no_slots_and_is_asked_for_again() {
+    let mut network = Network::new(40, vec![config(1, 1), config(2, 1)]);
+    let before = room(&mut network, 0);
+    network.connect(0, 1);
+    let overlay = network.nodes[0].overlay.as_mut().unwrap();
+    // More than a message can carry.
+    let ports = std::mem::replace(&mut overlay.config.ports, vec![1; 40_000]);
+    network.run(TICK);
+    assert!(!network.is_up(0, 1) && room(&mut network, 0) == before);
+    network.nodes[0].overlay.as_mut().unwrap().config.ports = ports;
+    network.wait(SECOND * 10, "the link", |n| n.is_up(0, 1) && n.is_up(1, 0));
+    assert_eq!(room(&mut network, 0), before - 1);
+}
+
 #[test]
 fn half_open_renewals_end_with_their_session_and_give_their_slots_back() {
     let mut network = Network::new(38, vec![config(1, 1)]);
     let mut strangers = Strangers::new(6);
     strangers.workers = 1;
     let identity = strangers.identity();
-    let room = |network: &mut Network| {
-        let now = network.now;
-        let overlay = network.nodes[0].overlay.as_mut().unwrap();
-        let mut all = Vec::new();
-        while let Some(taken) = overlay.allocate(now, Kind::Link, 1, Class::Live) {
-            all.extend(taken);
-        }
-        overlay.release_unused(now, Kind::Link, Class::Live, &all);
-        all.len()
-    };
-    let before = room(&mut network);
+    let before = room(&mut network, 0);
     join_as(&mut network, 0, v4(1), &mut strangers, &identity);
     for _ in 0..2 {
         let (_, first) = strangers.begin(Kind::Link, &identity);
         say_inside(&mut network, 0, identity.public_key(), &first);
     }
     assert_eq!(network.overlay(0).half_opens.len(), 2);
-    assert_eq!(room(&mut network), before - 3);
+    assert_eq!(room(&mut network, 0), before - 3);
     let key = identity.public_key();
     network.with(0, |overlay, now| {
         assert!(overlay.remove_peer_by_key(now, &key));
     });
     assert_eq!(network.overlay(0).half_opens.len(), 0);
-    assert_eq!(room(&mut network), before);
+    assert_eq!(room(&mut network, 0), before);
 }
 
 #[test]
