@@ -101,7 +101,8 @@ impl Totals {
 }
 
 impl Totals {
-    /// Two hosts have one key: `key`, or as its owner says this node's.
+    /// Two hosts have one key: `key`, or as its owner says this node's. Of each key one line in a minute,
+    /// whatever places it names.
     fn note_duplicate(&mut self, now: Nanos, key: &PublicKey, duplicate: &Duplicate) {
         self.duplicate_keys += 1;
         let place = |place: Endpoint| match place.is_unset() {
@@ -109,18 +110,23 @@ impl Totals {
             false => place.to_string(),
         };
         let [one, other] = duplicate.endpoints.map(place);
-        if !self.is_news(now, "duplicate_key", format!("{key} {one} {other}")) {
+        // What is only said has lines of its own: it crowds nothing out that was seen.
+        let reason = match duplicate.own {
+            true => "duplicate_key_said",
+            false => "duplicate_key",
+        };
+        if !self.is_news(now, reason, key.to_string()) {
             return;
         }
-        let advice = "stop one, remove its priv_key.bin and start it again";
         if duplicate.own {
+            let advice = "see whether a host was made from a copy of this one; this peer's word alone proves nothing";
             tracing::warn!(
                 said_by = %key, here = one, other, advice,
-                "two hosts have one key, and this is one of them: what is sent to it reaches now the one, now the other"
+                "a peer says that another host has this node's key"
             );
         } else {
             tracing::warn!(
-                %key, one, other, advice,
+                %key, one, other, advice = "stop one, remove its priv_key.bin and start it again",
                 "two hosts have one key: what is sent to it reaches now the one, now the other"
             );
         }
@@ -212,6 +218,23 @@ mod tests {
         }
         assert_eq!(totals.sessions_failed, 1000);
         assert_eq!(totals.logged["no_session"].lines.len(), 16);
+    }
+
+    #[test]
+    fn one_who_speaks_of_two_hosts_has_one_line_whatever_places_it_names() {
+        let mut totals = Totals::default();
+        let key = |n: u8| PublicKey([n; 32]);
+        for port in 1..=100 {
+            for (n, own) in [(1, true), (2, true), (3, false)] {
+                let place = std::net::SocketAddr::from(([192, 0, 2, 1], port)).into();
+                let endpoints = [place, Endpoint::default()];
+                let duplicate = Duplicate { own, endpoints };
+                let (key, names) = (key(n), BTreeMap::new());
+                totals.note(Nanos(1), &Event::Duplicate { key, duplicate }, &names);
+            }
+        }
+        assert_eq!(totals.logged["duplicate_key_said"].lines.len(), 2);
+        assert_eq!(totals.logged["duplicate_key"].lines.len(), 1);
     }
 
     #[test]

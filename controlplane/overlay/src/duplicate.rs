@@ -29,6 +29,8 @@ pub(crate) struct Starts {
     before: VecDeque<u64>,
     /// The last sign of two hosts.
     found: Option<(Nanos, Duplicate)>,
+    /// What the node says of this node's key, which nothing else shows.
+    claim: Option<(Nanos, Duplicate)>,
 }
 
 impl Starts {
@@ -59,11 +61,32 @@ impl Starts {
         known
     }
 
-    /// Whether two hosts have the key, as far as known.
-    pub(crate) fn duplicate(&self, now: Nanos) -> Option<Duplicate> {
-        let (at, duplicate) = self.found?;
-        (now.since(at) < KEPT).then_some(duplicate)
+    /// Takes what the node says of this node's key. It is heard once in a while: saying it again, or of
+    /// other places, changes nothing meanwhile.
+    fn claim(&mut self, now: Nanos, endpoints: [Endpoint; 2]) -> Option<Duplicate> {
+        if fresh(self.claim, now).is_some() {
+            return None;
+        }
+        let own = true;
+        let duplicate = Duplicate { own, endpoints };
+        self.claim = Some((now, duplicate));
+        Some(duplicate)
     }
+
+    /// Whether two hosts have the key, as this node has seen.
+    fn seen(&self, now: Nanos) -> Option<Duplicate> {
+        fresh(self.found, now)
+    }
+
+    /// What this node has seen of the key, else what is said of its own.
+    pub(crate) fn duplicate(&self, now: Nanos) -> Option<Duplicate> {
+        self.seen(now).or(fresh(self.claim, now))
+    }
+}
+
+fn fresh(sign: Option<(Nanos, Duplicate)>, now: Nanos) -> Option<Duplicate> {
+    let (at, duplicate) = sign?;
+    (now.since(at) < KEPT).then_some(duplicate)
 }
 
 impl Overlay {
@@ -82,7 +105,7 @@ impl Overlay {
         if !association.starts.note(now, instance, place) {
             return;
         }
-        let (key, found) = (association.key, association.starts.duplicate(now));
+        let (key, found) = (association.key, association.starts.seen(now));
         if let (Some(key), Some(duplicate)) = (key, found) {
             self.output.event(Event::Duplicate { key, duplicate });
         }
@@ -93,7 +116,7 @@ impl Overlay {
         let Some(association) = self.associations.get(&owner) else {
             return;
         };
-        let Some(duplicate) = association.starts.duplicate(now) else {
+        let Some(duplicate) = association.starts.seen(now) else {
             return;
         };
         let [here, other] = duplicate.endpoints;
@@ -115,7 +138,7 @@ impl Overlay {
         }
     }
 
-    /// A node says that another host has this node's key.
+    /// A node says that another host has this node's key. Nothing but its word shows that.
     pub(crate) fn own_duplicate(&mut self, now: Nanos, owner: Owner, body: &[u8]) {
         self.clock = now;
         let Ok((endpoints, _)) = <[Endpoint; 2]>::read_from_prefix(body) else {
@@ -124,12 +147,8 @@ impl Overlay {
         let Some(association) = self.associations.get_mut(&owner) else {
             return;
         };
-        let duplicate = Duplicate {
-            own: true,
-            endpoints,
-        };
-        association.starts.found = Some((now, duplicate));
-        if let Some(key) = association.key {
+        let claim = association.starts.claim(now, endpoints);
+        if let (Some(key), Some(duplicate)) = (association.key, claim) {
             self.output.event(Event::Duplicate { key, duplicate });
         }
     }
@@ -182,5 +201,22 @@ mod tests {
         let found = known.duplicate(Nanos(6)).unwrap();
         assert_eq!((found.own, found.endpoints), (false, [at(1), at(2)]));
         assert_eq!(known.duplicate(Nanos(5) + KEPT), None);
+    }
+
+    #[test]
+    fn what_a_node_says_of_this_key_counts_once_in_a_while_and_hides_nothing_that_was_seen() {
+        let mut known = Starts::default();
+        assert!(known.claim(Nanos(5), [at(1), at(2)]).is_some());
+        for host in 3..20 {
+            assert_eq!(known.claim(Nanos(6), [at(1), at(host)]), None);
+        }
+        let said = known.duplicate(Nanos(6)).unwrap();
+        assert_eq!((said.own, said.endpoints), (true, [at(1), at(2)]));
+        assert_eq!(known.seen(Nanos(6)), None, "and is not told on");
+        for (n, host) in [(1, 1), (2, 2), (1, 1)] {
+            known.note(Nanos(7), n, at(host));
+        }
+        assert!(!known.duplicate(Nanos(8)).unwrap().own);
+        assert!(known.claim(Nanos(5) + KEPT, [at(1), at(2)]).is_some());
     }
 }

@@ -139,7 +139,8 @@ pub enum DownReason {
 /// Two hosts with one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Duplicate {
-    /// It is this node's key, as a peer or end has said; else it is theirs.
+    /// It is this node's key, as a peer or end says, which alone proves nothing; else it is theirs, as this
+    /// node has seen.
     pub own: bool,
     /// Where the two are, as far as whoever found it sees: the one in use, or this node, first. Unset end
     /// to end.

@@ -224,8 +224,13 @@ fn two_hosts_with_one_key_are_told_and_the_node_between_them_says_so() {
         assert_eq!(said.places[0], place.to_string(), "its own place first");
         assert!(expected.contains(&said.places[1]));
     }
-    for node in [&relay, &hosts[0], &hosts[1]] {
+    let said = "a peer says that another host has this node's key";
+    for (node, line) in [
+        (&relay, "two hosts have one key"),
+        (&hosts[0], said),
+        (&hosts[1], said),
+    ] {
         let log = node.log();
-        assert!(log.contains("two hosts have one key"), "{log}");
+        assert!(log.contains(line), "{log}");
     }
 }

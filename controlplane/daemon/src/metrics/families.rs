@@ -110,7 +110,7 @@ pub(crate) const NODE: &[Family] = &[
     counter(
         "hyphae_duplicate_keys_total",
         &[],
-        "Times two hosts were seen to have one key: a peer's, an end's, or as others say this node's",
+        "Times two hosts were seen to have one key, or another node said so of this node's, which counts once in ten minutes",
     ),
     counter("hyphae_session_up_total", &[], "End-to-end sessions made"),
     counter(

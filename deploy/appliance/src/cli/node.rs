@@ -327,15 +327,13 @@ fn duplicate(peer: &Peer) -> String {
     let Some(found) = &peer.duplicate else {
         return String::new();
     };
-    let whose = if found.own {
-        "this node's key"
+    let finding = if found.own {
+        "DUPLICATE, as it says: this node's key"
     } else {
-        "this key"
+        "DUPLICATE: this key"
     };
-    format!(
-        " DUPLICATE: {whose} is on two hosts, {}",
-        found.places.join(" and ")
-    )
+    let places = found.places.join(" and ");
+    format!(" {finding} is on two hosts, {places}")
 }
 
 const ROUTE_COLUMNS: [&str; 4] = ["PREFIX", "NEXT HOP", "METRIC", "ORIGIN"];
