@@ -167,22 +167,7 @@ pub(crate) fn start(
     let (wake, woken) = mpsc::channel(1);
     let wishes = Arc::new(Mutex::new(Wishes::default()));
     let wants_links = Arc::new(AtomicBool::new(false));
-    let keeper = Keeper {
-        unmarked: (device.mark == 0).then(|| "underlay packets are not marked".to_owned()),
-        wants_links: Arc::clone(&wants_links),
-        links: BTreeSet::new(),
-        learnt: false,
-        device,
-        index: None,
-        prepared: None,
-        configured: false,
-        moved: false,
-        gone_since: None,
-        routes: BTreeMap::new(),
-        due: Some(now()),
-        pace: Pace::default(),
-        report,
-    };
+    let keeper = Keeper::new(device, Arc::clone(&wants_links), report);
     tokio::spawn(keep(keeper, Arc::clone(&wishes), woken, changes));
     HostRoutes {
         wishes,
@@ -228,6 +213,7 @@ async fn keep(
             },
             () = wait => keeper.check(&kernel).await,
         }
+        keeper.ask_for_links();
     }
 }
 
@@ -257,9 +243,12 @@ struct Keeper {
     learnt: bool,
     /// Why underlay packets cannot be told apart from others, if they cannot.
     unmarked: Option<String>,
+    /// Rules could not be set; they are tried again then.
+    rules_at: Option<Nanos>,
+    rules_pace: Pace,
     wants_links: Arc<AtomicBool>,
-    /// Underlay addresses of peers, known where they count.
-    links: BTreeSet<Ipv6Addr>,
+    /// Underlay addresses of peers; `None` until they have come since they count.
+    links: Option<BTreeSet<Ipv6Addr>>,
     /// When to compare what is wanted with what there is.
     due: Option<Nanos>,
     pace: Pace,
@@ -267,6 +256,27 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn new(device: Device, wants_links: Arc<AtomicBool>, report: Arc<Report>) -> Self {
+        Self {
+            unmarked: (device.mark == 0).then(|| "underlay packets are not marked".to_owned()),
+            wants_links,
+            rules_at: None,
+            rules_pace: Pace::default(),
+            links: None,
+            learnt: false,
+            device,
+            index: None,
+            prepared: None,
+            configured: false,
+            moved: false,
+            gone_since: None,
+            routes: BTreeMap::new(),
+            due: Some(now()),
+            pace: Pace::default(),
+            report,
+        }
+    }
+
     /// The kernel reports a change.
     fn note(&mut self, change: &Change) {
         let ours = |index: &u32| Some(*index) == self.index;
@@ -292,8 +302,20 @@ impl Keeper {
     }
 
     fn check_after(&mut self, wait: Duration) {
-        let at = now() + wait;
+        self.check_at(now() + wait);
+    }
+
+    fn check_at(&mut self, at: Nanos) {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    /// Says whether it counts where the peers are. What was known is forgotten when it no longer does.
+    fn ask_for_links(&mut self) {
+        let wanted = self.unmarked.is_some() && !self.lengths().is_empty();
+        self.wants_links.store(wanted, Ordering::Relaxed);
+        if !wanted {
+            self.links = None;
+        }
     }
 
     /// Carries out what is wished of routes.
@@ -304,9 +326,8 @@ impl Keeper {
             links,
         } = wishes;
         let before = self.lengths();
-        if let Some(links) = links
-            && self.links != links
-        {
+        let moved = links.is_some() && self.links != links;
+        if moved {
             self.links = links;
             self.check_after(Duration::ZERO);
         }
@@ -329,30 +350,44 @@ impl Keeper {
         let Some(index) = self.index.filter(|_| !self.report.is_broken()) else {
             return;
         };
-        if self.lengths() != before {
+        let marked = self.unmarked.is_none();
+        if self.lengths() != before && self.rules_at.is_none() {
             self.set_rules(kernel, index).await;
         }
+        if (moved || marked != self.unmarked.is_none())
+            && let Err(error) = self.set_routes(kernel, index).await
+        {
+            tracing::warn!(%error, "the host's routes were not changed");
+            self.check_after(SETTLE);
+        }
         for (prefix, wish) in changed {
-            let table = self.table(index, prefix);
-            let done = match (wish, table) {
-                (Wish::There(mtu), Some(table)) => {
-                    kernel.set_route(index, table, prefix, mtu).await
-                }
-                (Wish::There(_), None) => Ok(()),
-                (Wish::Gone, table) => {
-                    let table = table.unwrap_or(TABLE_MAIN);
-                    kernel.delete_route(index, table, prefix).await
-                }
+            let done = match wish {
+                Wish::There(mtu) => match self.table(index, prefix) {
+                    Some(table) => kernel.set_route(index, table, prefix, mtu).await,
+                    None => Ok(()),
+                },
+                Wish::Gone => self.delete_route(kernel, index, prefix).await,
             };
             if let Err(error) = done {
                 tracing::warn!(%error, %prefix, "the host's route was not changed");
                 self.check_after(SETTLE);
             }
         }
-        self.wants_links.store(
-            self.unmarked.is_some() && !self.lengths().is_empty(),
-            Ordering::Relaxed,
-        );
+    }
+
+    /// Removes a route from whichever table it may be in.
+    async fn delete_route(
+        &self,
+        kernel: &Kernel,
+        index: u32,
+        prefix: Prefix,
+    ) -> Result<(), HostError> {
+        if !prefix.overlaps(OVERLAY_RANGE) {
+            kernel
+                .delete_route(index, rules::table(index), prefix)
+                .await?;
+        }
+        kernel.delete_route(index, TABLE_MAIN, prefix).await
     }
 
     /// Lengths of the prefixes outside of the overlay that are routed.
@@ -364,14 +399,8 @@ impl Keeper {
 
     /// Where a route belongs; `None` where it would lead the node's own packets into the device.
     fn table(&self, index: u32, prefix: Prefix) -> Option<u32> {
-        if prefix.overlaps(OVERLAY_RANGE) {
-            Some(TABLE_MAIN)
-        } else if self.unmarked.is_none() {
-            Some(rules::table(index))
-        } else {
-            let covers = |link: &Ipv6Addr| prefix.contains((*link).into());
-            (!self.links.iter().any(covers)).then_some(TABLE_MAIN)
-        }
+        let own = self.unmarked.is_none().then(|| rules::table(index));
+        place(prefix, own, self.links.as_ref())
     }
 
     /// Rules that are wanted and not there, and that are there and not wanted.
@@ -385,32 +414,51 @@ impl Keeper {
         if !self.learnt {
             return Ok((Vec::new(), excess));
         }
-        let lengths = match self.unmarked {
-            Some(_) => BTreeSet::new(),
-            None => self.lengths(),
+        let lengths = match self.device.mark {
+            0 => BTreeSet::new(),
+            _ => self.lengths(),
         };
         let wanted = rules::wanted(index, self.device.mark, lengths.into_iter());
         excess.extend(found.ours.difference(&wanted));
         Ok((wanted.difference(&found.ours).copied().collect(), excess))
     }
 
-    /// Sets rules. Where the kernel has none of the kind, routes that cover the address of a peer are withdrawn.
+    /// Sets rules. Where that fails, routes that could cover the address of a peer are left out until it is done.
     async fn set_rules(&mut self, kernel: &Kernel, index: u32) {
-        let done = async {
-            let (missing, excess) = self.wrong_rules(kernel, index).await?;
-            for rule in excess {
-                kernel.delete_rule(rule).await?;
+        match self.try_rules(kernel, index).await {
+            Ok(()) => {
+                if self.rules_at.take().is_some() {
+                    self.unmarked = None;
+                    tracing::info!("rules of policy routing are set");
+                }
             }
-            for rule in missing {
-                kernel.add_rule(rule).await?;
+            // None are needed; those that are left lead to an empty table.
+            Err(error) if self.device.mark == 0 => {
+                tracing::debug!(%error, "rules of an earlier control plane are still there");
             }
-            Ok::<_, HostError>(())
-        };
-        if let Err(error) = done.await {
-            tracing::error!(%error, "rules of policy routing cannot be kept");
-            self.unmarked = Some(error.to_string());
-            self.check_after(Duration::ZERO);
+            Err(error) => {
+                if self.rules_at.is_none() {
+                    tracing::error!(%error, "rules of policy routing cannot be set; they are tried again");
+                }
+                self.unmarked = Some(error.to_string());
+                let at = now();
+                self.rules_pace.note(at);
+                let next = self.rules_pace.next(at).max(at + RETRY);
+                self.rules_at = Some(next);
+                self.check_at(next);
+            }
         }
+    }
+
+    async fn try_rules(&self, kernel: &Kernel, index: u32) -> Result<(), HostError> {
+        let (missing, excess) = self.wrong_rules(kernel, index).await?;
+        for rule in excess {
+            kernel.delete_rule(rule).await?;
+        }
+        for rule in missing {
+            kernel.add_rule(rule).await?;
+        }
+        Ok(())
     }
 
     /// Removes those of our routes on the device that `stale` says.
@@ -440,6 +488,9 @@ impl Keeper {
                 Some(Problem::Failed(error.to_string()))
             }
         };
+        if let Some(at) = self.rules_at {
+            self.check_at(at);
+        }
         self.report.problem(problem);
     }
 
@@ -456,6 +507,13 @@ impl Keeper {
         if !new && !link.up {
             return Ok(Some(Problem::Down(link.name)));
         }
+        if self.rules_at.is_some_and(|at| at <= now()) {
+            self.set_rules(kernel, link.index).await;
+            if self.rules_at.is_none() {
+                self.set_routes(kernel, link.index).await?;
+            }
+        }
+        self.withdraw(kernel, link.index).await?;
         let broken = self.compare(kernel, &link, new).await?;
         if broken.is_empty() {
             return Ok(self.captured(link.index));
@@ -495,6 +553,8 @@ impl Keeper {
 
     /// Routes that are left out, as a problem.
     fn captured(&self, index: u32) -> Option<Problem> {
+        // Before it is known where the peers are, in a moment, nothing can be said.
+        self.links.as_ref()?;
         let prefixes = self.withdrawn(index);
         let why = self.unmarked.clone().filter(|_| !prefixes.is_empty())?;
         Some(Problem::Captured { prefixes, why })
@@ -538,8 +598,15 @@ impl Keeper {
         note(Part::Address, usize::from(!address));
         let wrong = self.wrong_routes(kernel, link.index).await?;
         note(Part::Route, wrong.missing.len() + wrong.misplaced.len());
-        let (missing, excess) = self.wrong_rules(kernel, link.index).await?;
-        note(Part::Rule, missing.len() + excess.len());
+        // Those that could not be set are tried again by themselves.
+        if self.rules_at.is_none() {
+            let wrong = match self.wrong_rules(kernel, link.index).await {
+                Ok((missing, excess)) => missing.len() + excess.len(),
+                // A kernel may have none of the kind.
+                Err(_) => usize::from(self.unmarked.is_none()),
+            };
+            note(Part::Rule, wrong);
+        }
         Ok(broken)
     }
 
@@ -604,13 +671,48 @@ impl Keeper {
         if wrong(Part::Rule) {
             self.set_rules(kernel, link.index).await;
         }
-        let wrong = self.wrong_routes(kernel, link.index).await?;
+        self.set_routes(kernel, link.index).await
+    }
+
+    /// Puts every route where it belongs.
+    async fn set_routes(&self, kernel: &Kernel, index: u32) -> Result<(), HostError> {
+        let wrong = self.wrong_routes(kernel, index).await?;
         for (table, prefix) in wrong.misplaced {
-            kernel.delete_route(link.index, table, prefix).await?;
+            kernel.delete_route(index, table, prefix).await?;
         }
         for (table, prefix, mtu) in wrong.missing {
-            kernel.set_route(link.index, table, prefix, mtu).await?;
+            kernel.set_route(index, table, prefix, mtu).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes routes that would lead the node's own packets into the device. That is never held back.
+    async fn withdraw(&self, kernel: &Kernel, index: u32) -> Result<(), HostError> {
+        if self.withdrawn(index).is_empty() {
+            return Ok(());
+        }
+        for (table, prefix) in self.wrong_routes(kernel, index).await?.misplaced {
+            if self.table(index, prefix).is_none() {
+                kernel.delete_route(index, table, prefix).await?;
+            }
         }
         Ok(())
     }
 }
+
+/// Where a route belongs: outside of the overlay in the table for it, where the node's own packets can be told apart;
+/// else in the main table, if it covers none of the peers' addresses and these are known.
+fn place(
+    prefix: Prefix,
+    own_table: Option<u32>,
+    links: Option<&BTreeSet<Ipv6Addr>>,
+) -> Option<u32> {
+    if prefix.overlaps(OVERLAY_RANGE) {
+        return Some(TABLE_MAIN);
+    }
+    let covers = |link: &Ipv6Addr| prefix.contains((*link).into());
+    own_table.or_else(|| (!links?.iter().any(covers)).then_some(TABLE_MAIN))
+}
+
+#[cfg(test)]
+mod tests;
