@@ -410,7 +410,7 @@ impl Keeper {
         index: u32,
     ) -> Result<(Vec<Rule>, Vec<Rule>), HostError> {
         let found = kernel.rules(index).await?;
-        let mut excess: Vec<_> = found.dead.into_iter().collect();
+        let mut excess: Vec<_> = found.dead.iter().copied().collect();
         if !self.learnt {
             return Ok((Vec::new(), excess));
         }
@@ -419,7 +419,8 @@ impl Keeper {
             _ => self.lengths(),
         };
         let wanted = rules::wanted(index, self.device.mark, lengths.into_iter());
-        excess.extend(found.ours.difference(&wanted));
+        let unwanted = found.ours.difference(&wanted);
+        excess.extend(unwanted.filter(|rule| !found.shared.contains(rule)));
         Ok((wanted.difference(&found.ours).copied().collect(), excess))
     }
 

@@ -76,20 +76,55 @@ pub(super) fn wanted(index: u32, mark: u32, lengths: impl Iterator<Item = u8>) -
         .collect()
 }
 
-/// What there is of such rules.
-#[derive(Debug, Default)]
+/// What there is of such rules. One for the main table belongs to whoever has the rule after it: two devices whose
+/// indices are equal modulo [`DEVICES`] have these in common.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// Of this device.
     pub(super) ours: BTreeSet<Rule>,
-    /// Of devices that do not exist any more.
+    /// Those of ours that another device needs as well.
+    pub(super) shared: BTreeSet<Rule>,
+    /// Of devices that do not exist any more, and of no other.
     pub(super) dead: BTreeSet<Rule>,
+}
+
+impl Found {
+    /// `gone`: tables of devices that do not exist any more.
+    fn new(all: &[Rule], index: u32, gone: &BTreeSet<u32>) -> Self {
+        let (own, mut found) = (table(index), Self::default());
+        for rule in all {
+            let belongs = |after: &&Rule| {
+                (after.priority, after.suppress) == (rule.priority + 1, rule.suppress)
+            };
+            let tables: BTreeSet<_> = match rule.table {
+                TABLE_MAIN => all.iter().filter(belongs).map(|it| it.table).collect(),
+                other => [other].into(),
+            };
+            let tables = tables.into_iter().filter(|table| is_ours(*table));
+            let (gone, there): (BTreeSet<_>, BTreeSet<_>) =
+                tables.partition(|table| gone.contains(table));
+            if there.contains(&own) {
+                found.ours.insert(*rule);
+                if there.len() > 1 {
+                    found.shared.insert(*rule);
+                }
+            } else if there.is_empty() && !gone.is_empty() {
+                found.dead.insert(*rule);
+            }
+        }
+        found
+    }
+}
+
+/// Whether a table is a device's.
+fn is_ours(table: u32) -> bool {
+    table & !TABLE_INDEX == TABLES
 }
 
 impl Kernel {
     /// Rules of the device with this index, and of those that have gone.
     pub(super) async fn rules(&self, index: u32) -> Result<Found, HostError> {
-        let first = PRIORITIES + index % DEVICES * EACH;
-        let (mut all, mut found) = (Vec::new(), Found::default());
+        let mut all = Vec::new();
         {
             let mut dump = std::pin::pin!(self.handle.rule().get(IpVersion::V6).execute());
             while let Some(message) = dump
@@ -100,29 +135,17 @@ impl Kernel {
                 all.extend(parse(&message));
             }
         }
-        for rule in &all {
-            let other = rule.table & TABLE_INDEX;
-            if rule.table & !TABLE_INDEX != TABLES || other == index & TABLE_INDEX {
-                continue;
-            }
-            if self.link_exists(other).await? {
-                continue;
-            }
-            // With the rule for the main table that belongs to it.
-            let pair = all.iter().filter(|pair| {
-                **pair == *rule || pair.priority + 1 == rule.priority && pair.table == TABLE_MAIN
-            });
-            found.dead.extend(pair.copied());
-        }
-        found.ours = all
-            .into_iter()
-            .filter(|rule| {
-                (first..first + EACH).contains(&rule.priority)
-                    && (rule.table == table(index) || rule.table == TABLE_MAIN)
-                    && !found.dead.contains(rule)
-            })
+        let tables = all.iter().map(|rule| rule.table);
+        let others: BTreeSet<_> = tables
+            .filter(|other| is_ours(*other) && *other != table(index))
             .collect();
-        Ok(found)
+        let mut gone = BTreeSet::new();
+        for other in others {
+            if !self.link_exists(other & TABLE_INDEX).await? {
+                gone.insert(other);
+            }
+        }
+        Ok(Found::new(&all, index, &gone))
     }
 
     pub(super) async fn add_rule(&self, rule: Rule) -> Result<(), HostError> {
@@ -220,6 +243,31 @@ mod tests {
         let of = |index| wanted(index, 150, [3].into_iter());
         assert!(of(5).is_disjoint(&of(6)));
         assert_ne!(table(5), table(6));
+    }
+
+    #[test]
+    fn devices_that_share_priorities_leave_each_other_their_rules() {
+        let of = |index| wanted(index, 150, [3, 48].into_iter());
+        let (one, two) = (of(5), of(5 + DEVICES));
+        let common: BTreeSet<_> = one.intersection(&two).copied().collect();
+        assert_eq!(common.len(), 2, "those for the main table");
+        let both: Vec<_> = one.union(&two).copied().collect();
+        let found = Found::new(&both, 5, &BTreeSet::new());
+        assert_eq!((&found.ours, &found.shared), (&one, &common));
+        assert_eq!(found.dead, BTreeSet::new());
+        // Beside a device that has none yet, all are the other's.
+        let others: Vec<_> = two.iter().copied().collect();
+        let none = Found::new(&others, 5, &BTreeSet::new());
+        assert_eq!(none, Found::default());
+        // When one has gone, what is left of it is what the other does not need.
+        let gone = [table(5 + DEVICES)].into();
+        let found = Found::new(&both, 5, &gone);
+        assert_eq!((found.ours, found.shared), (one, BTreeSet::new()));
+        assert_eq!(found.dead, two.difference(&common).copied().collect());
+        assert_eq!(Found::new(&others, 5, &gone).dead, two);
+        // A rule for the main table that nothing of ours follows is somebody else's.
+        let alone: Vec<_> = common.into_iter().collect();
+        assert_eq!(Found::new(&alone, 5, &gone), Found::default());
     }
 
     #[test]

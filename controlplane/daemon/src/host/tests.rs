@@ -67,6 +67,7 @@ async fn rules_fail_and_are_set_later() {
     keeper.apply(&kernel, reach).await;
     keeper.ask_for_links();
     allow(true);
+    keeper.check(&kernel).await;
     assert_eq!(routes().await, [], "it is not known where the peers are");
     assert!(wants_links.load(Ordering::Relaxed));
     let links = Wishes {
