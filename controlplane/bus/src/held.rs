@@ -1,7 +1,7 @@
-//! Senders that were told to wait for room, in order. None has more than a share of the places; who has none tries
-//! again by itself, later.
+//! Senders that were told to wait for room, in order. When all places are taken, the sender with most gives way with
+//! its last to one that has fewer; who has none tries again by itself, later.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ahash::RandomState;
 use hyphae_wire::{OverlayAddress, PublicKey};
@@ -15,47 +15,68 @@ const PER_PEER_MAX: usize = 512;
 pub(crate) struct Held {
     order: BTreeMap<u64, (DeliveryKey, OverlayAddress)>,
     places: HashMap<DeliveryKey, u64, RandomState>,
-    peers: HashMap<PublicKey, usize, RandomState>,
+    peers: HashMap<PublicKey, BTreeSet<u64>, RandomState>,
+    /// Peers by how many places they have.
+    sizes: BTreeSet<(usize, PublicKey)>,
     next: u64,
 }
 
 impl Held {
     /// Remembers a message once, if there is a place.
     pub(crate) fn insert(&mut self, key: DeliveryKey, address: OverlayAddress) {
-        if self.order.len() >= MAX || self.places.contains_key(&key) {
+        let count = self.peers.get(&key.peer).map_or(0, BTreeSet::len);
+        if self.places.contains_key(&key) || count >= PER_PEER_MAX {
             return;
         }
-        let count = self.peers.entry(key.peer).or_default();
-        if *count < PER_PEER_MAX {
-            *count += 1;
-            self.places.insert(key, self.next);
-            self.order.insert(self.next, (key, address));
-            self.next += 1;
+        if self.order.len() >= MAX && !self.displace(count + 1) {
+            return;
         }
+        let place = self.next;
+        self.next += 1;
+        self.order.insert(place, (key, address));
+        self.places.insert(key, place);
+        self.change(key.peer, |places| {
+            places.insert(place);
+        });
+    }
+
+    /// Takes the last place of the peer with most, if that has more than `count`.
+    fn displace(&mut self, count: usize) -> bool {
+        let most = self.sizes.last().filter(|(most, _)| *most > count);
+        let last = most.and_then(|(_, peer)| self.peers.get(peer)?.last().copied());
+        last.is_some_and(|place| self.take(place).is_some())
     }
 
     pub(crate) fn remove(&mut self, key: &DeliveryKey) {
-        if let Some(place) = self.places.remove(key) {
-            self.order.remove(&place);
-            self.leave(key.peer);
-        }
-    }
-
-    fn leave(&mut self, peer: PublicKey) {
-        if let Some(count) = self.peers.get_mut(&peer) {
-            *count -= 1;
-            if *count == 0 {
-                self.peers.remove(&peer);
-            }
+        if let Some(place) = self.places.get(key).copied() {
+            self.take(place);
         }
     }
 
     /// Takes the first.
     pub(crate) fn pop(&mut self) -> Option<(DeliveryKey, OverlayAddress)> {
-        let (_, (key, address)) = self.order.pop_first()?;
+        let (place, _) = self.order.first_key_value()?;
+        self.take(*place)
+    }
+
+    fn take(&mut self, place: u64) -> Option<(DeliveryKey, OverlayAddress)> {
+        let (key, address) = self.order.remove(&place)?;
         self.places.remove(&key);
-        self.leave(key.peer);
+        self.change(key.peer, |places| {
+            places.remove(&place);
+        });
         Some((key, address))
+    }
+
+    fn change(&mut self, peer: PublicKey, change: impl FnOnce(&mut BTreeSet<u64>)) {
+        let places = self.peers.entry(peer).or_default();
+        self.sizes.remove(&(places.len(), peer));
+        change(places);
+        if places.is_empty() {
+            self.peers.remove(&peer);
+        } else {
+            self.sizes.insert((places.len(), peer));
+        }
     }
 }
 
@@ -64,14 +85,42 @@ mod tests {
     use super::*;
     use crate::MessageId;
 
-    #[test]
-    fn a_peer_has_a_share_of_the_places_and_order_is_kept() {
-        let mut held = Held::default();
-        let key = |peer: u8, id: u64| DeliveryKey {
+    fn key(peer: u8, id: u64) -> DeliveryKey {
+        DeliveryKey {
             peer: PublicKey([peer; 32]),
             id: MessageId(id.to_be_bytes()),
             reply: false,
-        };
+        }
+    }
+
+    #[test]
+    fn when_all_places_are_taken_the_peer_with_most_gives_way_to_one_with_fewer() {
+        let (mut held, address) = (Held::default(), OverlayAddress::default());
+        for peer in 1..=8 {
+            (0..512).for_each(|id| held.insert(key(peer, id), address));
+        }
+        (0..512).for_each(|id| held.insert(key(9, id), address));
+        let mut counts = [0; 10];
+        assert_eq!(held.order.len(), MAX);
+        // Those that stay are the first of each, in order.
+        let mut next = [0; 10];
+        for (key, _) in std::iter::from_fn(|| held.pop()) {
+            let peer = usize::from(key.peer.0[0]);
+            counts[peer] += 1;
+            assert_eq!(key.id, MessageId(u64::to_be_bytes(next[peer])));
+            next[peer] += 1;
+        }
+        let shares = counts[1..].iter();
+        assert!(
+            shares.clone().all(|share| (454..=456).contains(share)),
+            "{counts:?}"
+        );
+        assert!(held.places.is_empty() && held.peers.is_empty() && held.sizes.is_empty());
+    }
+
+    #[test]
+    fn a_peer_has_a_share_of_the_places_and_order_is_kept() {
+        let mut held = Held::default();
         let address = OverlayAddress::default();
         (0..100_000).for_each(|id| held.insert(key(1, id), address));
         (0..3).for_each(|_| held.insert(key(2, 7), address));
