@@ -1,4 +1,5 @@
-//! Covers: what of a node's key is in the memory of its processes, as root sees it. That handshakes work is
+//! Covers: what of a node's key is in the memory of its processes, as root sees it, and that others of the node's user
+//! see nothing of it. That handshakes work is
 //! tested everywhere else.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
@@ -6,33 +7,53 @@
 mod common;
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, chown};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{PATIENCE, binary, eventually, own_place, privileged};
 use hyphae::lab::LabNode;
 use hyphae_controlplane::state;
 
+/// Bytes that are read at once.
+const CHUNK: u64 = 1 << 20;
+const PAGE: u64 = 4096;
+
 /// Places of `needle` in the memory of a process, stacks included, by the mapping that they are in.
 fn places(pid: u32, needle: &[u8]) -> Vec<String> {
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let mut found = Vec::new();
+    let (mut found, mut seen) = (Vec::new(), 0);
     for line in maps.lines() {
         let (range, rest) = line.split_once(' ').unwrap();
         let ends = range.split_once('-').unwrap();
-        let [start, end] = [ends.0, ends.1].map(|end| u64::from_str_radix(end, 16).unwrap());
+        let [mut at, end] = [ends.0, ends.1].map(|end| u64::from_str_radix(end, 16).unwrap());
         if !rest.starts_with('r') {
             continue;
         }
-        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
-        // Some of the kernel's own mappings cannot be read.
-        let Ok(len) = memory.read_at(&mut bytes, start) else {
-            continue;
-        };
-        let hits = bytes[..len].windows(needle.len()).filter(|w| w == &needle);
-        found.extend(hits.map(|_| line.to_owned()));
+        // What was read up to `at` and may be the beginning of a needle, then what follows.
+        let mut bytes = Vec::new();
+        while at < end {
+            let kept = bytes.len();
+            let want = usize::try_from(CHUNK.min(end - at)).unwrap();
+            bytes.resize(kept + want, 0);
+            let len = memory.read_at(&mut bytes[kept..], at).unwrap_or(0);
+            if len == 0 {
+                // Some pages cannot be read: the kernel's own, those beyond the end of a file.
+                bytes.clear();
+                at += PAGE - at % PAGE;
+                continue;
+            }
+            at += u64::try_from(len).unwrap();
+            seen += len;
+            bytes.truncate(kept + len);
+            let hits = bytes.windows(needle.len()).filter(|w| w == &needle);
+            found.extend(hits.map(|_| line.to_owned()));
+            bytes.drain(..bytes.len().saturating_sub(needle.len() - 1));
+        }
     }
+    assert!(seen > 0, "the memory of {pid} can be read");
     found
 }
 
@@ -119,5 +140,65 @@ fn a_key_is_in_one_place_only() {
             [""; 0],
             "node {n}, supervisor"
         );
+    }
+}
+
+/// A user without privileges.
+const USER: u32 = 64_002;
+
+/// Whether a process of the user can open a file of a process in /proc.
+fn opens(pid: u32, file: &str) -> bool {
+    let mut open = Command::new("dd");
+    open.args([&format!("if=/proc/{pid}/{file}"), "count=0"]);
+    let output = open.uid(USER).gid(USER).output().unwrap();
+    output.status.success()
+}
+
+/// Ends with the test.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // The planes of a node end with it.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn other_processes_of_the_nodes_user_cannot_look_into_either_plane() {
+    if !privileged("other_processes_of_the_nodes_user_cannot_look_into_either_plane") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    chown(directory.path(), Some(USER), Some(USER)).unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let mut up = Command::new(binary());
+    up.args(["up", "--no-tun", "--rpc", "off", "--rest", "off"]);
+    up.args(["--metrics", "off", "--discovery", "none"]);
+    up.args(["--cores", "any:1", "--listen", &own_place().to_string()]);
+    up.arg("--state-dir").arg(path("state"));
+    up.arg("--socket-dir").arg(path("run"));
+    up.stdout(Stdio::null()).stderr(Stdio::inherit());
+    let _node = Ends(up.uid(USER).gid(USER).spawn().unwrap());
+    let mut planes = None;
+    eventually("the node answers", PATIENCE, || {
+        let mut status = Command::new(binary());
+        status.args(["status", "--json", "--socket-dir"]);
+        let output = status.arg(path("run")).output().unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let pid = |of: &serde_json::Value| u32::try_from(of["pid"].as_u64()?).ok();
+        planes = pid(&status).zip(pid(&status["dataplane"]));
+        planes.is_some()
+    });
+    // What any process of that user may look into: the check can tell.
+    let mut sleep = Command::new("sleep");
+    let other = Ends(sleep.arg("600").uid(USER).gid(USER).spawn().unwrap());
+    assert!(opens(other.0.id(), "environ"));
+    let (control, dataplane) = planes.unwrap();
+    for plane in [control, dataplane] {
+        for file in ["mem", "environ", "maps"] {
+            assert!(!opens(plane, file), "/proc/{plane}/{file}");
+        }
     }
 }
