@@ -92,28 +92,30 @@ pub(crate) fn start() -> broadcast::Sender<Change> {
             return sender;
         }
     };
-    tokio::spawn(async move {
-        let mut buffer = Vec::with_capacity(MESSAGE_MAX);
-        let mut seen = BTreeSet::new();
-        loop {
-            buffer.clear();
-            match socket.recv(&mut buffer).await {
-                Ok(()) => parse(&buffer, |change| {
-                    // Nobody may have subscribed.
-                    let _ = changes.send(change);
-                }),
-                // ENOBUFS, and whatever else there is: the socket goes on.
-                Err(error) => {
-                    if seen.insert(error.raw_os_error()) {
-                        tracing::warn!(%error, "notifications of the kernel were lost; all is read again, each time");
-                    }
-                    let _ = changes.send(Change::Lost);
-                    tokio::time::sleep(AFTER_ERROR).await;
+    tokio::spawn(pass_on(socket, changes));
+    sender
+}
+
+async fn pass_on(socket: TokioSocket, changes: broadcast::Sender<Change>) {
+    let mut buffer = Vec::with_capacity(MESSAGE_MAX);
+    let mut seen = BTreeSet::new();
+    loop {
+        buffer.clear();
+        match socket.recv(&mut buffer).await {
+            Ok(()) => parse(&buffer, |change| {
+                // Nobody may have subscribed.
+                let _ = changes.send(change);
+            }),
+            // ENOBUFS, and whatever else there is: the socket goes on.
+            Err(error) => {
+                if seen.insert(error.raw_os_error()) {
+                    tracing::warn!(%error, "notifications of the kernel were lost; all is read again, each time");
                 }
+                let _ = changes.send(Change::Lost);
+                tokio::time::sleep(AFTER_ERROR).await;
             }
         }
-    });
-    sender
+    }
 }
 
 fn subscribe() -> io::Result<TokioSocket> {
@@ -328,5 +330,46 @@ mod tests {
         (underlay.due, underlay.told) = (None, Some(told));
         underlay.note(&Change::Lost);
         assert_eq!(underlay.due, Some(told + UNDERLAY_PAUSE));
+    }
+
+    fn ip(arguments: &str) {
+        let mut ip = std::process::Command::new("ip");
+        assert!(ip.args(arguments.split(' ')).status().unwrap().success());
+    }
+
+    async fn overflow() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let mut socket = subscribe().unwrap();
+        // The kernel's minimum; and nobody reads yet.
+        socket.socket_mut().set_rx_buf_sz(1_u32).unwrap();
+        for n in 1..=30 {
+            ip(&format!("address add 192.0.2.{n}/32 dev lo"));
+        }
+        let (changes, mut seen) = broadcast::channel(BEHIND_MAX);
+        tokio::spawn(pass_on(socket, changes));
+        assert_eq!(seen.recv().await, Ok(Change::Lost));
+        // What comes while old ones are still there is lost as well, and said to be.
+        for mtu in 1400.. {
+            ip(&format!("link set lo mtu {mtu}"));
+            let link = async { while !matches!(seen.recv().await, Ok(Change::Link { .. })) {} };
+            if tokio::time::timeout(2 * AFTER_ERROR, link).await.is_ok() {
+                break;
+            }
+            assert!(mtu < 1450, "the socket goes on");
+        }
+    }
+
+    #[test]
+    fn changes_that_overflow_the_socket_are_told_as_lost_and_it_goes_on() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: it makes a network namespace");
+            return;
+        }
+        // The namespace is the thread's.
+        let test = || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.enable_all().build().unwrap().block_on(overflow());
+        };
+        std::thread::spawn(test).join().unwrap();
     }
 }
