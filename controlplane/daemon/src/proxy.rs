@@ -27,7 +27,7 @@ use hyphae_bus::topics::TopicConfig;
 use hyphae_bus::{DeliveryKey, Outgoing, Refuse, ReplyFailure, Topic};
 
 pub use framing::Failure;
-pub use gate::{Gate, GateError};
+pub use gate::{Gate, GateError, Plane};
 pub use stats::{Side, Stats};
 
 /// How long a program at an outbound socket waits for its answer.

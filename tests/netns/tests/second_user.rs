@@ -24,9 +24,19 @@ const THEM: u32 = 64_001;
 struct Node {
     directory: TempDir,
     child: Option<Child>,
+    /// Who runs it.
+    uid: u32,
 }
 
 impl Node {
+    /// One that the second user runs, without any privilege.
+    fn theirs() -> Self {
+        let mut node = Self::new();
+        chown(node.directory.path(), Some(THEM), Some(THEM)).unwrap();
+        node.uid = THEM;
+        node
+    }
+
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         set_mode(directory.path(), 0o755);
@@ -35,6 +45,7 @@ impl Node {
         Self {
             directory,
             child: None,
+            uid: 0,
         }
     }
 
@@ -56,9 +67,12 @@ impl Node {
         let log = std::fs::File::create(self.path("log")).unwrap();
         let mut command = self.up();
         command.stdout(Stdio::null()).stderr(log);
+        if self.uid != 0 {
+            command.uid(self.uid).gid(self.uid);
+        }
         self.child = Some(command.spawn().unwrap());
         eventually("the node answers", PATIENCE, || {
-            self.run(0, &["status"]).status.success()
+            self.run(self.uid, &["status"]).status.success()
         });
     }
 
@@ -132,7 +146,7 @@ fn root_starts_no_node_in_a_directory_that_another_user_owns_or_may_write() {
             assert!(!output.status.success(), "{said}");
             assert!(said.contains(expected), "{expected}: {said}");
         };
-        refused("belongs to user 65534");
+        refused(&format!("belongs to user {THEM}"));
         chown(&theirs, Some(0), Some(0)).unwrap();
         set_mode(&theirs, 0o777);
         refused("may be written by others");
@@ -210,5 +224,25 @@ fn a_topic_leads_nowhere_that_its_setter_does_not_reach_also_after_a_restart() {
         stored.contains("forward_set_by = \"uid 64001\""),
         "{stored}"
     );
+    node.stop();
+}
+
+/// The planes of `hyphae up` are started as `/proc/self/exe` and show their program to nobody who lacks CAP_SYS_PTRACE.
+#[test]
+fn a_node_without_privileges_leads_no_topic_to_a_node_of_the_same_user() {
+    if !privileged("a_node_without_privileges_leads_no_topic_to_a_node_of_the_same_user") {
+        return;
+    }
+    let (mut node, mut other) = (Node::theirs(), Node::theirs());
+    node.start();
+    other.start();
+    assert!(node.run(THEM, &["topic", "add", "t"]).status.success());
+    for path in ["run/rpc.sock", "run/dataplane.sock"] {
+        for path in [node.path(path), other.path(path)] {
+            let said = node.forward(THEM, &path).unwrap_err();
+            assert!(said.contains("served by a Hyphae node"), "{path:?}: {said}");
+        }
+    }
+    other.stop();
     node.stop();
 }

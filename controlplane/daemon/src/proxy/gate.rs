@@ -25,8 +25,8 @@ use tokio::net::UnixStream;
 
 /// Who may connect to an outbound socket: owner and group.
 const MODE: u32 = 0o660;
-/// Name of the processes of a node.
-const PROGRAM: &str = "hyphae";
+/// Names of the processes of nodes (`/proc/PID/comm`): as they are started, and what [`Plane::set_name`] makes of it.
+const PROGRAMS: [&str; 3] = ["hyphae", "hyphae-data", "hyphae-control"];
 
 /// A path is not to be used by whoever set it.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,30 @@ pub enum GateError {
     /// The socket cannot be made.
     #[error(transparent)]
     Bind(#[from] BindError),
+}
+
+/// A plane as a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plane {
+    /// Forwards packets.
+    Data,
+    /// Drives it.
+    Control,
+}
+
+impl Plane {
+    /// Gives the calling thread, which has to be the process's first one, the name by which nodes know it. Started
+    /// as `/proc/self/exe` it is called `exe`, and a process that cannot be dumped shows its program to nobody.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn set_name(self) -> io::Result<()> {
+        let name = match self {
+            Self::Data => c"hyphae-data",
+            Self::Control => c"hyphae-control",
+        };
+        Ok(rustix::thread::set_name(name)?)
+    }
 }
 
 /// What is checked. Copies are the same one.
@@ -211,8 +235,8 @@ fn beneath(base: impl AsFd, rest: &Path, flags: OFlags) -> Result<OwnedFd, Errno
     }
 }
 
-/// Whether a process is of this node, or of another one on this host: by its program, and where another user's
-/// program cannot be seen, by its name.
+/// Whether a process is of this node, or of another one on this host: by its program, and where that cannot be seen,
+/// by its name.
 fn is_node(pid: i32) -> bool {
     if u32::try_from(pid) == Ok(std::process::id()) {
         return true;
@@ -226,7 +250,7 @@ fn is_node(pid: i32) -> bool {
         return true;
     }
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    name.is_ok_and(|name| name.trim_end() == PROGRAM)
+    name.is_ok_and(|name| PROGRAMS.contains(&name.trim_end()))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hyphae_controlplane::config::{Config, Settings};
+use hyphae_controlplane::proxy::Plane;
 use hyphae_controlplane::{Exit, Reloader};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -21,7 +22,7 @@ pub(crate) const RESTARTED: &str = "HYPHAE_RESTARTED";
 pub(crate) const SHUT_DOWN: u8 = 20;
 
 pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
-    let (_, config, set_level) = start(args)?;
+    let (_, config, set_level) = start(args, Plane::Data)?;
     let (_, sockets) = args.directories()?;
     on_hangup({
         let args = args.clone();
@@ -52,7 +53,7 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<ExitCode> {
-    let (settings, _, set_log_level) = start(args)?;
+    let (settings, _, set_log_level) = start(args, Plane::Control)?;
     let (state, sockets) = args.directories()?;
     // A file that was there and has gone is an error; one that was made since is read.
     let (file, overrides, args) = (args.file(), args.overrides()?, args.clone());
@@ -112,11 +113,13 @@ fn unit(cgroup: &str) -> Option<&str> {
     parts.find(|part| part.ends_with(".service"))
 }
 
-fn start(args: &NodeArgs) -> anyhow::Result<(Settings, Config, SetLevel)> {
+fn start(args: &NodeArgs, plane: Plane) -> anyhow::Result<(Settings, Config, SetLevel)> {
     // Both from before the first thread: a umask is the whole process's, and no thread is ended by a signal.
     hyphae_files::exact_modes();
     hangup().thread_block().context("signals")?;
     end_with_parent()?;
+    // Other nodes of this host know it by that.
+    plane.set_name().context("PR_SET_NAME")?;
     // Keys are in its memory: no core dumps, and nobody but root looks into it.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("PR_SET_DUMPABLE")?;
     let settings = args.settings()?;

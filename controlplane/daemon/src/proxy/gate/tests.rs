@@ -94,6 +94,22 @@ fn another_user_gets_sockets_in_directories_of_that_user_only() {
 }
 
 #[test]
+fn a_plane_is_known_by_its_name_where_its_program_is_not_seen() {
+    for (plane, name) in [
+        (Plane::Data, "hyphae-data"),
+        (Plane::Control, "hyphae-control"),
+    ] {
+        let seen = std::thread::spawn(move || {
+            plane.set_name().unwrap();
+            std::fs::read_to_string("/proc/thread-self/comm").unwrap()
+        });
+        let seen = seen.join().unwrap();
+        assert_eq!(seen.trim_end(), name);
+        assert!(PROGRAMS.contains(&name));
+    }
+}
+
+#[test]
 fn processes_of_nodes_are_known() {
     assert!(is_node(i32::try_from(std::process::id()).unwrap()));
     let mut child = std::process::Command::new("sleep")
