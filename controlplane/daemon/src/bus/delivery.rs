@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::hash::BuildHasher;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,13 +18,13 @@ use tokio::time::Instant;
 use super::handle::{BusCommand, Handle};
 use crate::inbox::{InboxError, Lease, Taken};
 
-/// Names a lease: a number of this process, and which of its leases.
+/// Names a lease, and is all that it takes to end it: no other token and no earlier process tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Token(u64, u64);
+pub(crate) struct Token(u128);
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}{:016x}", self.0, self.1)
+        write!(f, "{:032x}", self.0)
     }
 }
 
@@ -40,9 +39,9 @@ impl FromStr for Token {
     fn from_str(text: &str) -> Result<Self, InvalidToken> {
         let hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let number = u128::from_str_radix(text, 16).ok().filter(|_| hex);
-        let bytes = number.ok_or_else(|| InvalidToken(text.to_owned()))?;
-        let half = |half: u128| u64::try_from(half & u128::from(u64::MAX)).unwrap_or_default();
-        Ok(Self(half(bytes >> 64), half(bytes)))
+        number
+            .map(Self)
+            .ok_or_else(|| InvalidToken(text.to_owned()))
     }
 }
 
@@ -60,7 +59,8 @@ pub(crate) struct Leases {
     table: Mutex<Table>,
     /// One ends earlier than those before.
     earlier: Notify,
-    process: u64,
+    /// Makes tokens of numbers.
+    key: [u8; 32],
     next: AtomicU64,
 }
 
@@ -71,13 +71,12 @@ struct Table {
 }
 
 impl Leases {
-    /// None, and a task that ends them in time.
-    pub(crate) fn start() -> Arc<Self> {
+    /// None, and a task that ends them in time. `seed` is random, and secret.
+    pub(crate) fn start(seed: &[u8; 32]) -> Arc<Self> {
         let this = Arc::new(Self {
             table: Mutex::default(),
             earlier: Notify::new(),
-            // Seeded by the system, so that a token of an earlier process is none of this one.
-            process: std::collections::hash_map::RandomState::new().hash_one(()),
+            key: blake3::derive_key("hyphae 2026 tokens of leases", seed),
             next: AtomicU64::new(1),
         });
         let leases = Arc::clone(&this);
@@ -114,8 +113,15 @@ impl Leases {
         self.table().leased.len()
     }
 
+    fn next_token(&self) -> Token {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let digest = blake3::keyed_hash(&self.key, &number.to_le_bytes());
+        let half = digest.as_bytes().first_chunk();
+        Token(u128::from_be_bytes(half.copied().unwrap_or_default()))
+    }
+
     fn lease(&self, lease: Lease, key: DeliveryKey, time: Duration) -> Token {
-        let token = Token(self.process, self.next.fetch_add(1, Ordering::Relaxed));
+        let token = self.next_token();
         let ends = Instant::now() + time;
         self.put_back(token, Leased { lease, key, ends });
         token
@@ -278,9 +284,23 @@ impl Handle {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_token_tells_neither_its_neighbours_nor_those_of_the_next_process() {
+        let leases = Leases::start(&[1; 32]);
+        let tokens: Vec<u128> = (0..1000).map(|_| leases.next_token().0).collect();
+        for pair in tokens.windows(2) {
+            // Random numbers of 128 bits are this near with odds of 1000 in 2^32.
+            assert!(pair[0].abs_diff(pair[1]) > u128::from(u64::MAX));
+            let low = |token: u128| token & u128::from(u64::MAX);
+            assert!(low(pair[0]).abs_diff(low(pair[1])) > u128::from(u32::MAX));
+        }
+        let next = Leases::start(&[2; 32]);
+        assert!(!tokens.contains(&next.next_token().0));
+    }
+
     #[test]
     fn a_token_is_32_hex_digits() {
-        let token = Token(0xab, u64::MAX);
+        let token = Token(0xab << 64 | u128::from(u64::MAX));
         let text = token.to_string();
         assert_eq!(text, "00000000000000abffffffffffffffff");
         assert_eq!(text.parse(), Ok(token));

@@ -107,7 +107,7 @@ impl Service {
             inbox_failures: 0,
             topics: shared,
             proxies: crate::proxy::Stats::default(),
-            leases: Leases::start(),
+            leases: Leases::start(&seed),
             waitlist: Waitlist::default(),
             tickets: Arc::default(),
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hyphae_bus::{AbortReason, Destination, Topic};
 
+use super::delivery::Token;
 use super::*;
 use crate::inbox::{Limits, ONE};
 use crate::proxy::Courier;
@@ -274,6 +275,10 @@ async fn a_lease_ends_in_time_and_is_extended_or_given_up_before() {
     );
     assert_eq!(handle.give_back(&[first, next]), [first]);
     let last = lease(LONG).await;
+    // Whoever has had one lease does not know another's token.
+    let number = |token: Token| u128::from_str_radix(&token.to_string(), 16).unwrap();
+    let near = [number(next) + 1, number(last) - 1].map(|it| format!("{it:032x}").parse().unwrap());
+    assert_eq!(handle.acknowledge(&near).await.unwrap(), near);
     assert_eq!(handle.acknowledge(&[next, last]).await.unwrap(), [next]);
     assert!(matches!(command(&mut receiver).await, BusCommand::Read(_)));
     assert_eq!(service.inbox.depth().0, 0);
