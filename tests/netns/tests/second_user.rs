@@ -197,9 +197,12 @@ fn a_topic_leads_nowhere_that_its_setter_does_not_reach_also_after_a_restart() {
     node.start();
     assert!(node.run(0, &["topic", "add", "t"]).status.success());
     // The node takes whoever comes through its own sockets for an administrator.
-    for uid in [0, THEM] {
+    for (uid, expected) in [
+        (0, "served by a Hyphae node"),
+        (THEM, "is served by user 0"),
+    ] {
         let said = node.forward(uid, &node.path("run/rpc.sock")).unwrap_err();
-        assert!(said.contains("served by a Hyphae node"), "{said}");
+        assert!(said.contains(expected), "{said}");
     }
     let server = node.path("server");
     let listener = UnixListener::bind(&server).unwrap();

@@ -284,6 +284,7 @@ impl<C: Courier> Forward<C> {
                             GateError::System { .. } => ForwardError::Connect(error),
                             error @ (GateError::Node(_)
                             | GateError::Server { .. }
+                            | GateError::Unseen { .. }
                             | GateError::Directory { .. }
                             | GateError::Outside(_)
                             | GateError::Bind(_)) => ForwardError::Denied(error),

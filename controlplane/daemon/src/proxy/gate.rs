@@ -4,8 +4,8 @@
 //! Looked at whenever a connection is made, not only when the path is set:
 //!
 //! * Nobody is led to a Hyphae node: its `rpc.sock` takes the node's user for an administrator.
-//! * Another user of this host is led to servers of that user only, and makes sockets in directories of that user
-//!   only.
+//! * Another user of this host is led to servers of that user only, on a way that this user could go, too, and makes
+//!   sockets in directories of that user only. Nothing is connected to before that is known.
 //! * A remote administrator names sockets below the directories of `admin.socket_dirs`, without a link on the way
 //!   down.
 //!
@@ -41,6 +41,17 @@ pub enum GateError {
         path: PathBuf,
         /// Who serves it.
         owner: u32,
+        /// Who set it.
+        uid: u32,
+    },
+    /// Whether anybody listens there is not for that user to know.
+    #[error(
+        "{path} was set by user {uid}, whom a directory on the way there does not let pass (as its owner or as one \
+         of all; groups do not count here)"
+    )]
+    Unseen {
+        /// Path.
+        path: PathBuf,
         /// Who set it.
         uid: u32,
     },
@@ -130,13 +141,10 @@ impl Gate {
             path: path.to_owned(),
             source,
         };
-        let stream = if set_by == Authority::Remote {
-            let found = self.below(path, OFlags::PATH)?;
-            // The very file that was found, whatever the path leads to by now.
-            let number = found.as_raw_fd();
-            UnixStream::connect(format!("/proc/self/fd/{number}")).await
-        } else {
-            UnixStream::connect(path).await
+        let stream = match set_by {
+            Authority::Remote => through(self.below(path, OFlags::PATH)?).await,
+            Authority::User(uid) => through(reach::socket(path, uid)?).await,
+            Authority::Node => UnixStream::connect(path).await,
         };
         let stream = stream.map_err(system)?;
         // Of whoever listens. One that cannot be seen from here has no number.
@@ -223,6 +231,12 @@ impl Gate {
     }
 }
 
+/// Connects to the very file that was found, whatever its path leads to by now.
+async fn through(found: OwnedFd) -> io::Result<UnixStream> {
+    let number = found.as_raw_fd();
+    UnixStream::connect(format!("/proc/self/fd/{number}")).await
+}
+
 fn beneath(base: impl AsFd, rest: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = flags | OFlags::CLOEXEC;
@@ -253,5 +267,6 @@ fn is_node(pid: i32) -> bool {
     name.is_ok_and(|name| PROGRAMS.contains(&name.trim_end()))
 }
 
+mod reach;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-use std::os::unix::fs::{chown, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 
 use super::*;
@@ -20,17 +20,86 @@ async fn nobody_is_led_to_a_node() {
     }
 }
 
-#[tokio::test]
-async fn another_user_is_led_to_servers_of_that_user_only() {
+/// A directory that everybody may search.
+fn open_lab() -> tempfile::TempDir {
     let lab = tempfile::tempdir().unwrap();
+    set_mode(lab.path(), 0o755);
+    lab
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[tokio::test]
+async fn another_user_is_led_to_servers_of_that_user_only_and_nobody_else_is_connected_to() {
+    let lab = open_lab();
     let path = lab.path().join("server");
-    let _listener = UnixListener::bind(&path).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
     let gate = Gate::of_test(&[]);
     gate.connect(&path, Authority::Node).await.unwrap();
     let own = Authority::User(rustix::process::geteuid().as_raw());
     gate.connect(&path, own).await.unwrap();
+    listener.accept().unwrap();
+    listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
     let error = gate.connect(&path, Authority::User(stranger())).await;
     assert!(matches!(error, Err(GateError::Server { .. })), "{error:?}");
+    assert!(
+        listener.accept().is_err(),
+        "connected before it was checked"
+    );
+    // A file of that user is not enough: whoever listens has to be that user, too.
+    if rustix::process::geteuid().is_root() {
+        chown(&path, Some(stranger()), None).unwrap();
+        let error = gate.connect(&path, Authority::User(stranger())).await;
+        assert!(matches!(error, Err(GateError::Server { .. })), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_learns_nothing_of_what_is_in_directories_that_are_closed_to_it() {
+    let lab = open_lab();
+    let (closed, open) = (lab.path().join("closed"), lab.path().join("open"));
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::create_dir(&open).unwrap();
+    set_mode(&closed, 0o750);
+    set_mode(&open, 0o755);
+    let _listener = UnixListener::bind(closed.join("server")).unwrap();
+    symlink(closed.join("server"), open.join("there")).unwrap();
+    symlink("../closed/absent", open.join("not")).unwrap();
+    symlink(&closed, open.join("directory")).unwrap();
+    symlink("round", open.join("round")).unwrap();
+    let gate = Gate::of_test(&[]);
+    let theirs = Authority::User(stranger());
+    for name in [
+        "closed/server",
+        "closed/absent",
+        "closed/absent/deeper",
+        "open/../closed/server",
+        "open/there",
+        "open/not",
+        "open/directory/server",
+        "open/directory/absent",
+    ] {
+        let error = gate.connect(&lab.path().join(name), theirs).await;
+        assert!(
+            matches!(error, Err(GateError::Unseen { .. })),
+            "{name}: {error:?}"
+        );
+    }
+    for name in ["open/absent", "open/absent/deeper", "open/round", "open"] {
+        let error = gate.connect(&lab.path().join(name), theirs).await;
+        assert!(
+            matches!(error, Err(GateError::System { .. })),
+            "{name}: {error:?}"
+        );
+    }
+    // Its owner gets there through the same links.
+    let own = Authority::User(rustix::process::geteuid().as_raw());
+    for name in ["open/there", "open/directory/server"] {
+        gate.connect(&lab.path().join(name), own).await.unwrap();
+    }
 }
 
 #[tokio::test]
