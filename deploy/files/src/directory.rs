@@ -12,6 +12,8 @@ use rustix::io::Errno;
 
 /// Mode of state files.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// Attribute of the kernel with the access list of a file.
+const ACCESS_LIST: &str = "system.posix_acl_access";
 /// End of the names of files that are being written.
 const TEMPORARY: &str = ".tmp";
 
@@ -37,7 +39,9 @@ pub enum DirectoryError {
         us: u32,
     },
     /// Others may put another file or directory in the place of ours.
-    #[error("{path} may be written by others (mode {mode:04o}): `chmod go-w {path}`")]
+    #[error(
+        "{path} may be written by others (mode {mode:04o}, or its access list): `chmod go-w {path}`"
+    )]
     Writable {
         /// Directory, or one above it.
         path: PathBuf,
@@ -51,6 +55,8 @@ pub enum DirectoryError {
 pub struct Directory {
     descriptor: Arc<OwnedFd>,
     path: PathBuf,
+    /// Whoever else may write in here may have put another name of some file of ours there.
+    anybodys: bool,
 }
 
 impl Directory {
@@ -59,8 +65,9 @@ impl Directory {
     /// # Errors
     /// When it is not there, not ours, or somebody else could write it or one above it.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
-        let directory = Self::walk(path)?;
+        let mut directory = Self::walk(path)?;
         directory.check_own()?;
+        directory.anybodys = false;
         Ok(directory)
     }
 
@@ -93,6 +100,7 @@ impl Directory {
             directory.check_own()?;
         }
         path.clone_into(&mut directory.path);
+        directory.anybodys = false;
         Ok(directory)
     }
 
@@ -111,6 +119,7 @@ impl Directory {
         Self {
             descriptor: Arc::new(descriptor),
             path: path.to_owned(),
+            anybodys: true,
         }
     }
 
@@ -167,10 +176,11 @@ impl Directory {
         self.stat(name).is_ok()
     }
 
-    /// Opens a file for reading. One of ours that others may use is made 0600.
+    /// Opens a file for reading. One of ours that others may use is made 0600, in a directory of ours.
     ///
     /// # Errors
-    /// `NotFound`, or when it is a link, no file, another user's, or not readable.
+    /// `NotFound`, or when it is a link, no file, another user's, or not readable; in a directory of anybody also when
+    /// it has another name elsewhere.
     pub fn read(&self, name: &str) -> io::Result<File> {
         self.open_file(name, OFlags::RDONLY)
     }
@@ -214,7 +224,7 @@ impl Directory {
     fn open_file(&self, name: &str, access: OFlags) -> io::Result<File> {
         let (file, found) = self.open_checked(name, access)?;
         let us = rustix::process::geteuid().as_raw();
-        if found.st_uid == us && found.st_mode & 0o177 != 0 {
+        if !self.anybodys && found.st_uid == us && found.st_mode & 0o177 != 0 {
             rustix::fs::fchmod(&file, PRIVATE)?;
         }
         Ok(file)
@@ -235,6 +245,10 @@ impl Directory {
         }
         if found.st_uid != us && found.st_uid != 0 {
             return Err(unusable("belongs to another user"));
+        }
+        // None is one that was removed just now.
+        if self.anybodys && found.st_nlink > 1 {
+            return Err(unusable("has other names (hard links)"));
         }
         Ok((File::from(file), found))
     }
@@ -384,6 +398,8 @@ impl Directory {
     /// The group of this process may write, since that is often its user's own.
     fn check_mode(&self, found: &Stat) -> Result<(), DirectoryError> {
         let ours = [0, rustix::process::getegid().as_raw()].contains(&found.st_gid);
+        // With an access list, the bits of the group are the most that any entry of it grants.
+        let ours = ours && (found.st_mode & 0o020 == 0 || !self.has_access_list());
         let others = if ours { 0o002 } else { 0o022 };
         if found.st_mode & others != 0 {
             return Err(DirectoryError::Writable {
@@ -392,6 +408,13 @@ impl Directory {
             });
         }
         Ok(())
+    }
+
+    /// Whether it has a POSIX access list beyond its mode, acl(5). By its place: a descriptor that only passes
+    /// through cannot be asked.
+    fn has_access_list(&self) -> bool {
+        let list = rustix::fs::getxattr(self.place("."), ACCESS_LIST, &mut [0u8; 0]);
+        !matches!(list, Err(Errno::NODATA | Errno::OPNOTSUPP))
     }
 
     fn found(&self) -> Result<(Stat, u32), DirectoryError> {

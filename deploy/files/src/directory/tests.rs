@@ -142,6 +142,59 @@ fn files_are_for_their_owner_only_and_those_that_are_found_are_made_so() {
 }
 
 #[test]
+fn in_a_directory_of_anybody_no_mode_is_set_and_no_second_name_opened() {
+    let lab = tempfile::tempdir().unwrap();
+    let precious = lab.path().join("precious");
+    std::fs::write(&precious, "precious").unwrap();
+    set_mode(&precious, 0o644);
+    std::fs::hard_link(&precious, lab.path().join("second")).unwrap();
+    let directory = Directory::anybodys(lab.path()).unwrap();
+    for name in ["second", "precious"] {
+        let error = directory.open_or_create(name).unwrap_err();
+        assert!(error.to_string().contains("hard links"), "{error}");
+    }
+    std::fs::remove_file(lab.path().join("second")).unwrap();
+    drop(directory.open_or_create("precious").unwrap());
+    assert_eq!(mode(&precious), 0o644);
+}
+
+#[test]
+fn an_access_list_that_lets_others_write_is_not_taken_for_a_group() {
+    let lab = tempfile::tempdir().unwrap();
+    set_mode(lab.path(), 0o770);
+    Directory::open(lab.path()).unwrap();
+    let lets = |bits: u16| {
+        // acl(5): of the owner, NOBODY, the group, the mask, others.
+        let entries = [
+            (0x01, 7, u32::MAX),
+            (0x02, bits, NOBODY),
+            (0x04, 5, u32::MAX),
+            (0x10, bits, u32::MAX),
+            (0x20, 0, u32::MAX),
+        ];
+        let mut list = 2u32.to_le_bytes().to_vec();
+        for (tag, bits, id) in entries {
+            list.extend_from_slice(&u16::to_le_bytes(tag));
+            list.extend_from_slice(&u16::to_le_bytes(bits));
+            list.extend_from_slice(&u32::to_le_bytes(id));
+        }
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(lab.path(), ACCESS_LIST, &list, flags)
+    };
+    match lets(7) {
+        Err(Errno::OPNOTSUPP) => return eprintln!("SKIPPED: no access lists in {lab:?}"),
+        set => set.unwrap(),
+    }
+    let error = Directory::open(lab.path()).unwrap_err();
+    assert!(matches!(error, DirectoryError::Writable { .. }), "{error}");
+    let below = Directory::create(&lab.path().join("below")).unwrap_err();
+    assert!(matches!(below, DirectoryError::Writable { .. }), "{below}");
+    // One that only lets read.
+    lets(5).unwrap();
+    Directory::open(lab.path()).unwrap();
+}
+
+#[test]
 fn what_is_no_file_or_another_users_is_refused_at_once() {
     let lab = tempfile::tempdir().unwrap();
     let directory = Directory::open(lab.path()).unwrap();

@@ -88,6 +88,21 @@ fn planted_files_and_links_are_left_alone() {
 }
 
 #[test]
+fn a_lock_that_is_a_second_name_of_a_file_elsewhere_is_neither_taken_nor_changed() {
+    let lab = Lab::new();
+    let precious = lab.0.path().join("precious");
+    std::fs::write(&precious, "precious").unwrap();
+    std::fs::set_permissions(&precious, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let lock = lab.0.path().join(".socket.lock");
+    std::fs::hard_link(&precious, &lock).unwrap();
+    let theirs = Directory::anybodys(lab.0.path()).unwrap();
+    let bound = Socket::bind(&theirs, "socket", 0o660, true);
+    assert!(matches!(bound, Err(BindError::System { .. })), "{bound:?}");
+    assert!(lock.exists() && !lab.path().exists());
+    assert_eq!(mode(&precious), 0o644);
+}
+
+#[test]
 fn whoever_turns_the_name_while_it_is_bound_gets_no_file_opened_to_others() {
     let lab = Lab::new();
     let precious = lab.0.path().join("precious");
