@@ -25,6 +25,11 @@ use crate::endpoint::{PeerUrl, RouteSpec};
 pub mod network_key;
 pub mod token;
 
+/// Whether a user may own the secrets of this node: root, and the node's own user.
+fn is_trusted(owner: u32) -> bool {
+    owner == 0 || owner == rustix::process::geteuid().as_raw()
+}
+
 const LOCK_FILE: &str = "lock";
 /// File of the key.
 pub const KEY_FILE: &str = "priv_key.bin";

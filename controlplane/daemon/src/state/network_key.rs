@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use hyphae_wire::network::{InvalidNetworkKey, NetworkKey};
 use zeroize::Zeroizing;
 
+use super::is_trusted;
+
 /// Longest file that is read.
 const FILE_MAX: u64 = 256;
 
@@ -21,6 +23,17 @@ pub enum NetworkKeyError {
         path: PathBuf,
         /// How.
         source: io::Error,
+    },
+    /// Another user may replace what it says.
+    #[error(
+        "network key file {path} belongs to user {owner}, who knows the key and may change it: it has to belong to \
+         root or to the node's user"
+    )]
+    Owner {
+        /// File.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
     },
     /// Others may read it.
     #[error(
@@ -59,7 +72,13 @@ pub fn read(path: &Path) -> Result<NetworkKey, NetworkKeyError> {
         source,
     };
     let file = fs::File::open(path).map_err(io)?;
-    let mode = file.metadata().map_err(io)?.mode() & 0o777;
+    let found = file.metadata().map_err(io)?;
+    let owner = found.uid();
+    if !is_trusted(owner) {
+        let path = path.to_owned();
+        return Err(NetworkKeyError::Owner { path, owner });
+    }
+    let mode = found.mode() & 0o777;
     if mode & 0o077 != 0 {
         let path = path.to_owned();
         return Err(NetworkKeyError::Exposed { path, mode });
@@ -128,5 +147,25 @@ mod tests {
         assert!(matches!(read(&path), Err(NetworkKeyError::Invalid { .. })));
         let missing = read(&directory.path().join("none"));
         assert!(matches!(missing, Err(NetworkKeyError::Io { .. })));
+    }
+    #[test]
+    fn a_key_of_another_user_is_refused_and_a_link_to_one_of_ours_is_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("key"), directory.path().join("link"));
+        generate(&path).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        read(&link).unwrap();
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: only root can give a file to another user");
+            return;
+        }
+        std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
+        for path in [&path, &link] {
+            let refused = read(path).unwrap_err();
+            assert!(
+                matches!(refused, NetworkKeyError::Owner { owner: 65_534, .. }),
+                "{refused}"
+            );
+        }
     }
 }

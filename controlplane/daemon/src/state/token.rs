@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use super::is_trusted;
+
 /// Shortest and longest token, characters.
 const LENGTH: std::ops::RangeInclusive<usize> = 32..=512;
 /// Longest file that is read.
@@ -22,6 +24,17 @@ pub enum TokenError {
         path: PathBuf,
         /// How.
         source: io::Error,
+    },
+    /// Another user may replace what it says.
+    #[error(
+        "token file {path} (rpc.token_file) belongs to user {owner}, who knows it and may change it: it has to belong \
+         to root or to the node's user"
+    )]
+    Owner {
+        /// File.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
     },
     /// Others may read it.
     #[error(
@@ -57,7 +70,13 @@ impl Token {
             source,
         };
         let file = File::open(path).map_err(io)?;
-        let mode = file.metadata().map_err(io)?.mode() & 0o777;
+        let found = file.metadata().map_err(io)?;
+        let owner = found.uid();
+        if !is_trusted(owner) {
+            let path = path.to_owned();
+            return Err(TokenError::Owner { path, owner });
+        }
+        let mode = found.mode() & 0o777;
         if mode & 0o077 != 0 {
             let path = path.to_owned();
             return Err(TokenError::Exposed { path, mode });
@@ -110,6 +129,10 @@ mod tests {
             );
         }
         let token = write(&format!("{text}\n"), 0o600).unwrap();
+        // As directories of secrets have them.
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        Token::read(&link).unwrap();
         assert!(token.is_presented_in(&format!("Bearer {text}")));
         assert!(token.is_presented_in(&format!("bearer {text}")));
         for bad in [
@@ -120,6 +143,29 @@ mod tests {
             "Bearer ".to_owned(),
         ] {
             assert!(!token.is_presented_in(&bad), "{bad}");
+        }
+    }
+    #[test]
+    fn a_token_of_another_user_is_refused_also_through_a_link() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: only root can give a file to another user");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (
+            directory.path().join("token"),
+            directory.path().join("link"),
+        );
+        fs::write(&path, "0123456789abcdef0123456789abcdef").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
+        for path in [&path, &link] {
+            let refused = Token::read(path);
+            assert!(
+                matches!(refused, Err(TokenError::Owner { owner: 65_534, .. })),
+                "{refused:?}"
+            );
         }
     }
 }
