@@ -3,7 +3,14 @@
 //! | held by | slots |
 //! |---|---|
 //! | root and the node's own user | half of the listener's |
-//! | other users; callers that have yet to present the token | the other half, one of them at most half of it |
+//! | other users, each; holders of the token | the other half, at most half of it |
+//! | callers that have yet to present the token | at most half of the same, an eighth of that by source |
+//!
+//! Whoever comes without proof takes the slot of the oldest such one, of the same source where that has its share. All
+//! slots of metrics are of that kind.
+//!
+//! | held by | slots |
+//! |---|---|
 //! | callers that are being refused | [`REFUSED_AT_ONCE`] |
 //!
 //! Descriptors of all listeners together stay below two thirds of the process's limit; `rpc.sock` has a
@@ -12,13 +19,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
 use super::authorizer::Authority;
 
@@ -53,82 +61,208 @@ pub(super) fn within_descriptors(most: usize, share: usize) -> usize {
     limit.map_or(most, |limit| most.min(limit / share)).max(4)
 }
 
+/// Whom a connection is counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Holder {
+    /// Root and the node's own user.
+    Node,
+    /// Another user, admitted.
+    User(u32),
+    /// Whoever has presented the token.
+    Token,
+    /// A user of this host who has yet to.
+    UnprovenUser(u32),
+    /// A host that has yet to, or need not: its IPv4 address, or its IPv6 /64.
+    Unproven(Ipv6Addr),
+}
+
+impl Holder {
+    /// One without proof, by where it connects from.
+    pub(super) fn at(client: IpAddr) -> Self {
+        Self::Unproven(match client.to_canonical() {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)),
+        })
+    }
+
+    /// An admitted caller.
+    pub(super) const fn of(authority: Authority) -> Self {
+        match authority {
+            Authority::Node => Self::Node,
+            Authority::User(uid) => Self::User(uid),
+            Authority::Remote => Self::Token,
+        }
+    }
+
+    const fn is_unproven(self) -> bool {
+        matches!(self, Self::UnprovenUser(_) | Self::Unproven(_))
+    }
+}
+
 /// Slots of a listener.
 #[derive(Clone, Debug)]
 pub(super) struct Slots {
-    node: Arc<Semaphore>,
-    others: Arc<Semaphore>,
-    /// By user; `None` for those who have not proven anything yet.
-    used: Arc<Mutex<BTreeMap<Option<u32>, usize>>>,
+    used: Arc<Mutex<Used>>,
+    node_max: usize,
+    others_max: usize,
     each_max: usize,
+    unproven_max: usize,
+    unproven_each_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Used {
+    by: BTreeMap<Holder, usize>,
+    /// Those without proof, oldest first, and how each is told to go.
+    unproven: BTreeMap<u64, (Holder, Arc<Notify>)>,
+    next: u64,
+}
+
+impl Used {
+    fn others(&self) -> usize {
+        let others = self
+            .by
+            .iter()
+            .filter(|(holder, _)| **holder != Holder::Node);
+        others.map(|(_, count)| count).sum()
+    }
+
+    fn give_back(&mut self, holder: Holder) {
+        if let Some(count) = self.by.get_mut(&holder) {
+            *count -= 1;
+            if *count == 0 {
+                self.by.remove(&holder);
+            }
+        }
+    }
+
+    /// Tells the oldest without proof to go, of one holder or of all.
+    fn end_oldest(&mut self, of: Option<Holder>) {
+        let mut all = self.unproven.iter();
+        let oldest = all.find(|(_, (holder, _))| of.is_none_or(|of| of == *holder));
+        let Some(number) = oldest.map(|(number, _)| *number) else {
+            return;
+        };
+        if let Some((holder, told)) = self.unproven.remove(&number) {
+            self.give_back(holder);
+            told.notify_one();
+        }
+    }
 }
 
 /// A connection's slot.
 #[derive(Debug)]
-pub(super) struct Slot {
-    _permit: OwnedSemaphorePermit,
-    _share: Option<Share>,
+pub(crate) struct Slot {
+    slots: Slots,
+    holder: Mutex<Holder>,
+    number: u64,
+    told: Arc<Notify>,
 }
 
-/// A user's part of [`Slots::used`].
-#[derive(Debug)]
-struct Share {
-    used: Arc<Mutex<BTreeMap<Option<u32>, usize>>>,
-    user: Option<u32>,
+impl Slot {
+    /// The connection has presented the token: from now on nobody without it takes its slot.
+    pub(super) fn prove(&self) {
+        let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used = self.slots.lock();
+        let count = used.by.get(&Holder::Token).copied().unwrap_or_default();
+        // One that was told to go is not counted any more.
+        if !holder.is_unproven() || count >= self.slots.each_max {
+            return;
+        }
+        if used.unproven.remove(&self.number).is_none() {
+            return;
+        }
+        used.give_back(*holder);
+        *used.by.entry(Holder::Token).or_default() += 1;
+        *holder = Holder::Token;
+    }
+
+    /// Somebody else takes the slot.
+    pub(super) async fn taken(&self) {
+        self.told.notified().await;
+    }
 }
 
-impl Drop for Share {
+impl Drop for Slot {
     fn drop(&mut self) {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = used.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                used.remove(&self.user);
-            }
+        let holder = *self
+            .holder
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut used = self.slots.lock();
+        // The slot of one that was told to go is another's.
+        if !holder.is_unproven() || used.unproven.remove(&self.number).is_some() {
+            used.give_back(holder);
         }
     }
 }
 
 impl Slots {
+    /// For callers.
     pub(super) fn new(connections: usize) -> Self {
         let half = (connections / 2).max(1);
+        let quarter = (half / 2).max(1);
         Self {
-            node: Arc::new(Semaphore::new(half)),
-            others: Arc::new(Semaphore::new(half)),
             used: Arc::default(),
-            each_max: (half / 2).max(1),
+            node_max: half,
+            others_max: half,
+            each_max: quarter,
+            unproven_max: quarter,
+            unproven_each_max: (quarter / 8).max(1),
         }
     }
 
-    /// A slot, while there is one.
-    pub(super) fn take(&self, authority: Authority) -> Option<Slot> {
-        let user = match authority {
-            Authority::Node => {
-                let permit = Arc::clone(&self.node).try_acquire_owned().ok()?;
-                return Some(Slot {
-                    _permit: permit,
-                    _share: None,
-                });
+    /// For a listener that is open to everybody.
+    pub(super) fn open(connections: usize) -> Self {
+        Self {
+            used: Arc::default(),
+            node_max: 0,
+            others_max: connections,
+            each_max: 0,
+            unproven_max: connections,
+            unproven_each_max: (connections / 8).max(1),
+        }
+    }
+
+    /// A slot, while there is one. Whoever has yet to prove something gets one in any case, of the oldest of the same
+    /// source where that has its share, or else of the oldest.
+    pub(super) fn take(&self, holder: Holder) -> Option<Slot> {
+        let mut used = self.lock();
+        let count = |used: &Used| used.by.get(&holder).copied().unwrap_or_default();
+        if holder.is_unproven() {
+            if count(&used) >= self.unproven_each_max {
+                used.end_oldest(Some(holder));
+            } else if used.unproven.len() >= self.unproven_max {
+                used.end_oldest(None);
             }
-            Authority::User(uid) => Some(uid),
-            Authority::Remote => None,
+        }
+        let (free, each_max) = match holder {
+            Holder::Node => (true, self.node_max),
+            Holder::User(_) | Holder::Token => (used.others() < self.others_max, self.each_max),
+            Holder::UnprovenUser(_) | Holder::Unproven(_) => {
+                (used.others() < self.others_max, self.unproven_each_max)
+            }
         };
-        let permit = Arc::clone(&self.others).try_acquire_owned().ok()?;
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = used.entry(user).or_default();
-        if *count >= self.each_max {
+        if !free || count(&used) >= each_max {
             return None;
         }
-        *count += 1;
+        *used.by.entry(holder).or_default() += 1;
+        let (number, told) = (used.next, Arc::new(Notify::new()));
+        used.next += 1;
+        if holder.is_unproven() {
+            used.unproven.insert(number, (holder, Arc::clone(&told)));
+        }
         drop(used);
-        let share = Share {
-            used: Arc::clone(&self.used),
-            user,
-        };
         Some(Slot {
-            _permit: permit,
-            _share: Some(share),
+            slots: self.clone(),
+            holder: Mutex::new(holder),
+            number,
+            told,
         })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -204,22 +338,69 @@ impl Unaccepted {
 mod tests {
     use super::*;
 
+    fn all(slots: &Slots, holder: Holder) -> Vec<Slot> {
+        std::iter::from_fn(|| slots.take(holder)).collect()
+    }
+
+    fn at(client: &str) -> Holder {
+        Holder::at(client.parse().unwrap())
+    }
+
+    fn is_taken(slot: &Slot) -> bool {
+        futures_util::FutureExt::now_or_never(slot.taken()).is_some()
+    }
+
     #[test]
     fn no_user_takes_the_slots_of_another_and_none_those_of_the_node() {
         let slots = Slots::new(16);
-        let take = |authority| {
-            let taken = std::iter::from_fn(|| slots.take(authority));
-            taken.collect::<Vec<_>>()
-        };
-        let first = take(Authority::User(1));
+        let first = all(&slots, Holder::User(1));
         assert_eq!(first.len(), 4);
-        let (second, third) = (take(Authority::User(2)), take(Authority::Remote));
-        assert_eq!((second.len(), third.len()), (4, 0));
-        assert_eq!(take(Authority::Node).len(), 8);
+        let second = all(&slots, Holder::User(2));
+        assert_eq!(second.len(), 4);
+        assert!(slots.take(at("192.0.2.1")).is_none());
+        assert_eq!(all(&slots, Holder::Node).len(), 8);
         drop(second);
-        assert_eq!(take(Authority::Remote).len(), 4);
+        assert!(slots.take(at("192.0.2.1")).is_some());
         drop(first);
-        assert!(slots.used.lock().unwrap().is_empty());
+        assert!(slots.lock().by.is_empty());
+    }
+
+    #[test]
+    fn silent_connections_of_one_host_keep_neither_others_nor_its_own_next_one_out() {
+        let slots = Slots::new(512);
+        let silent: Vec<_> = (0..200)
+            .map(|_| slots.take(at("192.0.2.1")).unwrap())
+            .collect();
+        assert_eq!(silent.iter().filter(|slot| !is_taken(slot)).count(), 16);
+        assert!(
+            silent[184..].iter().all(|slot| !is_taken(slot)),
+            "the oldest go"
+        );
+        let other = slots.take(at("::ffff:192.0.2.2")).unwrap();
+        other.prove();
+        // From many networks, and many addresses of one.
+        let flood = |n: u16| slots.take(at(&format!("2001:db8:0:{n:x}::1"))).unwrap();
+        let flooded: Vec<_> = (0..1000).map(flood).collect();
+        assert_eq!(flooded.iter().filter(|slot| !is_taken(slot)).count(), 128);
+        assert!(!is_taken(&other), "it has presented the token");
+        assert_eq!(at("2001:db8::1"), at("2001:db8::ffff:0:0:1"));
+        assert!(slots.take(Holder::User(1)).is_some());
+        let newcomer = slots.take(at("192.0.2.3")).unwrap();
+        newcomer.prove();
+        assert!(!is_taken(&newcomer));
+        drop((silent, flooded, other, newcomer));
+        let used = slots.lock();
+        assert!(used.by.is_empty() && used.unproven.is_empty());
+    }
+
+    #[test]
+    fn all_slots_of_an_open_listener_are_for_everybody_by_source() {
+        let slots = Slots::open(64);
+        let take = |n: u8| slots.take(at(&format!("192.0.2.{n}"))).unwrap();
+        let taken: Vec<_> = (0..8).flat_map(|n| [n; 8]).map(take).collect();
+        assert_eq!(taken.iter().filter(|slot| !is_taken(slot)).count(), 64);
+        let _ninth = take(9);
+        assert_eq!(taken.iter().filter(|slot| !is_taken(slot)).count(), 63);
     }
 
     #[test]

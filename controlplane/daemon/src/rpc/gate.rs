@@ -8,6 +8,7 @@
 //! | the connection's caller is admitted, or the request has the token | 401, 403 |
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
@@ -17,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use hyphae_rpc::message::{Error, code};
 
 use super::authorizer::{Caller, Listener};
+use super::connections::Slot;
 use super::envelope::refusal;
 use crate::state::token::Token;
 
@@ -31,6 +33,8 @@ pub(crate) struct Admission {
     pub(super) caller: Result<Caller, String>,
     /// What admits otherwise.
     pub(super) token: Option<Token>,
+    /// Whose slot is safe once the token was presented.
+    pub(super) slot: Option<Arc<Slot>>,
 }
 
 impl Admission {
@@ -39,6 +43,7 @@ impl Admission {
             listener: caller.listener,
             caller: Ok(caller),
             token: None,
+            slot: None,
         }
     }
 
@@ -51,7 +56,12 @@ impl Admission {
         let given = text(headers, &header::AUTHORIZATION);
         let presented = |token: &Token| given.is_some_and(|given| token.is_presented_in(given));
         match &self.token {
-            Some(token) if presented(token) => Ok(Caller::token(self.listener)),
+            Some(token) if presented(token) => {
+                if let Some(slot) = &self.slot {
+                    slot.prove();
+                }
+                Ok(Caller::token(self.listener))
+            }
             Some(_) => Err((
                 StatusCode::UNAUTHORIZED,
                 format!("a bearer token is needed: {cause}"),

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::authorizer::{Authority, Caller, Listener};
-use super::connections::{REFUSED_AT_ONCE, Slots, Unaccepted, within_descriptors};
+use super::connections::{Holder, REFUSED_AT_ONCE, Slots, Unaccepted, within_descriptors};
 use super::gate::Admission;
 use super::peer_uid::PeerUids;
 use crate::state::token::Token;
@@ -52,9 +52,12 @@ pub(crate) async fn serve_tcp(
     access: Access,
     what: &'static str,
 ) {
-    let (most, share) = match &access {
-        Access::Open => METRICS_CONNECTIONS,
-        Access::Callers { .. } => CONNECTIONS,
+    let slots = match &access {
+        Access::Open => Slots::open(within_descriptors(
+            METRICS_CONNECTIONS.0,
+            METRICS_CONNECTIONS.1,
+        )),
+        Access::Callers { .. } => Slots::new(within_descriptors(CONNECTIONS.0, CONNECTIONS.1)),
     };
     let gate = Gate {
         uids: match listener.local_addr() {
@@ -63,7 +66,6 @@ pub(crate) async fn serve_tcp(
         },
         access,
     };
-    let slots = Slots::new(within_descriptors(most, share));
     let refused = Arc::new(Semaphore::new(REFUSED_AT_ONCE));
     let mut unaccepted = Unaccepted::new(what);
     loop {
@@ -74,8 +76,8 @@ pub(crate) async fn serve_tcp(
                 continue;
             }
         };
-        let (admission, authority) = gate.admit(&stream, client).await;
-        let Some(authority) = authority else {
+        let (mut admission, holder) = gate.admit(&stream, client).await;
+        let Some(holder) = holder else {
             if let Some(Err(cause)) = admission.as_ref().map(|it| &it.caller) {
                 unaccepted.note(cause);
             }
@@ -93,16 +95,21 @@ pub(crate) async fn serve_tcp(
             });
             continue;
         };
-        let Some(slot) = slots.take(authority) else {
+        let Some(slot) = slots.take(holder).map(Arc::new) else {
             unaccepted.note(&"too many connections");
             continue;
         };
+        if let Some(admission) = &mut admission {
+            admission.slot = Some(Arc::clone(&slot));
+        }
         // Answers are written whole.
         let _ = stream.set_nodelay(true);
         let router = router.clone();
         tokio::spawn(async move {
-            serve_connection(stream, router, admission).await;
-            drop(slot);
+            tokio::select! {
+                () = serve_connection(stream, router, admission) => {}
+                () = slot.taken() => {}
+            }
         });
     }
 }
@@ -119,34 +126,41 @@ impl Gate {
         &self,
         stream: &TcpStream,
         client: SocketAddr,
-    ) -> (Option<Admission>, Option<Authority>) {
+    ) -> (Option<Admission>, Option<Holder>) {
         let Access::Callers {
             listener,
             uids,
             token,
         } = &self.access
         else {
-            return (None, Some(Authority::Remote));
+            return (None, Some(Holder::at(client.ip())));
         };
-        let caller = self.caller(stream, client, *listener, uids).await;
-        let authority = match &caller {
-            Ok(caller) => Some(caller.authority()),
-            Err(_) => token.as_ref().map(|_| Authority::Remote),
+        let mut uid = None;
+        let caller = self
+            .caller(stream, client, (*listener, uids), &mut uid)
+            .await;
+        let holder = match (&caller, uid) {
+            (Ok(caller), _) => Some(Holder::of(caller.authority())),
+            (Err(_), _) if token.is_none() => None,
+            (Err(_), Some(uid)) => Some(Holder::UnprovenUser(uid)),
+            (Err(_), None) => Some(Holder::at(client.ip())),
         };
         let admission = Admission {
             listener: *listener,
             caller,
             token: token.clone(),
+            slot: None,
         };
-        (Some(admission), authority)
+        (Some(admission), holder)
     }
 
+    /// Puts the user into `known`, also of one that is not admitted.
     async fn caller(
         &self,
         stream: &TcpStream,
         client: SocketAddr,
-        listener: Listener,
-        allowed: &[u32],
+        (listener, allowed): (Listener, &[u32]),
+        known: &mut Option<u32>,
     ) -> Result<Caller, String> {
         let server = stream.local_addr().map_err(|error| error.to_string())?;
         let local = |ip: IpAddr| ip.to_canonical().is_loopback();
@@ -155,6 +169,7 @@ impl Gate {
         };
         let found = uids.of(server, client).await;
         let uid = found.map_err(|error| format!("the caller's user is not known: {error}"))?;
+        *known = Some(uid);
         let caller = Caller::local(listener, uid);
         if caller.authority() == Authority::Node || allowed.contains(&uid) {
             return Ok(caller);

@@ -36,7 +36,7 @@ use tokio::time::timeout;
 
 use super::authorizer::Caller;
 use super::connections::{
-    REFUSED_AT_ONCE, Reserve, Slots, Unaccepted, out_of_descriptors, within_descriptors,
+    Holder, REFUSED_AT_ONCE, Reserve, Slots, Unaccepted, out_of_descriptors, within_descriptors,
 };
 use super::credentials;
 use super::dispatch::Dispatcher;
@@ -179,7 +179,7 @@ impl Serving {
                            configuration say who may";
             return refuse(stream, speaks_http, Error::new(code::DENIED, message)).await;
         };
-        let Some(_slot) = self.slots.take(caller.authority()) else {
+        let Some(_slot) = self.slots.take(Holder::of(caller.authority())) else {
             let message = "too many connections to this socket are open; close some";
             return refuse(stream, speaks_http, Error::new(code::BUSY, message)).await;
         };
