@@ -116,9 +116,9 @@ impl Overlay {
             handshakes: Handshakes::default(),
             instance: u64::from_le_bytes(rng.array()) | 1,
             clock: Nanos(0),
+            cookies: CookieSecrets::new(&mut rng),
             rng,
             node_secret: Zeroizing::new(guard::node_secret(&config.identity)),
-            cookies: CookieSecrets::default(),
             config,
         }
     }

@@ -18,12 +18,20 @@ use zeroize::Zeroize;
 
 use crate::Overlay;
 use crate::engine::Timer;
-use crate::handshake::{Carrier, Outgoing, RETRANSMIT_MIN, Stage};
+use crate::handshake::{
+    CONFIRM_TIMEOUT, Carrier, HALF_OPEN_LIFE, LINK_TIMEOUT, Outgoing, RETRANSMIT_MIN, Stage,
+};
 use crate::keys::Kind;
+use crate::rng::Rng;
 use crate::session::Owner;
 
-/// How long a cookie secret is given out; it is checked for as long again.
-const ROTATE: Duration = Duration::from_secs(120);
+/// How long cookies and handshake numbers are made with a secret; it is checked for as long again.
+const ROTATE: Duration = Duration::from_secs(60);
+// A handshake must be over before its number is no longer taken.
+const _: () = assert!(
+    ROTATE.as_secs() > LINK_TIMEOUT.as_secs() + CONFIRM_TIMEOUT.as_secs()
+        && ROTATE.as_secs() > HALF_OPEN_LIFE.as_secs()
+);
 /// Resets of one node are heeded this often in the long run,
 const RESET_EVERY: Duration = Duration::from_secs(2);
 /// and this many more at once: a node may be restarted several times in a row.
@@ -34,11 +42,27 @@ const CONFIRM_STALE: Duration = Duration::from_secs(1);
 /// Fewest first messages per second that a worker takes without a cookie.
 const INITS_MIN: u32 = 10;
 
-/// Secrets that cookies are made with.
-#[derive(Default)]
+/// Secrets that cookies and handshake numbers are made with.
 pub(crate) struct CookieSecrets {
     current: [u8; 32],
     previous: [u8; 32],
+    /// When the next one is due; adoption does not put it off.
+    due: Nanos,
+}
+
+impl CookieSecrets {
+    pub(crate) fn new(rng: &mut Rng) -> Self {
+        Self {
+            current: rng.array(),
+            previous: rng.array(),
+            due: Nanos(0),
+        }
+    }
+
+    /// A handshake number that the workers take answers to.
+    pub(crate) fn number(&self, random: u32) -> u32 {
+        guard::number(&self.current, random)
+    }
 }
 
 impl Drop for CookieSecrets {
@@ -56,15 +80,24 @@ impl Overlay {
         };
         self.output
             .program_all(self.workers, &Program::NodeSecret(&node));
-        self.rotate_cookies(now);
+        // Not anew each time: a dataplane that is restarted twice in a row would refuse the answers
+        // to handshakes in flight.
+        if self.cookies.due <= now {
+            self.rotate_cookies(now);
+        } else {
+            self.tell_cookies();
+        }
     }
 
     /// A new cookie secret; the one before goes on being checked.
     pub(crate) fn rotate_cookies(&mut self, now: Nanos) {
         let fresh = self.rng.array();
-        let current = std::mem::replace(&mut self.cookies.current, fresh);
-        // Before the first rotation nothing was given out.
-        self.cookies.previous = if current == [0; 32] { fresh } else { current };
+        self.cookies.previous = std::mem::replace(&mut self.cookies.current, fresh);
+        self.cookies.due = now + ROTATE;
+        self.tell_cookies();
+    }
+
+    fn tell_cookies(&mut self) {
         let per_worker = self.config.inits_per_second / u32::from(self.workers);
         let inits_per_second = per_worker.max(INITS_MIN);
         let mut record = CookieSecret {
@@ -77,7 +110,7 @@ impl Overlay {
             .program_all(self.workers, &Program::CookieSecret(&record));
         record.current.zeroize();
         record.previous.zeroize();
-        self.timers.set(Timer::Cookies, now + ROTATE);
+        self.timers.set(Timer::Cookies, self.cookies.due);
     }
 
     /// A node wants its first message again, with proof of our address. Once for each message that

@@ -500,7 +500,7 @@ impl Overlay {
     /// A random number for a handshake that none of ours has.
     pub(crate) fn handshake_number(&mut self) -> u32 {
         loop {
-            let n = guard::number(&self.node_secret, u32::from_le_bytes(self.rng.array()));
+            let n = self.cookies.number(u32::from_le_bytes(self.rng.array()));
             let taken = self.outgoing.contains_key(&n)
                 || self.half_opens.contains(n)
                 || self.finished.contains_key(&n);

@@ -6,6 +6,8 @@
 //! what has no cookie on a link, where a cookie is the way out, and against what has proved it.
 //! Without proof, routed first messages count against the neighbour that they come from; answers
 //! against the handshake that they name; resets against source and index, which others do not know.
+//! One place may have many names, so each place has a share of what all have together: an IPv4
+//! address or an IPv6 /48 of the underlay, or the neighbour that a routed frame came from.
 
 use std::hash::Hash;
 
@@ -31,10 +33,14 @@ use crate::verdict::{LinkSlot, Verdict};
 
 /// First messages without a cookie, per second and at once, until the control plane says otherwise.
 const INITS: (u32, u32) = (200, 100);
+/// One place may have this part of what all have together.
+const SHARE: u32 = 4;
 /// How often an accepted reset of one lane is told.
 const RESET_AGAIN_NS: u64 = 1_000_000_000;
 /// Sets of sources that are remembered.
 const SETS: usize = 2048;
+/// Sets of places that are remembered.
+const SHARE_SETS: usize = 512;
 
 /// What a rate is for.
 #[derive(Clone, Copy, Hash)]
@@ -70,24 +76,36 @@ enum Purpose {
 const PURPOSES: usize = 13;
 
 impl Purpose {
-    /// Overall and per name. Cookies and resets cost about a send each and are shorter than what
+    /// Overall, per place and per name. Cookies and resets cost about a send each and are shorter than what
     /// came, so there are many: whoever is really there needs one. A source may be a NAT with many
     /// nodes behind it.
-    const fn rates(self) -> (Rate, Rate) {
-        match self {
-            Self::Init => (Rate::new(INITS.0, INITS.1), Rate::new(20, 40)),
-            Self::Proven => (Rate::new(1000, 500), Rate::new(100, 200)),
-            Self::Cookie | Self::RoutedCookie => {
-                (Rate::new(100_000, 10_000), Rate::new(20_000, 2000))
-            }
-            Self::Reset | Self::SessionReset => (Rate::new(50_000, 5000), Rate::new(5, 5)),
-            Self::RoutedInit => (Rate::new(INITS.0, INITS.1), Rate::new(50, 100)),
-            Self::RoutedProven => (Rate::new(1000, 500), Rate::new(50, 100)),
+    const fn rates(self) -> (Rate, Option<Rate>, Rate) {
+        // First messages without a cookie have another way in; those end to end count against the
+        // neighbour already, like the cookies for them.
+        let (overall, shared, name) = match self {
+            Self::Init => (INITS, false, (20, 40)),
+            Self::Proven => ((1000, 500), true, (100, 100)),
+            Self::Cookie => ((100_000, 10_000), true, (20_000, 2000)),
+            Self::RoutedCookie => ((100_000, 10_000), false, (20_000, 2000)),
+            Self::Reset | Self::SessionReset => ((50_000, 5000), true, (5, 5)),
+            Self::RoutedInit => (INITS, false, (50, 100)),
+            Self::RoutedProven => ((1000, 500), true, (50, 100)),
+            // A handshake repeats its messages seven times in its life.
             Self::Answer | Self::Finish | Self::RoutedAnswer | Self::RoutedFinish => {
-                (Rate::new(10_000, 5000), Rate::new(20, 40))
+                ((10_000, 5000), true, (4, 40))
             }
-            Self::RoutedReset => (Rate::new(5000, 500), Rate::new(5, 5)),
-        }
+            Self::RoutedReset => ((5000, 500), true, (5, 5)),
+        };
+        let share = if shared {
+            Some(Rate::new(overall.0 / SHARE, overall.1 / SHARE))
+        } else {
+            None
+        };
+        (
+            Rate::new(overall.0, overall.1),
+            share,
+            Rate::new(name.0, name.1),
+        )
     }
 }
 
@@ -98,6 +116,8 @@ pub(crate) struct Guard {
     inits: Rate,
     overall: [u64; PURPOSES],
     buckets: Buckets,
+    /// Apart from those of names, which owe for longer and would push them out.
+    shares: Buckets,
 }
 
 impl Drop for Guard {
@@ -115,6 +135,7 @@ impl Guard {
             inits: Purpose::Init.rates().0,
             overall: [0; PURPOSES],
             buckets: Buckets::new(SETS),
+            shares: Buckets::new(SHARE_SETS),
         }
     }
 
@@ -136,8 +157,9 @@ impl Guard {
         }
     }
 
-    fn take(&mut self, now: Nanos, purpose: Purpose, name: impl Hash) -> bool {
-        let (overall, per_name) = purpose.rates();
+    /// Takes one of what a purpose may, in the name of one who is at a place.
+    fn take(&mut self, now: Nanos, purpose: Purpose, place: impl Hash, name: impl Hash) -> bool {
+        let (overall, share, per_name) = purpose.rates();
         let overall = match purpose {
             Purpose::Init | Purpose::RoutedInit => self.inits,
             Purpose::Proven
@@ -152,8 +174,9 @@ impl Guard {
             | Purpose::RoutedCookie
             | Purpose::SessionReset => overall,
         };
-        // The name first: what one has too much must not cost the others.
+        // The name first, then the place: what one has too much must not cost the others.
         self.buckets.take(now, per_name, (purpose, name))
+            && share.is_none_or(|share| self.shares.take(now, share, (purpose, place)))
             && overall.take(&mut self.overall[purpose as usize], now)
     }
 
@@ -176,10 +199,14 @@ impl Guard {
         Some(valid(&secrets.current.0) || valid(&secrets.previous.0))
     }
 
-    /// Whether this node may have given out a handshake number.
+    /// Whether this node may have given out a handshake number lately.
     fn knows_number(&self, number: u32) -> bool {
-        let secret = self.node.as_ref();
-        number != 0 && secret.is_none_or(|secret| number_is_ours(secret, number))
+        let secrets = self.cookies.as_ref();
+        let ours = |secrets: &CookieSecret| {
+            let mut both = [&secrets.current.0, &secrets.previous.0].into_iter();
+            both.any(|secret| number_is_ours(secret, number))
+        };
+        number != 0 && secrets.is_none_or(ours)
     }
 }
 
@@ -190,9 +217,18 @@ fn same(a: &Token, b: &Token) -> bool {
 
 /// What an underlay address is held to: IPv4 the address, IPv6 its /64.
 fn source_of(from: &Endpoint) -> [u8; 16] {
+    prefix_of(from, 8)
+}
+
+/// Where it is: IPv4 the address, IPv6 its /48, which one customer has.
+fn place_of(from: &Endpoint) -> [u8; 16] {
+    prefix_of(from, 6)
+}
+
+fn prefix_of(from: &Endpoint, bytes: usize) -> [u8; 16] {
     let mut ip = from.ip;
     if !from.to_socket_addr().is_ipv4() {
-        ip[8..].fill(0);
+        ip[bytes..].fill(0);
     }
     ip
 }
@@ -223,13 +259,13 @@ impl Engine {
         let short = message.is_short_link();
         match step {
             Step::Init => {}
-            Step::Response => return self.guard_answer(now, Purpose::Answer, receiver),
-            Step::Finish => return self.guard_answer(now, Purpose::Finish, receiver),
+            Step::Response => return self.guard_answer(now, Purpose::Answer, from, receiver),
+            Step::Finish => return self.guard_answer(now, Purpose::Finish, from, receiver),
         }
-        let source = source_of(from);
+        let (place, source) = (place_of(from), source_of(from));
         let proven = self.guard.proves(from, &cookie);
         if proven == Some(true) {
-            return if self.guard.take(now, Purpose::Proven, source) {
+            return if self.guard.take(now, Purpose::Proven, place, source) {
                 Verdict::PuntHandshake
             } else {
                 Verdict::Drop(DropReason::HandshakeLimited)
@@ -238,7 +274,7 @@ impl Engine {
         let bad = proven == Some(false);
         self.counters.add(Counter::CookiesRefused, u64::from(bad));
         // The answer to a short one would be longer than it.
-        if !short && self.guard.take(now, Purpose::Init, source) {
+        if !short && self.guard.take(now, Purpose::Init, place, source) {
             return Verdict::PuntHandshake;
         }
         let answer = self.guard.cookies.as_ref().map(|secrets| {
@@ -246,7 +282,7 @@ impl Engine {
             guard::encode(FrameKind::CookieReply, sender, &cookie)
         });
         match answer {
-            Some(answer) if self.guard.take(now, Purpose::Cookie, source) => {
+            Some(answer) if self.guard.take(now, Purpose::Cookie, place, source) => {
                 self.counters.add(Counter::CookiesSent, 1);
                 reply(frame, &answer, DropReason::CookieWanted)
             }
@@ -255,16 +291,22 @@ impl Engine {
     }
 
     /// A cookie reply for a handshake begun here.
-    pub(crate) fn guard_cookie(&mut self, now: Nanos, frame: &[u8]) -> Verdict {
+    pub(crate) fn guard_cookie(&mut self, now: Nanos, from: &Endpoint, frame: &[u8]) -> Verdict {
         match guard::parse(frame) {
-            Some((receiver, _)) => self.guard_answer(now, Purpose::Answer, receiver),
+            Some((receiver, _)) => self.guard_answer(now, Purpose::Answer, from, receiver),
             None => Verdict::Drop(DropReason::HandshakeMalformed),
         }
     }
 
     /// What answers a handshake with this number.
-    fn guard_answer(&mut self, now: Nanos, purpose: Purpose, number: u32) -> Verdict {
-        self.guard_numbered(now, purpose, number, Verdict::PuntHandshake)
+    fn guard_answer(
+        &mut self,
+        now: Nanos,
+        purpose: Purpose,
+        from: &Endpoint,
+        number: u32,
+    ) -> Verdict {
+        self.guard_numbered(now, purpose, place_of(from), number, Verdict::PuntHandshake)
     }
 
     /// A frame of the handshake service that was routed here, from a neighbour: `punt` when it reaches the
@@ -286,7 +328,7 @@ impl Engine {
             let name = (subnet, reset.index.get());
             return if !self.destinations.contains_key(&subnet) {
                 stray
-            } else if self.guard.take(now, Purpose::RoutedReset, name) {
+            } else if self.guard.take(now, Purpose::RoutedReset, peer, name) {
                 punt
             } else {
                 limited
@@ -294,13 +336,13 @@ impl Engine {
         }
         if let Some(cookie) = SessionCookie::parse(payload) {
             let number = cookie.number.get();
-            return self.guard_numbered(now, Purpose::RoutedAnswer, number, punt);
+            return self.guard_numbered(now, Purpose::RoutedAnswer, peer, number, punt);
         }
         let message = match Message::parse(payload) {
             Ok(message) => message,
             // The operator is told, at the rate of the neighbour.
             Err(HandshakeError::Version(_)) => {
-                let taken = self.guard.take(now, Purpose::RoutedInit, peer);
+                let taken = self.guard.take(now, Purpose::RoutedInit, peer, peer);
                 return if taken { punt } else { limited };
             }
             Err(HandshakeError::Short | HandshakeError::Step(_) | HandshakeError::Offer) => {
@@ -312,27 +354,27 @@ impl Engine {
         match message.step {
             Step::Init => {}
             Step::Response => {
-                return self.guard_numbered(now, Purpose::RoutedAnswer, receiver, punt);
+                return self.guard_numbered(now, Purpose::RoutedAnswer, peer, receiver, punt);
             }
             Step::Finish => {
-                return self.guard_numbered(now, Purpose::RoutedFinish, receiver, punt);
+                return self.guard_numbered(now, Purpose::RoutedFinish, peer, receiver, punt);
             }
         }
         let proven = self.guard.proves_subnet(source, &cookie);
         if proven == Some(true) {
-            let taken = self.guard.take(now, Purpose::RoutedProven, subnet);
+            let taken = self.guard.take(now, Purpose::RoutedProven, peer, subnet);
             return if taken { punt } else { limited };
         }
         let bad = proven == Some(false);
         self.counters.add(Counter::CookiesRefused, u64::from(bad));
         // The answer to a short one would be longer than it.
-        if !short && self.guard.take(now, Purpose::RoutedInit, peer) {
+        if !short && self.guard.take(now, Purpose::RoutedInit, peer, peer) {
             return punt;
         }
         let answer = self.guard.cookies.as_ref();
         let answer = answer.map(|secrets| SessionCookie::new(&secrets.current.0, sender, source));
         match answer {
-            Some(answer) if self.guard.take(now, Purpose::RoutedCookie, peer) => {
+            Some(answer) if self.guard.take(now, Purpose::RoutedCookie, peer, peer) => {
                 match self.answer_routed(now, source, answer.as_bytes(), frame) {
                     Some(verdict) => {
                         self.counters.add(Counter::CookiesSent, 1);
@@ -350,12 +392,13 @@ impl Engine {
         &mut self,
         now: Nanos,
         purpose: Purpose,
+        place: impl Hash,
         number: u32,
         punt: Verdict,
     ) -> Verdict {
         if !self.guard.knows_number(number) {
             Verdict::Drop(DropReason::HandshakeStray)
-        } else if self.guard.take(now, purpose, number) {
+        } else if self.guard.take(now, purpose, place, number) {
             punt
         } else {
             Verdict::Drop(DropReason::HandshakeLimited)
@@ -377,11 +420,8 @@ impl Engine {
         };
         // What a handed-over frame lost its source of cannot be answered.
         let answerable = frame.len() > REPLY_LEN && !from.is_unset();
-        if !answerable
-            || !self
-                .guard
-                .take(now, Purpose::Reset, (source_of(from), index.0))
-        {
+        let name = (source_of(from), index.0);
+        if !answerable || !self.guard.take(now, Purpose::Reset, place_of(from), name) {
             return Verdict::Drop(unknown);
         }
         self.counters.add(Counter::ResetsSent, 1);
@@ -422,6 +462,7 @@ impl Engine {
     pub(crate) fn reset_session(
         &mut self,
         now: Nanos,
+        peer: u32,
         headers: &SealedHeaders,
         frame: &mut [u8],
     ) -> Verdict {
@@ -436,7 +477,7 @@ impl Engine {
         }
         let reset = SessionReset::new(secret, index);
         let name = (source.subnet_id(), index.0);
-        if !self.guard.take(now, Purpose::SessionReset, name) {
+        if !self.guard.take(now, Purpose::SessionReset, peer, name) {
             return unknown;
         }
         let Some(verdict) = self.answer_routed(now, source, reset.as_bytes(), frame) else {
@@ -488,9 +529,9 @@ mod tests {
         let (loud, quiet) = ([1; 16], [2; 16]);
         let now = Nanos(SECOND);
         let loud_taken = (0..1000)
-            .filter(|_| guard.take(now, Purpose::Init, loud))
+            .filter(|_| guard.take(now, Purpose::Init, loud, loud))
             .count();
         assert_eq!(loud_taken, 40);
-        assert!(guard.take(now, Purpose::Init, quiet));
+        assert!(guard.take(now, Purpose::Init, quiet, quiet));
     }
 }

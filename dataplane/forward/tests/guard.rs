@@ -194,7 +194,7 @@ fn one_source_alone_does_not_put_others_under_load() {
         set_cookie(&mut frame, &cookie);
         receive_one(engine, NOW, loud, &mut frame) == Verdict::PuntHandshake
     });
-    assert_eq!(proven.count(), 200);
+    assert_eq!(proven.count(), 100);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn sources_of_one_ipv6_subnet_are_one_source() {
 fn only_answers_to_handshakes_of_this_node_reach_the_control_plane() {
     let mut line = guarded();
     let engine = line.relay.engine();
-    let ours = guard::number(&NODE_SECRET, 0x1234_5678);
+    let ours = guard::number(&[1; 32], 0x1234_5678);
     let stray = Verdict::Drop(DropReason::HandshakeStray);
     for step in [Step::Response, Step::Finish] {
         let to = |number| encode_frame(step, 5, number, &noise(90, 1));
@@ -242,7 +242,7 @@ fn only_answers_to_handshakes_of_this_node_reach_the_control_plane() {
     }
     let cookie = |number| guard::encode(FrameKind::CookieReply, number, &[9; 16]).to_vec();
     let from = endpoint(80);
-    let ours = guard::number(&NODE_SECRET, 0x4234_5678);
+    let ours = guard::number(&[1; 32], 0x4234_5678);
     assert_eq!(
         receive_one(engine, NOW, from, &mut cookie(ours)),
         Verdict::PuntHandshake
@@ -573,7 +573,7 @@ fn forged_sources_do_not_keep_their_owner_from_a_session() {
     let mut line = Line::new(1, Suite::ChaCha20Poly1305);
     arm(line.server.engine(), 1, 2, 200);
     let client = line.client.address;
-    let number = guard::number(&NODE_SECRET, 77 << 12);
+    let number = guard::number(&[1; 32], 77 << 12);
     let punted = |verdict: &Verdict| matches!(verdict, Verdict::PuntService { .. });
     let mut garbage = 0;
     // Ten seconds of a thousand per second, behind the same relay and in the client's name.
@@ -608,7 +608,7 @@ fn a_short_first_message_is_answered_with_a_cookie_only() {
     let mut line = Line::new(1, Suite::ChaCha20Poly1305);
     arm(line.server.engine(), 1, 2, 200);
     let client = line.client.address;
-    let number = guard::number(&NODE_SECRET, 77 << 12);
+    let number = guard::number(&[1; 32], 77 << 12);
     let mut short = session_init(number);
     unpad(&mut short, 0);
     let mut frame = routed(&line, 1, client, &short);
@@ -643,8 +643,8 @@ fn answers_and_resets_have_rates_that_forgers_do_not_exhaust() {
     let punted = |verdict: &Verdict| matches!(verdict, Verdict::PuntService { .. });
     let answer = |step, number| encode_in(NetworkId::PUBLIC, step, 5, number, &noise(96, 1));
     let (known, other) = (
-        guard::number(&NODE_SECRET, 77 << 12),
-        guard::number(&NODE_SECRET, 78 << 12),
+        guard::number(&[1; 32], 77 << 12),
+        guard::number(&[1; 32], 78 << 12),
     );
     let mut counter = 0;
     let mut send = |line: &mut Line, payload: &[u8]| {

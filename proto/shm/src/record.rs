@@ -82,7 +82,7 @@ records! {
         Retain(Retain) = 14;
         /// Secrets of the cookies that prove an underlay address; replaces the previous record.
         CookieSecret(CookieSecret) = 20;
-        /// Secret of reset tokens and handshake numbers.
+        /// Secret of reset tokens.
         NodeSecret(NodeSecret) = 21;
         /// What a datagram to a peer may hold.
         LinkMtu(LinkMtu) = 24;
@@ -219,9 +219,9 @@ impl std::fmt::Debug for Secret {
 }
 
 record! {
-    /// What cookies are made with, and when they are asked for.
+    /// What cookies and handshake numbers are made with, and when cookies are asked for.
     CookieSecret[72] {
-        /// Makes and checks cookies.
+        /// Makes and checks them.
         current: Secret,
         /// Still checks them: what `current` was before.
         previous: Secret,

@@ -43,7 +43,7 @@ const CHECK_BITS: u32 = 12;
 const SESSION_RESET_STEP: u8 = 4;
 const SESSION_COOKIE_STEP: u8 = 5;
 
-/// The secret behind reset tokens and handshake numbers. It follows from the node's key, so a
+/// The secret behind reset tokens. It follows from the node's key, so a
 /// restarted node computes the same tokens without having stored any.
 pub fn node_secret(identity: &SecretKey) -> [u8; 32] {
     on_wiped_stack(|| blake3::derive_key(CONTEXT, identity.as_bytes()))
@@ -68,17 +68,18 @@ pub fn session_token(node_secret: &[u8; 32], index: SessionIndex) -> Token {
 }
 
 /// Makes a handshake number of 20 random bits: the others let a worker tell an answer to a
-/// handshake of this node from one that nobody asked for.
-pub fn number(node_secret: &[u8; 32], random: u32) -> u32 {
+/// handshake of this node from one that nobody asked for. The secret is that of cookies: whoever
+/// collects numbers can use them until it has been replaced twice.
+pub fn number(secret: &[u8; 32], random: u32) -> u32 {
     let high = random >> CHECK_BITS << CHECK_BITS;
-    let check = keyed(node_secret, 3, &high.to_le_bytes());
+    let check = keyed(secret, 3, &high.to_le_bytes());
     let check = u32::from_le_bytes([check[0], check[1], check[2], check[3]]);
     high | check >> (u32::BITS - CHECK_BITS)
 }
 
-/// Whether this node may have given out a handshake number; one in 4096 strange ones passes.
-pub fn number_is_ours(node_secret: &[u8; 32], candidate: u32) -> bool {
-    candidate != 0 && number(node_secret, candidate) == candidate
+/// Whether a handshake number may have been made with a secret; one in 4096 strange ones passes.
+pub fn number_is_ours(secret: &[u8; 32], candidate: u32) -> bool {
+    candidate != 0 && number(secret, candidate) == candidate
 }
 
 /// Proof that a node receives what is sent to an underlay address.

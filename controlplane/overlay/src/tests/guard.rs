@@ -123,14 +123,14 @@ fn secrets_reach_every_worker_and_are_rotated() {
         .collect();
     let expected = guard::node_secret(&network.nodes[0].config.identity);
     assert_eq!(nodes, BTreeSet::from([Some(expected)]));
-    network.run(SECOND * 121);
+    network.run(SECOND * 61);
     let second = secrets(&network);
     assert_ne!(first[0].0, second[0].0);
     assert_eq!(
         first[0].0, second[2].1,
         "what was given out is good for one more period"
     );
-    network.run(SECOND * 121);
+    network.run(SECOND * 61);
     assert_ne!(secrets(&network)[0].1, first[0].0, "and then no more");
     // A control plane that comes later does not know the secrets of the one before.
     network.restart_control_plane(0);

@@ -78,7 +78,9 @@ impl Engine {
         }
         let slot = match self.open_payload(now, &headers, index, frame) {
             Ok(slot) => slot,
-            Err(DropReason::SessionUnknown) => return self.reset_session(now, &headers, frame),
+            Err(DropReason::SessionUnknown) => {
+                return self.reset_session(now, peer, &headers, frame);
+            }
             Err(reason) => return Verdict::Drop(reason),
         };
         match service {

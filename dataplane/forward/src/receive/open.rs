@@ -89,7 +89,7 @@ impl Engine {
             FrameKind::HandshakeInit
             | FrameKind::HandshakeResponse
             | FrameKind::HandshakeFinish => Err(self.guard_handshake(now, &from.remote, frame)),
-            FrameKind::CookieReply => Err(self.guard_cookie(now, frame)),
+            FrameKind::CookieReply => Err(self.guard_cookie(now, &from.remote, frame)),
             FrameKind::StatelessReset => Err(self.take_reset(now, &from.remote, frame)),
         }
     }
