@@ -116,7 +116,7 @@ impl Overlay {
             handshakes: Handshakes::default(),
             instance: u64::from_le_bytes(rng.array()) | 1,
             clock: Nanos(0),
-            cookies: CookieSecrets::new(&mut rng),
+            cookies: CookieSecrets::default(),
             rng,
             node_secret: Zeroizing::new(guard::node_secret(&config.identity)),
             config,

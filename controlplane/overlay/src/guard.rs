@@ -22,7 +22,6 @@ use crate::handshake::{
     CONFIRM_TIMEOUT, Carrier, HALF_OPEN_LIFE, LINK_TIMEOUT, Outgoing, RETRANSMIT_MIN, Stage,
 };
 use crate::keys::Kind;
-use crate::rng::Rng;
 use crate::session::Owner;
 
 /// How long cookies and handshake numbers are made with a secret; it is checked for as long again.
@@ -43,6 +42,7 @@ const CONFIRM_STALE: Duration = Duration::from_secs(1);
 const INITS_MIN: u32 = 10;
 
 /// Secrets that cookies and handshake numbers are made with.
+#[derive(Default)]
 pub(crate) struct CookieSecrets {
     current: [u8; 32],
     previous: [u8; 32],
@@ -51,14 +51,6 @@ pub(crate) struct CookieSecrets {
 }
 
 impl CookieSecrets {
-    pub(crate) fn new(rng: &mut Rng) -> Self {
-        Self {
-            current: rng.array(),
-            previous: rng.array(),
-            due: Nanos(0),
-        }
-    }
-
     /// A handshake number that the workers take answers to.
     pub(crate) fn number(&self, random: u32) -> u32 {
         guard::number(&self.current, random)
@@ -92,7 +84,9 @@ impl Overlay {
     /// A new cookie secret; the one before goes on being checked.
     pub(crate) fn rotate_cookies(&mut self, now: Nanos) {
         let fresh = self.rng.array();
-        self.cookies.previous = std::mem::replace(&mut self.cookies.current, fresh);
+        let current = std::mem::replace(&mut self.cookies.current, fresh);
+        // Before the first rotation nothing was given out: no handshake begins before adoption.
+        self.cookies.previous = if current == [0; 32] { fresh } else { current };
         self.cookies.due = now + ROTATE;
         self.tell_cookies();
     }

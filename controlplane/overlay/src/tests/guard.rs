@@ -137,6 +137,29 @@ fn secrets_reach_every_worker_and_are_rotated() {
     assert_ne!(secrets(&network)[0].0, second[0].0);
 }
 
+#[test]
+fn dataplanes_that_restart_in_a_row_go_on_taking_answers_to_handshakes_in_flight() {
+    let mut network = Network::new(6, vec![config(1, 1), config(2, 1)]);
+    network.block(0, 1, true);
+    network.connect(0, 1);
+    let message = network.captured[0].2.clone();
+    let number = Message::parse_frame(&message).unwrap().header.sender.get();
+    let taken = |network: &Network| {
+        let secrets = network.nodes[0].workers[0].cookies.unwrap();
+        guard::number_is_ours(&secrets.current.0, number)
+            || guard::number_is_ours(&secrets.previous.0, number)
+    };
+    assert!(taken(&network));
+    for generation in 2..6 {
+        network.nodes[0].workers[0].cookies = None;
+        network.with(0, |overlay, now| overlay.begin_attach(now, generation));
+        network.run(SECOND);
+        assert!(taken(&network), "attached for the {generation}th time");
+    }
+    network.run(SECOND * 120);
+    assert!(!taken(&network), "replaced twice, however often attached");
+}
+
 /// A node without configured peers is killed and comes back: whoever was connected to it connects
 /// again as soon as one frame has shown that it is back.
 #[test]

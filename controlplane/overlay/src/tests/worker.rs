@@ -473,6 +473,14 @@ impl Worker {
         usable.is_some()
     }
 
+    /// Whether a handshake number is one that this node gave out lately.
+    fn knows_number(&self, number: u32) -> bool {
+        self.cookies.as_ref().is_none_or(|secrets| {
+            let mut both = [&secrets.current, &secrets.previous].into_iter();
+            both.any(|secret| guard::number_is_ours(&secret.0, number))
+        })
+    }
+
     /// A frame that no lane has sealed: a handshake, a cookie or a reset.
     pub(super) fn receive_raw(&mut self, from: Endpoint, bytes: &[u8]) {
         let kind = bytes.first().copied().and_then(FrameKind::from_code);
@@ -490,6 +498,14 @@ impl Worker {
                     receive_index: U32::new(receive),
                 }));
             }
+            return;
+        }
+        let asked = match (kind, Message::parse_frame(bytes)) {
+            (Some(FrameKind::CookieReply), _) => guard::parse(bytes).map(|(number, _)| number),
+            (_, Ok(message)) => answered(&message),
+            _ => None,
+        };
+        if asked.is_some_and(|number| !self.knows_number(number)) {
             return;
         }
         if let (Some(FrameKind::HandshakeInit), Some(secrets), Ok(message)) =
@@ -618,6 +634,13 @@ impl Worker {
                 return;
             }
         }
+        let asked = match (service, Message::parse(&bytes)) {
+            (1, Ok(message)) => answered(&message),
+            _ => None,
+        };
+        if asked.is_some_and(|number| !self.knows_number(number)) {
+            return;
+        }
         if let (1, Some(secrets), Ok(message)) = (service, &self.cookies, Message::parse(&bytes))
             && message.step == Step::Init
             && (self.overloaded || message.is_short_session())
@@ -640,6 +663,11 @@ impl Worker {
         meta.received = U64::new(now.0);
         self.punt(&Punt::Service(&meta, &bytes));
     }
+}
+
+/// The number of the handshake that a message answers.
+fn answered(message: &Message<'_>) -> Option<u32> {
+    (message.step != Step::Init).then(|| message.header.receiver.get())
 }
 
 fn probe_reply(message: &[u8]) -> Option<Vec<u8>> {
