@@ -7,7 +7,7 @@ use hyphae_wire::{Nanos, OverlayAddress};
 
 use crate::rate::{Buckets, Rate};
 
-/// Sets of nodes that are remembered.
+/// Sets of nodes that are remembered, and of neighbours.
 const SETS: usize = 64;
 
 /// One kind of error.
@@ -16,7 +16,9 @@ pub(crate) struct Limiter {
     neighbour: Rate,
     node: Rate,
     paid: u64,
-    buckets: Buckets,
+    nodes: Buckets,
+    /// Apart from the nodes, whose made-up names would push them out.
+    neighbours: Buckets,
 }
 
 impl Limiter {
@@ -28,16 +30,17 @@ impl Limiter {
             neighbour: rate(2),
             node: rate(10),
             paid: 0,
-            buckets: Buckets::new(SETS),
+            nodes: Buckets::new(SETS),
+            neighbours: Buckets::new(SETS),
         }
     }
 
     /// Whether an error about `node` may be sent, on account of a frame from `neighbour` (0 for the
     /// host); if so, it is counted as sent.
     pub(crate) fn admit(&mut self, now: Nanos, neighbour: u32, node: OverlayAddress) -> bool {
-        let name = (1, neighbour, node.subnet_id());
-        self.buckets.take(now, self.node, name)
-            && self.buckets.take(now, self.neighbour, (0, neighbour, 0))
+        let name = (neighbour, node.subnet_id());
+        self.nodes.take(now, self.node, name)
+            && self.neighbours.take(now, self.neighbour, neighbour)
             && self.all.take(&mut self.paid, now)
     }
 }
