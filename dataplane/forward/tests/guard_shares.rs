@@ -142,9 +142,12 @@ fn a_handshake_number_outlives_one_secret_and_not_two() {
             let engine = net.line.server.engine();
             verdicts.push(receive_one(engine, NOW, endpoint(50), &mut frame));
             let routed = encode_in(NetworkId::PUBLIC, step, 5, number, &noise(96, 1));
-            verdicts.push(match net.handshake(false, client, &routed) {
-                Verdict::PuntService { .. } => Verdict::PuntHandshake,
-                other => other,
+            let verdict = net.handshake(false, client, &routed);
+            let punted = matches!(verdict, Verdict::PuntService { .. });
+            verdicts.push(if punted {
+                Verdict::PuntHandshake
+            } else {
+                verdict
             });
         }
         let mut cookie = guard::encode(FrameKind::CookieReply, number, &[9; 16]);
