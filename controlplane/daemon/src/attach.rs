@@ -22,6 +22,9 @@ const BACKLOG_MAX: usize = 1 << 20;
 /// Room for records that is kept when none waits.
 const BACKLOG_KEPT: usize = 256;
 
+/// File name of the dataplane's socket.
+pub(crate) const DATAPLANE_SOCKET: &str = "dataplane.sock";
+
 /// Attaching failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttachFailure {
@@ -73,7 +76,7 @@ struct Worker {
 impl Attachment {
     /// Connects to the dataplane of a socket directory.
     pub(crate) fn connect(directory: &Path) -> Result<Self, AttachFailure> {
-        let path = directory.join("dataplane.sock");
+        let path = directory.join(DATAPLANE_SOCKET);
         let stream = UnixStream::connect(&path).map_err(|_| AttachFailure::Absent(path))?;
         stream.set_read_timeout(Some(std::time::Duration::from_secs(2)))?;
         let (hello, fds) = accept(stream.as_fd())?;

@@ -11,7 +11,7 @@ use hyphae_wire::Network;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::attach::Attachment;
+use crate::attach::{Attachment, DATAPLANE_SOCKET};
 use crate::bus::{BusCommand, Service as BusService};
 use crate::config::{Config, ConfigError, DiscoveryMode, Settings};
 use crate::discovery::{self, Discovery};
@@ -233,7 +233,8 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         node.add_peer(now, peer, true);
     }
 
-    let gate = Gate::new(&node.config.socket_dirs);
+    let own = [rpc::SOCKET_NAME, DATAPLANE_SOCKET].map(|name| node.socket_directory.join(name));
+    let gate = Gate::new(&node.config.socket_dirs, &own);
     let parts = Parts {
         commands: commands.clone(),
         bus: handle.clone(),

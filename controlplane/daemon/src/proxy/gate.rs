@@ -111,14 +111,17 @@ impl Plane {
 #[derive(Clone)]
 pub struct Gate {
     socket_dirs: Arc<[PathBuf]>,
+    own_sockets: Arc<[PathBuf]>,
     is_node: fn(i32) -> bool,
 }
 
 impl Gate {
-    /// For a node that lets remote administrators name sockets below these directories.
-    pub fn new(socket_dirs: &[PathBuf]) -> Self {
+    /// For a node that lets remote administrators name sockets below these directories, and that
+    /// listens on these sockets itself.
+    pub fn new(socket_dirs: &[PathBuf], own_sockets: &[PathBuf]) -> Self {
         Self {
             socket_dirs: socket_dirs.into(),
+            own_sockets: own_sockets.into(),
             is_node,
         }
     }
@@ -128,8 +131,34 @@ impl Gate {
     pub(super) fn of_test(socket_dirs: &[PathBuf]) -> Self {
         Self {
             socket_dirs: socket_dirs.into(),
+            own_sockets: Arc::default(),
             is_node: |_| false,
         }
+    }
+
+    /// Refuses a path that its setter may not name, as far as that shows before it is used. A server
+    /// of the node's own authority is not connected to for that: it would see a request without content.
+    ///
+    /// # Errors
+    /// As [`Self::connect`], but for a path that nobody serves yet.
+    pub async fn check(&self, path: &Path, set_by: Authority) -> Result<(), GateError> {
+        if self.is_own(path) {
+            return Err(GateError::Node(path.to_owned()));
+        }
+        if set_by == Authority::Node {
+            return Ok(());
+        }
+        match self.connect(path, set_by).await {
+            Ok(_) | Err(GateError::System { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a path leads to a socket of this node.
+    fn is_own(&self, path: &Path) -> bool {
+        let file = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
+        let there = file(path);
+        there.is_some() && self.own_sockets.iter().any(|own| file(own) == there)
     }
 
     /// Connects to a server on somebody's authority.

@@ -17,7 +17,6 @@ use super::authorizer::{Caller, ENTRIES_MAX};
 use super::dispatch::{Dispatcher, public_key, yes};
 use super::methods::{Outcome, overlay_address, value};
 use super::rows::Rows;
-use crate::proxy::GateError;
 use crate::stored::Change;
 
 /// Most topics that are listed.
@@ -214,10 +213,8 @@ impl Dispatcher {
     /// Refuses a path that is served by whom its setter does not reach. One that nobody serves yet is looked at when
     /// a connection is made, as all of them are.
     async fn check_forward(&self, path: &Path, set_by: Authority) -> Result<(), Error> {
-        match self.gate.connect(path, set_by).await {
-            Ok(_) | Err(GateError::System { .. }) => Ok(()),
-            Err(error) => Err(Error::new(code::BAD_SOCKET, error.to_string())),
-        }
+        let checked = self.gate.check(path, set_by).await;
+        checked.map_err(|error| Error::new(code::BAD_SOCKET, error.to_string()))
     }
 
     async fn set_outbound(&self, set_by: Authority, params: OutboundSocketParams) -> Outcome {

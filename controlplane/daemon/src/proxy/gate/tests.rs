@@ -13,9 +13,31 @@ async fn nobody_is_led_to_a_node() {
     let lab = tempfile::tempdir().unwrap();
     let path = lab.path().join("rpc.sock");
     let _listener = UnixListener::bind(&path).unwrap();
-    let gate = Gate::new(&[lab.path().to_owned()]);
+    let gate = Gate::new(&[lab.path().to_owned()], &[]);
     for set_by in [Authority::Node, Authority::User(0), Authority::Remote] {
         let error = gate.connect(&path, set_by).await.unwrap_err();
+        assert!(matches!(error, GateError::Node(_)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_of_the_nodes_own_authority_is_checked_without_a_connection() {
+    let lab = tempfile::tempdir().unwrap();
+    let [own, server] = ["rpc.sock", "server"].map(|name| lab.path().join(name));
+    let _own = UnixListener::bind(&own).unwrap();
+    let listener = UnixListener::bind(&server).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let gate = Gate::new(&[], std::slice::from_ref(&own));
+    gate.check(&server, Authority::Node).await.unwrap();
+    gate.check(&lab.path().join("none"), Authority::Node)
+        .await
+        .unwrap();
+    let seen = listener.accept().unwrap_err();
+    assert_eq!(seen.kind(), io::ErrorKind::WouldBlock);
+    let linked = lab.path().join("linked");
+    symlink(&own, &linked).unwrap();
+    for path in [&own, &linked] {
+        let error = gate.check(path, Authority::Node).await.unwrap_err();
         assert!(matches!(error, GateError::Node(_)), "{error}");
     }
 }
