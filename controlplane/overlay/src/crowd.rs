@@ -1,10 +1,10 @@
 //! Full tables of what is established: session slots, inbound peers, end-to-end associations.
 //!
-//! A newcomer with a proven key gets in as long as somebody holds more than it would: of the group (an
-//! address, a site's /48, the neighbour that an end came through) that holds the most, the node that
-//! holds the most gives way, among equals the one that was silent longest. Its half-open renewals go
-//! first, then sessions that are retiring, then the one in use. Configured peers never give way. A table is only gone through when it is full,
-//! and after a Diffie-Hellman that the newcomer has paid for as well.
+//! A newcomer with a proven key gets in as long as somebody holds more than it would: of the group (an address, a
+//! site's /48, the neighbour that an end came through) that holds the most, the node that holds the most gives way,
+//! among equals the one that was silent longest. Its half-open renewals go first, then sessions that are retiring,
+//! then the one in use. Configured peers never give way. A table is only gone through when it is full, and after a
+//! Diffie-Hellman that the newcomer has paid for as well.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

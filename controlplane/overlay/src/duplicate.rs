@@ -1,9 +1,9 @@
 //! Two hosts with one key.
 //!
-//! A dataplane has a number of its own for as long as it runs (of boot, start and process), whichever
-//! control planes come and go; both ends of a handshake advertise theirs, sealed. A node that moves, or
-//! is reached at several addresses, keeps its number; one that is restarted gets another and never has the old one again. So whoever
-//! hears A, then B, then A again under one key hears two hosts, and tells both.
+//! A dataplane has a number of its own for as long as it runs (of boot, start and process), whichever control
+//! planes come and go; both ends of a handshake advertise theirs, sealed. A node that moves, or is reached at
+//! several addresses, keeps its number; one that is restarted gets another and never has the old one again. So
+//! whoever hears A, then B, then A again under one key hears two hosts, and tells both.
 
 use std::collections::VecDeque;
 use std::time::Duration;

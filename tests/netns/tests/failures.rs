@@ -1,6 +1,6 @@
-//! Covers: a host that fails a running node or one that starts: a full disk, one that is read-only or becomes immutable, wrong
-//! permissions, a TUN device that may not be opened, a socket directory that is deleted, a second node; and
-//! `hyphae doctor` on this host.
+//! Covers: a host that fails a running node or one that starts: a full disk, one that is read-only or becomes
+//! immutable, wrong permissions, a TUN device that may not be opened, a socket directory that is deleted, a second
+//! node; and `hyphae doctor` on this host.
 //! Errors name the cause and the way out, exit codes are honest, nothing that was there is lost.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
