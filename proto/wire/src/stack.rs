@@ -7,7 +7,7 @@ const DEPTH: usize = 64 * 1024;
 
 /// Does `work`, and wipes the stack that it has used: values that were moved or passed on leave copies
 /// there, which nothing else overwrites for as long as a thread sleeps. What `work` returns must not be
-/// secret. Costs about two microseconds.
+/// secret. For handshakes and records with keys, not for packets.
 pub fn on_wiped_stack<T>(work: impl FnOnce() -> T) -> T {
     let result = apart(work);
     wipe();
