@@ -2,8 +2,10 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use hyphae_routing::babel::{Config, Filter, Speaker, Verifier, Xeddsa};
+use hyphae_time::Nanos;
 use hyphae_wire::babel::Origin;
-use hyphae_wire::{Nanos, OverlayAddress, Prefix, SecretKey};
+
+use hyphae_wire::{OverlayAddress, Prefix, SecretKey};
 
 /// Believes everything: what is left is the protocol.
 struct Credulous;

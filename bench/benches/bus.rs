@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use hyphae_bench_paths::Messengers;
+use hyphae_instructions::Messengers;
 
 fn bus(c: &mut Criterion) {
     let mut group = c.benchmark_group("bus");

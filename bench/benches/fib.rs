@@ -1,8 +1,8 @@
 //! Lookups in the forwarding table by its size.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use hyphae_bench_paths::{Spread, records};
 use hyphae_forward::parts::Fib;
+use hyphae_instructions::{Spread, records};
 use hyphae_wire::OverlayAddress;
 
 /// Lookups of one iteration.

@@ -22,7 +22,6 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 pub(crate) use peers::{Row as PeersRow, table as peers_table};
 
 use clap::Subcommand;
-use hyphae_wire::Nanos;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -47,13 +46,6 @@ pub(crate) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
         Command::Flood(args) => flood::run(args, json),
         Command::Swarm(args) => peers::swarm(args),
     }
-}
-
-/// The monotonic clock.
-fn clock() -> Nanos {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // Both are positive on a running system.
-    Nanos(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
 }
 
 /// An address of loopback for the `n`th node, with any port; the relay and the generator use others.

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     suites: Vec<Suite>,
     /// 'uring' or 'epoll', for the relay and the baseline.
     #[arg(long, default_value = "uring")]
-    driver: hyphae_uring::DriverKind,
+    driver: hyphae_driver::DriverKind,
     /// Seconds per row.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,

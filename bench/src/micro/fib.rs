@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args as ClapArgs;
-use hyphae_bench_paths::{Spread, records};
 use hyphae_forward::parts::{Fib, Target};
+use hyphae_instructions::{Spread, records};
 use hyphae_wire::OverlayAddress;
 
 use super::{nanos, timed};

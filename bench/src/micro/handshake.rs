@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::Args as ClapArgs;
-use hyphae_bench_paths::{NOW, Strangers, records};
+use hyphae_instructions::{NOW, Strangers, records};
 use hyphae_overlay::{Config, ConfiguredPeer, Event, Overlay, PeerConfig};
 use hyphae_shm::record::{Program, Punt, PuntHandshake};
-use hyphae_wire::{Endpoint, Nanos, SecretKey, WorkerId};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Endpoint, SecretKey, WorkerId};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::{Turn, nanos, timed};

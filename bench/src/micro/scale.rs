@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, ensure};
 use clap::Args as ClapArgs;
-use hyphae_bench_paths::{Crowd, Relay};
+use hyphae_instructions::{Crowd, Relay};
 use hyphae_wire::Suite;
 
 use super::{Turn, nanos, timed};

@@ -15,13 +15,14 @@ use hyphae_test_hostile::light::Spec;
 use serde::Serialize;
 
 use super::loopback::Swarm;
+use super::place;
 use super::relay::Relay;
-use super::{clock, place};
 use crate::output::{self, Table, number};
 use crate::process::Activity;
 use crate::stats::median;
 use flow::FlowPhase;
 use hyphae_test_hostile::{Claims, Hostile, Target};
+use hyphae_time::monotonic;
 
 /// Time between newcomers.
 const JOIN_EVERY: Duration = Duration::from_secs(1);
@@ -216,11 +217,11 @@ fn measure(
 fn join(relay: Target, clockwork: &Clockwork) -> anyhow::Result<[Vec<Option<Duration>>; 2]> {
     let mut swarm = Swarm::new()?;
     let mut during = Vec::new();
-    let mut next = clock();
+    let mut next = monotonic();
     while clockwork.phase() != Phase::Over {
         let phase = clockwork.phase();
-        if clock() >= next && phase != Phase::After {
-            next = clock() + JOIN_EVERY;
+        if monotonic() >= next && phase != Phase::After {
+            next = monotonic() + JOIN_EVERY;
             swarm.add(&Spec {
                 at: place(1000 + swarm.nodes.len()),
                 relay,
@@ -229,7 +230,7 @@ fn join(relay: Target, clockwork: &Clockwork) -> anyhow::Result<[Vec<Option<Dura
             })?;
             during.push(phase == Phase::During);
         }
-        swarm.turn(clock() + Duration::from_millis(10))?;
+        swarm.turn(monotonic() + Duration::from_millis(10))?;
     }
     let of = |flooded: bool| {
         let nodes = swarm.nodes.iter().zip(&during);

@@ -5,11 +5,13 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hyphae_test_hostile::light::{Node, Scratch, Spec};
-use hyphae_wire::{Nanos, PublicKey, Timers};
+use hyphae_time::{Nanos, Timers};
+
+use hyphae_wire::PublicKey;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
-use super::clock;
+use hyphae_time::monotonic;
 
 /// Sockets told of at once.
 const EVENTS: usize = 256;
@@ -34,7 +36,7 @@ impl Swarm {
 
     /// Adds a node, which begins to connect; returns its number.
     pub(super) fn add(&mut self, spec: &Spec) -> anyhow::Result<usize> {
-        let (number, now) = (self.nodes.len(), clock());
+        let (number, now) = (self.nodes.len(), monotonic());
         let mut node = Node::new(now, spec)?;
         let name = epoll::EventData::new_u64(u64::try_from(number)?);
         epoll::add(&self.epoll, &node.socket, name, epoll::EventFlags::IN)?;
@@ -46,7 +48,7 @@ impl Swarm {
 
     /// Does what is there to do, else waits for something, at most until `until`.
     pub(super) fn turn(&mut self, until: Nanos) -> anyhow::Result<()> {
-        let now = clock();
+        let now = monotonic();
         let next = self.timers.next().unwrap_or(Nanos::NEVER).min(until);
         let wait = next.since(now).min(Duration::from_secs(3600));
         let mut room = [MaybeUninit::uninit(); EVENTS];
@@ -57,10 +59,10 @@ impl Swarm {
         };
         for event in events {
             let number = usize::try_from(event.data.u64())?;
-            self.nodes[number].receive(clock(), &mut self.scratch);
+            self.nodes[number].receive(monotonic(), &mut self.scratch);
             self.timers.set(number, self.nodes[number].poll_timeout());
         }
-        let now = clock();
+        let now = monotonic();
         for number in self.timers.take_due(now) {
             self.nodes[number].handle_timeout(now, &mut self.scratch);
             self.timers.set(number, self.nodes[number].poll_timeout());
@@ -70,7 +72,7 @@ impl Swarm {
 
     /// Works until `until`.
     pub(super) fn run_until(&mut self, until: Nanos) -> anyhow::Result<()> {
-        while clock() < until {
+        while monotonic() < until {
             self.turn(until)?;
         }
         Ok(())

@@ -12,11 +12,12 @@ use hyphae_wire::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::loopback::Swarm;
+use super::place;
 use super::relay::Relay;
-use super::{clock, place};
 use crate::output::{self, Table, number};
 use crate::process::{Activity, Usage};
 use hyphae_test_hostile::Target;
+use hyphae_time::monotonic;
 
 /// Processes that the nodes are spread over.
 const PROCESSES_MAX: usize = 4;
@@ -307,17 +308,17 @@ pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
             rekey_after: None,
         })?;
     }
-    let give_up = clock() + JOIN_MAX;
+    let give_up = monotonic() + JOIN_MAX;
     while swarm.up(args.key) < args.nodes {
-        if clock() > give_up {
+        if monotonic() > give_up {
             let up = swarm.up(args.key);
             bail!("{up} of {} nodes connected in {JOIN_MAX:?}", args.nodes);
         }
-        swarm.run_until(clock() + Duration::from_millis(20))?;
+        swarm.run_until(monotonic() + Duration::from_millis(20))?;
     }
     writeln!(std::io::stdout(), "up")?;
     loop {
-        swarm.run_until(clock() + Duration::from_secs(60))?;
+        swarm.run_until(monotonic() + Duration::from_secs(60))?;
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hyphae_uring::{Driver, Event, Span, udp};
+use hyphae_driver::{Driver, Event, Span, udp};
 use hyphae_wire::Endpoint;
 
 use super::load::{Meter, Plain, address, open, spawn};

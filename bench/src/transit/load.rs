@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use hyphae::lab::Namespace;
-use hyphae_uring::{
+use hyphae_driver::{
     Driver, DriverKind, Event, Parts, RECEIVE_BUFFERS, Span, TRANSMIT_BUFFERS, udp,
 };
 use hyphae_wire::Endpoint;
@@ -214,7 +214,7 @@ impl Plain {
     }
 }
 
-pub(super) fn open(socket: OwnedFd, kind: DriverKind) -> anyhow::Result<hyphae_uring::AnyDriver> {
+pub(super) fn open(socket: OwnedFd, kind: DriverKind) -> anyhow::Result<hyphae_driver::AnyDriver> {
     let doorbell = hyphae_shm::Doorbell::new()?.into_fd();
     let parts = Parts {
         socket,
@@ -223,7 +223,7 @@ pub(super) fn open(socket: OwnedFd, kind: DriverKind) -> anyhow::Result<hyphae_u
         receive_buffers: RECEIVE_BUFFERS,
         transmit_buffers: TRANSMIT_BUFFERS,
     };
-    Ok(hyphae_uring::open(kind, parts)?)
+    Ok(hyphae_driver::open(kind, parts)?)
 }
 
 /// An address of the bench's own range.

@@ -8,13 +8,15 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hyphae_bench_paths::Source;
-use hyphae_bench_paths::records::{self, Lane};
+use hyphae_instructions::Source;
+use hyphae_instructions::records::{self, Lane};
 use hyphae_shm::record::Program;
 use hyphae_shm::stats::{Counter, counter_at};
 use hyphae_shm::{Doorbell, Segment, StatsReader};
+use hyphae_time::monotonic;
 use hyphae_wire::frame::OVERHEAD;
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, SessionIndex, Suite, WorkerId};
+
+use hyphae_wire::{Endpoint, OverlayAddress, SessionIndex, Suite, WorkerId};
 
 use super::load::{address, generator, sink, watch};
 use super::{Args, Net, PORT, RELAY_TO_SOURCE, SINK, SOURCE, Sample};
@@ -129,8 +131,7 @@ fn install(
         let (code, body, tail) = program.parts();
         Ok(ring.push(code, &[body, tail])?)
     };
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let created = Nanos(now.tv_sec.unsigned_abs() * 1_000_000_000);
+    let created = monotonic();
     push(Program::LocalInstall(&records::local(records::key(1))))?;
     let far = records::key(3);
     for (peer, key, at, opens, seals) in [

@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use ahash::RandomState;
+use hyphae_time::Nanos;
 use hyphae_wire::message::Status;
-use hyphae_wire::{Nanos, PublicKey};
+
+use hyphae_wire::PublicKey;
 
 use crate::config::TRY_DURATION_MAX;
 use crate::{DeliveryKey, MessageId};

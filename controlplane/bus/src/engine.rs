@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use ahash::RandomState;
+use hyphae_time::Nanos;
+use hyphae_time::Timers;
 use hyphae_wire::message::{self, Body, MESSAGE_HEADER_LEN, Packet, READS_MAX, Status};
 use hyphae_wire::report::INNER_MTU_MIN;
-use hyphae_wire::timers::Timers;
-use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+
+use hyphae_wire::{OverlayAddress, PublicKey};
 
 use crate::completed::Completed;
 use crate::held::Held;

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use hyphae_time::Nanos;
 use hyphae_wire::message::{ACK_RANGES_MAX, AckRange, Cut, ReplyFailure};
-use hyphae_wire::{Nanos, OverlayAddress};
+
+use hyphae_wire::OverlayAddress;
 
 use crate::Topic;
 use crate::buffer::{Buffer, Pool};

@@ -5,8 +5,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::message::{ACK_RANGES_MAX, AckRange};
-use hyphae_wire::{Nanos, OverlayAddress};
+
+use hyphae_wire::OverlayAddress;
 
 use crate::DeliveryKey;
 

@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 use crate::DeliveryKey;
 

@@ -7,8 +7,10 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use hyphae_time::Nanos;
 use hyphae_wire::message::{Cut, MESSAGE_HEADER_LEN, OPEN_HEADER_LEN, ReplyFailure};
-use hyphae_wire::{Nanos, PublicKey};
+
+use hyphae_wire::PublicKey;
 
 use crate::config::{TRY_DURATION_DEFAULT, TRY_DURATION_MAX};
 use crate::{Destination, MessageId, MessageInfo, MessageState, Outgoing, Progress, Topic};

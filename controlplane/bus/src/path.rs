@@ -11,7 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{OverlayAddress, PublicKey};
 
 use crate::config::RETRANSMISSION_DELAY;
 use crate::sends::SendRef;

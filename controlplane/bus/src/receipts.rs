@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::message::READS_MAX;
-use hyphae_wire::{Nanos, PublicKey};
+
+use hyphae_wire::PublicKey;
 
 use crate::{DeliveryKey, MessageId};
 

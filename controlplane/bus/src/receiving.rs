@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::collections::btree_map::Entry;
 
 use ahash::RandomState;
+use hyphae_time::Nanos;
 use hyphae_wire::message::{Body, Cut, Packet, Status};
-use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+
+use hyphae_wire::{OverlayAddress, PublicKey};
 
 use crate::engine::{Answer, Timer};
 use crate::incoming::{Incoming, OVERHEAD, Stage, Took};

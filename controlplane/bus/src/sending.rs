@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::message::{AckRange, Body, MESSAGE_MAX, Status};
 use hyphae_wire::report::INNER_MTU_MIN;
-use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+
+use hyphae_wire::{OverlayAddress, PublicKey};
 
 use crate::config::REPLY_CLEAR_DELAY;
 use crate::engine::{Answer, Bare, Timer, Waiting, packet};

@@ -10,7 +10,9 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use ahash::RandomState;
 use hashbrown::HashTable;
-use hyphae_wire::{Nanos, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::PublicKey;
 
 use crate::outgoing::{Send, SendKey};
 use crate::{MessageId, MessageInfo};

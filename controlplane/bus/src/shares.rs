@@ -7,7 +7,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use ahash::RandomState;
-use hyphae_wire::{Nanos, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::PublicKey;
 
 use crate::oldest::Oldest;
 use crate::{Config, DeliveryKey, Room};

@@ -6,8 +6,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyphae_time::Nanos;
 use hyphae_wire::message::{ReplyFailure, TOPIC_MAX};
-use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+
+use hyphae_wire::{OverlayAddress, PublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Names a message. Random, chosen by its sender; a reply has the id of what it answers. Written

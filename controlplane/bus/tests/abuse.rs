@@ -13,8 +13,10 @@ use std::time::Duration;
 use common::{CLEAN, Net, Random, key, message, payload};
 use hyphae_bus::topics::{ADMIN_TOPIC, DefaultAction, TopicClass, TopicConfig, Topics};
 use hyphae_bus::{AbortReason, DeliveryKey, MessageId, MessageState, Refuse, Rejection, Topic};
+use hyphae_time::Nanos;
 use hyphae_wire::message::{AckRange, Body, Cut, Packet, Status, parse};
-use hyphae_wire::{Nanos, Prefix, PublicKey};
+
+use hyphae_wire::{Prefix, PublicKey};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -11,8 +11,10 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket as StdSocket};
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::beacon::{BEACON_LEN, Beacon};
-use hyphae_wire::{Endpoint, Nanos, Network, PublicKey};
+
+use hyphae_wire::{Endpoint, Network, PublicKey};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;

@@ -2,9 +2,9 @@
 //! address, whose prefix is the overlay's range; others lead to prefixes behind gateways, or limit
 //! the size of packets to a node. All of it goes when the dataplane closes the device.
 //!
-//! Others may change any of it at any time. A task holds what is wanted; whenever the kernel reports a change that
-//! may concern the device, it compares and repairs what differs, at a limited rate ([`Pace`]). A device that was set
-//! down or moved away was meant to be: that is reported and left alone.
+//! Other programs may change any of it at any time. A task stores the desired state; whenever the kernel notifies a
+//! change that may concern the device, it compares and repairs the difference, rate-limited by [`RepairBackoff`]. A
+//! device that was set down or moved to another namespace is reported and not fought.
 //!
 //! * `rules`: how routes to gateways leave the node's own underlay traffic alone
 //! * `watch`: what the kernel reports
@@ -22,12 +22,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hyphae_time::{Nanos, RepairBackoff};
 use hyphae_wire::address::OVERLAY_RANGE;
-use hyphae_wire::{Nanos, Pace, Prefix};
+
+use hyphae_wire::Prefix;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
-use crate::pump::now;
+use hyphae_time::monotonic as now;
 use kernel::{Kernel, Link};
 use report::Problem;
 pub(crate) use report::{Part, Report};
@@ -245,13 +247,13 @@ struct Keeper {
     unmarked: Option<String>,
     /// Rules could not be set; they are tried again then.
     rules_at: Option<Nanos>,
-    rules_pace: Pace,
+    rules_pace: RepairBackoff,
     wants_links: Arc<AtomicBool>,
     /// Underlay addresses of peers; `None` until they have come since they count.
     links: Option<BTreeSet<Ipv6Addr>>,
     /// When to compare what is wanted with what there is.
     due: Option<Nanos>,
-    pace: Pace,
+    pace: RepairBackoff,
     report: Arc<Report>,
 }
 
@@ -261,7 +263,7 @@ impl Keeper {
             unmarked: (device.mark == 0).then(|| "underlay packets are not marked".to_owned()),
             wants_links,
             rules_at: None,
-            rules_pace: Pace::default(),
+            rules_pace: RepairBackoff::default(),
             links: None,
             learnt: false,
             device,
@@ -272,7 +274,7 @@ impl Keeper {
             gone_since: None,
             routes: BTreeMap::new(),
             due: Some(now()),
-            pace: Pace::default(),
+            pace: RepairBackoff::default(),
             report,
         }
     }

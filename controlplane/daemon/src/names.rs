@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 /// Between the beginnings of two look-ups of one name.
 pub(crate) const APART: Duration = Duration::from_secs(5);

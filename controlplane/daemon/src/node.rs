@@ -18,9 +18,9 @@ use hyphae_rpc::method::Pong;
 use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{InjectRouted, Program, Punt};
-use hyphae_wire::{
-    Endpoint, Nanos, NetworkId, OverlayAddress, PublicKey, SecretKey, Service, WorkerId,
-};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Endpoint, NetworkId, OverlayAddress, PublicKey, SecretKey, Service, WorkerId};
 use tokio::sync::{broadcast, oneshot};
 
 use crate::attach::Attachment;
@@ -418,7 +418,7 @@ impl Node {
     /// for room.
     pub(crate) fn drain(&mut self) -> bool {
         loop {
-            let mut idle = !self.drain_routing(crate::pump::now());
+            let mut idle = !self.drain_routing(hyphae_time::monotonic());
             while let Some((worker, program)) = self.overlay.poll_program() {
                 idle = false;
                 self.push(worker, program);
@@ -433,7 +433,7 @@ impl Node {
             // Only now: an event may lead to records that refer to those above.
             if let Some(event) = self.overlay.poll_event() {
                 idle = false;
-                self.handle_event(crate::pump::now(), event);
+                self.handle_event(hyphae_time::monotonic(), event);
             }
             if idle {
                 break;

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hyphae_overlay::{Duplicate, Event, Refusal};
-use hyphae_wire::{Endpoint, Nanos, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Endpoint, PublicKey};
 
 /// How often the same refusal is logged.
 const REFUSAL_AGAIN: Duration = Duration::from_secs(60);

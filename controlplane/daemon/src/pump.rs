@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hyphae_shm::record::Punt;
-use hyphae_wire::Nanos;
+use hyphae_time::monotonic;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -110,7 +110,7 @@ pub(crate) async fn run(
                     tracing::warn!("the dataplane has other workers or ports; starting over");
                     return;
                 }
-                node.attached(now(), attachment);
+                node.attached(monotonic(), attachment);
                 if serve(&mut node, &mut commands, &mut vigil).await {
                     return;
                 }
@@ -120,16 +120,16 @@ pub(crate) async fn run(
                 tokio::select! {
                     () = patience.wait(&error) => {}
                     command = commands.recv() => {
-                        if command.is_none_or(|command| node.handle_command(now(), command)) {
+                        if command.is_none_or(|command| node.handle_command(monotonic(), command)) {
                             vigil.stopping();
                             return;
                         }
                     }
                 }
                 // Deadlines of messages pass, and messages to this node itself arrive.
-                node.handle_timeout(now());
-                node.drain_bus(now());
-                vigil.round(now(), || "waits for a dataplane".to_owned());
+                node.handle_timeout(monotonic());
+                node.drain_bus(monotonic());
+                vigil.round(monotonic(), || "waits for a dataplane".to_owned());
             }
         }
     }
@@ -140,19 +140,19 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>, vigil: &
     let alarm = Alarm::new();
     loop {
         let punts = take_punts(node);
-        node.handle_timeout(now());
-        let bus = node.drain_bus(now());
+        node.handle_timeout(monotonic());
+        let bus = node.drain_bus(monotonic());
         let left = node.drain();
         vigil.ready();
-        vigil.round(now(), || node.in_a_line());
+        vigil.round(monotonic(), || node.in_a_line());
         let Some(attachment) = &mut node.attachment else {
             return false;
         };
         let more = bus == BusDrained::More || punts == PUNT_BUDGET || !attachment.sleep();
         let mut wait = node
             .poll_timeout()
-            .map_or(Duration::from_secs(1), |at| at.since(now()))
-            .min(vigil.at().since(now()));
+            .map_or(Duration::from_secs(1), |at| at.since(monotonic()))
+            .min(vigil.at().since(monotonic()));
         if left || bus == BusDrained::Blocked {
             wait = wait.min(BACKLOG_RETRY);
         }
@@ -173,7 +173,7 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>, vigil: &
                 let Some(mut command) = command else { return true };
                 // What it leads to is done once for all that wait.
                 for _ in 0..COMMAND_BUDGET {
-                    if node.handle_command(now(), command) {
+                    if node.handle_command(monotonic(), command) {
                         vigil.stopping();
                         say_goodbye(node).await;
                         return true;
@@ -182,9 +182,9 @@ async fn serve(node: &mut Node, commands: &mut mpsc::Receiver<Command>, vigil: &
                     command = next;
                 }
             }
-            resolved = node.resolver.next() => node.resolved(now(), resolved),
-            found = node.discovery.next() => node.found(now(), found),
-            () = node.underlay.changed() => node.underlay_changed(now()),
+            resolved = node.resolver.next() => node.resolved(monotonic(), resolved),
+            found = node.discovery.next() => node.found(monotonic(), found),
+            () = node.underlay.changed() => node.underlay_changed(monotonic()),
             result = attachment.rung() => if result.is_err() { return false },
             () = pause => {}
         }
@@ -206,7 +206,7 @@ fn take_punts(node: &mut Node) -> usize {
         taken += 1;
         let scratch = std::mem::take(&mut attachment.scratch);
         match Punt::parse(code, &scratch[..len]) {
-            Some(punt) => node.handle_punt(now(), worker, &punt),
+            Some(punt) => node.handle_punt(monotonic(), worker, &punt),
             None => tracing::warn!(code, len, "record of the dataplane is not known; ignored"),
         }
         if let Some(attachment) = &mut node.attachment {
@@ -221,7 +221,7 @@ fn take_punts(node: &mut Node) -> usize {
 
 /// Gives the last records a moment to reach the workers.
 async fn say_goodbye(node: &mut Node) {
-    node.overlay.shutdown(now());
+    node.overlay.shutdown(monotonic());
     for _ in 0..100 {
         if !node.drain() {
             break;
@@ -233,11 +233,4 @@ async fn say_goodbye(node: &mut Node) {
     if let Some(attachment) = &node.attachment {
         attachment.leave();
     }
-}
-
-/// The monotonic clock.
-pub(crate) fn now() -> Nanos {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // Both are positive on a running system.
-    Nanos(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
 }

@@ -15,7 +15,9 @@ use hyphae_routing::Via;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{ConfigChange, ReloadParams, ReloadResult};
 use hyphae_rpc::parse_params;
-use hyphae_wire::{Nanos, Network, NetworkId};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Network, NetworkId};
 
 use crate::config::{Change, Config, ConfigError, Settings};
 use crate::endpoint::{PeerUrl, RouteSpec};

@@ -8,9 +8,11 @@ use hyphae_overlay::ConfiguredPeer;
 use hyphae_routing::FibChange;
 use hyphae_routing::babel::{Config, Counters, Speaker, Xeddsa};
 use hyphae_shm::record::{Program, PuntLinkLocal};
+use hyphae_time::Nanos;
 use hyphae_wire::babel::INFINITY;
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::{Nanos, Prefix, PublicKey, SecretKey};
+
+use hyphae_wire::{Prefix, PublicKey, SecretKey};
 
 use crate::config::RoutingConfig;
 use crate::node::Node;

@@ -178,7 +178,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     overlay_config.policy = config.peering.policy.clone();
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(RunError::Random)?;
-    let now = pump::now();
+    let now = hyphae_time::monotonic();
     let overlay = Overlay::new(overlay_config, seed);
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(RunError::Random)?;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use hyphae_notify::Notifier;
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 /// How often the status is brought up to date where no watchdog sets the pace.
 const STATUS_EVERY: Duration = Duration::from_secs(10);

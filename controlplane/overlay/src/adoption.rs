@@ -17,8 +17,10 @@ use hyphae_shm::record::{
     FLAG_INITIATOR, Generation, LinkInstall, LocalInstall, Program, Punt, RETAIN_LINK,
     RETAIN_SESSION, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, Retain, SessionInstall,
 };
+use hyphae_time::Nanos;
 use hyphae_wire::guard::Token;
-use hyphae_wire::{AddressPair, Nanos, PublicKey, SessionIndex, Suite, WorkerId};
+
+use hyphae_wire::{AddressPair, PublicKey, SessionIndex, Suite, WorkerId};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::engine::Timer;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use hyphae_wire::{AddressPair, Endpoint, Nanos};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{AddressPair, Endpoint};
 
 use crate::engine::Timer;
 use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal, Pace};

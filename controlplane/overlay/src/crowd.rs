@@ -9,7 +9,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Endpoint, OverlayAddress};
 
 use crate::handshake::Carrier;
 use crate::index::Class;

@@ -8,8 +8,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::{Endpoint, Nanos};
+
+use hyphae_wire::Endpoint;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::session::Owner;

@@ -10,10 +10,12 @@
 use std::collections::BTreeMap;
 
 use hyphae_shm::record::{LANE_LINK, LANE_SESSION, Punt};
+use hyphae_time::Nanos;
 use hyphae_wire::guard::{self, SessionCookie, SessionReset};
 use hyphae_wire::handshake::Message;
 use hyphae_wire::index::WORKERS_MAX;
-use hyphae_wire::{Endpoint, FrameKind, Nanos, OverlayAddress, PublicKey, Service, WorkerId};
+
+use hyphae_wire::{Endpoint, FrameKind, OverlayAddress, PublicKey, Service, WorkerId};
 
 use zeroize::Zeroizing;
 
@@ -29,7 +31,7 @@ use crate::rng::Rng;
 use crate::session::{Association, Owner};
 use crate::target::Target;
 use crate::{Config, ConfiguredPeer, Event, Handshakes, Live, OwnedProgram, PeerConfig};
-use hyphae_wire::Timers;
+use hyphae_time::Timers;
 
 /// Peering, handshakes and sessions of one node.
 pub struct Overlay {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::report::ReportCode;
-use hyphae_wire::{Endpoint, Nanos, NetworkId, OverlayAddress, PublicKey, Suite};
+
+use hyphae_wire::{Endpoint, NetworkId, OverlayAddress, PublicKey, Suite};
 
 use crate::ConfiguredPeer;
 

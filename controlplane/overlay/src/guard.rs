@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use hyphae_shm::record::{CookieSecret, NodeSecret, Program, Secret};
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 use hyphae_wire::frame::LINK_HEADER_LEN;
 use hyphae_wire::guard::{self, SessionReset, Token};
 use hyphae_wire::handshake::{Message, set_session_cookie, unpad};

@@ -9,10 +9,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::guard::Token;
 use hyphae_wire::handshake::Offer;
+
 use hyphae_wire::{
-    AddressPair, Endpoint, LocalAddress, Nanos, OverlayAddress, SessionIndex, Suite, WorkerId,
+    AddressPair, Endpoint, LocalAddress, OverlayAddress, SessionIndex, Suite, WorkerId,
 };
 
 use crate::ConfiguredPeer;

@@ -16,8 +16,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::index::SLOTS_MAX;
-use hyphae_wire::{Lane, Nanos, SessionIndex};
+
+use hyphae_wire::{Lane, SessionIndex};
 
 use crate::rng::Rng;
 

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use hyphae_time::Nanos;
 use hyphae_wire::guard;
 use hyphae_wire::handshake::{HandshakeError, Message, Offer, RESETS_MAX, Step};
+
 use hyphae_wire::{
-    Endpoint, Lane, LocalAddress, Nanos, NetworkId, PublicKey, SessionIndex, Suite, SuiteSet,
+    Endpoint, Lane, LocalAddress, NetworkId, PublicKey, SessionIndex, Suite, SuiteSet,
     on_wiped_stack,
 };
 

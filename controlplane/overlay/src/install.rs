@@ -5,13 +5,15 @@ use hyphae_shm::record::{
     PendingDrop, Program, ROLE_ACTIVE, ROLE_RECEIVE_ONLY, ROLE_STANDBY, SessionInstall,
     SessionRemove,
 };
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::frame::LINK_HEADER_LEN;
 use hyphae_wire::guard::Token;
 use hyphae_wire::handshake::{self, Step, encode_frame_in, encode_session_in};
+
 use hyphae_wire::{
-    AddressPair, Endpoint, Lane, LocalAddress, Nanos, Network, NetworkId, OverlayAddress,
-    PublicKey, Service, SessionIndex, Suite, WorkerId,
+    AddressPair, Endpoint, Lane, LocalAddress, Network, NetworkId, OverlayAddress, PublicKey,
+    Service, SessionIndex, Suite, WorkerId,
 };
 use std::time::Duration;
 use zerocopy::little_endian::{U16, U32, U64};

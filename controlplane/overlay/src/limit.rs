@@ -10,8 +10,10 @@
 use std::time::Duration;
 
 use hyphae_shm::record::{InjectPathProbe, InjectTrace, MTU_UNKNOWN, PathMtu, Program};
+use hyphae_time::Nanos;
 use hyphae_wire::report::{INNER_MTU_MIN, Report, ReportCode};
-use hyphae_wire::{Nanos, OverlayAddress};
+
+use hyphae_wire::OverlayAddress;
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::install::FIRST_WORKER;

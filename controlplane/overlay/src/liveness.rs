@@ -13,9 +13,11 @@
 
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind, Probe};
 use hyphae_wire::handshake::{Message, Step};
-use hyphae_wire::{Nanos, SessionIndex};
+
+use hyphae_wire::SessionIndex;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 

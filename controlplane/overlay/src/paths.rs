@@ -11,7 +11,9 @@
 
 use std::time::Duration;
 
-use hyphae_wire::{Endpoint, Nanos, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Endpoint, PublicKey};
 
 use crate::handshake::{Carrier, Goal, Pace};
 use crate::session::{Association, Owner, Rtt};

@@ -16,7 +16,7 @@
 use std::time::Duration;
 
 use hyphae_shm::record::{InjectMtuProbe, LinkMtu, Program};
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::report::{DATAGRAM_BASE, FRAME_MIN_MAX};
 use zerocopy::little_endian::{U16, U32, U64};

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 
-use hyphae_wire::{Nanos, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::PublicKey;
 
 use crate::handshake::Carrier;
 use crate::session::Owner;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{OverlayAddress, PublicKey};
 
 use crate::keys::Kind;
 use crate::session::{Association, Owner, Ping};

@@ -4,10 +4,12 @@
 //! transcript reaches sessions; one that is repeated, late or lost to a glare never replaces a
 //! session that is in use.
 
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::guard::TOKEN_LEN;
 use hyphae_wire::handshake::{HandshakeHeader, Message, Offer, Step};
-use hyphae_wire::{Nanos, PublicKey, SuiteSet};
+
+use hyphae_wire::{PublicKey, SuiteSet};
 
 use crate::engine::Timer;
 use crate::event::Direction;

@@ -13,8 +13,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::guard::Token;
-use hyphae_wire::{Endpoint, LocalAddress, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
+
+use hyphae_wire::{Endpoint, LocalAddress, OverlayAddress, PublicKey, SessionIndex, Suite};
 
 use crate::duplicate::Starts;
 use crate::event::Direction;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{OverlayAddress, PublicKey};
 
 use crate::session::{Association, Owner};
 use crate::target::Target;

@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use hyphae_shm::record::PEERS_MAX;
-use hyphae_wire::{Endpoint, Nanos, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Endpoint, PublicKey};
 
 use crate::engine::Timer;
 use crate::handshake::{

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 use crate::Overlay;
 use crate::session::{Liveness, Owner};

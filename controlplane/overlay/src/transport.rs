@@ -9,7 +9,9 @@
 
 use std::time::Duration;
 
-use hyphae_wire::{Endpoint, Nanos};
+use hyphae_time::Nanos;
+
+use hyphae_wire::Endpoint;
 
 use crate::Overlay;
 use crate::handshake::{Carrier, Fallback, Goal, RETRANSMIT_MAX, Stage};

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use hyphae_forward::{EngineEvent, SnapshotCursor, Verdict};
 use hyphae_shm::record::{Generation, Punt};
 use hyphae_shm::{Consumer, Doorbell, Producer, RECORD_MAX};
-use hyphae_wire::{AddressPair, Nanos};
+use hyphae_time::Nanos;
+
+use hyphae_wire::AddressPair;
 
 use crate::punts;
 

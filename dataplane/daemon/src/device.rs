@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use hyphae_driver::Driver;
+use hyphae_driver::tun::Interface;
 use hyphae_shm::Doorbell;
-use hyphae_uring::Driver;
-use hyphae_uring::tun::Interface;
-use hyphae_wire::{Nanos, Pace};
+use hyphae_time::{Nanos, RepairBackoff};
 
 /// What the workers and the main thread share.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(crate) struct Keeper {
     wanted: bool,
     /// The last error, logged once.
     complained: Option<String>,
-    pace: Pace,
+    pace: RepairBackoff,
 }
 
 impl Keeper {
@@ -45,7 +45,7 @@ impl Keeper {
             workers,
             wanted: false,
             complained: None,
-            pace: Pace::default(),
+            pace: RepairBackoff::default(),
         })
     }
 

@@ -28,6 +28,6 @@ mod vigil;
 mod worker;
 
 pub use cores::{Cores, CoresError, pin, taken, taken_besides};
-pub use hyphae_uring::{DriverKind, ProbeError, clock, probe, udp::SocketOptions};
+pub use hyphae_driver::{DriverKind, ProbeError, clock, probe, udp::SocketOptions};
 pub use options::Options;
 pub use run::{RunError, run};

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hyphae_driver::DriverKind;
 use hyphae_files::Directory;
-use hyphae_uring::DriverKind;
 
 use crate::cores::Cores;
 

@@ -10,8 +10,8 @@
 //!
 //! Owned by one worker. Buffers stay referenced by the turn (see [`crate::turn`]) until `flush`.
 
+use hyphae_driver::{BufferId, Driver, SEGMENTS_MAX, SLOT_BYTES, SendError, Span, TRAIN_BYTES_MAX};
 use hyphae_shm::stats::FRAME_BUCKETS;
-use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, SLOT_BYTES, SendError, Span, TRAIN_BYTES_MAX};
 use hyphae_wire::{AddressPair, Endpoint};
 
 use crate::stream::StreamOutlet;

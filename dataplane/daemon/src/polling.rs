@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 /// A look that found nothing shortens the time for the next ones down to this share.
 const LEAST_SHARE: u32 = 16;

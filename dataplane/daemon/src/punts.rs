@@ -6,7 +6,9 @@ use hyphae_shm::record::{
     EndpointMoved, LANE_LINK, LaneEvent, NeedSession, PathMtu, PeerEvent, Punt, PuntHandshake,
     PuntLinkLocal, PuntService,
 };
-use hyphae_wire::{AddressPair, Nanos};
+use hyphae_time::Nanos;
+
+use hyphae_wire::AddressPair;
 use zerocopy::little_endian::{U16, U32, U64};
 
 /// Calls `give` with the record of an event.

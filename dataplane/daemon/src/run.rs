@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hyphae_driver::{
+    AnyDriver, DriverKind, OpenError, Parts, ProbeError, RECEIVE_BUFFERS, TRANSMIT_BUFFERS, tun,
+    udp,
+};
 use hyphae_forward::{Engine, EngineConfig, aes_in_hardware};
 use hyphae_notify::Notifier;
 use hyphae_shm::attach::{Hello, WELCOME, store_text};
 use hyphae_shm::{Doorbell, Layout, Segment, SegmentError};
-use hyphae_uring::{
-    AnyDriver, DriverKind, OpenError, Parts, ProbeError, RECEIVE_BUFFERS, TRANSMIT_BUFFERS, tun,
-    udp,
-};
 use hyphae_wire::WorkerId;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -31,7 +31,8 @@ use crate::options::Options;
 use crate::polling::Polling;
 use crate::stream;
 use crate::vigil::{Pulse, Vigil, Watched};
-use crate::worker::{Worker, WorkerParts, clock};
+use crate::worker::{Worker, WorkerParts};
+use hyphae_time::monotonic;
 
 /// How often a port or device that is in use is tried again.
 const RETRY: Duration = Duration::from_millis(10);
@@ -323,7 +324,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
 /// The driver to use, and why, in one line for log and status.
 fn choose(wanted: DriverKind) -> Result<(DriverKind, String), RunError> {
     if wanted == DriverKind::Uring {
-        hyphae_uring::probe()?;
+        hyphae_driver::probe()?;
     }
     let (kind, obstacle) = wanted.resolve();
     let reason = match (wanted, obstacle) {
@@ -388,7 +389,7 @@ fn describe(
 ) -> Hello {
     let mut hello = Hello::blank(WELCOME);
     hello.underlay_mark = U32::new(mark);
-    hello.started = U64::new(clock().0);
+    hello.started = U64::new(monotonic().0);
     // At most 64.
     hello.workers = U16::new(cores.len() as u16);
     hello.aes_hardware = u8::from(aes_in_hardware());
@@ -479,7 +480,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
         stop,
         pulse,
     };
-    let result = match hyphae_uring::open(seat.kind, seat.parts).map_err(open)? {
+    let result = match hyphae_driver::open(seat.kind, seat.parts).map_err(open)? {
         AnyDriver::Uring(driver) => Worker::new(*driver, parts).run(),
         AnyDriver::Epoll(driver) => Worker::new(*driver, parts).run(),
     };
@@ -507,7 +508,7 @@ fn wait(
             "no control plane: forwarding goes on with what the last one left"
         };
         vigil.status(&format!("{does}; {has}"));
-        let waits = [vigil.wait(Instant::now()), keeper.poll(clock())];
+        let waits = [vigil.wait(Instant::now()), keeper.poll(monotonic())];
         let timeout = waits.into_iter().flatten().fold(LOOK, Duration::min);
         let timeout = Timespec::try_from(timeout).ok();
         let readable = PollFlags::IN;

@@ -28,7 +28,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 
-use hyphae_uring::udp::set_mark;
+use hyphae_driver::udp::set_mark;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 
 pub(crate) use connection::Times;

@@ -1,16 +1,18 @@
 //! What a turn does with each thing that arrives: carries out the engine's verdicts.
 
+use hyphae_driver::{BufferId, Driver, SEGMENTS_MAX, Span};
 use hyphae_forward::host::{Part, Splitter, TUN_HEADER_LEN, TunHeader, TunSink};
 use hyphae_forward::{
     Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict, cut,
 };
 use hyphae_shm::record::{Program, Punt};
 use hyphae_shm::stats::{Counter, DropReason};
-use hyphae_uring::{BufferId, Driver, SEGMENTS_MAX, Span};
+use hyphae_time::Nanos;
 use hyphae_wire::control::PROBE_LEN;
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX, REPORT_LEN};
-use hyphae_wire::{AddressPair, Nanos, on_wiped_stack};
+
+use hyphae_wire::{AddressPair, on_wiped_stack};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::control;

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hyphae_driver::{BufferId, Driver, Event, Span};
 use hyphae_forward::Engine;
 use hyphae_forward::host::Coalescer;
 use hyphae_shm::StatsWriter;
 use hyphae_shm::stats::{Counter, DropReason};
-use hyphae_uring::{BufferId, Driver, Event, Span};
+use hyphae_time::{Nanos, monotonic};
 use hyphae_wire::report::DATAGRAM_BASE;
-use hyphae_wire::{AddressPair, Nanos};
+
+use hyphae_wire::AddressPair;
 
 use crate::control::Control;
 use crate::device::Watch;
@@ -130,7 +132,7 @@ impl<D: Driver> Worker<D> {
             too_big_told: (0, Nanos(0)),
             sources_refused: 0,
             busy: Duration::ZERO,
-            awake_since: clock(),
+            awake_since: monotonic(),
             received: 0,
             sent: 0,
             light: false,
@@ -147,7 +149,7 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn run(&mut self) -> std::io::Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             self.pulse.beat();
-            let busy = self.turn(clock());
+            let busy = self.turn(monotonic());
             // After little work there is hardly more: what it leaves to the kernel is submitted by the
             // same call that sleeps.
             let done = self.light && self.rested && self.polling.is_off();
@@ -263,16 +265,16 @@ impl<D: Driver> Worker<D> {
     /// Looks for work for as long as that is allowed; true when there was some. The time of looking does
     /// not count as busy.
     fn poll(&mut self) -> std::io::Result<bool> {
-        let begun = clock();
+        let begun = monotonic();
         let budget = self.polling.budget(begun);
         if budget.is_zero() {
             return Ok(false);
         }
         let (mut found, mut now) = (false, begun);
         while !found && now.since(begun) < budget && !self.stop.load(Ordering::Relaxed) {
-            let offered = clock();
+            let offered = monotonic();
             std::thread::yield_now();
-            let last = std::mem::replace(&mut now, clock());
+            let last = std::mem::replace(&mut now, monotonic());
             // Before a turn that finds work publishes it: what has gone by since the last look was no work.
             self.awake_since = self.awake_since + now.since(last);
             if self.polling.gave_way(now, now.since(offered)) {
@@ -289,7 +291,7 @@ impl<D: Driver> Worker<D> {
     }
 
     fn sleep(&mut self) -> std::io::Result<()> {
-        let before = clock();
+        let before = monotonic();
         self.busy += before.since(self.awake_since);
         let idle = self.control.sleep() && self.handover.sleep();
         let timeout = match (idle, self.control.snapshot.is_some()) {
@@ -298,7 +300,7 @@ impl<D: Driver> Worker<D> {
             (true, false) => self.engine.idle_for().unwrap_or(SLEEP_MAX),
         };
         let result = self.driver.wait(Some(timeout));
-        self.awake_since = clock();
+        self.awake_since = monotonic();
         self.rested = self.awake_since.since(before) >= REST;
         self.control.wake();
         self.handover.wake();
@@ -349,7 +351,7 @@ impl<D: Driver> Worker<D> {
         let (used, all) = self.driver.buffers();
         counters.set(Counter::Buffers, all.into());
         counters.set(Counter::BuffersUsed, used.into());
-        let (stats, now) = (&mut self.stats, clock());
+        let (stats, now) = (&mut self.stats, monotonic());
         let busy = self.busy + now.since(self.awake_since);
         // 584 years.
         counters.set(Counter::BusyNanoseconds, busy.as_nanos() as u64);
@@ -372,11 +374,4 @@ impl<D: Driver> Worker<D> {
             len,
         }
     }
-}
-
-/// The monotonic clock.
-pub(crate) fn clock() -> Nanos {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // Both are positive on a running system.
-    Nanos(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
 }

@@ -8,8 +8,10 @@ use hyphae_shm::record::{
     RETAIN_LINK, RETAIN_PEER, RETAIN_SESSION, Retain, SessionInstall,
 };
 use hyphae_shm::stats::DropReason;
+use hyphae_time::Nanos;
 use hyphae_wire::report::{DATAGRAM_BASE, INNER_MTU_MIN};
-use hyphae_wire::{Nanos, SessionIndex};
+
+use hyphae_wire::SessionIndex;
 
 use crate::engine::{Engine, Local};
 use crate::peer::{Peer, Traffic};

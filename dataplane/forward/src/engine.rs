@@ -6,12 +6,14 @@ use std::time::Duration;
 use ahash::RandomState;
 use hyphae_shm::record::{LANE_LINK, LANE_SESSION, MTU_UNKNOWN, PEERS_MAX};
 use hyphae_shm::stats::DropReason;
+use hyphae_time::Nanos;
 use hyphae_wire::frame::{
     FrameKind, LINK_TAG_AT, LinkHeader, PAYLOAD_AT, SEALED_HEADERS_AT, SealedHeaders, TAG_LEN,
 };
 use hyphae_wire::report::DATAGRAM_BASE;
+
 use hyphae_wire::{
-    AddressPair, Endpoint, LocalAddress, Nanos, OverlayAddress, PublicKey, SessionIndex, WorkerId,
+    AddressPair, Endpoint, LocalAddress, OverlayAddress, PublicKey, SessionIndex, WorkerId,
 };
 use zerocopy::IntoBytes;
 

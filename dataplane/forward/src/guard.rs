@@ -13,6 +13,7 @@ use std::hash::Hash;
 
 use hyphae_shm::record::{CookieSecret, NodeSecret};
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::frame::{
     HOP_LIMIT_DEFAULT, LINK_TAG_AT, OVERHEAD, PAYLOAD_AT, SEALED_HEADERS_AT, SealedHeaders,
     TAG_LEN, handshake_trailer,
@@ -22,7 +23,8 @@ use hyphae_wire::guard::{
     number_is_ours,
 };
 use hyphae_wire::handshake::{HandshakeError, Message, Step};
-use hyphae_wire::{Endpoint, FrameKind, Nanos, OverlayAddress, Service, SessionIndex};
+
+use hyphae_wire::{Endpoint, FrameKind, OverlayAddress, Service, SessionIndex};
 use zerocopy::{FromZeros, IntoBytes};
 use zeroize::Zeroize;
 

@@ -8,8 +8,10 @@
 //! [`REPLIES_MAX`] wait.
 
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::report::{INNER_MTU_MIN, ReportCode};
-use hyphae_wire::{Nanos, OverlayAddress};
+
+use hyphae_wire::OverlayAddress;
 
 use crate::engine::Engine;
 use crate::event::EngineEvent;

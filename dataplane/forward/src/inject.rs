@@ -4,11 +4,13 @@ use hyphae_shm::record::{
     InjectLinkLocal, InjectMtuProbe, InjectPathProbe, InjectRouted, InjectTrace,
 };
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind, PROBE_LEN, Probe};
 use hyphae_wire::frame::{
     HOP_LIMIT_DEFAULT, LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, PAYLOAD_MAX, SealedHeaders, TAG_LEN,
 };
-use hyphae_wire::{FrameKind, LinkHeader, Nanos, OverlayAddress, Service, SessionIndex};
+
+use hyphae_wire::{FrameKind, LinkHeader, OverlayAddress, Service, SessionIndex};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
 

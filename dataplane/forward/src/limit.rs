@@ -3,7 +3,9 @@
 //! anybody can forge, so its rate counts by neighbour, too: who forges it elsewhere takes nothing
 //! from those who reach this node another way.
 
-use hyphae_wire::{Nanos, OverlayAddress};
+use hyphae_time::Nanos;
+
+use hyphae_wire::OverlayAddress;
 
 use crate::rate::{Buckets, Rate};
 

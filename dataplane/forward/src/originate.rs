@@ -3,11 +3,13 @@
 
 use hyphae_shm::record::MTU_UNKNOWN;
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::frame::{
     FLAG_PARTIAL_CHECKSUM, OVERHEAD, PAYLOAD_AT, RoutingHeader, SealedHeaders, SessionHeader,
     TAG_LEN,
 };
-use hyphae_wire::{Nanos, OverlayAddress, Service};
+
+use hyphae_wire::{OverlayAddress, Service};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U16;
 

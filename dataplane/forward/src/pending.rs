@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use hyphae_wire::{Nanos, OverlayAddress};
+use hyphae_time::Nanos;
+
+use hyphae_wire::OverlayAddress;
 
 use crate::host::TunHeader;
 

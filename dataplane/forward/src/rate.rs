@@ -6,7 +6,7 @@
 //! its kind first and never grows anything.
 
 use ahash::RandomState;
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 const WAYS: usize = 4;
 

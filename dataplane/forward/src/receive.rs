@@ -6,8 +6,10 @@ mod open;
 mod route;
 
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::frame::OVERHEAD;
-use hyphae_wire::{AddressPair, Nanos};
+
+use hyphae_wire::AddressPair;
 
 use crate::TRAIN_MAX;
 use crate::engine::Engine;

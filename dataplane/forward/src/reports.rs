@@ -9,12 +9,14 @@
 //! * "no route" and "hop limit" become an ICMPv6 error for the host, and change nothing else.
 
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::frame::{
     HOP_LIMIT_DEFAULT, LINK_TAG_AT, OVERHEAD, PAYLOAD_AT, SEALED_HEADERS_AT, SealedHeaders,
     TAG_LEN, handshake_trailer,
 };
 use hyphae_wire::report::{INNER_MTU_MIN, Report, ReportCode};
-use hyphae_wire::{Nanos, OverlayAddress, Service, SessionHeader, SessionIndex};
+
+use hyphae_wire::{OverlayAddress, Service, SessionHeader, SessionIndex};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::engine::{Engine, PATH_MEMORY};

@@ -19,10 +19,12 @@ use hyphae_forward::host::{Splitter, TunHeader};
 use hyphae_forward::{Engine, HostVerdict, Verdict};
 use hyphae_shm::record::{ACTION_BLACKHOLE, Program, SessionRemove};
 use hyphae_shm::stats::DropReason;
+use hyphae_time::Nanos;
 use hyphae_wire::control::{ControlKind, Probe, message, probe};
 use hyphae_wire::frame::SealedHeaders;
 use hyphae_wire::handshake::{Step, encode_frame};
-use hyphae_wire::{Nanos, OverlayAddress, Service, SessionIndex, Suite};
+
+use hyphae_wire::{OverlayAddress, Service, SessionIndex, Suite};
 use zerocopy::little_endian::{U32, U64};
 
 /// A counter that no frame of a test has had.

@@ -18,9 +18,11 @@ use hyphae_shm::record::{
     Program,
 };
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::frame::{OVERHEAD, PAYLOAD_AT};
 use hyphae_wire::report::{FRAME_MIN_MAX, Report, ReportCode};
-use hyphae_wire::{Nanos, OverlayAddress, Service, Suite};
+
+use hyphae_wire::{OverlayAddress, Service, Suite};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 

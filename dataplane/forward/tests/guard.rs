@@ -16,6 +16,7 @@ use common::{
 use hyphae_forward::{Engine, EngineEvent, Verdict};
 use hyphae_shm::record::{CookieSecret, NodeSecret, Program, Secret};
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::frame::{OVERHEAD, PAYLOAD_AT, handshake_trailer};
 use hyphae_wire::guard::{self, REPLY_LEN, SESSION_RESET_LEN, SessionCookie, SessionReset};
@@ -23,9 +24,8 @@ use hyphae_wire::handshake::{
     INIT_LEN, Step, encode_frame, encode_in, encode_session_in, set_cookie, set_session_cookie,
     unpad,
 };
-use hyphae_wire::{
-    Endpoint, FrameKind, Nanos, NetworkId, OverlayAddress, Service, SessionIndex, Suite,
-};
+
+use hyphae_wire::{Endpoint, FrameKind, NetworkId, OverlayAddress, Service, SessionIndex, Suite};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 

@@ -15,14 +15,16 @@ use common::{
 use hyphae_forward::{Engine, Verdict};
 use hyphae_shm::record::{CookieSecret, NodeSecret, Program, Secret};
 use hyphae_shm::stats::DropReason;
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::frame::handshake_trailer;
 use hyphae_wire::guard::{self, SessionReset};
 use hyphae_wire::handshake::{
     Step, encode_frame, encode_in, encode_session_in, set_cookie, set_session_cookie,
 };
+
 use hyphae_wire::{
-    Endpoint, FrameKind, Nanos, NetworkId, OverlayAddress, PublicKey, Service, SessionIndex, Suite,
+    Endpoint, FrameKind, NetworkId, OverlayAddress, PublicKey, Service, SessionIndex, Suite,
 };
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;

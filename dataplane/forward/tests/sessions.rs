@@ -24,8 +24,10 @@ use hyphae_shm::record::{
     SessionRemove,
 };
 use hyphae_shm::stats::DropReason;
+use hyphae_time::Nanos;
 use hyphae_wire::control::{ControlKind, message};
-use hyphae_wire::{Nanos, OverlayAddress, Service, SessionIndex, Suite, WorkerId};
+
+use hyphae_wire::{OverlayAddress, Service, SessionIndex, Suite, WorkerId};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{U32, U64};
 

@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 use crate::record::PEERS_MAX;
 use crate::segment::{Held, Segment};

@@ -18,13 +18,10 @@ pub mod identity;
 pub mod index;
 pub mod message;
 pub mod network;
-pub mod pace;
 pub mod report;
 pub mod signature;
 mod stack;
 pub mod suite;
-pub mod time;
-pub mod timers;
 
 pub use address::{OverlayAddress, Prefix};
 pub use endpoint::{AddressPair, Endpoint, LocalAddress};
@@ -32,12 +29,9 @@ pub use frame::{FrameKind, LinkHeader, RoutingHeader, Service, SessionHeader};
 pub use identity::{PublicKey, SecretKey};
 pub use index::{Lane, SessionIndex, WorkerId};
 pub use network::{Network, NetworkId};
-pub use pace::Pace;
 pub use signature::{Signature, SignatureError};
 pub use stack::on_wiped_stack;
 pub use suite::{Suite, SuiteSet};
-pub use time::Nanos;
-pub use timers::Timers;
 
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{Bus, Config, Destination, Event, MessageId, Outgoing, Topic};
+use hyphae_time::Nanos;
 use hyphae_wire::message::{Body, packets, parse};
-use hyphae_wire::{Nanos, PublicKey};
+
+use hyphae_wire::PublicKey;
 
 use crate::take;
 

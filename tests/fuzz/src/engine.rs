@@ -11,9 +11,11 @@ use hyphae_shm::record::{
     PeerInstall, Program, Secret, SessionInstall,
 };
 use hyphae_shm::stats::DropReason;
+use hyphae_time::Nanos;
 use hyphae_wire::frame::{PAYLOAD_AT, SEALED_HEADERS_LEN, SealedHeaders, TAG_LEN};
+
 use hyphae_wire::{
-    Endpoint, FrameKind, LinkHeader, Nanos, OverlayAddress, PublicKey, RoutingHeader, Service,
+    Endpoint, FrameKind, LinkHeader, OverlayAddress, PublicKey, RoutingHeader, Service,
     SessionHeader, SessionIndex, Suite, WorkerId, guard,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};

@@ -18,8 +18,10 @@ use hyphae_forward::{Engine, EngineConfig, HostVerdict, Verdict};
 use hyphae_overlay::{Config, ConfiguredPeer, Event, Overlay, PeerConfig, PeerTraffic};
 use hyphae_routing::Rib;
 use hyphae_routing::babel::{self, Action, Filter, Speaker, Xeddsa};
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SecretKey, WorkerId};
+
+use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SecretKey, WorkerId};
 
 use crate::Target;
 

@@ -1,6 +1,6 @@
 //! Covers: a second user of the host. Directories of that user, or that it may write; topics that lead to the node's
 //! own socket, to servers of other users, and who set a path after a restart. What a directory handle refuses in
-//! detail is in deploy/files, what a gate lets through in controlplane/daemon.
+//! detail is in proto/files, what a gate lets through in controlplane/daemon.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 /// What is due, in order of time; equal times in order of insertion.
 #[derive(Debug)]

@@ -1,7 +1,9 @@
 //! What the world needs of a routing engine. The real one is in `speaker.rs`; the tests of the
 //! checkers bring one that is wrong on purpose.
 
-use hyphae_wire::{Nanos, Prefix, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Prefix, PublicKey};
 
 /// What an engine wants done after it was given something.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 use crate::random::Random;
 use crate::topology::NodeId;

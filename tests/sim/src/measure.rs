@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 use crate::scenario::{setup, speakers};
 use crate::speaker::{Memory, RoutingNode};

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyphae_routing::babel::{Config, Counters, Speaker, Verifier, Xeddsa};
+use hyphae_time::Nanos;
 use hyphae_wire::babel::Origin;
-use hyphae_wire::{Nanos, PublicKey, SecretKey};
+
+use hyphae_wire::{PublicKey, SecretKey};
 
 use crate::engine::{Effects, Engine};
 

@@ -1,6 +1,8 @@
 //! What must never happen, and what must have happened after some quiet time.
 
-use hyphae_wire::{Nanos, Prefix};
+use hyphae_time::Nanos;
+
+use hyphae_wire::Prefix;
 
 use crate::topology::NodeId;
 

@@ -14,7 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use hyphae_wire::{Nanos, Prefix, PublicKey, SecretKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Prefix, PublicKey, SecretKey};
 
 use crate::clock::{Agenda, Clock};
 use crate::engine::{Effects, Engine};

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyphae_test_sim::{Effects, Engine, Fault, Quality, Setup, Violation, World};
-use hyphae_wire::{Nanos, OverlayAddress, Prefix, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{OverlayAddress, Prefix, PublicKey};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -6,12 +6,15 @@ use anyhow::ensure;
 use hyphae_forward::host::TunHeader;
 use hyphae_test_hostile::Target;
 use hyphae_test_hostile::light::Spec;
-use hyphae_wire::{Nanos, OverlayAddress};
+use hyphae_time::Nanos;
+
+use hyphae_wire::OverlayAddress;
 use serde::Serialize;
 
 use super::super::loopback::Swarm;
-use super::super::{clock, place};
+use super::super::place;
 use super::{Clockwork, Phase};
+use hyphae_time::monotonic;
 
 /// How long the ends may take to find each other.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
@@ -63,16 +66,16 @@ impl Flow {
         let (from, to) = (swarm.nodes[0].address(), swarm.nodes[1].address());
         let packet = packet(from, to);
         let mut flow = Self { swarm, packet };
-        let give_up = clock() + CONNECT_MAX;
+        let give_up = monotonic() + CONNECT_MAX;
         while flow.swarm.nodes[1].delivered.is_empty() {
             ensure!(
-                clock() < give_up,
+                monotonic() < give_up,
                 "no session between two nodes through the relay within {CONNECT_MAX:?}"
             );
             if flow.swarm.nodes[0].reaches(to) {
-                flow.send(clock(), FIRST)?;
+                flow.send(monotonic(), FIRST)?;
             }
-            flow.swarm.run_until(clock() + TRY_AGAIN)?;
+            flow.swarm.run_until(monotonic() + TRY_AGAIN)?;
         }
         Ok(flow)
     }
@@ -105,10 +108,10 @@ impl Flow {
     ) -> anyhow::Result<[FlowPhase; 2]> {
         let mut phases = [FlowPhase::default(); 2];
         let every = Duration::from_nanos(1_000_000_000 / rate);
-        let mut next = clock();
+        let mut next = monotonic();
         let mut heard = [None; 2];
         loop {
-            let now = clock();
+            let now = monotonic();
             let at = match clockwork.phase() {
                 Phase::Before => Some(0),
                 Phase::During => Some(1),
@@ -128,7 +131,7 @@ impl Flow {
                 next = now + every;
             }
             self.swarm.turn(next)?;
-            let now = clock();
+            let now = monotonic();
             for packet in std::mem::take(&mut self.swarm.nodes[1].delivered) {
                 let at = usize::from(packet.get(PHASE_AT).copied().unwrap_or(FIRST));
                 let Some(phase) = phases.get_mut(at) else {

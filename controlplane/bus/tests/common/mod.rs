@@ -13,8 +13,10 @@ use hyphae_bus::{
     Bus, Config, DeliveryKey, Destination, Event, Inbound, MessageId, MessageState, Outgoing,
     Refuse, Room, Topic,
 };
+use hyphae_time::Nanos;
 use hyphae_wire::message::{Body, packets, parse};
-use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+
+use hyphae_wire::{OverlayAddress, PublicKey};
 
 /// SplitMix64.
 pub struct Random(pub u64);

@@ -18,7 +18,9 @@ use hyphae_bus::{
     Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Outgoing, PushError, Refuse,
     Room, Stats, Transmit,
 };
-use hyphae_wire::{Nanos, OverlayAddress, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{OverlayAddress, PublicKey};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use delivery::Leases;

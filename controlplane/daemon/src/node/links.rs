@@ -6,7 +6,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use hyphae_overlay::{ConfiguredPeer, PeerTraffic};
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 use super::{Configured, Node};
 use crate::attach::Attachment;

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use hyphae_overlay::PeerState;
-use hyphae_wire::{Endpoint, Nanos};
+use hyphae_time::Nanos;
+
+use hyphae_wire::Endpoint;
 use tokio::sync::mpsc;
 
 use super::Node;

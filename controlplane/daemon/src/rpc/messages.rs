@@ -18,7 +18,9 @@ use hyphae_rpc::method::{
     PopMessagesParams, PushMessageParams, PushMessageReplyParams, PushMessageResult,
     PushMessagesParams, TokensParams,
 };
-use hyphae_wire::{Nanos, PublicKey};
+use hyphae_time::Nanos;
+
+use hyphae_wire::PublicKey;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -29,7 +31,6 @@ use super::methods::{Outcome, overlay_address, value};
 use super::topics::{any_topic, destination, reserved};
 use crate::bus::{BusError, Delivery, Handed, Note, ReplyOutcome, Token};
 use crate::inbox::{MessageNumber, ONE};
-use crate::pump;
 
 /// Messages that one `popMessages` returns at most, and their bytes unless the first has more.
 const POP_MAX: usize = 1000;
@@ -637,7 +638,7 @@ fn shown(info: &MessageInfo) -> method::MessageInfo {
 
 /// A time of the monotonic clock, as seconds since 1970.
 fn unix(at: Nanos) -> i64 {
-    let now = pump::now();
+    let now = hyphae_time::monotonic();
     let wall = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -16,8 +16,10 @@ use hyphae_rpc::method::{
 use hyphae_rpc::parse_params;
 use hyphae_shm::StatsReader;
 use hyphae_shm::stats::{Counter, DropReason, counter_at, drop_at};
+use hyphae_time::Nanos;
 use hyphae_wire::report::ReportCode;
-use hyphae_wire::{Nanos, OverlayAddress, Prefix, PublicKey, Suite};
+
+use hyphae_wire::{OverlayAddress, Prefix, PublicKey, Suite};
 use serde::Serialize;
 use serde_json::value::RawValue;
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use hyphae_shm::record::{Generation, NeedSession, Program, Punt, SessionInstall};
-use hyphae_wire::{Nanos, WorkerId};
+use hyphae_time::Nanos;
+
+use hyphae_wire::WorkerId;
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U64;
 

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hyphae_shm::record::{LANE_LINK, LaneEvent, Program, Punt, PuntHandshake, PuntService};
+use hyphae_time::Nanos;
 use hyphae_wire::guard::{self, SessionReset};
 use hyphae_wire::handshake::{INIT_LEN, Message, Step};
-use hyphae_wire::{FrameKind, Nanos, Service, SessionIndex, WorkerId};
+
+use hyphae_wire::{FrameKind, Service, SessionIndex, WorkerId};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::network::{Network, config};

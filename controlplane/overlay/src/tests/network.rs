@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SecretKey, SessionIndex, WorkerId};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SecretKey, SessionIndex, WorkerId};
 
 use hyphae_wire::report::FRAME_MIN_MAX;
 

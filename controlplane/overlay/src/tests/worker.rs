@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 
 use hyphae_shm::record::*;
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind, PROBE_LEN, Probe};
 use hyphae_wire::frame::{LINK_LOCAL_OVERHEAD, OVERHEAD};
 use hyphae_wire::guard::{self, SessionCookie, SessionReset};
 use hyphae_wire::handshake::{Message, Step};
 use hyphae_wire::report::FRAME_MIN_MAX;
+
 use hyphae_wire::{
-    Endpoint, FrameKind, Nanos, OverlayAddress, PublicKey, Service, SessionIndex, WorkerId,
+    Endpoint, FrameKind, OverlayAddress, PublicKey, Service, SessionIndex, WorkerId,
 };
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};

@@ -1,7 +1,9 @@
 //! What is taken from neighbours, and what is told to them.
 
+use hyphae_time::Nanos;
 use hyphae_wire::address::OVERLAY_RANGE;
-use hyphae_wire::{Nanos, Prefix, PublicKey};
+
+use hyphae_wire::{Prefix, PublicKey};
 
 use super::Speaker;
 

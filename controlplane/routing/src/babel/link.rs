@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::babel::{Echo, INFINITY, Tlv, Update};
-use hyphae_wire::{Nanos, Prefix, PublicKey};
+
+use hyphae_wire::{Prefix, PublicKey};
 
 use super::pending::Pending;
 use super::{Speaker, Timer};

@@ -8,8 +8,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::babel::{Origin, RouterId, Serial};
-use hyphae_wire::{Nanos, Prefix};
+
+use hyphae_wire::Prefix;
 
 use super::shares::Shares;
 

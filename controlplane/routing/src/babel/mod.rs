@@ -42,8 +42,10 @@ mod table;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use hyphae_time::{Nanos, Timers};
 use hyphae_wire::babel::{Origin, RouterId, Serial, Tlv};
-use hyphae_wire::{Nanos, Prefix, PublicKey, SecretKey, Timers};
+
+use hyphae_wire::{Prefix, PublicKey, SecretKey};
 
 pub use filter::{Action, Filter, Rule};
 pub use link::LinkStatus;

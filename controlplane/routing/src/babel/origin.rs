@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use hyphae_time::Nanos;
 use hyphae_wire::babel::{Origin, RouterId, Serial};
-use hyphae_wire::{Nanos, Prefix, PublicKey};
+
+use hyphae_wire::{Prefix, PublicKey};
 
 use super::Speaker;
 use super::table::Marks;

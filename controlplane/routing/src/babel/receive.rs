@@ -6,8 +6,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use hyphae_time::Nanos;
 use hyphae_wire::babel::{INFINITY, Origin, Packet, RouterId, Serial, Tlv, TlvError, Update};
-use hyphae_wire::{Nanos, Prefix};
+
+use hyphae_wire::Prefix;
 
 use super::origin::{RefusalReason, Refused};
 use super::table::Candidate;

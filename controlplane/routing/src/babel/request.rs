@@ -7,8 +7,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::babel::{RouterId, SeqnoRequest, Serial, Tlv};
-use hyphae_wire::{Nanos, Prefix};
+
+use hyphae_wire::Prefix;
 
 use super::{Speaker, Timer};
 

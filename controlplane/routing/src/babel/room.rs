@@ -6,8 +6,10 @@
 //! without candidates is no longer charged: it ends, and is kept only until neighbours that had the
 //! route have acknowledged that, in a number of its own.
 
+use hyphae_time::Nanos;
 use hyphae_wire::babel::{INFINITY, Origin, RouterId, Tlv, Update};
-use hyphae_wire::{Nanos, Prefix};
+
+use hyphae_wire::Prefix;
 
 use super::Speaker;
 use super::memory::SOURCE_KEPT;

@@ -6,8 +6,10 @@
 
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::babel::{INFINITY, RouterId, Serial, Tlv, Update, Writer};
-use hyphae_wire::{Nanos, Prefix};
+
+use hyphae_wire::Prefix;
 
 use super::link::Link;
 use super::table::Marks;

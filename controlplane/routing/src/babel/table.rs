@@ -8,8 +8,10 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
+use hyphae_time::Nanos;
 use hyphae_wire::babel::{INFINITY, Origin, RouterId, Serial};
-use hyphae_wire::{Nanos, Prefix, PublicKey};
+
+use hyphae_wire::{Prefix, PublicKey};
 
 use super::bits::Bits;
 use super::room::Standing;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use hyphae_driver::udp::set_mark;
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_shm::{Doorbell, RECORD_MAX};
-use hyphae_uring::udp::set_mark;
 use hyphae_wire::{Endpoint, FrameKind, WorkerId};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;

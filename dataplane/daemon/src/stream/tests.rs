@@ -168,7 +168,7 @@ impl Drop for Rig {
 /// Runs a test with both ways of reading and writing.
 fn both(test: impl Fn(bool)) {
     test(false);
-    match hyphae_uring::probe() {
+    match hyphae_driver::probe() {
         Ok(()) => test(true),
         Err(error) => eprintln!("SKIPPED with io_uring: {error}"),
     }

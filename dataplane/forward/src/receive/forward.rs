@@ -1,7 +1,7 @@
 //! Third pass: seal the headers for the next hop. The payload is not touched.
 
 use hyphae_shm::stats::{Counter, DropReason};
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::report::ReportCode;
 

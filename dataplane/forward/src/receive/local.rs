@@ -1,13 +1,15 @@
 //! Frames for this node: open the payload, check that the sender may say what it says, dispatch.
 
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind, PROBE_LEN};
 use hyphae_wire::frame::{
     FLAG_PARTIAL_CHECKSUM, HOP_LIMIT_DEFAULT, LINK_TAG_AT, OVERHEAD, PAYLOAD_AT, SEALED_HEADERS_AT,
     SealedHeaders, TAG_LEN, handshake_trailer,
 };
 use hyphae_wire::report::{Report, ReportCode};
-use hyphae_wire::{Nanos, OverlayAddress, Service, SessionIndex};
+
+use hyphae_wire::{OverlayAddress, Service, SessionIndex};
 use zerocopy::FromBytes;
 
 use super::transmit;

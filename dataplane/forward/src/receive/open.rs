@@ -1,9 +1,11 @@
 //! First pass: what is it, is it from a neighbour, is it new.
 
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind, PROBE_LEN};
 use hyphae_wire::frame::{LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, OVERHEAD};
-use hyphae_wire::{AddressPair, FrameKind, LinkHeader, Nanos, SessionIndex};
+
+use hyphae_wire::{AddressPair, FrameKind, LinkHeader, SessionIndex};
 use zerocopy::IntoBytes;
 
 use super::{Step, transmit};

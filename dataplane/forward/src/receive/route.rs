@@ -1,11 +1,13 @@
 //! Second pass: for this node, or towards which lane.
 
 use hyphae_shm::stats::DropReason;
+use hyphae_time::Nanos;
 use hyphae_wire::frame::{
     FLAG_PARTIAL_CHECKSUM, LINK_TAG_AT, OVERHEAD, SEALED_HEADERS_AT, SealedHeaders,
 };
 use hyphae_wire::report::ReportCode;
-use hyphae_wire::{Nanos, OverlayAddress, Service, SessionIndex};
+
+use hyphae_wire::{OverlayAddress, Service, SessionIndex};
 use zerocopy::FromBytes;
 
 use super::Step;

@@ -17,11 +17,13 @@ use hyphae_shm::record::{
     FLAG_INITIATOR, LaneKeys, LinkInstall, MTU_UNKNOWN, ROLE_ACTIVE, ROLE_RECEIVE_ONLY,
     ROLE_STANDBY, SessionInstall,
 };
+use hyphae_time::Nanos;
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::guard::Token;
 use hyphae_wire::index::SLOTS_MAX;
 use hyphae_wire::report::FRAME_MIN_MAX;
-use hyphae_wire::{AddressPair, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite};
+
+use hyphae_wire::{AddressPair, OverlayAddress, PublicKey, SessionIndex, Suite};
 
 use crate::fragment::Halves;
 

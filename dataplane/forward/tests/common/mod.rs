@@ -16,10 +16,12 @@ use hyphae_shm::record::{
     FibReplace, LaneKeys, LinkInstall, LinkMtu, LocalInstall, NextHop, PeerInstall, Program,
     ROLE_ACTIVE, SessionInstall,
 };
+use hyphae_time::Nanos;
 use hyphae_wire::frame::{LinkHeader, SealedHeaders, handshake_trailer};
+
 use hyphae_wire::{
-    Endpoint, FrameKind, LocalAddress, Nanos, OverlayAddress, PublicKey, Service, SessionIndex,
-    Suite, WorkerId,
+    Endpoint, FrameKind, LocalAddress, OverlayAddress, PublicKey, Service, SessionIndex, Suite,
+    WorkerId,
 };
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};

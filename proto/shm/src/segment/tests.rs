@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 use super::*;
 use crate::stats::{Counter, DropReason, PeerStats, counter_at, drop_at};

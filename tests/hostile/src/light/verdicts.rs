@@ -4,8 +4,10 @@
 use hyphae_forward::{LinkSlot, Train, Verdict, cut};
 use hyphae_shm::record::{Program, Punt};
 use hyphae_shm::stats::{Counter, DropReason};
+use hyphae_time::Nanos;
 use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX};
-use hyphae_wire::{Endpoint, Nanos};
+
+use hyphae_wire::Endpoint;
 
 use super::{Node, WORKER};
 

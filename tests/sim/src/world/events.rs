@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use hyphae_wire::Nanos;
+use hyphae_time::Nanos;
 
 use super::{CAPTURED_MAX, DEAD_AFTER, DIAL_MAX, Event, Fault, TIMER_MAX, World};
 use crate::engine::Engine;

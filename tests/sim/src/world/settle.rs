@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
-use hyphae_wire::{Nanos, Prefix};
+use hyphae_time::Nanos;
+
+use hyphae_wire::Prefix;
 
 use super::{Event, World};
 use crate::engine::Engine;

@@ -15,13 +15,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(320);
 /// Attempts at a repair: three a minute, then exponential back-off, 20 s to 320 s. Twice the last pause without an
 /// attempt ends the back-off.
 #[derive(Clone, Debug, Default)]
-pub struct Pace {
+pub struct RepairBackoff {
     /// The last attempts, oldest first.
     recent: [Option<Nanos>; BURST],
     pause: Duration,
 }
 
-impl Pace {
+impl RepairBackoff {
     /// When the next attempt may be made; not later than `now` for at once.
     pub fn next(&self, now: Nanos) -> Nanos {
         let [oldest, .., last] = self.recent;
@@ -55,7 +55,7 @@ mod tests {
 
     /// Seconds at which a repair that is always needed is made within ten minutes.
     fn attempts() -> Vec<u64> {
-        let (mut pace, mut now, mut made) = (Pace::default(), START, Vec::new());
+        let (mut pace, mut now, mut made) = (RepairBackoff::default(), START, Vec::new());
         while now.since(START) < Duration::from_secs(600) {
             let at = pace.next(now).max(now);
             now = at + Duration::from_secs(1);
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn quiet_ends_the_back_off() {
-        let mut pace = Pace::default();
+        let mut pace = RepairBackoff::default();
         for second in [0, 1, 2, 22, 62] {
             pace.note(START + Duration::from_secs(second));
         }

@@ -2,9 +2,11 @@
 
 use hyphae_forward::{Engine, EngineConfig, Verdict};
 use hyphae_shm::record::{CookieSecret, Program};
+use hyphae_time::Nanos;
 use hyphae_wire::frame::MTU_DEFAULT;
 use hyphae_wire::handshake::{Offer, Step, encode_frame};
-use hyphae_wire::{Nanos, SuiteSet, WorkerId};
+
+use hyphae_wire::{SuiteSet, WorkerId};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U32;
 

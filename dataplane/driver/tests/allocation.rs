@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use hyphae_uring::{
+use hyphae_driver::{
     AnyDriver, Driver, DriverKind, Event, Parts, Span, TUN_HEADER_LEN, open, probe, udp,
 };
 use hyphae_wire::{AddressPair, Endpoint};

@@ -6,7 +6,9 @@ use hyphae_shm::record::{
     ACTION_FORWARD, FibReplace, LaneKeys, LinkInstall, LocalInstall, NextHop, PeerInstall,
     ROLE_ACTIVE, SessionInstall,
 };
-use hyphae_wire::{Endpoint, Nanos, OverlayAddress, PublicKey, SessionIndex, Suite, WorkerId};
+use hyphae_time::Nanos;
+
+use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SessionIndex, Suite, WorkerId};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{U16, U32, U64};
 

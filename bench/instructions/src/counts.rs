@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::ways::WAYS;
+use crate::scenarios::SCENARIOS;
 
 /// Growth that fails, percent.
 const GROWTH_MAX: f64 = 3.0;
@@ -56,7 +56,7 @@ pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
     let now = count()?;
     let grown = compare(&committed, &now)?;
     let accept = format!(
-        "cargo run --release -p hyphae-bench-paths -- accept {}",
+        "cargo run --release -p hyphae-instructions -- accept {}",
         file.display()
     );
     if committed.tools != now.tools {
@@ -103,7 +103,7 @@ fn compare(committed: &Counts, now: &Counts) -> anyhow::Result<Vec<String>> {
         if percent > GROWTH_MAX {
             grown.push(format!("{name} {percent:+.1} %"));
         } else if percent < -GROWTH_MAX {
-            writeln!(out, "{:<24} `accept` keeps it that way", "")?;
+            writeln!(out, "{:<24} `accept` records it as the new baseline", "")?;
         }
     }
     Ok(grown)
@@ -114,9 +114,9 @@ fn count() -> anyhow::Result<Counts> {
     let directory =
         std::env::temp_dir().join(format!("hyphae-instructions-{}", std::process::id()));
     std::fs::create_dir(&directory)?;
-    let counted = WAYS
+    let counted = SCENARIOS
         .iter()
-        .map(|way| anyhow::Ok(((*way).to_owned(), one(way, &directory)?)));
+        .map(|scenario| anyhow::Ok(((*scenario).to_owned(), one(scenario, &directory)?)));
     let instructions = counted.collect::<anyhow::Result<_>>();
     std::fs::remove_dir_all(&directory)?;
     Ok(Counts {
@@ -151,15 +151,15 @@ fn processor() -> String {
     format!("{}{wide}", std::env::consts::ARCH)
 }
 
-/// Instructions per operation of one way.
-fn one(way: &str, directory: &Path) -> anyhow::Result<f64> {
-    let out = directory.join(way);
+/// Instructions per operation of one scenario.
+fn one(scenario: &str, directory: &Path) -> anyhow::Result<f64> {
+    let out = directory.join(scenario);
     let mut command = Command::new("valgrind");
     command
         .args(["--tool=callgrind", "--toggle-collect=*counted*"])
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(std::env::current_exe()?)
-        .args(["run", way]);
+        .args(["run", scenario]);
     let operations: f64 = said(&mut command)?
         .parse()
         .context("a number of operations")?;
@@ -167,7 +167,7 @@ fn one(way: &str, directory: &Path) -> anyhow::Result<f64> {
     let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
     let instructions: f64 = totals.context("callgrind's totals")?.trim().parse()?;
     if instructions == 0.0 || operations == 0.0 {
-        bail!("{way}: nothing was counted");
+        bail!("{scenario}: nothing was counted");
     }
     // To a tenth: that is what is compared.
     Ok((instructions / operations * 10.0).round() / 10.0)

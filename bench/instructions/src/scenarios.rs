@@ -1,17 +1,17 @@
-//! The ways that are counted. Each prepares what it needs, and then does in [`counted`] a fixed number
+//! The scenarios that are counted. Each prepares what it needs, and then does in [`counted`] a fixed number
 //! of operations, which it prints.
 
 use std::io::Write;
 
 use anyhow::{bail, ensure};
 use bytes::Bytes;
-use hyphae_bench_paths::{Crowd, Ends, Messengers, Relay, records};
 use hyphae_forward::parts::{Fib, Replay};
+use hyphae_instructions::{Crowd, Ends, Messengers, Relay, records};
 use hyphae_shm::{RECORD_MAX, heap};
 use hyphae_wire::Suite;
 
 /// Their names.
-pub(crate) const WAYS: [&str; 11] = [
+pub(crate) const SCENARIOS: [&str; 11] = [
     "relay-aes-256-gcm",
     "relay-chacha20-poly1305",
     "relay-lone",
@@ -54,7 +54,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
         "ring" => ring()?,
         "message" => messages(1)?,
         "messages" => messages(64)?,
-        _ => bail!("no way {name}; one of {}", WAYS.join(", ")),
+        _ => bail!("no scenario {name}; one of {}", SCENARIOS.join(", ")),
     };
     Ok(writeln!(std::io::stdout(), "{operations}")?)
 }
@@ -194,8 +194,8 @@ mod tests {
 
     #[test]
     fn every_way_can_be_gone_to_its_end() {
-        for way in WAYS {
-            assert!(run(way).is_ok(), "{way}");
+        for scenario in SCENARIOS {
+            assert!(run(scenario).is_ok(), "{scenario}");
         }
         assert!(run("elsewhere").is_err());
     }

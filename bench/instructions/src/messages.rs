@@ -4,8 +4,10 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{Bus, Config, Destination, Event, Outgoing, Topic};
+use hyphae_time::Nanos;
 use hyphae_wire::frame::MTU_DEFAULT;
-use hyphae_wire::{Nanos, PublicKey};
+
+use hyphae_wire::PublicKey;
 
 use crate::NOW;
 use crate::records::key;

@@ -5,7 +5,7 @@
 //! Modes are exact because a plane sets its umask to zero before it has threads ([`exact_modes`]); nothing in a
 //! plane makes a file in another way than through this package.
 //!
-//! Beside `deploy/notify`, because both planes use it and it is about the host, not about the protocol.
+//! Beside `proto/notify`, because both planes use it and it is about the host, not about the protocol.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,10 @@
-//! Instructions of the ways of packets and messages, counted by valgrind and held against the
+//! Instructions per operation of the packet and message paths, counted by valgrind and compared with the
 //! committed counts.
 //!
 //! ```text
 //! hyphae-instructions check FILE    counts, compares with FILE, fails on growth
 //! hyphae-instructions accept FILE   counts, writes FILE
-//! hyphae-instructions run NAME      goes one way; what valgrind is started on
+//! hyphae-instructions run NAME      runs one scenario; the process that valgrind starts
 //! ```
 
 #![forbid(unsafe_code)]
@@ -18,7 +18,7 @@ macro_rules! eprintln {
 }
 
 mod counts;
-mod ways;
+mod scenarios;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["check", file] => counts::check(Path::new(file)),
         ["accept", file] => counts::accept(Path::new(file)),
-        ["run", name] => ways::run(name),
+        ["run", name] => scenarios::run(name),
         _ => (|| bail!("one of: check FILE, accept FILE, run NAME"))(),
     };
     match result {

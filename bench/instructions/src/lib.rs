@@ -1,4 +1,4 @@
-//! The ways of packets and messages without a kernel: engines with keys that are known, and frames
+//! Packet and message paths without a kernel: engines with known keys, and frames
 //! that they take. Micro-benchmarks time them, and instruction counts are taken of them.
 
 #![forbid(unsafe_code)]
@@ -17,7 +17,7 @@ pub use relay::{Crowd, Relay};
 pub use source::Source;
 
 /// When everything happens.
-pub const NOW: hyphae_wire::Nanos = hyphae_wire::Nanos(1_000_000_000_000);
+pub const NOW: hyphae_time::Nanos = hyphae_time::Nanos(1_000_000_000_000);
 
 /// Numbers that are spread like hashes are (SplitMix64).
 #[derive(Clone, Debug)]
