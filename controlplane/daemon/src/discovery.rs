@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use zerocopy::IntoBytes;
 
-use crate::config::DiscoveryMode;
+use hyphae_config::DiscoveryMode;
 
 /// The group: link-local, "HYPH" in its last bytes.
 pub(crate) const GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0x4859, 0x5048);

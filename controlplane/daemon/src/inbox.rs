@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hyphae_bus::{DeliveryKey, Inbound, Room, Topic};
+use hyphae_config::InboxConfig;
 use hyphae_files::Directory;
 use hyphae_wire::OverlayAddress;
 use tokio::sync::{oneshot, watch};
@@ -58,6 +59,16 @@ impl Default for Limits {
             messages_max: 65_536,
             bytes_max: 512 << 20,
             completed_max: 262_144,
+        }
+    }
+}
+
+impl From<InboxConfig> for Limits {
+    fn from(config: InboxConfig) -> Self {
+        Self {
+            messages_max: config.messages_max,
+            bytes_max: config.bytes_max as u64,
+            ..Self::default()
         }
     }
 }

@@ -8,9 +8,7 @@
 
 mod attach;
 mod bus;
-pub mod config;
 mod discovery;
-pub mod endpoint;
 mod hangup;
 mod host;
 pub mod inbox;

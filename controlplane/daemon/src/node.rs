@@ -25,9 +25,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::attach::Attachment;
 use crate::bus::{BusCommand, BusScrape, Service as BusService};
-use crate::config::{Config, Settings};
 use crate::discovery::{Discovery, Neighbours};
-use crate::endpoint::PeerUrl;
 use crate::host;
 use crate::metrics::EachPeer;
 use crate::names::Names;
@@ -35,6 +33,8 @@ use crate::overlay_log::Totals;
 use crate::reload::{Reloader, Reloads};
 use crate::routing::{Hold, Routing, RoutingScrape};
 use crate::rpc::Outcome;
+use hyphae_config::endpoint::PeerUrl;
+use hyphae_config::{Config, Settings};
 use resolve::{Resolved, Resolver, name};
 
 /// Packets of the bus that are sent before anything else gets a turn.

@@ -19,10 +19,10 @@ use hyphae_time::Nanos;
 
 use hyphae_wire::{Network, NetworkId};
 
-use crate::config::{Change, Config, ConfigError, Settings};
-use crate::endpoint::{PeerUrl, RouteSpec};
 use crate::node::Node;
 use crate::state::{self, ROUTES_FILE, RoutesFile};
+use hyphae_config::endpoint::{PeerUrl, RouteSpec};
+use hyphae_config::{Change, Config, ConfigError, Settings};
 
 type Read = dyn Fn() -> Result<Settings, ConfigError> + Send + Sync;
 type SetLogLevel = dyn Fn(&str) -> Result<(), String> + Send + Sync;

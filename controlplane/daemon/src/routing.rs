@@ -14,8 +14,8 @@ use hyphae_wire::control::{self, ControlKind};
 
 use hyphae_wire::{Prefix, PublicKey, SecretKey};
 
-use crate::config::RoutingConfig;
 use crate::node::Node;
+use hyphae_config::RoutingConfig;
 
 /// How often refusals of one reason are logged; all are counted.
 const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);

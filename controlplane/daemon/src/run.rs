@@ -13,7 +13,6 @@ use tokio::sync::mpsc;
 
 use crate::attach::{Attachment, DATAPLANE_SOCKET};
 use crate::bus::{BusCommand, Service as BusService};
-use crate::config::{Config, ConfigError, DiscoveryMode, Settings};
 use crate::discovery::{self, Discovery};
 use crate::inbox::{Found, Inbox, InboxError};
 use crate::node::{Command, Node};
@@ -30,6 +29,7 @@ use crate::state::{
 use crate::stored::Stored;
 use crate::vigil::Vigil;
 use crate::{host, metrics, pump, rpc};
+use hyphae_config::{Config, ConfigError, DiscoveryMode, Settings};
 
 /// Messages on their way to the forward proxy.
 const FORWARDED_MAX: usize = 1024;
@@ -132,7 +132,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     let topics = Arc::new(topics);
     let admins = Stored::open(&options.state_directory, ADMIN_FILE)?;
     let config = options.settings.config()?;
-    let limits = config.inbox.limits();
+    let limits = config.inbox.into();
     let (inbox, found) = if config.inbox.durable {
         let in_use = |error: &InboxError| matches!(error, InboxError::InUse(_));
         let_go(in_use, || Inbox::open(&options.state_directory, limits)).await?

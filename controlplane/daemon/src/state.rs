@@ -20,7 +20,7 @@ use hyphae_wire::identity::{InvalidSecretKey, KEY_LEN, KeyPlace};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::endpoint::{PeerUrl, RouteSpec};
+use hyphae_config::endpoint::{PeerUrl, RouteSpec};
 
 pub mod network_key;
 pub mod token;

@@ -333,7 +333,7 @@ mod tests {
             panic!("up")
         };
         let overrides = args.overrides().unwrap();
-        let plain = hyphae_controlplane::config::Overrides::default();
+        let plain = hyphae_config::Overrides::default();
         assert_eq!(format!("{overrides:?}"), format!("{plain:?}"));
     }
 }

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &DoctorArgs, json: bool) -> anyhow::Result<ExitCode> {
         Ok(config) => (config, None),
         // The rest is judged for a node with defaults.
         Err(error) => {
-            let default = hyphae_controlplane::config::Settings::default();
+            let default = hyphae_config::Settings::default();
             (default.config()?, Some(format!("{error:#}")))
         }
     };

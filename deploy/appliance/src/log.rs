@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
 use anyhow::Context;
-use hyphae_controlplane::config::{Config, LogFormat};
+use hyphae_config::{Config, LogFormat};
 use rustix::fs::fstat;
 use tracing::field::Field;
 use tracing::{Event, Level, Subscriber};

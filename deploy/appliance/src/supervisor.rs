@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use hyphae_controlplane::config::Config;
+use hyphae_config::Config;
 use hyphae_controlplane::state;
 use hyphae_rpc::Client;
 use hyphae_rpc::method::Status;

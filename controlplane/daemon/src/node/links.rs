@@ -11,7 +11,7 @@ use hyphae_time::Nanos;
 use super::{Configured, Node};
 use crate::attach::Attachment;
 use crate::discovery::{Found, Step};
-use crate::endpoint::PeerUrl;
+use hyphae_config::endpoint::PeerUrl;
 
 /// How often neighbours are checked for having gone.
 const EXPIRE_AGAIN: Duration = Duration::from_secs(10);

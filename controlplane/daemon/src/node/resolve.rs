@@ -11,8 +11,8 @@ use hyphae_wire::Endpoint;
 use tokio::sync::mpsc;
 
 use super::Node;
-use crate::endpoint::{PeerUrl, Transport};
 use crate::names::{APART, Name};
+use hyphae_config::endpoint::{PeerUrl, Transport};
 
 /// How often names of peers are looked up again, whatever their state.
 const AGAIN: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@ use tokio::net::UnixStream;
 
 use super::authorizer::{Caller, Listener};
 use super::peer_uid::{is_overflow_gid, is_overflow_uid};
-use crate::config::Allowed;
+use hyphae_config::Allowed;
 
 /// What the kernel recorded: `SO_PEERCRED` and `SO_PEERGROUPS`.
 #[derive(Debug)]

@@ -25,10 +25,10 @@ use serde_json::value::RawValue;
 
 use super::rows::Rows;
 use crate::attach::Attachment;
-use crate::endpoint::{InvalidPeer, PeerUrl, RouteSpec, parse_via, shown, via_text};
 use crate::metrics::{EachPeer, Place};
 use crate::node::{Configured, Node};
 use crate::state::{self, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
+use hyphae_config::endpoint::{InvalidPeer, PeerUrl, RouteSpec, parse_via, shown, via_text};
 
 /// Longest wait of a ping.
 const PING_TIMEOUT_MAX: Duration = Duration::from_secs(60);

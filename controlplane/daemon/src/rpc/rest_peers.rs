@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use hyphae_rpc::method;
 use serde::Serialize;
 
-use crate::endpoint::Transport;
+use hyphae_config::endpoint::Transport;
 
 /// What its transport over UDP is called there.
 const QUIC: &str = "quic";

@@ -49,8 +49,8 @@ use super::http::BODY_WITHIN;
 use super::place::Place;
 use super::serve::serve_connection;
 use crate::bus::DIGEST_APART;
-use crate::config::Allowed;
 use crate::hangup::Hangup;
+use hyphae_config::Allowed;
 
 /// How long a connection may take to say anything.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);

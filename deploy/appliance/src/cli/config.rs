@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
-use hyphae_controlplane::config::keys::{self, Key};
-use hyphae_controlplane::config::{Overrides, Problem, Settings, page};
+use hyphae_config::keys::{self, Key};
+use hyphae_config::{Overrides, Problem, Settings, page};
 use hyphae_controlplane::state::token::Token;
 use hyphae_controlplane::state::{self, network_key};
 use serde_json::json;

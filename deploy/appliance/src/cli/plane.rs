@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hyphae_controlplane::config::{Config, Settings};
+use hyphae_config::{Config, Settings};
 use hyphae_controlplane::proxy::Plane;
 use hyphae_controlplane::{Exit, Reloader};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use hyphae_controlplane::config::{Config, ConfigError, Overrides, Problem, Settings};
-use hyphae_controlplane::endpoint::{PeerUrl, RouteSpec};
+use hyphae_config::endpoint::{PeerUrl, RouteSpec};
+use hyphae_config::{Config, ConfigError, Overrides, Problem, Settings};
 use hyphae_controlplane::state::{self, StateError};
 use hyphae_files::Directory;
 

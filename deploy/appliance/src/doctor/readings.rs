@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use hyphae_controlplane::config::Config;
+use hyphae_config::Config;
 use hyphae_controlplane::state::KEY_FILE;
 use hyphae_dataplane::{Cores, DriverKind, SocketOptions, clock, probe, taken_besides};
 use hyphae_rpc::Client;

@@ -35,7 +35,7 @@ impl Transport {
     }
 
     /// An address of a peer as the engines take it.
-    pub(crate) fn endpoint(self, address: SocketAddr) -> Endpoint {
+    pub fn endpoint(self, address: SocketAddr) -> Endpoint {
         let endpoint = Endpoint::from(address);
         match self {
             Self::Udp => endpoint,
@@ -83,7 +83,7 @@ pub enum InvalidPeer {
 
 impl PeerUrl {
     /// Whether both name one place, whatever the key.
-    pub(crate) fn is_at(&self, other: &Self) -> bool {
+    pub fn is_at(&self, other: &Self) -> bool {
         let place = |url: &Self| match url.endpoint() {
             Some(endpoint) => Ok(endpoint),
             None => Err((url.transport, url.host.clone(), url.port)),
@@ -92,7 +92,7 @@ impl PeerUrl {
     }
 
     /// A peer at an address.
-    pub(crate) fn at(endpoint: Endpoint, key: PublicKey) -> Self {
+    pub fn at(endpoint: Endpoint, key: PublicKey) -> Self {
         Self {
             transport: Transport::Udp,
             host: host_of(endpoint),
@@ -102,7 +102,7 @@ impl PeerUrl {
     }
 
     /// Host and port.
-    pub(crate) fn place(&self) -> String {
+    pub fn place(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
             false => format!("{}:{}", self.host, self.port),
@@ -110,7 +110,7 @@ impl PeerUrl {
     }
 
     /// The address, where it is one and not a name; `None` also for a scope that this host does not have.
-    pub(crate) fn endpoint(&self) -> Option<Endpoint> {
+    pub fn endpoint(&self) -> Option<Endpoint> {
         let (ip, scope) = match self.host.split_once('%') {
             Some((ip, scope)) => (ip, interface_index(scope)?),
             None => (self.host.as_str(), 0),
@@ -123,13 +123,13 @@ impl PeerUrl {
     }
 
     /// Whether the host is an address and not a name.
-    pub(crate) fn is_literal(&self) -> bool {
+    pub fn is_literal(&self) -> bool {
         let ip = self.host.split('%').next().unwrap_or_default();
         ip.parse::<IpAddr>().is_ok()
     }
 
     /// Refuses a scope that this host does not have now.
-    pub(crate) fn check_scope(&self) -> Result<(), InvalidPeer> {
+    pub fn check_scope(&self) -> Result<(), InvalidPeer> {
         match self.host.split_once('%') {
             Some((_, scope)) if interface_index(scope).is_none() => {
                 Err(InvalidPeer::Scope(self.to_string(), scope.to_owned()))
@@ -140,7 +140,7 @@ impl PeerUrl {
 }
 
 /// An address as lists show it: the scope is the name of its interface.
-pub(crate) fn shown(endpoint: Endpoint) -> String {
+pub fn shown(endpoint: Endpoint) -> String {
     let (host, port) = (host_of(endpoint), endpoint.port.get());
     match host.contains(':') {
         true => format!("[{host}]:{port}"),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::keys::{KEYS_ALL, Key, SECTIONS};
+use crate::keys::{KEYS_ALL, Key, SECTIONS};
 
 /// Longest line of a comment.
 const WIDTH: usize = 110;
@@ -69,8 +69,8 @@ pub fn reference() -> String {
         "# Configuration\n\n\
          One TOML file, flags on top. `hyphae up --config FILE` reads it; without the flag, `config.toml` in the state\n\
          directory is read if it is there. This page is generated from the table in\n\
-         `controlplane/daemon/src/config/keys.rs`, as `deploy/default.toml` is:\n\
-         `HYPHAE_WRITE_CONFIG=1 cargo test -p hyphae-controlplane config`. How files are checked, and what a reload\n\
+         `controlplane/config/src/keys.rs`, as `deploy/default.toml` is:\n\
+         `HYPHAE_WRITE_CONFIG=1 cargo test -p hyphae-config`. How files are checked, and what a reload\n\
          does, is in [internals/configuration.md](internals/configuration.md).\n\n\
          *Live* keys change with `hyphae reload` or SIGHUP while traffic flows; the others need a restart.\n",
     );

@@ -7,7 +7,7 @@ use hyphae_wire::address::OVERLAY_RANGE;
 use hyphae_wire::{Prefix, PublicKey};
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use crate::ConfigError;
 
 /// Dynamic routing.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +35,7 @@ const NOT_ROUTED: [&str; 4] = ["::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct RawRouting {
+pub(crate) struct RawRouting {
     enabled: Option<bool>,
     announce: Vec<String>,
     reach: Vec<String>,
@@ -112,7 +112,7 @@ fn gateways(key: &'static str, raw: &[String]) -> Result<Vec<Prefix>, ConfigErro
 }
 
 impl RoutingConfig {
-    pub(super) fn check(raw: &RawRouting) -> Result<Self, ConfigError> {
+    pub(crate) fn check(raw: &RawRouting) -> Result<Self, ConfigError> {
         let announce = gateways("routing.announce", &raw.announce)?;
         let reach = gateways("routing.reach", &raw.reach)?;
         let hello = raw.hello_milliseconds.unwrap_or(1000);

@@ -9,13 +9,13 @@ use hyphae_wire::PublicKey;
 use hyphae_wire::network::NAME_MAX;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, value};
+use crate::{ConfigError, value};
 
 /// UDP port of discovery by default.
 pub const DISCOVERY_PORT_DEFAULT: u16 = 9651;
 /// Most peers that may be asked for. Their numbers go to 16,384, and some are left so that one which has
 /// just left is not given to another at once.
-pub(super) const PEERS_MAX: usize = 16_000;
+pub(crate) const PEERS_MAX: usize = 16_000;
 /// Most interfaces that may be named.
 const INTERFACES_MAX: usize = 64;
 /// Longest name of an interface (IFNAMSIZ without its end).
@@ -102,14 +102,14 @@ impl DiscoveryMode {
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct RawNetwork {
+pub(crate) struct RawNetwork {
     name: Option<String>,
     key_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct RawPeering {
+pub(crate) struct RawPeering {
     allow: Option<Vec<RawKey>>,
     deny: Vec<RawKey>,
     peers_max: Option<usize>,
@@ -135,7 +135,7 @@ struct RawNamedKey {
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct RawDiscovery {
+pub(crate) struct RawDiscovery {
     mode: Option<RawMode>,
     port: Option<u16>,
 }
@@ -147,7 +147,7 @@ enum RawMode {
     List(Vec<String>),
 }
 
-pub(super) fn check(
+pub(crate) fn check(
     network: RawNetwork,
     peering: RawPeering,
     discovery: RawDiscovery,

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 use toml::{Spanned, Table, Value};
 
-use super::keys::{self, KEYS_ALL, Key, Kind};
-use super::{Config, ConfigError, Overrides, Raw};
+use crate::keys::{self, KEYS_ALL, Key, Kind};
+use crate::{Config, ConfigError, Overrides, Raw};
 
 /// Something wrong in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -245,7 +245,7 @@ impl Settings {
 }
 
 /// The default of a key.
-pub(super) fn default(key: &Key) -> Option<Value> {
+pub(crate) fn default(key: &Key) -> Option<Value> {
     let table: Table = format!("value = {}", key.default).parse().ok()?;
     table.get("value").cloned()
 }

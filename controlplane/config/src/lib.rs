@@ -1,4 +1,4 @@
-//! Configuration: one TOML file, flags on top.
+//! Settings of a node: one TOML file, flags on top.
 //!
 //! ```text
 //! file ─▶ Settings (a value per key of the table) ─▶ Raw (typed) ─▶ Config (checked)
@@ -8,6 +8,9 @@
 //! The table of [`keys`] says what may be set; what it does not know is refused. A flag that is not
 //! given is `None` in [`Overrides`] and changes nothing.
 
+#![forbid(unsafe_code)]
+
+pub mod endpoint;
 pub mod keys;
 pub mod page;
 mod peering;
@@ -28,7 +31,6 @@ use serde::{Deserialize, Serialize};
 mod routing;
 
 use crate::endpoint::{PeerUrl, RouteSpec};
-use crate::inbox::Limits;
 use routing::RawRouting;
 pub use routing::RoutingConfig;
 
@@ -437,15 +439,6 @@ impl Config {
 }
 
 impl InboxConfig {
-    /// The same as the inbox counts it.
-    pub fn limits(&self) -> Limits {
-        Limits {
-            messages_max: self.messages_max,
-            bytes_max: self.bytes_max as u64,
-            ..Limits::default()
-        }
-    }
-
     fn check(raw: &RawInbox) -> Result<Self, ConfigError> {
         let config = Self {
             durable: raw.durable.unwrap_or(true),

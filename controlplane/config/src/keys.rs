@@ -4,7 +4,7 @@
 //! unknown keys are told by it, and a reload takes from a new file what it says can change live. Tests
 //! hold ranges, defaults and the reload against the code that uses them.
 
-use super::peering::PEERS_MAX;
+use crate::peering::PEERS_MAX;
 
 /// What a value looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -619,7 +619,7 @@ pub fn nearest_section(written: &str) -> Option<&'static str> {
 }
 
 /// Edit distance of two short names.
-pub(super) fn distance(a: &str, b: &str) -> usize {
+pub(crate) fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
         let mut diagonal = row[0];
