@@ -445,7 +445,7 @@ impl Keeper {
                 }
                 self.unmarked = Some(error.to_string());
                 let at = now();
-                self.rules_pace.note(at);
+                self.rules_pace.record(at);
                 let next = self.rules_pace.next(at).max(at + RETRY);
                 self.rules_at = Some(next);
                 self.check_at(next);
@@ -534,7 +534,7 @@ impl Keeper {
             Err(error) => !matches!(error, HostError::Ipv6Off(..)),
         };
         if paced {
-            self.pace.note(at);
+            self.pace.record(at);
         }
         done?;
         if std::mem::replace(&mut self.configured, true) {

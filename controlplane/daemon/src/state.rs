@@ -311,7 +311,7 @@ fn keep_key(page: LockedPage) -> Result<SecretKey, InvalidSecretKey> {
 /// When there is one and `force` is false, or it cannot be written.
 pub fn generate_key(directory: &Directory, force: bool) -> Result<SecretKey, StateError> {
     let path = directory.path_of(KEY_FILE);
-    if !force && directory.has(KEY_FILE) {
+    if !force && directory.contains(KEY_FILE) {
         return Err(StateError::KeyExists(path));
     }
     let mut page = LockedPage::new().map_err(|source| StateError::KeyIo {
@@ -336,7 +336,7 @@ pub fn generate_key(directory: &Directory, force: bool) -> Result<SecretKey, Sta
 pub fn load_or_create_key(directory: &Directory) -> Result<SecretKey, StateError> {
     let path = directory.path_of(KEY_FILE);
     // Its mode as it is: one that others could read is not made right by tightening it.
-    match directory.read_as_it_is(KEY_FILE) {
+    match directory.read_keeping_mode(KEY_FILE) {
         Ok(file) => {
             let key = key_of(file, path.clone())?;
             let tightened = directory.read(KEY_FILE).map(drop);
@@ -422,7 +422,7 @@ pub fn read_toml_or_create<T>(directory: &Directory, name: &str) -> Result<T, St
 where
     T: Serialize + DeserializeOwned + Default,
 {
-    if !directory.has(name)
+    if !directory.contains(name)
         && let Err(error) = write_toml(directory, name, &T::default())
     {
         tracing::warn!(%error, "state file with defaults was not written; going on without");

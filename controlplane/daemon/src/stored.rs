@@ -72,7 +72,7 @@ impl<T: Content> Stored<T> {
     /// When it is malformed or cannot be read; then nothing changes.
     pub(crate) async fn reread(&self) -> Result<Change<'_, T>, StateError> {
         let mut change = self.change().await;
-        if self.directory.has(self.name) {
+        if self.directory.contains(self.name) {
             change.new = state::read_toml(&self.directory, self.name)?;
         }
         Ok(change)

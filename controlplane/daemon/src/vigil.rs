@@ -19,8 +19,8 @@ pub(crate) struct Vigil {
 
 impl Vigil {
     pub(crate) fn new(notifier: Notifier) -> Self {
-        let asked = notifier.watchdog_every();
-        let next = if notifier.is_heard() {
+        let asked = notifier.watchdog_interval();
+        let next = if notifier.is_enabled() {
             Nanos(0)
         } else {
             Nanos::NEVER

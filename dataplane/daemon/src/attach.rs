@@ -72,7 +72,7 @@ impl Server {
 
     /// Makes the socket anew where somebody has deleted it: no control plane could ever attach again.
     pub(crate) fn restore(&mut self) {
-        let there = self.socket.as_ref().is_some_and(Socket::is_there);
+        let there = self.socket.as_ref().is_some_and(Socket::exists);
         if there || self.path.symlink_metadata().is_ok() {
             return;
         }

@@ -82,7 +82,7 @@ impl Keeper {
                 self.wanted = false;
                 self.complained = None;
                 if made {
-                    self.pace.note(now);
+                    self.pace.record(now);
                     tracing::warn!(device = name, "the TUN device was deleted; made it again");
                 }
                 self.shared.restored.fetch_add(1, Ordering::Release);
@@ -90,7 +90,7 @@ impl Keeper {
                 None
             }
             Err(error) => {
-                self.pace.note(now);
+                self.pace.record(now);
                 let said = error.to_string();
                 if self.complained.as_ref() != Some(&said) {
                     tracing::error!(

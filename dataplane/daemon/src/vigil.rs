@@ -90,10 +90,10 @@ impl Vigil {
                 return;
             }
             self.notifier.ready();
-            self.next = self.notifier.watchdog_every().map(|_| now);
+            self.next = self.notifier.watchdog_interval().map(|_| now);
         }
         let due = self.next.is_some_and(|at| now >= at);
-        let Some(every) = self.notifier.watchdog_every().filter(|_| due) else {
+        let Some(every) = self.notifier.watchdog_interval().filter(|_| due) else {
             return;
         };
         self.next = Some(now + every);

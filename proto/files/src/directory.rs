@@ -12,66 +12,66 @@ use rustix::io::Errno;
 
 /// Mode of state files.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// Attribute of the kernel with the access list of a file.
+/// Extended attribute with the POSIX access list of a file, acl(5).
 const ACCESS_LIST: &str = "system.posix_acl_access";
-/// End of the names of files that are being written.
+/// Suffix of files that are being written.
 const TEMPORARY: &str = ".tmp";
 
 /// A directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// Not found where it should be made, or not readable.
+    /// A system call failed.
     #[error("{path}: {source}")]
     Io {
         /// Directory.
         path: PathBuf,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
     /// Belongs to another user.
     #[error("{path} belongs to user {owner}, this process runs as user {us}")]
     Owner {
-        /// Directory, or one above it.
+        /// The directory or an ancestor.
         path: PathBuf,
         /// Its owner.
         owner: u32,
-        /// Effective user.
+        /// Effective user id of this process.
         us: u32,
     },
-    /// Others may put another file or directory in the place of ours.
+    /// Other users may replace entries.
     #[error(
         "{path} may be written by others (mode {mode:04o}, or its access list): `chmod go-w {path}`"
     )]
     Writable {
-        /// Directory, or one above it.
+        /// The directory or an ancestor.
         path: PathBuf,
         /// Its permissions.
         mode: u32,
     },
 }
 
-/// A directory, by its descriptor. Copies share it.
+/// A directory held by descriptor. Clones share the descriptor.
 #[derive(Clone, Debug)]
 pub struct Directory {
     descriptor: Arc<OwnedFd>,
     path: PathBuf,
-    /// Whoever else may write in here may have put another name of some file of ours there.
-    anybodys: bool,
+    /// Owner and mode were not validated: other users may have created hard links in it.
+    unchecked: bool,
 }
 
 impl Directory {
-    /// Opens a directory of our own that nobody else can write or replace; links in its path are followed.
+    /// Opens a directory of this user that no other user can write or replace. Links in the path are followed.
     ///
     /// # Errors
-    /// When it is not there, not ours, or somebody else could write it or one above it.
+    /// When it is missing, belongs to another user, or another user may write to it or to an ancestor.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         let mut directory = Self::walk(path)?;
         directory.check_own()?;
-        directory.anybodys = false;
+        directory.unchecked = false;
         Ok(directory)
     }
 
-    /// The same; makes it, 0700, with those above it where they are missing.
+    /// As [`Directory::open`]; creates missing components, 0700.
     ///
     /// # Errors
     /// As [`Directory::open`].
@@ -87,7 +87,7 @@ impl Directory {
             return Self::open(path);
         }
         let mut directory = Self::walk(there)?;
-        directory.check_place()?;
+        directory.check_ancestor()?;
         for part in whole.strip_prefix(there).unwrap_or(&whole).components() {
             let Component::Normal(name) = part else {
                 return Err(fail(io::ErrorKind::InvalidInput.into()));
@@ -96,47 +96,50 @@ impl Directory {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(fail(error.into())),
             }
-            directory = directory.step(name).map_err(|error| fail(error.into()))?;
+            directory = directory
+                .open_child(name)
+                .map_err(|error| fail(error.into()))?;
             directory.check_own()?;
         }
         path.clone_into(&mut directory.path);
-        directory.anybodys = false;
+        directory.unchecked = false;
         Ok(directory)
     }
 
-    /// Opens a directory without asking whose it is. What is done in it has to be right in a directory of anybody.
+    /// Opens a directory without validating owner and mode. Operations on it must be safe in a directory that other
+    /// users write to.
     ///
     /// # Errors
-    /// When it is not there.
-    pub fn anybodys(path: &Path) -> io::Result<Self> {
+    /// When it is missing.
+    pub fn open_unchecked(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(CWD, path, flags, Mode::empty());
         Ok(Self::of(opened, path)?)
     }
 
-    /// One that was opened already; `path` is for messages.
+    /// Wraps an open descriptor without validation; `path` is for messages.
     pub fn from_descriptor(descriptor: OwnedFd, path: &Path) -> Self {
         Self {
             descriptor: Arc::new(descriptor),
             path: path.to_owned(),
-            anybodys: true,
+            unchecked: true,
         }
     }
 
-    /// As it was named. For messages and for those who connect to a socket in it.
+    /// The path as given, for messages and for clients that connect to a socket in it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The same path for a name in it.
+    /// The path of an entry.
     pub fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Who owns it.
+    /// Owner.
     ///
     /// # Errors
-    /// When the system fails.
+    /// When fstat(2) fails.
     pub fn owner(&self) -> io::Result<u32> {
         Ok(rustix::fs::fstat(&*self.descriptor)?.st_uid)
     }
@@ -144,7 +147,7 @@ impl Directory {
     /// Permissions.
     ///
     /// # Errors
-    /// When the system fails.
+    /// When fstat(2) fails.
     pub fn mode(&self) -> io::Result<u32> {
         Ok(rustix::fs::fstat(&*self.descriptor)?.st_mode & 0o7777)
     }
@@ -152,7 +155,7 @@ impl Directory {
     /// Sets permissions.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When fchmod(2) fails.
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
         Ok(rustix::fs::fchmod(
             &*self.descriptor,
@@ -160,41 +163,42 @@ impl Directory {
         )?)
     }
 
-    /// A path to a name in this very directory, whatever has become of its own path meanwhile.
-    pub(crate) fn place(&self, name: &str) -> PathBuf {
+    /// Path of an entry through the descriptor, valid even when the directory was renamed.
+    pub(crate) fn descriptor_path(&self, name: &str) -> PathBuf {
         let number = self.descriptor.as_raw_fd();
         PathBuf::from(format!("/proc/self/fd/{number}/{name}"))
     }
 
-    /// What has a name; a link is itself.
+    /// Metadata of an entry; links are not followed.
     pub(crate) fn stat(&self, name: &str) -> Result<Stat, Errno> {
         rustix::fs::statat(&*self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Whether a name is there.
-    pub fn has(&self, name: &str) -> bool {
+    /// Whether an entry exists.
+    pub fn contains(&self, name: &str) -> bool {
         self.stat(name).is_ok()
     }
 
-    /// Opens a file for reading. One of ours that others may use is made 0600, in a directory of ours.
+    /// Opens a file for reading. In a validated directory, a file of this user that other users may access is set to
+    /// 0600.
     ///
     /// # Errors
-    /// `NotFound`, or when it is a link, no file, another user's, or not readable; in a directory of anybody also when
-    /// it has another name elsewhere.
+    /// `NotFound`, or when it is a link, not a regular file, another user's, or not readable; in an unvalidated
+    /// directory also when it has several hard links.
     pub fn read(&self, name: &str) -> io::Result<File> {
         self.open_file(name, OFlags::RDONLY)
     }
 
-    /// The same, whatever its mode, which stays.
+    /// As [`Directory::read`], without changing the mode.
     ///
     /// # Errors
     /// As [`Directory::read`].
-    pub fn read_as_it_is(&self, name: &str) -> io::Result<File> {
+    pub fn read_keeping_mode(&self, name: &str) -> io::Result<File> {
         self.open_checked(name, OFlags::RDONLY)
             .map(|(file, _)| file)
     }
 
-    /// All of a file that is text.
+    /// Reads a text file.
     ///
     /// # Errors
     /// As [`Directory::read`].
@@ -204,7 +208,7 @@ impl Directory {
         Ok(text)
     }
 
-    /// Opens a file for reading and writing, or makes it, 0600.
+    /// Opens a file for reading and writing; creates it with mode 0600.
     ///
     /// # Errors
     /// As [`Directory::read`].
@@ -224,15 +228,15 @@ impl Directory {
     fn open_file(&self, name: &str, access: OFlags) -> io::Result<File> {
         let (file, found) = self.open_checked(name, access)?;
         let us = rustix::process::geteuid().as_raw();
-        if !self.anybodys && found.st_uid == us && found.st_mode & 0o177 != 0 {
+        if !self.unchecked && found.st_uid == us && found.st_mode & 0o177 != 0 {
             rustix::fs::fchmod(&file, PRIVATE)?;
         }
         Ok(file)
     }
 
     fn open_checked(&self, name: &str, access: OFlags) -> io::Result<(File, Stat)> {
-        single(name)?;
-        // Without waiting, should it be a FIFO.
+        check_name(name)?;
+        // NONBLOCK: opening a FIFO must not wait.
         let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = match rustix::fs::openat(&*self.descriptor, name, flags, Mode::empty()) {
             Err(Errno::LOOP) => return Err(unusable("is a symbolic link")),
@@ -246,8 +250,8 @@ impl Directory {
         if found.st_uid != us && found.st_uid != 0 {
             return Err(unusable("belongs to another user"));
         }
-        // None is one that was removed just now.
-        if self.anybodys && found.st_nlink > 1 {
+        // A count of 0 is a file that was removed after the open.
+        if self.unchecked && found.st_nlink > 1 {
             return Err(unusable("has other names (hard links)"));
         }
         Ok((File::from(file), found))
@@ -259,13 +263,13 @@ impl Directory {
         rustix::fs::openat(&*self.descriptor, name, flags, PRIVATE).map(File::from)
     }
 
-    /// Puts a file in the place of another, whole: a kill at any instant leaves the old one or the new one. It is
-    /// on the disk when this returns, and 0600.
+    /// Replaces a file atomically: a kill at any instant leaves the old or the new content. On success the new file,
+    /// 0600, is synced.
     ///
     /// # Errors
-    /// When it cannot be written; then the old one is there, unless only the last sync failed.
+    /// When writing fails; the old file remains unless only the sync of the directory failed.
     pub fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        single(name)?;
+        check_name(name)?;
         let (temporary, mut file) = self.make_temporary(name)?;
         let mut write = || {
             file.write_all(bytes)?;
@@ -274,7 +278,7 @@ impl Directory {
             self.sync()
         };
         write().inspect_err(|_| {
-            // Best effort: a leftover is removed at the next start.
+            // Best effort: `remove_leftovers` deletes it at the next start.
             let _ = self.remove(&temporary);
         })
     }
@@ -290,7 +294,7 @@ impl Directory {
         Err(Errno::EXIST.into())
     }
 
-    /// Removes what a process left that was killed while it wrote. Only for the one process that writes here.
+    /// Removes temporary files of a writer that was killed. Only for the sole writer of the directory.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -305,13 +309,13 @@ impl Directory {
         Ok(())
     }
 
-    /// Renames a file; replaces what has the new name.
+    /// Renames a file; replaces an existing target.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When renameat(2) fails.
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        single(from)?;
-        single(to)?;
+        check_name(from)?;
+        check_name(to)?;
         let directory = &*self.descriptor;
         Ok(rustix::fs::renameat(directory, from, directory, to)?)
     }
@@ -319,9 +323,9 @@ impl Directory {
     /// Removes a file or a link.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When unlinkat(2) fails.
     pub fn remove(&self, name: &str) -> io::Result<()> {
-        single(name)?;
+        check_name(name)?;
         Ok(rustix::fs::unlinkat(
             &*self.descriptor,
             name,
@@ -329,7 +333,7 @@ impl Directory {
         )?)
     }
 
-    /// Puts renames and new names on the disk.
+    /// Syncs entries of the directory.
     fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&*self.descriptor)?)
     }
@@ -338,12 +342,12 @@ impl Directory {
         opened.map(|descriptor| Self::from_descriptor(descriptor, path))
     }
 
-    /// A directory in this one; not through a link.
-    fn step(&self, name: &OsStr) -> Result<Self, Errno> {
+    /// Opens a subdirectory; links are refused.
+    fn open_child(&self, name: &OsStr) -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = &*self.descriptor;
         let opened = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
-            // To pass through, the right to search is enough.
+            // Traversal needs search permission only.
             Err(Errno::ACCESS) => {
                 rustix::fs::openat(directory, name, flags | OFlags::PATH, Mode::empty())
             }
@@ -352,28 +356,29 @@ impl Directory {
         Self::of(opened, &self.path.join(name))
     }
 
-    /// Follows the links of a path, then goes down what they lead to, step by step, and looks at every place that
-    /// has the next step in it.
+    /// Canonicalises a path, then descends from the root by descriptor and validates every ancestor.
     fn walk(path: &Path) -> Result<Self, DirectoryError> {
         let fail = |source: io::Error| DirectoryError::Io {
             path: path.to_owned(),
             source,
         };
         let real = std::fs::canonicalize(path).map_err(fail)?;
-        let mut directory = Self::anybodys(Path::new("/")).map_err(fail)?;
+        let mut directory = Self::open_unchecked(Path::new("/")).map_err(fail)?;
         for part in real.components() {
             if let Component::Normal(name) = part {
-                directory.check_place()?;
-                directory = directory.step(name).map_err(|error| fail(error.into()))?;
+                directory.check_ancestor()?;
+                directory = directory
+                    .open_child(name)
+                    .map_err(|error| fail(error.into()))?;
             }
         }
         path.clone_into(&mut directory.path);
         Ok(directory)
     }
 
-    /// Nobody else can rename or replace what we have in here.
-    fn check_place(&self) -> Result<(), DirectoryError> {
-        let (found, us) = self.found()?;
+    /// Fails when another user could rename or replace an entry of this user.
+    fn check_ancestor(&self) -> Result<(), DirectoryError> {
+        let (found, us) = self.metadata()?;
         let owner = found.st_uid;
         if owner != us && owner != 0 && !is_of_another_namespace(owner) {
             let path = self.path.clone();
@@ -386,7 +391,7 @@ impl Directory {
     }
 
     fn check_own(&self) -> Result<(), DirectoryError> {
-        let (found, us) = self.found()?;
+        let (found, us) = self.metadata()?;
         let owner = found.st_uid;
         if owner != us {
             let path = self.path.clone();
@@ -395,10 +400,10 @@ impl Directory {
         self.check_mode(&found)
     }
 
-    /// The group of this process may write, since that is often its user's own.
+    /// Write permission of this process's group is accepted: it is often a per-user group.
     fn check_mode(&self, found: &Stat) -> Result<(), DirectoryError> {
         let ours = [0, rustix::process::getegid().as_raw()].contains(&found.st_gid);
-        // With an access list, the bits of the group are the most that any entry of it grants.
+        // With an access list, the group bits are the mask: the maximum that any entry grants.
         let ours = ours && (found.st_mode & 0o020 == 0 || !self.has_access_list());
         let others = if ours { 0o002 } else { 0o022 };
         if found.st_mode & others != 0 {
@@ -410,14 +415,13 @@ impl Directory {
         Ok(())
     }
 
-    /// Whether it has a POSIX access list beyond its mode, acl(5). By its place: a descriptor that only passes
-    /// through cannot be asked.
+    /// Whether it has a POSIX access list beyond its mode, acl(5). By path: fgetxattr(2) refuses `O_PATH` descriptors.
     fn has_access_list(&self) -> bool {
-        let list = rustix::fs::getxattr(self.place("."), ACCESS_LIST, &mut [0u8; 0]);
+        let list = rustix::fs::getxattr(self.descriptor_path("."), ACCESS_LIST, &mut [0u8; 0]);
         !matches!(list, Err(Errno::NODATA | Errno::OPNOTSUPP))
     }
 
-    fn found(&self) -> Result<(Stat, u32), DirectoryError> {
+    fn metadata(&self) -> Result<(Stat, u32), DirectoryError> {
         let found = rustix::fs::fstat(&*self.descriptor).map_err(|error| DirectoryError::Io {
             path: self.path.clone(),
             source: error.into(),
@@ -432,8 +436,8 @@ impl AsFd for Directory {
     }
 }
 
-/// A name in a directory, not a way out of it.
-pub(crate) fn single(name: &str) -> io::Result<()> {
+/// Fails unless `name` is a single path component.
+pub(crate) fn check_name(name: &str) -> io::Result<()> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -447,8 +451,8 @@ fn unusable(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, what)
 }
 
-/// In a user namespace whoever is not mapped, root of the host above all, is shown as the overflow user. Where
-/// everybody is mapped, that is a user like others.
+/// Whether `uid` stands for users that this user namespace does not map (the overflow uid, user_namespaces(7)). In a
+/// namespace that maps every uid, the overflow uid is an ordinary user.
 fn is_of_another_namespace(uid: u32) -> bool {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     if read("/proc/sys/kernel/overflowuid").trim().parse() != Ok(uid) {

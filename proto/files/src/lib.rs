@@ -1,11 +1,8 @@
-//! A directory that is resolved once and held by its descriptor. Files and Unix sockets in it are single names
-//! that are opened with `O_NOFOLLOW`, made with `O_EXCL` and checked on the descriptor: there is no path that
-//! somebody could turn between a check and its use.
+//! Directories held by descriptor, and the files and Unix sockets in them.
 //!
-//! Modes are exact because a plane sets its umask to zero before it has threads ([`exact_modes`]); nothing in a
-//! plane makes a file in another way than through this package.
-//!
-//! Beside `proto/notify`, because both planes use it and it is about the host, not about the protocol.
+//! A path is resolved once. Entries are single names: opened with `O_NOFOLLOW`, created with `O_EXCL`, and checked on
+//! the descriptor, so a path cannot change between check and use. Modes are exact because a plane clears its umask
+//! before it starts threads ([`clear_umask`]). Planes create files only through this package.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +12,8 @@ mod socket;
 pub use directory::{Directory, DirectoryError};
 pub use socket::{BindError, Socket};
 
-/// Makes files and sockets get the mode that is named, no less. To be called once, before there are threads.
-pub fn exact_modes() {
+/// Sets the umask of the process to zero, so that files and sockets get exactly the requested mode. Call once, before
+/// the first thread starts.
+pub fn clear_umask() {
     rustix::process::umask(rustix::fs::Mode::empty());
 }

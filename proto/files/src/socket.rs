@@ -1,8 +1,8 @@
-//! Unix sockets of our own: made without stealing one that somebody serves, gone when we are.
+//! Listening Unix sockets. A socket that a process serves is never replaced; ours is removed on drop.
 //!
-//! A lock file beside the socket (`.NAME.lock`) is held while the socket is ours, so that two processes that start
-//! at once do not both find the socket stale. The mode is that of the socket before it has a name, and it listens
-//! only then: nothing is done to the name afterwards.
+//! A lock file beside the socket (`.NAME.lock`) is held as long as the socket, so that two processes that start at the
+//! same time cannot both take it for stale. The mode is set before bind, and listen follows bind: the name itself is
+//! never changed afterwards.
 
 use std::fs::File;
 use std::io;
@@ -15,41 +15,41 @@ use rustix::fs::{FileType, FlockOperation, Mode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::directory::{Directory, single};
+use crate::directory::{Directory, check_name};
 
-/// Connections that wait to be accepted.
+/// Connections waiting for accept.
 const BACKLOG: i32 = 128;
-/// Longest path of a Unix socket, without the byte that ends it.
+/// Longest path of a Unix socket, without the terminating NUL, unix(7).
 const PATH_MAX: usize = 107;
 
-/// A socket cannot be made.
+/// A socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Another program serves it.
+    /// Another process serves it.
     #[error("{0} is served by another program: stop that, or use another path")]
     Live(PathBuf),
-    /// Something that is not a socket has that name.
+    /// The name belongs to a file that is not a socket.
     #[error("{0} exists and is no socket: move it away, or use another path")]
     NotASocket(PathBuf),
-    /// A socket that nobody serves, but which is not ours to remove.
+    /// A stale socket that this process may not remove.
     #[error(
         "{0} is a socket of another user, or in a directory of another user: remove it, or use another path"
     )]
     NotOurs(PathBuf),
-    /// Longer than the system takes.
+    /// Longer than `sun_path`.
     #[error("{0}: a path of a Unix socket has at most 107 bytes, and its last part 80")]
     TooLong(PathBuf),
-    /// The system failed.
+    /// A system call failed.
     #[error("{path}: {source}")]
     System {
         /// Path.
         path: PathBuf,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
 }
 
-/// A socket that is ours. Dropping it removes the file.
+/// A listening socket of this process. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Socket {
     directory: Directory,
@@ -62,10 +62,10 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Makes a socket of a mode and listens. A stale one of ours is removed, if `replace` says so.
+    /// Binds a socket with a mode and listens. `replace` removes a stale socket of this user first.
     ///
     /// # Errors
-    /// When the name is taken, or the system fails.
+    /// When the name is in use, or a system call fails.
     pub fn bind(
         directory: &Directory,
         name: &str,
@@ -77,8 +77,8 @@ impl Socket {
             path: path.clone(),
             source,
         };
-        single(name).map_err(system)?;
-        let address = SocketAddrUnix::new(directory.place(name));
+        check_name(name).map_err(system)?;
+        let address = SocketAddrUnix::new(directory.descriptor_path(name));
         let address = match address {
             Ok(address) if path.as_os_str().len() <= PATH_MAX => address,
             Ok(_) | Err(_) => return Err(BindError::TooLong(path)),
@@ -101,14 +101,14 @@ impl Socket {
             })?;
             let found = directory.stat(name).map_err(|error| system(error.into()))?;
             rustix::net::listen(&socket, BACKLOG).map_err(|error| {
-                // Made just now, and leads nowhere.
+                // Bound, but does not listen.
                 let _ = directory.remove(name);
                 system(error.into())
             })?;
             Ok((found, UnixListener::from(socket)))
         };
         let (found, listener) = make().inspect_err(|_| {
-            // We hold the lock, so nobody else counts on the file.
+            // The lock is still held, so no other process uses the file.
             let _ = directory.remove(&lock_name);
         })?;
         let socket = Self {
@@ -122,13 +122,13 @@ impl Socket {
         Ok((socket, listener))
     }
 
-    /// Path by which it is known.
+    /// Path of the socket, for messages.
     pub fn path(&self) -> PathBuf {
         self.directory.path_of(&self.name)
     }
 
-    /// Whether its name still leads to it. By its path: the directory itself may have been removed.
-    pub fn is_there(&self) -> bool {
+    /// Whether the path still refers to this socket. Resolved anew: the directory may have been removed.
+    pub fn exists(&self) -> bool {
         let found = std::fs::symlink_metadata(self.path());
         found.is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode))
     }
@@ -138,7 +138,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         let ours = self.directory.stat(&self.name);
         if ours.is_ok_and(|found| (found.st_dev, found.st_ino) == (self.device, self.inode)) {
-            // If it is gone already, so much the better.
+            // Best effort: the name may be removed already.
             let _ = self.directory.remove(&self.name);
         }
         let _ = self.directory.remove(&self.lock_name);
@@ -154,7 +154,7 @@ fn stream_socket() -> Result<OwnedFd, Errno> {
     )
 }
 
-/// Removes a socket of ours that nobody serves; refuses to touch anything else.
+/// Removes a stale socket of this user; refuses any other file.
 fn remove_stale(
     directory: &Directory,
     name: &str,
@@ -174,10 +174,10 @@ fn remove_stale(
         return Err(BindError::NotASocket(path));
     }
     match rustix::net::connect(&stream_socket().map_err(system)?, address) {
-        // Refused: the file outlived its program.
+        // The file outlived its process.
         Err(Errno::CONNREFUSED) => {}
         Err(Errno::NOENT) => return Ok(()),
-        // No room in its backlog is a sign of life, too. So is a socket of another type.
+        // A full backlog and another socket type also mean a live socket.
         Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => return Err(BindError::Live(path)),
         Err(error) => return Err(system(error)),
     }
@@ -198,7 +198,7 @@ fn lock(directory: &Directory, name: &str) -> io::Result<(String, File)> {
     loop {
         let file = directory.open_or_create(&lock_name)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        // Whoever held it before may have removed the file that we opened.
+        // The previous holder may have removed the file after it was opened here.
         let ours = file.metadata()?;
         match directory.stat(&lock_name) {
             Ok(found) if (found.st_dev, found.st_ino) == (ours.dev(), ours.ino()) => {

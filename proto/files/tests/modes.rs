@@ -2,12 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use hyphae_files::{Directory, Socket, exact_modes};
+use hyphae_files::{Directory, Socket, clear_umask};
 
 #[test]
 fn modes_are_exact_whatever_the_umask_was() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    exact_modes();
+    clear_umask();
     let lab = tempfile::Builder::new()
         .permissions(std::fs::Permissions::from_mode(0o755))
         .tempdir()

@@ -1,8 +1,8 @@
-//! Tells the service manager how a process is doing: sd_notify(3) over the datagram socket that it names
-//! in `NOTIFY_SOCKET`. Without that variable nothing is sent and nothing costs anything.
+//! Notifications for a service manager, sd_notify(3), over the datagram socket in `NOTIFY_SOCKET`. Without that
+//! variable nothing is sent.
 //!
-//! Sending never blocks: a manager that hangs must not take a plane down with it. What it has no room for is
-//! sent along with the next message.
+//! Sending never blocks: a manager that hangs must not stop a plane. Lines that do not fit into the socket are sent
+//! with the next notification.
 
 #![forbid(unsafe_code)]
 
@@ -12,13 +12,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// Variables that the manager sets for its service, and which no child of that service is to see.
+/// Variables that the manager sets for its service. Children of the service must not inherit them.
 pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
-/// Bytes that wait for a manager that has no room. What it takes that long to read is of no use to it.
+/// Bytes queued while the socket is full. Beyond that the queue is dropped.
 const QUEUED_MAX: usize = 4096;
 
-/// The way to the service manager, if there is one.
+/// Sender of notifications; inactive without a service manager.
 #[derive(Debug, Default)]
 pub struct Notifier {
     to: Option<(UnixDatagram, SocketAddr)>,
@@ -28,14 +28,14 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// What the environment of this process says.
+    /// A notifier for the service manager that the environment names.
     pub fn from_environment() -> Self {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let Some(path) = variable("NOTIFY_SOCKET") else {
             return Self::default();
         };
         let number = |name| variable(name)?.to_str()?.parse::<u64>().ok();
-        // Set for one process; a child of it has not to answer.
+        // Names the process that the watchdog applies to.
         let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let watchdog = number("WATCHDOG_USEC").filter(|micros| ours && *micros > 0);
         match open(path.as_bytes()) {
@@ -55,29 +55,28 @@ impl Notifier {
         }
     }
 
-    /// The time that the manager allows between two calls of [`Notifier::watchdog`]. `None` when it does not
-    /// ask for any.
-    pub fn watchdog_within(&self) -> Option<Duration> {
+    /// Watchdog timeout of the manager: the longest time between two calls of [`Notifier::watchdog`]. `None` without a
+    /// watchdog.
+    pub fn watchdog_timeout(&self) -> Option<Duration> {
         self.watchdog
     }
 
-    /// How often [`Notifier::watchdog`] should be called: four times in the time that the manager
-    /// allows. `None` when it does not ask for it.
-    pub fn watchdog_every(&self) -> Option<Duration> {
+    /// Interval for calls of [`Notifier::watchdog`]: a quarter of the timeout. `None` without a watchdog.
+    pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|within| within / 4)
     }
 
-    /// Whether there is a manager to tell.
-    pub fn is_heard(&self) -> bool {
+    /// Whether a service manager is configured.
+    pub fn is_enabled(&self) -> bool {
         self.to.is_some()
     }
 
-    /// The service does what it is for.
+    /// Reports that the service is ready.
     pub fn ready(&mut self) {
         self.send("READY=1");
     }
 
-    /// One line for whoever asks for the state of the service; sent only when it is news.
+    /// Reports a status line; sent only when it changes.
     pub fn status(&mut self, text: &str) {
         if self.to.is_none() || self.status == text {
             return;
@@ -87,14 +86,14 @@ impl Notifier {
         self.send(&format!("STATUS={line}"));
     }
 
-    /// The service has made progress since the last time.
+    /// Sends a watchdog keep-alive.
     pub fn watchdog(&mut self) {
         if self.watchdog.is_some() {
             self.send("WATCHDOG=1");
         }
     }
 
-    /// The service begins to stop.
+    /// Reports that the service is stopping.
     pub fn stopping(&mut self) {
         self.send("STOPPING=1");
     }
@@ -110,7 +109,7 @@ impl Notifier {
         self.queued.push('\n');
         match socket.send_to_addr(self.queued.as_bytes(), address) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // Of a manager that is gone there is nothing to expect; one that comes back is told more later.
+            // A manager that does not receive now is sent the next notification.
             Ok(_) | Err(_) => self.queued.clear(),
         }
     }
@@ -146,13 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_at_a_path_hears_what_is_news() {
+    fn a_manager_at_a_path_receives_changes_only() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let within = Duration::from_secs(8);
         let mut notifier = notifier(path.as_os_str().as_bytes(), Some(within));
-        assert_eq!(notifier.watchdog_every(), Some(Duration::from_secs(2)));
+        assert_eq!(notifier.watchdog_interval(), Some(Duration::from_secs(2)));
         notifier.status("one\ntwo");
         notifier.status("one\ntwo");
         notifier.ready();
@@ -169,23 +168,23 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_in_the_abstract_namespace_hears_too() {
+    fn a_manager_in_the_abstract_namespace_receives_notifications() {
         let name = format!("hyphae-notify-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&address).unwrap();
         let mut notifier = notifier(format!("@{name}").as_bytes(), None);
         notifier.watchdog();
         notifier.ready();
-        assert_eq!(next(&manager), "READY=1\n", "nobody asked for a watchdog");
+        assert_eq!(next(&manager), "READY=1\n", "no watchdog is configured");
     }
 
     #[test]
-    fn a_manager_that_hangs_blocks_nobody_and_hears_the_last_words_later() {
+    fn a_full_socket_does_not_block_and_the_queue_is_sent_later() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let mut notifier = notifier(path.as_os_str().as_bytes(), Some(Duration::from_secs(1)));
-        // More than any queue of datagrams holds.
+        // More than any datagram queue holds.
         for _ in 0..100_000 {
             notifier.watchdog();
         }
@@ -195,19 +194,19 @@ mod tests {
         while manager.recv(&mut [0; 8192]).is_ok() {}
         manager.set_nonblocking(false).unwrap();
         notifier.stopping();
-        let heard = next(&manager);
-        assert!(heard.contains("READY=1\n"), "{heard}");
-        assert!(heard.ends_with("STOPPING=1\n"), "{heard}");
+        let received = next(&manager);
+        assert!(received.contains("READY=1\n"), "{received}");
+        assert!(received.ends_with("STOPPING=1\n"), "{received}");
     }
 
     #[test]
-    fn without_a_manager_nothing_happens() {
+    fn without_a_manager_nothing_is_sent() {
         let mut notifier = Notifier::default();
         notifier.ready();
         notifier.status("fine");
         notifier.watchdog();
-        assert_eq!(notifier.watchdog_every(), None);
-        // One that is gone is no reason to fail either.
+        assert_eq!(notifier.watchdog_interval(), None);
+        // A socket that does not exist is not an error either.
         let mut notifier = self::notifier(b"/nonexistent/notify", None);
         notifier.ready();
         assert!(notifier.queued.is_empty());

@@ -1,14 +1,14 @@
-//! How often something that keeps breaking is repaired.
+//! Rate limit of repairs.
 
 use std::time::Duration;
 
 use crate::Nanos;
 
-/// Attempts in a row that are made at once.
+/// Attempts without delay.
 const BURST: usize = 3;
-/// Time within which a burst counts as one.
+/// Attempts within this time count as one burst.
 const WINDOW: Duration = Duration::from_secs(60);
-/// First pause after a burst, and the longest; each is twice the one before.
+/// First and longest pause after a burst; each pause doubles the previous one.
 const PAUSE_MIN: Duration = Duration::from_secs(20);
 const PAUSE_MAX: Duration = Duration::from_secs(320);
 
@@ -22,7 +22,7 @@ pub struct RepairBackoff {
 }
 
 impl RepairBackoff {
-    /// When the next attempt may be made; not later than `now` for at once.
+    /// Earliest time of the next attempt; at most `now` when it is due.
     pub fn next(&self, now: Nanos) -> Nanos {
         let [oldest, .., last] = self.recent;
         match (oldest, last) {
@@ -33,8 +33,8 @@ impl RepairBackoff {
         }
     }
 
-    /// An attempt is made.
-    pub fn note(&mut self, now: Nanos) {
+    /// Records an attempt.
+    pub fn record(&mut self, now: Nanos) {
         let [oldest, .., last] = self.recent;
         let burst = oldest.is_some_and(|at| now < at + WINDOW);
         let quiet = last.is_none_or(|at| now >= at + (2 * self.pause).max(WINDOW));
@@ -53,32 +53,32 @@ mod tests {
 
     const START: Nanos = Nanos(1_000_000_000_000);
 
-    /// Seconds at which a repair that is always needed is made within ten minutes.
+    /// Seconds of the attempts at a repair that never lasts, within ten minutes.
     fn attempts() -> Vec<u64> {
         let (mut pace, mut now, mut made) = (RepairBackoff::default(), START, Vec::new());
         while now.since(START) < Duration::from_secs(600) {
             let at = pace.next(now).max(now);
             now = at + Duration::from_secs(1);
-            pace.note(at);
+            pace.record(at);
             made.push(at.since(START).as_secs());
         }
         made
     }
 
     #[test]
-    fn three_repairs_are_made_at_once_and_then_ever_fewer() {
+    fn three_repairs_are_immediate_and_then_back_off() {
         assert_eq!(attempts(), [0, 1, 2, 22, 42, 82, 162, 322, 642]);
     }
 
     #[test]
-    fn quiet_ends_the_back_off() {
+    fn a_quiet_period_ends_the_back_off() {
         let mut pace = RepairBackoff::default();
         for second in [0, 1, 2, 22, 62] {
-            pace.note(START + Duration::from_secs(second));
+            pace.record(START + Duration::from_secs(second));
         }
         let later = START + Duration::from_secs(62 + 200);
         assert!(pace.next(later) <= later);
-        pace.note(later);
+        pace.record(later);
         let again = later + Duration::from_secs(1);
         assert!(pace.next(again) <= again);
     }

@@ -1,4 +1,4 @@
-//! Monotonic time as both processes and the simulator see it.
+//! Monotonic time, shared by both processes and the simulator.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct Nanos(pub u64);
 
 impl Nanos {
-    /// The far future: later than any deadline.
+    /// Later than any deadline: no deadline.
     pub const NEVER: Self = Self(u64::MAX);
 
     /// Time from `earlier` to `self`; zero when `earlier` is later.
@@ -31,6 +31,6 @@ impl std::ops::Add<Duration> for Nanos {
 /// `CLOCK_MONOTONIC`, read through the vDSO.
 pub fn monotonic() -> Nanos {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // Both are positive on a running system.
+    // Non-negative: CLOCK_MONOTONIC starts at boot.
     Nanos(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
 }

@@ -1,10 +1,10 @@
-//! Deadlines by name, in order of time: what every sans-I/O engine keeps for its `poll_timeout`.
+//! Deadlines by key, ordered by time: the base of `poll_timeout` in every sans-I/O engine.
 //!
-//! A heap of all that was set, and a table that says what still holds. What does not is passed over
-//! when its turn comes, and thrown out when there is more of it than of the rest: changing a
-//! deadline, which is what mostly happens to one, costs a push.
+//! A heap with lazy deletion. The table holds the current deadline of each key; heap entries that differ from it are
+//! stale. They are skipped at the top and removed when they outnumber the current ones, so changing a deadline, the
+//! most frequent operation, costs one push.
 //!
-//! Invariant: the top of the heap holds.
+//! Invariant: the top of the heap is current.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -14,13 +14,13 @@ use ahash::RandomState;
 
 use crate::Nanos;
 
-/// Entries of the heap that may not hold, beside as many as hold.
+/// Stale entries that the heap may hold in addition to one per current entry.
 const STALE_MIN: usize = 64;
 
-/// One deadline per name; [`Nanos::NEVER`] is none.
+/// One deadline per key; [`Nanos::NEVER`] is none.
 #[derive(Debug)]
 pub struct Timers<K> {
-    by_name: HashMap<K, Nanos, RandomState>,
+    by_key: HashMap<K, Nanos, RandomState>,
     by_time: BinaryHeap<Reverse<(Nanos, K)>>,
 }
 
@@ -34,47 +34,47 @@ impl<K: Ord + Hash + Copy> Timers<K> {
     /// No deadlines.
     pub fn new() -> Self {
         Self {
-            by_name: HashMap::default(),
+            by_key: HashMap::default(),
             by_time: BinaryHeap::new(),
         }
     }
 
-    /// Sets the deadline of a name, or takes it away.
-    pub fn set(&mut self, name: K, at: Nanos) {
+    /// Sets or, with [`Nanos::NEVER`], removes the deadline of a key.
+    pub fn set(&mut self, key: K, at: Nanos) {
         let before = if at == Nanos::NEVER {
-            self.by_name.remove(&name)
+            self.by_key.remove(&key)
         } else {
-            self.by_name.insert(name, at)
+            self.by_key.insert(key, at)
         };
         if before == Some(at) {
             return;
         }
         if at != Nanos::NEVER {
-            self.by_time.push(Reverse((at, name)));
+            self.by_time.push(Reverse((at, key)));
         }
-        if self.by_time.len() > 2 * self.by_name.len() + STALE_MIN {
+        if self.by_time.len() > 2 * self.by_key.len() + STALE_MIN {
             let mut entries = std::mem::take(&mut self.by_time).into_vec();
-            entries.retain(|Reverse((at, name))| self.by_name.get(name) == Some(at));
-            // A deadline that is set again after another one was set has two entries that hold.
+            entries.retain(|Reverse((at, key))| self.by_key.get(key) == Some(at));
+            // A deadline that was changed and changed again has two equal entries.
             entries.sort_unstable();
             entries.dedup();
             self.by_time = entries.into();
         }
-        self.pass_over();
+        self.pop_stale();
     }
 
-    /// Makes the invariant true.
-    fn pass_over(&mut self) {
-        while let Some(Reverse((at, name))) = self.by_time.peek()
-            && self.by_name.get(name) != Some(at)
+    /// Pops stale entries: restores the invariant.
+    fn pop_stale(&mut self) {
+        while let Some(Reverse((at, key))) = self.by_time.peek()
+            && self.by_key.get(key) != Some(at)
         {
             self.by_time.pop();
         }
     }
 
-    /// The deadline of a name.
-    pub fn get(&self, name: &K) -> Option<Nanos> {
-        self.by_name.get(name).copied()
+    /// The deadline of a key.
+    pub fn get(&self, key: &K) -> Option<Nanos> {
+        self.by_key.get(key).copied()
     }
 
     /// The earliest deadline.
@@ -82,20 +82,20 @@ impl<K: Ord + Hash + Copy> Timers<K> {
         self.first().map(|(at, _)| at)
     }
 
-    /// The earliest deadline and its name.
+    /// The earliest deadline and its key.
     pub fn first(&self) -> Option<(Nanos, K)> {
         self.by_time.peek().map(|Reverse(first)| *first)
     }
 
-    /// Takes what is due at `now`: each name at most once, so a deadline that its owner sets to the
-    /// past cannot hold the caller.
+    /// Removes the keys that are due at `now`. Each key is returned at most once, so a deadline that its owner sets to
+    /// the past again does not loop.
     pub fn take_due(&mut self, now: Nanos) -> Vec<K> {
         let mut due = Vec::new();
-        while let Some((at, name)) = self.first()
+        while let Some((at, key)) = self.first()
             && at <= now
         {
-            self.set(name, Nanos::NEVER);
-            due.push(name);
+            self.set(key, Nanos::NEVER);
+            due.push(key);
         }
         due
     }
@@ -111,46 +111,46 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_due_is_what_a_plain_table_says(
+        fn due_keys_equal_those_of_a_plain_table(
             steps in prop::collection::vec((0u8..20, prop::option::of(0u64..1000), any::<bool>()), 0..600),
         ) {
             let (mut timers, mut oracle) = (Timers::new(), BTreeMap::new());
-            for (name, at, take) in steps {
+            for (key, at, take) in steps {
                 let at = at.map_or(Nanos::NEVER, Nanos);
-                timers.set(name, at);
+                timers.set(key, at);
                 if at == Nanos::NEVER {
-                    oracle.remove(&name);
+                    oracle.remove(&key);
                 } else {
-                    oracle.insert(name, at);
+                    oracle.insert(key, at);
                 }
                 let order = |oracle: &BTreeMap<u8, Nanos>| {
-                    let mut order: Vec<_> = oracle.iter().map(|(name, at)| (*at, *name)).collect();
+                    let mut order: Vec<_> = oracle.iter().map(|(key, at)| (*at, *key)).collect();
                     order.sort_unstable();
                     order
                 };
                 prop_assert_eq!(timers.first(), order(&oracle).first().copied());
-                prop_assert_eq!(timers.get(&name), oracle.get(&name).copied());
+                prop_assert_eq!(timers.get(&key), oracle.get(&key).copied());
                 if take {
                     let now = Nanos(500);
                     let due: Vec<u8> = order(&oracle).iter().filter(|(at, _)| *at <= now).map(|(_, n)| *n).collect();
                     oracle.retain(|_, at| *at > now);
                     prop_assert_eq!(timers.take_due(now), due);
                 }
-                prop_assert!(timers.by_time.len() <= 2 * timers.by_name.len() + STALE_MIN);
+                prop_assert!(timers.by_time.len() <= 2 * timers.by_key.len() + STALE_MIN);
             }
         }
     }
 
     #[test]
-    fn a_deadline_that_is_set_again_and_again_takes_no_room() {
+    fn changing_a_deadline_repeatedly_does_not_grow_the_heap() {
         let mut timers = Timers::new();
-        for name in 0..100u32 {
+        for key in 0..100u32 {
             for at in 0..100 {
-                timers.set(name, Nanos(1000));
-                timers.set(name, Nanos(at));
+                timers.set(key, Nanos(1000));
+                timers.set(key, Nanos(at));
             }
-            timers.set(name, Nanos(1000));
-            assert!(timers.by_time.len() <= 2 * timers.by_name.len() + STALE_MIN);
+            timers.set(key, Nanos(1000));
+            assert!(timers.by_time.len() <= 2 * timers.by_key.len() + STALE_MIN);
         }
         assert_eq!(timers.take_due(Nanos(1000)).len(), 100);
     }

@@ -248,7 +248,7 @@ impl Store {
         let place = &path_in(directory);
         let fail = |error: Error| explain(place, error);
         let _hand = InHand::take(directory);
-        let is_new = !directory.has(INBOX_FILE);
+        let is_new = !directory.contains(INBOX_FILE);
         let opened = directory.open_or_create(INBOX_FILE).and_then(|file| {
             let size = file.metadata()?.len();
             Ok((file, size))
@@ -665,7 +665,7 @@ pub(super) fn move_aside(directory: &Directory) -> Result<PathBuf, InboxError> {
     let mut number = unix.as_secs();
     let target = loop {
         let target = format!("{INBOX_FILE}.damaged-{number}");
-        if !directory.has(&target) {
+        if !directory.contains(&target) {
             break target;
         }
         number += 1;
@@ -694,7 +694,7 @@ impl InHand {
             let before = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
                 let hand = IN_HAND.with(|hand| hand.try_borrow_mut().ok()?.take());
-                if let Some(directory) = hand.filter(|directory| directory.has(INBOX_FILE)) {
+                if let Some(directory) = hand.filter(|directory| directory.contains(INBOX_FILE)) {
                     match move_aside(&directory) {
                         Ok(moved) => tracing::error!(
                             inbox = %path_in(&directory).display(),

@@ -212,7 +212,7 @@ impl Gate {
             let opened = self.below(parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
             Directory::from_descriptor(opened, parent)
         } else {
-            Directory::anybodys(parent).map_err(system)?
+            Directory::open_unchecked(parent).map_err(system)?
         };
         let owner = directory.owner().map_err(system)?;
         let replace = match set_by {
@@ -240,7 +240,7 @@ impl Gate {
             } else {
                 rest
             };
-            let base = Directory::anybodys(base).map_err(|source| GateError::System {
+            let base = Directory::open_unchecked(base).map_err(|source| GateError::System {
                 path: path.to_owned(),
                 source,
             })?;

@@ -39,7 +39,7 @@ impl Place {
     /// Makes the socket anew where somebody has deleted it: nobody could ever connect again.
     pub(crate) fn restore(&self, allowed: &Allowed) -> Option<UnixListener> {
         let mut socket = self.lock();
-        if socket.as_ref().is_some_and(Socket::is_there) || self.path.symlink_metadata().is_ok() {
+        if socket.as_ref().is_some_and(Socket::exists) || self.path.symlink_metadata().is_ok() {
             return None;
         }
         let directory = self.path.parent()?;

@@ -115,7 +115,7 @@ fn unit(cgroup: &str) -> Option<&str> {
 
 fn start(args: &NodeArgs, plane: Plane) -> anyhow::Result<(Settings, Config, SetLevel)> {
     // Both from before the first thread: a umask is the whole process's, and no thread is ended by a signal.
-    hyphae_files::exact_modes();
+    hyphae_files::clear_umask();
     hangup().thread_block().context("signals")?;
     end_with_parent()?;
     // Other nodes of this host know it by that.

@@ -64,7 +64,7 @@ impl Vigil {
     }
 
     fn new(notifier: Notifier) -> anyhow::Result<Self> {
-        let ear = notifier.is_heard().then(Ear::new).transpose();
+        let ear = notifier.is_enabled().then(Ear::new).transpose();
         Ok(Self {
             ear: ear.context("socket for what the planes tell")?,
             notifier,
@@ -80,7 +80,7 @@ impl Vigil {
         };
         let [socket, watchdog, _] = hyphae_notify::VARIABLES;
         let mut variables = vec![(socket, format!("@{}", ear.name))];
-        if let Some(within) = self.notifier.watchdog_within() {
+        if let Some(within) = self.notifier.watchdog_timeout() {
             variables.push((watchdog, within.as_micros().to_string()));
         }
         variables
@@ -133,7 +133,7 @@ impl Vigil {
     /// When to call [`Vigil::note`] again at the latest.
     pub(super) fn wait(&self) -> Option<Duration> {
         let excused = (0..PLANES).any(|n| self.is_excused(n));
-        self.notifier.watchdog_every().filter(|_| excused)
+        self.notifier.watchdog_interval().filter(|_| excused)
     }
 
     /// Whether a plane cannot be expected to feed its watchdog now. The control plane does not while it has no
@@ -150,7 +150,7 @@ impl Vigil {
         let all_fed = self.planes.iter().all(|plane| plane.fed);
         let fed = (0..PLANES).all(|n| self.planes[n].fed || self.is_excused(n));
         // A plane sets the pace; without one, the clock.
-        let every = self.notifier.watchdog_every().unwrap_or_default();
+        let every = self.notifier.watchdog_interval().unwrap_or_default();
         if all_fed || (fed && self.fed_at.elapsed() >= every) {
             self.planes.iter_mut().for_each(|plane| plane.fed = false);
             self.fed_at = Instant::now();

@@ -42,7 +42,7 @@ fn a_socket_has_its_mode_is_served_and_goes_with_its_owner() {
     // The umask of this process is that of whoever tests: see tests/modes.rs.
     assert_eq!(mode(&lab.path()) & !0o660, 0);
     UnixStream::connect(lab.path()).unwrap();
-    assert!(socket.is_there());
+    assert!(socket.exists());
     assert!(matches!(lab.bind(), Err(BindError::Live(_))));
     drop(socket);
     assert_eq!(lab.left(), 0);
@@ -63,7 +63,7 @@ fn only_a_stale_socket_of_ours_is_replaced() {
     let (socket, _listener) = lab.bind().unwrap();
     // Another one's by now: it stays.
     std::fs::remove_file(lab.path()).unwrap();
-    assert!(!socket.is_there());
+    assert!(!socket.exists());
     let _successor = UnixListener::bind(lab.path()).unwrap();
     drop(socket);
     assert!(lab.path().exists());
@@ -95,7 +95,7 @@ fn a_lock_that_is_a_second_name_of_a_file_elsewhere_is_neither_taken_nor_changed
     std::fs::set_permissions(&precious, std::fs::Permissions::from_mode(0o644)).unwrap();
     let lock = lab.0.path().join(".socket.lock");
     std::fs::hard_link(&precious, &lock).unwrap();
-    let theirs = Directory::anybodys(lab.0.path()).unwrap();
+    let theirs = Directory::open_unchecked(lab.0.path()).unwrap();
     let bound = Socket::bind(&theirs, "socket", 0o660, true);
     assert!(matches!(bound, Err(BindError::System { .. })), "{bound:?}");
     assert!(lock.exists() && !lab.path().exists());
