@@ -20,28 +20,39 @@ use metrics::{describe_counter, describe_gauge, with_local_recorder};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::node::{Command, Scrape};
+use crate::node::request::Command;
+use crate::node::snapshot::Snapshot;
+use crate::proxy;
 use crate::rpc::Dispatcher;
 use families::{Family, Kind};
 
-pub(crate) use each_peer::{EachPeer, Place};
 pub(crate) use families::RPC;
 
-type Sources = (mpsc::Sender<Command>, Arc<Dispatcher>, Arc<Semaphore>);
+type Sources = (
+    mpsc::Sender<Command>,
+    Arc<Dispatcher>,
+    proxy::Stats,
+    Arc<Semaphore>,
+);
 
-pub(crate) fn router(commands: mpsc::Sender<Command>, dispatcher: Arc<Dispatcher>) -> Router {
+pub(crate) fn router(
+    commands: mpsc::Sender<Command>,
+    dispatcher: Arc<Dispatcher>,
+    proxies: proxy::Stats,
+) -> Router {
     Router::new().route("/metrics", get(scrape)).with_state((
         commands,
         dispatcher,
+        proxies,
         Arc::new(Semaphore::new(1)),
     ))
 }
 
-async fn scrape(State((commands, dispatcher, turn)): State<Sources>) -> Response {
+async fn scrape(State((commands, dispatcher, proxies, turn)): State<Sources>) -> Response {
     // One after the other: each gathers anew, and holds the text of thousands of peers.
     let turn = turn.acquire_owned().await;
     let (reply, answer) = oneshot::channel();
-    let asked = commands.send(Command::Scrape(reply)).await;
+    let asked = commands.send(Command::Snapshot(reply)).await;
     let Ok(scrape) = answer
         .await
         .map_err(|_| ())
@@ -55,7 +66,7 @@ async fn scrape(State((commands, dispatcher, turn)): State<Sources>) -> Response
     };
     // Not on the thread of the engines: hellos would wait for the text of thousands of peers.
     let written = tokio::task::spawn_blocking(move || {
-        let mut text = text(scrape);
+        let mut text = text(scrape, &proxies);
         text.extend_from_slice(dispatcher.metrics().as_bytes());
         drop(turn);
         text
@@ -66,17 +77,18 @@ async fn scrape(State((commands, dispatcher, turn)): State<Sources>) -> Response
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
-fn text(mut scrape: Scrape) -> Vec<u8> {
+fn text(mut scrape: Snapshot, proxies: &proxy::Stats) -> Vec<u8> {
     // A recorder of its own for every scrape: a kept one would hide that a dataplane's counters
     // have started over, because it only ever raises them.
     let recorder = PrometheusBuilder::new().build_recorder();
     with_local_recorder(&recorder, || {
         describe();
         record::record(&scrape);
+        record::record_proxies(proxies);
     });
     let mut text = recorder.handle().render().into_bytes();
     text.extend_from_slice(record::render_rest(&scrape.workers).as_bytes());
-    if let Some((peers, peers_max)) = &mut scrape.each_peer {
+    if let Some((peers, peers_max)) = &mut scrape.per_peer {
         let traffic = |peer| {
             let workers = scrape.workers.iter().map(|worker| worker.peer(peer));
             workers.fold([0; 2], |[received, sent], peer| {

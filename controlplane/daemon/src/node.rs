@@ -2,20 +2,22 @@
 
 mod links;
 mod memory;
+pub(crate) mod request;
 mod resolve;
+pub(crate) mod snapshot;
+mod views;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyphae_files::Directory;
-use hyphae_overlay::{ConfiguredPeer, Event, Handshakes, Overlay, PeerConfig, PeerState};
+use hyphae_overlay::{ConfiguredPeer, Event, Overlay, PeerConfig, PeerState};
 use hyphae_routing::Rib;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::Pong;
-use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{InjectRouted, Program, Punt};
 use hyphae_time::Nanos;
@@ -24,17 +26,17 @@ use hyphae_wire::{Endpoint, NetworkId, OverlayAddress, PublicKey, SecretKey, Ser
 use tokio::sync::{broadcast, oneshot};
 
 use crate::attach::Attachment;
-use crate::bus::{BusCommand, BusScrape, Service as BusService};
+use crate::bus::Service as BusService;
 use crate::discovery::{Discovery, Neighbours};
 use crate::host;
-use crate::metrics::EachPeer;
 use crate::names::Names;
 use crate::overlay_log::Totals;
 use crate::reload::{Reloader, Reloads};
-use crate::routing::{Hold, Routing, RoutingScrape};
+use crate::routing::{Hold, Routing};
 use crate::rpc::Outcome;
 use hyphae_config::endpoint::PeerUrl;
 use hyphae_config::{Config, Settings};
+use request::Command;
 use resolve::{Resolved, Resolver, name};
 
 /// Packets of the bus that are sent before anything else gets a turn.
@@ -44,51 +46,6 @@ const BUS_TRAIN: usize = 45;
 /// The worker that sends the packets of the bus: it has lane 0 of every session, which is the first
 /// one in use.
 const BUS_WORKER: WorkerId = WorkerId(0);
-
-/// Something asked of the engine task.
-pub(crate) enum Command {
-    /// An RPC call.
-    Call {
-        method: String,
-        /// JSON text.
-        params: String,
-        reply: oneshot::Sender<Outcome>,
-    },
-    /// Something asked of the message bus.
-    Bus(BusCommand),
-    /// What metrics show.
-    Scrape(oneshot::Sender<Scrape>),
-    /// End.
-    Shutdown,
-}
-
-/// What metrics show.
-pub(crate) struct Scrape {
-    pub(crate) workers: Vec<StatsReader>,
-    pub(crate) generation: u64,
-    /// Its process.
-    pub(crate) dataplane: Option<u32>,
-    pub(crate) backlog: usize,
-    pub(crate) peers_by_state: BTreeMap<&'static str, usize>,
-    pub(crate) sessions: usize,
-    pub(crate) routes: usize,
-    pub(crate) routes_held: bool,
-    pub(crate) drained: bool,
-    /// Round-trip times of peers.
-    pub(crate) rtt: Vec<Duration>,
-    pub(crate) totals: Totals,
-    pub(crate) handshakes: Handshakes,
-    /// Whether the host's traffic passes the TUN device; `None` without one.
-    pub(crate) host: Option<bool>,
-    pub(crate) host_repairs: BTreeMap<host::Part, u64>,
-    /// Reloads done and refused, and when the last was done.
-    pub(crate) reloads: (u64, u64, u64),
-    pub(crate) bus: BusScrape,
-    pub(crate) routing: Option<RoutingScrape>,
-    /// All peers whose key is known, and how many of them may have families of their own; `None` when
-    /// none is to have any.
-    pub(crate) each_peer: Option<(Vec<EachPeer>, usize)>,
-}
 
 /// A peer that this node keeps connecting to.
 pub(crate) struct Configured {
@@ -607,8 +564,8 @@ impl Node {
                 self.bus.handle_command(now, command);
                 false
             }
-            Command::Scrape(reply) => {
-                let _ = reply.send(self.scrape());
+            Command::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
                 false
             }
             Command::Shutdown => true,
@@ -655,47 +612,6 @@ impl Node {
         let (sessions, routes) = (self.overlay.sessions().count(), self.rib.routes().count());
         let drained = if self.is_drained() { "; drained" } else { "" };
         format!("{alive} of {peers} peers alive, {routes} routes, {sessions} sessions{drained}")
-    }
-
-    /// One pass over the peers, which copies: what else there is to do is not done on this thread.
-    fn scrape(&self) -> Scrape {
-        let peers_max = self.config.metrics_peers_max;
-        let mut each_peer = (peers_max > 0).then(Vec::new);
-        let mut peers_by_state = BTreeMap::from([("alive", 0), ("connecting", 0), ("dead", 0)]);
-        let mut rtt = Vec::new();
-        for peer in self.overlay.peers() {
-            *peers_by_state
-                .entry(crate::rpc::state_name(peer.state))
-                .or_default() += 1;
-            rtt.extend(peer.rtt);
-            if let Some(each) = &mut each_peer {
-                each.extend(self.each_peer(&peer));
-            }
-        }
-        let attachment = self.attachment.as_ref();
-        Scrape {
-            workers: attachment.map(Attachment::stats).unwrap_or_default(),
-            generation: attachment.map_or(0, |a| a.hello.generation.get()),
-            dataplane: attachment.map(|a| a.hello.pid.get()),
-            backlog: attachment.map_or(0, Attachment::backlog),
-            peers_by_state,
-            sessions: self.overlay.sessions().count(),
-            routes: self.rib.routes().count(),
-            routes_held: !self.hold.lets_through(),
-            drained: self.is_drained(),
-            rtt,
-            totals: self.totals.clone(),
-            handshakes: self.overlay.handshakes(),
-            host: self
-                .host_routes
-                .as_ref()
-                .map(|_| self.host.sentence().is_none()),
-            host_repairs: self.host.repairs(),
-            reloads: self.reloads.read(),
-            bus: self.bus.scrape(),
-            routing: self.routing.as_ref().map(Routing::scrape),
-            each_peer: each_peer.map(|peers| (peers, peers_max)),
-        }
     }
 }
 

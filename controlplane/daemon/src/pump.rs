@@ -14,7 +14,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use crate::attach::{AttachFailure, Attachment, watch};
-use crate::node::{BusDrained, Command, Node};
+use crate::node::request::Command;
+use crate::node::{BusDrained, Node};
 use crate::vigil::Vigil;
 
 /// Records taken from the workers before anything else gets a turn.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyphae_overlay::ConfiguredPeer;
 use hyphae_routing::FibChange;
-use hyphae_routing::babel::{Config, Counters, Speaker, Xeddsa};
+use hyphae_routing::babel::{Config, Speaker, Xeddsa};
 use hyphae_shm::record::{Program, PuntLinkLocal};
 use hyphae_time::Nanos;
 use hyphae_wire::babel::INFINITY;
@@ -15,6 +15,7 @@ use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::{Prefix, PublicKey, SecretKey};
 
 use crate::node::Node;
+use crate::node::snapshot::RoutingSnapshot;
 use hyphae_config::RoutingConfig;
 
 /// How often refusals of one reason are logged; all are counted.
@@ -65,22 +66,12 @@ pub(crate) struct Routing {
     complained: BTreeMap<&'static str, Nanos>,
 }
 
-/// What metrics show of the protocol.
-pub(crate) struct RoutingScrape {
-    pub(crate) counters: Counters,
-    /// Links on which the neighbour is heard, and on which it is not.
-    pub(crate) heard: usize,
-    pub(crate) not_heard: usize,
-    /// Round-trip times of links.
-    pub(crate) rtt: Vec<Duration>,
-}
-
 impl Routing {
-    pub(crate) fn scrape(&self) -> RoutingScrape {
+    pub(crate) fn snapshot(&self) -> RoutingSnapshot {
         let links: Vec<_> = self.speaker.links().collect();
         let heard = links.iter().filter(|link| link.cost < INFINITY).count();
         let rtt = links.iter().filter_map(|link| link.rtt).collect();
-        RoutingScrape {
+        RoutingSnapshot {
             counters: *self.speaker.counters(),
             heard,
             not_heard: links.len() - heard,

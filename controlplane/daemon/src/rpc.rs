@@ -51,7 +51,7 @@ pub(crate) use dispatch::{Dispatcher, Parts};
 pub(crate) use gate::checked;
 pub(crate) use http::router;
 pub(crate) use latency::Latency;
-pub(crate) use methods::{Outcome, ping_params, state_name, trace_hop, trace_params, value};
+pub(crate) use methods::{Outcome, ping_params, trace_hop, trace_params, value};
 pub(crate) use place::Place;
 pub(crate) use remote::{REMOTE_CALLS_QUEUED, answer_remote_calls};
 pub(crate) use rest::router as rest_router;

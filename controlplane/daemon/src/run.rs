@@ -15,7 +15,8 @@ use crate::attach::{Attachment, DATAPLANE_SOCKET};
 use crate::bus::{BusCommand, Service as BusService};
 use crate::discovery::{self, Discovery};
 use crate::inbox::{Found, Inbox, InboxError};
-use crate::node::{Command, Node};
+use crate::node::Node;
+use crate::node::request::Command;
 use crate::proxy::Gate;
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
@@ -28,7 +29,7 @@ use crate::state::{
 };
 use crate::stored::Stored;
 use crate::vigil::Vigil;
-use crate::{host, metrics, pump, rpc};
+use crate::{host, metrics, proxy, pump, rpc};
 use hyphae_config::{Config, ConfigError, DiscoveryMode, Settings};
 
 /// Messages on their way to the forward proxy.
@@ -198,7 +199,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     bus.handle_command(now, BusCommand::OnAdmin(calls));
     let (forwarded, messages) = mpsc::channel(FORWARDED_MAX);
     bus.handle_command(now, BusCommand::OnForward(forwarded));
-    let (handle, stats) = (bus.handle(), bus.proxies());
+    let (handle, stats) = (bus.handle(), proxy::Stats::default());
     let network_id = network.as_ref().map(Network::id);
     let discovery = Discovery::start(discovery_settings(&config, &overlay, &ports, network));
     let kernel_changes = host::watch();
@@ -257,7 +258,13 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         remote_calls,
         Arc::clone(&dispatcher),
     ));
-    let forward = Forward::new(handle.clone(), handle.settings(), inbox, stats, gate);
+    let forward = Forward::new(
+        handle.clone(),
+        handle.settings(),
+        inbox,
+        stats.clone(),
+        gate,
+    );
     tokio::spawn(forward.run(messages));
     dispatcher.bind_outbound();
     let place = unix.0.clone();
@@ -281,7 +288,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         serve_on(address, "--rest", router, access).await?;
     }
     if let Some(address) = metrics_at {
-        let router = metrics::router(commands.clone(), Arc::clone(&dispatcher));
+        let router = metrics::router(commands.clone(), Arc::clone(&dispatcher), stats);
         serve_on(address, "--metrics", router, rpc::Access::Open).await?;
     }
     let reloading = Arc::clone(&dispatcher);

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::delivery::{Delivery, Handed, Leases, Token};
 use super::waitlist::{Hears, Ticket, Waiter};
 use crate::inbox::{Inbox, InboxError, Listing, MessageNumber};
-use crate::node::Command;
+use crate::node::request::Command;
 use crate::proxy::framing::FrameError;
 use crate::proxy::{Courier, Failure, Settings};
 

@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{
     Bus, Config, DeliveryKey, Event, Inbound, MessageId, MessageState, Outgoing, PushError, Refuse,
-    Room, Stats, Transmit,
+    Room, Transmit,
 };
 use hyphae_time::Nanos;
 
@@ -30,25 +30,8 @@ pub(crate) use handle::{BusCommand, BusError, DIGEST_APART, Handle, ReplyOutcome
 use waitlist::{Hears, Ticket, Waiter, Waitlist};
 
 use crate::inbox::{Found, Inbox, PutError};
-use crate::node::Command;
-use crate::proxy::Side;
-
-/// What metrics show of the bus.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct BusScrape {
-    pub(crate) stats: Stats,
-    pub(crate) inbox_messages: u64,
-    pub(crate) inbox_bytes: u64,
-    pub(crate) inbox_messages_max: u64,
-    pub(crate) inbox_bytes_max: u64,
-    pub(crate) waiting: u64,
-    pub(crate) leased: u64,
-    pub(crate) room_waiting: u64,
-    pub(crate) unknown_sources: u64,
-    pub(crate) inbox_failures: u64,
-    pub(crate) inbox_commits: u64,
-    pub(crate) proxies: BTreeMap<(Side, &'static str), u64>,
-}
+use crate::node::request::Command;
+use crate::node::snapshot::BusSnapshot;
 
 /// What the inbox says.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +57,6 @@ pub(crate) struct Service {
     inbox_failures: u64,
     /// The topics in force, for those who cannot ask the engine task.
     topics: watch::Sender<Arc<Topics>>,
-    proxies: crate::proxy::Stats,
     leases: Arc<Leases>,
     /// Messages of this node that wait for room.
     waitlist: Waitlist,
@@ -108,7 +90,6 @@ impl Service {
             unknown_sources: 0,
             inbox_failures: 0,
             topics: shared,
-            proxies: crate::proxy::Stats::default(),
             leases: Leases::start(&seed),
             waitlist: Waitlist::default(),
             tickets: Arc::default(),
@@ -132,11 +113,6 @@ impl Service {
     /// What long payloads have left goes back to the kernel, if no others came.
     pub(crate) fn give_back_memory(&self) {
         self.bus.pool().expire();
-    }
-
-    /// Where socket proxies count.
-    pub(crate) fn proxies(&self) -> crate::proxy::Stats {
-        self.proxies.clone()
     }
 
     /// Tells the engine how much more may come.
@@ -548,8 +524,8 @@ impl Service {
         }
     }
 
-    pub(crate) fn scrape(&self) -> BusScrape {
-        BusScrape {
+    pub(crate) fn snapshot(&self) -> BusSnapshot {
+        BusSnapshot {
             stats: self.bus.stats(),
             inbox_messages: self.inbox.depth().0,
             inbox_bytes: self.inbox.depth().1,
@@ -561,7 +537,6 @@ impl Service {
             unknown_sources: self.unknown_sources,
             inbox_failures: self.inbox_failures,
             inbox_commits: self.inbox.commits(),
-            proxies: self.proxies.all(),
         }
     }
 }

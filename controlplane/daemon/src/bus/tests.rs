@@ -14,7 +14,7 @@ use crate::proxy::Courier;
 async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusCommand {
     match receiver.recv().await.unwrap() {
         Command::Bus(command) => command,
-        Command::Call { .. } | Command::Scrape(_) | Command::Shutdown => {
+        Command::Call { .. } | Command::Snapshot(_) | Command::Shutdown => {
             panic!("a command of the bus")
         }
     }

@@ -7,46 +7,23 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::time::Duration;
 
-use hyphae_wire::{Endpoint, PublicKey};
+use hyphae_wire::PublicKey;
 
 use super::families::{self, Family};
+use crate::node::snapshot::{PeerLocation, PeerSnapshot};
 
 /// Digits of a key by which the families name it: 64 bits are short, and nobody else's.
 const SHORT: usize = 16;
 /// Bytes of text that a peer takes, roughly.
 const TEXT: usize = 640;
 
-/// Where a peer is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// There.
-    At(Endpoint),
-    /// Where a name leads that does not resolve.
-    Named(String),
-}
-
-/// What is told of one peer.
-#[derive(Clone, Debug)]
-pub(crate) struct EachPeer {
-    pub(crate) key: PublicKey,
-    /// Its number in the segment, once it has one.
-    pub(crate) number: Option<u32>,
-    pub(crate) name: Option<String>,
-    pub(crate) place: Place,
-    pub(crate) kind: &'static str,
-    pub(crate) alive: bool,
-    pub(crate) rtt: Option<Duration>,
-    pub(crate) loss_permille: Option<u16>,
-}
-
 /// Bytes received from and sent to a peer.
 pub(crate) type Traffic = [u64; 2];
 
 /// Writes the families of `peers_max` of the peers: others only where those that are up leave room.
 pub(crate) fn render(
-    peers: &mut Vec<EachPeer>,
+    peers: &mut Vec<PeerSnapshot>,
     peers_max: usize,
     traffic: impl Fn(u32) -> Traffic,
     text: &mut Vec<u8>,
@@ -118,7 +95,7 @@ pub(crate) fn render(
 struct Line<'a> {
     short: [u8; SHORT],
     traffic: Traffic,
-    peer: &'a EachPeer,
+    peer: &'a PeerSnapshot,
 }
 
 impl Line<'_> {
@@ -142,11 +119,11 @@ impl Line<'_> {
         let _ = write!(text, "\",key=\"{}\",name=\"", peer.key);
         escape(text, peer.name.as_deref().unwrap_or_default());
         text.extend_from_slice(b"\",endpoint=\"");
-        match &peer.place {
-            Place::At(endpoint) => {
+        match &peer.location {
+            PeerLocation::Endpoint(endpoint) => {
                 let _ = write!(text, "{}", endpoint.to_socket_addr());
             }
-            Place::Named(place) => escape(text, place),
+            PeerLocation::Name(name) => escape(text, name),
         }
         text.extend_from_slice(b"\",type=\"");
         text.extend_from_slice(peer.kind.as_bytes());

@@ -10,14 +10,13 @@ use hyphae_wire::Suite;
 use metrics::{counter, gauge};
 
 use super::families::{self, Family};
-use crate::bus::BusScrape;
 use crate::host::Part;
-use crate::node::Scrape;
-use crate::routing::RoutingScrape;
+use crate::node::snapshot::{BusSnapshot, RoutingSnapshot, Snapshot};
+use crate::proxy;
 use crate::state;
 
 /// Sets every series of the recorder in force.
-pub(crate) fn record(scrape: &Scrape) {
+pub(crate) fn record(scrape: &Snapshot) {
     gauge!("hyphae_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("hyphae_attach_generation").set(scrape.generation as f64);
     gauge!("hyphae_program_backlog").set(scrape.backlog as f64);
@@ -201,7 +200,7 @@ pub(crate) fn render_rest(workers: &[StatsReader]) -> String {
     text
 }
 
-fn record_routing(routing: &RoutingScrape) {
+fn record_routing(routing: &RoutingSnapshot) {
     let counters = &routing.counters;
     for (state, links) in [("heard", routing.heard), ("not_heard", routing.not_heard)] {
         gauge!("hyphae_routing_links", "state" => state).set(links as f64);
@@ -248,7 +247,7 @@ fn record_quantiles(name: &'static str, times: &[Duration]) {
     }
 }
 
-fn record_bus(bus: &BusScrape) {
+fn record_bus(bus: &BusSnapshot) {
     let stats = &bus.stats;
     const SENT: &str = "hyphae_messages_sent_total";
     counter!(SENT, "outcome" => "received").absolute(stats.received);
@@ -287,11 +286,6 @@ fn record_bus(bus: &BusScrape) {
     ] {
         counter!(name).absolute(total);
     }
-    for ((side, outcome), total) in &bus.proxies {
-        let side = side.name();
-        counter!("hyphae_proxy_requests_total", "side" => side, "outcome" => *outcome)
-            .absolute(*total);
-    }
     for (name, held) in [
         ("hyphae_messages_outgoing", stats.outgoing),
         ("hyphae_messages_outgoing_bytes", stats.outgoing_bytes),
@@ -309,5 +303,13 @@ fn record_bus(bus: &BusScrape) {
         ("hyphae_messages_room_waiting", bus.room_waiting),
     ] {
         gauge!(name).set(held as f64);
+    }
+}
+
+pub(crate) fn record_proxies(proxies: &proxy::Stats) {
+    for ((side, outcome), total) in proxies.all() {
+        let side = side.name();
+        counter!("hyphae_proxy_requests_total", "side" => side, "outcome" => outcome)
+            .absolute(total);
     }
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use hyphae_wire::PublicKey;
 
-use super::each_peer::{EachPeer, Place, render};
+use super::each_peer::render;
 use super::families::{self, Family, Kind, all};
+use crate::node::snapshot::{PeerLocation, PeerSnapshot};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
 
@@ -122,14 +123,14 @@ fn the_dashboard_and_the_alerts_ask_for_what_is_declared() {
     }
 }
 
-fn peer(n: u32) -> EachPeer {
+fn peer(n: u32) -> PeerSnapshot {
     let mut key = [0; 32];
     key[..4].copy_from_slice(&n.to_le_bytes());
-    EachPeer {
+    PeerSnapshot {
         key: PublicKey(key),
         number: Some(n),
         name: (n == 1).then(|| "a \"quoted\\name\"\n".into()),
-        place: Place::At(
+        location: PeerLocation::Endpoint(
             SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9670)).into(),
         ),
         kind: "inbound",
@@ -181,7 +182,7 @@ fn ten_thousand_peers_have_families_of_their_own() {
 fn names_are_escaped_and_those_that_are_down_are_left_out_first() {
     let alive = |peers_max| {
         let mut peers: Vec<_> = [1, 4, 1].map(peer).into();
-        peers[0].place = Place::Named("relay.example:9670".into());
+        peers[0].location = PeerLocation::Name("relay.example:9670".into());
         for n in [0, 2] {
             peers[n].number = None;
         }

@@ -32,7 +32,7 @@ use super::latency::Latency;
 use super::messages::Popped;
 use super::methods::{Outcome, value};
 use crate::bus;
-use crate::node::Command;
+use crate::node::request::Command;
 use crate::proxy::Gate;
 use crate::proxy::outbound::Outbound;
 use crate::reload::Reloads;

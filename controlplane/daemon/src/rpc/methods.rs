@@ -25,7 +25,7 @@ use serde_json::value::RawValue;
 
 use super::rows::Rows;
 use crate::attach::Attachment;
-use crate::metrics::{EachPeer, Place};
+use crate::node::snapshot::{PeerLocation, PeerSnapshot, state_name};
 use crate::node::{Configured, Node};
 use crate::state::{self, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
 use hyphae_config::endpoint::{InvalidPeer, PeerUrl, RouteSpec, parse_via, shown, via_text};
@@ -104,17 +104,17 @@ impl Node {
         peers.map(|peer| self.peer(now, &peer, &workers)).collect()
     }
 
-    /// What metrics of its own show of a peer.
-    pub(crate) fn each_peer(&self, peer: &PeerStatus) -> Option<EachPeer> {
+    /// State of a peer for its metric families; `None` while its key is unknown.
+    pub(crate) fn peer_snapshot(&self, peer: &PeerStatus) -> Option<PeerSnapshot> {
         let key = peer.key?;
         let configured = self.entry_of(peer);
-        Some(EachPeer {
+        Some(PeerSnapshot {
             key,
             number: peer.peer,
             name: self.config.peering.names.get(&key).cloned(),
-            place: match (peer.endpoint.is_unset(), configured) {
-                (true, Some(configured)) => Place::Named(configured.url.place()),
-                _ => Place::At(peer.endpoint),
+            location: match (peer.endpoint.is_unset(), configured) {
+                (true, Some(configured)) => PeerLocation::Name(configured.url.place()),
+                _ => PeerLocation::Endpoint(peer.endpoint),
             },
             kind: self.kind_of(peer, configured),
             alive: peer.state == PeerState::Up,
@@ -605,15 +605,6 @@ pub(crate) fn trace_hop(code: ReportCode, key: &PublicKey, rtt: Duration) -> Out
         pubkey: key.to_string(),
         rtt_micros: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
     })
-}
-
-/// State of a peer as the reference network names it.
-pub(crate) fn state_name(state: PeerState) -> &'static str {
-    match state {
-        PeerState::Up => "alive",
-        PeerState::Connecting => "connecting",
-        PeerState::Down => "dead",
-    }
 }
 
 pub(crate) fn overlay_address(text: &str) -> Result<OverlayAddress, Error> {

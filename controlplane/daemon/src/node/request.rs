@@ -1,0 +1,24 @@
+//! Requests to the engine task.
+
+use tokio::sync::oneshot;
+
+use super::snapshot::Snapshot;
+use crate::bus::BusCommand;
+use crate::rpc::Outcome;
+
+/// A request to the engine task.
+pub(crate) enum Command {
+    /// An RPC call.
+    Call {
+        method: String,
+        /// JSON text.
+        params: String,
+        reply: oneshot::Sender<Outcome>,
+    },
+    /// A request to the message bus.
+    Bus(BusCommand),
+    /// State and counters for metrics.
+    Snapshot(oneshot::Sender<Snapshot>),
+    /// Ends the task.
+    Shutdown,
+}
