@@ -1,8 +1,7 @@
-//! The command line: what can be asked, and how answers and errors are shown.
+//! The command line: commands, flags, and how results and errors are printed.
 //!
-//! Every flag is optional, and a flag that is not given changes nothing: defaults live in the
-//! configuration. Exit codes: 0 done, 1 failed, 2 the command line itself is wrong, 141 whoever
-//! read standard output has gone before the end.
+//! Every flag is optional and has no default of its own: defaults belong to the configuration. Exit codes: 0 success,
+//! 1 failure, 2 usage error, 141 standard output was closed by its reader (EPIPE).
 
 mod admin;
 mod config;
@@ -10,11 +9,14 @@ mod down;
 mod drain;
 mod key;
 mod message;
-mod node;
 mod output;
 mod package;
+mod peer;
 mod plane;
+mod probe;
 mod reload;
+mod route;
+mod status;
 mod topic;
 mod up;
 
@@ -101,16 +103,16 @@ enum Command {
     )]
     Peer {
         #[command(subcommand)]
-        command: node::PeerCommand,
+        command: peer::PeerCommand,
     },
-    /// List the routes of a running node; add and remove static ones, which win over those found.
+    /// List the routes of a running node; add and remove static routes, which take precedence over learned ones.
     #[command(
         after_help = "Examples:\n  hyphae route list\n  hyphae route list --fallback\n  hyphae route add 400:1:2:3::/64 KEY\n  \
         hyphae route remove 400:1:2:3::/64"
     )]
     Route {
         #[command(subcommand)]
-        command: node::RouteCommand,
+        command: route::RouteCommand,
     },
     /// Send and receive messages.
     #[command(
@@ -143,19 +145,19 @@ enum Command {
     #[command(
         after_help = "Examples:\n  hyphae ping 400:1234::1\n  hyphae ping 400:1234::1 --count 3 --json"
     )]
-    Ping(node::PingArgs),
-    /// Show the nodes on the way to another node.
+    Ping(probe::PingArgs),
+    /// Show the nodes on the path to another node.
     #[command(
         after_help = "Examples:\n  hyphae trace 400:1234::1\n  hyphae trace 400:1234::1 --max-hops 8 --json"
     )]
-    Trace(node::TraceArgs),
-    /// Take a relay out of the way of others' traffic before maintenance, and put it back.
+    Trace(probe::TraceArgs),
+    /// Take a relay out of the paths of other nodes before maintenance, and put it back.
     #[command(
         after_help = "Examples:\n  hyphae drain               (waits until it carries nothing)\n  \
         hyphae drain --no-wait\n  hyphae drain --off"
     )]
     Drain(drain::DrainArgs),
-    /// Try the product: client, relay and server in namespaces of their own, measured.
+    /// Measure this host: a client, a relay and a server in network namespaces.
     #[command(
         after_help = "Examples:\n  sudo hyphae lab --seconds 10\n  sudo hyphae lab --driver epoll --json\n  \
         hyphae lab           (without root: on loopback, without TUN devices)"
@@ -173,12 +175,12 @@ enum Command {
         after_help = "Examples:\n  hyphae package-files DIRECTORY"
     )]
     PackageFiles {
-        /// Where to; must exist.
+        /// Output directory; must exist.
         directory: PathBuf,
     },
 }
 
-/// Which running node.
+/// Selects a running node.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NodeRef {
     /// Directory of the node's sockets [default: $HYPHAE_SOCKET_DIR, else /run/hyphae as root, else
@@ -212,7 +214,7 @@ impl NodeRef {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    // A supervisor blocks signals to wait for them, and what it starts inherits that.
+    // Children inherit the signals that the supervisor blocks.
     let mut signals = nix::sys::signal::SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
         signals.add(signal);
@@ -238,14 +240,14 @@ pub fn main() -> ExitCode {
         }
         Command::Reload(args) => reload::run(&args, json),
         Command::Down(args) => down::run(&args, json),
-        Command::Status(node) => node::status(&node, json),
-        Command::Peer { command } => node::peer(command, json),
-        Command::Route { command } => node::route(command, json),
+        Command::Status(node) => status::run(&node, json),
+        Command::Peer { command } => peer::run(command, json),
+        Command::Route { command } => route::run(command, json),
         Command::Message { command } => message::run(command, json),
         Command::Topic { command } => topic::run(command, json),
         Command::Admin { command } => admin::run(command, json),
-        Command::Ping(args) => node::ping(&args, json),
-        Command::Trace(args) => node::trace(&args, json),
+        Command::Ping(args) => probe::ping(&args, json),
+        Command::Trace(args) => probe::trace(&args, json),
         Command::Drain(args) => drain::run(&args, json),
         Command::Lab(args) => crate::lab::run(&args, json),
         Command::Dataplane(args) => plane::dataplane(&args),
@@ -261,14 +263,14 @@ pub fn main() -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error, json: bool) -> ExitCode {
-    if output::is_reader_gone(error) {
-        return ExitCode::from(output::READER_GONE);
+    if output::is_broken_pipe(error) {
+        return ExitCode::from(output::BROKEN_PIPE);
     }
     output::error(error, json);
     ExitCode::FAILURE
 }
 
-/// Help and version, or what is wrong with the command line.
+/// Prints help, version or a usage error.
 fn not_parsed(error: &clap::Error) -> ExitCode {
     let shown = error.render();
     if !error.use_stderr() {
@@ -279,12 +281,12 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
         let printed = output::raw(text.as_bytes());
         return printed.map_or_else(|error| failed(&error.into(), false), |()| ExitCode::SUCCESS);
     }
-    // Nothing is parsed, so whether the error is wanted as a document is read from the words.
+    // No flags were parsed, so `--json` is looked up in the raw arguments.
     let json = std::env::args_os().any(|word| word == "--json");
     let message = shown.to_string();
     let message = message.trim_start_matches("error: ").trim();
     if !json || output::error_document(message, None).is_err() {
-        // It looks whether there is a terminal, and ignores one that is gone.
+        // Coloured on a terminal; a closed standard error is ignored.
         let _ = error.print();
     }
     ExitCode::from(2)
@@ -297,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_contradicts_itself_nowhere() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_are_not_given_override_nothing() {
+    fn absent_flags_override_nothing() {
         let cli = Cli::parse_from(["hyphae", "up"]);
         let Command::Up(args) = cli.command else {
             panic!("up")

@@ -1,10 +1,10 @@
-//! `hyphae doctor`: what this host lacks for a node, why that matters, and what to do about it.
+//! `hyphae doctor`: checks that this host is ready to run a node; names the reason and the fix of each problem.
 //!
-//! [`readings`] looks, [`checks`] judges what was found: a function of readings alone, which tests call
-//! with hosts that they make up. What cannot be looked at is said to be so and counts for nothing.
+//! [`facts`] reads the state of the host. [`checks`] evaluates it: a pure function of the facts, so tests run it on
+//! synthetic hosts. What cannot be read is reported as unknown and does not affect the exit code.
 
 mod checks;
-mod readings;
+mod facts;
 #[cfg(test)]
 mod tests;
 
@@ -16,22 +16,22 @@ use serde_json::json;
 
 use crate::cli::{self, NodeArgs};
 
-/// Flags of `hyphae doctor`: those of the node that is to run.
+/// Flags of `hyphae doctor`: those of the node to check for.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     node: NodeArgs,
 }
 
-/// How a check came out.
+/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Level {
     /// Nothing to do.
     Ok,
-    /// It could not be looked at.
+    /// Not readable.
     Unknown,
-    /// The node runs, worse than it could.
+    /// The node runs, with reduced performance or function.
     Warn,
     /// The node does not run, or not as configured.
     Fail,
@@ -40,31 +40,31 @@ pub(crate) enum Level {
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Check {
-    /// What was looked at.
+    /// Name of the check.
     pub(crate) name: &'static str,
-    /// How it came out.
+    /// Result.
     pub(crate) level: Level,
     /// What was found.
     pub(crate) found: String,
-    /// Why it matters; empty where all is well.
+    /// Why it matters; empty when there is nothing to do.
     pub(crate) why: String,
-    /// What to do; empty where all is well.
+    /// Suggested fix; empty when there is nothing to do.
     pub(crate) fix: String,
 }
 
-/// Looks, judges, shows. Exit codes: 0 nothing to do, 1 a warning, 2 a failure.
+/// Runs the checks and prints them. Exit codes: 0 nothing to do, 1 a warning, 2 a failure.
 pub(crate) fn run(args: &DoctorArgs, json: bool) -> anyhow::Result<ExitCode> {
     let (config, refused) = match args.node.load() {
         Ok(config) => (config, None),
-        // The rest is judged for a node with defaults.
+        // The other checks assume the defaults.
         Err(error) => {
             let default = hyphae_config::Settings::default();
             (default.config()?, Some(format!("{error:#}")))
         }
     };
-    let mut readings = readings::take(&config, &args.node)?;
-    readings.configuration = refused;
-    let checks = checks::judge(&readings);
+    let mut facts = facts::collect(&config, &args.node)?;
+    facts.configuration = refused;
+    let checks = checks::evaluate(&facts);
     let worst = checks.iter().map(|check| check.level).max();
     if json {
         cli::document(&json!({ "worst": worst, "checks": checks }))?;

@@ -1,7 +1,7 @@
-//! `hyphae lab`: a client, a relay and a server, real nodes in namespaces of their own, measured
-//! through the relay. Everything it makes goes with it, however it ends: namespaces are anonymous
-//! and held by threads of this process, node processes carry a parent-death signal, state is in a
-//! temporary directory.
+//! `hyphae lab`: a client, a relay and a server, real nodes in network namespaces, measured through the relay.
+//!
+//! Everything it creates ends with it, also when it is killed: namespaces are anonymous and held by threads of this
+//! process, node processes have a parent-death signal, state is in a temporary directory.
 
 mod measure;
 mod namespace;
@@ -16,10 +16,10 @@ use nix::sys::signal::{SigSet, Signal};
 pub use namespace::Namespace;
 pub use nodes::{Lab, LabNode, Spec};
 
-/// What the lab is to do.
+/// Flags of `hyphae lab`.
 #[derive(Clone, Debug, Args)]
 pub struct LabArgs {
-    /// Seconds for all throughput measurements together.
+    /// Total time of the throughput measurements, seconds.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub seconds: u64,
     /// 'auto', 'uring' or 'epoll', for every node.
@@ -28,13 +28,13 @@ pub struct LabArgs {
     /// 'auto', 'chacha20-poly1305' or 'aes-256-gcm', for every node.
     #[arg(long, value_name = "SUITE")]
     pub suite: Option<String>,
-    /// Largest packet of the overlay, for every node; links carry it [default: 1340, links of 1500].
+    /// MTU of the overlay, for every node; links are sized to match [default: 1340, links of 1500].
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u16>,
     /// Cores of the relay's workers [default: the last core].
     #[arg(long, value_name = "LIST")]
     pub cores: Option<String>,
-    /// Leave the lab running until interrupted, and print how to enter it.
+    /// Keep the lab running until interrupted, and print how to enter it.
     #[arg(long)]
     pub hold: bool,
 }
@@ -52,8 +52,8 @@ pub(crate) fn run(args: &LabArgs, json: bool) -> anyhow::Result<()> {
     let root = rustix::process::geteuid().is_root();
     if !root {
         progress.note(
-            "without root: three nodes on loopback, no TUN devices, messages of the lab's own \
-             generator; run as root for TCP through namespaces",
+            "without root: three nodes on loopback without TUN devices, measured with probes of the nodes; run as \
+             root for TCP through namespaces",
         );
     }
     progress.step("starting client, relay and server");
@@ -74,22 +74,21 @@ pub(crate) fn run(args: &LabArgs, json: bool) -> anyhow::Result<()> {
     report::show(&results, json)
 }
 
-/// Waits for a signal on a thread of its own. The nodes end with this process (parent-death
-/// signal), and with them namespaces and devices; only the temporary directory has to be removed
-/// by hand.
+/// Removes the temporary directory on SIGINT and SIGTERM. The nodes end with this process (parent-death signal), and
+/// with them namespaces and devices.
 fn clean_up_when_interrupted() -> anyhow::Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
-    // Blocked here, before any other thread exists, so that only the one below sees them.
+    // Before the first thread starts, so that only the thread below receives them.
     signals.thread_block()?;
     std::thread::Builder::new()
         .name("interrupt".to_owned())
         .spawn(move || {
-            // It cannot fail with a valid set.
+            // Cannot fail with a valid set.
             let _ = signals.wait();
             if let Some(directory) = nodes::directory_in_use() {
-                // Best effort: it holds nothing but state of nodes that are gone.
+                // Best effort: state of nodes that end with this process.
                 let _ = std::fs::remove_dir_all(directory);
             }
             std::process::exit(130);

@@ -1,4 +1,4 @@
-//! The Hyphae appliance: command line, supervisor of the two planes, and the lab.
+//! The Hyphae appliance: command line, supervisor of the two planes, doctor and lab.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::print_stderr)]

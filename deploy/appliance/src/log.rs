@@ -1,6 +1,5 @@
-//! The log of a process: text or JSON on standard error, with a level that can be changed while it runs. Control
-//! characters in values are shown as escapes: names, topics and errors come from other nodes. A log that cannot be
-//! written stops nothing.
+//! The log of a process: text or JSON on standard error, with a filter that can be changed at run time. Control
+//! characters in values are escaped, because names, topics and errors come from other nodes. Write errors are ignored.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -21,14 +20,14 @@ use tracing_subscriber::{EnvFilter, Layer, reload};
 
 use crate::text;
 
-/// Changes the filter from now on; the error says why it cannot.
+/// Replaces the filter; the error is that of [`check_level`].
 pub(crate) type SetLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
-/// Whether text is a filter.
+/// Parses a filter.
 pub(crate) fn check_level(text: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(text).map_err(|error| {
         format!(
-            "'{text}' is no filter ({error}): use error, warn, info, debug or trace, also by module"
+            "'{text}' is not a log filter ({error}): use error, warn, info, debug or trace, also by module"
         )
     })
 }
@@ -39,7 +38,7 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<SetLevel> {
     let (filter, handle) = reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(io::stderr().is_terminal())
-        // It would be told on standard error, with a panic where that cannot be written.
+        // Internal errors would be printed to standard error, with a panic when that fails.
         .log_internal_errors(false);
     let lines = match config.log_format {
         LogFormat::Json => {
@@ -67,7 +66,7 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<SetLevel> {
     }))
 }
 
-/// Writes a field of an event, the message as it is and others with their names.
+/// Writes a field of an event: the message without, other fields with their names.
 fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     let value = format!("{value:?}");
     let value = text::one_line(&value);
@@ -77,7 +76,7 @@ fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt:
     }
 }
 
-/// Passes on events as JSON, with escapes for what JSON itself lets through.
+/// Writes JSON events with additional escapes for unsafe characters that JSON permits.
 struct JsonLines<W>(W);
 
 impl<W: Write> Write for JsonLines<W> {
@@ -92,7 +91,7 @@ impl<W: Write> Write for JsonLines<W> {
     }
 }
 
-/// Whether standard error is what systemd has connected to the journal.
+/// Whether standard error is connected to the journal, systemd.exec(5) `JOURNAL_STREAM`.
 fn to_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     let Some((device, inode)) = stream.split_once(':') else {
@@ -102,7 +101,7 @@ fn to_journal() -> bool {
         .is_ok_and(|file| device.parse() == Ok(file.st_dev) && inode.parse() == Ok(file.st_ino))
 }
 
-/// Lines of the journal: it knows the time, and takes the level from the front (sd-daemon(3)).
+/// Lines for the journal: without time, with the level as a priority prefix, sd-daemon(3).
 struct Journal;
 
 impl<S, N> FormatEvent<S, N> for Journal
@@ -125,7 +124,7 @@ where
     }
 }
 
-/// Of syslog(3).
+/// Priority, syslog(3).
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,
@@ -143,9 +142,9 @@ mod tests {
     use tracing_subscriber::fmt::MakeWriter;
 
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
+    struct Captured(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Kept {
+    impl io::Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend(bytes);
             Ok(bytes.len())
@@ -156,7 +155,7 @@ mod tests {
         }
     }
 
-    impl<'a> MakeWriter<'a> for Kept {
+    impl<'a> MakeWriter<'a> for Captured {
         type Writer = Self;
 
         fn make_writer(&'a self) -> Self {
@@ -165,11 +164,11 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_gets_priorities_and_no_times() {
-        let kept = Kept::default();
+    fn journal_lines_have_priorities_and_no_time() {
+        let captured = Captured::default();
         let lines = tracing_subscriber::fmt::layer()
             .with_ansi(false)
-            .with_writer(kept.clone())
+            .with_writer(captured.clone())
             .fmt_fields(debug_fn(field).delimited(" "))
             .event_format(Journal);
         let subscriber = tracing_subscriber::registry().with(lines);
@@ -177,7 +176,7 @@ mod tests {
             tracing::warn!(peer = 7, "peer is down");
             tracing::debug!("more");
         });
-        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
         let target = module_path!();
         assert_eq!(
             text,
@@ -188,8 +187,8 @@ mod tests {
     #[test]
     fn control_characters_in_values_are_escaped_in_both_formats() {
         let log = |json: bool| {
-            let kept = Kept::default();
-            let writer = kept.clone();
+            let captured = Captured::default();
+            let writer = captured.clone();
             let lines = tracing_subscriber::fmt::layer().with_ansi(false);
             let lines = match json {
                 true => lines
@@ -205,7 +204,7 @@ mod tests {
             tracing::subscriber::with_default(subscriber, || {
                 tracing::warn!(topic = %"\x1b[2J\n<3>forged\u{9b}\u{202e}", "refused");
             });
-            String::from_utf8(kept.0.lock().unwrap().clone()).unwrap()
+            String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
         };
         let (lines, json) = (log(false), log(true));
         let shown = r"refused topic=\u{1b}[2J\n<3>forged\u{9b}\u{202e}";
@@ -215,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_filter_is_refused() {
+    fn an_invalid_filter_is_refused() {
         assert!(check_level("info,hyphae_overlay=debug").is_ok());
         assert!(check_level("info,=,").is_err() && check_level("loud=what").is_err());
     }

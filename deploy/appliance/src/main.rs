@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-/// Keys pass through the heap of both planes, and of libraries in them.
+/// Wipes freed memory: keys pass through the heap of both planes and of their libraries.
 #[global_allocator]
 static ALLOCATOR: hyphae_shm::WipingAllocator = hyphae_shm::WipingAllocator;
 

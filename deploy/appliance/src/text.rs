@@ -1,12 +1,12 @@
-//! Text from elsewhere on terminals and in logs: control characters are shown as escapes and never sent.
+//! Escapes untrusted text for terminals and logs.
 //!
-//! Topics, payloads, names and errors are chosen by other nodes. A terminal executes control characters (C0, DEL,
-//! C1), and directional controls reorder what a reader sees.
+//! Topics, payloads, names and errors are chosen by other nodes. Terminals execute control characters (C0, DEL, C1),
+//! and directional controls reorder the displayed text.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a character changes how a terminal shows others.
+/// Whether a character controls the terminal or the order of text.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -16,24 +16,24 @@ fn is_unsafe(c: char) -> bool {
         )
 }
 
-/// Text of several lines: line feeds and tabs stay.
+/// Escapes text of several lines; line feeds and tabs are kept.
 pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| !matches!(c, '\n' | '\t') && is_unsafe(c), rust)
 }
 
-/// Text for a part of one line: nothing in it ends the line.
+/// Escapes text within a line; line feeds are escaped, too.
 pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
     escaped(text, is_unsafe, rust)
 }
 
-/// A JSON document, pretty or not: the same value, with such characters as escapes.
+/// Escapes a JSON document; its value does not change.
 pub(crate) fn json(document: &str) -> Cow<'_, str> {
-    // Outside of strings a document has line feeds only, and in strings serde_json has escaped those.
+    // Line feeds occur outside of strings only: serde_json escapes those within.
     escaped(
         document,
         |c| c != '\n' && is_unsafe(c),
         |out, c| {
-            // All of them are in the basic plane.
+            // All of them are in the Basic Multilingual Plane.
             let _ = write!(out, "\\u{:04x}", u32::from(c));
         },
     )
@@ -66,7 +66,7 @@ fn escaped(
 mod tests {
     use super::*;
 
-    /// C0, DEL, C1, and what reorders text.
+    /// C0, DEL, C1 and directional controls.
     const HOSTILE: &str = "a\x1b[2Jb\x07\r\x7f\u{9b}31m\u{202e}c\u{2066}\u{200f}\u{2028}";
 
     #[test]

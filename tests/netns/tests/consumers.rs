@@ -430,10 +430,7 @@ fn the_command_line_takes_a_message_only_when_it_was_written_out() {
         listed.contains(&first) && listed.contains(&second),
         "{listed}"
     );
-    assert!(
-        listed.contains("2 messages, 4 bytes; 0 of them handed out"),
-        "{listed}"
-    );
+    assert!(listed.contains("2 messages, 4 bytes; 0 leased"), "{listed}");
     let counted = node.command("hyphae message list --count 0 --json");
     let counted: InboxList = serde_json::from_slice(&counted.stdout).unwrap();
     assert_eq!((counted.total, counted.messages.len()), (2, 0));

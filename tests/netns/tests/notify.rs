@@ -401,7 +401,7 @@ fn a_control_plane_that_cannot_start_again_costs_neither_the_dataplane_nor_the_n
     assert!(said.contains("stop the process `hyphae up`"), "{said}");
     let log = std::fs::read_to_string(manager.at("up.log")).unwrap();
     assert!(
-        log.contains("plane ended; starting it again plane=\"controlplane\""),
+        log.contains("plane ended; restarting it plane=\"controlplane\""),
         "{log}"
     );
     assert!(log.contains("peers.toml: line 1"), "the cause: {log}");
@@ -435,7 +435,7 @@ fn a_dataplane_that_dies_again_and_again_does_not_end_the_node() {
         kill(victim.unwrap(), Signal::SIGKILL).unwrap();
         eventually("its end is noticed", PATIENCE, || {
             let log = std::fs::read_to_string(manager.at("up.log")).unwrap();
-            log.matches("plane ended; starting it again").count() >= killed
+            log.matches("plane ended; restarting it").count() >= killed
         });
     }
     let status = || ask(&manager, &["status", "--json"]);

@@ -1,11 +1,10 @@
-//! `hyphae admin`: administration over the bus.
+//! `hyphae admin`: administration over the message bus.
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use hyphae_rpc::method::{BusCallParams, Destination, PatternsParams, PubkeyParams};
 use serde_json::Value;
 
-use super::node::said;
 use super::{NodeRef, output};
 
 #[derive(Clone, Debug, Subcommand)]
@@ -13,7 +12,7 @@ pub(crate) enum AdminCommand {
     /// Keys that may administer this node over the bus.
     #[command(after_help = "Examples:\n  hyphae admin list")]
     List(NodeRef),
-    /// Let the holder of a key administer this node.
+    /// Allow the holder of a key to administer this node.
     #[command(after_help = "Examples:\n  hyphae admin add KEY && hyphae admin patterns 'get*'")]
     Add {
         /// Public key.
@@ -21,7 +20,7 @@ pub(crate) enum AdminCommand {
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Let the holder of a key no longer administer this node.
+    /// Revoke the administration rights of a key.
     #[command(after_help = "Examples:\n  hyphae admin remove KEY")]
     Remove {
         /// Public key.
@@ -29,13 +28,13 @@ pub(crate) enum AdminCommand {
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Show or set the methods that administrators may call; none at first.
+    /// Show or set the methods that administrators may call; none by default.
     #[command(
         after_help = "Examples:\n  hyphae admin patterns\n  hyphae admin patterns 'get*' 'admin.*'\n  \
         hyphae admin patterns --clear"
     )]
     Patterns {
-        /// Method names, with '*' for any run of characters. They replace those that are set.
+        /// Method names, with '*' as a wildcard. They replace the current patterns.
         #[arg(conflicts_with = "clear")]
         patterns: Vec<String>,
         /// Allow no method.
@@ -56,7 +55,7 @@ pub(crate) struct CallArgs {
     destination: Destination,
     /// Method.
     method: String,
-    /// Its parameters, a JSON object or array.
+    /// Parameters, a JSON object or array.
     params: Option<String>,
     /// Seconds to wait for the answer [default: 30].
     #[arg(long, value_name = "SECONDS")]
@@ -69,10 +68,10 @@ pub(crate) fn run(command: AdminCommand, json: bool) -> anyhow::Result<()> {
     match command {
         AdminCommand::List(node) => lines(&node.client().admin_list()?, json),
         AdminCommand::Add { pubkey, node } => {
-            said(node.client().admin_add(PubkeyParams { pubkey })?, json)
+            output::changed(node.client().admin_add(PubkeyParams { pubkey })?, json)
         }
         AdminCommand::Remove { pubkey, node } => {
-            said(node.client().admin_remove(PubkeyParams { pubkey })?, json)
+            output::changed(node.client().admin_remove(PubkeyParams { pubkey })?, json)
         }
         AdminCommand::Patterns {
             patterns,
@@ -83,7 +82,7 @@ pub(crate) fn run(command: AdminCommand, json: bool) -> anyhow::Result<()> {
             if patterns.is_empty() && !clear {
                 return lines(&client.admin_get_method_patterns()?, json);
             }
-            said(
+            output::changed(
                 client.admin_set_method_patterns(PatternsParams { patterns })?,
                 json,
             )
@@ -99,7 +98,7 @@ fn lines(all: &[String], json: bool) -> anyhow::Result<()> {
     Ok(all.iter().try_for_each(output::line)?)
 }
 
-/// The result of the other node; its error is the error of this program.
+/// Prints the result of the other node; its error becomes the error of this command.
 fn call(args: CallArgs) -> anyhow::Result<()> {
     let params = match &args.params {
         None => Value::Null,

@@ -1,4 +1,4 @@
-//! `hyphae config`: is a file all right, what holds, what does a key do. Nothing here asks a node.
+//! `hyphae config`: checks a file, shows settings, explains keys. None of it needs a running node.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -32,7 +32,7 @@ pub(crate) enum ConfigCommand {
         after_help = "Examples:\n  hyphae config explain session.lost_after_ms\n  hyphae config explain routing"
     )]
     Explain {
-        /// Key or section; all of them when it is left out.
+        /// Key or section; all keys without it.
         key: Option<String>,
     },
 }
@@ -95,14 +95,14 @@ fn check(args: &CheckArgs, json: bool) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// All that is wrong with a file, and with what it refers to.
+/// Problems of a file and of the files that it refers to.
 fn problems(text: &str, path: &Path) -> Vec<Problem> {
     let (settings, mut problems) = Settings::read(text, Some(path), &Overrides::default());
-    problems.extend(super::up::outside(&settings));
+    problems.extend(super::up::external_problems(&settings));
     let Ok(config) = settings.config() else {
         return problems;
     };
-    let mut refers = |key: &str, error: String| {
+    let mut add = |key: &str, error: String| {
         problems.push(Problem {
             line: None,
             key: key.to_owned(),
@@ -113,12 +113,12 @@ fn problems(text: &str, path: &Path) -> Vec<Problem> {
     if let Some(network) = &config.peering.network
         && let Err(error) = network_key::read(&network.key_file)
     {
-        refers("network.key_file", error.to_string());
+        add("network.key_file", error.to_string());
     }
     if let Some(file) = &config.rpc_token
         && let Err(error) = Token::read(file)
     {
-        refers("rpc.token_file", error.to_string());
+        add("rpc.token_file", error.to_string());
     }
     problems
 }
@@ -147,8 +147,8 @@ fn explain(key: Option<&str>, json: bool) -> anyhow::Result<()> {
         None => keys::KEYS_ALL.iter().collect(),
         Some(name) => {
             let name = name.trim_matches(['[', ']']);
-            let within = |key: &&Key| key.path == name || key.section() == name;
-            keys::KEYS_ALL.iter().filter(within).collect()
+            let matches = |key: &&Key| key.path == name || key.section() == name;
+            keys::KEYS_ALL.iter().filter(matches).collect()
         }
     };
     if let (Some(name), true) = (key, wanted.is_empty()) {

@@ -1,7 +1,7 @@
-//! `hyphae down`: ends a node that `hyphae up` runs.
+//! `hyphae down`: stops a node that `hyphae up` runs.
 //!
-//! The control plane decides who may do that, as for every call, and ends in a way that the supervisor knows. No
-//! process is signalled from here; the supervisor's process number only serves to wait for it.
+//! The control plane authorises the call as any other and exits with a code that the supervisor recognises. This
+//! command signals no process; it uses the supervisor's process number only to wait for its end.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -16,15 +16,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 
-use super::node::is_listening;
+use super::status::is_listening;
 use super::{NodeRef, output};
 
-/// Time between two checks where the supervisor's process cannot be seen.
+/// Interval of checks where the supervisor's process is not visible.
 const POLL: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DownArgs {
-    /// Seconds to wait until the node has ended; the command fails when it still runs then.
+    /// Seconds to wait until the node has stopped; the command fails when it still runs then.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     timeout: u64,
     #[command(flatten)]
@@ -33,26 +33,23 @@ pub(crate) struct DownArgs {
 
 pub(crate) fn run(args: &DownArgs, json: bool) -> anyhow::Result<()> {
     let socket = args.node.socket_directory().join("rpc.sock");
-    // Before the call, while it certainly runs.
+    // Before the call, while the process exists.
     let supervisor = supervisor(&socket);
     match args.node.client().node_shutdown() {
         Err(ClientError::Absent { .. }) if is_listening(&args.node.socket_directory()) => bail!(
-            "the control plane does not answer, so it cannot end the node: stop the process `hyphae up`, or the \
+            "the control plane does not answer, so it cannot stop the node: stop the process `hyphae up`, or the \
              unit that runs the node"
         ),
-        asked => asked?,
+        result => result?,
     };
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     let ended = match supervisor {
         Some(supervisor) => has_ended(&supervisor, deadline)?,
-        // In another process namespace, or hidden.
-        None => is_silent(&socket, deadline),
+        // In another PID namespace, or hidden (`hidepid=`).
+        None => listener_closed(&socket, deadline),
     };
     if !ended {
-        bail!(
-            "the node still runs after {} s; its log may say why",
-            args.timeout
-        );
+        bail!("the node still runs after {} s; see its log", args.timeout);
     }
     if json {
         return output::document(&json!({ "stopped": true }));
@@ -60,7 +57,7 @@ pub(crate) fn run(args: &DownArgs, json: bool) -> anyhow::Result<()> {
     Ok(output::line("stopped")?)
 }
 
-/// The parent of the process that listens on a socket.
+/// A descriptor of the parent of the process that listens on a socket.
 fn supervisor(socket: &Path) -> Option<OwnedFd> {
     let connection = UnixStream::connect(socket).ok()?;
     let listener = getsockopt(&connection, sockopt::PeerCredentials)
@@ -84,7 +81,7 @@ fn has_ended(process: &OwnedFd, deadline: Instant) -> anyhow::Result<bool> {
     }
 }
 
-fn is_silent(socket: &Path, deadline: Instant) -> bool {
+fn listener_closed(socket: &Path, deadline: Instant) -> bool {
     while UnixStream::connect(socket).is_ok() {
         if Instant::now() >= deadline {
             return false;

@@ -1,4 +1,4 @@
-//! `hyphae key`: the identity, and keys of private networks.
+//! `hyphae key`: the key of the node and keys of private networks.
 
 use std::path::PathBuf;
 
@@ -12,25 +12,25 @@ use super::{NodeRef, output};
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum KeyCommand {
-    /// Make a key where there is none.
+    /// Generate the key of the node; fails when one exists.
     #[command(
         after_help = "Examples:\n  hyphae key generate\n  hyphae key generate --state-dir ./node --force"
     )]
     Generate {
         #[command(flatten)]
         node: NodeRef,
-        /// Replace the key that is there; the node gets another address.
+        /// Replace an existing key; the address of the node changes.
         #[arg(long)]
         force: bool,
     },
-    /// Make the key of a private network; every member needs a copy of the file.
+    /// Generate the key of a private network; every member needs a copy of the file.
     #[command(after_help = "Examples:\n  hyphae key network garden.key\n  \
         hyphae up --network garden --network-key garden.key")]
     Network {
-        /// Where to write it; must not exist.
+        /// Output file; must not exist.
         file: PathBuf,
     },
-    /// Show public key, address and subnet.
+    /// Show the public key, address and subnet of the node.
     #[command(
         after_help = "Examples:\n  hyphae key show\n  hyphae key show --state-dir ./node --json"
     )]
@@ -62,7 +62,7 @@ pub(crate) fn run(command: KeyCommand, json: bool) -> anyhow::Result<()> {
             match state::read_key(&directory)? {
                 Some(key) => show(key.public_key(), json),
                 None => bail!(
-                    "no key in {}: `hyphae key generate` or `hyphae up` makes one",
+                    "no key in {}: `hyphae key generate` or `hyphae up` generates one",
                     directory.display()
                 ),
             }

@@ -18,13 +18,13 @@ use serde_json::json;
 use super::{NodeRef, output};
 use crate::text;
 
-/// A payload of this size is worth showing how far it has come.
-const LARGE: usize = 1 << 20;
-/// How often the state of a message is asked for.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// How long one call waits for a message while this program waits on and on.
-const WAIT_ROUND: u64 = 60;
-/// Lease of a message while it is written out, seconds: a reader that takes longer gets it again.
+/// Payloads from this size on show progress, bytes.
+const PROGRESS_MIN: usize = 1 << 20;
+/// Interval of state requests.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Time limit of one call for a message while the command waits without a limit, seconds.
+const LONG_POLL: u64 = 60;
+/// Lease of a message while it is printed, seconds; a slower reader receives it again.
 const LEASE: u64 = 300;
 
 #[derive(Clone, Debug, Subcommand)]
@@ -35,13 +35,13 @@ pub(crate) enum MessageCommand {
         echo ping | hyphae message send 400:1234::1 --topic echo --reply-timeout 10\n  \
         hyphae message send 400:1234::1 pong --reply-to 0123456789abcdef")]
     Send(SendArgs),
-    /// Take a message out of the inbox, once it was written out.
+    /// Receive a message; it leaves the inbox after it was printed.
     #[command(
         after_help = "Examples:\n  hyphae message receive\n  hyphae message receive --topic logs --wait --raw > app.log\n  \
         hyphae message receive --follow --json | jq -r .payload"
     )]
     Receive(ReceiveArgs),
-    /// Show how far a message has come that was sent from here.
+    /// Show the delivery state of a message that was sent from this node.
     Info(InfoArgs),
     /// Count the messages of the inbox and list the oldest.
     #[command(
@@ -63,10 +63,10 @@ pub(crate) struct SendArgs {
     /// Topic, 0 to 255 bytes; 'hex:' and hex digits for one that is not text.
     #[arg(long, short, value_name = "TOPIC")]
     topic: Option<Topic>,
-    /// Wait until the receiver has the message; fail when it was not delivered.
+    /// Wait until the message is received; fail when it is not delivered.
     #[arg(long, short)]
     wait: bool,
-    /// When too much is being sent already, wait this many seconds for room.
+    /// When the send queue is full, wait this many seconds for room.
     #[arg(long, value_name = "SECONDS", conflicts_with = "reply_to")]
     room_timeout: Option<u64>,
     /// Wait this many seconds for a reply and print it; fail when none comes.
@@ -87,16 +87,16 @@ pub(crate) struct ReceiveArgs {
     /// Wait this many seconds for a message [default: 0].
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["wait", "follow"])]
     timeout: Option<u64>,
-    /// Wait until a message comes.
+    /// Wait until a message arrives.
     #[arg(long, short)]
     wait: bool,
-    /// Receive one message after the other until stopped.
+    /// Receive messages until stopped.
     #[arg(long, short, conflicts_with = "peek")]
     follow: bool,
     /// Leave the message in the inbox.
     #[arg(long)]
     peek: bool,
-    /// Print nothing but the content, as it is.
+    /// Print the payload only, unchanged.
     #[arg(long)]
     raw: bool,
     #[command(flatten)]
@@ -116,10 +116,10 @@ pub(crate) struct ListArgs {
     /// Only messages on exactly this topic.
     #[arg(long, short, value_name = "TOPIC")]
     topic: Option<Topic>,
-    /// List this many at most, up to 1000; 0 only counts.
+    /// List at most this many, up to 1000; 0 only counts.
     #[arg(long, short, value_name = "NUMBER", default_value_t = 100)]
     count: u32,
-    /// List those behind the message of this number.
+    /// List messages after this number.
     #[arg(long, value_name = "NUMBER")]
     after: Option<u64>,
     #[command(flatten)]
@@ -184,7 +184,7 @@ fn payload(args: &SendArgs) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-/// The message is on its way: waits for its arrival where asked to.
+/// Prints the id of a message, or waits until it is received.
 fn sent(
     client: &Client,
     args: &SendArgs,
@@ -198,7 +198,7 @@ fn sent(
         }
         return Ok(output::line(id)?);
     }
-    let show_progress = length >= LARGE && std::io::stderr().is_terminal();
+    let show_progress = length >= PROGRESS_MIN && std::io::stderr().is_terminal();
     let info = loop {
         let info = client.get_message_info(MessageIdParams { id: id.to_owned() })?;
         match &info.state {
@@ -206,7 +206,7 @@ fn sent(
                 if show_progress {
                     progress(&info.state, length);
                 }
-                std::thread::sleep(ASK_AGAIN);
+                std::thread::sleep(POLL_INTERVAL);
             }
             MessageState::Received | MessageState::Read | MessageState::Aborted => break info,
         }
@@ -238,7 +238,7 @@ fn progress(state: &MessageState, length: usize) {
 fn finished(id: &str, info: &MessageInfo, json: bool) -> anyhow::Result<()> {
     let reason = info.reason.as_deref().unwrap_or("not delivered");
     if info.state == MessageState::Aborted {
-        bail!("message {id} was given up: {reason}");
+        bail!("message {id} was aborted: {reason}");
     }
     if json {
         return output::document(&json!({ "id": id, "info": info }));
@@ -253,8 +253,8 @@ fn encoded(topic: Option<&Topic>) -> Option<String> {
 
 fn receive(args: &ReceiveArgs, json: bool) -> anyhow::Result<()> {
     let client = args.node.client();
-    let on_and_on = args.wait || args.follow;
-    let timeout = on_and_on.then_some(WAIT_ROUND).or(args.timeout);
+    let unlimited = args.wait || args.follow;
+    let timeout = unlimited.then_some(LONG_POLL).or(args.timeout);
     loop {
         let message = if args.peek {
             client.pop_message(PopMessageParams {
@@ -274,19 +274,19 @@ fn receive(args: &ReceiveArgs, json: bool) -> anyhow::Result<()> {
         };
         match message {
             Some(message) => {
-                written_out(&client, &message, args.raw, json)?;
+                deliver(&client, &message, args.raw, json)?;
                 if !args.follow {
                     return Ok(());
                 }
             }
-            None if on_and_on => {}
+            None if unlimited => {}
             None => bail!("no message; --wait waits for one"),
         }
     }
 }
 
-/// Writes a message out. One that is leased is acknowledged then, and given back when it could not be written.
-fn written_out(
+/// Prints a message. A leased message is then acknowledged, or returned when printing failed.
+fn deliver(
     client: &Client,
     message: &IncomingMessage,
     raw: bool,
@@ -300,13 +300,13 @@ fn written_out(
         tokens: vec![token],
     };
     if let Err(error) = written {
-        // The lease ends by itself where this does not get through.
+        // Best effort: the lease expires otherwise.
         let _ = client.return_messages(tokens);
-        return Err(error.context("the message was not written and stays in the inbox"));
+        return Err(error.context("the message was not printed and stays in the inbox"));
     }
     client.ack_messages(tokens).with_context(|| {
         format!(
-            "message {} was written, and may be received again",
+            "message {} was printed, and may be received again",
             message.id
         )
     })?;
@@ -322,12 +322,12 @@ fn info(args: &InfoArgs, json: bool) -> anyhow::Result<()> {
         return output::document(&info);
     }
     let state = match &info.state {
-        MessageState::Pending => "pending: there is no session with the receiver yet".to_owned(),
+        MessageState::Pending => "pending: no session with the receiver yet".to_owned(),
         MessageState::Sending {
             pending,
             sent,
             acked,
-        } => format!("sending: {acked} chunks acknowledged, {sent} on their way, {pending} left"),
+        } => format!("sending: {acked} chunks acknowledged, {sent} in flight, {pending} pending"),
         MessageState::Received => "received".to_owned(),
         MessageState::Read => "read".to_owned(),
         MessageState::Aborted => format!(
@@ -384,13 +384,13 @@ fn list(args: &ListArgs, json: bool) -> anyhow::Result<()> {
         output::table(&heads, &rows)?;
     }
     output::line(format_args!(
-        "{} messages, {} bytes; {} of them handed out",
+        "{} messages, {} bytes; {} leased",
         inbox.total, inbox.bytes, inbox.handed_out
     ))?;
     Ok(())
 }
 
-/// Writes a message to standard output.
+/// Prints a message to standard output.
 fn show(message: &IncomingMessage, raw: bool, json: bool) -> anyhow::Result<()> {
     if raw {
         return Ok(output::raw(&message.payload.0)?);

@@ -1,33 +1,34 @@
-//! How answers and errors reach people and programs. Nothing else in this program writes to standard output or
-//! standard error, the log excepted; nothing here panics.
+//! Output of commands: text, tables, JSON documents and errors. All writes to standard output and standard error go
+//! through this module, except the log. Nothing here panics.
 //!
-//! A reader that has gone (EPIPE) ends the program quietly, as SIGPIPE would; any other failure is an error.
+//! A closed pipe (EPIPE) ends the program silently, as SIGPIPE would; any other write error is reported.
 
 use std::fmt;
 use std::io::{self, Write};
 
+use comfy_table::Table;
 use hyphae_rpc::ClientError;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::text;
 
-/// Exit code after a reader has gone: that of a program ended by SIGPIPE, as a shell shows it.
-pub(crate) const READER_GONE: u8 = 141;
+/// Exit code after EPIPE on standard output: 128 + SIGPIPE, as shells report it.
+pub(crate) const BROKEN_PIPE: u8 = 141;
 
-/// Standard output could not be written; inside an `io::Error` of the same kind.
+/// Marks a write error of standard output; wrapped in an `io::Error` of the same kind.
 #[derive(Debug)]
-struct Unwritable(io::Error);
+struct StdoutError(io::Error);
 
-impl fmt::Display for Unwritable {
+impl fmt::Display for StdoutError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "standard output: {}", self.0)
     }
 }
 
-impl std::error::Error for Unwritable {}
+impl std::error::Error for StdoutError {}
 
-/// An error that the document on standard output has told.
+/// An error that was printed already.
 #[derive(Debug)]
 struct Reported(String);
 
@@ -39,12 +40,12 @@ impl fmt::Display for Reported {
 
 impl std::error::Error for Reported {}
 
-/// Writes bytes as they are. They have left this process when it returns.
+/// Writes bytes unchanged, and flushes.
 pub(crate) fn raw(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)
         .and_then(|()| out.flush())
-        .map_err(|error| io::Error::new(error.kind(), Unwritable(error)))
+        .map_err(|error| io::Error::new(error.kind(), StdoutError(error)))
 }
 
 /// Prints one JSON document.
@@ -53,20 +54,28 @@ pub(crate) fn document(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(raw(format!("{}\n", text::json(&document)).as_bytes())?)
 }
 
-/// Prints one JSON document in one line, so that a stream of them can be read line by line.
+/// Prints one JSON document in one line, for streams (JSON Lines).
 pub(crate) fn document_line(value: &impl Serialize) -> anyhow::Result<()> {
     let document = serde_json::to_string(value)?;
     Ok(raw(format!("{}\n", text::json(&document)).as_bytes())?)
 }
 
-/// Prints a line, or several; control characters are escaped. What others have chosen goes through
-/// [`text::one_line`] first where it is a part of a line.
+/// Prints one or more lines; control characters are escaped. Untrusted text within a line must be escaped with
+/// [`text::one_line`] first.
 pub(crate) fn line(text: impl fmt::Display) -> io::Result<()> {
     raw(format!("{}\n", text::lines(&text.to_string())).as_bytes())
 }
 
-/// Ends a command that has something to show even when it failed: one document with the failure in it, or the
-/// failure alone where text has been printed already.
+/// Prints whether a command changed something.
+pub(crate) fn changed(changed: bool, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return document(&json!({ "changed": changed }));
+    }
+    Ok(line(if changed { "done" } else { "nothing to change" })?)
+}
+
+/// Ends a command that has output even on failure: as JSON, one document that includes the failure; as text, which was
+/// printed before, the failure alone.
 pub(crate) fn outcome(
     mut shown: Value,
     failure: Option<String>,
@@ -86,55 +95,43 @@ pub(crate) fn outcome(
     }
 }
 
-/// Prints an error that comes after the document of the command, on standard error, and marks it as told.
+/// Prints an error that follows the document of the command to standard error, and marks it as printed.
 pub(crate) fn reported(error: &anyhow::Error) -> anyhow::Error {
     let message = chain(error);
     notice(format_args!("hyphae: {message}"));
     Reported(message).into()
 }
 
-/// Prints a table with aligned columns.
+/// Prints a table with aligned columns; control characters in cells are escaped.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
-    let cells = |row: &Vec<String>| -> Vec<String> {
-        let cells = row.iter();
-        cells
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header(heads);
+    let escaped = |row: &Vec<String>| -> Vec<_> {
+        row.iter()
             .map(|cell| text::one_line(cell).into_owned())
             .collect()
     };
-    let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
-    let width = |n: usize| {
-        let cells = rows
-            .iter()
-            .filter_map(|row| row.get(n))
-            .map(|cell| cell.chars().count());
-        cells.chain([heads[n].len()]).max().unwrap_or(0)
-    };
-    let widths: Vec<_> = (0..heads.len()).map(width).collect();
-    let show = |cells: Vec<&str>| {
-        let padded = cells
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
-        line(padded.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    show(heads.to_vec())?;
-    rows.iter()
-        .try_for_each(|row| show(row.iter().map(String::as_str).collect()))
+    table.add_rows(rows.iter().map(escaped));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    line(table.trim_fmt())
 }
 
-/// Prints a line for people on standard error; where that cannot be written, nobody reads it.
+/// Prints a line to standard error; write errors are ignored.
 pub(crate) fn notice(text: impl fmt::Display) {
     let text = text.to_string();
     let _ = writeln!(io::stderr(), "{}", text::lines(&text));
 }
 
-/// Shows progress in place of the last on a terminal's standard error.
+/// Replaces the progress line on a terminal's standard error.
 pub(crate) fn progress(text: impl fmt::Display) {
     let mut err = io::stderr();
     let _ = write!(err, "\r\x1b[K{text}").and_then(|()| err.flush());
 }
 
-/// The error and its causes in one sentence; causes that the sentence has already are left out.
+/// The error and its causes in one line; causes whose text is already included are omitted.
 fn chain(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -147,36 +144,36 @@ fn chain(error: &anyhow::Error) -> String {
     message
 }
 
-/// Whether the reader of standard output has gone.
-pub(crate) fn is_reader_gone(error: &anyhow::Error) -> bool {
-    is_unwritable(error, |error| error.kind() == io::ErrorKind::BrokenPipe)
+/// Whether standard output was closed by its reader.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    is_stdout_error(error, |error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-fn is_unwritable(error: &anyhow::Error, which: impl Fn(&io::Error) -> bool) -> bool {
+fn is_stdout_error(error: &anyhow::Error, which: impl Fn(&io::Error) -> bool) -> bool {
     error.chain().any(|cause| {
         let error = cause.downcast_ref::<io::Error>();
         error.is_some_and(|error| {
             let inner = error.get_ref();
-            inner.is_some_and(|inner| inner.is::<Unwritable>()) && which(error)
+            inner.is_some_and(|inner| inner.is::<StdoutError>()) && which(error)
         })
     })
 }
 
-/// Prints an error: one sentence, or a document. One that a document has told is not repeated.
+/// Prints an error as a line or as a JSON document, unless it was printed already.
 pub(crate) fn error(error: &anyhow::Error, as_json: bool) {
     if error.is::<Reported>() {
         return;
     }
     let message = chain(error);
-    let as_json = as_json && !is_unwritable(error, |_| true);
+    let as_json = as_json && !is_stdout_error(error, |_| true);
     if as_json && error_document(&message, code_of(error)).is_ok() {
         return;
     }
-    // Lines of its own, so that none that others have chosen looks like one of this program.
+    // Continuation lines are indented, so that untrusted text cannot imitate a line of this program.
     notice(format_args!("hyphae: {}", message.replace('\n', "\n  ")));
 }
 
-/// Prints an error as a document.
+/// Prints an error as a JSON document.
 pub(crate) fn error_document(message: &str, code: Option<i64>) -> anyhow::Result<()> {
     document_line(&json!({ "error": { "message": message, "code": code } }))
 }
@@ -199,16 +196,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_closed_standard_output_ends_quietly() {
+    fn only_a_closed_standard_output_ends_silently() {
         let error = |kind| io::Error::from(kind);
-        let marked = |kind| anyhow::Error::new(io::Error::new(kind, Unwritable(error(kind))));
-        assert!(is_reader_gone(&marked(io::ErrorKind::BrokenPipe)));
-        assert!(!is_reader_gone(&marked(io::ErrorKind::StorageFull)));
-        // A node that hangs up is an error like any other.
+        let marked = |kind| anyhow::Error::new(io::Error::new(kind, StdoutError(error(kind))));
+        assert!(is_broken_pipe(&marked(io::ErrorKind::BrokenPipe)));
+        assert!(!is_broken_pipe(&marked(io::ErrorKind::StorageFull)));
+        // EPIPE on the RPC connection is an ordinary error.
         let of_the_node = ClientError::Io {
             place: "rpc.sock".to_owned(),
             source: error(io::ErrorKind::BrokenPipe),
         };
-        assert!(!is_reader_gone(&of_the_node.into()));
+        assert!(!is_broken_pipe(&of_the_node.into()));
     }
 }

@@ -1,4 +1,4 @@
-//! What a package of the program brings besides it, made from the command line's own description.
+//! Manual pages and completions for packages, generated from the definition of the command line.
 
 use std::path::Path;
 

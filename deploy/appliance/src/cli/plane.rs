@@ -1,4 +1,4 @@
-//! The two planes as processes of their own.
+//! The two planes as processes.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use super::{NodeArgs, up};
 use crate::log::SetLevel;
 
-/// Set by the supervisor: the plane is to end with it.
+/// Set by the supervisor to its process number: the plane must not outlive it.
 pub(crate) const SUPERVISED: &str = "HYPHAE_SUPERVISED";
-/// Set by the supervisor: how often it has started the plane again.
+/// Set by the supervisor: number of restarts of the plane.
 pub(crate) const RESTARTED: &str = "HYPHAE_RESTARTED";
-/// Exit code of a control plane that was asked to end the node: the supervisor ends too.
+/// Exit code of a control plane that was asked to stop the node: the supervisor stops too.
 pub(crate) const SHUT_DOWN: u8 = 20;
 
 pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
@@ -26,13 +26,13 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
     let (_, sockets) = args.directories()?;
     on_hangup({
         let args = args.clone();
-        // All that can change in a dataplane.
+        // The log level is the only setting that a running dataplane changes.
         move || match args.load() {
             Ok(config) => match set_level(&config.log_level) {
                 Ok(()) => tracing::info!(level = config.log_level, "log level"),
-                Err(error) => tracing::error!(error, "log level was not changed"),
+                Err(error) => tracing::error!(error, "log level not changed"),
             },
-            Err(error) => tracing::error!("configuration was not read again: {error:#}"),
+            Err(error) => tracing::error!("configuration not reloaded: {error:#}"),
         }
     })?;
     let options = hyphae_dataplane::Options {
@@ -55,7 +55,7 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
 pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<ExitCode> {
     let (settings, _, set_log_level) = start(args, Plane::Control)?;
     let (state, sockets) = args.directories()?;
-    // A file that was there and has gone is an error; one that was made since is read.
+    // A file that was removed is an error; one that was created since is read.
     let (file, overrides, args) = (args.file(), args.overrides()?, args.clone());
     let reloader = Reloader {
         read: Arc::new(move || {
@@ -83,11 +83,11 @@ pub(crate) fn controlplane(args: &NodeArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Whether this process can end the node, or else how to do that.
+/// Whether this process can stop the node, or else how to stop it.
 fn shutdown() -> Result<(), String> {
     let supervisor = std::env::var(SUPERVISED).ok();
     let cgroup = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    // What systemd started itself, systemd has to stop: it would start it again, or call it failed.
+    // systemd would restart a service that stops by itself, or mark it as failed.
     let started = std::env::var("SYSTEMD_EXEC_PID").ok();
     let ours = [supervisor.clone(), Some(std::process::id().to_string())];
     let by_systemd = started.is_some() && ours.contains(&started);
@@ -107,20 +107,20 @@ fn shutdown() -> Result<(), String> {
     }
 }
 
-/// The service of a list of control groups (cgroups(7), /proc/pid/cgroup).
+/// The innermost service in `/proc/PID/cgroup`, cgroups(7).
 fn unit(cgroup: &str) -> Option<&str> {
     let mut parts = cgroup.lines().flat_map(|line| line.rsplit('/'));
     parts.find(|part| part.ends_with(".service"))
 }
 
 fn start(args: &NodeArgs, plane: Plane) -> anyhow::Result<(Settings, Config, SetLevel)> {
-    // Both from before the first thread: a umask is the whole process's, and no thread is ended by a signal.
+    // Before the first thread starts: the umask is per process, and threads inherit the signal mask.
     hyphae_files::clear_umask();
     hangup().thread_block().context("signals")?;
     end_with_parent()?;
-    // Other nodes of this host know it by that.
+    // Other nodes of this host recognise a plane by its name.
     plane.set_name().context("PR_SET_NAME")?;
-    // Keys are in its memory: no core dumps, and nobody but root looks into it.
+    // Its memory holds keys: no core dumps, no ptrace by other processes of this user.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("PR_SET_DUMPABLE")?;
     let settings = args.settings()?;
     let config = settings.config()?;
@@ -134,14 +134,14 @@ fn hangup() -> SigSet {
     signals
 }
 
-/// Calls `then` at each SIGHUP, in a thread of its own.
+/// Calls `then` at each SIGHUP, on a dedicated thread.
 fn on_hangup(then: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     let wait = move || {
         while hangup().wait().is_ok() {
             then();
         }
     };
-    // A thread inherits what its maker blocks. Other signals are for those who wait for them.
+    // The thread inherits this mask: no other signal is delivered to it.
     let before = SigSet::all()
         .thread_swap_mask(SigmaskHow::SIG_BLOCK)
         .context("signals")?;
@@ -151,16 +151,19 @@ fn on_hangup(then: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     spawned.map(drop)
 }
 
-/// Ties this process to the one that started it, if that one asked for it.
+/// Ends this process with its parent, if the parent set [`SUPERVISED`].
 pub(crate) fn end_with_parent() -> anyhow::Result<()> {
     let Some(parent) = std::env::var_os(SUPERVISED) else {
         return Ok(());
     };
     let kill = Some(rustix::process::Signal::KILL);
     rustix::process::set_parent_process_death_signal(kill).context("prctl")?;
-    // The parent may have died before the call above.
+    // The parent may have ended before the call above.
     let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
-    anyhow::ensure!(now.as_deref() == parent.to_str(), "the supervisor is gone");
+    anyhow::ensure!(
+        now.as_deref() == parent.to_str(),
+        "the supervisor has ended"
+    );
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `hyphae reload`: the configuration is read again while traffic flows.
+//! `hyphae reload`: applies the configuration file to a running node.
 
 use clap::Args;
 use hyphae_rpc::method::{ConfigChange, ReloadParams};
@@ -7,7 +7,7 @@ use super::{NodeRef, output};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ReloadArgs {
-    /// Say what would change, and change nothing.
+    /// Print the changes without applying them.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `hyphae topic`: who may send to topics, and the sockets they lead to.
+//! `hyphae topic`: access lists of topics, and the sockets that serve them.
 
 use clap::{Subcommand, ValueEnum};
 use hyphae_bus::Topic;
@@ -9,15 +9,14 @@ use hyphae_rpc::method::{
 use hyphae_rpc::{Base64, Client};
 use serde_json::{Value, json};
 
-use super::node::said;
 use super::{NodeRef, output};
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum TopicCommand {
-    /// Listed topics, with sources and sockets.
+    /// List topics with their sources and sockets.
     #[command(after_help = "Examples:\n  hyphae topic list\n  hyphae topic list --json")]
     List(NodeRef),
-    /// List a topic; without sources it drops everything.
+    /// Add a topic; it drops all messages until it has sources.
     #[command(after_help = "Examples:\n  hyphae topic add logs\n  hyphae topic add hex:00ff")]
     Add {
         /// Topic; 'hex:' and hex digits for one that is not text.
@@ -25,7 +24,7 @@ pub(crate) enum TopicCommand {
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Take a topic off the list, with its sources and sockets.
+    /// Remove a topic with its sources and sockets.
     #[command(after_help = "Examples:\n  hyphae topic remove logs")]
     Remove {
         /// Topic.
@@ -33,15 +32,15 @@ pub(crate) enum TopicCommand {
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Show or set what becomes of messages on topics that are not listed.
+    /// Show or set the action for messages on unlisted topics.
     #[command(after_help = "Examples:\n  hyphae topic default\n  hyphae topic default reject")]
     Default {
-        /// Set it.
+        /// New action.
         action: Option<Action>,
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Subnets that may send to a topic.
+    /// Manage the subnets that may send to a topic.
     #[command(
         after_help = "Examples:\n  hyphae topic source add logs 400:1234::/64\n  hyphae topic source list logs"
     )]
@@ -49,7 +48,7 @@ pub(crate) enum TopicCommand {
         #[command(subcommand)]
         command: MemberCommand,
     },
-    /// Keys that may send to a topic.
+    /// Manage the keys that may send to a topic.
     #[command(
         after_help = "Examples:\n  hyphae topic pubkey-source add logs KEY\n  hyphae topic pubkey-source remove logs KEY"
     )]
@@ -57,7 +56,7 @@ pub(crate) enum TopicCommand {
         #[command(subcommand)]
         command: MemberCommand,
     },
-    /// Local server that gets a topic's messages, and whose answers are sent back.
+    /// Manage the local server that receives a topic's messages; its responses are sent back.
     #[command(
         after_help = "Examples:\n  hyphae topic forward set logs /run/app.sock --framing http\n  \
         hyphae topic forward show logs"
@@ -66,7 +65,7 @@ pub(crate) enum TopicCommand {
         #[command(subcommand)]
         command: ForwardCommand,
     },
-    /// Local socket whose requests go to a topic of another node.
+    /// Manage the local socket whose requests are sent to a topic of another node.
     #[command(
         after_help = "Examples:\n  hyphae topic outbound set logs KEY /run/remote-app.sock --framing http\n  \
         hyphae topic outbound remove logs"
@@ -79,9 +78,9 @@ pub(crate) enum TopicCommand {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Action {
-    /// They are accepted.
+    /// Accept them.
     Accept,
-    /// They are dropped.
+    /// Drop them.
     Reject,
 }
 
@@ -95,7 +94,7 @@ pub(crate) enum YesOrNo {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum MemberCommand {
-    /// Those that may send.
+    /// List the allowed sources.
     #[command(after_help = "Examples:\n  hyphae topic source list logs")]
     List {
         /// Topic.
@@ -103,7 +102,7 @@ pub(crate) enum MemberCommand {
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Let one send.
+    /// Allow a source.
     #[command(after_help = "Examples:\n  hyphae topic source add logs 400:1234::/64")]
     Add {
         /// Topic.
@@ -113,7 +112,7 @@ pub(crate) enum MemberCommand {
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Let one no longer send.
+    /// Remove a source.
     #[command(after_help = "Examples:\n  hyphae topic source remove logs 400:1234::/64")]
     Remove {
         /// Topic.
@@ -127,7 +126,7 @@ pub(crate) enum MemberCommand {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum ForwardCommand {
-    /// The socket, if any.
+    /// Show the socket, if any.
     #[command(after_help = "Examples:\n  hyphae topic forward show logs")]
     Show {
         /// Topic.
@@ -135,28 +134,28 @@ pub(crate) enum ForwardCommand {
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Hand messages to a socket.
+    /// Forward messages to a socket.
     #[command(after_help = "Examples:\n  hyphae topic forward set logs /run/app.sock")]
     Set {
         /// Topic.
         topic: Topic,
-        /// Socket that a local server listens on.
+        /// Socket of the local server.
         path: std::path::PathBuf,
-        /// Where a request ends on the socket: eof, http or json-lines [default: as it was, at first
-        /// eof].
+        /// Framing of requests on the socket: eof, http or json-lines [default: unchanged,
+        /// initially eof].
         #[arg(long)]
         framing: Option<String>,
-        /// Seconds that the server may take [default: as it was, at first 5].
+        /// Time limit of the server, seconds [default: unchanged, initially 5].
         #[arg(long, value_name = "SECONDS")]
         reply_timeout: Option<u64>,
-        /// Whether connections to the server are used for more than one request [default: as it was, at
-        /// first yes with http and no with json-lines].
+        /// Whether connections to the server are reused [default: unchanged, initially yes with http and no
+        /// with json-lines].
         #[arg(long, value_name = "YES-OR-NO")]
         keep_alive: Option<YesOrNo>,
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Hand messages to no socket.
+    /// Stop forwarding messages.
     #[command(after_help = "Examples:\n  hyphae topic forward remove logs")]
     Remove {
         /// Topic.
@@ -168,7 +167,7 @@ pub(crate) enum ForwardCommand {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum OutboundCommand {
-    /// The socket, if any.
+    /// Show the socket, if any.
     #[command(after_help = "Examples:\n  hyphae topic outbound show logs")]
     Show {
         /// Topic.
@@ -176,17 +175,17 @@ pub(crate) enum OutboundCommand {
         #[command(flatten)]
         node: NodeRef,
     },
-    /// Make a socket whose requests go to another node.
+    /// Create a socket whose requests are sent to another node.
     #[command(after_help = "Examples:\n  hyphae topic outbound set logs KEY /run/remote.sock")]
     Set {
-        /// Topic, here and there.
+        /// Topic, on this and the other node.
         topic: Topic,
         /// Overlay address or public key of the other node.
         destination: Destination,
-        /// Socket to make.
+        /// Path of the socket.
         path: std::path::PathBuf,
-        /// Where a request ends on the socket: eof, http or json-lines [default: as it was, at first
-        /// eof].
+        /// Framing of requests on the socket: eof, http or json-lines [default: unchanged,
+        /// initially eof].
         #[arg(long)]
         framing: Option<String>,
         #[command(flatten)]
@@ -205,9 +204,11 @@ pub(crate) enum OutboundCommand {
 pub(crate) fn run(command: TopicCommand, json: bool) -> anyhow::Result<()> {
     match command {
         TopicCommand::List(node) => list(&node.client(), json),
-        TopicCommand::Add { topic, node } => said(node.client().add_topic(named(&topic))?, json),
+        TopicCommand::Add { topic, node } => {
+            output::changed(node.client().add_topic(params(&topic))?, json)
+        }
         TopicCommand::Remove { topic, node } => {
-            said(node.client().remove_topic(named(&topic))?, json)
+            output::changed(node.client().remove_topic(params(&topic))?, json)
         }
         TopicCommand::Default { action, node } => default(&node.client(), action, json),
         TopicCommand::Source { command } => source(command, json),
@@ -217,20 +218,22 @@ pub(crate) fn run(command: TopicCommand, json: bool) -> anyhow::Result<()> {
     }
 }
 
-fn text(topic: &Topic) -> String {
+fn encoded(topic: &Topic) -> String {
     Base64::encode(topic.as_bytes())
 }
 
-fn named(topic: &Topic) -> TopicParams {
-    TopicParams { topic: text(topic) }
+fn params(topic: &Topic) -> TopicParams {
+    TopicParams {
+        topic: encoded(topic),
+    }
 }
 
 fn list(client: &Client, json: bool) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     let mut documents = Vec::new();
-    for encoded in client.get_topics()? {
-        let topic = Topic::new(Base64::decode(&encoded)?.0)?;
-        let settings = client.get_topic_settings(named(&topic))?;
+    for name in client.get_topics()? {
+        let topic = Topic::new(Base64::decode(&name)?.0)?;
+        let settings = client.get_topic_settings(params(&topic))?;
         let TopicSettings {
             forward_socket: forward,
             outbound_socket: outbound,
@@ -254,7 +257,7 @@ fn list(client: &Client, json: bool) -> anyhow::Result<()> {
             shown(served, yes_or_no(settings.keep_alive).to_owned()),
         ]);
         documents.push(json!({
-            "topic": encoded,
+            "topic": name,
             "name": topic,
             "subnets": settings.subnets,
             "pubkeys": settings.pubkeys,
@@ -279,7 +282,7 @@ fn list(client: &Client, json: bool) -> anyhow::Result<()> {
         "KEEP-ALIVE",
     ];
     output::table(&heads, &rows)?;
-    output::line(format_args!("others are {}", action_text(accept)))?;
+    output::line(format_args!("unlisted topics are {}", action_text(accept)))?;
     Ok(())
 }
 
@@ -302,7 +305,7 @@ fn action_text(accept: bool) -> &'static str {
 fn default(client: &Client, action: Option<Action>, json: bool) -> anyhow::Result<()> {
     if let Some(action) = action {
         let accept = matches!(action, Action::Accept);
-        return said(
+        return output::changed(
             client.set_default_topic_action(AcceptParams { accept })?,
             json,
         );
@@ -311,67 +314,66 @@ fn default(client: &Client, action: Option<Action>, json: bool) -> anyhow::Resul
     if json {
         return output::document(&json!({ "accept": accept }));
     }
-    output::line(format_args!(
-        "topics that are not listed are {}",
-        action_text(accept)
-    ))?;
+    output::line(format_args!("unlisted topics are {}", action_text(accept)))?;
     Ok(())
 }
 
 fn source(command: MemberCommand, json: bool) -> anyhow::Result<()> {
-    let params = |topic: &Topic, subnet| TopicSubnetParams {
-        topic: text(topic),
+    let member_params = |topic: &Topic, subnet| TopicSubnetParams {
+        topic: encoded(topic),
         subnet,
     };
     match command {
         MemberCommand::List { topic, node } => {
-            members(&node.client().get_topic_sources(named(&topic))?, json)
+            members(&node.client().get_topic_sources(params(&topic))?, json)
         }
         MemberCommand::Add {
             topic,
             member,
             node,
-        } => said(
-            node.client().add_topic_source(params(&topic, member))?,
+        } => output::changed(
+            node.client()
+                .add_topic_source(member_params(&topic, member))?,
             json,
         ),
         MemberCommand::Remove {
             topic,
             member,
             node,
-        } => said(
-            node.client().remove_topic_source(params(&topic, member))?,
+        } => output::changed(
+            node.client()
+                .remove_topic_source(member_params(&topic, member))?,
             json,
         ),
     }
 }
 
 fn pubkey_source(command: MemberCommand, json: bool) -> anyhow::Result<()> {
-    let params = |topic: &Topic, pubkey| TopicPubkeyParams {
-        topic: text(topic),
+    let member_params = |topic: &Topic, pubkey| TopicPubkeyParams {
+        topic: encoded(topic),
         pubkey,
     };
     match command {
         MemberCommand::List { topic, node } => members(
-            &node.client().get_topic_pubkey_sources(named(&topic))?,
+            &node.client().get_topic_pubkey_sources(params(&topic))?,
             json,
         ),
         MemberCommand::Add {
             topic,
             member,
             node,
-        } => said(
+        } => output::changed(
             node.client()
-                .add_topic_pubkey_source(params(&topic, member))?,
+                .add_topic_pubkey_source(member_params(&topic, member))?,
             json,
         ),
         MemberCommand::Remove {
             topic,
             member,
             node,
-        } => said(
+        } => output::changed(
             node.client()
-                .remove_topic_pubkey_source(params(&topic, member))?,
+                .remove_topic_pubkey_source(member_params(&topic, member))?,
             json,
         ),
     }
@@ -387,7 +389,7 @@ fn members(all: &[String], json: bool) -> anyhow::Result<()> {
 fn forward(command: ForwardCommand, json: bool) -> anyhow::Result<()> {
     match command {
         ForwardCommand::Show { topic, node } => shown(
-            &json!(node.client().get_topic_forward_socket(named(&topic))?),
+            &json!(node.client().get_topic_forward_socket(params(&topic))?),
             json,
         ),
         ForwardCommand::Set {
@@ -399,16 +401,16 @@ fn forward(command: ForwardCommand, json: bool) -> anyhow::Result<()> {
             node,
         } => {
             let params = ForwardSocketParams {
-                topic: text(&topic),
+                topic: encoded(&topic),
                 socket_path: absolute(&path)?,
                 framing,
                 reply_timeout,
                 keep_alive: keep_alive.map(|is| matches!(is, YesOrNo::Yes)),
             };
-            said(node.client().set_topic_forward_socket(params)?, json)
+            output::changed(node.client().set_topic_forward_socket(params)?, json)
         }
-        ForwardCommand::Remove { topic, node } => said(
-            node.client().remove_topic_forward_socket(named(&topic))?,
+        ForwardCommand::Remove { topic, node } => output::changed(
+            node.client().remove_topic_forward_socket(params(&topic))?,
             json,
         ),
     }
@@ -417,7 +419,7 @@ fn forward(command: ForwardCommand, json: bool) -> anyhow::Result<()> {
 fn outbound(command: OutboundCommand, json: bool) -> anyhow::Result<()> {
     match command {
         OutboundCommand::Show { topic, node } => shown(
-            &json!(node.client().get_topic_outbound_socket(named(&topic))?),
+            &json!(node.client().get_topic_outbound_socket(params(&topic))?),
             json,
         ),
         OutboundCommand::Set {
@@ -428,26 +430,26 @@ fn outbound(command: OutboundCommand, json: bool) -> anyhow::Result<()> {
             node,
         } => {
             let params = OutboundSocketParams {
-                topic: text(&topic),
+                topic: encoded(&topic),
                 dst: destination,
                 path: absolute(&path)?,
                 framing,
             };
-            said(node.client().set_topic_outbound_socket(params)?, json)
+            output::changed(node.client().set_topic_outbound_socket(params)?, json)
         }
-        OutboundCommand::Remove { topic, node } => said(
-            node.client().remove_topic_outbound_socket(named(&topic))?,
+        OutboundCommand::Remove { topic, node } => output::changed(
+            node.client().remove_topic_outbound_socket(params(&topic))?,
             json,
         ),
     }
 }
 
-/// The node has another working directory.
+/// Makes a path absolute: the node has another working directory.
 fn absolute(path: &std::path::Path) -> anyhow::Result<String> {
     let path = std::path::absolute(path)?;
     let text = path
         .to_str()
-        .ok_or_else(|| anyhow::anyhow!("{}: the name of a socket must be UTF-8", path.display()))?;
+        .ok_or_else(|| anyhow::anyhow!("{}: the path of a socket must be UTF-8", path.display()))?;
     Ok(text.to_owned())
 }
 

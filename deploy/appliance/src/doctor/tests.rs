@@ -1,19 +1,20 @@
-//! Hosts that are made up: one where all is well, then one that lacks something, for every check.
+//! Synthetic hosts: one without problems, then one with a single problem for every check.
 
 use std::collections::BTreeSet;
 
 use hyphae_dataplane::DriverKind;
+use rustix::thread::CapabilitySet;
 
-use super::checks::judge;
-use super::readings::{Link, Place, Readings, StateDirectory};
+use super::checks::evaluate;
+use super::facts::{Availability, Facts, Link, StateDirectory};
 use super::{Check, Level};
 
-/// A host where all is well.
-fn host() -> Readings {
-    Readings {
+/// A host without problems, root.
+fn host() -> Facts {
+    Facts {
         configuration: None,
         user: 0,
-        capabilities: Some(u64::MAX),
+        capabilities: Some(CapabilitySet::all()),
         kernel: "6.12.4-1-amd64".into(),
         driver: DriverKind::Auto,
         io_uring: None,
@@ -26,12 +27,12 @@ fn host() -> Readings {
         shared_cores: Vec::new(),
         receive_bytes_max: Some(212_992),
         transmit_bytes_max: Some(212_992),
-        receive_bytes_wanted: 16 << 20,
-        transmit_bytes_wanted: 16 << 20,
-        tun: Some(Place::Free),
+        receive_bytes_needed: 16 << 20,
+        transmit_bytes_needed: 16 << 20,
+        tun: Some(Availability::Free),
         ports: vec![
-            ("UDP 9670".into(), Place::Free),
-            ("TCP 9670".into(), Place::Free),
+            ("UDP 9670".into(), Availability::Free),
+            ("TCP 9670".into(), Availability::Free),
         ],
         ipv6_disabled: Some(false),
         reaches: false,
@@ -61,20 +62,20 @@ fn host() -> Readings {
     }
 }
 
-/// An ordinary user's.
-fn ordinary() -> Readings {
+/// The same for an unprivileged user.
+fn ordinary() -> Facts {
     let mut host = host();
-    (host.user, host.capabilities, host.state.owner) = (1000, Some(0), 1000);
+    (host.user, host.capabilities, host.state.owner) = (1000, Some(CapabilitySet::empty()), 1000);
     host
 }
 
-fn find(host: &Readings, name: &str) -> Check {
-    let all = judge(host);
+fn find(host: &Facts, name: &str) -> Check {
+    let all = evaluate(host);
     all.into_iter().find(|check| check.name == name).unwrap()
 }
 
 #[test]
-fn callers_over_tcp_are_shown_with_what_is_not_told_apart() {
+fn callers_over_tcp_are_listed_with_the_limits_of_their_authentication() {
     let name = "RPC callers over TCP";
     let mut host = host();
     let found = find(&host, name).found;
@@ -85,11 +86,11 @@ fn callers_over_tcp_are_shown_with_what_is_not_told_apart() {
     assert!(find(&host, name).found.contains("off"));
 }
 
-/// How a check comes out when one thing is changed, and that it is the only one that is not well.
-fn changed(name: &str, change: impl FnOnce(&mut Readings)) -> Check {
+/// The result of a check after one change; asserts that no other check reports a problem.
+fn changed(name: &str, change: impl FnOnce(&mut Facts)) -> Check {
     let mut host = host();
     change(&mut host);
-    let bad: Vec<_> = judge(&host)
+    let bad: Vec<_> = evaluate(&host)
         .into_iter()
         .filter(|check| check.level != Level::Ok)
         .collect();
@@ -103,17 +104,17 @@ fn changed(name: &str, change: impl FnOnce(&mut Readings)) -> Check {
 }
 
 #[test]
-fn a_host_where_all_is_well_has_nothing_to_do() {
-    for check in judge(&host()) {
+fn a_host_without_problems_has_nothing_to_do() {
+    for check in evaluate(&host()) {
         assert_eq!(check.level, Level::Ok, "{check:?}");
         assert!(check.why.is_empty() && check.fix.is_empty(), "{check:?}");
     }
 }
 
 #[test]
-fn every_lack_is_found_with_its_reason_and_its_remedy() {
+fn every_problem_is_found_with_reason_and_fix() {
     use Level::{Fail, Unknown, Warn};
-    type Case = (&'static str, Level, &'static str, fn(&mut Readings));
+    type Case = (&'static str, Level, &'static str, fn(&mut Facts));
     let cases: &[Case] = &[
         ("configuration", Fail, "line 3", |h| {
             h.configuration = Some("x.toml: line 3: y".into())
@@ -131,10 +132,12 @@ fn every_lack_is_found_with_its_reason_and_its_remedy() {
             h.io_uring_disabled = Some(2);
         }),
         ("TUN device", Fail, "No such file", |h| {
-            h.tun = Some(Place::Refused("/dev/net/tun: No such file".into()));
+            h.tun = Some(Availability::Refused("/dev/net/tun: No such file".into()));
         }),
         ("TUN device", Fail, "was set down", |h| {
-            h.tun = Some(Place::Broken("TUN device hyphae0 was set down".into()));
+            h.tun = Some(Availability::Broken(
+                "TUN device hyphae0 was set down".into(),
+            ));
         }),
         ("workers", Warn, "core 1, 3", |h| {
             h.shared_cores = vec![1, 3]
@@ -146,17 +149,15 @@ fn every_lack_is_found_with_its_reason_and_its_remedy() {
             h.workers = Some(Err("core 9 is not available".into()))
         }),
         ("locked memory", Warn, "64 KiB", |h| {
-            (h.memlock, h.capabilities) = (Some(64 << 10), Some(1 << 12));
+            (h.memlock, h.capabilities) = (Some(64 << 10), Some(CapabilitySet::NET_ADMIN));
         }),
         ("open files", Warn, "256", |h| h.files = Some(256)),
         ("ports", Fail, "UDP 9671: in use", |h| {
             h.ports
-                .push(("UDP 9671".into(), Place::Refused("in use".into())));
+                .push(("UDP 9671".into(), Availability::Refused("in use".into())));
         }),
-        ("IPv6", Fail, "switched off", |h| {
-            h.ipv6_disabled = Some(true)
-        }),
-        ("IPv6", Warn, "switched off", |h| {
+        ("IPv6", Fail, "disabled", |h| h.ipv6_disabled = Some(true)),
+        ("IPv6", Warn, "disabled", |h| {
             (h.ipv6_disabled, h.tun) = (Some(true), None)
         }),
         ("link MTU", Warn, "wg0 1280", |h| {
@@ -165,9 +166,9 @@ fn every_lack_is_found_with_its_reason_and_its_remedy() {
                 mtu: 1280,
             });
         }),
-        ("link MTU", Warn, "at least 9000 wanted", |h| h.mtu = 8848),
+        ("link MTU", Warn, "at least 9000 needed", |h| h.mtu = 8848),
         ("link MTU", Unknown, "no link", |h| h.links.clear()),
-        ("clock", Warn, "nothing", |h| {
+        ("clock", Warn, "not synchronised", |h| {
             h.clock_synchronised = Some(false)
         }),
         ("clock", Unknown, "adjtimex", |h| {
@@ -188,7 +189,7 @@ fn every_lack_is_found_with_its_reason_and_its_remedy() {
         ("free disk", Fail, "500 KiB", |h| {
             h.state.free_bytes = Some(500 << 10)
         }),
-        ("free disk", Warn, "a full inbox takes", |h| {
+        ("free disk", Warn, "a full inbox needs", |h| {
             h.state.free_bytes = Some(200 << 20)
         }),
         ("free disk", Unknown, "file system", |h| {
@@ -210,7 +211,7 @@ fn every_lack_is_found_with_its_reason_and_its_remedy() {
 }
 
 #[test]
-fn what_only_concerns_an_ordinary_user_is_told_to_one() {
+fn limits_of_unprivileged_users_are_checked_for_them_only() {
     let host = ordinary();
     assert_eq!(find(&host, "capabilities").level, Level::Warn);
     let buffers = find(&host, "socket buffers");
@@ -227,7 +228,7 @@ fn what_only_concerns_an_ordinary_user_is_told_to_one() {
     assert_eq!(
         find(&host, "capabilities").level,
         Level::Ok,
-        "--no-tun says that it is meant"
+        "no TUN device is configured"
     );
     assert_eq!(find(&host, "socket buffers").level, Level::Ok);
     host.receive_bytes_max = None;
@@ -236,19 +237,19 @@ fn what_only_concerns_an_ordinary_user_is_told_to_one() {
     assert_eq!(find(&host, "capabilities").level, Level::Unknown);
     host.state.owner = 0;
     assert_eq!(find(&host, "state directory").level, Level::Fail);
-    // Without the capability there would be no device anyway.
-    host.tun = Some(Place::Refused("denied".into()));
+    // Without the capability no device would be created anyway.
+    host.tun = Some(Availability::Refused("denied".into()));
     assert_eq!(find(&host, "TUN device").level, Level::Warn);
 }
 
 #[test]
-fn what_the_running_node_has_is_not_held_against_it() {
+fn resources_of_the_running_node_are_no_problem() {
     let mut host = host();
-    host.tun = Some(Place::Ours);
-    host.ports = vec![("UDP 9670".into(), Place::Ours)];
-    assert!(judge(&host).iter().all(|check| check.level == Level::Ok));
+    host.tun = Some(Availability::Ours);
+    host.ports = vec![("UDP 9670".into(), Availability::Ours)];
+    assert!(evaluate(&host).iter().all(|check| check.level == Level::Ok));
     assert!(find(&host, "ports").found.contains("running node"));
     host.driver = DriverKind::Epoll;
     host.io_uring = Some("forbidden".into());
-    assert_eq!(find(&host, "io_uring").level, Level::Ok, "it is not used");
+    assert_eq!(find(&host, "io_uring").level, Level::Ok, "not used");
 }

@@ -1,4 +1,4 @@
-//! What the lab measures, with generators of its own over ordinary sockets of the host.
+//! Measurements of the lab, over ordinary sockets of the hosts.
 
 mod generator;
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::report::Progress;
 use super::{Lab, LabNode};
 
-/// Longest a new control plane may take to attach before the lab gives up waiting.
+/// Time limit for a new control plane to attach.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// All results.
@@ -66,24 +66,23 @@ pub(crate) struct Messages {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ControlPlaneKill {
-    /// Probe packets that were on their way while the control plane was dead.
+    /// Probe packets sent while the control plane was killed and restarted.
     pub(crate) packets_sent: u64,
     pub(crate) packets_lost: u64,
     pub(crate) longest_gap_millis: Option<f64>,
-    /// TCP through the relay meanwhile, and the worst 100 ms of it.
+    /// TCP through the relay meanwhile: mean and worst 100 ms.
     pub(crate) tcp_gbit_per_second: Option<f64>,
     pub(crate) tcp_worst_100ms_gbit_per_second: Option<f64>,
-    /// From the kill until the next control plane had taken over.
+    /// From the kill until the new control plane has attached.
     pub(crate) reattached_after_millis: f64,
-    /// Handshakes that the relay made because of it.
+    /// Handshakes of the relay caused by the kill.
     pub(crate) handshakes_caused: u64,
 }
 
-/// Measures everything that this lab can.
+/// Runs all measurements that this lab supports.
 pub(crate) fn all(lab: &Lab, budget: Duration, progress: &mut Progress) -> anyhow::Result<Results> {
     let status = lab.relay.status()?;
-    let peers: Vec<hyphae_rpc::method::Peer> =
-        lab.relay.client.call("getPeers", serde_json::json!({}))?;
+    let peers = lab.relay.client.get_peers()?;
     progress.step("round trips");
     let probe_rtt_micros = probes(lab, 200)?;
     let mut results = Results {
@@ -108,7 +107,7 @@ pub(crate) fn all(lab: &Lab, budget: Duration, progress: &mut Progress) -> anyho
             handshakes_caused: 0,
         },
     };
-    // Four TCP runs, one of small packets, one with the kill.
+    // Four TCP runs, one of small packets, one with the kill of the control plane.
     let slice = budget / 6;
     if lab.namespaces.is_some() {
         results.udp_rtt_micros = Some(generator::udp_round_trips(lab, 2000)?);
@@ -184,7 +183,7 @@ fn dataplane_cpu(node: &LabNode) -> anyhow::Result<Duration> {
         .map(|plane| plane.pid)
         .context("a dataplane")?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Fields after the name, which may hold spaces: user and system time are the 12th and 13th.
+    // proc_pid_stat(5): utime and stime are fields 14 and 15; the name, field 2, may contain spaces.
     let fields: Vec<&str> = stat
         .rsplit(')')
         .next()
@@ -223,7 +222,7 @@ fn control_plane_kill(lab: &Lab, time: Duration) -> anyhow::Result<ControlPlaneK
         }
         anyhow::ensure!(
             killed.elapsed() < ATTACH_TIMEOUT,
-            "no control plane came back"
+            "the control plane was not restarted"
         );
         std::thread::sleep(Duration::from_millis(2));
     };
@@ -242,13 +241,11 @@ fn control_plane_kill(lab: &Lab, time: Duration) -> anyhow::Result<ControlPlaneK
     })
 }
 
-/// Handshakes that client and server have finished with the relay: the relay's own count starts
-/// over with its control plane, theirs does not.
+/// Handshakes that client and server completed with the relay. The relay's own counter is reset with its control plane.
 fn handshakes(lab: &Lab) -> anyhow::Result<u64> {
     let mut sum = 0;
     for node in [&lab.client, &lab.server] {
-        let peers: Vec<hyphae_rpc::method::Peer> =
-            node.client.call("getPeers", serde_json::json!({}))?;
+        let peers = node.client.get_peers()?;
         sum += peers.iter().map(|peer| peer.handshakes).sum::<u64>();
     }
     Ok(sum)

@@ -1,4 +1,4 @@
-//! A network namespace, held by a thread that lives in it.
+//! A network namespace, held by a thread inside it.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,7 +9,7 @@ use rtnetlink::{LinkUnspec, LinkVeth, new_connection};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// An anonymous network namespace. It vanishes when this is dropped and its processes have ended.
+/// An anonymous network namespace. The kernel removes it when this is dropped and its processes have ended.
 #[derive(Debug)]
 pub struct Namespace {
     jobs: mpsc::Sender<Job>,
@@ -17,7 +17,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace with loopback up.
+    /// Creates a namespace with loopback up.
     ///
     /// # Errors
     /// Without CAP_SYS_ADMIN.
@@ -30,13 +30,13 @@ impl Namespace {
                 let fd = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
                     .map_err(std::io::Error::from)
                     .and_then(|()| std::fs::File::open("/proc/thread-self/ns/net"));
-                // Nobody waits any more if the maker has gone.
+                // The receiver waits below.
                 let _ = made.send(fd.map(OwnedFd::from));
                 todo.into_iter().for_each(|job| job());
             })?;
         let fd = result
             .recv()?
-            .context("making a network namespace (needs root)")?;
+            .context("creating a network namespace (needs root)")?;
         let namespace = Self { jobs, fd };
         namespace.netlink(|handle| async move {
             let index = index_of("lo")?;
@@ -49,7 +49,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Runs something inside, and waits for it. What it starts (processes, threads) is inside too.
+    /// Runs a function inside the namespace and waits for it. Processes and threads that it starts are inside, too.
     ///
     /// # Errors
     /// When the namespace's thread has ended.
@@ -59,7 +59,7 @@ impl Namespace {
     ) -> anyhow::Result<T> {
         let (done, result) = mpsc::channel();
         let job = Box::new(move || {
-            // The caller waits below.
+            // The receiver waits below.
             let _ = done.send(job());
         });
         self.jobs
@@ -68,7 +68,7 @@ impl Namespace {
         result.recv().context("a job in the namespace has panicked")
     }
 
-    /// Joins two namespaces by a pair of devices, up, with these addresses.
+    /// Connects two namespaces by a veth pair with these addresses, up.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -80,15 +80,15 @@ impl Namespace {
         other_name: &str,
         other_address: (IpAddr, u8),
     ) -> anyhow::Result<()> {
-        let (there, target) = (other_name.to_owned(), other.fd.as_fd().as_raw_fd());
-        let here = name.to_owned();
+        let (remote, target) = (other_name.to_owned(), other.fd.as_fd().as_raw_fd());
+        let local = name.to_owned();
         self.netlink(move |handle| async move {
             handle
                 .link()
-                .add(LinkVeth::new(&here, &there).build())
+                .add(LinkVeth::new(&local, &remote).build())
                 .execute()
                 .await?;
-            let peer = index_of(&there)?;
+            let peer = index_of(&remote)?;
             let moved = LinkUnspec::new_with_index(peer).setns_by_fd(target).build();
             Ok(handle.link().set(moved).execute().await?)
         })?;
@@ -96,10 +96,10 @@ impl Namespace {
         other.set_up(other_name, other_address)
     }
 
-    /// Sets what a device carries.
+    /// Sets the MTU of a device.
     ///
     /// # Errors
-    /// When there is no such device, or it cannot carry that.
+    /// When the device does not exist or does not support the MTU.
     pub fn set_mtu(&self, name: &str, bytes: u32) -> anyhow::Result<()> {
         let name = name.to_owned();
         self.netlink(move |handle| async move {

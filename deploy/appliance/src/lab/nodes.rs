@@ -9,32 +9,31 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use hyphae_controlplane::state;
 use hyphae_rpc::Client;
-use hyphae_rpc::method::{PingParams, Pong, Status};
+use hyphae_rpc::method::{PingParams, Status};
 use hyphae_wire::PublicKey;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
 use tempfile::TempDir;
 
 use super::Namespace;
 use crate::cli;
 
-/// What all nodes of a lab have in common.
+/// Settings of all nodes of a lab.
 #[derive(Clone, Debug, Default)]
 pub struct Spec {
     /// `--driver` of every node.
     pub driver: Option<String>,
     /// `--suite` of every node.
     pub suite: Option<String>,
-    /// `--mtu` of every node; links carry such packets.
+    /// `--mtu` of every node; links are sized to match.
     pub mtu: Option<u16>,
     /// `--cores` of client, relay and server.
     pub cores: [Option<String>; 3],
     /// Configuration file of every node.
     pub config: Option<PathBuf>,
-    /// The `hyphae` binary; this program unless named.
+    /// The `hyphae` binary [default: this program].
     pub program: Option<PathBuf>,
-    /// The relay is configured with both ends as peers, and they with none.
+    /// The relay dials the ends instead of the ends dialling the relay.
     pub relay_dials: bool,
 }
 
@@ -75,11 +74,11 @@ pub(super) fn directory_in_use() -> Option<&'static Path> {
     DIRECTORY.get().map(PathBuf::as_path)
 }
 
-/// How long a node may take to start, or to answer, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for a node to start or to answer, on a loaded machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
 const NAMES: [&str; 3] = ["client", "relay", "server"];
 const PORT: u16 = 9670;
-/// What a packet of the overlay gets in front and behind on a link: its frame, UDP and IPv6.
+/// Overhead of a packet of the overlay on a link, bytes: frame, UDP and IPv6 headers.
 const LINK_OVERHEAD: u32 = 152;
 const RELAY_TO_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
@@ -87,8 +86,8 @@ const RELAY_TO_SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 2, 2);
 
 impl Lab {
-    /// Three namespaces in a row, the relay in the middle, a TUN device in each. The addresses are
-    /// of the range reserved for benchmarks (RFC 2544).
+    /// Three namespaces in a line, the relay in the middle, each with a TUN device. Addresses are from the range
+    /// reserved for benchmarks (RFC 2544).
     ///
     /// # Errors
     /// Without root, or when a node does not start.
@@ -146,7 +145,7 @@ impl Lab {
         ends_at: [String; 2],
     ) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("hyphae-lab-").tempdir()?;
-        // The first lab of the process; the command makes only one.
+        // Keeps the first lab of the process; the command creates only one.
         let _ = DIRECTORY.set(directory.path().to_owned());
         let mut keys = Vec::new();
         for name in NAMES {
@@ -203,7 +202,7 @@ impl Lab {
     /// Waits until client and server reach each other through the relay.
     ///
     /// # Errors
-    /// When they do not in time.
+    /// When the timeout expires first.
     pub fn wait_until_connected(&self, timeout: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + timeout;
         for (from, to) in [(&self.client, &self.server), (&self.server, &self.client)] {
@@ -236,13 +235,13 @@ impl Spec {
         .map(str::to_owned)
         .into();
         let last = std::thread::available_parallelism().map_or(0, |n| n.get() - 1);
-        // The ends share what the relay leaves: the scheduler knows best.
-        let usual = if n == 1 {
+        // The relay gets the last core; the scheduler places the ends.
+        let default = if n == 1 {
             last.to_string()
         } else {
             "any:1".to_owned()
         };
-        let cores = self.cores[n].clone().unwrap_or(usual);
+        let cores = self.cores[n].clone().unwrap_or(default);
         for (flag, value) in [
             ("--cores", Some(cores)),
             ("--driver", self.driver.clone()),
@@ -306,7 +305,7 @@ impl LabNode {
     ) -> anyhow::Result<Self> {
         let sockets = directory.join("run");
         let supervisor = spawn(name, &program, &line, &directory, namespace)?;
-        let client = Client::new(sockets.join("rpc.sock")).with_timeout(PATIENCE);
+        let client = Client::new(sockets.join("rpc.sock")).with_timeout(TIMEOUT);
         let mut node = Self {
             name,
             key,
@@ -316,7 +315,7 @@ impl LabNode {
             line,
             supervisor,
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while node.status().is_err() {
             if let Some(status) = node.supervisor.try_wait()? {
                 bail!("the {name} ended with {status}: {}", node.log());
@@ -339,7 +338,7 @@ impl LabNode {
         )
     }
 
-    /// Kills the supervisor and both planes on the spot, as a machine that loses its power would.
+    /// Kills the supervisor and both planes, as a loss of power would.
     ///
     /// # Errors
     /// When it is not running.
@@ -348,7 +347,7 @@ impl LabNode {
         let plane = status.dataplane.map(|plane| plane.pid);
         self.kill(self.supervisor.id())?;
         for pid in plane.into_iter().chain([status.pid]) {
-            // The kernel kills both when their supervisor dies, perhaps before this does.
+            // The parent-death signal may have killed it already.
             let _ = self.kill(pid);
         }
         self.supervisor.wait()?;
@@ -360,14 +359,14 @@ impl LabNode {
         self.key.address().ip()
     }
 
-    /// What it says of itself; an error while its planes are not joined.
+    /// Its status.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// When it does not answer, or its control plane is not attached.
     pub fn status(&self) -> anyhow::Result<Status> {
-        let status: Status = self.client.call("node.status", json!({}))?;
+        let status = self.client.node_status()?;
         if status.dataplane.is_none() {
-            bail!("the {}'s planes are not joined", self.name);
+            bail!("the control plane of the {} is not attached", self.name);
         }
         Ok(status)
     }
@@ -375,42 +374,42 @@ impl LabNode {
     /// Round trip of a probe to another node.
     ///
     /// # Errors
-    /// When there is no answer in time.
+    /// When no answer arrives in time.
     pub fn ping(&self, address: Ipv6Addr, timeout: Duration) -> anyhow::Result<Duration> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let params = PingParams {
             address: address.to_string(),
             timeout_ms,
         };
-        let pong: Pong = self.client.call("node.ping", params)?;
+        let pong = self.client.node_ping(params)?;
         Ok(Duration::from_micros(pong.rtt_micros))
     }
 
-    /// Directory of its state; `run` inside holds its sockets.
+    /// Its state directory; `run` inside is its socket directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// What it has logged.
+    /// Its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// Kills one of its processes on the spot.
+    /// Sends SIGKILL to one of its processes.
     ///
     /// # Errors
-    /// When there is no such process.
+    /// When the process does not exist.
     pub fn kill(&self, pid: u32) -> anyhow::Result<()> {
         Ok(kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?)
     }
 
-    /// Stops it as an operator would; returns whether it ended cleanly.
+    /// Stops it with SIGTERM; returns whether it ended with success.
     ///
     /// # Errors
-    /// When it cannot be waited for.
+    /// When waiting fails.
     pub fn stop(&mut self) -> anyhow::Result<bool> {
         let pid = Pid::from_raw(i32::try_from(self.supervisor.id())?);
-        // It may have ended just now.
+        // It may have ended already.
         let _ = kill(pid, Signal::SIGTERM);
         Ok(self.supervisor.wait()?.success())
     }
@@ -418,7 +417,7 @@ impl LabNode {
 
 impl Drop for LabNode {
     fn drop(&mut self) {
-        // Nobody is there to tell if it does not stop; the kernel ends it with this process.
+        // Best effort: the kernel ends it with this process.
         let _ = self.stop();
     }
 }

@@ -1,4 +1,4 @@
-//! Progress while the lab works, and its results.
+//! Progress and results of the lab.
 
 use std::io::IsTerminal;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use super::Lab;
 use super::measure::{Percentiles, Results};
 use crate::cli;
 
-/// Says what is being done: one live line on a terminal, plain lines elsewhere, on standard error.
+/// Progress on standard error: one live line on a terminal, plain lines elsewhere.
 pub(crate) struct Progress {
     live: bool,
     quiet: bool,
@@ -48,7 +48,7 @@ impl Progress {
     }
 }
 
-/// Says how to enter the lab.
+/// Prints how to enter the lab.
 pub(crate) fn hold(lab: &Lab, json: bool) -> anyhow::Result<()> {
     let nodes = [&lab.client, &lab.relay, &lab.server];
     if json {
@@ -70,7 +70,7 @@ pub(crate) fn hold(lab: &Lab, json: bool) -> anyhow::Result<()> {
             node.directory().join("run").display()
         ))?;
     }
-    cli::line("enter one with: nsenter --net=/proc/PID/ns/net; Ctrl-C ends the lab")?;
+    cli::line("enter a namespace with: nsenter --net=/proc/PID/ns/net; Ctrl-C ends the lab")?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
-//! One plane: the process that runs it, and its restarts.
+//! One plane: its process and its restarts.
 //!
-//! A plane that ends is started again for as long as it takes: at once the first time, then with a delay that
-//! doubles up to [`DELAY_MAX`]. The other plane is not touched. A start that fails counts as a plane that ended.
+//! A plane that ends is restarted without a limit: immediately the first time, then after a delay that doubles up to
+//! [`DELAY_MAX`]. The other plane is not affected. A failed start counts as an end of the plane.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
@@ -13,46 +13,46 @@ use nix::unistd::Pid;
 
 use crate::cli;
 
-/// Delay of the second restart in a row.
+/// Delay of the second consecutive restart.
 const DELAY_MIN: Duration = Duration::from_millis(100);
 /// Longest delay.
 const DELAY_MAX: Duration = Duration::from_secs(30);
-/// A plane that ran this long is no failed start: its next restart is the first of a row.
+/// Run time after which the count of consecutive restarts is reset.
 const STABLE: Duration = DELAY_MAX;
-/// How long a plane may take to stop before it is killed.
+/// Time limit for a plane to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// One plane: the process that runs it now, or when it is started again.
+/// One plane: its running process, or the time of its next start.
 pub(super) struct Plane {
     pub(super) name: &'static str,
     line: Vec<String>,
-    /// Where it sends notifications.
+    /// Variables of the notification socket.
     environment: Vec<(&'static str, String)>,
     child: Option<Child>,
     started: Instant,
-    /// When it is started again; `None` while it runs.
+    /// Time of the next start; `None` while it runs.
     due: Option<Instant>,
-    /// How it ended the last time, and the delay before the start after that.
+    /// Its last exit status, and the delay of the restart after that.
     ended: Option<(String, Duration)>,
     restarts: Restarts,
 }
 
-/// Restarts so far, and the delay before the next one.
+/// Counts restarts and computes their delays.
 #[derive(Default)]
 struct Restarts {
-    in_a_row: u32,
+    consecutive: u32,
     total: u64,
 }
 
 impl Restarts {
-    /// Counts one, and gives its delay. `ran`: how long the plane worked.
+    /// Counts a restart and returns its delay. `ran`: run time of the plane.
     fn next(&mut self, ran: Duration) -> Duration {
         if ran >= STABLE {
-            self.in_a_row = 0;
+            self.consecutive = 0;
         }
         self.total += 1;
-        self.in_a_row += 1;
-        match self.in_a_row {
+        self.consecutive += 1;
+        match self.consecutive {
             1 => Duration::ZERO,
             n => DELAY_MIN
                 .saturating_mul(2u32.saturating_pow(n - 2))
@@ -88,7 +88,7 @@ impl Plane {
         if self.restarts.total > 0 {
             command.env(cli::RESTARTED, self.restarts.total.to_string());
         }
-        // The node is one service: its manager is told by this process, and the planes tell this process.
+        // The node is one service: only the supervisor notifies the service manager.
         for variable in hyphae_notify::VARIABLES {
             command.env_remove(variable);
         }
@@ -105,7 +105,7 @@ impl Plane {
         Ok(())
     }
 
-    /// The exit status, once, if the process has ended.
+    /// The exit status if the process has ended; returned once.
     pub(super) fn take_exit(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         let Some(child) = &mut self.child else {
             return Ok(None);
@@ -117,7 +117,7 @@ impl Plane {
         Ok(status)
     }
 
-    /// Plans the next start of a plane that does not run.
+    /// Schedules the restart of a plane that has ended.
     pub(super) fn schedule(&mut self, now: Instant, ended: String) {
         let delay = self.restarts.next(now - self.started);
         tracing::error!(
@@ -125,18 +125,18 @@ impl Plane {
             ended,
             restarts = self.restarts.total,
             delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-            "plane ended; starting it again"
+            "plane ended; restarting it"
         );
         self.ended = Some((ended, delay));
         self.due = Some(now + delay);
     }
 
-    /// Starts it again when it is time for that; true when it did.
-    pub(super) fn start_again(&mut self, now: Instant) -> bool {
+    /// Restarts the plane if its delay has passed; returns whether it did.
+    pub(super) fn restart_if_due(&mut self, now: Instant) -> bool {
         if self.due.is_none_or(|due| due > now) {
             return false;
         }
-        // For the rest of the row, an attempt that fails is a plane that worked for no time.
+        // A failed attempt counts as a run of no time.
         self.started = now;
         match self.spawn() {
             Ok(()) => true,
@@ -147,18 +147,18 @@ impl Plane {
         }
     }
 
-    /// When it is started again.
+    /// Time of the next start.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// How long it has been running.
+    /// Time since its last start.
     pub(super) fn age(&self, now: Instant) -> Duration {
         now - self.started
     }
 
-    /// In one line, why it does not run.
-    pub(super) fn absence(&self) -> Option<String> {
+    /// Why it does not run, in one line; `None` while it runs.
+    pub(super) fn down_reason(&self) -> Option<String> {
         self.due?;
         let (ended, delay) = self.ended.as_ref()?;
         let (name, restarts, delay) = (self.name, self.restarts.total, delay.as_secs_f64());
@@ -167,34 +167,34 @@ impl Plane {
         ))
     }
 
-    /// How it ended the last time.
+    /// Its last exit status, as an error message.
     pub(super) fn last_end(&self) -> Option<String> {
         let (ended, _) = self.ended.as_ref()?;
         Some(format!("the {} ended ({ended})", self.name))
     }
 
-    /// Process number, while it runs.
+    /// Its process number while it runs.
     pub(super) fn pid(&self) -> Option<i32> {
         let child = self.child.as_ref()?;
         i32::try_from(child.id()).ok()
     }
 
-    /// Lets it read its configuration again.
+    /// Sends SIGHUP: the plane reloads its configuration.
     pub(super) fn reload(&self) {
         if let Some(pid) = self.pid() {
-            // One that has ended just now reads it when it starts again.
+            // A plane that has just ended reads it when it restarts.
             let _ = kill(Pid::from_raw(pid), Signal::SIGHUP);
         }
     }
 
-    /// Ends it; it is not started again.
+    /// Stops it for good.
     pub(super) fn stop(&mut self) -> anyhow::Result<()> {
         self.due = None;
         let Some(child) = &mut self.child else {
             return Ok(());
         };
         let pid = Pid::from_raw(i32::try_from(child.id()).context("process number")?);
-        // It may have ended just now; then there is nothing to signal.
+        // It may have ended already.
         let _ = kill(pid, Signal::SIGTERM);
         let deadline = Instant::now() + STOP_TIMEOUT;
         while Instant::now() < deadline {
@@ -217,7 +217,7 @@ impl Plane {
     }
 }
 
-/// Whether a plane ended because the whole node is to end.
+/// Whether a plane ended because the node was asked to stop.
 pub(super) fn is_shutdown(status: ExitStatus) -> bool {
     status.code() == Some(cli::SHUT_DOWN.into())
 }
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn restarts_go_on_with_a_delay_that_doubles_up_to_half_a_minute() {
+    fn restart_delay_doubles_up_to_30_seconds_without_a_limit_of_restarts() {
         let mut restarts = Restarts::default();
         let crash = Duration::from_millis(10);
         let delays: Vec<_> = (0..100).map(|_| restarts.next(crash)).collect();
@@ -235,14 +235,14 @@ mod tests {
         assert_eq!(millis, [0, 100, 200, 400, 800, 1600]);
         assert!(delays.windows(2).all(|pair| pair[0] <= pair[1]));
         assert!(delays[12..].iter().all(|delay| *delay == DELAY_MAX));
-        // What ran for a while starts at once again; the count goes on.
+        // After a stable run the delay is reset; the total is not.
         assert_eq!(restarts.next(STABLE), Duration::ZERO);
         assert_eq!((restarts.next(crash), restarts.total), (DELAY_MIN, 102));
     }
 
     #[test]
-    fn a_start_that_fails_is_an_attempt() {
-        // The program cannot be started with a line that has a NUL in it.
+    fn a_failed_start_counts_as_a_restart() {
+        // execve fails with a NUL in an argument.
         let mut plane = Plane {
             name: "dataplane",
             line: vec!["\0".to_owned()],
@@ -257,14 +257,17 @@ mod tests {
         plane.schedule(now, "signal: 11".to_owned());
         for restarts in 2..20 {
             now = now.max(plane.due().unwrap());
-            assert!(!plane.start_again(now));
+            assert!(!plane.restart_if_due(now));
             assert_eq!(plane.restarts.total, restarts);
         }
         assert!(plane.due().unwrap() - now == DELAY_MAX);
-        let absence = plane.absence().unwrap();
-        assert!(absence.contains("starting the dataplane"), "{absence}");
-        assert!(absence.contains("restart 19 after 30.0 s"), "{absence}");
-        assert!(!plane.start_again(now), "not before it is time");
+        let reason = plane.down_reason().unwrap();
+        assert!(reason.contains("starting the dataplane"), "{reason}");
+        assert!(reason.contains("restart 19 after 30.0 s"), "{reason}");
+        assert!(
+            !plane.restart_if_due(now),
+            "not before its delay has passed"
+        );
         plane.stop().unwrap();
         assert!(plane.due().is_none());
     }

@@ -1,8 +1,8 @@
-//! What SIGHUP means to this process.
+//! The two meanings of SIGHUP.
 //!
-//! A service manager and an administrator mean "read the configuration again". A terminal that goes away means
-//! "end": the kernel tells its processes so, and shells tell their jobs. Both are told apart by whether the terminal
-//! that the node was started on is still there.
+//! From a service manager or an administrator it means "reload". When a terminal hangs up, the kernel sends it to the
+//! processes of the terminal, and shells to their jobs, and it means "stop". The state of the controlling terminal
+//! distinguishes the two.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,18 +11,16 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
-/// A shell that ends tells its jobs before its terminal goes away.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Time for the terminal to hang up after SIGHUP: a shell signals its jobs before it exits.
+const HANGUP_GRACE: Duration = Duration::from_secs(1);
 
-/// The terminal that this process belongs to and must not outlive, if there is one.
+/// The controlling terminal, which the process must not outlive; none for services.
 pub(super) struct Terminal(Option<File>);
 
 impl Terminal {
-    /// The controlling terminal; none for a service, and for who was started by `nohup`.
+    /// The controlling terminal; none for a service, and none where SIGHUP is ignored (`nohup`).
     pub(super) fn of_this_process() -> Self {
-        let signals = super::status_bits("SigIgn:").unwrap_or(0);
-        // Bit 0 is signal 1.
-        if signals & 1 == 1 {
+        if sighup_is_ignored() {
             return Self(None);
         }
         let flags = OFlags::NOCTTY | OFlags::NONBLOCK;
@@ -34,16 +32,25 @@ impl Terminal {
         Self(file.ok())
     }
 
-    /// Whether it is gone, or goes within a moment.
-    pub(super) fn is_gone(&self) -> bool {
+    /// Whether it has hung up, or does so within [`HANGUP_GRACE`].
+    pub(super) fn is_hung_up(&self) -> bool {
         let Some(file) = &self.0 else {
             return false;
         };
-        let Ok(moment) = Timespec::try_from(FAREWELL) else {
+        let Ok(grace) = Timespec::try_from(HANGUP_GRACE) else {
             return false;
         };
-        // A hang-up is reported without being asked for; nothing else is wanted.
+        // POLLHUP is always reported; no other event is requested.
         let mut at = [PollFd::new(file, PollFlags::empty())];
-        poll(&mut at, Some(&moment)).is_ok_and(|ready| ready > 0)
+        poll(&mut at, Some(&grace)).is_ok_and(|ready| ready > 0)
     }
+}
+
+/// Reads the set of ignored signals, proc_pid_status(5); sigaction(2) has no safe wrapper that only reads.
+fn sighup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let set = set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    // Bit 0 is signal 1, SIGHUP.
+    set.is_some_and(|set| set & 1 == 1)
 }

@@ -1,4 +1,4 @@
-//! Generators and sinks: threads with sockets inside the namespaces of the ends.
+//! Generators and sinks: threads with sockets inside the namespaces of client and server.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
@@ -12,13 +12,13 @@ use anyhow::{Context, anyhow};
 use super::{Messages, Percentiles, SmallPackets, percentiles};
 use crate::lab::{Lab, Namespace};
 
-/// Payload of a small packet.
+/// Payload of a small packet, bytes.
 const SMALL: usize = 64;
 /// Bytes of one write of a TCP generator.
 const CHUNK: usize = 128 * 1024;
-/// Probes per second while the control plane dies.
+/// Interval of probes during the kill of the control plane.
 const PACE: Duration = Duration::from_micros(500);
-/// Calls in flight of the message generator.
+/// Concurrent calls of the message generator.
 const MESSAGES_IN_FLIGHT: usize = 8;
 
 fn ends(lab: &Lab) -> anyhow::Result<(&Namespace, &Namespace)> {
@@ -35,20 +35,20 @@ fn udp(namespace: &Namespace, address: Ipv6Addr) -> anyhow::Result<UdpSocket> {
 /// Round trips of single small packets between the hosts.
 pub(super) fn udp_round_trips(lab: &Lab, count: usize) -> anyhow::Result<Percentiles> {
     let (client, server) = ends(lab)?;
-    let (here, there) = (
+    let (local, remote) = (
         udp(client, lab.client.address())?,
         udp(server, lab.server.address())?,
     );
-    let to = there.local_addr()?;
+    let to = remote.local_addr()?;
     let stop = Arc::new(AtomicBool::new(false));
     let echo = {
         let stop = Arc::clone(&stop);
         std::thread::spawn(move || {
             let mut packet = [0; 2048];
             while !stop.load(Ordering::Relaxed) {
-                if let Ok((len, from)) = there.recv_from(&mut packet) {
-                    // A reply that cannot be sent is a lost sample, not an error.
-                    let _ = there.send_to(&packet[..len], from);
+                if let Ok((len, from)) = remote.recv_from(&mut packet) {
+                    // A reply that cannot be sent counts as a lost sample.
+                    let _ = remote.send_to(&packet[..len], from);
                 }
             }
         })
@@ -58,9 +58,9 @@ pub(super) fn udp_round_trips(lab: &Lab, count: usize) -> anyhow::Result<Percent
     for n in 0..count {
         packet[..8].copy_from_slice(&(n as u64).to_le_bytes());
         let sent = Instant::now();
-        here.send_to(&packet, to)?;
+        local.send_to(&packet, to)?;
         let mut answer = [0; SMALL];
-        if here.recv(&mut answer).is_ok() && answer == packet {
+        if local.recv(&mut answer).is_ok() && answer == packet {
             samples.push(u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX));
         }
     }
@@ -70,14 +70,14 @@ pub(super) fn udp_round_trips(lab: &Lab, count: usize) -> anyhow::Result<Percent
     Ok(percentiles(samples))
 }
 
-/// Small packets as fast as one sender can.
+/// Small packets at the rate of one unpaced sender.
 pub(super) fn small_packets(lab: &Lab, time: Duration) -> anyhow::Result<SmallPackets> {
     let (client, server) = ends(lab)?;
-    let (here, there) = (
+    let (local, remote) = (
         udp(client, lab.client.address())?,
         udp(server, lab.server.address())?,
     );
-    here.connect(there.local_addr()?)?;
+    local.connect(remote.local_addr()?)?;
     let received = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let sink = {
@@ -85,7 +85,7 @@ pub(super) fn small_packets(lab: &Lab, time: Duration) -> anyhow::Result<SmallPa
         std::thread::spawn(move || {
             let mut packet = [0; 2048];
             loop {
-                match there.recv(&mut packet) {
+                match remote.recv(&mut packet) {
                     Ok(_) => drop(received.fetch_add(1, Ordering::Relaxed)),
                     Err(_) if stop.load(Ordering::Relaxed) => return,
                     Err(_) => {}
@@ -96,8 +96,8 @@ pub(super) fn small_packets(lab: &Lab, time: Duration) -> anyhow::Result<SmallPa
     let (started, mut sent) = (Instant::now(), 0u64);
     while started.elapsed() < time {
         for _ in 0..64 {
-            // A full queue of the device is part of what is measured.
-            sent += u64::from(here.send(&[0; SMALL]).is_ok());
+            // A full device queue is part of the measurement.
+            sent += u64::from(local.send(&[0; SMALL]).is_ok());
         }
     }
     let took = started.elapsed().as_secs_f64();
@@ -113,7 +113,7 @@ pub(super) fn small_packets(lab: &Lab, time: Duration) -> anyhow::Result<SmallPa
     })
 }
 
-/// Probes of the nodes themselves, several in flight: the load of a lab without TUN devices.
+/// Concurrent probes of the nodes: the load of a lab without TUN devices.
 pub(super) fn messages(lab: &Lab, time: Duration) -> anyhow::Result<Messages> {
     let (answered, lost) = (AtomicU64::new(0), AtomicU64::new(0));
     let started = Instant::now();
@@ -175,9 +175,9 @@ impl Transfer {
         })
     }
 
-    /// Lets it run; returns what was received, and in what time.
+    /// Runs for `time`; returns the bytes received and the time that they took.
     pub(super) fn run(self, time: Duration) -> anyhow::Result<(u64, Duration)> {
-        // Slow start is not what is measured.
+        // Exclude slow start.
         std::thread::sleep(time / 5);
         let (before, started) = (self.received.load(Ordering::Relaxed), Instant::now());
         std::thread::sleep(time * 4 / 5);
@@ -187,11 +187,11 @@ impl Transfer {
         Ok((bytes, took))
     }
 
-    /// Watches it in the background, 100 ms at a time.
-    pub(super) fn spawn(self) -> Watched {
+    /// Samples the throughput in the background, every 100 ms.
+    pub(super) fn spawn(self) -> Sampled {
         let done = Arc::new(AtomicBool::new(false));
         let (flag, received) = (Arc::clone(&done), Arc::clone(&self.received));
-        let watcher = std::thread::spawn(move || {
+        let sampler = std::thread::spawn(move || {
             let mut windows = Vec::new();
             let mut last = (received.load(Ordering::Relaxed), Instant::now());
             while !flag.load(Ordering::Relaxed) {
@@ -203,10 +203,10 @@ impl Transfer {
             }
             windows
         });
-        Watched {
+        Sampled {
             transfer: self,
             done,
-            watcher,
+            sampler,
         }
     }
 
@@ -221,30 +221,30 @@ impl Transfer {
     }
 }
 
-/// A transfer that is watched.
-pub(super) struct Watched {
+/// A transfer whose throughput is sampled.
+pub(super) struct Sampled {
     transfer: Transfer,
     done: Arc<AtomicBool>,
-    watcher: JoinHandle<Vec<f64>>,
+    sampler: JoinHandle<Vec<f64>>,
 }
 
-/// Gbit/s of a watched transfer.
-pub(super) struct Windows {
+/// Gbit/s of a sampled transfer.
+pub(super) struct Throughput {
     pub(super) mean: f64,
     pub(super) worst: f64,
 }
 
-impl Watched {
-    pub(super) fn stop(self) -> anyhow::Result<Windows> {
+impl Sampled {
+    pub(super) fn stop(self) -> anyhow::Result<Throughput> {
         self.done.store(true, Ordering::Relaxed);
         let windows = self
-            .watcher
+            .sampler
             .join()
-            .map_err(|_| anyhow!("the watcher has panicked"))?;
+            .map_err(|_| anyhow!("the sampler has panicked"))?;
         self.transfer.end()?;
-        // The first windows hold slow start.
+        // Exclude slow start.
         let steady = windows.get(3..).unwrap_or_default();
-        Ok(Windows {
+        Ok(Throughput {
             mean: steady.iter().sum::<f64>() / steady.len().max(1) as f64,
             worst: steady.iter().copied().fold(f64::INFINITY, f64::min),
         })
@@ -272,7 +272,7 @@ fn receive(mut stream: TcpStream, received: &AtomicU64) {
     }
 }
 
-/// A paced stream of numbered packets (or probes, without TUN devices).
+/// A paced stream of packets; of probes without TUN devices.
 pub(super) struct Paced {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<u64>,
@@ -280,11 +280,11 @@ pub(super) struct Paced {
     answered: Arc<AtomicU64>,
 }
 
-/// What became of a paced stream.
+/// Result of a paced stream.
 pub(super) struct PacedResult {
     pub(super) sent: u64,
     pub(super) received: u64,
-    /// Not known for probes, which are answered one after the other.
+    /// Not measured for probes, which run one at a time.
     pub(super) longest_gap: Option<Duration>,
 }
 
@@ -296,16 +296,16 @@ impl Paced {
             return Ok(Self::of_probes(lab, stop, answered));
         }
         let (client, server) = ends(lab)?;
-        let (here, there) = (
+        let (local, remote) = (
             udp(client, lab.client.address())?,
             udp(server, lab.server.address())?,
         );
-        here.connect(there.local_addr()?)?;
+        local.connect(remote.local_addr()?)?;
         let ended = Arc::clone(&stop);
         let sender = std::thread::spawn(move || {
             let (mut sent, mut next) = (0, Instant::now());
             while !ended.load(Ordering::Relaxed) {
-                sent += u64::from(here.send(&[0; SMALL]).is_ok());
+                sent += u64::from(local.send(&[0; SMALL]).is_ok());
                 next += PACE;
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
             }
@@ -316,7 +316,7 @@ impl Paced {
             let (mut received, mut gap, mut last) = (0, Duration::ZERO, None::<Instant>);
             let mut packet = [0; 2048];
             loop {
-                match there.recv(&mut packet) {
+                match remote.recv(&mut packet) {
                     Ok(_) => {
                         received += 1;
                         gap = gap.max(last.map_or(Duration::ZERO, |at| at.elapsed()));
@@ -346,7 +346,7 @@ impl Paced {
                     timeout_ms: 500,
                 };
                 sent += 1;
-                let pong = client.call::<hyphae_rpc::method::Pong>("node.ping", params);
+                let pong = client.node_ping(params);
                 counter.fetch_add(u64::from(pong.is_ok()), Ordering::Relaxed);
             }
             sent
