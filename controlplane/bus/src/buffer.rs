@@ -1,7 +1,6 @@
-//! Memory for payloads. That of long ones is mapped by itself and asked for in large pages: of pages of 4 KiB a
-//! message of 64 MiB takes 16,384, and to get each of them costs more than to copy what it holds. What one payload has
-//! left is kept for the next one for a while, because the kernel makes new memory zero first, and a host that lends it
-//! to a virtual machine may have to find it.
+//! Buffers for payloads. Long payloads use mappings of their own in huge pages: 64 MiB are 16,384 pages of 4 KiB, and
+//! faulting in a page costs more than copying its content. Freed mappings are pooled, because the kernel zeroes new
+//! memory, and the host of a virtual machine may have to reclaim it first.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,64 +8,64 @@ use bytes::Bytes;
 use hyphae_wire::message::MESSAGE_MAX;
 use memmap2::MmapMut;
 
-/// Bytes from which on a payload lies in memory of its own: two large pages of most machines.
+/// Shortest payload in a mapping of its own: two huge pages of most machines.
 const MAPPED_MIN: usize = 4 << 20;
-/// So much of it has to have come before: what is announced costs nothing.
+/// Bytes received before a mapping is allocated: announcing a length costs nothing.
 const MAPPED_AFTER: usize = 1 << 20;
-/// Bytes that are kept: two of the longest payloads.
-const KEPT_MAX: usize = 2 * MESSAGE_MAX;
-/// Memory may be longer than the payload that gets it, by one of so many parts of that: budgets count payloads.
-const LONGER_PART: usize = 8;
+/// Bytes of idle mappings: two of the longest payloads.
+const IDLE_MAX: usize = 2 * MESSAGE_MAX;
+/// A reused mapping exceeds its payload by at most this part of it, because budgets count payloads.
+const EXCESS_PART: usize = 8;
 
-/// Memory that payloads have left; clones share it.
+/// Pool of idle mappings; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
-    /// With each, whether it was there at the last [`Self::expire`].
-    kept: Arc<Mutex<Vec<(MmapMut, bool)>>>,
+    /// Each with whether it was idle at the last [`Self::expire`].
+    idle: Arc<Mutex<Vec<(MmapMut, bool)>>>,
 }
 
 impl Pool {
-    /// Memory for so many bytes. `None` for few, and where the kernel has none: then the heap says so.
+    /// A mapping for `len` bytes. `None` if `len` is short or the mapping fails; the heap is used then.
     fn take(&self, len: usize) -> Option<MmapMut> {
         if len < MAPPED_MIN {
             return None;
         }
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let fit = len..=len + len / LONGER_PART;
-        // The one that was used last, so that one that is not needed is found to be idle.
-        if let Some(found) = kept.iter().rposition(|(map, _)| fit.contains(&map.len())) {
-            return Some(kept.remove(found).0);
+        let mut pool = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let fit = len..=len + len / EXCESS_PART;
+        // The last used one, so that surplus mappings become idle.
+        if let Some(found) = pool.iter().rposition(|(map, _)| fit.contains(&map.len())) {
+            return Some(pool.remove(found).0);
         }
-        drop(kept);
+        drop(pool);
         let map = MmapMut::map_anon(len).ok()?;
-        // A kernel without large pages has small ones.
+        // Best effort: works without huge pages.
         let _ = map.advise(memmap2::Advice::HugePage);
         Some(map)
     }
 
-    fn give(&self, map: MmapMut) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.iter().map(|(map, _)| map.len()).sum::<usize>() + map.len() <= KEPT_MAX {
-            kept.push((map, false));
+    fn put(&self, map: MmapMut) {
+        let mut pool = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.iter().map(|(map, _)| map.len()).sum::<usize>() + map.len() <= IDLE_MAX {
+            pool.push((map, false));
         }
     }
 
-    /// Gives back to the kernel what nobody has used since the last time.
+    /// Unmaps mappings that were idle since the last call.
     pub fn expire(&self) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle: Vec<_> = kept
+        let mut pool = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle: Vec<_> = pool
             .extract_if(.., |(_, idle)| std::mem::replace(idle, true))
             .collect();
-        // That takes the kernel some time.
-        drop(kept);
+        // Unmapping is slow; not under the lock.
+        drop(pool);
         drop(idle);
     }
 }
 
-/// Mapped memory; it goes back where it is from.
+/// A mapping that returns to its pool when dropped.
 #[derive(Debug)]
 struct Mapped {
-    /// There until it is dropped.
+    /// `Some` until dropped.
     map: Option<MmapMut>,
     pool: Pool,
 }
@@ -90,16 +89,16 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         if let Some(map) = self.map.take() {
-            self.pool.give(map);
+            self.pool.put(map);
         }
     }
 }
 
-/// Bytes that become a payload.
+/// Buffer that becomes a payload.
 #[derive(Debug)]
 pub struct Buffer {
     memory: Memory,
-    /// So many are written.
+    /// Bytes written.
     len: usize,
 }
 
@@ -119,7 +118,7 @@ enum Memory {
 }
 
 impl Buffer {
-    /// So many bytes, all of them to be written: what they are before may be of another payload.
+    /// A buffer of `len` bytes. The caller must write all of them: they may hold bytes of an earlier payload.
     pub fn to_fill(len: usize, pool: &Pool) -> Self {
         let mapped = Mapped::take(pool, len).map(Memory::Mapped);
         let memory = mapped.unwrap_or_else(|| Memory::Heap(vec![0; len]));
@@ -130,7 +129,7 @@ impl Buffer {
         self.len
     }
 
-    /// Adds bytes to a buffer that will have `most` in the end.
+    /// Appends bytes to a buffer whose final length is `most`.
     pub(crate) fn append(&mut self, bytes: &[u8], most: usize, pool: &Pool) {
         let end = self.len + bytes.len();
         if let Memory::Heap(heap) = &self.memory
@@ -144,7 +143,7 @@ impl Buffer {
         match &mut self.memory {
             Memory::Heap(heap) => {
                 if heap.capacity() < end {
-                    // It grows with what has arrived, to no more than the message needs.
+                    // Grows with the received bytes, up to the length of the message.
                     let grown = end.max(2 * self.len).min(most);
                     heap.reserve_exact(grown - self.len);
                 }
@@ -159,7 +158,7 @@ impl Buffer {
         self.len = end;
     }
 
-    /// Bytes of memory in use at most.
+    /// Bytes of memory in use.
     #[cfg(test)]
     pub(crate) fn memory(&self) -> usize {
         match &self.memory {
@@ -201,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_of_long_payloads_is_used_again_until_it_has_been_idle() {
+    fn reuses_mappings_until_they_have_been_idle() {
         let (pool, len) = (Pool::default(), MAPPED_MIN);
         let place = |payload: &Bytes| payload.as_ptr();
         let filled = |len, with| {
@@ -214,7 +213,7 @@ mod tests {
         let part = first.slice(5..);
         drop(first);
         let second = filled(len, 2);
-        assert_ne!(place(&second), at, "a part of the first is still in use");
+        assert_ne!(place(&second), at, "a slice of the first is in use");
         assert_eq!(part[0], 1);
         drop(part);
         let mut third = Buffer::default();
@@ -225,21 +224,21 @@ mod tests {
         assert_eq!(place(&third), at);
         assert_eq!(third, vec![3; len]);
         drop((second, third));
-        let kept = || pool.kept.lock().unwrap().len();
-        assert_eq!(kept(), 2);
-        // One that is too long for what is kept, then one that is too short for that.
+        let idle = || pool.idle.lock().unwrap().len();
+        assert_eq!(idle(), 2);
+        // Too long for the idle mappings, then too short for the longest.
         drop(filled(3 * len, 5));
-        assert_eq!(kept(), 3);
+        assert_eq!(idle(), 3);
         drop(filled(2 * len, 4));
-        assert_eq!(kept(), 4);
+        assert_eq!(idle(), 4);
         pool.expire();
         drop(filled(3 * len, 6));
         pool.expire();
-        assert_eq!(kept(), 1, "one was in use meanwhile");
+        assert_eq!(idle(), 1, "one was used between the calls");
         pool.expire();
-        assert_eq!(kept(), 0);
+        assert_eq!(idle(), 0);
         let all: Vec<_> = (0..4).map(|n| filled(MESSAGE_MAX, n)).collect();
         drop(all);
-        assert_eq!(kept(), 2);
+        assert_eq!(idle(), 2);
     }
 }

@@ -1,7 +1,7 @@
-//! Which incoming messages have been decided, so that a late copy is answered and not delivered.
+//! Final statuses of incoming messages: a duplicate is acknowledged and not delivered again.
 //!
-//! Bounded. When it is full, whoever has more than an even share loses its oldest one: a peer that sends
-//! without end can only make the node forget its own messages.
+//! Bounded. When the table is full, the oldest entry of a peer with more than an even share is evicted: a flooding peer
+//! evicts only its own entries.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -18,8 +18,8 @@ pub(crate) struct Completed {
     max: usize,
     len: usize,
     peers: BTreeMap<PublicKey, Peer>,
-    /// Who lost one last in favour of another.
-    loser: PublicKey,
+    /// Peer of the last eviction; the next search starts there.
+    evicted_peer: PublicKey,
 }
 
 #[derive(Default)]
@@ -42,7 +42,7 @@ impl Completed {
             max,
             len: 0,
             peers: BTreeMap::new(),
-            loser: PublicKey([0; 32]),
+            evicted_peer: PublicKey([0; 32]),
         }
     }
 
@@ -71,29 +71,29 @@ impl Completed {
         let own = peer.order.len();
         if self.len > self.max {
             let share = self.len / self.peers.len();
-            self.loser = if own > share {
+            self.evicted_peer = if own > share {
                 key.peer
             } else {
-                self.above(share)
+                self.peer_above(share)
             };
-            self.drop_oldest_of_loser();
+            self.evict();
         }
     }
 
-    /// Somebody with at least so many, from the last one who lost on; somebody has.
-    fn above(&self, share: usize) -> PublicKey {
-        let behind = self.peers.range(self.loser..);
-        let mut all = behind.chain(self.peers.range(..self.loser));
+    /// A peer with at least an even share; by the pigeonhole principle one exists.
+    fn peer_above(&self, share: usize) -> PublicKey {
+        let behind = self.peers.range(self.evicted_peer..);
+        let mut all = behind.chain(self.peers.range(..self.evicted_peer));
         let found = all.find(|(_, peer)| peer.order.len() >= share.max(1));
-        found.map_or(self.loser, |(key, _)| *key)
+        found.map_or(self.evicted_peer, |(key, _)| *key)
     }
 
-    fn drop_oldest_of_loser(&mut self) {
-        if let Some(peer) = self.peers.get_mut(&self.loser) {
+    fn evict(&mut self) {
+        if let Some(peer) = self.peers.get_mut(&self.evicted_peer) {
             peer.drop_oldest();
             self.len -= 1;
             if peer.order.is_empty() {
-                self.peers.remove(&self.loser);
+                self.peers.remove(&self.evicted_peer);
             }
         }
     }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_peer_displaces_only_its_own() {
+    fn a_flooding_peer_evicts_only_its_own_entries() {
         let mut completed = Completed::new(100);
         for id in 0..10 {
             completed.insert(Nanos(0), key(1, id), Status::Received);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn many_peers_with_an_even_share_each_keep_their_youngest() {
+    fn peers_with_an_even_share_keep_their_newest_entries() {
         let mut completed = Completed::new(100);
         for id in 0..1000 {
             for peer in 0..10 {
@@ -137,7 +137,7 @@ mod tests {
         }
         let holds = |peer| completed.get(&key(peer, 999)).is_some();
         assert!((0..10).all(holds) && completed.peers.len() == 10);
-        // A newcomer has room for its share, too.
+        // A new peer gets its share.
         for id in 0..9 {
             completed.insert(Nanos(2000), key(77, id), Status::Received);
         }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn old_entries_go() {
+    fn old_entries_expire() {
         let mut completed = Completed::new(100);
         completed.insert(Nanos(0), key(1, 1), Status::Received);
         let later = Nanos(1) + TRY_DURATION_MAX;

@@ -1,68 +1,72 @@
-//! An incoming message: chunks in any order become bytes in order, and a digest on the way.
+//! Reassembly of an incoming message from chunks in any order, with an incremental digest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use ahash::RandomState;
 use bytes::Bytes;
 use hyphae_time::Nanos;
-use hyphae_wire::message::{ACK_RANGES_MAX, AckRange, Cut, ReplyFailure};
+use hyphae_wire::message::{ACK_RANGES_MAX, AckRange, ChunkLayout, ReplyFailure};
 
 use hyphae_wire::OverlayAddress;
 
-use crate::Topic;
 use crate::buffer::{Buffer, Pool};
+use crate::{DeliveryKey, Topic};
 
-/// Bytes that an incoming message costs besides its own.
+/// Bytes charged for a message besides its own.
 pub(crate) const OVERHEAD: usize = 1024;
 
-/// Bytes that are digested at once: whole subtrees of BLAKE3's, which it then works on side by side.
+/// Bytes per step of the digest: whole subtrees of BLAKE3, which are hashed in parallel.
 const DIGEST_BLOCK: usize = 64 << 10;
 
-/// Where it is.
+/// Stage of an incoming message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Chunks are missing.
     Partial,
-    /// The caller has it and decides.
-    Undecided,
+    /// Delivered to the caller, which decides.
+    Delivered,
 }
 
 pub(crate) struct Incoming {
     pub(crate) address: OverlayAddress,
     pub(crate) topic: Topic,
-    pub(crate) cut: Cut,
+    pub(crate) layout: ChunkLayout,
     pub(crate) digest: [u8; 32],
     pub(crate) failure: Option<ReplyFailure>,
     pub(crate) stage: Stage,
     pub(crate) progress_at: Nanos,
-    /// An answer is queued.
-    pub(crate) answering: bool,
-    /// Number of the packet that opened it in this cut. What came before that is of another one.
+    /// A progress ack is queued.
+    pub(crate) ack_queued: bool,
+    /// Number of its opening packet in this layout; earlier packets belong to another layout.
     pub(crate) opened_by: u64,
-    /// Number of the last packet of it.
+    /// Number of its last packet.
     pub(crate) sequence: u64,
-    /// Chunks from the first on without a gap.
+    /// Chunks received without a gap.
     have: u32,
     /// Their bytes.
     data: Buffer,
-    /// Of a message of several chunks: of their first bytes, so many of them.
+    /// Digest of the first bytes of a message of several chunks, and their number.
     hasher: Option<Box<(blake3::Hasher, usize)>>,
-    /// Chunks beyond a gap.
+    /// Chunks beyond the gap.
     beyond: BTreeMap<u32, Box<[u8]>>,
-    /// The same as ranges: first and end.
+    /// Ranges of `beyond`: first, end.
     ranges: BTreeMap<u32, u32>,
 }
 
-/// What a chunk did.
+/// Effect of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Took {
-    /// It was there already.
-    Nothing,
-    /// It is not as long as it must be, or there is no such chunk.
-    Mismatch,
+pub(crate) enum ChunkResult {
+    /// It had been received.
+    Duplicate,
+    /// Its number or length is invalid.
+    Invalid,
     /// It is new.
-    Chunk,
-    /// It was the last one, and the digest is right or not.
-    Whole(bool),
+    Stored,
+    /// It completes the message.
+    Complete {
+        /// The digest matches.
+        valid: bool,
+    },
 }
 
 impl Incoming {
@@ -70,54 +74,69 @@ impl Incoming {
         now: Nanos,
         address: OverlayAddress,
         topic: Topic,
-        cut: Cut,
+        layout: ChunkLayout,
         digest: [u8; 32],
     ) -> Self {
         Self {
             address,
             topic,
-            cut,
+            layout,
             digest,
             failure: None,
             stage: Stage::Partial,
             progress_at: now,
-            answering: false,
+            ack_queued: false,
             opened_by: 0,
             sequence: 0,
             have: 0,
             data: Buffer::default(),
-            hasher: (cut.first < cut.len).then(Box::default),
+            hasher: (layout.first < layout.len).then(Box::default),
             beyond: BTreeMap::new(),
             ranges: BTreeMap::new(),
         }
     }
 
+    /// When the last packet of a partial message was received; `None` for other messages.
+    pub(crate) fn idle_since(
+        incoming: &HashMap<DeliveryKey, Box<Self>, RandomState>,
+        key: &DeliveryKey,
+    ) -> Option<Nanos> {
+        let partial = incoming.get(key).filter(|it| it.stage == Stage::Partial);
+        partial.map(|incoming| incoming.progress_at)
+    }
+
     /// Whether it is one packet long.
     pub(crate) fn is_single(&self) -> bool {
-        self.cut.first == self.cut.len
+        self.layout.first == self.layout.len
     }
 
-    /// What it counts for in the budgets.
+    /// Bytes charged to the budgets.
     pub(crate) fn cost(&self) -> usize {
-        self.cut.len + OVERHEAD
+        self.layout.len + OVERHEAD
     }
 
-    /// Remembers the number of a packet of it for the next answer; true when that waits to be sent already.
-    pub(crate) fn noted(&mut self, sequence: u64) -> bool {
+    /// Notes the number of its last packet for the next ack; true when an ack is queued.
+    pub(crate) fn note_queued(&mut self, sequence: u64) -> bool {
         self.sequence = self.sequence.max(sequence);
-        self.answering
+        self.ack_queued
     }
 
-    pub(crate) fn take(&mut self, now: Nanos, number: u32, bytes: &[u8], pool: &Pool) -> Took {
+    pub(crate) fn insert(
+        &mut self,
+        now: Nanos,
+        number: u32,
+        bytes: &[u8],
+        pool: &Pool,
+    ) -> ChunkResult {
         if self.stage != Stage::Partial || number < self.have {
-            return Took::Nothing;
+            return ChunkResult::Duplicate;
         }
-        if self.cut.range(number).map(|range| range.len()) != Some(bytes.len()) {
-            return Took::Mismatch;
+        if self.layout.range(number).map(|range| range.len()) != Some(bytes.len()) {
+            return ChunkResult::Invalid;
         }
         if number > self.have {
             if self.beyond.contains_key(&number) {
-                return Took::Nothing;
+                return ChunkResult::Duplicate;
             }
             self.beyond.insert(number, bytes.into());
             self.note_range(number);
@@ -134,24 +153,26 @@ impl Incoming {
             }
         }
         self.progress_at = now;
-        if self.have < self.cut.count() {
-            return Took::Chunk;
+        if self.have < self.layout.count() {
+            return ChunkResult::Stored;
         }
         self.digest(1);
         let digest = match &self.hasher {
             Some(hasher) => hasher.0.finalize(),
             None => blake3::hash(self.data.as_ref()),
         };
-        Took::Whole(*digest.as_bytes() == self.digest)
+        ChunkResult::Complete {
+            valid: *digest.as_bytes() == self.digest,
+        }
     }
 
     fn append(&mut self, bytes: &[u8], pool: &Pool) {
-        self.data.append(bytes, self.cut.len, pool);
+        self.data.append(bytes, self.layout.len, pool);
         self.digest(DIGEST_BLOCK);
         self.have += 1;
     }
 
-    /// Digests what has not been, in whole blocks of this size.
+    /// Digests new bytes, in whole blocks of this size.
     fn digest(&mut self, block: usize) {
         if let Some((hasher, done)) = self.hasher.as_deref_mut() {
             let end = self.data.len() / block * block;
@@ -176,8 +197,8 @@ impl Incoming {
         self.ranges.insert(first, end);
     }
 
-    /// What an ack says: chunks without a gap, and ranges beyond.
-    pub(crate) fn have(&self) -> (u32, Vec<AckRange>) {
+    /// Chunks received without a gap, and ranges beyond.
+    pub(crate) fn received(&self) -> (u32, Vec<AckRange>) {
         let ranges = self.ranges.iter().take(ACK_RANGES_MAX);
         let ranges = ranges.map(|(first, end)| AckRange {
             first: (*first).into(),
@@ -186,13 +207,13 @@ impl Incoming {
         (self.have, ranges.collect())
     }
 
-    /// The whole message, for the caller to decide about.
-    pub(crate) fn hand_over(&mut self) -> Bytes {
-        self.stage = Stage::Undecided;
+    /// Takes the complete payload, to be delivered.
+    pub(crate) fn take_payload(&mut self) -> Bytes {
+        self.stage = Stage::Delivered;
         std::mem::take(&mut self.data).into()
     }
 
-    /// Bytes of memory in use for chunks.
+    /// Bytes of memory used for chunks.
     #[cfg(test)]
     pub(crate) fn memory(&self) -> usize {
         self.data.memory() + self.beyond.values().map(|b| b.len()).sum::<usize>()
@@ -204,45 +225,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_in_any_order_make_the_message_and_memory_follows_what_came() {
+    fn reassembles_chunks_in_any_order_with_memory_bounded_by_received_bytes() {
         in_any_order(20_000, 512);
         in_any_order(5_000_000, 8_800);
     }
 
     fn in_any_order(len: u32, chunk: usize) {
         let payload: Vec<u8> = (0..len).map(|n| n.to_le_bytes()[0]).collect();
-        let cut = Cut {
+        let layout = ChunkLayout {
             len: payload.len(),
             first: 100,
             chunk,
         };
         let digest = *blake3::hash(&payload).as_bytes();
         let (now, address, pool) = (Nanos(1), OverlayAddress::default(), Pool::default());
-        let mut incoming = Incoming::new(now, address, Topic::default(), cut, digest);
+        let mut incoming = Incoming::new(now, address, Topic::default(), layout, digest);
         assert_eq!(incoming.memory(), 0);
-        let count = cut.count();
-        let mut came = 0;
-        // 7 and the count have no common divisor, so this visits every chunk.
+        let count = layout.count();
+        let mut received = 0;
+        // 7 and the count are coprime, so this visits every chunk.
         for step in 0..count {
             let number = (step * 7 + 3) % count;
-            let bytes = &payload[cut.range(number).unwrap()];
-            came += bytes.len();
-            let took = incoming.take(now, number, bytes, &pool);
+            let bytes = &payload[layout.range(number).unwrap()];
+            received += bytes.len();
+            let result = incoming.insert(now, number, bytes, &pool);
             if step + 1 < count {
-                assert_eq!(took, Took::Chunk);
-                assert!(incoming.memory() <= 2 * came);
-                assert!([Took::Nothing].contains(&incoming.take(now, number, bytes, &pool)));
+                assert_eq!(result, ChunkResult::Stored);
+                assert!(incoming.memory() <= 2 * received);
+                assert!(
+                    [ChunkResult::Duplicate].contains(&incoming.insert(now, number, bytes, &pool))
+                );
             } else {
-                assert_eq!(took, Took::Whole(true));
+                assert_eq!(result, ChunkResult::Complete { valid: true });
             }
         }
-        assert_eq!(incoming.have(), (count, Vec::new()));
-        assert_eq!(incoming.hand_over(), payload);
+        assert_eq!(incoming.received(), (count, Vec::new()));
+        assert_eq!(incoming.take_payload(), payload);
     }
 
     #[test]
-    fn wrong_lengths_and_numbers_are_refused() {
-        let cut = Cut {
+    fn refuses_invalid_lengths_and_numbers() {
+        let layout = ChunkLayout {
             len: 1000,
             first: 100,
             chunk: 512,
@@ -252,7 +275,7 @@ mod tests {
             Nanos(0),
             OverlayAddress::default(),
             Topic::default(),
-            cut,
+            layout,
             [0; 32],
         );
         for (number, len) in [
@@ -263,25 +286,29 @@ mod tests {
             (3, 1),
             (u32::MAX, 512),
         ] {
-            let took = incoming.take(Nanos(0), number, &vec![0; len], &pool);
-            assert_eq!(took, Took::Mismatch, "chunk {number} of {len} bytes");
+            let result = incoming.insert(Nanos(0), number, &vec![0; len], &pool);
+            assert_eq!(
+                result,
+                ChunkResult::Invalid,
+                "chunk {number} of {len} bytes"
+            );
         }
         for (number, len) in [(2, 388), (1, 512)] {
             assert_eq!(
-                incoming.take(Nanos(0), number, &vec![0; len], &pool),
-                Took::Chunk
+                incoming.insert(Nanos(0), number, &vec![0; len], &pool),
+                ChunkResult::Stored
             );
         }
         assert_eq!(
-            incoming.have().1,
+            incoming.received().1,
             [AckRange {
                 first: 1.into(),
                 end: 3.into()
             }]
         );
         assert_eq!(
-            incoming.take(Nanos(0), 0, &[0; 100], &pool),
-            Took::Whole(false)
+            incoming.insert(Nanos(0), 0, &[0; 100], &pool),
+            ChunkResult::Complete { valid: false }
         );
     }
 }

@@ -1,7 +1,7 @@
-//! The message bus: messages of up to 64 MiB between nodes, once and whole, sans-I/O.
+//! The message bus: messages of up to 64 MiB between nodes, delivered exactly once and complete. Sans-I/O.
 //!
-//! A [`Bus`] is a state machine. Time and randomness come in as arguments; what it wants done comes
-//! out as packets and events. One mutation, then drain:
+//! A [`Bus`] is a state machine. Time and randomness are arguments; effects are packets and events. Drain both after
+//! every mutation:
 //!
 //! ```text
 //! packets, time     ──▶ handle_packet, handle_timeout ──▶ poll_transmit (bounded per turn)
@@ -9,31 +9,28 @@
 //! sessions          ──▶ session_up, session_down      ──▶ poll_timeout  (call handle_timeout then)
 //! ```
 //!
-//! Packets travel sealed end to end, so the key of their sender is authentic, and all state is kept
-//! by (key of the peer, id). Between messages no order is promised. How it works is told in
-//! docs/internals/message-bus.md.
+//! Packets are encrypted end to end, so the key of their sender is authentic. All state is indexed by (key of the peer,
+//! id). Messages are not ordered. The protocol is described in docs/internals/message-bus.md.
 
 #![forbid(unsafe_code)]
 
+mod age_queue;
+mod batch_ack;
 mod buffer;
 mod completed;
 pub mod config;
+mod deferred;
 mod engine;
-mod held;
 mod incoming;
-mod kept;
-mod oldest;
-mod outgoing;
 mod path;
 mod receipts;
-mod receiving;
 mod rng;
-mod sending;
-mod sends;
-mod shares;
 mod stats;
 pub mod topics;
+mod transfer;
+mod transfers;
 mod types;
+mod usage;
 
 pub use buffer::{Buffer, Pool};
 pub use config::Config;

@@ -1,12 +1,11 @@
-//! The way to one node: what is on it, how much may be, and how long it takes.
+//! The path to one node: packets in flight, round-trip time, congestion window.
 //!
-//! All messages to a node share one window, one round-trip time and one numbering of packets, so a
-//! thousand small messages are as considerate as a big one. Losses are found as QUIC does
-//! (RFC 9002): a packet is lost when one sent three later, or clearly earlier than a round trip
-//! ago, has been answered; when nothing is answered at all, a timer sends the oldest ones again.
-//! The window grows by slow start, then by one packet per round trip, and shrinks to 70 % once per
-//! round trip with losses that are more than the way loses by itself: up to 2 % of the bytes, as BBR has it
-//! (LossThresh in draft-ietf-ccwg-bbr), and a few at a time.
+//! All messages to a node share one window, one round-trip estimate and one packet number space, so a thousand
+//! small messages get the same share as a long one. Loss detection follows RFC 9002: a packet is lost when a packet
+//! sent three later, or 9/8 of a round trip later, is acknowledged. Without any ack, a probe timeout retransmits the
+//! oldest packets. The window grows by slow start, then by one packet per round trip. It shrinks to 70 % at most once
+//! per round trip, when losses exceed the tolerated random loss: 2 % of the bytes (LossThresh in draft-ietf-ccwg-bbr),
+//! in bursts of up to [`LOSS_BURST`] packets.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,51 +15,52 @@ use hyphae_time::Nanos;
 use hyphae_wire::{OverlayAddress, PublicKey};
 
 use crate::config::RETRANSMISSION_DELAY;
-use crate::sends::SendRef;
+use crate::transfers::TransferRef;
 
-/// A packet is lost when one that was sent this many later has been answered.
+/// Packet reordering threshold, RFC 9002.
 const REORDER_MAX: u64 = 3;
-/// Packets that may go before anything is known about the way.
+/// Initial window, packets.
 const WINDOW_INITIAL_PACKETS: usize = 10;
-/// Bytes of them, unless two are more (RFC 9002, section 7.2).
+/// Bound of the initial window, bytes, if that is more than two packets (RFC 9002, section 7.2).
 const WINDOW_INITIAL_MAX: usize = 14_720;
 const WINDOW_MIN_PACKETS: usize = 2;
-/// A receiver may wait for its disk before it answers, half of this and no longer, and has other things to do.
-const ANSWER_SLACK: Duration = Duration::from_millis(10);
+/// Maximum ack delay of receivers: they delay acks by up to half of it while they wait for their disk.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(10);
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
 const TIMEOUT_MAX: Duration = Duration::from_secs(5);
-/// Timeouts in a row after which the window is as small as it gets.
-const TIMEOUTS_PERSISTENT: u32 = 3;
-/// Of so many bytes that arrive, one may be lost without being taken for a queue that has overflowed.
+/// Consecutive probe timeouts that reset the window: persistent congestion.
+const PERSISTENT_TIMEOUTS: u32 = 3;
+/// Acknowledged bytes per byte of tolerated random loss.
 const LOSS_TOLERATED: usize = 50;
-/// Packets that may be lost so at once.
+/// Bound of a burst of tolerated loss, packets.
 const LOSS_BURST: usize = 8;
-/// Messages on a path that wait for their verdicts, and packets on the way: fewer than the messages that
-/// receivers let one peer have under way.
-const UNDECIDED_MAX: usize = 12_288;
-/// Chunks of one message before the next message gets its turn.
-pub(crate) const TURN: u32 = 8;
+/// Messages awaiting their final status plus packets in flight. Less than [`crate::Config::incoming_per_peer_max`] of
+/// receivers, so that a slow disk slows the sender down and causes no refusals.
+const UNFINISHED_MAX: usize = 12_288;
+/// Chunks of one message per turn.
+pub(crate) const MESSAGE_QUANTUM: u32 = 8;
 
-/// A chunk on its way.
+/// A packet in flight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flight {
-    pub(crate) send: SendRef,
+    pub(crate) of: TransferRef,
     pub(crate) chunk: u32,
     pub(crate) bytes: usize,
     pub(crate) at: Nanos,
 }
 
-/// What arrived at once.
+/// Newly acknowledged packets.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Landing {
-    pub(crate) bytes: usize,
-    pub(crate) latest: Nanos,
+pub(crate) struct Acked {
+    bytes: usize,
+    /// When the last of them was sent.
+    latest: Nanos,
 }
 
-impl Landing {
-    /// Takes a packet off the way.
-    pub(crate) fn take(&mut self, path: &mut Path, sequence: u64) {
-        if let Some(flight) = path.take(sequence) {
+impl Acked {
+    /// Adds a packet, which leaves the path.
+    pub(crate) fn add(&mut self, path: &mut Path, sequence: u64) {
+        if let Some(flight) = path.remove(sequence) {
             self.bytes += flight.bytes;
             self.latest = self.latest.max(flight.at);
         }
@@ -69,51 +69,57 @@ impl Landing {
 
 pub(crate) struct Path {
     pub(crate) address: OverlayAddress,
-    /// Key of the node at its other end, while there is a session.
+    /// Key of the destination, while there is a session.
     pub(crate) session: Option<PublicKey>,
-    /// Attempts to get a session since there was one.
-    pub(crate) needs: u32,
-    /// Messages on it.
+    /// Requests for a session since the last one.
+    pub(crate) session_attempts: u32,
+    /// Unfinished messages.
     pub(crate) messages: usize,
-    /// Of those: there, and waiting for their verdicts, by the number of the packet that opened them last.
-    undecided: BTreeMap<u64, SendRef>,
-    /// Messages with something to send, in the order of their turns. Those that are finished stay until
-    /// their turn.
-    pub(crate) ready: VecDeque<SendRef>,
-    /// Messages that wait for room at the receiver, and some that did.
-    pub(crate) held: Vec<SendRef>,
-    /// It is in the engine's list of paths with something to send.
+    /// Of those, the ones awaiting their final status, by the number of their last opening packet.
+    awaiting_status: BTreeMap<u64, TransferRef>,
+    /// Messages with chunks to send, in the order of their turns. Finished ones stay until their turn.
+    pub(crate) ready: VecDeque<TransferRef>,
+    /// Messages under back-pressure, and some that were.
+    pub(crate) deferred: Vec<TransferRef>,
+    /// It is in the engine's list of active paths.
     pub(crate) active: bool,
-    /// Chunks sent in the turn of the first ready message.
+    /// Chunks sent in the current turn.
     pub(crate) turn: u32,
-    /// Packets on their way, by number from `oldest` on. The first, if there is one, is on its way.
+    /// Packets by number from `oldest` on, `None` once acknowledged or lost. The first is in flight.
     flights: VecDeque<Option<Flight>>,
     oldest: u64,
-    pub(crate) bytes: usize,
+    /// Bytes in flight.
+    bytes: usize,
+    /// Number of the last packet.
     sequence: u64,
-    /// When it is looked at, at the latest.
-    pub(crate) alarm: Nanos,
-    answered: Option<u64>,
+    /// Time of the path timer.
+    pub(crate) timer_at: Nanos,
+    largest_acked: Option<u64>,
+    /// When the last packet was sent, or the last probe timeout.
     sent_at: Nanos,
-    smoothed: Option<Duration>,
-    variation: Duration,
-    latest: Duration,
+    /// Smoothed round-trip time and its variation, RFC 6298.
+    srtt: Option<Duration>,
+    rttvar: Duration,
+    latest_rtt: Duration,
+    /// Consecutive probe timeouts.
     timeouts: u32,
-    /// Packets that may go in spite of a full window, to learn whether anything arrives.
+    /// Probes that may exceed the window.
     pub(crate) probes: u32,
+    /// Congestion window, bytes.
     window: usize,
-    threshold: usize,
+    slow_start_threshold: usize,
     window_max: usize,
-    /// Bytes of the largest packet that it carries.
+    /// Path MTU: bytes of the largest packet.
     packet: usize,
+    /// Start of the last recovery period; losses of earlier packets do not shrink the window again.
     recovery_from: Nanos,
-    /// Bytes that may be lost before the window shrinks.
+    /// Bytes of loss still tolerated before the window shrinks.
     tolerance: usize,
 }
 
 impl Path {
-    /// A path on which the first packet has the number after `sequence`. Not one that had been used before
-    /// by a path to the same node: the node may tell of packets of that one again.
+    /// A path whose packets are numbered after `sequence`. The numbers of an earlier path to the same node must not be
+    /// reused: that node repeats acks.
     pub(crate) fn new(
         address: OverlayAddress,
         sequence: u64,
@@ -123,29 +129,29 @@ impl Path {
         Self {
             address,
             session: None,
-            needs: 0,
+            session_attempts: 0,
             messages: 0,
-            undecided: BTreeMap::new(),
+            awaiting_status: BTreeMap::new(),
             ready: VecDeque::new(),
-            held: Vec::new(),
+            deferred: Vec::new(),
             active: false,
             turn: 0,
             flights: VecDeque::new(),
             oldest: 1,
             bytes: 0,
             sequence,
-            alarm: Nanos::NEVER,
-            answered: None,
+            timer_at: Nanos::NEVER,
+            largest_acked: None,
             sent_at: Nanos(0),
-            smoothed: None,
-            variation: Duration::ZERO,
-            latest: Duration::ZERO,
+            srtt: None,
+            rttvar: Duration::ZERO,
+            latest_rtt: Duration::ZERO,
             timeouts: 0,
             probes: 0,
             window: (WINDOW_INITIAL_PACKETS * packet)
                 .min(WINDOW_INITIAL_MAX)
                 .max(WINDOW_MIN_PACKETS * packet),
-            threshold: usize::MAX,
+            slow_start_threshold: usize::MAX,
             window_max,
             packet,
             recovery_from: Nanos(0),
@@ -153,27 +159,27 @@ impl Path {
         }
     }
 
-    /// Bytes of the largest packet that it carries, as far as known.
+    /// Path MTU as far as known.
     pub(crate) fn packet(&self) -> usize {
         self.packet
     }
 
-    /// It carries packets of this size.
+    /// Sets the path MTU.
     pub(crate) fn set_packet(&mut self, packet: usize) {
         self.packet = packet;
         self.window = self.window.max(WINDOW_MIN_PACKETS * packet);
     }
 
-    /// The first of the queue leaves it; the next one gets a full turn.
-    pub(crate) fn leave(&mut self) {
+    /// Ends the turn of the first ready message.
+    pub(crate) fn end_turn(&mut self) {
         self.turn = 0;
         self.ready.pop_front();
     }
 
-    /// Whether another packet may go.
+    /// Whether another packet may be sent.
     pub(crate) fn has_room(&self) -> bool {
         self.session.is_some()
-            && self.undecided.len() + self.flights.len() < UNDECIDED_MAX
+            && self.awaiting_status.len() + self.flights.len() < UNFINISHED_MAX
             && (self.probes > 0 || self.bytes == 0 || self.bytes + self.packet <= self.window)
     }
 
@@ -182,14 +188,14 @@ impl Path {
         self.sequence
     }
 
-    pub(crate) fn sent(&mut self, sequence: u64, flight: Flight) {
+    pub(crate) fn on_sent(&mut self, sequence: u64, flight: Flight) {
         self.bytes += flight.bytes;
         self.sent_at = flight.at;
         self.probes = self.probes.saturating_sub(1);
         if self.flights.is_empty() {
             self.oldest = sequence;
         }
-        // Packets without a chunk have numbers, too.
+        // Queries take numbers, too.
         while self
             .place(sequence)
             .is_some_and(|place| place > self.flights.len())
@@ -203,15 +209,15 @@ impl Path {
         usize::try_from(sequence.checked_sub(self.oldest)?).ok()
     }
 
-    /// The message that a packet on its way belongs to.
+    /// A packet in flight.
     pub(crate) fn flight(&self, sequence: u64) -> Option<&Flight> {
         self.flights.get(self.place(sequence)?)?.as_ref()
     }
 
-    /// Messages on it, but for those that wait for their verdicts; some that are finished.
-    pub(crate) fn unfinished(&self) -> BTreeSet<SendRef> {
-        let flying = self.flights.iter().flatten().map(|flight| &flight.send);
-        let waiting = self.ready.iter().chain(&self.held);
+    /// Messages that do not await their final status, and some finished ones.
+    pub(crate) fn unfinished(&self) -> BTreeSet<TransferRef> {
+        let flying = self.flights.iter().flatten().map(|flight| &flight.of);
+        let waiting = self.ready.iter().chain(&self.deferred);
         waiting.chain(flying).copied().collect()
     }
 
@@ -220,8 +226,8 @@ impl Path {
         first.map(|flight| (self.oldest, flight))
     }
 
-    /// Takes a packet off the way without judging it.
-    pub(crate) fn take(&mut self, sequence: u64) -> Option<Flight> {
+    /// Removes a packet without an effect on the window.
+    pub(crate) fn remove(&mut self, sequence: u64) -> Option<Flight> {
         let place = self.place(sequence)?;
         let flight = self.flights.get_mut(place)?.take()?;
         self.bytes -= flight.bytes;
@@ -232,67 +238,77 @@ impl Path {
         Some(flight)
     }
 
-    /// A message is there and waits for its verdict.
-    pub(crate) fn wait_for_verdict(&mut self, opened_by: u64, send: SendRef) {
-        self.undecided.insert(opened_by, send);
+    /// A message awaits its final status.
+    pub(crate) fn await_status(&mut self, opened_by: u64, of: TransferRef) {
+        self.awaiting_status.insert(opened_by, of);
     }
 
-    /// It does not wait any more.
-    pub(crate) fn verdict(&mut self, opened_by: u64) {
-        self.undecided.remove(&opened_by);
+    /// It does not await its final status any more.
+    pub(crate) fn status_known(&mut self, opened_by: u64) {
+        self.awaiting_status.remove(&opened_by);
     }
 
-    /// Messages that wait for their verdicts, of packets of these numbers.
-    pub(crate) fn there(&self, first: u64, end: u64) -> impl Iterator<Item = SendRef> {
-        let found = self.undecided.range(first..end.max(first));
-        found.map(|(_, send)| *send)
+    /// Messages that await their final status, by opening packet.
+    pub(crate) fn awaiting_status(
+        &self,
+        first: u64,
+        end: u64,
+    ) -> impl Iterator<Item = TransferRef> {
+        let found = self.awaiting_status.range(first..end.max(first));
+        found.map(|(_, of)| *of)
     }
 
-    /// Those of some numbers that may be on their way.
-    pub(crate) fn among(&self, first: u64, end: u64) -> std::ops::Range<u64> {
+    /// The part of a range of packet numbers that may be in flight.
+    pub(crate) fn in_flight(&self, first: u64, end: u64) -> std::ops::Range<u64> {
         let count = u64::try_from(self.flights.len()).unwrap_or(u64::MAX);
         first.max(self.oldest)..end.min(self.oldest.saturating_add(count))
     }
 
-    /// The answer to a packet that was sent at `sent_at` has come, after it had waited at the other end
-    /// for this long: learn from it.
-    pub(crate) fn answered(&mut self, now: Nanos, sequence: u64, sent_at: Nanos, waited: Duration) {
-        self.answered = self.answered.max(Some(sequence));
+    /// Updates the round-trip estimate: a packet sent at `sent_at` was acknowledged after `ack_delay` at the receiver.
+    pub(crate) fn on_ack(
+        &mut self,
+        now: Nanos,
+        sequence: u64,
+        sent_at: Nanos,
+        ack_delay: Duration,
+    ) {
+        self.largest_acked = self.largest_acked.max(Some(sequence));
         self.timeouts = 0;
-        let sample = now.since(sent_at).saturating_sub(waited);
-        self.latest = sample;
-        // RFC 6298.
-        match self.smoothed {
+        let sample = now.since(sent_at).saturating_sub(ack_delay);
+        self.latest_rtt = sample;
+        // RFC 6298, section 2.
+        match self.srtt {
             None => {
-                self.smoothed = Some(sample);
-                self.variation = sample / 2;
+                self.srtt = Some(sample);
+                self.rttvar = sample / 2;
             }
             Some(smoothed) => {
-                self.variation = (self.variation * 3 + smoothed.abs_diff(sample)) / 4;
-                self.smoothed = Some((smoothed * 7 + sample) / 8);
+                self.rttvar = (self.rttvar * 3 + smoothed.abs_diff(sample)) / 4;
+                self.srtt = Some((smoothed * 7 + sample) / 8);
             }
         }
     }
 
-    /// These packets have arrived.
-    pub(crate) fn land(&mut self, sequences: impl IntoIterator<Item = u64>) {
-        let mut landing = Landing::default();
+    /// Packets are acknowledged.
+    pub(crate) fn on_acked(&mut self, sequences: impl IntoIterator<Item = u64>) {
+        let mut acked = Acked::default();
         for sequence in sequences {
-            landing.take(self, sequence);
+            acked.add(self, sequence);
         }
-        self.arrived(landing.bytes, landing.latest);
+        self.grow_window(acked);
     }
 
-    /// Bytes that were sent at `at` at the latest have arrived.
-    pub(crate) fn arrived(&mut self, bytes: usize, at: Nanos) {
+    /// Grows the window.
+    pub(crate) fn grow_window(&mut self, acked: Acked) {
+        let Acked { bytes, latest } = acked;
         let tolerance = self.tolerance + bytes / LOSS_TOLERATED;
         self.tolerance = tolerance.min(LOSS_BURST * self.packet);
-        // A window that was not filled says nothing about a bigger one.
+        // Application-limited: the window was not tested.
         let filled = self.bytes + bytes + 2 * self.packet >= self.window;
-        if at <= self.recovery_from || !filled || bytes == 0 {
+        if latest <= self.recovery_from || !filled || bytes == 0 {
             return;
         }
-        self.window += if self.window < self.threshold {
+        self.window += if self.window < self.slow_start_threshold {
             bytes
         } else {
             (self.packet * bytes / self.window).max(1)
@@ -300,18 +316,18 @@ impl Path {
         self.window = self.window.min(self.window_max);
     }
 
-    /// Takes what is lost off the way, in order.
-    pub(crate) fn take_lost(&mut self, now: Nanos) -> Vec<(u64, Flight)> {
-        let Some(answered) = self.answered else {
+    /// Removes lost packets, in order, and shrinks the window.
+    pub(crate) fn detect_losses(&mut self, now: Nanos) -> Vec<(u64, Flight)> {
+        let Some(largest_acked) = self.largest_acked else {
             return Vec::new();
         };
-        let patience = self.patience();
+        let loss_delay = self.loss_delay();
         let mut lost = Vec::new();
         while let Some((sequence, flight)) = self.first_flight()
-            && sequence < answered
-            && (sequence + REORDER_MAX <= answered || flight.at + patience <= now)
+            && sequence < largest_acked
+            && (sequence + REORDER_MAX <= largest_acked || flight.at + loss_delay <= now)
         {
-            lost.extend(self.take(sequence).map(|flight| (sequence, flight)));
+            lost.extend(self.remove(sequence).map(|flight| (sequence, flight)));
         }
         let counts = lost.iter().filter(|(_, it)| it.at > self.recovery_from);
         let bytes: usize = counts.map(|(_, flight)| flight.bytes).sum();
@@ -322,21 +338,20 @@ impl Path {
             self.recovery_from = now;
             let floor = WINDOW_MIN_PACKETS * self.packet;
             self.window = (self.window / 10 * 7).max(floor);
-            self.threshold = self.window;
+            self.slow_start_threshold = self.window;
         }
         lost
     }
 
-    /// Nothing has been answered for too long: takes the two oldest off the way, to be sent again
-    /// whatever the window says.
-    pub(crate) fn take_timed_out(&mut self, now: Nanos) -> Vec<(u64, Flight)> {
+    /// After a probe timeout, removes the two oldest packets, to be retransmitted regardless of the window.
+    pub(crate) fn take_probes(&mut self, now: Nanos) -> Vec<(u64, Flight)> {
         if self.timeout_at() > now || self.flights.is_empty() {
             return Vec::new();
         }
         self.timeouts += 1;
         self.sent_at = now;
-        if self.timeouts == TIMEOUTS_PERSISTENT {
-            self.threshold = (self.window / 2).max(WINDOW_MIN_PACKETS * self.packet);
+        if self.timeouts == PERSISTENT_TIMEOUTS {
+            self.slow_start_threshold = (self.window / 2).max(WINDOW_MIN_PACKETS * self.packet);
             self.window = WINDOW_MIN_PACKETS * self.packet;
             self.recovery_from = now;
         }
@@ -345,19 +360,19 @@ impl Path {
         while taken.len() < 2
             && let Some((sequence, _)) = self.first_flight()
         {
-            taken.extend(self.take(sequence).map(|flight| (sequence, flight)));
+            taken.extend(self.remove(sequence).map(|flight| (sequence, flight)));
         }
         taken
     }
 
-    /// When something has to be judged again.
+    /// Deadline of loss detection or probe timeout.
     pub(crate) fn deadline(&self) -> Nanos {
         let Some((sequence, flight)) = self.first_flight() else {
             return Nanos::NEVER;
         };
-        let late = Some(sequence) < self.answered;
+        let late = Some(sequence) < self.largest_acked;
         let lost = if late {
-            flight.at + self.patience()
+            flight.at + self.loss_delay()
         } else {
             Nanos::NEVER
         };
@@ -365,26 +380,26 @@ impl Path {
     }
 
     fn timeout_at(&self) -> Nanos {
-        self.sent_at + self.backed_off()
+        self.sent_at + self.backed_off_timeout()
     }
 
-    fn patience(&self) -> Duration {
-        let rtt = self.smoothed.unwrap_or_default().max(self.latest);
+    fn loss_delay(&self) -> Duration {
+        let rtt = self.srtt.unwrap_or_default().max(self.latest_rtt);
         (rtt * 9 / 8).max(Duration::from_millis(1))
     }
 
-    /// Time after which an answer is overdue.
+    /// Probe timeout without back-off.
     pub(crate) fn timeout(&self) -> Duration {
-        self.smoothed.map_or(RETRANSMISSION_DELAY, |smoothed| {
-            (smoothed + self.variation * 4).max(TIMEOUT_MIN) + ANSWER_SLACK
+        self.srtt.map_or(RETRANSMISSION_DELAY, |smoothed| {
+            (smoothed + self.rttvar * 4).max(TIMEOUT_MIN) + ACK_DELAY_MAX
         })
     }
 
-    fn backed_off(&self) -> Duration {
+    fn backed_off_timeout(&self) -> Duration {
         (self.timeout() * (1 << self.timeouts.min(10))).min(TIMEOUT_MAX)
     }
 
-    /// The session is gone: what was on the way is, too, and says nothing about the next session.
+    /// The session has ended: removes all packets in flight, with no effect on the window of the next session.
     pub(crate) fn reset(&mut self) -> Vec<(u64, Flight)> {
         self.session = None;
         self.timeouts = 0;

@@ -1,4 +1,4 @@
-//! Read receipts: what has been read is told to its senders, many messages at once, until they know.
+//! Read receipts: batched by sender, retransmitted until acknowledged.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,99 +10,101 @@ use hyphae_wire::PublicKey;
 
 use crate::{DeliveryKey, MessageId};
 
-/// Messages whose receipts wait for an answer; those beyond are told of once.
-const WAITING_MAX: usize = 262_144;
-/// Times that a receipt is sent.
+/// Messages in unacknowledged receipts; receipts beyond are sent once.
+const UNACKED_MAX: usize = 262_144;
+/// Transmissions of a receipt.
 const TRIES: u32 = 8;
-/// Time to its second sending; doubles from then on.
+/// Time to the first retransmission; doubles.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Whom a receipt is for: a sender, of messages or of replies.
-pub(crate) type Reader = (PublicKey, bool);
+/// Receiver of a receipt: a peer, and whether the messages are replies.
+pub(crate) type ReceiptKey = (PublicKey, bool);
 
-/// Messages of one sender that have been read.
+/// An unacknowledged receipt.
 pub(crate) struct Receipt {
-    pub(crate) of: Reader,
+    pub(crate) of: ReceiptKey,
     pub(crate) ids: Vec<[u8; 8]>,
     tries: u32,
 }
 
 pub(crate) struct Receipts {
-    /// Not told yet.
-    fresh: BTreeMap<Reader, Vec<[u8; 8]>>,
-    /// Told and not answered, by number.
-    told: BTreeMap<u64, Receipt>,
-    waiting: usize,
+    /// Read messages without a receipt.
+    unsent: BTreeMap<ReceiptKey, Vec<[u8; 8]>>,
+    /// Unacknowledged receipts by number.
+    unacked: BTreeMap<u64, Receipt>,
+    /// Messages in `unacked`.
+    unacked_ids: usize,
+    /// Number of the last receipt.
     last: u64,
 }
 
 impl Receipts {
-    /// None, numbered after `last`.
+    /// No receipts; the first is numbered after `last`.
     pub(crate) fn new(last: u64) -> Self {
         Self {
-            fresh: BTreeMap::new(),
-            told: BTreeMap::new(),
-            waiting: 0,
+            unsent: BTreeMap::new(),
+            unacked: BTreeMap::new(),
+            unacked_ids: 0,
             last,
         }
     }
 
-    /// A message has been read. How many there are now that its sender has to be told of.
+    /// Adds a read message; returns the number of messages of its sender without a receipt.
     pub(crate) fn add(&mut self, key: DeliveryKey) -> usize {
-        let ids = self.fresh.entry((key.peer, key.reply)).or_default();
+        let ids = self.unsent.entry((key.peer, key.reply)).or_default();
         ids.push(key.id.0);
         ids.len()
     }
 
-    /// The next receipt for a sender: its number, and whether there is more.
-    pub(crate) fn tell(&mut self, of: Reader) -> Option<(u64, Vec<[u8; 8]>, bool)> {
-        let fresh = self.fresh.get_mut(&of)?;
-        let rest = fresh.split_off(fresh.len().min(READS_MAX));
-        let ids = std::mem::replace(fresh, rest);
-        let more = !fresh.is_empty();
+    /// Creates the next receipt: number, ids, and whether more messages are left.
+    pub(crate) fn take_unsent(&mut self, of: ReceiptKey) -> Option<(u64, Vec<[u8; 8]>, bool)> {
+        let unsent = self.unsent.get_mut(&of)?;
+        let rest = unsent.split_off(unsent.len().min(READS_MAX));
+        let ids = std::mem::replace(unsent, rest);
+        let more = !unsent.is_empty();
         if !more {
-            self.fresh.remove(&of);
+            self.unsent.remove(&of);
         }
         self.last += 1;
-        if self.waiting + ids.len() <= WAITING_MAX {
-            self.waiting += ids.len();
+        if self.unacked_ids + ids.len() <= UNACKED_MAX {
+            self.unacked_ids += ids.len();
             let receipt = Receipt {
                 of,
                 ids: ids.clone(),
                 tries: 1,
             };
-            self.told.insert(self.last, receipt);
+            self.unacked.insert(self.last, receipt);
         }
         Some((self.last, ids, more))
     }
 
-    /// When the receipt of a number has to be told again, if its answer is still waited for.
-    pub(crate) fn again_at(&self, now: Nanos, number: u64) -> Nanos {
-        let receipt = self.told.get(&number);
+    /// Time of the next retransmission of a receipt; never once it is acknowledged.
+    pub(crate) fn retry_at(&self, now: Nanos, number: u64) -> Nanos {
+        let receipt = self.unacked.get(&number);
         receipt.map_or(Nanos::NEVER, |receipt| {
             now + RETRY * (1 << (receipt.tries - 1))
         })
     }
 
-    /// The receipt of a number, to be told again.
-    pub(crate) fn again(&mut self, number: u64) -> Option<&Receipt> {
-        let receipt = self.told.get_mut(&number)?;
+    /// The receipt of this number, to be retransmitted; `None` after the last try.
+    pub(crate) fn retry(&mut self, number: u64) -> Option<&Receipt> {
+        let receipt = self.unacked.get_mut(&number)?;
         if receipt.tries == TRIES {
             self.forget(number);
             return None;
         }
         receipt.tries += 1;
-        self.told.get(&number)
+        self.unacked.get(&number)
     }
 
-    /// Nothing is told to a sender of what has been read, for want of room.
-    pub(crate) fn drop_fresh(&mut self, of: Reader) {
-        self.fresh.remove(&of);
+    /// Discards read messages without a receipt: the control queue is full.
+    pub(crate) fn drop_unsent(&mut self, of: ReceiptKey) {
+        self.unsent.remove(&of);
     }
 
-    /// The sender knows. False when this is not its receipt.
-    pub(crate) fn answered(&mut self, number: u64, by: PublicKey) -> bool {
-        let receipt = self.told.get(&number);
+    /// Acknowledges a receipt; false when it is not one of this peer.
+    pub(crate) fn acknowledge(&mut self, number: u64, by: PublicKey) -> bool {
+        let receipt = self.unacked.get(&number);
         let own = receipt.is_some_and(|receipt| receipt.of.0 == by);
         if own {
             self.forget(number);
@@ -111,13 +113,13 @@ impl Receipts {
     }
 
     fn forget(&mut self, number: u64) {
-        if let Some(receipt) = self.told.remove(&number) {
-            self.waiting -= receipt.ids.len();
+        if let Some(receipt) = self.unacked.remove(&number) {
+            self.unacked_ids -= receipt.ids.len();
         }
     }
 
-    /// The ids of a packet.
-    pub(crate) fn key((peer, reply): Reader, id: [u8; 8]) -> DeliveryKey {
+    /// The key of a message in a receipt.
+    pub(crate) fn key((peer, reply): ReceiptKey, id: [u8; 8]) -> DeliveryKey {
         let id = MessageId(id);
         DeliveryKey { peer, id, reply }
     }

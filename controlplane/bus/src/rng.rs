@@ -1,8 +1,8 @@
-//! Seeded randomness for ids and jitter. The key is replaced before bytes of it are given out.
+//! Seeded random numbers for ids and jitter, with fast key erasure.
 
 use std::time::Duration;
 
-/// Bytes that are made at once.
+/// Bytes generated at once.
 const BLOCK: usize = 256;
 
 pub(crate) struct Rng {
@@ -34,8 +34,8 @@ impl Rng {
         out
     }
 
-    /// Somewhere to begin to count from: not where another one began, and with room to go on.
-    pub(crate) fn number(&mut self) -> u64 {
+    /// A random, non-zero base for sequence numbers, below half of [`hyphae_wire::message::SEQUENCE_MAX`].
+    pub(crate) fn sequence_base(&mut self) -> u64 {
         u64::from_le_bytes(self.array()) >> 2 | 1
     }
 

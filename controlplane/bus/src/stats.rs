@@ -1,51 +1,51 @@
-//! What the engine counts.
+//! Counters of the engine.
 
 use std::collections::BTreeMap;
 
 use crate::Rejection;
 use crate::topics::TopicClass;
 
-/// Counters since the start, and what is held now.
+/// Counters since the start, and gauges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Messages and replies taken for sending.
+    /// Messages and replies submitted.
     pub pushed: u64,
-    /// Of those: acknowledged as kept by their receivers.
+    /// Of those: acknowledged as stored by their receivers.
     pub received: u64,
     /// Of those: read.
     pub read: u64,
-    /// Outgoing messages given up, by the name of the reason.
+    /// Aborted outgoing messages, by name of the reason.
     pub aborted: BTreeMap<&'static str, u64>,
-    /// Incoming messages that were kept here.
+    /// Incoming messages stored.
     pub accepted: u64,
-    /// Incoming messages refused, by reason and class of the topic.
+    /// Incoming messages rejected, by reason and class of the topic.
     pub rejected: BTreeMap<(Rejection, TopicClass), u64>,
-    /// Times that a sender was told that there is no room.
-    pub pushed_back: u64,
-    /// Openings of messages that had been taken already.
+    /// Incoming messages deferred by back-pressure.
+    pub deferred: u64,
+    /// Openings of messages whose final status was known.
     pub duplicates: u64,
-    /// Incoming messages dropped because nothing more of them came.
+    /// Partial incoming messages dropped after a time without progress.
     pub expired: u64,
-    /// Of a peer that had most under way: dropped in favour of another's, because there was no room.
+    /// Partial incoming messages of the largest user, evicted in favour of another peer.
     pub displaced: u64,
     /// Packets sent.
     pub packets_sent: u64,
-    /// Packets that came in.
+    /// Packets received.
     pub packets_received: u64,
-    /// Chunks sent again.
+    /// Retransmitted chunks.
     pub retransmissions: u64,
-    /// Packets that contradict the format.
+    /// Malformed packets received.
     pub malformed: u64,
-    /// Answers dropped because too many waited to be sent.
-    pub answers_dropped: u64,
-    /// Outgoing messages that are not finished.
+    /// Control packets dropped because their queue was full.
+    pub control_dropped: u64,
+    /// Unfinished outgoing messages.
     pub outgoing: usize,
     /// Their bytes.
     pub outgoing_bytes: usize,
-    /// Incoming messages that are not complete or not decided.
+    /// Incomplete or undecided incoming messages.
     pub incoming: usize,
-    /// Their bytes, as announced.
+    /// Their announced bytes.
     pub incoming_bytes: usize,
-    /// Ids of finished incoming messages that are remembered.
+    /// Remembered ids of finished incoming messages.
     pub completed: usize,
 }

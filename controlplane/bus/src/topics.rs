@@ -1,4 +1,4 @@
-//! Topics: who may send to them, and where they lead. The types here are those in topics.toml.
+//! Topics: access lists and sockets. These types are the content of topics.toml.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,14 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Destination, Topic};
 
-/// The topic of administration over the bus. It can have no settings; who may use it is decided by
-/// the authorizer of the calls that come in on it.
+/// Topic of administration over the bus. It cannot be configured; the authorizer of the calls decides on access.
 pub const ADMIN_TOPIC: &str = "mycelium.admin";
 
-/// How long a forward socket may take to connect, read and answer, unless its topic says otherwise.
+/// Default timeout of a forward socket to connect, read and answer.
 pub const SOCKET_REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What becomes of messages of topics that are not listed.
+/// Action on messages of topics that are not listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DefaultAction {
@@ -39,7 +38,7 @@ impl DefaultAction {
     }
 }
 
-/// How requests and answers are told apart on a topic's sockets.
+/// Framing of requests and answers on a topic's sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Framing {
@@ -52,16 +51,16 @@ pub enum Framing {
     JsonLines,
 }
 
-/// On whose authority a socket's path is used: what that one may not reach, the node does not reach for it.
+/// Authority under which a socket's path is used: the node opens only paths that this authority may open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Authority {
-    /// Root or the node's own user, or whoever may write topics.toml.
+    /// Root, the node's user, or a writer of topics.toml.
     #[default]
     Node,
     /// Another user of this host.
     User(u32),
-    /// Another node, or whoever has the bearer token.
+    /// Another node, or a holder of the bearer token.
     Remote,
 }
 
@@ -103,7 +102,7 @@ impl TryFrom<String> for Authority {
     }
 }
 
-/// A local socket whose connections lead to a topic of another node.
+/// A local socket that is proxied to a topic of another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutboundSocket {
@@ -120,65 +119,65 @@ pub struct OutboundSocket {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TopicConfig {
-    /// Sources by address.
+    /// Allowed sources by address.
     pub subnets: Vec<Prefix>,
-    /// Sources by key.
+    /// Allowed sources by key.
     pub pubkeys: Vec<PublicKey>,
-    /// Unix socket that gets the topic's messages.
+    /// Unix socket that receives the topic's messages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forward_socket: Option<PathBuf>,
     /// Who set that.
     #[serde(skip_serializing_if = "Authority::is_node")]
     pub forward_set_by: Authority,
-    /// Seconds that the forward socket may take; [`SOCKET_REPLY_TIMEOUT`] when not given.
+    /// Timeout of the forward socket, seconds; default [`SOCKET_REPLY_TIMEOUT`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_timeout: Option<u64>,
-    /// How the topic's sockets frame requests.
+    /// Framing on the topic's sockets.
     pub framing: Framing,
-    /// Whether connections to the forward socket are used for more than one request, where the framing allows
-    /// that; with HTTP they are unless this says otherwise.
+    /// Whether connections to the forward socket are reused; default true for HTTP, false for other framings. Without
+    /// effect for [`Framing::Eof`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<bool>,
-    /// Unix socket that leads to the same topic of another node.
+    /// Unix socket that is proxied to the same topic of another node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outbound_socket: Option<OutboundSocket>,
 }
 
 impl TopicConfig {
-    /// Whether a connection to the forward socket is used for more than one request.
+    /// Whether connections to the forward socket are reused.
     pub fn keeps_connections(&self) -> bool {
         match self.framing {
             Framing::Eof => false,
             Framing::Http => self.keep_alive.unwrap_or(true),
-            // A server may say things without being asked, which the next request would get.
+            // An unsolicited notification of the server would be taken for the answer to the next request.
             Framing::JsonLines => self.keep_alive.unwrap_or(false),
         }
     }
 
-    /// How long the forward socket may take.
+    /// Timeout of the forward socket.
     pub fn socket_timeout(&self) -> Duration {
         self.reply_timeout
             .map_or(SOCKET_REPLY_TIMEOUT, Duration::from_secs)
     }
 }
 
-/// Whether a message may come in.
+/// Access decision for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// It may.
+    /// Whether the message is allowed.
     pub allowed: bool,
-    /// What decided.
+    /// Class of its topic.
     pub class: TopicClass,
 }
 
-/// Topics as metrics tell them apart.
+/// Class of a topic in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TopicClass {
-    /// It has settings.
+    /// Configured.
     Listed,
-    /// It has none.
+    /// Not configured.
     Unlisted,
-    /// It is that of administration.
+    /// [`ADMIN_TOPIC`].
     Reserved,
 }
 
@@ -197,18 +196,17 @@ impl TopicClass {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Topics {
-    /// For topics that are not listed.
+    /// Action for topics that are not listed.
     pub default_action: DefaultAction,
-    /// Those that are.
+    /// Listed topics.
     pub topics: BTreeMap<Topic, TopicConfig>,
 }
 
 impl Topics {
-    /// Whether a message of this sender may come in. A listed topic takes what comes from one of
-    /// its subnets or keys, so nothing when it has neither.
+    /// Decides on a message of this sender. A listed topic allows its subnets and keys, so nothing if it has neither.
     pub fn access(&self, topic: &Topic, key: &PublicKey, address: OverlayAddress) -> Access {
         let (allowed, class) = if topic.is_admin() {
-            // The authorizer answers every call on it, if only with a denial.
+            // The authorizer answers every call, also denied ones.
             (true, TopicClass::Reserved)
         } else if let Some(config) = self.topics.get(topic) {
             let listed = config.pubkeys.contains(key)

@@ -1,4 +1,4 @@
-//! What callers and the engine say to each other.
+//! Types of the interface between callers and the engine.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -12,8 +12,8 @@ use hyphae_wire::message::{ReplyFailure, TOPIC_MAX};
 use hyphae_wire::{OverlayAddress, PublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Names a message. Random, chosen by its sender; a reply has the id of what it answers. Written
-/// as 16 hex digits.
+/// Id of a message: random, chosen by its sender; a reply has the id of the message that it answers. Text form: 16
+/// hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MessageId(pub [u8; 8]);
 
@@ -23,7 +23,7 @@ impl Hash for MessageId {
     }
 }
 
-/// Text that is not a message id.
+/// Invalid text form of a message id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not a message id: expected 16 hex digits")]
 pub struct InvalidMessageId(pub String);
@@ -35,7 +35,7 @@ impl fmt::Display for MessageId {
 }
 
 impl MessageId {
-    /// Does something with its text form, which costs no memory.
+    /// Calls `then` with its text form, without an allocation.
     fn with_text<T>(&self, then: impl FnOnce(&str) -> T) -> T {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 16];
@@ -80,30 +80,30 @@ impl<'de> Deserialize<'de> for MessageId {
 
 /// Name of a topic: 0 to 255 bytes, any bytes.
 ///
-/// As text (and as a key of topics.toml) it is itself when it is UTF-8 without control characters,
-/// else `hex:` and its bytes as hex digits; a name that begins with `hex:` is written so, too.
+/// Text form (also the key in topics.toml): the name itself if it is UTF-8 without control characters and does not
+/// begin with `hex:`, else `hex:` and its bytes as hex digits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Topic(Bytes);
 
-/// Bytes or text that are no topic.
+/// Invalid bytes or text form of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTopic {
     /// Longer than 255 bytes.
     #[error("a topic has at most 255 bytes, this one has {0}")]
     TooLong(usize),
-    /// Not hex digits after `hex:`.
+    /// Invalid hex digits after `hex:`.
     #[error("'{0}' is not a topic: expected pairs of hex digits after 'hex:'")]
     Hex(String),
 }
 
-/// How names that are not plain text begin.
+/// Prefix of the text form of names that are not plain text.
 const HEX: &str = "hex:";
 
 impl Topic {
     /// A topic of these bytes.
     ///
     /// # Errors
-    /// When there are more than 255.
+    /// With more than 255 bytes.
     pub fn new(bytes: impl Into<Bytes>) -> Result<Self, InvalidTopic> {
         let bytes = bytes.into();
         if bytes.len() > TOPIC_MAX {
@@ -117,7 +117,7 @@ impl Topic {
         &self.0
     }
 
-    /// Whether it is reserved for administration; see [`crate::topics::ADMIN_TOPIC`].
+    /// Whether it is [`crate::topics::ADMIN_TOPIC`].
     pub fn is_admin(&self) -> bool {
         self.as_bytes() == crate::topics::ADMIN_TOPIC.as_bytes()
     }
@@ -177,7 +177,7 @@ impl<'de> Deserialize<'de> for Topic {
     }
 }
 
-/// Whom a message goes to. On disk and in RPC `{ pk = "…" }` or `{ ip = "…" }`.
+/// Destination of a message. On disk and in RPC `{ pk = "…" }` or `{ ip = "…" }`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Destination {
     /// The node with this key.
@@ -189,7 +189,7 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// Where its packets go.
+    /// Destination address of its packets.
     pub fn address(&self) -> OverlayAddress {
         match self {
             Self::Key(key) => key.address(),
@@ -201,52 +201,51 @@ impl Destination {
 /// A message to send.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
-    /// To whom.
+    /// Its destination.
     pub destination: Destination,
     /// Its topic; empty for none.
     pub topic: Topic,
     /// Its bytes.
     pub payload: Bytes,
-    /// BLAKE3 of the payload; worked out when not given. Give it for long payloads, so that the
-    /// engine's thread does not have to.
+    /// BLAKE3 of the payload, computed if `None`. Pass it for long payloads, to keep the hash off the engine's thread.
     pub digest: Option<[u8; 32]>,
-    /// How long sending is tried; `None` for [`crate::config::TRY_DURATION_DEFAULT`].
+    /// Time to its deadline; `None` for [`crate::config::TRY_DURATION_DEFAULT`].
     pub try_for: Option<Duration>,
     /// Accept a reply within this time.
     pub reply_within: Option<Duration>,
-    /// It is a reply without content, for this reason.
+    /// For a reply without content: the reason.
     pub failure: Option<ReplyFailure>,
 }
 
-/// Where an outgoing message is.
+/// State of an outgoing message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageState {
-    /// There is no session with its receiver yet.
+    /// No packet has been sent: there is no session with its receiver.
     Pending,
-    /// Its packets are on their way, or the receiver has no room.
+    /// Packets are sent, or the receiver exerts back-pressure.
     Sending,
-    /// The receiver has it and keeps it.
+    /// The receiver has stored it.
     Received,
-    /// Somebody has taken it from the receiver's inbox.
+    /// A consumer has taken it from the receiver's inbox.
     Read,
-    /// It was given up; [`MessageInfo::reason`] says why.
+    /// Aborted for [`MessageInfo::reason`].
     Aborted,
 }
 
-/// Why a message was given up.
+/// Why a message was aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum AbortReason {
     /// Its deadline has passed.
     #[error("not delivered within its time")]
     Deadline,
-    /// The receiver refused it.
+    /// The receiver rejected it.
     #[error("refused by the receiver: {0}")]
     Rejected(Rejection),
     /// The caller withdrew it.
     #[error("withdrawn")]
     Cancelled,
-    /// Another node answers at the destination's address.
+    /// The session at the destination's address has another key.
     #[error("another node has the address of the destination")]
     OtherKey,
 }
@@ -263,20 +262,20 @@ impl AbortReason {
     }
 }
 
-/// Why a receiver refuses a message.
+/// Why a receiver rejects a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum Rejection {
     /// The topic is closed to the sender.
     #[error("its topic is closed to the sender")]
     Forbidden,
-    /// A reply that nobody waits for.
+    /// An unsolicited reply.
     #[error("a reply that nobody asked for")]
     Unasked,
     /// A reply after its deadline.
     #[error("a reply after its deadline")]
     Late,
-    /// It contradicts the protocol, or its digest is wrong.
+    /// Protocol violation or digest mismatch.
     #[error("it is malformed")]
     Malformed,
 }
@@ -296,37 +295,37 @@ impl Rejection {
     }
 }
 
-/// How far an outgoing message has come, in chunks.
+/// Progress of an outgoing message, in chunks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Not sent yet, or to be sent again.
+    /// Unsent or lost.
     pub pending: u32,
-    /// On their way.
+    /// In flight.
     pub sent: u32,
-    /// Of which the receiver has said that it has them.
+    /// Acknowledged.
     pub acknowledged: u32,
 }
 
-/// Where an outgoing message is, in full.
+/// State of an outgoing message in detail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageInfo {
-    /// Where it is.
+    /// Its state.
     pub state: MessageState,
-    /// To whom it goes.
+    /// Its destination.
     pub destination: Destination,
-    /// When it was pushed.
+    /// When it was submitted.
     pub created: Nanos,
-    /// When it is given up.
+    /// When it is aborted.
     pub deadline: Nanos,
     /// Its bytes.
     pub len: usize,
-    /// Why it was given up.
+    /// Why it was aborted.
     pub reason: Option<AbortReason>,
-    /// How far it has come.
+    /// Its progress.
     pub progress: Progress,
 }
 
-/// Why a message is not taken for sending.
+/// Why a message cannot be submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
     /// Longer than 64 MiB.
@@ -335,22 +334,22 @@ pub enum PushError {
     /// Not an address of the overlay.
     #[error("{0} is not an address of the overlay (400::/7)")]
     NotOverlay(OverlayAddress),
-    /// Too many messages, or bytes, wait to be sent.
+    /// The send queue is full.
     #[error(
         "{messages} messages with {bytes} bytes wait to be sent; try again when some have left"
     )]
     QueueFull {
-        /// Messages that wait.
+        /// Queued messages.
         messages: usize,
-        /// Bytes that wait.
+        /// Queued bytes.
         bytes: usize,
     },
-    /// A reply to this message is being sent already, or has been.
+    /// A reply to this message exists.
     #[error("message {0} has been answered")]
     Answered(MessageId),
 }
 
-/// Names a message that came in.
+/// Name of an incoming message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DeliveryKey {
     /// Its sender.
@@ -362,7 +361,7 @@ pub struct DeliveryKey {
 }
 
 impl Ord for DeliveryKey {
-    /// By id first: most keys of a table have the same peer.
+    /// Compares ids first: most keys of a table have the same peer.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         let order = |key: &Self| (key.id, key.reply, key.peer);
         order(self).cmp(&order(other))
@@ -375,12 +374,12 @@ impl PartialOrd for DeliveryKey {
     }
 }
 
-/// A message that came in, whole.
+/// A complete incoming message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inbound {
     /// Its id; its reply has the same.
     pub id: MessageId,
-    /// It answers a message of this node, with the same id.
+    /// It is the reply to the message of this node with the same id.
     pub reply: bool,
     /// Key of its sender, authenticated.
     pub source_key: PublicKey,
@@ -390,9 +389,9 @@ pub struct Inbound {
     pub topic: Topic,
     /// Its bytes.
     pub payload: Bytes,
-    /// Their BLAKE3: held against them when they came, or made of them on this node.
+    /// Their BLAKE3, verified; as given by the caller if the message is from this node.
     pub digest: [u8; 32],
-    /// It is a reply without content, for this reason.
+    /// For a reply without content: the reason.
     pub failure: Option<ReplyFailure>,
 }
 
@@ -407,25 +406,24 @@ impl Inbound {
     }
 }
 
-/// Why a delivered message is not kept.
+/// Why a delivered message is not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refuse {
-    /// There is no room now: its sender tries again later.
+    /// Back-pressure: its sender retries later.
     Full,
-    /// It is not wanted: its sender is told so and gives up.
+    /// Rejected: its sender aborts.
     Rejected,
 }
 
-/// Something that happened.
+/// Event of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A whole message of an allowed sender. Answer with [`crate::Bus::accepted`] once it is kept
-    /// (durably, where that was promised), or with [`crate::Bus::refused`].
+    /// A complete message of an authorized sender. Answer with [`crate::Bus::accepted`] once it is stored (durably,
+    /// where that was promised), or with [`crate::Bus::refused`].
     Deliver(Inbound),
-    /// A session is wanted with the node of this address: make one and answer with
-    /// [`crate::Bus::session_up`].
+    /// A session with the node of this address is required; answer with [`crate::Bus::session_up`].
     NeedSession(OverlayAddress),
-    /// Nothing more is done for an outgoing message but to take its read receipt.
+    /// An outgoing message is finished. A read receipt may follow.
     Finished {
         /// The message.
         id: MessageId,
@@ -433,23 +431,23 @@ pub enum Event {
         reply: bool,
         /// `Received` or `Aborted`.
         state: MessageState,
-        /// Why it was given up.
+        /// Why it was aborted.
         reason: Option<AbortReason>,
     },
-    /// The time to wait for the reply to a message is over.
+    /// The deadline of the reply to a message has passed.
     ReplyTimeout(MessageId),
 }
 
 /// A packet to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// To the node with this address.
+    /// Address of the destination node.
     pub address: OverlayAddress,
     /// Payload of a frame of service `Message`.
     pub payload: Vec<u8>,
 }
 
-/// Room that is left for messages that come in.
+/// Messages and bytes: room that is left, or use of a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     /// Messages.
@@ -459,13 +457,13 @@ pub struct Room {
 }
 
 impl Room {
-    /// None at all.
+    /// Zero.
     pub const NONE: Self = Self {
         messages: 0,
         bytes: 0,
     };
-    /// As much as there can be.
-    pub const ENDLESS: Self = Self {
+    /// No limit.
+    pub const UNLIMITED: Self = Self {
         messages: usize::MAX,
         bytes: usize::MAX,
     };

@@ -14,7 +14,7 @@ use common::{CLEAN, Net, Random, key, message, payload};
 use hyphae_bus::topics::{ADMIN_TOPIC, DefaultAction, TopicClass, TopicConfig, Topics};
 use hyphae_bus::{AbortReason, DeliveryKey, MessageId, MessageState, Refuse, Rejection, Topic};
 use hyphae_time::Nanos;
-use hyphae_wire::message::{AckRange, Body, Cut, Packet, Status, parse};
+use hyphae_wire::message::{AckRange, Body, ChunkLayout, Packet, Status, parse};
 
 use hyphae_wire::{Prefix, PublicKey};
 
@@ -37,7 +37,7 @@ fn packet(id: u64, sequence: u64, body: Body<'_>) -> Vec<u8> {
 }
 
 fn opening(id: u64, len: usize, topic: &[u8], data: &[u8], digest: &[u8; 32]) -> Vec<u8> {
-    let cut = Cut {
+    let layout = ChunkLayout {
         len,
         first: data.len(),
         chunk: 1300,
@@ -46,7 +46,7 @@ fn opening(id: u64, len: usize, topic: &[u8], data: &[u8], digest: &[u8; 32]) ->
         id,
         id,
         Body::Open {
-            cut,
+            layout,
             digest,
             topic,
             failure: None,
@@ -261,10 +261,10 @@ fn nothing_of_one_peer_touches_the_messages_of_another() {
             Body::Abort,
             Body::Query,
             Body::Read { ids: &[id.0] },
-            Body::Kept {
-                waited: 0,
-                kept: &ranges,
-                there: &ranges,
+            Body::BatchAck {
+                delay_us: 0,
+                stored: &ranges,
+                received: &ranges,
             },
             Body::Data {
                 number: 3,
@@ -312,7 +312,7 @@ fn blake3_of(bytes: &[u8]) -> [u8; 32] {
         | Body::Query
         | Body::Read { .. }
         | Body::ReadAck
-        | Body::Kept { .. }
+        | Body::BatchAck { .. }
         | Body::Abort => panic!("a short message is one opening packet"),
     }
 }
@@ -376,10 +376,10 @@ fn a_hostile_receiver_cannot_break_its_sender() {
         let number = random.next() as u32 >> random.below(32);
         let body = if !ranges.is_empty() && random.chance(20) {
             // None of them is one packet long.
-            Body::Kept {
-                waited: number,
-                kept: &ranges,
-                there: &ranges,
+            Body::BatchAck {
+                delay_us: number,
+                stored: &ranges,
+                received: &ranges,
             }
         } else {
             Body::Ack {

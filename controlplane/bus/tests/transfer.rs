@@ -151,7 +151,7 @@ fn a_receiver_that_decides_late_and_out_of_order_is_not_sent_anything_twice() {
         );
         let again = net.nodes[0].bus.stats().retransmissions;
         assert_eq!(again, 0, "the store takes up to {slow} ms");
-        assert_eq!(net.nodes[1].bus.stats().pushed_back, 0);
+        assert_eq!(net.nodes[1].bus.stats().deferred, 0);
     }
 }
 
@@ -166,7 +166,7 @@ fn a_receiver_that_decides_nothing_for_long_is_not_flooded() {
     net.check_once();
     assert_eq!(net.nodes[1].inbox.len(), 20_000);
     let stats = net.nodes[1].bus.stats();
-    assert_eq!((stats.pushed_back, stats.incoming), (0, 0));
+    assert_eq!((stats.deferred, stats.incoming), (0, 0));
 }
 
 #[test]
@@ -422,7 +422,7 @@ fn a_full_inbox_pushes_back_and_goes_on_when_there_is_room() {
     let in_state = |net: &Net, state| ids.iter().filter(|id| net.state(0, **id) == state).count();
     assert_eq!(in_state(&net, MessageState::Received), 3);
     assert_eq!(in_state(&net, MessageState::Sending), 7);
-    assert!(net.nodes[1].bus.stats().pushed_back >= 7);
+    assert!(net.nodes[1].bus.stats().deferred >= 7);
     // Waiting is not busy waiting.
     let before = net.packets;
     net.run_for(Duration::from_secs(20));

@@ -9,27 +9,27 @@
 //! data:  + chunk `number`
 //! ack:   + up to ACK_RANGES_MAX ranges of chunks, first u32 | end u32
 //! query, abort: the header alone
-//! kept:  + up to KEPT_RANGES_MAX ranges of packets, first u32 | end u32, each counted from `sequence`; of
-//!        the first `topic` ranges the messages are kept, of the others they are there
+//! batch ack: + up to BATCH_ACK_RANGES_MAX ranges of packets, first u32 | end u32, relative to `sequence`; the
+//!        messages of the first `topic` ranges are stored, those of the others received
 //! read:  + up to READS_MAX ids of messages; `sequence` numbers the receipt
 //! read-ack: the header alone, with the `sequence` of the receipt
 //!
-//! several packets in one frame: kind 8 | for each: length u16 | packet
+//! bundle, several packets in one frame: kind 8 | for each: length u16 | packet
 //! ```
 //!
-//! A message is cut into chunk 0, as long as what the opening packet has room for, and chunks of one
-//! length after it, the last as long as the rest. `sequence` numbers the packets that a node sends to
-//! another one; an ack carries that of the packet which it answers. In an ack `number` counts the
-//! chunks from the first on that are there without a gap, and the ranges name those beyond. With
-//! [`Status::Full`] it is the time in milliseconds after which to try again. Ranges are in order and apart.
+//! A message consists of chunk 0, which fills the opening packet, and chunks of equal length, of which the last
+//! may be shorter. `sequence` numbers the packets that a node sends to one peer; an ack carries the number of the
+//! packet that it acknowledges. In an ack, `number` counts the chunks received without a gap, and the ranges name
+//! the chunks beyond it. With [`Status::Full`], `number` is the retry delay in milliseconds. Ranges are sorted
+//! and disjoint.
 //!
-//! Most messages are one packet long. What became of those is said for many at once, by the numbers of
-//! their packets: those that are received and kept, and those that are there and wait for that. `number`
-//! is how many microseconds the last of them has waited for being told of. A *read* names messages by
-//! their ids; in both the `id` of the header is zero.
+//! Most messages are one packet long. A batch ack acknowledges many of them at once by the numbers of their
+//! packets: messages that are stored, and messages that are received and await a verdict. `number` is the ack
+//! delay of the newest of them in microseconds. A *read* names messages by their ids. In both, the `id` of the
+//! header is zero.
 //!
-//! A reply has the id of the message that it answers, and [`FLAG_REPLY`] in every packet of either
-//! direction that is about it, so that the two are never mistaken for each other.
+//! A reply has the id of the message that it answers. [`FLAG_REPLY`] is set in every packet of either direction
+//! about a reply, which keeps the two apart.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
@@ -38,22 +38,22 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
 pub const MESSAGE_MAX: usize = 64 << 20;
 /// Bytes of the longest topic.
 pub const TOPIC_MAX: usize = 255;
-/// Bytes of the shortest chunk that a message of several may be cut into.
+/// Bytes of the shortest chunk size of a message of several chunks.
 pub const CHUNK_MIN: usize = 512;
 /// Ranges of one ack.
 pub const ACK_RANGES_MAX: usize = 64;
-/// Ranges of one *kept*.
-pub const KEPT_RANGES_MAX: usize = 128;
+/// Ranges of one batch ack.
+pub const BATCH_ACK_RANGES_MAX: usize = 128;
 /// The highest number of a packet or receipt; senders begin below half of it.
 pub const SEQUENCE_MAX: u64 = u64::MAX >> 1;
 /// Messages of one read receipt.
 pub const READS_MAX: usize = 128;
 /// [`MessageHeader::flags`]: the packet is about a reply.
 pub const FLAG_REPLY: u8 = 1;
-/// First byte of a payload that holds several packets, where else the [`MessageKind`] is.
-pub const SEVERAL: u8 = 8;
-/// Bytes before each of several packets.
-pub const SEVERAL_EACH: usize = 2;
+/// First byte of a bundle, in place of the [`MessageKind`].
+pub const BUNDLE: u8 = 8;
+/// Bytes before each packet of a bundle.
+pub const BUNDLE_ENTRY_LEN: usize = 2;
 /// Bytes of a [`MessageHeader`].
 pub const MESSAGE_HEADER_LEN: usize = size_of::<MessageHeader>();
 /// Bytes before the topic in an opening packet.
@@ -68,18 +68,18 @@ pub enum MessageKind {
     Open,
     /// A later chunk.
     Data,
-    /// What the receiver has of a message, or what became of it.
+    /// Received chunks of a message, or its verdict.
     Ack,
-    /// Please acknowledge what you have.
+    /// Request for an ack.
     Query,
-    /// These messages have been read.
+    /// Read receipt of several messages.
     Read,
-    /// The other end knows that they have been read.
+    /// Acknowledgement of a read receipt.
     ReadAck,
     /// The sender has given up.
     Abort,
-    /// The messages in these packets are kept.
-    Kept,
+    /// Acknowledgement of several messages of one packet each.
+    BatchAck,
 }
 
 impl MessageKind {
@@ -93,8 +93,8 @@ impl MessageKind {
             Self::Read => 5,
             Self::ReadAck => 6,
             Self::Abort => 7,
-            // 8 is SEVERAL.
-            Self::Kept => 9,
+            // 8 is BUNDLE.
+            Self::BatchAck => 9,
         }
     }
 
@@ -108,32 +108,32 @@ impl MessageKind {
             5 => Self::Read,
             6 => Self::ReadAck,
             7 => Self::Abort,
-            9 => Self::Kept,
+            9 => Self::BatchAck,
             _ => return None,
         })
     }
 }
 
-/// What an ack says about its message.
+/// State of a message at its receiver, as an ack reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
-    /// These chunks are there.
+    /// Incomplete; the ack names the received chunks.
     Progress,
-    /// All of it is there and kept.
+    /// Complete and stored.
     Received,
     /// The topic is closed to this sender.
     Forbidden,
-    /// It is a reply to something that was not asked, or not of this node.
+    /// An unsolicited reply.
     Unasked,
-    /// It contradicts the protocol, or its digest is wrong.
+    /// Protocol violation or digest mismatch.
     Malformed,
-    /// There is no room: try again later.
+    /// Back-pressure: retry later.
     Full,
-    /// Nothing is known about the message: start over.
+    /// No state for the message: start over.
     Unknown,
-    /// There is room again: try now.
+    /// Back-pressure has ended: retry now.
     Resume,
-    /// A reply that came after its deadline.
+    /// A reply after its deadline.
     Late,
 }
 
@@ -170,20 +170,20 @@ impl Status {
     }
 }
 
-/// Why a reply has no content: what became of the request at the receiver. A code of the bus, so that nothing
-/// which a server says can be mistaken for it.
+/// Why a reply has no content: how the request failed at the receiver. A code of the bus, which no payload of a
+/// server can imitate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ReplyFailure {
-    /// Nobody serves the topic's socket, or who does closed, crashed, or sent what is no answer.
+    /// No server listens on the topic's socket, or it closed, crashed, or sent an invalid answer.
     Unanswered,
-    /// No answer within the time that the receiver gives its server.
+    /// No answer within the receiver's timeout for its server.
     Late,
-    /// The answer is longer than a message.
+    /// The answer exceeds the maximum length of a message.
     TooLarge,
 }
 
 impl ReplyFailure {
-    /// Code on the wire; zero is a reply like others.
+    /// Code on the wire; zero is a reply with content.
     pub const fn code(self) -> u16 {
         match self {
             Self::Unanswered => 1,
@@ -192,7 +192,7 @@ impl ReplyFailure {
         }
     }
 
-    /// The failure of a code; one that is not known is no answer either.
+    /// The failure of a code; unknown codes map to [`Self::Unanswered`].
     pub const fn from_code(code: u16) -> Option<Self> {
         match code {
             0 => None,
@@ -213,17 +213,17 @@ pub struct MessageHeader {
     pub flags: u8,
     /// [`Status`] code in an ack, else zero.
     pub status: u8,
-    /// Bytes of the topic in an opening packet, ranges of messages that are kept in a *kept*, else zero.
+    /// Bytes of the topic in an opening packet, ranges of stored messages in a batch ack, else zero.
     pub topic_len: u8,
-    /// Number of the chunk, what an ack counts, or microseconds.
+    /// Number of the chunk, count of chunks of an ack, or delay in microseconds.
     pub number: U32,
-    /// Number of the packet, of the one that an ack answers, of the first that is kept, or of a receipt.
+    /// Number of the packet, of the acknowledged packet, of the base of a batch ack, or of a receipt.
     pub sequence: U64,
-    /// The message; zero where it is not about one.
+    /// The message; zero in a batch ack and a read.
     pub id: [u8; 8],
 }
 
-/// What follows the header of an opening packet.
+/// Fields after the header of an opening packet.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct OpenBody {
@@ -237,7 +237,7 @@ pub struct OpenBody {
     pub digest: [u8; 32],
 }
 
-/// Chunks or packets `first..end` are there.
+/// Received chunks or packets `first..end`.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -249,9 +249,9 @@ pub struct AckRange {
     pub end: U32,
 }
 
-/// How a message is cut.
+/// How a message is divided into chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct ChunkLayout {
     /// Bytes of the message.
     pub len: usize,
     /// Bytes of chunk 0.
@@ -260,15 +260,15 @@ pub struct Cut {
     pub chunk: usize,
 }
 
-impl Cut {
-    /// Number of chunks; chunk 0 is there even when it is empty.
+impl ChunkLayout {
+    /// Number of chunks; an empty message has chunk 0.
     pub fn count(&self) -> u32 {
         let later = (self.len - self.first).div_ceil(self.chunk);
         // A message is at most 64 MiB.
         u32::try_from(later + 1).unwrap_or(u32::MAX)
     }
 
-    /// Where a chunk lies in the message; `None` beyond the last.
+    /// Byte range of a chunk in the message; `None` beyond the last.
     pub fn range(&self, number: u32) -> Option<std::ops::Range<usize>> {
         let Some(later) = number.checked_sub(1) else {
             return Some(0..self.first);
@@ -279,27 +279,27 @@ impl Cut {
     }
 }
 
-/// A packet, read.
+/// A parsed packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// The message; zero where it is not about one.
+    /// The message; zero in a batch ack and a read.
     pub id: [u8; 8],
     /// It is about a reply.
     pub reply: bool,
-    /// Number of the packet, of that which an ack answers, of the first one that is kept, or of a receipt.
+    /// Number of the packet, of the acknowledged packet, of the base of a batch ack, or of a receipt.
     pub sequence: u64,
     /// The rest.
     pub body: Body<'a>,
 }
 
-/// What a packet says.
+/// Content of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body<'a> {
     /// Start of a message.
     Open {
-        /// How it is cut.
-        cut: Cut,
-        /// BLAKE3 of all of it.
+        /// Its chunks.
+        layout: ChunkLayout,
+        /// BLAKE3 of the message.
         digest: &'a [u8; 32],
         /// Its topic.
         topic: &'a [u8],
@@ -315,42 +315,42 @@ pub enum Body<'a> {
         /// Its bytes.
         data: &'a [u8],
     },
-    /// What the receiver says.
+    /// State of a message at its receiver.
     Ack {
-        /// About the message.
+        /// The state.
         status: Status,
-        /// Chunks there without a gap, or milliseconds.
+        /// Chunks received without a gap, or the retry delay in milliseconds.
         number: u32,
-        /// Chunks beyond.
+        /// Chunks received beyond the gap.
         ranges: &'a [AckRange],
     },
-    /// Please acknowledge.
+    /// Request for an ack.
     Query,
-    /// These have been read.
+    /// Read receipt.
     Read {
-        /// Their ids, at least one.
+        /// Ids of the messages, at least one.
         ids: &'a [[u8; 8]],
     },
-    /// That is known.
+    /// Acknowledgement of a read receipt.
     ReadAck,
     /// The sender has given up.
     Abort,
-    /// What became of messages of one packet each: their packets, counted from `sequence`.
-    Kept {
-        /// Microseconds that the last of them has waited for being told of.
-        waited: u32,
-        /// Those that are received and kept.
-        kept: &'a [AckRange],
-        /// Those that are there, and wait for that.
-        there: &'a [AckRange],
+    /// Acknowledgement of messages of one packet each, by packet number relative to `sequence`.
+    BatchAck {
+        /// Ack delay of the newest of them, microseconds.
+        delay_us: u32,
+        /// Packets whose messages are stored.
+        stored: &'a [AckRange],
+        /// Packets whose messages are received and await a verdict.
+        received: &'a [AckRange],
     },
 }
 
-/// The packets of a payload: itself, or each of several. Ends with `None` where a length contradicts
-/// the rest.
+/// The packets of a payload: the payload itself, or each packet of a bundle. Ends with `None` at an invalid
+/// length.
 pub fn packets(payload: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     let (mut one, mut rest) = match payload.split_first() {
-        Some((&SEVERAL, rest)) if !rest.is_empty() => (None, rest),
+        Some((&BUNDLE, rest)) if !rest.is_empty() => (None, rest),
         Some(_) | None => (Some(payload), &[][..]),
     };
     std::iter::from_fn(move || {
@@ -368,29 +368,29 @@ pub fn packets(payload: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     })
 }
 
-/// Puts a packet behind others in one payload, if all of it then has at most `most` bytes.
+/// Appends a packet to a payload, which becomes a bundle, unless it would exceed `most` bytes.
 pub fn append(payload: &mut Vec<u8>, packet: &[u8], most: usize) -> bool {
     let Ok(len) = u16::try_from(packet.len()) else {
         return false;
     };
-    let alone = payload.first().is_some_and(|kind| *kind != SEVERAL);
-    let grown = payload.len() + SEVERAL_EACH + packet.len();
-    if grown + usize::from(alone) * (1 + SEVERAL_EACH) > most {
+    let alone = payload.first().is_some_and(|kind| *kind != BUNDLE);
+    let grown = payload.len() + BUNDLE_ENTRY_LEN + packet.len();
+    if grown + usize::from(alone) * (1 + BUNDLE_ENTRY_LEN) > most {
         return false;
     }
     if alone {
-        // It was at most a frame long.
+        // A payload fits a frame.
         let first = u16::try_from(payload.len())
             .unwrap_or(u16::MAX)
             .to_le_bytes();
-        payload.splice(..0, [SEVERAL, first[0], first[1]]);
+        payload.splice(..0, [BUNDLE, first[0], first[1]]);
     }
     payload.extend_from_slice(&len.to_le_bytes());
     payload.extend_from_slice(packet);
     true
 }
 
-/// Reads a packet; `None` when it contradicts the format.
+/// Parses a packet; `None` when it is malformed.
 pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
     let (header, rest) = Ref::<_, MessageHeader>::from_prefix(bytes).ok()?;
     let header = Ref::into_ref(header);
@@ -413,22 +413,22 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
         }
         MessageKind::ReadAck => alone(Body::ReadAck)?,
         MessageKind::Abort => alone(Body::Abort)?,
-        MessageKind::Kept => {
+        MessageKind::BatchAck => {
             let ranges = <[AckRange]>::ref_from_bytes(rest).ok()?;
-            let fits = (1..=KEPT_RANGES_MAX).contains(&ranges.len());
+            let fits = (1..=BATCH_ACK_RANGES_MAX).contains(&ranges.len());
             let ranges = Some(ranges).filter(|_| fits)?;
-            let (kept, there) = ranges.split_at_checked(header.topic_len.into())?;
-            if !are_apart(kept) || !are_apart(there) {
+            let (stored, received) = ranges.split_at_checked(header.topic_len.into())?;
+            if !are_disjoint(stored) || !are_disjoint(received) {
                 return None;
             }
-            Body::Kept {
-                waited: number,
-                kept,
-                there,
+            Body::BatchAck {
+                delay_us: number,
+                stored,
+                received,
             }
         }
     };
-    // So that whoever counts on from it does not overflow.
+    // Counting on from it must not overflow.
     let sequence = Some(header.sequence.get()).filter(|number| *number <= SEQUENCE_MAX)?;
     Some(Packet {
         id: header.id,
@@ -440,11 +440,11 @@ pub fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
 
 fn parse_ranges(bytes: &[u8]) -> Option<&[AckRange]> {
     let ranges = <[AckRange]>::ref_from_bytes(bytes).ok()?;
-    Some(ranges).filter(|ranges| ranges.len() <= ACK_RANGES_MAX && are_apart(ranges))
+    Some(ranges).filter(|ranges| ranges.len() <= ACK_RANGES_MAX && are_disjoint(ranges))
 }
 
-/// Whether ranges are in order and apart: then nobody has to look at a packet twice, whoever wrote them.
-fn are_apart(ranges: &[AckRange]) -> bool {
+/// Whether ranges are sorted and disjoint, which bounds the work for a hostile ack.
+fn are_disjoint(ranges: &[AckRange]) -> bool {
     let mut end = 0;
     ranges.iter().all(|range| {
         let before = std::mem::replace(&mut end, range.end.get());
@@ -456,15 +456,15 @@ fn parse_open<'a>(header: &MessageHeader, rest: &'a [u8]) -> Option<Body<'a>> {
     let (open, rest) = Ref::<_, OpenBody>::from_prefix(rest).ok()?;
     let open = Ref::into_ref(open);
     let (topic, data) = rest.split_at_checked(header.topic_len.into())?;
-    let cut = Cut {
+    let layout = ChunkLayout {
         len: usize::try_from(open.len.get()).ok()?,
         first: data.len(),
         chunk: usize::from(open.chunk_len.get()),
     };
-    let fits = cut.len <= MESSAGE_MAX && cut.first <= cut.len && cut.chunk >= CHUNK_MIN;
+    let fits = layout.len <= MESSAGE_MAX && layout.first <= layout.len && layout.chunk >= CHUNK_MIN;
     let is_reply = header.flags & FLAG_REPLY != 0;
     fits.then_some(Body::Open {
-        cut,
+        layout,
         digest: &open.digest,
         topic,
         failure: ReplyFailure::from_code(open.failure.get()).filter(|_| is_reply),
@@ -480,7 +480,7 @@ impl Packet<'_> {
         bytes
     }
 
-    /// Puts the packet behind what is there.
+    /// Appends the packet to `bytes`.
     pub fn write(&self, bytes: &mut Vec<u8>) {
         let mut header = MessageHeader {
             kind: MessageKind::Query.code(),
@@ -494,7 +494,7 @@ impl Packet<'_> {
         let mut open = None;
         let (kind, parts): (_, [&[u8]; 2]) = match &self.body {
             Body::Open {
-                cut,
+                layout,
                 digest,
                 topic,
                 failure,
@@ -503,8 +503,8 @@ impl Packet<'_> {
                 // A topic has at most 255 bytes, a message at most 64 MiB, a chunk fits a frame.
                 header.topic_len = u8::try_from(topic.len()).unwrap_or(u8::MAX);
                 open = Some(OpenBody {
-                    len: U32::new(u32::try_from(cut.len).unwrap_or(u32::MAX)),
-                    chunk_len: U16::new(u16::try_from(cut.chunk).unwrap_or(u16::MAX)),
+                    len: U32::new(u32::try_from(layout.len).unwrap_or(u32::MAX)),
+                    chunk_len: U16::new(u16::try_from(layout.chunk).unwrap_or(u16::MAX)),
                     failure: U16::new(failure.map_or(0, ReplyFailure::code)),
                     digest: **digest,
                 });
@@ -527,14 +527,17 @@ impl Packet<'_> {
             Body::Read { ids } => (MessageKind::Read, [ids.as_bytes(), &[]]),
             Body::ReadAck => (MessageKind::ReadAck, [&[], &[]]),
             Body::Abort => (MessageKind::Abort, [&[], &[]]),
-            Body::Kept {
-                waited,
-                kept,
-                there,
+            Body::BatchAck {
+                delay_us,
+                stored,
+                received,
             } => {
-                header.number = U32::new(*waited);
-                header.topic_len = u8::try_from(kept.len()).unwrap_or(u8::MAX);
-                (MessageKind::Kept, [kept.as_bytes(), there.as_bytes()])
+                header.number = U32::new(*delay_us);
+                header.topic_len = u8::try_from(stored.len()).unwrap_or(u8::MAX);
+                (
+                    MessageKind::BatchAck,
+                    [stored.as_bytes(), received.as_bytes()],
+                )
             }
         };
         header.kind = kind.code();
@@ -552,7 +555,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_packets_share_a_payload_and_come_out_again() {
+    fn a_bundle_returns_the_packets_appended_to_it() {
         let packet = |n: u8, len: usize| [vec![1], vec![n; len]].concat();
         let all = [packet(1, 23), packet(2, 100), packet(3, 40)];
         let mut payload = all[0].clone();
@@ -563,33 +566,33 @@ mod tests {
         assert!(!append(&mut payload, &all[2], 215), "43 more are 216");
         let found: Vec<_> = packets(&payload).collect();
         assert_eq!(found, all.iter().map(|p| Some(&p[..])).collect::<Vec<_>>());
-        // Cut anywhere, nothing but whole packets comes out.
+        // Truncated anywhere, it yields whole packets only.
         for len in 2..payload.len() {
             let whole: Vec<_> = packets(&payload[..len]).flatten().collect();
             assert!(whole.iter().zip(&all).all(|(found, sent)| found == sent));
             assert!(whole.len() < 3);
         }
-        assert_eq!(parse(&payload), None, "several are not one");
+        assert_eq!(parse(&payload), None, "a bundle is not a packet");
     }
 
     #[test]
-    fn every_size_class_is_cut_into_chunks_that_cover_it() {
+    fn chunks_cover_every_message_length() {
         for len in 0..8 * CHUNK_MIN {
             for first in [0, 1, 300, 511, 512, 900] {
-                let cut = Cut {
+                let layout = ChunkLayout {
                     len,
                     first: first.min(len),
                     chunk: CHUNK_MIN,
                 };
                 let mut at = 0;
-                for number in 0..cut.count() {
-                    let range = cut.range(number).unwrap();
+                for number in 0..layout.count() {
+                    let range = layout.range(number).unwrap();
                     assert_eq!(range.start, at);
                     assert!(number == 0 || !range.is_empty());
                     at = range.end;
                 }
                 assert_eq!(at, len);
-                assert_eq!(cut.range(cut.count()), None);
+                assert_eq!(layout.range(layout.count()), None);
             }
         }
     }

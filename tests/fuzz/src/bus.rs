@@ -19,10 +19,10 @@ pub fn message(data: &[u8]) {
     let again = packet.encode();
     assert_eq!(again.len(), data.len());
     assert_eq!(parse(&again).as_ref(), Some(&packet));
-    if let Body::Open { cut, .. } = packet.body {
-        let last = cut.count() - 1;
-        assert_eq!(cut.range(last).map(|range| range.end), Some(cut.len));
-        assert_eq!(cut.range(last + 1), None);
+    if let Body::Open { layout, .. } = packet.body {
+        let last = layout.count() - 1;
+        assert_eq!(layout.range(last).map(|range| range.end), Some(layout.len));
+        assert_eq!(layout.range(last + 1), None);
     }
 }
 
@@ -39,7 +39,7 @@ pub fn bus(mut data: &[u8]) {
     config.incoming_bytes_max = 1 << 20;
     config.incoming_per_peer_max = 2;
     config.completed_max = 1024;
-    config.answers_max = 16;
+    config.control_max = 16;
     let mut bus = Bus::new(config, Topics::default(), [7; 32]);
     let mut now = Nanos(1);
     let mut ids = Vec::new();

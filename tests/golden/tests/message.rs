@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use hyphae_test_golden::load;
-use hyphae_wire::message::{AckRange, Body, Cut, Packet, Status, parse};
+use hyphae_wire::message::{AckRange, Body, ChunkLayout, Packet, Status, parse};
 use zerocopy::FromBytes;
 
 #[test]
@@ -26,14 +26,14 @@ fn packets_of_the_message_bus() {
         let (topic, data, ranges) = (bytes("topic"), bytes("data"), bytes("ranges"));
         let digest: [u8; 32] = std::array::from_fn(|n| u8::try_from(n).unwrap());
         let kind: u8 = case.number("kind");
-        let (kept, there) = (bytes("kept"), bytes("there"));
+        let (stored, received) = (bytes("kept"), bytes("there"));
         let ids: Vec<[u8; 8]> = bytes("ids")
             .chunks_exact(8)
             .map(|id| id.try_into().unwrap())
             .collect();
         let body = match kind {
             1 => Body::Open {
-                cut: Cut {
+                layout: ChunkLayout {
                     len: case.number("length"),
                     first: data.len(),
                     chunk: case.number("chunk"),
@@ -56,10 +56,10 @@ fn packets_of_the_message_bus() {
             5 => Body::Read { ids: &ids },
             6 => Body::ReadAck,
             7 => Body::Abort,
-            9 => Body::Kept {
-                waited: case.number("number"),
-                kept: <[AckRange]>::ref_from_bytes(&kept).unwrap(),
-                there: <[AckRange]>::ref_from_bytes(&there).unwrap(),
+            9 => Body::BatchAck {
+                delay_us: case.number("number"),
+                stored: <[AckRange]>::ref_from_bytes(&stored).unwrap(),
+                received: <[AckRange]>::ref_from_bytes(&received).unwrap(),
             },
             _ => panic!("{at}: kind {kind}"),
         };

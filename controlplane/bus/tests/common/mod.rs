@@ -321,7 +321,7 @@ impl Net {
                 let slow = u64::try_from(n.slow.as_nanos()).unwrap();
                 if slow == 0 {
                     if n.answers {
-                        n.bus.accepted_to_answer(now, key);
+                        n.bus.accepted_for_reply(now, key);
                     } else {
                         n.bus.accepted(now, key);
                     }

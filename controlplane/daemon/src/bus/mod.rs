@@ -156,7 +156,7 @@ impl Service {
 
     /// Takes back what [`Self::poll_transmit`] gave.
     pub(crate) fn transmitted(&mut self, transmit: Transmit) {
-        self.bus.transmitted(transmit);
+        self.bus.recycle(transmit);
     }
 
     pub(crate) fn wants_transmit(&self) -> bool {
@@ -339,7 +339,7 @@ impl Service {
                 return;
             };
             match admin.try_send(inbound) {
-                Ok(()) => self.bus.accepted_to_answer(now, key),
+                Ok(()) => self.bus.accepted_for_reply(now, key),
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     self.bus.refused(now, key, Refuse::Full);
                 }
@@ -514,7 +514,7 @@ impl Service {
             BusCommand::Stored(messages) => self.stored(now, messages),
             BusCommand::Settle(key, verdict) => {
                 match verdict {
-                    Ok(()) => self.bus.accepted_to_answer(now, key),
+                    Ok(()) => self.bus.accepted_for_reply(now, key),
                     Err(refuse) => self.bus.refused(now, key, refuse),
                 }
                 self.tell_room();

@@ -266,14 +266,14 @@ fn record_bus(bus: &BusSnapshot) {
     const DROPPED: &str = "hyphae_message_packets_dropped_total";
     for (reason, total) in [
         ("malformed", stats.malformed),
-        ("answers_full", stats.answers_dropped),
+        ("answers_full", stats.control_dropped),
         ("session_unknown", bus.unknown_sources),
     ] {
         counter!(DROPPED, "reason" => reason).absolute(total);
     }
     for (name, total) in [
         ("hyphae_messages_taken_total", stats.accepted),
-        ("hyphae_messages_pushed_back_total", stats.pushed_back),
+        ("hyphae_messages_pushed_back_total", stats.deferred),
         ("hyphae_messages_duplicate_total", stats.duplicates),
         ("hyphae_messages_expired_total", stats.expired),
         ("hyphae_messages_displaced_total", stats.displaced),

@@ -1,8 +1,7 @@
-//! Keys by a time that only grows, the oldest first, in O(log n).
+//! Priority queue of keys by a time that only grows, oldest first, in O(log n) amortised.
 //!
-//! The time of a key is not followed: an entry holds a lower bound, and one that is found to be too low goes back
-//! with the time of now. Each such step follows something that made the key younger, so what a caller pays is
-//! amortised over the packets that came.
+//! Entries are not updated when the time of their key grows. An entry holds a lower bound; one that comes up with an
+//! obsolete bound is inserted again with the current time, at most once per update of its key.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,16 +10,16 @@ use hyphae_time::Nanos;
 
 use crate::DeliveryKey;
 
-/// Entries that do not hold any more, beside as many as do.
+/// Obsolete entries allowed, beyond as many as there are keys.
 const STALE_MIN: usize = 64;
 
 #[derive(Debug, Default)]
-pub(crate) struct Oldest {
+pub(crate) struct AgeQueue {
     heap: BinaryHeap<Reverse<(Nanos, DeliveryKey)>>,
 }
 
-impl Oldest {
-    /// Adds a key. `live` is how many hold, and `time` tells the time of one that does.
+impl AgeQueue {
+    /// Adds a key. `live` is the number of keys; `time` returns the time of a live key.
     pub(crate) fn push(
         &mut self,
         at: Nanos,
@@ -30,17 +29,17 @@ impl Oldest {
     ) {
         self.heap.push(Reverse((at, key)));
         if self.heap.len() > 2 * live + STALE_MIN {
-            let held = std::mem::take(&mut self.heap).into_iter();
-            let held = held.filter_map(|Reverse((_, key))| Some((time(&key)?, key)));
-            let mut held: Vec<_> = held.collect();
-            // One that was dropped and began again is in here twice.
-            held.sort_unstable_by_key(|(_, key)| *key);
-            held.dedup_by_key(|(_, key)| *key);
-            self.heap = held.into_iter().map(Reverse).collect();
+            let entries = std::mem::take(&mut self.heap).into_iter();
+            let entries = entries.filter_map(|Reverse((_, key))| Some((time(&key)?, key)));
+            let mut entries: Vec<_> = entries.collect();
+            // A key that was removed and added again is present twice.
+            entries.sort_unstable_by_key(|(_, key)| *key);
+            entries.dedup_by_key(|(_, key)| *key);
+            self.heap = entries.into_iter().map(Reverse).collect();
         }
     }
 
-    /// Takes the oldest key if its time is not after `until`.
+    /// Removes the oldest key if its time is not after `until`.
     pub(crate) fn pop(
         &mut self,
         until: Nanos,
@@ -80,10 +79,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_oldest_that_holds_comes_first(
+        fn pops_the_oldest_live_key(
             steps in prop::collection::vec((0u8..4, 0u64..60), 0..2000),
         ) {
-            let (mut oldest, mut oracle) = (Oldest::default(), BTreeMap::<u64, u64>::new());
+            let (mut queue, mut oracle) = (AgeQueue::default(), BTreeMap::<u64, u64>::new());
             for (now, (what, id)) in (1..).zip(steps) {
                 match what {
                     0 => {
@@ -92,8 +91,8 @@ mod tests {
                         let time = |of: &DeliveryKey| {
                             times.get(&u64::from_be_bytes(of.id.0)).map(|at| Nanos(*at))
                         };
-                        oldest.push(Nanos(now), key(id), times.len(), time);
-                        prop_assert!(oldest.heap.len() <= 2 * times.len() + STALE_MIN);
+                        queue.push(Nanos(now), key(id), times.len(), time);
+                        prop_assert!(queue.heap.len() <= 2 * times.len() + STALE_MIN);
                     }
                     1 => { oracle.entry(id).and_modify(|at| *at = now); }
                     2 => { oracle.remove(&id); }
@@ -103,7 +102,7 @@ mod tests {
                         let time = |of: &DeliveryKey| {
                             times.get(&u64::from_be_bytes(of.id.0)).map(|at| Nanos(*at))
                         };
-                        let found = oldest.pop(Nanos(until), time);
+                        let found = queue.pop(Nanos(until), time);
                         let found = found.map(|of| u64::from_be_bytes(of.id.0));
                         let expected = oracle.iter().min_by_key(|(_, at)| **at);
                         let expected = expected.filter(|(_, at)| **at <= until).map(|(id, _)| *id);

@@ -1,5 +1,5 @@
-//! Senders that were told to wait for room, in order. When all places are taken, the sender with most gives way with
-//! its last to one that has fewer; who has none tries again by itself, later.
+//! Deferred senders, to be resumed in order. When the table is full, the newest entry of the largest holder is evicted
+//! in favour of a peer with fewer. Senders without an entry retry by timeout.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -12,23 +12,23 @@ const MAX: usize = 4096;
 const PER_PEER_MAX: usize = 512;
 
 #[derive(Default)]
-pub(crate) struct Held {
+pub(crate) struct DeferredSenders {
     order: BTreeMap<u64, (DeliveryKey, OverlayAddress)>,
     places: HashMap<DeliveryKey, u64, RandomState>,
     peers: HashMap<PublicKey, BTreeSet<u64>, RandomState>,
-    /// Peers by how many places they have.
+    /// Peers by number of entries.
     sizes: BTreeSet<(usize, PublicKey)>,
     next: u64,
 }
 
-impl Held {
-    /// Remembers a message once, if there is a place.
+impl DeferredSenders {
+    /// Adds a message, if it is new and there is room for its peer.
     pub(crate) fn insert(&mut self, key: DeliveryKey, address: OverlayAddress) {
         let count = self.peers.get(&key.peer).map_or(0, BTreeSet::len);
         if self.places.contains_key(&key) || count >= PER_PEER_MAX {
             return;
         }
-        if self.order.len() >= MAX && !self.displace(count + 1) {
+        if self.order.len() >= MAX && !self.evict(count + 1) {
             return;
         }
         let place = self.next;
@@ -40,8 +40,8 @@ impl Held {
         });
     }
 
-    /// Takes the last place of the peer with most, if that has more than `count`.
-    fn displace(&mut self, count: usize) -> bool {
+    /// Evicts the newest entry of the largest holder, if that has more than `count`.
+    fn evict(&mut self, count: usize) -> bool {
         let most = self.sizes.last().filter(|(most, _)| *most > count);
         let last = most.and_then(|(_, peer)| self.peers.get(peer)?.last().copied());
         last.is_some_and(|place| self.take(place).is_some())
@@ -53,7 +53,7 @@ impl Held {
         }
     }
 
-    /// Takes the first.
+    /// Removes the oldest entry.
     pub(crate) fn pop(&mut self) -> Option<(DeliveryKey, OverlayAddress)> {
         let (place, _) = self.order.first_key_value()?;
         self.take(*place)
@@ -94,17 +94,17 @@ mod tests {
     }
 
     #[test]
-    fn when_all_places_are_taken_the_peer_with_most_gives_way_to_one_with_fewer() {
-        let (mut held, address) = (Held::default(), OverlayAddress::default());
+    fn a_full_table_evicts_from_the_largest_holder() {
+        let (mut deferred, address) = (DeferredSenders::default(), OverlayAddress::default());
         for peer in 1..=8 {
-            (0..512).for_each(|id| held.insert(key(peer, id), address));
+            (0..512).for_each(|id| deferred.insert(key(peer, id), address));
         }
-        (0..512).for_each(|id| held.insert(key(9, id), address));
+        (0..512).for_each(|id| deferred.insert(key(9, id), address));
         let mut counts = [0; 10];
-        assert_eq!(held.order.len(), MAX);
-        // Those that stay are the first of each, in order.
+        assert_eq!(deferred.order.len(), MAX);
+        // The oldest of each stay, in order.
         let mut next = [0; 10];
-        for (key, _) in std::iter::from_fn(|| held.pop()) {
+        for (key, _) in std::iter::from_fn(|| deferred.pop()) {
             let peer = usize::from(key.peer.0[0]);
             counts[peer] += 1;
             assert_eq!(key.id, MessageId(u64::to_be_bytes(next[peer])));
@@ -115,18 +115,20 @@ mod tests {
             shares.clone().all(|share| (454..=456).contains(share)),
             "{counts:?}"
         );
-        assert!(held.places.is_empty() && held.peers.is_empty() && held.sizes.is_empty());
+        assert!(
+            deferred.places.is_empty() && deferred.peers.is_empty() && deferred.sizes.is_empty()
+        );
     }
 
     #[test]
-    fn a_peer_has_a_share_of_the_places_and_order_is_kept() {
-        let mut held = Held::default();
+    fn a_peer_has_a_bounded_share_in_order_of_insertion() {
+        let mut deferred = DeferredSenders::default();
         let address = OverlayAddress::default();
-        (0..100_000).for_each(|id| held.insert(key(1, id), address));
-        (0..3).for_each(|_| held.insert(key(2, 7), address));
-        held.remove(&key(1, 0));
-        held.remove(&key(1, 0));
-        let order: Vec<_> = std::iter::from_fn(|| held.pop())
+        (0..100_000).for_each(|id| deferred.insert(key(1, id), address));
+        (0..3).for_each(|_| deferred.insert(key(2, 7), address));
+        deferred.remove(&key(1, 0));
+        deferred.remove(&key(1, 0));
+        let order: Vec<_> = std::iter::from_fn(|| deferred.pop())
             .map(|(key, _)| key)
             .collect();
         assert_eq!(order.len(), PER_PEER_MAX);
@@ -134,6 +136,6 @@ mod tests {
             (order.first(), order.last()),
             (Some(&key(1, 1)), Some(&key(2, 7)))
         );
-        assert!(held.places.is_empty() && held.peers.is_empty());
+        assert!(deferred.places.is_empty() && deferred.peers.is_empty());
     }
 }
