@@ -28,3 +28,9 @@ mod vigil;
 
 pub use reload::Reloader;
 pub use run::{Exit, Options, RunError, run};
+
+/// Parsers of foreign input, for the fuzz targets.
+pub mod parsers {
+    pub use crate::rpc::peer_uid::{Unidentified, owner_in_answer, owner_in_table};
+    pub use crate::rpc::rest_peers::{numeric, spellings};
+}

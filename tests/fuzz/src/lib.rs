@@ -9,21 +9,25 @@
 
 mod babel;
 mod bus;
+mod caller;
 mod engine;
 mod framing;
 mod host;
 mod records;
 mod rpc;
+mod spelling;
 mod text;
 mod wire;
 
 pub use babel::babel;
 pub use bus::{bus, message};
+pub use caller::{caller, token};
 pub use engine::engine;
 pub use framing::framing;
 pub use host::{coalesce, inspect, split};
 pub use records::records;
 pub use rpc::rpc;
+pub use spelling::spelling;
 pub use text::text;
 pub use wire::{control, frame, handshake, offer};
 
@@ -97,6 +101,18 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "framing",
         run: framing,
+    },
+    Target {
+        name: "spelling",
+        run: spelling,
+    },
+    Target {
+        name: "caller",
+        run: caller,
+    },
+    Target {
+        name: "token",
+        run: token,
     },
 ];
 

@@ -2,7 +2,7 @@
 
 use hyphae_wire::frame::{PAYLOAD_AT, SEALED_HEADERS_AT, SEALED_HEADERS_LEN, SealedHeaders};
 use hyphae_wire::handshake::{INIT_LEN, Message, NOISE_MAX, Offer, Step, encode, encode_frame};
-use hyphae_wire::{FrameKind, LinkHeader, Service, SessionIndex, guard};
+use hyphae_wire::{Endpoint, FrameKind, LinkHeader, Service, SessionIndex, guard};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// A whole datagram: link header, and the other headers as a link that opened them would see them.
@@ -107,12 +107,26 @@ pub fn control(data: &[u8]) {
                 assert_eq!(probe(kind, asked)[CONTROL_HEADER_LEN..], *body);
             }
         }
-        ControlKind::Keepalive
-        | ControlKind::Routing
-        | ControlKind::Close
-        | ControlKind::Handshake
-        | ControlKind::Duplicate => {
+        ControlKind::Handshake => {
+            if let Ok(message) = Message::parse(body) {
+                check_message(&message);
+            }
+        }
+        ControlKind::Duplicate => {
+            if let Ok((endpoints, _)) = <[Endpoint; 2]>::read_from_prefix(body) {
+                endpoints.into_iter().for_each(check_endpoint);
+            }
+        }
+        ControlKind::Keepalive | ControlKind::Routing | ControlKind::Close => {
             assert_eq!(message(kind)[0], data[0]);
         }
     }
+}
+
+/// Any bytes are an endpoint. Its address keeps IP and port, and the scope of a link-local one.
+fn check_endpoint(endpoint: Endpoint) {
+    let again = Endpoint::from(endpoint.to_socket_addr());
+    assert_eq!((again.ip, again.port), (endpoint.ip, endpoint.port));
+    assert!(again.scope == endpoint.scope || again.scope == 0);
+    assert_eq!(Endpoint::from(again.to_socket_addr()), again);
 }

@@ -27,7 +27,7 @@ const OVERFLOW_DEFAULT: u32 = 65_534;
 
 /// A caller whose user is not known.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unidentified {
+pub enum Unidentified {
     /// Neither interface of the kernel can be used.
     #[error("neither sock_diag nor /proc/net/tcp can be read ({0})")]
     Unavailable(io::Error),
@@ -108,12 +108,47 @@ impl PeerUids {
             let read = tokio::task::spawn_blocking(move || by_proc(server, client));
             read.await.unwrap_or_else(|e| Err(io::Error::other(e)))
         };
-        match found {
-            Ok(socket) => socket.owner(server, client),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Unidentified::NoSocket),
-            Err(error) => Err(Unidentified::Unavailable(error)),
-        }
+        owner(found, server, client)
     }
+}
+
+fn owner(
+    found: io::Result<Socket>,
+    server: SocketAddr,
+    client: SocketAddr,
+) -> Result<u32, Unidentified> {
+    match found {
+        Ok(socket) => socket.owner(server, client),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Unidentified::NoSocket),
+        Err(error) => Err(Unidentified::Unavailable(error)),
+    }
+}
+
+/// User of the client of a connection, given the answer of sock_diag to request `sequence`.
+///
+/// # Errors
+/// When the answer is not that client's open socket.
+pub fn owner_in_answer(
+    answer: &[u8],
+    sequence: u32,
+    server: SocketAddr,
+    client: SocketAddr,
+) -> Result<u32, Unidentified> {
+    owner(parse_answer(answer, sequence), server, client)
+}
+
+/// User of the client of a connection, given /proc/net/tcp or tcp6.
+///
+/// # Errors
+/// When no line is that client's open socket.
+pub fn owner_in_table(
+    table: impl BufRead,
+    server: SocketAddr,
+    client: SocketAddr,
+) -> Result<u32, Unidentified> {
+    let found = find_in_table(table, server, client);
+    let found = found.and_then(|socket| socket.ok_or(io::ErrorKind::NotFound.into()));
+    owner(found, server, client)
 }
 
 /// IPv4-mapped addresses as IPv4, without flow label and scope.
@@ -267,13 +302,17 @@ fn by_sock_diag(server: SocketAddr, client: SocketAddr) -> io::Result<Socket> {
     let mut buffer = [0_u8; 1024];
     // The kernel has answered before it returns from `send`.
     let (len, _) = rustix::net::recv(&socket, &mut buffer, RecvFlags::DONTWAIT)?;
+    parse_answer(&buffer[..len], sequence)
+}
+
+/// `NLMSG_ERROR` holds a negative error number.
+fn parse_answer(answer: &[u8], sequence: u32) -> io::Result<Socket> {
     let malformed = || io::Error::other("sock_diag: malformed answer");
-    let (header, rest) = Header::read_from_prefix(&buffer[..len]).map_err(|_| malformed())?;
+    let (header, rest) = Header::read_from_prefix(answer).map_err(|_| malformed())?;
     if header.kind == SOCK_DIAG_BY_FAMILY && header.sequence == sequence {
         let (entry, _) = Entry::read_from_prefix(rest).map_err(|_| malformed())?;
         return entry.socket().ok_or_else(malformed);
     }
-    // NLMSG_ERROR: a negative error number.
     let (error, _) = i32::read_from_prefix(rest).map_err(|_| malformed())?;
     Err(io::Error::from_raw_os_error(error.saturating_neg()))
 }
@@ -290,18 +329,29 @@ fn by_proc(server: SocketAddr, client: SocketAddr) -> io::Result<Socket> {
                 continue;
             }
         };
-        for line in BufReader::new(file).lines() {
-            let found = proc_line(&line?);
-            let found = found.filter(|it| (it.local, it.remote) == (client, server));
-            if let Some(socket) = found {
-                return Ok(socket);
-            }
+        if let Some(socket) = find_in_table(BufReader::new(file), server, client)? {
+            return Ok(socket);
         }
     }
     match unreadable {
         Some(error) => Err(io::Error::other(error)),
         None => Err(io::ErrorKind::NotFound.into()),
     }
+}
+
+fn find_in_table(
+    table: impl BufRead,
+    server: SocketAddr,
+    client: SocketAddr,
+) -> io::Result<Option<Socket>> {
+    for line in table.lines() {
+        let found = proc_line(&line?);
+        let found = found.filter(|it| (it.local, it.remote) == (client, server));
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
 /// A line of /proc/net/tcp or tcp6; `None` for the head.

@@ -84,7 +84,7 @@ impl Peer {
 }
 
 /// An address and a port, its scope as a number or as the name of an interface, brackets or not.
-fn numeric(text: &str) -> Option<SocketAddr> {
+pub fn numeric(text: &str) -> Option<SocketAddr> {
     if let Ok(address) = text.parse() {
         return Some(address);
     }
@@ -107,7 +107,7 @@ fn numeric(text: &str) -> Option<SocketAddr> {
 
 /// Spellings of an endpoint that a client gives, as this node has them: `quic` is `udp`, and a numeric
 /// scope may have been configured as a name.
-pub(super) fn spellings(endpoint: &str) -> Vec<String> {
+pub fn spellings(endpoint: &str) -> Vec<String> {
     let udp = Transport::Udp.scheme();
     let ours = match endpoint.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case(QUIC) => format!("{udp}://{rest}"),

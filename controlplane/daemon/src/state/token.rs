@@ -83,16 +83,18 @@ impl Token {
         }
         let mut text = Zeroizing::new(String::with_capacity(2048));
         file.take(FILE_MAX).read_to_string(&mut text).map_err(io)?;
+        Self::parse(&text).ok_or_else(|| TokenError::Invalid(path.to_owned()))
+    }
+
+    /// Parses the text of a token file: 32 to 512 visible ASCII characters, white space around them.
+    pub fn parse(text: &str) -> Option<Self> {
         let token = text.trim();
         let visible = token.bytes().all(|byte| byte.is_ascii_graphic());
-        if !LENGTH.contains(&token.len()) || !visible {
-            return Err(TokenError::Invalid(path.to_owned()));
-        }
-        Ok(Self(blake3::hash(token.as_bytes())))
+        (LENGTH.contains(&token.len()) && visible).then(|| Self(blake3::hash(token.as_bytes())))
     }
 
     /// Whether an `Authorization` header presents it. Digests are compared in constant time.
-    pub(crate) fn is_presented_in(&self, authorization: &str) -> bool {
+    pub fn is_presented_in(&self, authorization: &str) -> bool {
         let Some((scheme, given)) = authorization.split_once(' ') else {
             return false;
         };
