@@ -17,7 +17,7 @@ use crate::handshake::Carrier;
 use crate::index::Class;
 use crate::keys::Kind;
 use crate::session::{Association, Owner};
-use crate::share::holder_of;
+use crate::source::source_of;
 use crate::{DownReason, Overlay};
 
 /// Sessions with one node, of one kind: in use, replaced, unconfirmed, lost to a glare.
@@ -54,7 +54,7 @@ impl Overlay {
 
     /// Makes room for another peer that connected by itself, which is reached by `carrier`.
     pub(crate) fn inbound_room(&mut self, now: Nanos, carrier: Carrier) -> bool {
-        let newcomer = (None, carrier.holder()[0], 1);
+        let newcomer = (None, carrier.source().site, 1);
         self.crowd_out(now, Kind::Link, newcomer, Measure::Nodes)
     }
 
@@ -175,7 +175,7 @@ impl Association {
 
 fn group_of(owner: Owner, association: &Association) -> u128 {
     match owner {
-        Owner::Peer(_) => holder_of(association.endpoint)[0],
+        Owner::Peer(_) => source_of(association.endpoint).site,
         Owner::Remote(_) => group_through(association.through),
     }
 }

@@ -1,7 +1,7 @@
 //! Handshakes in flight: those begun here ([`Outgoing`]) and those begun by others ([`HalfOpen`]).
 //!
 //! Half-open handshakes are bounded, of each kind by themselves: in number, per source, and by the
-//! slots that they hold. When there is no room the source that holds the most gives way ([`Shares`]).
+//! slots that they hold. When there is no room the source that holds the most gives way ([`ShareTable`]).
 //! Those that renew a session came inside of it; they are bounded by the sessions that there are, have no
 //! more lanes than it, and count as what its owner holds.
 //! None of this touches a session before a third message has proven who is there.
@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hyphae_shares::{ShareTable, Ticket};
 use hyphae_time::Nanos;
 use hyphae_wire::guard::Token;
 use hyphae_wire::handshake::Offer;
@@ -23,7 +24,7 @@ use crate::install::FIRST_WORKER;
 use crate::keys::Kind;
 use crate::noise::Noise;
 use crate::session::Owner;
-use crate::share::{Holder, Shares, holder_of};
+use crate::source::{Source, source_of};
 
 /// First interval between repetitions of a message.
 pub(crate) const RETRANSMIT_MIN: Duration = Duration::from_millis(250);
@@ -148,17 +149,17 @@ impl Carrier {
         }
     }
 
-    /// Who is held responsible.
-    pub(crate) fn holder(self) -> Holder {
+    /// The source that a handshake is charged to.
+    pub(crate) fn source(self) -> Source {
         match self {
-            Self::Underlay { endpoint, .. } => holder_of(endpoint),
+            Self::Underlay { endpoint, .. } => source_of(endpoint),
             Self::Overlay {
                 address, through, ..
-            } => [
-                through.map_or(u128::MAX, u128::from),
-                address.subnet_id().into(),
-            ],
-            Self::Sealed { owner, .. } => sealed_holder(owner),
+            } => Source {
+                site: through.map_or(u128::MAX, u128::from),
+                network: address.subnet_id().into(),
+            },
+            Self::Sealed { owner, .. } => Source::sealed(owner),
         }
     }
 
@@ -181,8 +182,11 @@ impl Carrier {
                 .update(&[endpoint.transport]),
             Self::Overlay { address, .. } => hasher.update(&[1]).update(&address.0),
             Self::Sealed { .. } => {
-                let [kind, name] = self.holder().map(u128::to_le_bytes);
-                hasher.update(&[2]).update(&kind).update(&name)
+                let Source { site, network } = self.source();
+                hasher
+                    .update(&[2])
+                    .update(&site.to_le_bytes())
+                    .update(&network.to_le_bytes())
             }
         };
         *hasher
@@ -190,13 +194,6 @@ impl Carrier {
             .update(noise)
             .finalize()
             .as_bytes()
-    }
-}
-
-fn sealed_holder(owner: Owner) -> Holder {
-    match owner {
-        Owner::Peer(peer) => [0, peer.into()],
-        Owner::Remote(subnet) => [1, subnet.into()],
     }
 }
 
@@ -305,11 +302,10 @@ pub(crate) struct HalfOpen {
 pub(crate) struct HalfOpens {
     max: usize,
     per_source_max: usize,
-    by_id: BTreeMap<u32, HalfOpen>,
-    by_order: BTreeMap<u64, u32>,
+    by_id: BTreeMap<u32, (Ticket, HalfOpen)>,
     by_digest: BTreeMap<[u8; 32], u32>,
-    /// Of each [`Queue`].
-    shares: [Shares; 3],
+    /// Numbers of each [`Queue`]: by site, then source.
+    shares: [ShareTable<u128, Source, u32>; 3],
     order_last: u64,
 }
 
@@ -319,7 +315,6 @@ impl HalfOpens {
             max: max.max(1),
             per_source_max: per_source_max.max(1),
             by_id: BTreeMap::new(),
-            by_order: BTreeMap::new(),
             by_digest: BTreeMap::new(),
             shares: Default::default(),
             order_last: 0,
@@ -336,11 +331,12 @@ impl HalfOpens {
     }
 
     pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut HalfOpen> {
-        self.by_id.get_mut(&id)
+        self.by_id.get_mut(&id).map(|(_, half)| half)
     }
 
     pub(crate) fn find(&self, digest: &[u8; 32]) -> Option<&HalfOpen> {
-        self.by_id.get(self.by_digest.get(digest)?)
+        let (_, half) = self.by_id.get(self.by_digest.get(digest)?)?;
+        Some(half)
     }
 
     /// Makes room for one from `carrier` that takes `weight` slots of a worker, of `weight_max` that all
@@ -352,79 +348,75 @@ impl HalfOpens {
         weight: u32,
         weight_max: u32,
     ) -> (Option<u64>, Vec<HalfOpen>) {
-        let (queue, holder) = (carrier.queue(), carrier.holder());
+        let (queue, source) = (carrier.queue(), carrier.source());
         self.order_last += 1;
-        let order = self.order_last;
         let mut evicted = Vec::new();
         let each_max = match queue {
             Queue::Link | Queue::EndToEnd => self.per_source_max,
             Queue::Renewal => RENEWALS_MAX,
         };
-        while let (count, Some(oldest)) = self.shares[queue as usize].of(holder)
-            && count >= each_max
-        {
-            evicted.extend(self.remove_order(oldest));
+        while self.shares[queue as usize].count(source) >= each_max {
+            evicted.extend(self.remove_oldest(queue, source));
         }
-        self.shares[queue as usize].add(holder, order, weight);
-        let left = loop {
+        let newcomer = self.shares[queue as usize].add(source.site, source, weight, 0);
+        let fits = loop {
             let shares = &self.shares[queue as usize];
-            let fits = shares.len() <= self.max && shares.weight() <= weight_max;
+            let fits = shares.len() <= self.max && shares.weight() <= weight_max.into();
             if fits || queue == Queue::Renewal {
-                break Some(order);
+                break true;
             }
-            match shares.largest().filter(|largest| *largest != order) {
-                Some(largest) => evicted.extend(self.remove_order(largest)),
-                None => break None,
+            let largest = shares.largest().unwrap_or(source);
+            if shares
+                .entries(largest)
+                .next()
+                .is_none_or(|(oldest, _)| oldest == newcomer)
+            {
+                break false;
             }
+            evicted.extend(self.remove_oldest(queue, largest));
         };
-        self.shares[queue as usize].remove(holder, order);
-        (left, evicted)
+        self.shares[queue as usize].remove(source, newcomer);
+        (fits.then_some(self.order_last), evicted)
     }
 
     /// Adds one that there is room for.
     pub(crate) fn insert(&mut self, id: u32, half: HalfOpen) {
-        let (queue, holder) = (half.carrier.queue(), half.carrier.holder());
-        self.shares[queue as usize].add(holder, half.order, half.weight);
-        self.by_order.insert(half.order, id);
+        let (queue, source) = (half.carrier.queue(), half.carrier.source());
+        let ticket = self.shares[queue as usize].add(source.site, source, half.weight, id);
         self.by_digest.insert(half.digest, id);
-        self.by_id.insert(id, half);
+        self.by_id.insert(id, (ticket, half));
     }
 
     pub(crate) fn remove(&mut self, id: u32) -> Option<HalfOpen> {
-        let half = self.by_id.remove(&id)?;
-        self.by_order.remove(&half.order);
+        let (ticket, half) = self.by_id.remove(&id)?;
         self.by_digest.remove(&half.digest);
-        self.shares[half.carrier.queue() as usize].remove(half.carrier.holder(), half.order);
+        self.shares[half.carrier.queue() as usize].remove(half.carrier.source(), ticket);
         Some(half)
     }
 
     /// Slots of all workers that the half-open renewals of a session hold.
     pub(crate) fn renewal_slots(&self, owner: Owner) -> u32 {
-        let orders = self.shares[Queue::Renewal as usize].orders(sealed_holder(owner));
-        let ids = orders.iter().filter_map(|order| self.by_order.get(order));
-        let halves = ids.filter_map(|id| self.by_id.get(id));
+        let ids = self.shares[Queue::Renewal as usize].entries(Source::sealed(owner));
+        let halves = ids.filter_map(|(_, id)| self.by_id.get(id));
         halves
-            .map(|half| u32::try_from(half.indices.len()).unwrap_or(u32::MAX))
+            .map(|(_, half)| u32::try_from(half.indices.len()).unwrap_or(u32::MAX))
             .sum()
     }
 
     /// Takes out the half-open renewals of a session.
     pub(crate) fn remove_renewals(&mut self, owner: Owner) -> Vec<HalfOpen> {
-        let orders = self.shares[Queue::Renewal as usize].orders(sealed_holder(owner));
-        let halves = orders.into_iter().map(|order| self.remove_order(order));
-        halves.flatten().collect()
+        let source = Source::sealed(owner);
+        std::iter::from_fn(|| self.remove_oldest(Queue::Renewal, source)).collect()
     }
 
     /// Takes out one that is too old.
     pub(crate) fn expire(&mut self, now: Nanos) -> Option<HalfOpen> {
-        let order = self.by_order.keys().next().copied()?;
-        self.next_expiry().filter(|at| *at <= now)?;
-        self.remove_order(order)
+        let (created, id) = self.oldest()?;
+        (created + HALF_OPEN_LIFE <= now).then(|| self.remove(id))?
     }
 
     pub(crate) fn next_expiry(&self) -> Option<Nanos> {
-        let oldest = self.by_order.values().next()?;
-        Some(self.by_id.get(oldest)?.created + HALF_OPEN_LIFE)
+        self.oldest().map(|(created, _)| created + HALF_OPEN_LIFE)
     }
 
     /// How many there are, for tests of the bounds.
@@ -433,8 +425,15 @@ impl HalfOpens {
         self.by_id.len()
     }
 
-    fn remove_order(&mut self, order: u64) -> Option<HalfOpen> {
-        let id = self.by_order.get(&order).copied()?;
-        self.remove(id)
+    /// The oldest of all queues: when it began, and its number.
+    fn oldest(&self) -> Option<(Nanos, u32)> {
+        let ids = self.shares.iter().filter_map(|shares| shares.oldest());
+        let created = |id: u32| Some((self.by_id.get(&id)?.1.created, id));
+        ids.filter_map(|(_, _, id)| created(*id)).min()
+    }
+
+    fn remove_oldest(&mut self, queue: Queue, source: Source) -> Option<HalfOpen> {
+        let (_, id) = self.shares[queue as usize].entries(source).next()?;
+        self.remove(*id)
     }
 }

@@ -39,7 +39,7 @@ mod remote;
 mod respond;
 mod rng;
 mod session;
-mod share;
+mod source;
 mod status;
 mod target;
 mod traffic;

@@ -12,7 +12,7 @@ use hyphae_wire::PublicKey;
 
 use crate::handshake::Carrier;
 use crate::session::Owner;
-use crate::share::holder_of;
+use crate::source::source_of;
 use crate::{DownReason, Overlay, Refusal};
 
 /// Who may be a peer.
@@ -125,7 +125,7 @@ impl Overlay {
             .filter_map(|target| target.key.or(target.peer))
             .collect();
         // Each handshake of a stranger asks: one pass over the peers.
-        let source = carrier.holder();
+        let source = carrier.source();
         let (mut inbound, mut here) = (0, 0);
         for (owner, association) in self.associations.range(Owner::Peer(0)..) {
             if !matches!(owner, Owner::Peer(_)) {
@@ -135,7 +135,7 @@ impl Overlay {
                 continue;
             }
             inbound += 1;
-            here += usize::from(holder_of(association.endpoint) == source);
+            here += usize::from(source_of(association.endpoint) == source);
         }
         if inbound >= self.config.policy.inbound_max {
             return Err(Refusal::InboundMax);

@@ -8,12 +8,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hyphae_shares::{ShareTable, Ticket};
 use hyphae_time::Nanos;
 use hyphae_wire::babel::{Origin, RouterId, Serial};
 
 use hyphae_wire::Prefix;
-
-use super::shares::Shares;
 
 /// How long a feasible distance is kept without a route, RFC 8966 appendix B.
 pub(super) const SOURCE_KEPT: Duration = Duration::from_secs(180);
@@ -28,67 +27,59 @@ struct Entry {
     /// The newest announcement seen: an origin that was restored from an old state needs it.
     proof: Origin,
     since: Nanos,
-    teller: RouterId,
-    ticket: u64,
+    neighbour: RouterId,
+    ticket: Ticket,
 }
 
-/// Distances by origin.
+/// Distances by origin, charged to the neighbour whose route was the last.
 #[derive(Default)]
 pub(super) struct Memory {
     entries: BTreeMap<Name, Entry>,
-    by_age: BTreeMap<u64, Name>,
-    tellers: Shares<RouterId, Name>,
+    shares: ShareTable<(), RouterId, Name>,
 }
 
 impl Memory {
-    /// Remembers the distance of an origin whose last route was `teller`'s.
+    /// Remembers the distance of an origin whose last route was `neighbour`'s.
     pub(super) fn insert(
         &mut self,
         now: Nanos,
         name: Name,
         (distance, proof): Remembered,
-        teller: RouterId,
+        neighbour: RouterId,
         max: usize,
     ) {
         self.take(name);
-        if self.entries.len() >= max
-            && let Some((teller, ticket)) = self.tellers.oldest_of_most()
-        {
-            self.remove(teller, ticket);
+        if self.entries.len() >= max {
+            let largest = self.shares.largest();
+            let oldest = largest.and_then(|largest| self.shares.entries(largest).next());
+            if let Some((_, name)) = oldest {
+                self.take(*name);
+            }
         }
-        let ticket = self.tellers.add(teller, false, name);
-        self.by_age.insert(ticket, name);
         let entry = Entry {
             distance,
             proof,
             since: now,
-            teller,
-            ticket,
+            neighbour,
+            ticket: self.shares.add((), neighbour, 1, name),
         };
         self.entries.insert(name, entry);
     }
 
-    /// Hands out what is remembered of an origin that has a route again.
+    /// Takes out what is remembered of an origin that has a route again.
     pub(super) fn take(&mut self, name: Name) -> Option<Remembered> {
-        let Entry {
-            distance,
-            proof,
-            teller,
-            ticket,
-            ..
-        } = *self.entries.get(&name)?;
-        self.remove(teller, ticket);
-        Some((distance, proof))
+        let entry = self.entries.remove(&name)?;
+        self.shares.remove(entry.neighbour, entry.ticket);
+        Some((entry.distance, entry.proof))
     }
 
-    /// Forgets what is too old.
+    /// Removes distances older than [`SOURCE_KEPT`].
     pub(super) fn expire(&mut self, now: Nanos) {
-        while let Some((ticket, name)) = self.by_age.first_key_value()
+        while let Some((_, _, name)) = self.shares.oldest()
             && let Some(entry) = self.entries.get(name)
             && now.since(entry.since) >= SOURCE_KEPT
         {
-            let (teller, ticket) = (entry.teller, *ticket);
-            self.remove(teller, ticket);
+            self.take(*name);
         }
     }
 
@@ -96,13 +87,6 @@ impl Memory {
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.entries.len()
-    }
-
-    fn remove(&mut self, teller: RouterId, ticket: u64) {
-        self.tellers.remove(teller, ticket);
-        if let Some(name) = self.by_age.remove(&ticket) {
-            self.entries.remove(&name);
-        }
     }
 }
 

@@ -59,7 +59,7 @@ use origin::Own;
 use receive::Work;
 use request::Query;
 use room::Room;
-use shares::Shares;
+use shares::PreferredShares;
 use table::Destination;
 
 /// How often every route is told again, although nothing has changed.
@@ -208,7 +208,7 @@ pub struct Speaker {
     withdrawn: BTreeMap<Prefix, Serial>,
     queries: BTreeMap<(Prefix, RouterId), Query>,
     /// Queries by the link that caused them.
-    query_shares: Shares<u32, (Prefix, RouterId)>,
+    query_shares: PreferredShares<(Prefix, RouterId)>,
     work: Work,
     verify_budget: u32,
     /// Where [`Timer::Turn`] goes on.
@@ -239,7 +239,7 @@ impl Speaker {
             memory: Memory::default(),
             withdrawn: BTreeMap::new(),
             queries: BTreeMap::new(),
-            query_shares: Shares::default(),
+            query_shares: PreferredShares::default(),
             work: Work::default(),
             verify_budget: VERIFY_BUDGET,
             turn: None,

@@ -7,11 +7,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use hyphae_shares::Ticket;
 use hyphae_time::Nanos;
 use hyphae_wire::babel::{RouterId, SeqnoRequest, Serial, Tlv};
 
 use hyphae_wire::Prefix;
 
+use super::shares::displaced;
 use super::{Speaker, Timer};
 
 /// Hops that a question may go.
@@ -33,7 +35,7 @@ pub(super) struct Query {
     askers: BTreeSet<u32>,
     expires: Nanos,
     /// The link that caused it, a neighbour's question or an infeasible route, and its ticket there.
-    cause: (u32, u64),
+    cause: (u32, Option<Ticket>),
 }
 
 /// A question under way, for status.
@@ -71,7 +73,7 @@ impl Speaker {
             own: true,
             askers: BTreeSet::new(),
             expires: now,
-            cause: (link, 0),
+            cause: (link, None),
         };
         self.ask(now, (prefix, router_id), query, link);
     }
@@ -81,9 +83,7 @@ impl Speaker {
         let (cause, _) = query.cause;
         if self.queries.len() >= QUERIES_MAX {
             let preferred = self.links.get(&cause).is_some_and(|state| state.preferred);
-            let displaced = self
-                .query_shares
-                .displaced(cause, preferred, false, QUERIES_MAX);
+            let displaced = displaced(&self.query_shares, cause, preferred, false, QUERIES_MAX);
             let Some((_, displaced)) = displaced else {
                 return;
             };
@@ -98,13 +98,16 @@ impl Speaker {
             query.askers.extend(before.askers);
         }
         let preferred = self.links.get(&cause).is_some_and(|state| state.preferred);
-        query.cause = (cause, self.query_shares.add(cause, preferred, name));
+        let ticket = self.query_shares.add(preferred, cause, 1, name);
+        query.cause = (cause, Some(ticket));
         self.queries.insert(name, query);
     }
 
     fn remove_query(&mut self, name: (Prefix, RouterId)) -> Option<Query> {
         let query = self.queries.remove(&name)?;
-        self.query_shares.remove(query.cause.0, query.cause.1);
+        if let (link, Some(ticket)) = query.cause {
+            self.query_shares.remove(link, ticket);
+        }
         self.timers.set(Timer::Query(name.0, name.1), Nanos::NEVER);
         Some(query)
     }
@@ -248,7 +251,7 @@ impl Speaker {
             own: false,
             askers: BTreeSet::from([link]),
             expires: now,
-            cause: (link, 0),
+            cause: (link, None),
         };
         self.ask(now, name, query, next);
     }

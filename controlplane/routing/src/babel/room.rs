@@ -2,10 +2,11 @@
 //!
 //! A destination with candidates is charged to one neighbour that offers it. A neighbour's own /64 is
 //! charged to nobody and never displaced, so neighbours reach each other whatever a third one
-//! announces; there is at most one per link. In a full table, [`Shares`] decides. A destination
+//! announces; there is at most one per link. In a full table, [`displaced`] decides. A destination
 //! without candidates is no longer charged: it ends, and is kept only until neighbours that had the
 //! route have acknowledged that, in a number of its own.
 
+use hyphae_shares::Ticket;
 use hyphae_time::Nanos;
 use hyphae_wire::babel::{INFINITY, Origin, RouterId, Tlv, Update};
 
@@ -13,7 +14,7 @@ use hyphae_wire::Prefix;
 
 use super::Speaker;
 use super::memory::SOURCE_KEPT;
-use super::shares::Shares;
+use super::shares::{PreferredShares, displaced};
 use super::table::{Candidate, Destination, Source};
 
 /// Candidates displaced for one newcomer: most make room at once, others also have another's.
@@ -30,7 +31,7 @@ pub(super) enum Standing {
     #[default]
     Free,
     /// An entry of this link, by its ticket.
-    Charged(u32, u64),
+    Charged(u32, Ticket),
     /// Nothing but the wait for acknowledgements of its end.
     Ending(u64),
 }
@@ -38,7 +39,7 @@ pub(super) enum Standing {
 /// Destinations by what they take up.
 #[derive(Debug, Default)]
 pub(super) struct Room {
-    charged: Shares<u32, Prefix>,
+    charged: PreferredShares<Prefix>,
     /// Destinations without candidates, in order.
     ending: std::collections::BTreeMap<u64, (Nanos, Prefix)>,
     next_ending: u64,
@@ -55,7 +56,7 @@ impl Speaker {
     pub fn prefer(&mut self, link: u32, preferred: bool) {
         if let Some(state) = self.links.get_mut(&link) {
             state.preferred = preferred;
-            self.room.charged.set_preferred(link, preferred);
+            self.room.charged.regroup(link, preferred);
         }
     }
 
@@ -116,13 +117,13 @@ impl Speaker {
         }
         let preferred = self.is_preferred(link);
         for _ in 0..DISPLACED_MAX {
-            let Some((victim, displaced)) = self.room.charged.displaced(link, preferred, own, max)
+            let Some((victim, newest)) = displaced(&self.room.charged, link, preferred, own, max)
             else {
                 break;
             };
             self.counters.displaced += 1;
-            self.drop_candidate(now, displaced, victim);
-            self.note_refused(victim, displaced);
+            self.drop_candidate(now, newest, victim);
+            self.note_refused(victim, newest);
             if self.offered() < offered {
                 return true;
             }
@@ -188,7 +189,7 @@ impl Speaker {
         self.release(standing);
         let standing = payer.map_or(Standing::Free, |link| {
             let preferred = self.is_preferred(link);
-            Standing::Charged(link, self.room.charged.add(link, preferred, prefix))
+            Standing::Charged(link, self.room.charged.add(preferred, link, 1, prefix))
         });
         if let Some(destination) = self.table.get_mut(&prefix) {
             destination.standing = standing;
