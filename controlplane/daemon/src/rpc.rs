@@ -41,7 +41,7 @@ use std::io;
 use hyphae_files::BindError;
 use tokio::net::TcpListener;
 
-use crate::state::let_go;
+use crate::state::retry_while_busy;
 
 #[cfg(test)]
 pub(crate) use authorizer::Admins;
@@ -83,7 +83,7 @@ pub enum ListenError {
 }
 
 /// Listens on an address.
-pub(crate) async fn listen_tcp(
+pub(crate) fn listen_tcp(
     address: std::net::SocketAddr,
     flag: &'static str,
 ) -> Result<TcpListener, ListenError> {
@@ -93,7 +93,7 @@ pub(crate) async fn listen_tcp(
         source,
     };
     let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-    let listener = let_go(in_use, || std::net::TcpListener::bind(address)).await;
+    let listener = retry_while_busy(in_use, || std::net::TcpListener::bind(address));
     let listener = listener.map_err(fail)?;
     listener.set_nonblocking(true).map_err(fail)?;
     TcpListener::from_std(listener).map_err(fail)

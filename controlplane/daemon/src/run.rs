@@ -25,7 +25,7 @@ use crate::rpc::{Dispatcher, Parts};
 use crate::state::token::Token;
 use crate::state::{
     self, ADMIN_FILE, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
-    StateError, TOPICS_FILE, let_go,
+    StateError, TOPICS_FILE, retry_while_busy,
 };
 use crate::stored::Stored;
 use crate::vigil::Vigil;
@@ -136,7 +136,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     let limits = config.inbox.into();
     let (inbox, found) = if config.inbox.durable {
         let in_use = |error: &InboxError| matches!(error, InboxError::InUse(_));
-        let_go(in_use, || Inbox::open(&options.state_directory, limits)).await?
+        retry_while_busy(in_use, || Inbox::open(&options.state_directory, limits))?
     } else {
         (Inbox::in_memory(limits)?, Found::default())
     };
@@ -144,11 +144,10 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     let asked = Arc::clone(&reloader.asked);
     let allowed = config.rpc_allowed.clone();
     let sockets = options.socket_directory.path().to_owned();
-    let unix = let_go(
+    let unix = retry_while_busy(
         |error| matches!(error, rpc::ListenError::InUse(_)),
         || rpc::Place::listen(&options.socket_directory, &allowed),
-    )
-    .await?;
+    )?;
     let token = config.rpc_token.as_deref().map(Token::read).transpose()?;
     let (metrics_at, rpc_at, rest_at) = (config.metrics, config.rpc, config.rest);
     let (commands, receiver) = mpsc::channel(256);
@@ -280,16 +279,16 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     if let Some(address) = rpc_at {
         let router = rpc::router(Arc::clone(&dispatcher));
         let access = callers(rpc::Listener::Tcp);
-        serve_on(address, "--rpc", router, access).await?;
+        serve_on(address, "--rpc", router, access)?;
     }
     if let Some(address) = rest_at {
         let router = rpc::rest_router(Arc::clone(&dispatcher));
         let access = callers(rpc::Listener::Rest);
-        serve_on(address, "--rest", router, access).await?;
+        serve_on(address, "--rest", router, access)?;
     }
     if let Some(address) = metrics_at {
         let router = metrics::router(commands.clone(), Arc::clone(&dispatcher), stats);
-        serve_on(address, "--metrics", router, rpc::Access::Open).await?;
+        serve_on(address, "--metrics", router, rpc::Access::Open)?;
     }
     let reloading = Arc::clone(&dispatcher);
     tokio::spawn(async move {
@@ -357,13 +356,13 @@ async fn wait_for_dataplane(directory: &std::path::Path) -> Attachment {
 }
 
 /// Serves HTTP at an address that a flag sets.
-async fn serve_on(
+fn serve_on(
     address: SocketAddr,
     flag: &'static str,
     router: axum::Router,
     access: rpc::Access,
 ) -> Result<(), RunError> {
-    let listener = rpc::listen_tcp(address, flag).await?;
+    let listener = rpc::listen_tcp(address, flag)?;
     let router = rpc::checked(router, Some(address));
     tokio::spawn(rpc::serve_tcp(listener, router, access, flag));
     Ok(())

@@ -17,6 +17,8 @@ use hyphae_files::{Directory, DirectoryError};
 use hyphae_shm::LockedPage;
 use hyphae_wire::SecretKey;
 use hyphae_wire::identity::{InvalidSecretKey, KEY_LEN, KeyPlace};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -200,22 +202,26 @@ pub fn prepare_directory(path: &Path) -> Result<Directory, StateError> {
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code, reason = "holding the descriptor is the point")] File);
 
-/// How long a process that was killed may take to let go of what it had, and how often that is looked at.
-const LET_GO_WITHIN: Duration = Duration::from_secs(2);
-const LET_GO_LOOK: Duration = Duration::from_millis(20);
+/// Longest time that the kernel needs to release the resources of a killed process, and time between attempts.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Tries for something that a process which was killed may not have let go of yet.
-pub(crate) async fn let_go<T, E>(
-    is_held: impl Fn(&E) -> bool,
+/// Acquires a resource that a process killed a moment ago may still hold. Blocks up to [`BUSY_TIMEOUT`], so it is
+/// for start-up only.
+///
+/// # Errors
+/// The last one of `attempt`.
+pub(crate) fn retry_while_busy<T, E>(
+    is_busy: impl Fn(&E) -> bool,
     mut attempt: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
-    let given_up = Instant::now() + LET_GO_WITHIN;
+    let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {
         match attempt() {
-            Err(error) if is_held(&error) && Instant::now() < given_up => {
-                tokio::time::sleep(LET_GO_LOOK).await;
+            Err(error) if is_busy(&error) && Instant::now() < deadline => {
+                std::thread::sleep(BUSY_POLL_INTERVAL);
             }
-            done => return done,
+            result => return result,
         }
     }
 }
@@ -230,22 +236,16 @@ pub fn lock(directory: &Directory) -> Result<Lock, StateError> {
         source,
     };
     let file = directory.open_or_create(LOCK_FILE).map_err(io)?;
-    let given_up = Instant::now() + LET_GO_WITHIN;
-    loop {
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
-                directory.remove_leftovers().map_err(io)?;
-                return Ok(Lock(file));
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < given_up => {
-                std::thread::sleep(LET_GO_LOOK);
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(StateError::InUse(directory.path().to_owned()));
-            }
-            Err(error) => return Err(io(error.into())),
-        }
-    }
+    let locked = retry_while_busy(
+        |error| *error == Errno::WOULDBLOCK,
+        || flock(&file, FlockOperation::NonBlockingLockExclusive),
+    );
+    locked.map_err(|error| match error {
+        Errno::WOULDBLOCK => StateError::InUse(directory.path().to_owned()),
+        error => io(error.into()),
+    })?;
+    directory.remove_leftovers().map_err(io)?;
+    Ok(Lock(file))
 }
 
 /// Reads the key of a state directory; `None` when there is none yet.

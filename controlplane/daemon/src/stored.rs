@@ -3,7 +3,6 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hyphae_files::Directory;
-use hyphae_rpc::message::{Error, code};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, MutexGuard};
@@ -19,6 +18,17 @@ pub(crate) trait Content:
 impl<T: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static> Content
     for T
 {
+}
+
+/// A change that was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommitError {
+    /// The file was not written.
+    #[error("not stored, so not changed: {0}")]
+    Write(#[from] StateError),
+    /// The blocking task that writes it panicked or was cancelled.
+    #[error(transparent)]
+    Task(#[from] tokio::task::JoinError),
 }
 
 /// A state file and what is in it.
@@ -105,12 +115,11 @@ impl<T: Content> Change<'_, T> {
         }
     }
 
-    /// Puts the change on disk, then in force. Its future is to be driven to its end: see
-    /// [`Dispatcher::call`](crate::rpc::dispatch::Dispatcher::call).
+    /// Writes the change to disk, then puts it in force. Not cancel-safe: the future must run to completion.
     ///
     /// # Errors
-    /// When the file cannot be written; then memory and disk are what they were.
-    pub(crate) async fn commit(self) -> Result<Arc<T>, Error> {
+    /// When the file cannot be written; memory and disk are then unchanged.
+    pub(crate) async fn commit(self) -> Result<Arc<T>, CommitError> {
         if *self.old == self.new {
             return Ok(self.old);
         }
@@ -126,15 +135,13 @@ impl<T: Content> Change<'_, T> {
                 && state::write_toml(&directory, name, &*old).is_err();
             (if undone { new } else { old }, Some(error))
         });
-        let outcome = writing.await;
-        let (now, failure) = outcome.map_err(|e| Error::new(code::INTERNAL, e.to_string()))?;
+        let (now, failure) = writing.await?;
         self.stored.set(Arc::clone(&now));
         match failure {
             None => Ok(now),
             Some(error) => {
                 tracing::error!(%error, "state file was not written; the change was not made");
-                let message = format!("not stored, so not changed: {error}");
-                Err(Error::new(code::PERSIST_FAILED, message))
+                Err(error.into())
             }
         }
     }
@@ -170,10 +177,7 @@ mod tests {
         std::fs::create_dir(&file).unwrap();
         let mut change = stored.change().await;
         change.new.all.insert("two".to_owned(), 2);
-        assert_eq!(
-            change.commit().await.unwrap_err().code,
-            code::PERSIST_FAILED
-        );
+        assert!(matches!(change.commit().await, Err(CommitError::Write(_))));
         assert_eq!(stored.read().all.len(), 1);
         std::fs::remove_dir(&file).unwrap();
         std::fs::rename(&aside, &file).unwrap();

@@ -6,7 +6,7 @@ use hyphae_rpc::parse_params;
 
 use super::authorizer::{Authority, Caller, ENTRIES_MAX, check_pattern};
 use super::dispatch::{Dispatcher, public_key, yes};
-use super::methods::{Outcome, value};
+use super::methods::{Outcome, uncommitted, value};
 
 impl Dispatcher {
     pub(super) async fn administration(
@@ -27,7 +27,7 @@ impl Dispatcher {
                     bounded(keys.len() + 1)?;
                     keys.push(key);
                 }
-                change.commit().await?;
+                change.commit().await.map_err(uncommitted)?;
                 yes()
             }
             "admin.remove" => {
@@ -41,7 +41,7 @@ impl Dispatcher {
                         "the last administrator can be removed locally only",
                     ));
                 }
-                change.commit().await?;
+                change.commit().await.map_err(uncommitted)?;
                 value(there)
             }
             "admin.setMethodPatterns" => {
@@ -53,7 +53,7 @@ impl Dispatcher {
                 }
                 let mut change = self.admins.change().await;
                 change.new.method_patterns = patterns;
-                change.commit().await?;
+                change.commit().await.map_err(uncommitted)?;
                 yes()
             }
             _ => Err(Error::new(
@@ -75,4 +75,25 @@ fn bounded(entries: usize) -> Result<(), Error> {
 /// A change over the bus after which nobody could administer this node over the bus.
 fn lock_out(message: &str) -> Error {
     Error::new(code::DENIED, message).with_kind("lock_out")
+}
+
+#[cfg(test)]
+mod tests {
+    use hyphae_files::Directory;
+
+    use crate::rpc::Admins;
+    use crate::state::{ADMIN_FILE, StateError};
+    use crate::stored::Stored;
+
+    #[test]
+    fn refuses_an_empty_file_of_administrators_and_reads_its_own_defaults() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = Directory::open(place.path()).unwrap();
+        std::fs::write(directory.path_of(ADMIN_FILE), "").unwrap();
+        let refused = Stored::<Admins>::open(&directory, ADMIN_FILE);
+        assert!(matches!(refused, Err(StateError::Empty(_))));
+        std::fs::remove_file(directory.path_of(ADMIN_FILE)).unwrap();
+        Stored::<Admins>::open(&directory, ADMIN_FILE).unwrap();
+        Stored::<Admins>::open(&directory, ADMIN_FILE).unwrap();
+    }
 }

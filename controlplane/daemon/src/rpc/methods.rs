@@ -28,6 +28,7 @@ use crate::attach::Attachment;
 use crate::node::snapshot::{PeerLocation, PeerSnapshot, state_name};
 use crate::node::{Configured, Node};
 use crate::state::{self, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
+use crate::stored::CommitError;
 use hyphae_config::endpoint::{InvalidPeer, PeerUrl, RouteSpec, parse_via, shown, via_text};
 
 /// Longest wait of a ping.
@@ -618,6 +619,15 @@ pub(crate) fn overlay_address(text: &str) -> Result<OverlayAddress, Error> {
     Some(OverlayAddress::from(ip))
         .filter(|address| address.is_overlay())
         .ok_or_else(bad)
+}
+
+/// A durable change that was not made.
+pub(super) fn uncommitted(error: CommitError) -> Error {
+    let code = match error {
+        CommitError::Write(_) => code::PERSIST_FAILED,
+        CommitError::Task(_) => code::INTERNAL,
+    };
+    Error::new(code, error.to_string())
 }
 
 pub(crate) fn value(result: impl Serialize) -> Outcome {

@@ -15,7 +15,7 @@ use hyphae_wire::Prefix;
 
 use super::authorizer::{Caller, ENTRIES_MAX};
 use super::dispatch::{Dispatcher, public_key, yes};
-use super::methods::{Outcome, overlay_address, value};
+use super::methods::{Outcome, overlay_address, uncommitted, value};
 use super::rows::Rows;
 use crate::stored::Change;
 
@@ -282,7 +282,7 @@ impl Dispatcher {
         let topics = Topics::clone(&self.topics.read());
         let told = self.bus.set_topics(topics).await;
         told.map_err(|error| Error::new(code::INTERNAL, error.to_string()))?;
-        committed.map(|_| ())
+        committed.map(drop).map_err(uncommitted)
     }
 }
 

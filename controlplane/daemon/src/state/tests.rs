@@ -92,7 +92,6 @@ fn an_empty_state_file_is_refused_and_kept() {
         read_toml::<T>(&directory, name).unwrap();
     }
     refused::<hyphae_bus::topics::Topics>(TOPICS_FILE);
-    refused::<crate::rpc::Admins>(ADMIN_FILE);
     refused::<PeersFile>(PEERS_FILE);
     refused::<RoutesFile>(ROUTES_FILE);
     refused::<DrainFile>(DRAIN_FILE);
@@ -112,23 +111,23 @@ fn state_files_are_for_their_owner_only_whatever_the_directory_says() {
     assert_eq!(mode(&directory.path_of(LOCK_FILE)), 0o600);
 }
 
-#[tokio::test]
-async fn what_a_killed_process_holds_is_waited_for_and_what_is_held_on_to_is_not() {
+#[test]
+fn retries_while_a_killed_process_holds_a_port_and_fails_when_a_live_one_does() {
     let in_use = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
     let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let place = holder.local_addr().unwrap();
     let bind = || std::net::TcpListener::bind(place);
-    assert!(in_use(&let_go(in_use, bind).await.unwrap_err()));
+    assert!(in_use(&retry_while_busy(in_use, bind).unwrap_err()));
     let mut holder = Some(holder);
     let mut attempts = 0;
-    let taken = let_go(in_use, || {
+    let taken = retry_while_busy(in_use, || {
         attempts += 1;
         if attempts == 4 {
             holder = None;
         }
         bind()
     });
-    assert_eq!(taken.await.unwrap().local_addr().unwrap(), place);
+    assert_eq!(taken.unwrap().local_addr().unwrap(), place);
     assert_eq!(attempts, 4);
 }
 
