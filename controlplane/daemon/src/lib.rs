@@ -11,7 +11,6 @@ mod bus;
 mod discovery;
 mod hangup;
 mod host;
-pub mod inbox;
 mod metrics;
 mod names;
 mod node;
@@ -22,8 +21,6 @@ mod reload;
 mod routing;
 mod rpc;
 mod run;
-pub mod state;
-mod stored;
 mod vigil;
 
 pub use reload::Reloader;

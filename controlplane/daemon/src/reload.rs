@@ -20,9 +20,9 @@ use hyphae_time::Nanos;
 use hyphae_wire::{Network, NetworkId};
 
 use crate::node::Node;
-use crate::state::{self, ROUTES_FILE, RoutesFile};
 use hyphae_config::endpoint::{PeerUrl, RouteSpec};
 use hyphae_config::{Change, Config, ConfigError, Settings};
+use hyphae_store::files::{self, ROUTES_FILE, RoutesFile};
 
 type Read = dyn Fn() -> Result<Settings, ConfigError> + Send + Sync;
 type SetLogLevel = dyn Fn(&str) -> Result<(), String> + Send + Sync;
@@ -118,7 +118,7 @@ pub(crate) fn network_id(config: &Config) -> Result<Option<NetworkId>, impl fmt:
     let Some(network) = &config.peering.network else {
         return Ok(None);
     };
-    let key = state::network_key::read(&network.key_file);
+    let key = hyphae_store::network_key::read(&network.key_file);
     key.map(|key| Some(Network::new(&network.name, &key).id()))
 }
 
@@ -210,7 +210,7 @@ impl Node {
         if old == new {
             return;
         }
-        let file = state::read_toml::<RoutesFile>(&self.state_directory, ROUTES_FILE);
+        let file = files::read_toml::<RoutesFile>(&self.state_directory, ROUTES_FILE);
         let stored = match file {
             Ok(file) => file.routes,
             Err(error) => {

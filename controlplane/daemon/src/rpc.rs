@@ -41,7 +41,7 @@ use std::io;
 use hyphae_files::BindError;
 use tokio::net::TcpListener;
 
-use crate::state::retry_while_busy;
+use hyphae_store::files::retry_while_busy;
 
 #[cfg(test)]
 pub(crate) use authorizer::Admins;

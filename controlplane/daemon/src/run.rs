@@ -14,7 +14,6 @@ use tokio::sync::mpsc;
 use crate::attach::{Attachment, DATAPLANE_SOCKET};
 use crate::bus::{BusCommand, Service as BusService};
 use crate::discovery::{self, Discovery};
-use crate::inbox::{Found, Inbox, InboxError};
 use crate::node::Node;
 use crate::node::request::Command;
 use crate::proxy::Gate;
@@ -22,15 +21,16 @@ use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
 use crate::reload::{self, Reloader};
 use crate::rpc::{Dispatcher, Parts};
-use crate::state::token::Token;
-use crate::state::{
-    self, ADMIN_FILE, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
-    StateError, TOPICS_FILE, retry_while_busy,
-};
-use crate::stored::Stored;
 use crate::vigil::Vigil;
 use crate::{host, metrics, proxy, pump, rpc};
 use hyphae_config::{Config, ConfigError, DiscoveryMode, Settings};
+use hyphae_store::files::{
+    self, ADMIN_FILE, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
+    StateError, TOPICS_FILE, retry_while_busy,
+};
+use hyphae_store::inbox::{Found, Inbox, InboxError};
+use hyphae_store::stored::Stored;
+use hyphae_store::token::Token;
 
 /// Messages on their way to the forward proxy.
 const FORWARDED_MAX: usize = 1024;
@@ -75,13 +75,13 @@ pub enum RunError {
     Config(#[from] ConfigError),
     /// Key of the private network.
     #[error(transparent)]
-    NetworkKey(#[from] state::network_key::NetworkKeyError),
+    NetworkKey(#[from] hyphae_store::network_key::NetworkKeyError),
     /// Listening sockets.
     #[error(transparent)]
     Listen(#[from] rpc::ListenError),
     /// Bearer token.
     #[error(transparent)]
-    Token(#[from] state::token::TokenError),
+    Token(#[from] hyphae_store::token::TokenError),
     /// A configured route.
     #[error("route {route}: {source}")]
     Route {
@@ -124,11 +124,11 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     rpc::raise_descriptor_limit();
     let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
-    let _lock = state::lock(&options.state_directory)?;
-    let identity = state::load_or_create_key(&options.state_directory)?;
-    let peers: PeersFile = state::read_toml_or_create(&options.state_directory, PEERS_FILE)?;
-    let routes: RoutesFile = state::read_toml_or_create(&options.state_directory, ROUTES_FILE)?;
-    let drain: DrainFile = state::read_toml(&options.state_directory, DRAIN_FILE)?;
+    let _lock = files::lock(&options.state_directory)?;
+    let identity = files::load_or_create_key(&options.state_directory)?;
+    let peers: PeersFile = files::read_toml_or_create(&options.state_directory, PEERS_FILE)?;
+    let routes: RoutesFile = files::read_toml_or_create(&options.state_directory, ROUTES_FILE)?;
+    let drain: DrainFile = files::read_toml(&options.state_directory, DRAIN_FILE)?;
     let topics = Stored::<Topics>::open(&options.state_directory, TOPICS_FILE)?;
     let topics = Arc::new(topics);
     let admins = Stored::open(&options.state_directory, ADMIN_FILE)?;
@@ -166,7 +166,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     let ports: Vec<u16> = ports.map(|port| port.get()).collect();
     let network = match &config.peering.network {
         Some(network) => {
-            let key = state::network_key::read(&network.key_file)?;
+            let key = hyphae_store::network_key::read(&network.key_file)?;
             Some(Network::new(&network.name, &key))
         }
         None => None,

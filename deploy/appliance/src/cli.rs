@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use hyphae_controlplane::state::{self, StateError};
+use hyphae_store::files::{self, StateError};
 use nix::sys::signal::Signal;
 
 pub(crate) use output::{document, line, notice, progress, reported, table};
@@ -197,14 +197,14 @@ impl NodeRef {
     fn state_directory(&self) -> Result<PathBuf, StateError> {
         self.state_dir
             .clone()
-            .map_or_else(state::default_directory, Ok)
+            .map_or_else(files::default_directory, Ok)
     }
 
     fn socket_directory(&self) -> PathBuf {
         let state = self.state_directory().ok();
         self.socket_dir
             .clone()
-            .unwrap_or_else(|| state::default_socket_directory(state.as_deref()))
+            .unwrap_or_else(|| files::default_socket_directory(state.as_deref()))
     }
 
     fn client(&self) -> hyphae_rpc::Client {

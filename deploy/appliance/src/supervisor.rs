@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hyphae_config::Config;
-use hyphae_controlplane::state;
 use hyphae_rpc::method::Status;
 use hyphae_rpc::{Client, ClientError};
+use hyphae_store::files;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -46,8 +46,8 @@ pub(crate) fn up(args: &NodeArgs, json: bool) -> anyhow::Result<()> {
         .context("--cores")?;
     let (state_directory, sockets) = args.directories()?;
     // Before a dataplane starts: a second node and an unusable key fail here.
-    drop(state::lock(&state_directory)?);
-    drop(state::load_or_create_key(&state_directory)?);
+    drop(files::lock(&state_directory)?);
+    drop(files::load_or_create_key(&state_directory)?);
     let tun = config.tun.is_some() && may_create_tun();
     if !tun && config.tun.is_some() {
         cli::notice(

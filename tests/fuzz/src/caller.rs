@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use hyphae_controlplane::parsers::{owner_in_answer, owner_in_table};
-use hyphae_controlplane::state::token::Token;
+use hyphae_store::token::Token;
 
 const SERVER_PORT: u16 = 8990;
 const CLIENT_PORT: u16 = 40_000;

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, PATIENT_LINKS, binary, command, eventually, privileged, scrape};
 use hyphae::lab::{LabNode, Namespace};
-use hyphae_controlplane::state;
 use hyphae_rpc::method::Peer;
+use hyphae_store::files;
 use hyphae_wire::PublicKey;
 use serde_json::json;
 use tempfile::TempDir;
@@ -46,8 +46,8 @@ impl Hosts {
         let directory = tempfile::tempdir().unwrap();
         let keys = NAMES.map(|name| {
             let state = directory.path().join(name);
-            let state = state::prepare_directory(&state).unwrap();
-            state::generate_key(&state, false).unwrap().public_key()
+            let state = files::prepare_directory(&state).unwrap();
+            files::generate_key(&state, false).unwrap().public_key()
         });
         Self {
             namespaces,
@@ -136,7 +136,7 @@ fn nodes_on_one_cable_find_each_other() {
     assert!(nodes[0].stop().unwrap());
     // Not found by a member of another network, nor by one that does not search.
     let key = hosts.directory.path().join("garden.key");
-    state::network_key::generate(&key).unwrap();
+    hyphae_store::network_key::generate(&key).unwrap();
     let flags = [
         "--network",
         "garden",
@@ -164,7 +164,7 @@ fn another_network_is_refused_with_a_clear_line_at_both_ends() {
     let _guard = ONE_AT_A_TIME.lock();
     let hosts = Hosts::new(1);
     let key = hosts.directory.path().join("garden.key");
-    state::network_key::generate(&key).unwrap();
+    hyphae_store::network_key::generate(&key).unwrap();
     let flags = [
         "--network",
         "garden",

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use common::{PATIENCE, binary, eventually, own_place, privileged};
 use hyphae::lab::LabNode;
-use hyphae_controlplane::state;
+use hyphae_store::files;
 
 /// Bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
@@ -85,8 +85,8 @@ fn a_key_is_in_one_place_only() {
     let url = format!("udp://{}", place[0]);
     let start = |n: usize| {
         let home = directory.path().join(format!("node{n}"));
-        state::prepare_directory(&home).unwrap();
-        let key = state::load_or_create_key(&state::prepare_directory(&home).unwrap()).unwrap();
+        files::prepare_directory(&home).unwrap();
+        let key = files::load_or_create_key(&files::prepare_directory(&home).unwrap()).unwrap();
         let listen = place[n].to_string();
         let mut line = "up --no-tun --rpc off --rest off --metrics off --discovery none --cores any:1 --listen"
             .split(' ')

@@ -13,7 +13,7 @@ use common::{
     PATIENCE, binary, command, eventually, forward_packets, host_up, privileged, transfer,
 };
 use hyphae::lab::{LabNode, Namespace};
-use hyphae_controlplane::state;
+use hyphae_store::files;
 use hyphae_wire::PublicKey;
 use nix::mount::{MsFlags, mount};
 use tempfile::TempDir;
@@ -54,8 +54,8 @@ impl Two {
         let directory = tempfile::tempdir().unwrap();
         let key = |name: &&str| {
             let state = directory.path().join(name);
-            let state = state::prepare_directory(&state).unwrap();
-            state::generate_key(&state, false).unwrap().public_key()
+            let state = files::prepare_directory(&state).unwrap();
+            files::generate_key(&state, false).unwrap().public_key()
         };
         let two = Self {
             keys: NAMES.iter().map(key).collect(),

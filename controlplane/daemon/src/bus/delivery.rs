@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::handle::{BusCommand, Handle};
-use crate::inbox::{InboxError, Lease, Taken};
+use hyphae_store::inbox::{InboxError, Lease, Taken};
 
 /// Names a lease, and is all that it takes to end it: no other token and no earlier process tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,10 +14,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::delivery::{Delivery, Handed, Leases, Token};
 use super::waitlist::{Hears, Ticket, Waiter};
-use crate::inbox::{Inbox, InboxError, Listing, MessageNumber};
 use crate::node::request::Command;
 use crate::proxy::framing::FrameError;
 use crate::proxy::{Courier, Failure, Settings};
+use hyphae_store::inbox::{Inbox, InboxError, Listing, MessageNumber};
 
 /// Calls that wait for messages.
 const POPPERS_MAX: u64 = 4096;

@@ -29,9 +29,9 @@ use handle::Requested;
 pub(crate) use handle::{BusCommand, BusError, DIGEST_APART, Handle, ReplyOutcome};
 use waitlist::{Hears, Ticket, Waiter, Waitlist};
 
-use crate::inbox::{Found, Inbox, PutError};
 use crate::node::request::Command;
 use crate::node::snapshot::BusSnapshot;
+use hyphae_store::inbox::{Found, Inbox, PutError};
 
 /// What the inbox says.
 #[derive(Clone, Copy, Debug)]

@@ -7,8 +7,8 @@ use hyphae_bus::{AbortReason, Destination, Topic};
 
 use super::delivery::Token;
 use super::*;
-use crate::inbox::{Limits, ONE};
 use crate::proxy::Courier;
+use hyphae_store::inbox::{Limits, ONE};
 
 /// The next command of a node whose task is this test.
 async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusCommand {

@@ -13,7 +13,7 @@ use super::families::{self, Family};
 use crate::host::Part;
 use crate::node::snapshot::{BusSnapshot, RoutingSnapshot, Snapshot};
 use crate::proxy;
-use crate::state;
+use hyphae_store::files;
 
 /// Sets every series of the recorder in force.
 pub(crate) fn record(scrape: &Snapshot) {
@@ -37,7 +37,7 @@ pub(crate) fn record(scrape: &Snapshot) {
         ("hyphae_session_up_total", totals.sessions_up),
         ("hyphae_session_down_total", totals.sessions_down),
         ("hyphae_session_failed_total", totals.sessions_failed),
-        ("hyphae_state_write_failures_total", state::write_failures()),
+        ("hyphae_state_write_failures_total", files::write_failures()),
     ] {
         counter!(name).absolute(total);
     }

@@ -24,7 +24,7 @@ use super::gate::{Gate, GateError};
 use super::idle::{Idle, Place};
 use super::stats::{Side, Stats};
 use super::{Courier, Settings};
-use crate::inbox::{Inbox, Put, PutError};
+use hyphae_store::inbox::{Inbox, Put, PutError};
 
 /// Requests at one server at once.
 const AT_ONCE_PER_TOPIC: usize = 64;

@@ -82,8 +82,8 @@ mod tests {
     use hyphae_files::Directory;
 
     use crate::rpc::Admins;
-    use crate::state::{ADMIN_FILE, StateError};
-    use crate::stored::Stored;
+    use hyphae_store::files::{ADMIN_FILE, StateError};
+    use hyphae_store::stored::Stored;
 
     #[test]
     fn refuses_an_empty_file_of_administrators_and_reads_its_own_defaults() {

@@ -36,7 +36,7 @@ use crate::node::request::Command;
 use crate::proxy::Gate;
 use crate::proxy::outbound::Outbound;
 use crate::reload::Reloads;
-use crate::stored::Stored;
+use hyphae_store::stored::Stored;
 
 /// Calls that wait at once.
 const WAITS_MAX: usize = 1024;

@@ -20,7 +20,7 @@ use hyphae_rpc::message::{Error, code};
 use super::authorizer::{Caller, Listener};
 use super::connections::Slot;
 use super::envelope::refusal;
-use crate::state::token::Token;
+use hyphae_store::token::Token;
 
 /// Names of hosts that a loopback listener is called by.
 const LOCALHOST: &str = "localhost";

@@ -30,7 +30,7 @@ use super::envelope::Attached;
 use super::methods::{Outcome, overlay_address, value};
 use super::topics::{any_topic, destination, reserved};
 use crate::bus::{BusError, Delivery, Handed, Note, ReplyOutcome, Token};
-use crate::inbox::{MessageNumber, ONE};
+use hyphae_store::inbox::{MessageNumber, ONE};
 
 /// Messages that one `popMessages` returns at most, and their bytes unless the first has more.
 const POP_MAX: usize = 1000;
@@ -280,7 +280,7 @@ impl Dispatcher {
         let after = MessageNumber(params.after.unwrap_or_default());
         let count = usize::try_from(count).unwrap_or_default();
         let listing = self.bus.list(topic, after, count).await.map_err(refused)?;
-        let shown = |listed: crate::inbox::Listed| ListedMessage {
+        let shown = |listed: hyphae_store::inbox::Listed| ListedMessage {
             number: listed.number.0,
             id: listed.key.id.to_string(),
             src_ip: listed.source_address.to_string(),

@@ -27,9 +27,11 @@ use super::rows::Rows;
 use crate::attach::Attachment;
 use crate::node::snapshot::{PeerLocation, PeerSnapshot, state_name};
 use crate::node::{Configured, Node};
-use crate::state::{self, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile};
-use crate::stored::CommitError;
 use hyphae_config::endpoint::{InvalidPeer, PeerUrl, RouteSpec, parse_via, shown, via_text};
+use hyphae_store::files::{
+    self, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
+};
+use hyphae_store::stored::CommitError;
 
 /// Longest wait of a ping.
 const PING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
@@ -455,12 +457,12 @@ impl Node {
     }
 
     fn stored_routes(&self) -> Result<RoutesFile, Error> {
-        state::read_toml(&self.state_directory, ROUTES_FILE)
+        files::read_toml(&self.state_directory, ROUTES_FILE)
             .map_err(|error| Error::new(code::PERSIST_FAILED, error.to_string()))
     }
 
     fn persist<T: Serialize>(&self, file: &str, content: &T) -> Result<(), Error> {
-        state::write_toml(&self.state_directory, file, content).map_err(|error| {
+        files::write_toml(&self.state_directory, file, content).map_err(|error| {
             tracing::error!(%error, "state file was not written; the change was not made");
             Error::new(
                 code::PERSIST_FAILED,

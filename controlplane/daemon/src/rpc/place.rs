@@ -8,8 +8,8 @@ use hyphae_files::{BindError, Directory, Socket};
 use tokio::net::UnixListener;
 
 use super::{ListenError, SOCKET_NAME};
-use crate::state::prepare_directory;
 use hyphae_config::Allowed;
+use hyphae_store::files::prepare_directory;
 
 /// The place. Copies are the same one.
 #[derive(Clone)]

@@ -12,7 +12,7 @@ use super::authorizer::Admins;
 use super::dispatch::Dispatcher;
 use super::methods::{Outcome, value};
 use crate::reload::refused;
-use crate::state::{ADMIN_FILE, TOPICS_FILE};
+use hyphae_store::files::{ADMIN_FILE, TOPICS_FILE};
 
 impl Dispatcher {
     /// Reads everything again and puts it in force, or refuses all of it. Log and metrics tell.

@@ -19,7 +19,7 @@ use super::authorizer::{Authority, Caller, Listener};
 use super::connections::{Holder, REFUSED_AT_ONCE, Slots, Unaccepted, within_descriptors};
 use super::gate::Admission;
 use super::peer_uid::PeerUids;
-use crate::state::token::Token;
+use hyphae_store::token::Token;
 
 /// How long a connection may take for a head, and be idle between requests.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);

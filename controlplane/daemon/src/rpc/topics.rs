@@ -17,7 +17,7 @@ use super::authorizer::{Caller, ENTRIES_MAX};
 use super::dispatch::{Dispatcher, public_key, yes};
 use super::methods::{Outcome, overlay_address, uncommitted, value};
 use super::rows::Rows;
-use crate::stored::Change;
+use hyphae_store::stored::Change;
 
 /// Most topics that are listed.
 const TOPICS_MAX: usize = 16_384;

@@ -7,8 +7,8 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use hyphae_config::keys::{self, Key};
 use hyphae_config::{Overrides, Problem, Settings, page};
-use hyphae_controlplane::state::token::Token;
-use hyphae_controlplane::state::{self, network_key};
+use hyphae_store::token::Token;
+use hyphae_store::{files, network_key};
 use serde_json::json;
 
 use super::{NodeArgs, NodeRef, output};
@@ -68,7 +68,7 @@ pub(crate) fn run(command: ConfigCommand, json: bool) -> anyhow::Result<ExitCode
 fn check(args: &CheckArgs, json: bool) -> anyhow::Result<ExitCode> {
     let path = match &args.file {
         Some(path) => path.clone(),
-        None => args.node.state_directory()?.join(state::CONFIG_FILE),
+        None => args.node.state_directory()?.join(files::CONFIG_FILE),
     };
     let shown = path.display();
     let text = match std::fs::read_to_string(&path) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Subcommand;
-use hyphae_controlplane::state;
+use hyphae_store::files;
 use hyphae_wire::PublicKey;
 use serde_json::json;
 
@@ -43,11 +43,11 @@ pub(crate) enum KeyCommand {
 pub(crate) fn run(command: KeyCommand, json: bool) -> anyhow::Result<()> {
     match command {
         KeyCommand::Generate { node, force } => {
-            let directory = state::prepare_directory(&node.state_directory()?)?;
-            show(state::generate_key(&directory, force)?.public_key(), json)
+            let directory = files::prepare_directory(&node.state_directory()?)?;
+            show(files::generate_key(&directory, force)?.public_key(), json)
         }
         KeyCommand::Network { file } => {
-            state::network_key::generate(&file)?;
+            hyphae_store::network_key::generate(&file)?;
             if json {
                 return output::document(&json!({ "file": file }));
             }
@@ -59,7 +59,7 @@ pub(crate) fn run(command: KeyCommand, json: bool) -> anyhow::Result<()> {
         }
         KeyCommand::Show { node } => {
             let directory = node.state_directory()?;
-            match state::read_key(&directory)? {
+            match files::read_key(&directory)? {
                 Some(key) => show(key.public_key(), json),
                 None => bail!(
                     "no key in {}: `hyphae key generate` or `hyphae up` generates one",

@@ -6,8 +6,8 @@ use anyhow::Context;
 use clap::Args;
 use hyphae_config::endpoint::{PeerUrl, RouteSpec};
 use hyphae_config::{Config, ConfigError, Overrides, Problem, Settings};
-use hyphae_controlplane::state::{self, StateError};
 use hyphae_files::Directory;
+use hyphae_store::files::{self, StateError};
 
 use super::NodeRef;
 
@@ -129,7 +129,7 @@ impl NodeArgs {
     /// The configuration file, if any.
     pub(crate) fn file(&self) -> Option<PathBuf> {
         // A state directory that cannot be determined is reported by the planes.
-        let default = || Some(self.node().state_directory().ok()?.join(state::CONFIG_FILE));
+        let default = || Some(self.node().state_directory().ok()?.join(files::CONFIG_FILE));
         let default = || default().filter(|path| path.exists());
         self.config.clone().or_else(default)
     }
@@ -156,8 +156,8 @@ impl NodeArgs {
     /// When either cannot be created, belongs to another user, or another user can write to or replace it.
     pub fn directories(&self) -> anyhow::Result<(Directory, Directory)> {
         let (state, sockets) = self.directory_paths()?;
-        let state = state::prepare_directory(&state).context("--state-dir")?;
-        let sockets = state::prepare_directory(&sockets).context("--socket-dir")?;
+        let state = files::prepare_directory(&state).context("--state-dir")?;
+        let sockets = files::prepare_directory(&sockets).context("--socket-dir")?;
         Ok((state, sockets))
     }
 

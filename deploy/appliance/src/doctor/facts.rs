@@ -10,10 +10,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use hyphae_config::Config;
-use hyphae_controlplane::state::KEY_FILE;
 use hyphae_dataplane::{Cores, DriverKind, SocketOptions, clock, probe, taken_besides};
 use hyphae_rpc::Client;
 use hyphae_rpc::method::Status;
+use hyphae_store::files::KEY_FILE;
 use rustix::fs::Access;
 use rustix::process::{Resource, geteuid, getrlimit};
 use rustix::thread::CapabilitySet;

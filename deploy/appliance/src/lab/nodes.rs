@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use hyphae_controlplane::state;
 use hyphae_rpc::Client;
 use hyphae_rpc::method::{PingParams, Status};
+use hyphae_store::files;
 use hyphae_wire::PublicKey;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -150,8 +150,8 @@ impl Lab {
         let mut keys = Vec::new();
         for name in NAMES {
             let state = directory.path().join(name);
-            let state = state::prepare_directory(&state)?;
-            keys.push(state::generate_key(&state, false)?.public_key());
+            let state = files::prepare_directory(&state)?;
+            keys.push(files::generate_key(&state, false)?.public_key());
         }
         let (client, relay, server) = (keys[0], keys[1], keys[2]);
         let program = match &spec.program {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hyphae::lab::{LabNode, Namespace};
-use hyphae_controlplane::state;
 use hyphae_rpc::method::Route;
+use hyphae_store::files;
 use hyphae_wire::PublicKey;
 use serde_json::json;
 use tempfile::TempDir;
@@ -44,8 +44,8 @@ impl Mesh {
         let directory = tempfile::tempdir().unwrap();
         let key = |n: usize| {
             let state = directory.path().join(NAMES[n]);
-            let state = state::prepare_directory(&state).unwrap();
-            state::generate_key(&state, false).unwrap().public_key()
+            let state = files::prepare_directory(&state).unwrap();
+            files::generate_key(&state, false).unwrap().public_key()
         };
         Self {
             nodes: (0..nodes).map(|_| None).collect(),
@@ -135,8 +135,8 @@ impl Mesh {
         let mut node = self.nodes[n].take().unwrap();
         node.crash().unwrap();
         // A process that was killed lets go of its files only when the kernel has taken it apart.
-        let state = state::prepare_directory(node.directory()).unwrap();
-        eventually("the dead lets go", PATIENCE, || state::lock(&state).is_ok());
+        let state = files::prepare_directory(node.directory()).unwrap();
+        eventually("the dead lets go", PATIENCE, || files::lock(&state).is_ok());
     }
 
     /// Pulls or plugs in the cable with this number, from 1.

@@ -8,10 +8,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use super::*;
-use crate::inbox::{Inbox, Limits, ONE};
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
 use crate::proxy::{Gate, Side, Stats};
+use hyphae_store::inbox::{Inbox, Limits, ONE};
 
 /// Requests that a server gets at once.
 const AT_ONCE: usize = 64;

@@ -65,7 +65,7 @@ pub(super) fn state(host: &Facts) -> Check {
                 .why("a user who can read it can impersonate this node; no node starts with it")
                 .fix(format!(
                     "`chmod 600 {path}/{}`",
-                    hyphae_controlplane::state::KEY_FILE
+                    hyphae_store::files::KEY_FILE
                 ))
         }
         Some(_) => ok(NAME, format!("{path}")),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::is_trusted;
+use crate::files::is_trusted;
 
 /// Shortest and longest token, characters.
 const LENGTH: std::ops::RangeInclusive<usize> = 32..=512;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use hyphae_wire::network::{InvalidNetworkKey, NetworkKey};
 use zeroize::Zeroizing;
 
-use super::is_trusted;
+use crate::files::is_trusted;
 
 /// Longest file that is read.
 const FILE_MAX: u64 = 256;

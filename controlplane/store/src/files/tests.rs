@@ -169,7 +169,7 @@ fn a_kill_at_any_instant_leaves_the_old_file_or_the_new() {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "state::tests::writes_on_and_on_in_a_process_of_its_own",
+                "files::tests::writes_on_and_on_in_a_process_of_its_own",
             ])
             .env("HYPHAE_TEST_WRITE_ON", directory.path())
             .stdout(std::process::Stdio::null())

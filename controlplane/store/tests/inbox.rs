@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyphae_bus::{Inbound, MessageId, Topic};
-use hyphae_controlplane::inbox::{
+use hyphae_files::Directory;
+use hyphae_store::inbox::{
     INBOX_FILE, Inbox, InboxError, Limits, MessageNumber, ONE, Put, PutError,
 };
-use hyphae_files::Directory;
 use hyphae_wire::{OverlayAddress, PublicKey};
 
 /// Names the directory to the child that is to be killed, or limited.

@@ -24,11 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use hyphae_config::endpoint::{PeerUrl, RouteSpec};
 
-pub mod network_key;
-pub mod token;
-
 /// Whether a user may own the secrets of this node: root, and the node's own user.
-fn is_trusted(owner: u32) -> bool {
+pub(crate) fn is_trusted(owner: u32) -> bool {
     owner == 0 || owner == rustix::process::geteuid().as_raw()
 }
 
@@ -211,7 +208,7 @@ const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// The last one of `attempt`.
-pub(crate) fn retry_while_busy<T, E>(
+pub fn retry_while_busy<T, E>(
     is_busy: impl Fn(&E) -> bool,
     mut attempt: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {

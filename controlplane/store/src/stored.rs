@@ -7,10 +7,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::state::{self, StateError};
+use crate::files::{self, StateError};
 
 /// What a state file can hold.
-pub(crate) trait Content:
+pub trait Content:
     Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
 {
 }
@@ -22,7 +22,7 @@ impl<T: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync
 
 /// A change that was not made.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CommitError {
+pub enum CommitError {
     /// The file was not written.
     #[error("not stored, so not changed: {0}")]
     Write(#[from] StateError),
@@ -33,7 +33,7 @@ pub(crate) enum CommitError {
 
 /// A state file and what is in it.
 #[derive(Debug)]
-pub(crate) struct Stored<T> {
+pub struct Stored<T> {
     directory: Directory,
     name: &'static str,
     /// One change at a time, from reading to renaming.
@@ -46,8 +46,8 @@ impl<T: Content> Stored<T> {
     ///
     /// # Errors
     /// When it is malformed, empty or cannot be read; it is left as it is.
-    pub(crate) fn open(directory: &Directory, name: &'static str) -> Result<Self, StateError> {
-        let current = state::read_toml_or_create::<T>(directory, name)?;
+    pub fn open(directory: &Directory, name: &'static str) -> Result<Self, StateError> {
+        let current = files::read_toml_or_create::<T>(directory, name)?;
         Ok(Self {
             directory: directory.clone(),
             name,
@@ -57,14 +57,14 @@ impl<T: Content> Stored<T> {
     }
 
     /// What holds now.
-    pub(crate) fn read(&self) -> Arc<T> {
+    pub fn read(&self) -> Arc<T> {
         // An Arc is replaced whole: there is nothing half done behind a poisoned lock.
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&current)
     }
 
     /// Begins a change; nobody else can until it is committed or dropped.
-    pub(crate) async fn change(&self) -> Change<'_, T> {
+    pub async fn change(&self) -> Change<'_, T> {
         let guard = self.changing.lock().await;
         let old = self.read();
         Change {
@@ -80,10 +80,10 @@ impl<T: Content> Stored<T> {
     ///
     /// # Errors
     /// When it is malformed or cannot be read; then nothing changes.
-    pub(crate) async fn reread(&self) -> Result<Change<'_, T>, StateError> {
+    pub async fn reread(&self) -> Result<Change<'_, T>, StateError> {
         let mut change = self.change().await;
         if self.directory.contains(self.name) {
-            change.new = state::read_toml(&self.directory, self.name)?;
+            change.new = files::read_toml(&self.directory, self.name)?;
         }
         Ok(change)
     }
@@ -94,22 +94,22 @@ impl<T: Content> Stored<T> {
 }
 
 /// A change that nobody sees yet.
-pub(crate) struct Change<'a, T> {
+pub struct Change<'a, T> {
     stored: &'a Stored<T>,
     _guard: MutexGuard<'a, ()>,
     old: Arc<T>,
     /// What shall hold.
-    pub(crate) new: T,
+    pub new: T,
 }
 
 impl<T: Content> Change<'_, T> {
     /// What holds until then.
-    pub(crate) fn old(&self) -> &T {
+    pub fn old(&self) -> &T {
         &self.old
     }
 
     /// Puts in force what is on disk already.
-    pub(crate) fn accept(self) {
+    pub fn accept(self) {
         if *self.old != self.new {
             self.stored.set(Arc::new(self.new));
         }
@@ -119,20 +119,20 @@ impl<T: Content> Change<'_, T> {
     ///
     /// # Errors
     /// When the file cannot be written; memory and disk are then unchanged.
-    pub(crate) async fn commit(self) -> Result<Arc<T>, CommitError> {
+    pub async fn commit(self) -> Result<Arc<T>, CommitError> {
         if *self.old == self.new {
             return Ok(self.old);
         }
         let (directory, name) = (self.stored.directory.clone(), self.stored.name);
         let (old, new) = (self.old, Arc::new(self.new));
         let writing = tokio::task::spawn_blocking(move || {
-            let Err(error) = state::write_toml(&directory, name, &*new) else {
+            let Err(error) = files::write_toml(&directory, name, &*new) else {
                 return (new, None);
             };
             // Where the rename was done and only the last sync failed, the new file is there.
-            let on_disk = state::read_toml::<T>(&directory, name).ok();
+            let on_disk = files::read_toml::<T>(&directory, name).ok();
             let undone = on_disk.as_ref() == Some(&*new)
-                && state::write_toml(&directory, name, &*old).is_err();
+                && files::write_toml(&directory, name, &*old).is_err();
             (if undone { new } else { old }, Some(error))
         });
         let (now, failure) = writing.await?;
@@ -168,7 +168,7 @@ mod tests {
         let mut change = stored.change().await;
         change.new.all.insert("one".to_owned(), 1);
         change.commit().await.unwrap();
-        let on_disk = || state::read_toml::<Numbers>(&directory, FILE).unwrap();
+        let on_disk = || files::read_toml::<Numbers>(&directory, FILE).unwrap();
         assert_eq!(on_disk(), *stored.read());
 
         // A directory where the file would be: fails for root too.
