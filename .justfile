@@ -6,7 +6,7 @@ check:
     cargo clippy --workspace --all-targets --locked -- -D warnings
     cargo test --workspace --locked
 
-# A client, a relay and a server in namespaces of their own, measured end to end.
+# A client, a relay and a server in network namespaces, measured end to end.
 lab seconds="10":
     cargo build --release
     sudo target/release/hyphae lab --seconds {{seconds}}
@@ -16,10 +16,10 @@ bench name *args:
     cargo build --release --workspace
     sudo target/release/hyphae-bench {{name}} {{args}}
 
-# Write the OpenRPC document again.
+# Regenerate the OpenRPC document.
 openrpc:
     HYPHAE_WRITE_OPENRPC=1 cargo test -p hyphae-rpc --test openrpc
 
-# What has to pass before a change lands.
+# The gate for changes.
 gate:
     .ci/run

@@ -23,21 +23,21 @@ pub(crate) type Cause = (&'static [&'static str], fn(&mut Mesh, &mut Panels<'_>)
 
 /// What ordinary traffic does not do.
 pub(crate) const SPECIAL: [Cause; 9] = [
-    (&["Under way", "Bytes under way"], cut_a_message),
+    (&["In flight", "Bytes in flight"], cut_a_message),
     (&["Drained"], drain),
     (&["State files"], fail_to_write),
     (
-        &["Reloads of the configuration", "Waiting for the workers"],
+        &["Reloads of the configuration", "Program backlog"],
         reload,
     ),
-    (&["Lost at the kernel"], flood),
+    (&["Dropped by the kernel"], flood),
     (&["Frames in two parts"], shrink_a_cable),
     (&["Loss by peer"], lose_probes),
     (&["Between workers"], cross_workers),
     (
         &[
             "Stream links",
-            "Stream connections coming and going",
+            "Stream connections opened and closed",
             "Frames over streams",
         ],
         use_streams,
@@ -278,7 +278,7 @@ fn reload(mesh: &mut Mesh, panels: &mut Panels<'_>) {
     signal(pid, Signal::SIGSTOP);
     let route = |n: u32| format!("\"400:{n:x}::/64={}\",", mesh.keys[1]);
     load(&(0..8000).map(route).collect::<String>());
-    panels.see("Waiting for the workers");
+    panels.see("Program backlog");
     signal(pid, Signal::SIGCONT);
     load("");
 }
@@ -384,7 +384,7 @@ fn use_streams(mesh: &mut Mesh, panels: &mut Panels<'_>) {
     peer(mesh, "addPeer", "tcp");
     for title in [
         "Stream links",
-        "Stream connections coming and going",
+        "Stream connections opened and closed",
         "Frames over streams",
     ] {
         panels.see(title);

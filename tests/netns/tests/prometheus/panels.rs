@@ -11,7 +11,7 @@ use crate::common::eventually;
 
 /// Full rings cannot be had at will from outside: that their series are there is enough. One of them moves in
 /// `records_that_are_none_are_refused_and_counted` (`ring.rs`).
-const QUIET: &str = "Rings that were full";
+const QUIET: &str = "Ring overflows";
 
 /// What is still to be seen: every query of every panel has an answer, and of each panel one has been
 /// above zero.
