@@ -11,6 +11,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// Bytes that are base64 (RFC 4648, standard alphabet, padded) in JSON.
+///
+/// ```
+/// use hyphae_rpc::Base64;
+///
+/// assert_eq!(serde_json::to_string(&Base64::from("hello"))?, "\"aGVsbG8=\"");
+/// assert_eq!(Base64::decode("aGVsbG8=")?, Base64::from("hello"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Base64(pub Vec<u8>);
 

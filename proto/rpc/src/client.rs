@@ -66,6 +66,15 @@ enum Place {
 }
 
 /// A client of one node.
+///
+/// ```no_run
+/// use hyphae_rpc::Client;
+///
+/// let client = Client::new("/run/hyphae/rpc.sock");
+/// let status = client.node_status()?;
+/// assert!(status.dataplane.is_some(), "{} does not forward", status.info.node_ip);
+/// # Ok::<(), hyphae_rpc::ClientError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Client {
     place: Place,

@@ -1,8 +1,19 @@
 //! JSON-RPC 2.0 as Hyphae speaks it: messages, the method table with its types, the OpenRPC document
 //! made from them, and a client.
 //!
-//! Names and shapes of methods that the Mycelium network has are its own, so that clients of either
-//! work with both; what goes beyond it is under `node.` and `route.`.
+//! Methods of the Mycelium network have its names and shapes, so that clients of either work with both; methods of
+//! Hyphae are under `node.`, `route.`, `config.` and `admin.`.
+//!
+//! The method table ([`METHODS`]) is the only list of methods. It generates the functions of [`Client`] and the OpenRPC
+//! document ([`openrpc`]):
+//!
+//! ```
+//! let method = hyphae_rpc::find("node.ping").expect("in the table");
+//! assert_eq!(method.params, ["address", "timeoutMs"]);
+//! assert_eq!(hyphae_rpc::openrpc()["openrpc"], "1.2.6");
+//! ```
+//!
+//! `examples/` of this package has complete programs that call a node.
 
 #![forbid(unsafe_code)]
 

@@ -14,6 +14,18 @@ const PAUSE_MAX: Duration = Duration::from_secs(320);
 
 /// Attempts at a repair: three a minute, then exponential back-off, 20 s to 320 s. Twice the last pause without an
 /// attempt ends the back-off.
+///
+/// ```
+/// use std::time::Duration;
+/// use hyphae_time::{Nanos, RepairBackoff};
+///
+/// let (mut backoff, now) = (RepairBackoff::default(), Nanos(1_000_000_000));
+/// for _ in 0..3 {
+///     assert_eq!(backoff.next(now), now);
+///     backoff.record(now);
+/// }
+/// assert_eq!(backoff.next(now), now + Duration::from_secs(20));
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct RepairBackoff {
     /// The last attempts, oldest first.

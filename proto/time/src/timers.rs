@@ -18,6 +18,19 @@ use crate::Nanos;
 const STALE_MIN: usize = 64;
 
 /// One deadline per key; [`Nanos::NEVER`] is none.
+///
+/// ```
+/// use hyphae_time::{Nanos, Timers};
+///
+/// let mut timers = Timers::new();
+/// timers.set("keepalive", Nanos(20));
+/// timers.set("rekey", Nanos(30));
+/// timers.set("keepalive", Nanos(10));
+/// assert_eq!(timers.next(), Some(Nanos(10)));
+/// assert_eq!(timers.take_due(Nanos(10)), ["keepalive"]);
+/// timers.set("rekey", Nanos::NEVER);
+/// assert_eq!(timers.next(), None);
+/// ```
 #[derive(Debug)]
 pub struct Timers<K> {
     by_key: HashMap<K, Nanos, RandomState>,
