@@ -26,10 +26,7 @@ pub(crate) const SPECIAL: [Cause; 9] = [
     (&["In flight", "Bytes in flight"], cut_a_message),
     (&["Drained"], drain),
     (&["State files"], fail_to_write),
-    (
-        &["Reloads of the configuration", "Program backlog"],
-        reload,
-    ),
+    (&["Reloads of the configuration", "Program backlog"], reload),
     (&["Dropped by the kernel"], flood),
     (&["Frames in two parts"], shrink_a_cable),
     (&["Loss by peer"], lose_probes),
