@@ -1,12 +1,11 @@
-//! The table of all settings: type, unit, default, range, whether a reload is enough, what it does.
+//! The table of all settings: type, unit, default, range, whether a reload applies it, description.
 //!
-//! `deploy/default.toml` and docs/configuration.md are made of it, `hyphae config explain` shows it,
-//! unknown keys are told by it, and a reload takes from a new file what it says can change live. Tests
-//! hold ranges, defaults and the reload against the code that uses them.
+//! It generates `deploy/default.toml`, docs/configuration.md and `hyphae config explain`, detects unknown keys, and
+//! decides what a reload applies. Tests compare ranges, defaults and reload with the code that uses them.
 
 use crate::peering::PEERS_MAX;
 
-/// What a value looks like.
+/// Type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A string.
@@ -22,7 +21,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Its name for people.
+    /// Its name, for messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Text => "text",
@@ -39,23 +38,23 @@ impl Kind {
 pub struct Key {
     /// Section and name, such as `session.keepalive_seconds`.
     pub path: &'static str,
-    /// What a value looks like.
+    /// Type of its value.
     pub kind: Kind,
     /// Unit of a number; empty for none.
     pub unit: &'static str,
     /// Default as TOML; empty where there is none.
     pub default: &'static str,
-    /// Value to show where there is no default, as TOML.
+    /// Example for a key without a default, as TOML.
     pub example: &'static str,
     /// Smallest and largest number.
     pub range: Option<(u64, u64)>,
-    /// What a value may be, where that is not a range of numbers; empty where the kind says it.
+    /// Allowed values if not a range of numbers; empty if the kind describes them.
     pub values: &'static str,
-    /// Keys that a table in the list may have; empty where it holds none.
+    /// Allowed keys of tables in the list; empty if it has no tables.
     pub entries: &'static [&'static str],
-    /// Whether `hyphae reload` is enough; else the node has to be restarted.
+    /// Whether `hyphae reload` applies it; otherwise a restart is needed.
     pub live: bool,
-    /// What it does. A line that begins with two spaces is an example and stays as it is.
+    /// Description. A line that begins with two spaces is an example and is not wrapped.
     pub help: &'static str,
 }
 
@@ -119,7 +118,7 @@ impl Key {
             .map_or(self.path, |(_, name)| name)
     }
 
-    /// What a value may be, for people.
+    /// Allowed values, for messages.
     pub fn allowed(&self) -> String {
         match self.range {
             Some((low, high)) => format!("{low} to {high}"),
@@ -129,7 +128,7 @@ impl Key {
     }
 }
 
-/// Sections in their order, and what each is about.
+/// Sections in order, with their descriptions.
 pub const SECTIONS: &[(&str, &str)] = &[
     ("", ""),
     ("log", ""),
@@ -138,15 +137,12 @@ pub const SECTIONS: &[(&str, &str)] = &[
     (
         "network",
         "A private network: only nodes with the same name and key connect, on links and end to end. Without it \
-         the node is in the public network. `hyphae key network FILE` makes a key; the file holds 32 bytes as \
-         hex or base64 and must be readable by its owner only.",
+         the node is in the public network. `hyphae key network FILE` generates a key; the file holds 32 bytes \
+         as hex or base64 and must be readable by its owner only.",
     ),
     ("peering", ""),
     ("discovery", ""),
-    (
-        "stream",
-        "Frames over TCP, for networks that let no UDP pass.",
-    ),
+    ("stream", "Frames over TCP, for networks that block UDP."),
     ("routing", ""),
     ("inbox", ""),
     ("rpc", ""),
@@ -164,15 +160,15 @@ pub const KEYS_ALL: &[Key] = &[
         "listen",
         Kind::Text,
         "\"[::]:9670\"",
-        "Underlay address of worker 0; worker 1 takes the next port, and so on. [::] serves IPv4 as well.",
+        "Underlay address of worker 0; worker 1 uses the next port, and so on. [::] serves IPv4 as well.",
     )
     .values(ADDRESS),
     key(
         "peers",
         Kind::List,
         "[]",
-        "Peers to keep connecting to: \"udp://HOST:PORT\" or, for TCP only, \"tcp://HOST:PORT\"; optionally \
-         \"#KEY\" to accept only that key there.",
+        "Peers to connect to: \"udp://HOST:PORT\" or, for TCP only, \"tcp://HOST:PORT\"; optionally \"#KEY\" to pin \
+         the key of the peer.",
     )
     .values("\"udp://HOST:PORT\" or \"tcp://HOST:PORT\", each with or without \"#KEY\"")
     .live(),
@@ -180,8 +176,8 @@ pub const KEYS_ALL: &[Key] = &[
         "routes",
         Kind::List,
         "[]",
-        "Static routes, \"PREFIX=KEY\" or \"PREFIX=ADDRESS\": where frames for PREFIX go next. They win over \
-         what the routing protocol finds (section [routing]); only overlay prefixes (400::/7) can have them.",
+        "Static routes, \"PREFIX=KEY\" or \"PREFIX=ADDRESS\": the next hop for PREFIX. They take precedence over \
+         learned routes (section [routing]); overlay prefixes (400::/7) only.",
     )
     .values("\"PREFIX=KEY\" or \"PREFIX=ADDRESS\"")
     .live(),
@@ -189,24 +185,23 @@ pub const KEYS_ALL: &[Key] = &[
         "cores",
         Kind::Text,
         "\"auto\"",
-        "Cores of the workers, one each: \"auto\" takes all but the first, and does not pin a worker to a core that \
-         another process has threads pinned to; \"1-3,6\" takes these, \"any:2\" two workers that are not pinned.",
+        "Cores of the workers, one each: \"auto\" uses all but the first, without pinning to cores on which other \
+         processes have pinned threads; \"1-3,6\" uses these cores; \"any:2\" starts two unpinned workers.",
     )
     .values("\"auto\", a list such as \"1-3,6\", or \"any:N\""),
     key(
         "driver",
         Kind::Text,
         "\"auto\"",
-        "\"auto\" takes io_uring where the kernel allows it and epoll elsewhere; \"uring\" and \"epoll\" insist.",
+        "\"auto\" uses io_uring where the kernel allows it, else epoll; \"uring\" and \"epoll\" require that driver.",
     )
     .values("\"auto\", \"uring\" or \"epoll\""),
     key(
         "mtu",
         Kind::Number,
         "1340",
-        "Largest packet of the overlay, of this host and of messages. A link of MTU 1500 carries 1340 bytes over IPv6 \
-         and IPv4; where all links carry more, it may be that less 152: 8848 where frames are 9000 bytes. A way that \
-         carries less is found out.",
+        "MTU of the overlay, for packets of this host and for messages: the MTU of the links less 152 at most. Links of \
+         1500 bytes carry 1340 over IPv6 and IPv4, links of 9000 bytes 8848. Smaller path MTUs are discovered.",
     )
     .unit("bytes")
     .range(1280, 9000),
@@ -214,8 +209,8 @@ pub const KEYS_ALL: &[Key] = &[
         "poll_max_microseconds",
         Kind::Number,
         "0",
-        "How long a worker without work looks for some before it sleeps: saves the time of waking up, costs CPU time. \
-         It looks only as long as that pays off and nobody else wants the core. 0 is not at all.",
+        "Longest time that an idle worker polls before it sleeps: saves wakeup latency, costs CPU time. It polls only \
+         while that succeeds and no other thread needs the core. 0 disables polling.",
     )
     .unit("microseconds")
     .range(0, 1000),
@@ -223,9 +218,9 @@ pub const KEYS_ALL: &[Key] = &[
         "underlay_mark",
         Kind::Number,
         "150",
-        "Mark of the node's own UDP and TCP packets (fwmark, SO_MARK). Routes to gateways (routing.reach) leave marked packets \
-         alone, so that a prefix may hold the addresses of peers; packet filters can tell by it, too. 0 is none: then routes \
-         that hold the address of a peer are left out.",
+        "Mark of the node's own UDP and TCP packets (fwmark, SO_MARK). Routes to gateways (routing.reach) exclude marked \
+         packets, so that a prefix may contain the addresses of peers; packet filters can match it. 0 disables the mark: \
+         then routes that contain the address of a peer are not installed.",
     )
     .range(0, 4_294_967_295),
     key(
@@ -241,15 +236,15 @@ pub const KEYS_ALL: &[Key] = &[
         "metrics",
         Kind::Text,
         "\"127.0.0.1:9469\"",
-        "Prometheus metrics over HTTP, at /metrics; \"off\" switches them off.",
+        "Prometheus metrics over HTTP, at /metrics; \"off\" disables them.",
     )
     .values(ADDRESS_OR_OFF),
     key(
         "metrics_peers_max",
         Kind::Number,
         "0",
-        "How many peers have metrics of their own (hyphae_peer_…): each costs six time series. The others are \
-         part of the sums only, and hyphae_peers_left_out says how many they are.",
+        "Number of peers with per-peer metrics (hyphae_peer_…): each costs six time series. The others are in the \
+         sums only; hyphae_peers_left_out counts them.",
     )
     .unit("peers")
     .values("0 or more")
@@ -266,22 +261,22 @@ pub const KEYS_ALL: &[Key] = &[
         "log.format",
         Kind::Text,
         "\"text\"",
-        "\"text\" for people, \"json\" for programs: one object in each line. Where standard error is the \
-         journal, text has neither time nor level, and the journal gets the level as a priority.",
+        "\"text\", or \"json\" with one object per line. In the journal, text has neither time nor level; the \
+         level is the priority of the entry.",
     )
     .values("\"text\" or \"json\""),
     key(
         "tun.enabled",
         Kind::Switch,
         "true",
-        "Carry this host's traffic. A pure relay does not need it.",
+        "Create a TUN device and carry this host's traffic. A relay does not need it.",
     ),
     key("tun.name", Kind::Text, "\"hyphae0\"", "Name of the TUN device."),
     key(
         "session.rekey_after_seconds",
         Kind::Number,
         "120",
-        "Age at which keys are renewed, at most 120.",
+        "Age at which sessions are rekeyed, at most 120.",
     )
     .unit("seconds")
     .range(2, 120)
@@ -308,7 +303,7 @@ pub const KEYS_ALL: &[Key] = &[
         "session.lost_after_ms",
         Kind::Number,
         "2500",
-        "The same for a peer to which frames are being sent: a link under load fails over or is given up \
+        "The same for a peer to which frames are being sent: a link under load fails over or goes down \
          sooner. Milliseconds, at least 1000.",
     )
     .unit("milliseconds")
@@ -318,8 +313,8 @@ pub const KEYS_ALL: &[Key] = &[
         "session.retry_max_seconds",
         Kind::Number,
         "30",
-        "Longest time between attempts at a peer that was never up. One that was up lately is tried at least \
-         every 2 seconds.",
+        "Longest time between attempts to connect to a peer that was never up. A peer that was up recently is tried \
+         at least every 2 seconds.",
     )
     .unit("seconds")
     .range(2, 3600)
@@ -337,7 +332,7 @@ pub const KEYS_ALL: &[Key] = &[
         "peering.allow",
         Kind::List,
         "",
-        "Only these keys may be peers, whoever dials; [] lets nobody in. Without it everybody may. An entry is \
+        "Only these keys may be peers, inbound and outbound; [] permits none. Without it all keys may. An entry is \
          a key, or { key = \"KEY\", name = \"attic relay\" }.",
     )
     .values(KEYS)
@@ -348,7 +343,7 @@ pub const KEYS_ALL: &[Key] = &[
         "peering.deny",
         Kind::List,
         "[]",
-        "These keys may not, whatever `allow` says.",
+        "These keys may not be peers; takes precedence over `allow`.",
     )
     .values(KEYS)
     .entries(&["key", "name"])
@@ -357,7 +352,7 @@ pub const KEYS_ALL: &[Key] = &[
         "peering.peers_max",
         Kind::Number,
         "1024",
-        "Most peers, configured and inbound. Those above a limit that was lowered stay until they leave.",
+        "Largest number of peers, configured and inbound. Lowering it disconnects none.",
     )
     .unit("peers")
     .range(1, PEERS_MAX as u64)
@@ -366,7 +361,7 @@ pub const KEYS_ALL: &[Key] = &[
         "peering.inbound_max",
         Kind::Number,
         "896",
-        "Most peers that connected by themselves; 0 takes configured ones only.",
+        "Largest number of inbound peers; 0 permits configured peers only.",
     )
     .unit("peers")
     .range(0, PEERS_MAX as u64)
@@ -384,7 +379,7 @@ pub const KEYS_ALL: &[Key] = &[
         "peering.handshakes_per_source_max",
         Kind::Number,
         "32",
-        "Handshakes of one address that may be unfinished at a time.",
+        "Largest number of half-open handshakes of one address.",
     )
     .unit("handshakes")
     .range(1, 256)
@@ -393,8 +388,8 @@ pub const KEYS_ALL: &[Key] = &[
         "discovery.mode",
         Kind::TextOrList,
         "\"all\"",
-        "Search for nodes on local networks by IPv6 multicast: \"all\" interfaces, \"none\", or a list such as \
-         [\"eth0\", \"eth1\"]. It needs `listen` to be on [::].",
+        "Discovery of nodes on local networks by IPv6 multicast: on \"all\" interfaces, \"none\", or a list such as \
+         [\"eth0\", \"eth1\"]. Requires `listen` on [::].",
     )
     .values("\"all\", \"none\", or a list of interfaces"),
     key("discovery.port", Kind::Number, "9651", "UDP port of the beacons.").range(1, 65_535),
@@ -402,21 +397,21 @@ pub const KEYS_ALL: &[Key] = &[
         "stream.listen",
         Kind::Switch,
         "true",
-        "Accept such links on the port number of worker 0.",
+        "Accept stream links on the port number of worker 0.",
     ),
     key(
         "stream.fallback",
         Kind::Switch,
         "true",
-        "Try a peer that is given as udp:// over TCP as well (same host and port) when it does not answer for \
-         so long, and go back to UDP when it answers there, which is tried again and again.",
+        "Fall back to TCP (same host and port) for a udp:// peer that does not answer over UDP, and return to UDP \
+         when it answers there.",
     )
     .live(),
     key(
         "stream.fallback_after_seconds",
         Kind::Number,
         "3",
-        "Silence after which TCP is tried too.",
+        "Time without an answer over UDP after which TCP is tried.",
     )
     .unit("seconds")
     .range(0, 60)
@@ -425,7 +420,7 @@ pub const KEYS_ALL: &[Key] = &[
         "stream.upgrade_seconds",
         Kind::Number,
         "60",
-        "Time between attempts to go back to UDP.",
+        "Time between attempts to return to UDP.",
     )
     .unit("seconds")
     .range(1, 3600)
@@ -434,14 +429,14 @@ pub const KEYS_ALL: &[Key] = &[
         "routing.enabled",
         Kind::Switch,
         "true",
-        "Find routes with neighbours. false leaves static routes and the /64s of peers.",
+        "Run the routing protocol. false leaves static routes and the /64s of peers.",
     ),
     key(
         "routing.hello_milliseconds",
         Kind::Number,
         "1000",
-        "Time between hellos of a link, 100 to 60000; longer by itself on a node with 512 links or more. A \
-         neighbour is lost after 2.7 times the interval that it says it keeps.",
+        "Time between hellos on a link, 100 to 60000; increased automatically with 512 links or more. A neighbour is \
+         lost after 2.7 times the interval that it advertises.",
     )
     .unit("milliseconds")
     .range(100, 60_000),
@@ -449,14 +444,14 @@ pub const KEYS_ALL: &[Key] = &[
         "routing.next_hops_max",
         Kind::Number,
         "8",
-        "Next hops among which the flows of one route are shared, 1 to 8.",
+        "Largest number of next hops of a route, among which its flows are distributed, 1 to 8.",
     )
     .range(1, 8),
     key(
         "routing.routes_max",
         Kind::Number,
         "200000",
-        "Prefixes known at a time; neighbours share a full table. Lowering it drops none.",
+        "Size of the table of prefixes; neighbours share a full table. Lowering it removes none.",
     )
     .unit("prefixes")
     .range(1, 10_000_000)
@@ -467,7 +462,7 @@ pub const KEYS_ALL: &[Key] = &[
         "[]",
         "Gateway: prefixes outside of the overlay that this node's host forwards to, such as \
          [\"fd12:3456::/48\"]; [\"2000::/3\"] for the internet. The host must forward packets \
-         (net.ipv6.conf.all.forwarding = 1), and what is behind it must have a route back to 400::/7.",
+         (net.ipv6.conf.all.forwarding = 1), and the networks behind it need a route back to 400::/7.",
     )
     .values("prefixes outside of 400::/7")
     .live(),
@@ -475,9 +470,9 @@ pub const KEYS_ALL: &[Key] = &[
         "routing.reach",
         Kind::List,
         "[]",
-        "Prefixes within which this host sends through gateways that others are: each prefix announced within \
-         them is accepted, and routed into the TUN device while its gateway is there. Outside of the overlay a \
-         prefix has no owner, so anybody may announce it: name the gateway's key in `import`, as below.",
+        "Prefixes that this host reaches through gateways: a prefix within them that is announced is accepted, and \
+         routed into the TUN device while its gateway is reachable. Prefixes outside of the overlay have no owner, so \
+         any node may announce them: pin the key of the gateway in `import`, as below.",
     )
     .values("prefixes outside of 400::/7")
     .live(),
@@ -485,11 +480,11 @@ pub const KEYS_ALL: &[Key] = &[
         "routing.import",
         Kind::List,
         "[]",
-        "What is taken from neighbours. The first rule that matches decides. Each has an action (\"accept\" or \
-         \"refuse\"), and what it does not name matches everything: `prefix` (all prefixes within it), `origin` \
-         (key of the announcer), `neighbour` (key of who tells it or is told). After the rules of `import` come \
-         accept for all of `reach`, accept for 400::/7, refuse for the rest. A relay passes on announcements of \
-         gateways only where `import` takes them. One gateway and no other:\n  \
+        "Filter of received announcements. The first matching rule decides. A rule has an action (\"accept\" or \
+         \"refuse\") and optional conditions: `prefix` (all prefixes within it), `origin` (key of the announcing node), \
+         `neighbour` (key of the neighbour that sends or receives it). The final rules of `import` are accept for \
+         `reach`, accept for 400::/7, refuse for the rest. A relay forwards announcements of gateways only if `import` \
+         accepts them. Exactly one gateway:\n  \
          import = [{ action = \"accept\", prefix = \"fd12:3456::/48\", origin = \"KEY\" },\n            \
          { action = \"refuse\", prefix = \"fd12:3456::/48\" }]",
     )
@@ -500,8 +495,8 @@ pub const KEYS_ALL: &[Key] = &[
         "routing.export",
         Kind::List,
         "[]",
-        "What is told to neighbours, by rules of the same form; after them comes accept for all. A node with \
-         several peers that carries nothing for others tells of itself only:\n  \
+        "Filter of announcements sent to neighbours, with rules of the same form; the final rule is accept. A node \
+         with several peers that carries no transit traffic announces only itself:\n  \
          export = [{ action = \"accept\", origin = \"OWN KEY\" }, { action = \"refuse\" }]",
     )
     .values(RULES)
@@ -511,14 +506,14 @@ pub const KEYS_ALL: &[Key] = &[
         "inbox.durable",
         Kind::Switch,
         "true",
-        "Keep messages on disk: one that was acknowledged to its sender survives a kill and the loss of power. \
-         false keeps them in memory, faster and gone with the process.",
+        "Store messages on disk: an acknowledged message survives a kill and a loss of power. false stores them in \
+         memory: faster, and lost with the process.",
     ),
     key(
         "inbox.messages_max",
         Kind::Number,
         "65536",
-        "Messages that wait to be read. When this or the next is reached, senders wait and try again.",
+        "Largest number of messages in the inbox. At this limit or the next, messages are deferred: senders retry.",
     )
     .unit("messages")
     .values("1 or more"),
@@ -526,7 +521,7 @@ pub const KEYS_ALL: &[Key] = &[
         "inbox.bytes_max",
         Kind::Number,
         "268435456",
-        "Their bytes. A single message of up to 64 MiB needs that many bytes free.",
+        "Largest size of the inbox. A message of up to 64 MiB needs its size free.",
     )
     .unit("bytes")
     .values("0 or more"),
@@ -534,41 +529,41 @@ pub const KEYS_ALL: &[Key] = &[
         "rpc.listen",
         Kind::Text,
         "\"127.0.0.1:8990\"",
-        "JSON-RPC over HTTP, at /rpc, beside the Unix socket; \"off\" switches it off. On loopback, root, the node's \
-         own user and allow_uids may call, and whoever has the token; elsewhere only who has the token, so that \
-         token_file is needed. `rpc = \"off\"` is short for `listen` here.",
+        "JSON-RPC over HTTP, at /rpc, in addition to the Unix socket; \"off\" disables it. On loopback, root, the \
+         node's user, allow_uids and holders of the token may call; on other addresses holders of the token only, so \
+         token_file is required. `rpc = \"off\"` is short for `listen` here.",
     )
     .values(ADDRESS_OR_OFF),
     key(
         "rpc.rest",
         Kind::Text,
         "\"127.0.0.1:8989\"",
-        "REST of the Mycelium network, at /api/v1, for the same callers; off by default where `listen` is off.",
+        "REST API of the Mycelium network, at /api/v1, for the same callers; off by default if `listen` is off.",
     )
     .values(ADDRESS_OR_OFF),
     key(
         "rpc.allow_uids",
         Kind::List,
         "[]",
-        "Users that may call over rpc.sock and loopback, beside root and the node's own user. With this or the next \
-         set, the file of rpc.sock is open to all and these lists decide. The overflow uid (65534) is never \
-         admitted: it stands for all users of other user namespaces.",
+        "Users that may call over rpc.sock and loopback, in addition to root and the node's user. With this or the \
+         next set, all users may connect to rpc.sock and these lists decide. The overflow uid (65534) is never \
+         admitted: it stands for all unmapped users of other user namespaces.",
     )
     .values("numbers of users"),
     key(
         "rpc.allow_gids",
         Kind::List,
         "[]",
-        "Groups that may use rpc.sock, beside that of the socket file. Over TCP the kernel tells users only.",
+        "Groups that may use rpc.sock, in addition to that of the socket file. Over TCP only users are known.",
     )
     .values("numbers of groups"),
     key(
         "rpc.token_file",
         Kind::Text,
         "",
-        "File of a bearer token (32 to 512 visible characters, mode 0600), which admits whoever sends it as \
-         `Authorization: Bearer TOKEN` over TCP. HTTP here is not encrypted: use it behind a proxy that speaks TLS, or \
-         over the overlay. Read at start. A relative path is relative to this file.",
+        "File of a bearer token (32 to 512 visible characters, mode 0600), which authorises callers that send it as \
+         `Authorization: Bearer TOKEN` over TCP. This HTTP is not encrypted: use a TLS proxy or the overlay. Read at \
+         start. A relative path is relative to this file.",
     )
     .values("a path")
     .example("\"/etc/hyphae/rpc.token\""),
@@ -576,34 +571,34 @@ pub const KEYS_ALL: &[Key] = &[
         "admin.bus_call",
         Kind::Switch,
         "true",
-        "Offer admin.busCall, with which local programs administer other nodes over the bus.",
+        "Enable admin.busCall, with which local programs administer other nodes over the bus.",
     ),
     key(
         "admin.socket_dirs",
         Kind::List,
         "[]",
-        "Directories below which administrators over the bus, or with a bearer token, may name sockets of topics. \
-         None: they may name none.",
+        "Directories below which administrators over the bus, or with a bearer token, may configure sockets of topics; \
+         empty permits none.",
     )
     .values("absolute paths"),
 ];
 
-/// The setting of a path.
+/// Finds a setting by its path.
 pub fn find(path: &str) -> Option<&'static Key> {
     KEYS_ALL.iter().find(|key| key.path == path)
 }
 
-/// Whether there is a section of that name.
+/// Whether a section exists.
 pub fn is_section(name: &str) -> bool {
     !name.is_empty() && SECTIONS.iter().any(|(section, _)| *section == name)
 }
 
-/// The path nearest to what was written, if any is near.
+/// The path most similar to an unknown one, if any is similar.
 pub fn nearest(written: &str) -> Option<&'static str> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let name = last(written);
     let rank = |key: &&Key| {
-        // The right name in the wrong section is nearer than another name in the right one.
+        // A known name in another section ranks before another name in the same section.
         let elsewhere = 1 + distance(&name, key.name());
         distance(written, key.path).min(elsewhere)
     };
@@ -611,7 +606,7 @@ pub fn nearest(written: &str) -> Option<&'static str> {
     (rank(&key) <= 3 && rank(&key) < written.len()).then_some(key.path)
 }
 
-/// The section nearest to what was written, if any is near.
+/// The section most similar to an unknown one, if any is similar.
 pub fn nearest_section(written: &str) -> Option<&'static str> {
     let names = SECTIONS.iter().map(|(name, _)| *name).skip(1);
     let near = names.min_by_key(|name| distance(written, name))?;

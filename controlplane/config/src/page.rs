@@ -1,4 +1,4 @@
-//! The commented default file and the reference page, both made of the table of keys.
+//! The commented default file and the reference page, both generated from the table of keys.
 
 use std::fmt::Write;
 
@@ -10,9 +10,9 @@ const WIDTH: usize = 110;
 /// deploy/default.toml.
 pub fn default_file() -> String {
     let mut text = String::from(
-        "# Hyphae: every setting with its default. Nothing here has to be set.\n\
-         # `hyphae up --config FILE` reads it; flags given on the command line come on top. `hyphae config explain\n\
-         # KEY` says more about a key, and `hyphae config check FILE` whether a file is all right.\n",
+        "# Hyphae: every setting with its default. All are optional.\n\
+         # `hyphae up --config FILE` reads it; flags override it. `hyphae config explain KEY` explains a key,\n\
+         # `hyphae config check FILE` checks a file.\n",
     );
     for (section, intro) in SECTIONS {
         if !section.is_empty() {
@@ -40,7 +40,7 @@ fn comment(help: &str) -> String {
         .collect()
 }
 
-/// Help in lines of limited length; examples stay as they are.
+/// Wraps a description; examples are not wrapped.
 pub fn wrapped(help: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for paragraph in help.split('\n').filter(|paragraph| !paragraph.is_empty()) {
@@ -67,12 +67,12 @@ pub fn wrapped(help: &str) -> Vec<String> {
 pub fn reference() -> String {
     let mut text = String::from(
         "# Configuration\n\n\
-         One TOML file, flags on top. `hyphae up --config FILE` reads it; without the flag, `config.toml` in the state\n\
-         directory is read if it is there. This page is generated from the table in\n\
-         `controlplane/config/src/keys.rs`, as `deploy/default.toml` is:\n\
-         `HYPHAE_WRITE_CONFIG=1 cargo test -p hyphae-config`. How files are checked, and what a reload\n\
-         does, is in [internals/configuration.md](internals/configuration.md).\n\n\
-         *Live* keys change with `hyphae reload` or SIGHUP while traffic flows; the others need a restart.\n",
+         One TOML file, overridden by flags. `hyphae up --config FILE` reads it; without the flag, `config.toml` in the\n\
+         state directory is read if it exists. This page and `deploy/default.toml` are generated from the table in\n\
+         `controlplane/config/src/keys.rs`:\n\
+         `HYPHAE_WRITE_CONFIG=1 cargo test -p hyphae-config`. [Internals](internals/configuration.md) describes validation\n\
+         and reload.\n\n\
+         *Live* keys change with `hyphae reload` or SIGHUP without a restart.\n",
     );
     for (section, intro) in SECTIONS {
         match *section {

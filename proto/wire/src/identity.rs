@@ -45,6 +45,16 @@ impl Hash for PublicKey {
 
 impl PublicKey {
     /// The overlay address that belongs to this key.
+    ///
+    /// ```
+    /// use hyphae_wire::PublicKey;
+    ///
+    /// let key = "ab96f4d4dbad020e6c56cfccf090209fb036e5c486829945a26d6db30ca86064";
+    /// let address = key.parse::<PublicKey>()?.address();
+    /// assert_eq!(address.to_string(), "495:e1:9152:4961:9596:d283:b2da:1090");
+    /// assert_eq!(address.subnet().to_string(), "495:e1:9152:4961::/64");
+    /// # Ok::<(), hyphae_wire::identity::InvalidPublicKey>(())
+    /// ```
     pub fn address(&self) -> OverlayAddress {
         OverlayAddress::from_key(self)
     }

@@ -111,99 +111,112 @@ fn a_host_without_problems_has_nothing_to_do() {
     }
 }
 
+/// Check, result, part of what is found, change.
+type Case = (&'static str, Level, &'static str, fn(&mut Facts));
+
+const CASES: &[Case] = &[
+    ("configuration", Level::Fail, "line 3", |h| {
+        h.configuration = Some("x.toml: line 3: y".into())
+    }),
+    ("kernel", Level::Warn, "5.15.0", |h| {
+        h.kernel = "5.15.0-91-generic".into()
+    }),
+    ("kernel", Level::Fail, "4.19", |h| {
+        h.kernel = "4.19.0".into()
+    }),
+    ("kernel", Level::Unknown, "version", |h| {
+        h.kernel = "?".into()
+    }),
+    ("io_uring", Level::Warn, "forbidden", |h| {
+        h.io_uring = Some("forbidden".into())
+    }),
+    ("io_uring", Level::Fail, "is 2", |h| {
+        (h.driver, h.io_uring) = (DriverKind::Uring, Some("EPERM".into()));
+        h.io_uring_disabled = Some(2);
+    }),
+    ("TUN device", Level::Fail, "No such file", |h| {
+        h.tun = Some(Availability::Refused("/dev/net/tun: No such file".into()));
+    }),
+    ("TUN device", Level::Fail, "was set down", |h| {
+        h.tun = Some(Availability::Broken(
+            "TUN device hyphae0 was set down".into(),
+        ));
+    }),
+    ("workers", Level::Warn, "core 1, 3", |h| {
+        h.shared_cores = vec![1, 3]
+    }),
+    ("reverse path", Level::Warn, "IPv6_rpfilter=strict", |h| {
+        (h.reaches, h.ipv6_rpfilter) = (true, Some("strict".into()));
+    }),
+    ("workers", Level::Fail, "core 9", |h| {
+        h.workers = Some(Err("core 9 is not available".into()))
+    }),
+    ("locked memory", Level::Warn, "64 KiB", |h| {
+        (h.memlock, h.capabilities) = (Some(64 << 10), Some(CapabilitySet::NET_ADMIN));
+    }),
+    ("open files", Level::Warn, "256", |h| h.files = Some(256)),
+    ("ports", Level::Fail, "UDP 9671: in use", |h| {
+        h.ports
+            .push(("UDP 9671".into(), Availability::Refused("in use".into())));
+    }),
+    ("IPv6", Level::Fail, "disabled", |h| {
+        h.ipv6_disabled = Some(true)
+    }),
+    ("IPv6", Level::Warn, "disabled", |h| {
+        (h.ipv6_disabled, h.tun) = (Some(true), None)
+    }),
+    ("link MTU", Level::Warn, "wg0 1280", |h| {
+        h.links.push(Link {
+            name: "wg0".into(),
+            mtu: 1280,
+        });
+    }),
+    ("link MTU", Level::Warn, "at least 9000 needed", |h| {
+        h.mtu = 8848
+    }),
+    ("link MTU", Level::Unknown, "no link", |h| h.links.clear()),
+    ("clock", Level::Warn, "not synchronised", |h| {
+        h.clock_synchronised = Some(false)
+    }),
+    ("clock", Level::Unknown, "adjtimex", |h| {
+        h.clock_synchronised = None
+    }),
+    ("state directory", Level::Fail, "cannot be written", |h| {
+        h.state.writable = false
+    }),
+    (
+        "state directory",
+        Level::Fail,
+        "by others (mode 0777)",
+        |h| h.state.mode = 0o777,
+    ),
+    ("state directory", Level::Fail, "key file", |h| {
+        h.state.key_mode = Some(0o644)
+    }),
+    ("free disk", Level::Fail, "inodes", |h| {
+        h.state.free_files = Some(0)
+    }),
+    ("free disk", Level::Fail, "500 KiB", |h| {
+        h.state.free_bytes = Some(500 << 10)
+    }),
+    ("free disk", Level::Warn, "a full inbox needs", |h| {
+        h.state.free_bytes = Some(200 << 20)
+    }),
+    ("free disk", Level::Unknown, "file system", |h| {
+        h.state.free_bytes = None
+    }),
+    ("peers", Level::Warn, "attic:1: no such name", |h| {
+        h.peers
+            .push(("udp://attic:1".into(), Err("no such name".into())));
+    }),
+    ("peers", Level::Fail, "no address", |h| {
+        h.peers = vec![("udp://attic:1".into(), Ok(0))]
+    }),
+];
+
 #[test]
 fn every_problem_is_found_with_reason_and_fix() {
-    use Level::{Fail, Unknown, Warn};
-    type Case = (&'static str, Level, &'static str, fn(&mut Facts));
-    let cases: &[Case] = &[
-        ("configuration", Fail, "line 3", |h| {
-            h.configuration = Some("x.toml: line 3: y".into())
-        }),
-        ("kernel", Warn, "5.15.0", |h| {
-            h.kernel = "5.15.0-91-generic".into()
-        }),
-        ("kernel", Fail, "4.19", |h| h.kernel = "4.19.0".into()),
-        ("kernel", Unknown, "version", |h| h.kernel = "?".into()),
-        ("io_uring", Warn, "forbidden", |h| {
-            h.io_uring = Some("forbidden".into())
-        }),
-        ("io_uring", Fail, "is 2", |h| {
-            (h.driver, h.io_uring) = (DriverKind::Uring, Some("EPERM".into()));
-            h.io_uring_disabled = Some(2);
-        }),
-        ("TUN device", Fail, "No such file", |h| {
-            h.tun = Some(Availability::Refused("/dev/net/tun: No such file".into()));
-        }),
-        ("TUN device", Fail, "was set down", |h| {
-            h.tun = Some(Availability::Broken(
-                "TUN device hyphae0 was set down".into(),
-            ));
-        }),
-        ("workers", Warn, "core 1, 3", |h| {
-            h.shared_cores = vec![1, 3]
-        }),
-        ("reverse path", Warn, "IPv6_rpfilter=strict", |h| {
-            (h.reaches, h.ipv6_rpfilter) = (true, Some("strict".into()));
-        }),
-        ("workers", Fail, "core 9", |h| {
-            h.workers = Some(Err("core 9 is not available".into()))
-        }),
-        ("locked memory", Warn, "64 KiB", |h| {
-            (h.memlock, h.capabilities) = (Some(64 << 10), Some(CapabilitySet::NET_ADMIN));
-        }),
-        ("open files", Warn, "256", |h| h.files = Some(256)),
-        ("ports", Fail, "UDP 9671: in use", |h| {
-            h.ports
-                .push(("UDP 9671".into(), Availability::Refused("in use".into())));
-        }),
-        ("IPv6", Fail, "disabled", |h| h.ipv6_disabled = Some(true)),
-        ("IPv6", Warn, "disabled", |h| {
-            (h.ipv6_disabled, h.tun) = (Some(true), None)
-        }),
-        ("link MTU", Warn, "wg0 1280", |h| {
-            h.links.push(Link {
-                name: "wg0".into(),
-                mtu: 1280,
-            });
-        }),
-        ("link MTU", Warn, "at least 9000 needed", |h| h.mtu = 8848),
-        ("link MTU", Unknown, "no link", |h| h.links.clear()),
-        ("clock", Warn, "not synchronised", |h| {
-            h.clock_synchronised = Some(false)
-        }),
-        ("clock", Unknown, "adjtimex", |h| {
-            h.clock_synchronised = None
-        }),
-        ("state directory", Fail, "cannot be written", |h| {
-            h.state.writable = false
-        }),
-        ("state directory", Fail, "by others (mode 0777)", |h| {
-            h.state.mode = 0o777
-        }),
-        ("state directory", Fail, "key file", |h| {
-            h.state.key_mode = Some(0o644)
-        }),
-        ("free disk", Fail, "inodes", |h| {
-            h.state.free_files = Some(0)
-        }),
-        ("free disk", Fail, "500 KiB", |h| {
-            h.state.free_bytes = Some(500 << 10)
-        }),
-        ("free disk", Warn, "a full inbox needs", |h| {
-            h.state.free_bytes = Some(200 << 20)
-        }),
-        ("free disk", Unknown, "file system", |h| {
-            h.state.free_bytes = None
-        }),
-        ("peers", Warn, "attic:1: no such name", |h| {
-            h.peers
-                .push(("udp://attic:1".into(), Err("no such name".into())));
-        }),
-        ("peers", Fail, "no address", |h| {
-            h.peers = vec![("udp://attic:1".into(), Ok(0))]
-        }),
-    ];
-    for (name, level, says, change) in cases {
+    for (name, level, says, change) in CASES {
         let check = changed(name, change);
         assert_eq!(check.level, *level, "{check:?}");
         assert!(check.found.contains(says), "{check:?} says {says}");

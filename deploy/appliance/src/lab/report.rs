@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::Lab;
-use super::measure::{Percentiles, Results};
+use super::measure::{ControlPlaneKill, Percentiles, Results};
 use crate::cli;
 
 /// Progress on standard error: one live line on a terminal, plain lines elsewhere.
@@ -117,10 +117,17 @@ pub(crate) fn show(results: &Results, json: bool) -> anyhow::Result<()> {
             format!("{} lost", messages.lost),
         );
     }
-    let kill = &results.control_plane_kill;
+    rows.extend(kill_rows(&results.control_plane_kill));
+    let suite = results.suite.as_deref().unwrap_or("unknown suite");
+    cli::line(format_args!("driver {}, {suite}", results.driver))?;
+    cli::table(&["WHAT", "RESULT", ""], &rows)?;
+    Ok(())
+}
+
+fn kill_rows(kill: &ControlPlaneKill) -> Vec<Vec<String>> {
     let gap = kill.longest_gap_millis;
     let gap = gap.map_or_else(String::new, |gap| format!("longest gap {gap:.1} ms, "));
-    row(
+    let mut rows = vec![vec![
         "control plane killed".into(),
         format!(
             "{} of {} packets lost",
@@ -130,19 +137,16 @@ pub(crate) fn show(results: &Results, json: bool) -> anyhow::Result<()> {
             "back after {:.0} ms, {gap}{} handshakes",
             kill.reattached_after_millis, kill.handshakes_caused
         ),
-    );
+    ]];
     if let (Some(mean), Some(worst)) = (
         kill.tcp_gbit_per_second,
         kill.tcp_worst_100ms_gbit_per_second,
     ) {
-        row(
+        rows.push(vec![
             "  TCP meanwhile".into(),
             format!("{mean:.2} Gbit/s"),
             format!("worst 100 ms: {worst:.2} Gbit/s"),
-        );
+        ]);
     }
-    let suite = results.suite.as_deref().unwrap_or("unknown suite");
-    cli::line(format_args!("driver {}, {suite}", results.driver))?;
-    cli::table(&["WHAT", "RESULT", ""], &rows)?;
-    Ok(())
+    rows
 }
