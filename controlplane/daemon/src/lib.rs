@@ -8,11 +8,9 @@
 
 mod attach;
 mod bus;
-mod discovery;
 mod hangup;
-mod host;
 mod metrics;
-mod names;
+mod neighbours;
 mod node;
 mod overlay_log;
 pub mod proxy;
@@ -21,7 +19,6 @@ mod reload;
 mod routing;
 mod rpc;
 mod run;
-mod vigil;
 
 pub use reload::Reloader;
 pub use run::{Exit, Options, RunError, run};

@@ -27,17 +27,19 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::attach::Attachment;
 use crate::bus::Service as BusService;
-use crate::discovery::{Discovery, Neighbours};
-use crate::host;
-use crate::names::Names;
+use crate::neighbours::Neighbours;
 use crate::overlay_log::Totals;
 use crate::reload::{Reloader, Reloads};
 use crate::routing::{Hold, Routing};
 use crate::rpc::Outcome;
 use hyphae_config::endpoint::PeerUrl;
 use hyphae_config::{Config, Settings};
+use hyphae_host as host;
+use hyphae_host::Names;
+use hyphae_host::discovery::Discovery;
+use hyphae_host::{Resolved, Resolver};
 use request::Command;
-use resolve::{Resolved, Resolver, name};
+use resolve::name;
 
 /// Packets of the bus that are sent before anything else gets a turn.
 const BUS_BUDGET: usize = 180;
@@ -158,7 +160,7 @@ impl Node {
             next_configured: 0,
             attachment: None,
             dataplane_pid: None,
-            resolver: Resolver::new(),
+            resolver: Resolver::default(),
             discovery,
             neighbours: Neighbours::default(),
             neighbours_at: Nanos::NEVER,

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::attach::{AttachFailure, Attachment, watch};
 use crate::node::request::Command;
 use crate::node::{BusDrained, Node};
-use crate::vigil::Vigil;
+use hyphae_host::Vigil;
 
 /// Records taken from the workers before anything else gets a turn.
 const PUNT_BUDGET: usize = 512;

@@ -13,7 +13,6 @@ use tokio::sync::mpsc;
 
 use crate::attach::{Attachment, DATAPLANE_SOCKET};
 use crate::bus::{BusCommand, Service as BusService};
-use crate::discovery::{self, Discovery};
 use crate::node::Node;
 use crate::node::request::Command;
 use crate::proxy::Gate;
@@ -21,9 +20,11 @@ use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
 use crate::reload::{self, Reloader};
 use crate::rpc::{Dispatcher, Parts};
-use crate::vigil::Vigil;
-use crate::{host, metrics, proxy, pump, rpc};
+use crate::{metrics, proxy, pump, rpc};
 use hyphae_config::{Config, ConfigError, DiscoveryMode, Settings};
+use hyphae_host as host;
+use hyphae_host::Vigil;
+use hyphae_host::discovery::{self, Discovery};
 use hyphae_store::files::{
     self, ADMIN_FILE, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
     StateError, TOPICS_FILE, retry_while_busy,

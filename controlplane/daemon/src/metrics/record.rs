@@ -10,9 +10,9 @@ use hyphae_wire::Suite;
 use metrics::{counter, gauge};
 
 use super::families::{self, Family};
-use crate::host::Part;
 use crate::node::snapshot::{BusSnapshot, RoutingSnapshot, Snapshot};
 use crate::proxy;
+use hyphae_host::Part;
 use hyphae_store::files;
 
 /// Sets every series of the recorder in force.

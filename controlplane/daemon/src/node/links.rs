@@ -10,8 +10,9 @@ use hyphae_time::Nanos;
 
 use super::{Configured, Node};
 use crate::attach::Attachment;
-use crate::discovery::{Found, Step};
+use crate::neighbours::Step;
 use hyphae_config::endpoint::PeerUrl;
+use hyphae_host::discovery::Found;
 
 /// How often neighbours are checked for having gone.
 const EXPIRE_AGAIN: Duration = Duration::from_secs(10);

@@ -1,18 +1,16 @@
 //! Names of peers as the node looks after them: when they are wanted, and the look-ups themselves.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use hyphae_overlay::PeerState;
 use hyphae_time::Nanos;
 
-use hyphae_wire::Endpoint;
-use tokio::sync::mpsc;
+use hyphae_config::endpoint::PeerUrl;
+use hyphae_host::{APART, Name};
 
 use super::Node;
-use crate::names::{APART, Name};
-use hyphae_config::endpoint::{PeerUrl, Transport};
 
 /// How often names of peers are looked up again, whatever their state.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -84,60 +82,4 @@ impl Node {
         names.retain(|name| dead.contains(name));
         names
     }
-}
-
-/// Where a name leads, or why nowhere.
-pub(crate) type Resolved = (Name, Result<Vec<SocketAddr>, String>);
-
-/// Looks names up in tasks of their own.
-pub(crate) struct Resolver {
-    sender: mpsc::Sender<Resolved>,
-    receiver: mpsc::Receiver<Resolved>,
-}
-
-impl Resolver {
-    pub(super) fn new() -> Self {
-        let (sender, receiver) = mpsc::channel(64);
-        Self { sender, receiver }
-    }
-
-    fn start(&self, name: Name) {
-        let sender = self.sender.clone();
-        tokio::spawn(async move {
-            let found = lookup(name.clone()).await;
-            // The engine task may be ending.
-            let _ = sender.send((name, found)).await;
-        });
-    }
-
-    pub(crate) async fn next(&mut self) -> Resolved {
-        match self.receiver.recv().await {
-            Some(found) => found,
-            // The sender is held here, so the channel never closes.
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Addresses of a peer's host, or why there are none. A name may lead to addresses that no peer can have; those are
-/// left out.
-async fn lookup((host, port): Name) -> Result<Vec<SocketAddr>, String> {
-    let url = PeerUrl {
-        transport: Transport::Udp,
-        host,
-        port,
-        key: None,
-    };
-    if url.is_literal() {
-        url.check_scope().map_err(|error| error.to_string())?;
-        let endpoint = url.endpoint().into_iter();
-        return Ok(endpoint.map(Endpoint::to_socket_addr).collect());
-    }
-    let found = tokio::net::lookup_host((url.host.as_str(), port)).await;
-    let found = found.map_err(|error| format!("the name does not resolve: {error}"))?;
-    let usable = |address: &SocketAddr| {
-        let ip = address.ip();
-        !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST)
-    };
-    Ok(found.filter(usable).collect())
 }

@@ -9,8 +9,8 @@ use hyphae_routing::babel::Counters;
 use hyphae_shm::StatsReader;
 use hyphae_wire::{Endpoint, PublicKey};
 
-use crate::host;
 use crate::overlay_log::Totals;
+use hyphae_host as host;
 
 /// State and counters of a node, copied for metrics.
 pub(crate) struct Snapshot {

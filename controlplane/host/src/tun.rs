@@ -5,16 +5,6 @@
 //! Other programs may change any of it at any time. A task stores the desired state; whenever the kernel notifies a
 //! change that may concern the device, it compares and repairs the difference, rate-limited by [`RepairBackoff`]. A
 //! device that was set down or moved to another namespace is reported and not fought.
-//!
-//! * `rules`: how routes to gateways leave the node's own underlay traffic alone
-//! * `watch`: what the kernel reports
-//! * `kernel`: requests to the kernel
-//! * `report`: what status, metrics and the log show
-
-mod kernel;
-mod report;
-mod rules;
-mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -29,52 +19,19 @@ use hyphae_wire::Prefix;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
+use crate::error::HostError;
+use crate::kernel::{self, Kernel, Link, TABLE_MAIN};
+use crate::report::{Part, Problem, Report};
+use crate::rules::{self, Rule};
+use crate::watch::Change;
 use hyphae_time::monotonic as now;
-use kernel::{Kernel, Link};
-use report::Problem;
-pub(crate) use report::{Part, Report};
-use rules::Rule;
-pub(crate) use watch::{Change, Underlay, start as watch};
 
-/// Bits of 400::/7, so that the kernel routes all of it to the device.
-const RANGE_LEN: u8 = 7;
-/// Number of the main routing table.
-const TABLE_MAIN: u32 = 254;
 /// Changes are looked at this long after the first, all at once.
 const SETTLE: Duration = Duration::from_millis(200);
 /// A repair that failed is tried again after this at the earliest; sooner when something changes.
 const RETRY: Duration = Duration::from_secs(5);
 /// A device that has gone for no longer than this is being made again.
 const GONE_BRIEFLY: Duration = Duration::from_secs(1);
-
-/// The device could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum HostError {
-    /// No netlink.
-    #[error("netlink: {0}")]
-    Netlink(#[from] std::io::Error),
-    /// A request was refused.
-    #[error(
-        "setting up TUN device '{device}' ({what}): {source}; the control plane needs CAP_NET_ADMIN"
-    )]
-    Refused {
-        /// Device.
-        device: String,
-        /// Request.
-        what: &'static str,
-        /// How.
-        source: rtnetlink::Error,
-    },
-    /// IPv6 is off, and this process may not switch it on.
-    #[error(
-        "IPv6 is switched off on the TUN device and could not be switched on: {1}; run `sysctl -w \
-         net.ipv6.conf.{0}.disable_ipv6=0` (a unit with ProtectKernelTunables= may not do it itself)"
-    )]
-    Ipv6Off(String, std::io::Error),
-    /// IPv6 is off.
-    #[error("this kernel has no IPv6, or it was started with ipv6.disable=1; the overlay needs it")]
-    NoIpv6,
-}
 
 /// What a route of ours is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +56,7 @@ struct Wishes {
 /// Those to nodes whose path carries less than the device are a help for new connections, which
 /// then never send what does not fit; without them the ICMPv6 errors of the dataplane still say so.
 #[derive(Debug)]
-pub(crate) struct HostRoutes {
+pub struct HostRoutes {
     wishes: Arc<Mutex<Wishes>>,
     wake: mpsc::Sender<()>,
     /// See [`HostRoutes::wants_links`].
@@ -108,17 +65,17 @@ pub(crate) struct HostRoutes {
 
 impl HostRoutes {
     /// Whether it counts where the peers are: underlay packets cannot be told apart from others.
-    pub(crate) fn wants_links(&self) -> bool {
+    pub fn wants_links(&self) -> bool {
         self.wants_links.load(Ordering::Relaxed)
     }
 
     /// These are the underlay addresses of peers: no route may cover them.
-    pub(crate) fn links(&self, addresses: BTreeSet<Ipv6Addr>) {
+    pub fn links(&self, addresses: BTreeSet<Ipv6Addr>) {
         self.wish(|wishes| wishes.links = Some(addresses));
     }
 
     /// Limits packets to a /64 of the overlay, or ends the limit.
-    pub(crate) fn limit(&self, subnet: Prefix, mtu: Option<u16>) {
+    pub fn limit(&self, subnet: Prefix, mtu: Option<u16>) {
         let wish = mtu.map_or(Wish::Gone, |mtu| Wish::There(Some(mtu)));
         self.wish(|wishes| {
             wishes.changed.insert(subnet, wish);
@@ -126,7 +83,7 @@ impl HostRoutes {
     }
 
     /// A prefix outside of the overlay is, or is no longer, reached through the device.
-    pub(crate) fn reach(&self, prefix: Prefix, there: bool) {
+    pub fn reach(&self, prefix: Prefix, there: bool) {
         let wish = if there { Wish::There(None) } else { Wish::Gone };
         self.wish(|wishes| {
             wishes.changed.insert(prefix, wish);
@@ -134,7 +91,7 @@ impl HostRoutes {
     }
 
     /// These are all that are reached through the device.
-    pub(crate) fn reach_only(&self, prefixes: BTreeSet<Prefix>) {
+    pub fn reach_only(&self, prefixes: BTreeSet<Prefix>) {
         self.wish(|wishes| {
             for prefix in &prefixes {
                 wishes.changed.insert(*prefix, Wish::There(None));
@@ -152,16 +109,19 @@ impl HostRoutes {
 
 /// The device as it is to be.
 #[derive(Clone, Debug)]
-pub(crate) struct Device {
-    pub(crate) name: String,
-    pub(crate) address: Ipv6Addr,
-    pub(crate) mtu: u16,
+pub struct Device {
+    /// Name.
+    pub name: String,
+    /// Overlay address of this host.
+    pub address: Ipv6Addr,
+    /// MTU, bytes.
+    pub mtu: u16,
     /// Mark of the dataplane's packets; 0 when it does not mark them.
-    pub(crate) mark: u32,
+    pub mark: u32,
 }
 
 /// Sets the device up, then keeps it and routes on it until the handle is dropped.
-pub(crate) fn start(
+pub fn start(
     device: Device,
     changes: broadcast::Receiver<Change>,
     report: Arc<Report>,

@@ -21,8 +21,8 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
-use super::kernel::{Kernel, is_not_there, is_there_already};
-use super::{HostError, TABLE_MAIN};
+use crate::error::HostError;
+use crate::kernel::{Kernel, TABLE_MAIN, is_not_there, is_there_already};
 
 /// Tables of routes to gateways: this, and the index of the device.
 const TABLES: u32 = 0x4859_0000;
@@ -36,13 +36,13 @@ const EACH: u32 = 256;
 const LENGTHS_MAX: usize = 16;
 
 /// The table of a device.
-pub(super) fn table(index: u32) -> u32 {
+pub(crate) fn table(index: u32) -> u32 {
     TABLES | (index & TABLE_INDEX)
 }
 
 /// A rule, as far as ours differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rule {
+pub(crate) struct Rule {
     priority: u32,
     table: u32,
     /// Not for packets with this mark.
@@ -52,7 +52,7 @@ pub(super) struct Rule {
 }
 
 /// Rules for routes with prefixes of these lengths.
-pub(super) fn wanted(index: u32, mark: u32, lengths: impl Iterator<Item = u8>) -> BTreeSet<Rule> {
+pub(crate) fn wanted(index: u32, mark: u32, lengths: impl Iterator<Item = u8>) -> BTreeSet<Rule> {
     let lengths: BTreeSet<u8> = lengths.filter(|length| *length > 0).collect();
     let first = PRIORITIES + index % DEVICES * EACH;
     let rules = lengths.into_iter().take(LENGTHS_MAX).map(u32::from);
@@ -79,13 +79,13 @@ pub(super) fn wanted(index: u32, mark: u32, lengths: impl Iterator<Item = u8>) -
 /// What there is of such rules. One for the main table belongs to whoever has the rule after it: two devices whose
 /// indices are equal modulo [`DEVICES`] have these in common.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// Of this device.
-    pub(super) ours: BTreeSet<Rule>,
+    pub(crate) ours: BTreeSet<Rule>,
     /// Those of ours that another device needs as well.
-    pub(super) shared: BTreeSet<Rule>,
+    pub(crate) shared: BTreeSet<Rule>,
     /// Of devices that do not exist any more, and of no other.
-    pub(super) dead: BTreeSet<Rule>,
+    pub(crate) dead: BTreeSet<Rule>,
 }
 
 impl Found {
@@ -123,7 +123,7 @@ fn is_ours(table: u32) -> bool {
 
 impl Kernel {
     /// Rules of the device with this index, and of those that have gone.
-    pub(super) async fn rules(&self, index: u32) -> Result<Found, HostError> {
+    pub(crate) async fn rules(&self, index: u32) -> Result<Found, HostError> {
         let mut all = Vec::new();
         {
             let mut dump = std::pin::pin!(self.handle.rule().get(IpVersion::V6).execute());
@@ -148,7 +148,7 @@ impl Kernel {
         Ok(Found::new(&all, index, &gone))
     }
 
-    pub(super) async fn add_rule(&self, rule: Rule) -> Result<(), HostError> {
+    pub(crate) async fn add_rule(&self, rule: Rule) -> Result<(), HostError> {
         let mut request = self.handle.rule().add();
         *request.message_mut() = message(rule);
         match request.execute().await {
@@ -157,7 +157,7 @@ impl Kernel {
         }
     }
 
-    pub(super) async fn delete_rule(&self, rule: Rule) -> Result<(), HostError> {
+    pub(crate) async fn delete_rule(&self, rule: Rule) -> Result<(), HostError> {
         match self.handle.rule().del(message(rule)).execute().await {
             Err(error) if is_not_there(&error) => Ok(()),
             other => other.map_err(self.refused("rule")),

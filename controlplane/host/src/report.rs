@@ -9,7 +9,7 @@ use hyphae_wire::Prefix;
 
 /// A part of the host's state, as it is repaired and counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Part {
+pub enum Part {
     /// The device itself, which was made again.
     Device,
     /// Its MTU.
@@ -25,7 +25,8 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    pub(crate) const ALL: [Self; 6] = [
+    /// All parts.
+    pub const ALL: [Self; 6] = [
         Self::Device,
         Self::Mtu,
         Self::Ipv6,
@@ -35,7 +36,7 @@ impl Part {
     ];
 
     /// Its label.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Device => "device",
             Self::Mtu => "mtu",
@@ -123,7 +124,7 @@ struct State {
 
 /// Shared between the task that repairs and those who show.
 #[derive(Debug, Default)]
-pub(crate) struct Report(Mutex<State>);
+pub struct Report(Mutex<State>);
 
 impl Report {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
@@ -131,7 +132,7 @@ impl Report {
     }
 
     /// How it is now; changes are logged.
-    pub(super) fn problem(&self, problem: Option<Problem>) {
+    pub(crate) fn problem(&self, problem: Option<Problem>) {
         let before = self.with(|state| std::mem::replace(&mut state.problem, problem.clone()));
         let logged = |problem: Option<Problem>| {
             problem.filter(|problem| !matches!(problem, Problem::Briefly(_)))
@@ -147,7 +148,7 @@ impl Report {
     }
 
     /// Something was repaired.
-    pub(super) fn repaired(&self, device: &str, parts: &BTreeMap<Part, usize>) {
+    pub(crate) fn repaired(&self, device: &str, parts: &BTreeMap<Part, usize>) {
         let names: Vec<_> = parts.keys().map(|part| part.name()).collect();
         let parts = parts.keys();
         self.with(|state| parts.for_each(|part| *state.repairs.entry(*part).or_default() += 1));
@@ -158,18 +159,18 @@ impl Report {
         );
     }
 
-    pub(super) fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         let broken = |problem: &Problem| !matches!(problem, Problem::Captured { .. });
         self.with(|state| state.problem.as_ref().is_some_and(broken))
     }
 
     /// What is wrong, in a sentence.
-    pub(crate) fn sentence(&self) -> Option<String> {
+    pub fn sentence(&self) -> Option<String> {
         self.with(|state| state.problem.as_ref().map(ToString::to_string))
     }
 
     /// How often which part was repaired.
-    pub(crate) fn repairs(&self) -> BTreeMap<Part, u64> {
+    pub fn repairs(&self) -> BTreeMap<Part, u64> {
         self.with(|state| state.repairs.clone())
     }
 }

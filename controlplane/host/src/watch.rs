@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use hyphae_wire::Prefix;
 
-use super::kernel;
+use crate::kernel;
 
 const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Link,
@@ -44,7 +44,7 @@ const MESSAGE_MAX: usize = 32 << 10;
 
 /// Something has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
+pub enum Change {
     /// A link came, or one of its attributes changed.
     Link {
         /// Its index.
@@ -79,7 +79,7 @@ pub(crate) enum Change {
 
 /// Subscribes to the kernel's notifications and passes them on for as long as the process lives. Where it
 /// may not, as in a sandbox without AF_NETLINK, nothing ever changes: a relay works without.
-pub(crate) fn start() -> broadcast::Sender<Change> {
+pub fn start() -> broadcast::Sender<Change> {
     let (sender, _) = broadcast::channel(BEHIND_MAX);
     let changes = sender.clone();
     let socket = match subscribe() {
@@ -127,7 +127,7 @@ fn subscribe() -> io::Result<TokioSocket> {
 }
 
 /// Changes of links and addresses other than the TUN device's, for whoever has paths over them.
-pub(crate) struct Underlay {
+pub struct Underlay {
     changes: broadcast::Receiver<Change>,
     tun: Option<String>,
     tun_index: Option<u32>,
@@ -137,7 +137,8 @@ pub(crate) struct Underlay {
 }
 
 impl Underlay {
-    pub(crate) fn new(changes: broadcast::Receiver<Change>, tun: Option<String>) -> Self {
+    /// `tun` names the device whose changes are ignored.
+    pub fn new(changes: broadcast::Receiver<Change>, tun: Option<String>) -> Self {
         Self {
             changes,
             tun,
@@ -148,7 +149,7 @@ impl Underlay {
     }
 
     /// Waits until something has changed and [`UNDERLAY_SETTLE`] has passed; at most once in [`UNDERLAY_PAUSE`].
-    pub(crate) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         loop {
             let due = self.due;
             let wait = async {

@@ -10,7 +10,7 @@ use hyphae_time::Nanos;
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 
 /// The engine task's side of the service manager.
-pub(crate) struct Vigil {
+pub struct Vigil {
     notifier: Notifier,
     every: Duration,
     next: Nanos,
@@ -18,7 +18,8 @@ pub(crate) struct Vigil {
 }
 
 impl Vigil {
-    pub(crate) fn new(notifier: Notifier) -> Self {
+    /// `notifier` is the socket of the service manager, if the process has one.
+    pub fn new(notifier: Notifier) -> Self {
         let asked = notifier.watchdog_interval();
         let next = if notifier.is_enabled() {
             Nanos(0)
@@ -34,19 +35,19 @@ impl Vigil {
     }
 
     /// The node serves.
-    pub(crate) fn ready(&mut self) {
+    pub fn ready(&mut self) {
         if !std::mem::replace(&mut self.ready, true) {
             self.notifier.ready();
         }
     }
 
     /// When the loop has to come round again at the latest.
-    pub(crate) fn at(&self) -> Nanos {
+    pub fn at(&self) -> Nanos {
         self.next
     }
 
     /// The loop came round.
-    pub(crate) fn round(&mut self, now: Nanos, status: impl FnOnce() -> String) {
+    pub fn round(&mut self, now: Nanos, status: impl FnOnce() -> String) {
         if now < self.next {
             return;
         }
@@ -58,12 +59,12 @@ impl Vigil {
     }
 
     /// Before there is a loop.
-    pub(crate) fn status(&mut self, text: &str) {
+    pub fn status(&mut self, text: &str) {
         self.notifier.status(text);
     }
 
     /// The end begins.
-    pub(crate) fn stopping(&mut self) {
+    pub fn stopping(&mut self) {
         self.notifier.stopping();
     }
 }

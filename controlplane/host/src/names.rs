@@ -10,14 +10,14 @@ use std::time::Duration;
 use hyphae_time::Nanos;
 
 /// Between the beginnings of two look-ups of one name.
-pub(crate) const APART: Duration = Duration::from_secs(5);
+pub const APART: Duration = Duration::from_secs(5);
 /// Longest time between look-ups of the name of a dead peer.
 const APART_MAX: Duration = Duration::from_secs(30);
 /// Look-ups at a time.
 const IN_FLIGHT_MAX: usize = 8;
 
 /// Host and port.
-pub(crate) type Name = (String, u16);
+pub type Name = (String, u16);
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -31,7 +31,7 @@ struct Entry {
 
 /// Names and when they were looked up.
 #[derive(Debug, Default)]
-pub(crate) struct Names(BTreeMap<Name, Entry>);
+pub struct Names(BTreeMap<Name, Entry>);
 
 impl Names {
     fn entry(&mut self, name: Name) -> &mut Entry {
@@ -44,7 +44,7 @@ impl Names {
     }
 
     /// Looks a name up as soon as that may be: something has changed.
-    pub(crate) fn want(&mut self, now: Nanos, name: Name) {
+    pub fn want(&mut self, now: Nanos, name: Name) {
         let entry = self.entry(name);
         entry.pause = APART;
         let at = entry.asked.map_or(now, |asked| (asked + APART).max(now));
@@ -52,7 +52,7 @@ impl Names {
     }
 
     /// The peer of this name is dead: looks it up after a pause that grows.
-    pub(crate) fn retry(&mut self, now: Nanos, name: Name) {
+    pub fn retry(&mut self, now: Nanos, name: Name) {
         let entry = self.entry(name);
         if entry.due.is_none() && !entry.in_flight {
             let pause = entry.pause;
@@ -62,7 +62,7 @@ impl Names {
     }
 
     /// A look-up to begin.
-    pub(crate) fn poll(&mut self, now: Nanos) -> Option<Name> {
+    pub fn poll(&mut self, now: Nanos) -> Option<Name> {
         if self.in_flight() >= IN_FLIGHT_MAX {
             return None;
         }
@@ -77,7 +77,7 @@ impl Names {
     }
 
     /// When `poll` may have one; [`Self::done`] may make that sooner.
-    pub(crate) fn poll_timeout(&self) -> Option<Nanos> {
+    pub fn poll_timeout(&self) -> Option<Nanos> {
         if self.in_flight() >= IN_FLIGHT_MAX {
             return None;
         }
@@ -86,14 +86,14 @@ impl Names {
     }
 
     /// A look-up is over.
-    pub(crate) fn done(&mut self, name: &Name) {
+    pub fn done(&mut self, name: &Name) {
         if let Some(entry) = self.0.get_mut(name) {
             entry.in_flight = false;
         }
     }
 
     /// Forgets all names but these.
-    pub(crate) fn keep(&mut self, wanted: impl Fn(&Name) -> bool) {
+    pub fn keep(&mut self, wanted: impl Fn(&Name) -> bool) {
         self.0.retain(|name, entry| entry.in_flight || wanted(name));
     }
 }

@@ -13,10 +13,14 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::{AddressFamily, address::AddressAttribute};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder, new_connection_with_strict_check};
 
-use super::{HostError, RANGE_LEN};
+use crate::error::HostError;
 
+/// Bits of 400::/7, so that the kernel routes all of it to the device.
+const RANGE_LEN: u8 = 7;
+/// Number of the main routing table.
+pub(crate) const TABLE_MAIN: u32 = 254;
 /// Names our routes among those of others (`rt_protos` of iproute2 gives this number to nobody).
-pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(96);
+pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(96);
 /// Largest super-packet the host should build: with its frames' overhead it fits one train.
 const GSO_BYTES_MAX: u32 = 57_000;
 /// Packets of the host that wait while a worker does not run. The kernel's 500 are 2 ms of 250,000 small packets per
@@ -29,8 +33,8 @@ const ENODEV: i32 = -19;
 const ESRCH: i32 = -3;
 
 /// A connection to the kernel, for one device.
-pub(super) struct Kernel {
-    pub(super) handle: Handle,
+pub(crate) struct Kernel {
+    pub(crate) handle: Handle,
     device: String,
     connection: tokio::task::JoinHandle<()>,
 }
@@ -43,28 +47,28 @@ impl Drop for Kernel {
 
 /// The device as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) name: String,
-    pub(super) up: bool,
-    pub(super) mtu: u32,
-    pub(super) is_tun: bool,
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) up: bool,
+    pub(crate) mtu: u32,
+    pub(crate) is_tun: bool,
 }
 
 /// A route on the device: destination and table, as far as they tell routes apart.
-pub(super) type Routes = BTreeMap<(u32, Prefix), Route>;
+pub(crate) type Routes = BTreeMap<(u32, Prefix), Route>;
 
 /// What else there is to a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Route {
+pub(crate) struct Route {
     /// Limit of the size of packets.
-    pub(super) mtu: Option<u32>,
+    pub(crate) mtu: Option<u32>,
     /// One of those that this module sets.
-    pub(super) ours: bool,
+    pub(crate) ours: bool,
 }
 
 impl Kernel {
-    pub(super) fn connect(device: &str) -> Result<Self, HostError> {
+    pub(crate) fn connect(device: &str) -> Result<Self, HostError> {
         let (connection, handle, _) = new_connection_with_strict_check()?;
         Ok(Self {
             handle,
@@ -73,7 +77,7 @@ impl Kernel {
         })
     }
 
-    pub(super) fn refused(
+    pub(crate) fn refused(
         &self,
         what: &'static str,
     ) -> impl Fn(rtnetlink::Error) -> HostError + use<> {
@@ -86,7 +90,7 @@ impl Kernel {
     }
 
     /// The device, by its index if that is known: it may have been renamed.
-    pub(super) async fn link(&self, index: Option<u32>) -> Result<Option<Link>, HostError> {
+    pub(crate) async fn link(&self, index: Option<u32>) -> Result<Option<Link>, HostError> {
         if let Some(index) = index
             && let Some(link) = self
                 .one_link(self.handle.link().get().match_index(index))
@@ -99,7 +103,7 @@ impl Kernel {
     }
 
     /// Whether there is any link with this index.
-    pub(super) async fn link_exists(&self, index: u32) -> Result<bool, HostError> {
+    pub(crate) async fn link_exists(&self, index: u32) -> Result<bool, HostError> {
         let request = self.handle.link().get().match_index(index);
         Ok(self.one_link(request).await?.is_some())
     }
@@ -116,7 +120,7 @@ impl Kernel {
         }
     }
 
-    pub(super) async fn has_address(
+    pub(crate) async fn has_address(
         &self,
         index: u32,
         address: Ipv6Addr,
@@ -138,7 +142,7 @@ impl Kernel {
         Ok(has)
     }
 
-    pub(super) async fn routes(&self, index: u32) -> Result<Routes, HostError> {
+    pub(crate) async fn routes(&self, index: u32) -> Result<Routes, HostError> {
         let mut filter = RouteMessage::default();
         filter.header.address_family = AddressFamily::Inet6;
         filter.attributes.push(RouteAttribute::Oif(index));
@@ -165,7 +169,7 @@ impl Kernel {
         Ok(routes)
     }
 
-    pub(super) async fn set_route(
+    pub(crate) async fn set_route(
         &self,
         index: u32,
         table: u32,
@@ -177,7 +181,7 @@ impl Kernel {
         set.map_err(self.refused("route"))
     }
 
-    pub(super) async fn delete_route(
+    pub(crate) async fn delete_route(
         &self,
         index: u32,
         table: u32,
@@ -192,7 +196,7 @@ impl Kernel {
     }
 
     /// Sets queue and offloads of a device that is new, and brings it up.
-    pub(super) async fn prepare(&self, index: u32) -> Result<(), HostError> {
+    pub(crate) async fn prepare(&self, index: u32) -> Result<(), HostError> {
         let link = LinkUnspec::new_with_index(index)
             .append_extra_attribute(LinkAttribute::GsoMaxSize(GSO_BYTES_MAX))
             .append_extra_attribute(LinkAttribute::TxQueueLen(TX_QUEUE_PACKETS))
@@ -202,13 +206,13 @@ impl Kernel {
         set.map_err(self.refused("queue and up"))
     }
 
-    pub(super) async fn set_mtu(&self, index: u32, mtu: u16) -> Result<(), HostError> {
+    pub(crate) async fn set_mtu(&self, index: u32, mtu: u16) -> Result<(), HostError> {
         let link = LinkUnspec::new_with_index(index).mtu(u32::from(mtu));
         let set = self.handle.link().set(link.build()).execute().await;
         set.map_err(self.refused("MTU"))
     }
 
-    pub(super) async fn add_address(&self, index: u32, address: Ipv6Addr) -> Result<(), HostError> {
+    pub(crate) async fn add_address(&self, index: u32, address: Ipv6Addr) -> Result<(), HostError> {
         let added = self
             .handle
             .address()
@@ -227,12 +231,12 @@ fn is(error: &rtnetlink::Error, number: i32) -> bool {
 }
 
 /// A request failed because what it makes exists.
-pub(super) fn is_there_already(error: &rtnetlink::Error) -> bool {
+pub(crate) fn is_there_already(error: &rtnetlink::Error) -> bool {
     is(error, EEXIST)
 }
 
 /// A request failed because what it deletes does not exist.
-pub(super) fn is_not_there(error: &rtnetlink::Error) -> bool {
+pub(crate) fn is_not_there(error: &rtnetlink::Error) -> bool {
     is(error, ENOENT) || is(error, ESRCH)
 }
 
@@ -247,7 +251,7 @@ fn switch(device: &str) -> String {
 ///
 /// # Errors
 /// Where the kernel has none at all.
-pub(super) fn ipv6_is_off(device: &str) -> Result<bool, HostError> {
+pub(crate) fn ipv6_is_off(device: &str) -> Result<bool, HostError> {
     if Path::new("/proc/sys/net").exists() && !Path::new(IPV6).exists() {
         return Err(HostError::NoIpv6);
     }
@@ -256,7 +260,7 @@ pub(super) fn ipv6_is_off(device: &str) -> Result<bool, HostError> {
 }
 
 /// Switches IPv6 on for a device: it has no other use.
-pub(super) fn switch_ipv6_on(device: &str) -> std::io::Result<()> {
+pub(crate) fn switch_ipv6_on(device: &str) -> std::io::Result<()> {
     std::fs::write(switch(device), "0")
 }
 
@@ -275,7 +279,7 @@ fn route(index: u32, table: u32, prefix: Prefix, mtu: Option<u16>) -> RouteMessa
 }
 
 /// A link's name.
-pub(super) fn name(link: &LinkMessage) -> Option<String> {
+pub(crate) fn name(link: &LinkMessage) -> Option<String> {
     link.attributes.iter().find_map(|attribute| {
         if let LinkAttribute::IfName(name) = attribute {
             Some(name.clone())
@@ -304,7 +308,7 @@ fn parse_link(message: &LinkMessage) -> Link {
     link
 }
 
-pub(super) fn destination(route: &RouteMessage) -> Option<Prefix> {
+pub(crate) fn destination(route: &RouteMessage) -> Option<Prefix> {
     let address = route.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Destination(RouteAddress::Inet6(address)) = attribute {
             Some(*address)

@@ -11,7 +11,6 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket as StdSocket};
 use std::time::Duration;
 
-use hyphae_time::Nanos;
 use hyphae_wire::beacon::{BEACON_LEN, Beacon};
 
 use hyphae_wire::{Endpoint, Network, PublicKey};
@@ -24,7 +23,7 @@ use zerocopy::IntoBytes;
 use hyphae_config::DiscoveryMode;
 
 /// The group: link-local, "HYPH" in its last bytes.
-pub(crate) const GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0x4859, 0x5048);
+const GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0x4859, 0x5048);
 /// Time between beacons.
 const BEACON_EVERY: Duration = Duration::from_secs(30);
 /// Least time between two beacons on one interface, whoever asks.
@@ -44,20 +43,24 @@ const NOT_USABLE: u32 = 0x40 | 0x08;
 
 /// What discovery is started with.
 #[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) mode: DiscoveryMode,
-    pub(crate) port: u16,
+pub struct Settings {
+    /// Interfaces to use.
+    pub mode: DiscoveryMode,
+    /// UDP port of beacons.
+    pub port: u16,
     /// Port of worker 0.
-    pub(crate) node_port: u16,
-    pub(crate) key: PublicKey,
-    pub(crate) network: Option<Network>,
+    pub node_port: u16,
+    /// Key of this node.
+    pub key: PublicKey,
+    /// Private network; `None` for the public one.
+    pub network: Option<Network>,
     /// The overlay's own device, where no beacon belongs.
-    pub(crate) tun: Option<String>,
+    pub tun: Option<String>,
 }
 
 /// What discovery tells the engine task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub enum Found {
     /// A node on a local network.
     Node {
         /// Its key, as it says.
@@ -70,14 +73,14 @@ pub(crate) enum Found {
 }
 
 /// The running task.
-pub(crate) struct Discovery {
+pub struct Discovery {
     found: mpsc::Receiver<Found>,
     ask: mpsc::Sender<u32>,
 }
 
 impl Discovery {
     /// Starts the task; one that does nothing when discovery is off or cannot work.
-    pub(crate) fn start(settings: Settings) -> Self {
+    pub fn start(settings: Settings) -> Self {
         let (sender, found) = mpsc::channel(64);
         let (ask, asked) = mpsc::channel(8);
         if settings.mode != DiscoveryMode::Off {
@@ -98,7 +101,7 @@ impl Discovery {
     }
 
     /// What was found next.
-    pub(crate) async fn next(&mut self) -> Found {
+    pub async fn next(&mut self) -> Found {
         match self.found.recv().await {
             Some(found) => found,
             // Discovery is off.
@@ -107,7 +110,7 @@ impl Discovery {
     }
 
     /// Asks for a beacon on an interface, so that a node heard there learns of this one.
-    pub(crate) fn answer(&self, interface: u32) {
+    pub fn answer(&self, interface: u32) {
         // A full queue or an ended task: the next regular beacon does it.
         let _ = self.ask.try_send(interface);
     }
@@ -318,172 +321,9 @@ fn jitter(around: Duration) -> Duration {
     around * 3 / 4 + around / 2 * u32::from(u16::from_le_bytes(random)) / u32::from(u16::MAX)
 }
 
-/// Most nodes remembered, and most of them at one address that are not connected.
-const NEIGHBOURS_MAX: usize = 64;
-const PER_ADDRESS_MAX: usize = 4;
-/// Addresses of one node: the first one, and the latest others.
-const ADDRESSES_MAX: usize = 3;
-/// Least time between two changes of a node's addresses: each one begins its handshake again.
-const ADDRESSES_PAUSE: Duration = Duration::from_secs(1);
-/// Silence after which one that is not connected is forgotten: three beacons.
-const SILENT: Duration = Duration::from_secs(100);
-/// The side with the smaller key waits this long for the other one to dial.
-const DIAL_ANYWAY: Duration = Duration::from_secs(15);
-
-/// A node heard on an interface.
-#[derive(Clone, Debug)]
-struct Neighbour {
-    /// Where its beacons came from. Anybody can repeat a beacon from elsewhere, so none takes the place
-    /// of another: all are tried, and the handshake tells which is right.
-    endpoints: Vec<Endpoint>,
-    changed: Nanos,
-    first: Nanos,
-    heard: Nanos,
-    /// Handle of the entry that dials it.
-    dialled: Option<u32>,
-}
-
-/// What to do about a beacon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Nothing.
-    None,
-    /// Send a beacon back: the other one is to dial.
-    Answer,
-    /// Dial it.
-    Dial,
-    /// It was heard at another address, too: tell the entry.
-    Readdress(u32),
-}
-
-/// Nodes heard lately, by key and interface. A beacon proves nothing, so those that are not connected
-/// give way to new ones: one address has but a few, and the one heard first goes first. A node
-/// that is there is connected before its turn comes.
-#[derive(Debug, Default)]
-pub(crate) struct Neighbours {
-    heard: BTreeMap<(PublicKey, u32), Neighbour>,
-}
-
-impl Neighbours {
-    /// Takes a beacon of a node other than this one. `up` tells who is connected. Returns also the
-    /// entry of a node that had to give way.
-    pub(crate) fn note(
-        &mut self,
-        now: Nanos,
-        own: PublicKey,
-        (key, endpoint): (PublicKey, Endpoint),
-        up: impl Fn(PublicKey) -> bool,
-    ) -> (Step, Option<u32>) {
-        let at = (key, endpoint.scope.get());
-        let dials = own > key;
-        let Some(known) = self.heard.get_mut(&at) else {
-            let Ok(gone) = self.make_room(endpoint, &up) else {
-                return (Step::None, None);
-            };
-            let new = Neighbour {
-                endpoints: vec![endpoint],
-                changed: now,
-                first: now,
-                heard: now,
-                dialled: None,
-            };
-            self.heard.insert(at, new);
-            let step = if dials { Step::Dial } else { Step::Answer };
-            return (step, gone);
-        };
-        known.heard = now;
-        let up = up(key);
-        let another = !known.endpoints.contains(&endpoint)
-            && !up
-            && now.since(known.changed) >= ADDRESSES_PAUSE;
-        if another {
-            known.changed = now;
-            known.endpoints.push(endpoint);
-            if known.endpoints.len() > ADDRESSES_MAX {
-                known.endpoints.remove(1);
-            }
-        }
-        let step = match known.dialled {
-            Some(id) if another => Step::Readdress(id),
-            Some(_) => Step::None,
-            None if dials || (!up && now.since(known.first) >= DIAL_ANYWAY) => Step::Dial,
-            None => Step::None,
-        };
-        (step, None)
-    }
-
-    /// Forgets a node so that one at `endpoint` can be remembered, when that is necessary: one of the same
-    /// address that has too many, else any, the one known longest. `Err` when all are connected.
-    fn make_room(
-        &mut self,
-        endpoint: Endpoint,
-        up: &impl Fn(PublicKey) -> bool,
-    ) -> Result<Option<u32>, ()> {
-        let here = |known: &Neighbour| {
-            let mut of_known = known.endpoints.iter();
-            of_known.any(|e| e.with_port(0) == endpoint.with_port(0))
-        };
-        let (mut same, mut oldest) = (0, [None; 2]);
-        for (at, known) in self.heard.iter().filter(|((key, _), _)| !up(*key)) {
-            let here = here(known);
-            same += usize::from(here);
-            let oldest = &mut oldest[usize::from(here)];
-            if oldest.is_none_or(|(first, _)| known.first < first) {
-                *oldest = Some((known.first, *at));
-            }
-        }
-        let [others, own] = oldest;
-        let victim = if same >= PER_ADDRESS_MAX {
-            own
-        } else if self.heard.len() >= NEIGHBOURS_MAX {
-            Some(others.or(own).ok_or(())?)
-        } else {
-            None
-        };
-        let gone = victim.and_then(|(_, at)| self.heard.remove(&at));
-        Ok(gone.and_then(|known| known.dialled))
-    }
-
-    /// Addresses of a node.
-    pub(crate) fn endpoints(&self, key: PublicKey, interface: u32) -> Vec<Endpoint> {
-        let known = self.heard.get(&(key, interface));
-        known
-            .map(|known| known.endpoints.clone())
-            .unwrap_or_default()
-    }
-
-    /// An entry dials it now.
-    pub(crate) fn dialled(&mut self, key: PublicKey, interface: u32, id: u32) {
-        if let Some(known) = self.heard.get_mut(&(key, interface)) {
-            known.dialled = Some(id);
-        }
-    }
-
-    /// Whether a node was heard.
-    pub(crate) fn knows(&self, key: &PublicKey) -> bool {
-        let mut known = self.heard.range((*key, 0)..=(*key, u32::MAX));
-        known.next().is_some()
-    }
-
-    /// Forgets those that are silent and not connected; returns the entries that dialled them.
-    pub(crate) fn expire(&mut self, now: Nanos, up: impl Fn(PublicKey) -> bool) -> Vec<u32> {
-        let mut entries = Vec::new();
-        self.heard.retain(|(key, _), known| {
-            let keep = now.since(known.heard) < SILENT || up(*key);
-            if !keep {
-                entries.extend(known.dialled);
-            }
-            keep
-        });
-        entries
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
 
     fn settings(mode: &str) -> Settings {
         Settings {
@@ -556,116 +396,5 @@ mod tests {
         );
         assert_eq!(judge(beacon(9), "[2001:db8::1]:9651"), None, "from afar");
         assert_eq!(judge(beacon(9), "192.0.2.1:9651"), None);
-    }
-
-    fn at(n: u16, port: u16) -> Endpoint {
-        let ip = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, n);
-        Endpoint::from(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, 3)))
-    }
-
-    const START: Nanos = Nanos(1_000_000_000);
-
-    #[test]
-    fn the_larger_key_dials_and_the_smaller_one_waits_a_while() {
-        let (small, large) = (PublicKey([1; 32]), PublicKey([2; 32]));
-        let mut at_large = Neighbours::default();
-        let mut note = || {
-            at_large
-                .note(START, large, (small, place(3, 1)), |_| false)
-                .0
-        };
-        assert_eq!(note(), Step::Dial);
-        at_large.dialled(small, 3, 7);
-        let mut note = || {
-            at_large
-                .note(START, large, (small, place(3, 1)), |_| false)
-                .0
-        };
-        assert_eq!(note(), Step::None);
-        let mut at_small = Neighbours::default();
-        let mut note = |after, up| {
-            let now = START + SECOND * after;
-            at_small.note(now, small, (large, place(3, 1)), |_| up).0
-        };
-        assert_eq!(note(0, false), Step::Answer);
-        assert_eq!(note(5, false), Step::None);
-        assert_eq!(note(30, true), Step::None, "it is connected");
-        assert_eq!(note(60, false), Step::Dial, "the other one does not hear");
-    }
-
-    #[test]
-    fn a_beacon_from_elsewhere_moves_nothing() {
-        let (own, key) = (PublicKey([0xff; 32]), PublicKey([1; 32]));
-        let mut neighbours = Neighbours::default();
-        let mut note = |seconds, from, up| {
-            let now = START + SECOND * seconds;
-            let step = neighbours.note(now, own, (key, at(from, 9)), |_| up).0;
-            if step == Step::Dial {
-                neighbours.dialled(key, 3, 7);
-            }
-            (step, neighbours.endpoints(key, 3))
-        };
-        assert_eq!(note(0, 1, false), (Step::Dial, vec![at(1, 9)]));
-        assert_eq!(note(2, 66, true), (Step::None, vec![at(1, 9)]), "connected");
-        let both = vec![at(1, 9), at(66, 9)];
-        assert_eq!(note(3, 66, false), (Step::Readdress(7), both.clone()));
-        assert_eq!(note(3, 67, false), (Step::None, both), "one at a time");
-        for n in 4..50 {
-            let (step, endpoints) = note(n, 100 + u16::try_from(n).unwrap(), false);
-            assert_eq!(step, Step::Readdress(7));
-            assert_eq!((endpoints[0], endpoints.len()), (at(1, 9), 3));
-        }
-    }
-
-    #[test]
-    fn forged_beacons_keep_no_node_out_and_disturb_none_that_is_connected() {
-        let own = PublicKey([0xff; 32]);
-        let connected = |key: PublicKey| key.0[0] == 1;
-        let mut neighbours = Neighbours::default();
-        let key = |kind: u8, n: u16| {
-            let mut key = [kind; 32];
-            key[1..3].copy_from_slice(&n.to_be_bytes());
-            PublicKey(key)
-        };
-        for n in 0..10 {
-            neighbours.note(START, own, (key(1, n), at(n, 1)), connected);
-            neighbours.dialled(key(1, n), 3, n.into());
-        }
-        // Of one address, and of as many as there are.
-        for n in 0..1000 {
-            let now = START + SECOND + Duration::from_millis(n.into());
-            let from = if n < 500 { at(500, n) } else { at(n, 1) };
-            let (step, gone) = neighbours.note(now, own, (key(2, n), from), connected);
-            assert_eq!(step, Step::Dial);
-            neighbours.dialled(key(2, n), 3, 1000 + u32::from(n));
-            assert!(gone.is_none_or(|id| id >= 1000), "of the forged ones");
-            let here = neighbours.heard.len();
-            assert!(here <= if n < 500 { 14 } else { NEIGHBOURS_MAX });
-        }
-        let newcomer = (key(3, 0), at(900, 1));
-        let (step, gone) = neighbours.note(START + SECOND * 3, own, newcomer, connected);
-        assert!(step == Step::Dial && gone.is_some());
-        assert!((0..10).all(|n| neighbours.knows(&key(1, n))));
-        // And nobody gives way when all are connected.
-        let (step, _) = neighbours.note(START, own, (key(4, 0), at(7, 7)), |_| true);
-        assert_eq!(step, Step::None);
-    }
-
-    #[test]
-    fn what_is_silent_and_down_is_forgotten() {
-        let own = PublicKey([0xff; 32]);
-        let mut neighbours = Neighbours::default();
-        for n in 0..64u8 {
-            let heard = (PublicKey([n; 32]), at(n.into(), 1));
-            let step = neighbours.note(START, own, heard, |_| false);
-            assert_eq!(step, (Step::Dial, None));
-            neighbours.dialled(PublicKey([n; 32]), 3, u32::from(n));
-        }
-        let heard = (PublicKey([1; 32]), at(1, 1));
-        neighbours.note(START + SECOND * 50, own, heard, |_| false);
-        let gone = neighbours.expire(START + SECOND * 120, |key| key == PublicKey([2; 32]));
-        assert_eq!(gone.len(), 62);
-        assert!(!gone.contains(&1) && !gone.contains(&2));
-        assert!(neighbours.knows(&PublicKey([1; 32])) && !neighbours.knows(&PublicKey([3; 32])));
     }
 }

@@ -1,0 +1,28 @@
+//! The host around a node.
+//!
+//! * `tun`: address, MTU, routes and rules of the TUN device, kept as they should be; `kernel`, `rules` and `report`
+//!   belong to it
+//! * `watch`: change notifications of the kernel (rtnetlink)
+//! * [`discovery`]: beacons on local networks
+//! * `names`, `resolver`: when the names of peers are looked up, and the lookups
+//! * `watchdog`: readiness, status and watchdog of the service manager
+
+#![forbid(unsafe_code)]
+
+pub mod discovery;
+mod error;
+mod kernel;
+mod names;
+mod report;
+mod resolver;
+mod rules;
+mod tun;
+mod watch;
+mod watchdog;
+
+pub use names::{APART, Name, Names};
+pub use report::{Part, Report};
+pub use resolver::{Resolved, Resolver};
+pub use tun::{Device, HostRoutes, start};
+pub use watch::{Change, Underlay, start as watch};
+pub use watchdog::Vigil;
