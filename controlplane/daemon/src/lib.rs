@@ -6,17 +6,12 @@
 
 #![forbid(unsafe_code)]
 
-mod attach;
-mod bus;
 mod hangup;
 mod metrics;
-mod neighbours;
 mod node;
-mod overlay_log;
 pub mod proxy;
-mod pump;
+mod proxy_client;
 mod reload;
-mod routing;
 mod rpc;
 mod run;
 

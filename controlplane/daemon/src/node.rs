@@ -1,10 +1,18 @@
 //! The node: engines, configured peers, and what RPC asks of them.
 
+mod alarm;
+pub(crate) mod attachment;
+mod event_log;
+mod fib_hold;
 mod links;
 mod memory;
+mod neighbours;
 pub(crate) mod request;
 mod resolve;
+mod routing;
+pub(crate) mod services;
 pub(crate) mod snapshot;
+pub(crate) mod task;
 mod views;
 
 use std::collections::BTreeMap;
@@ -19,35 +27,33 @@ use hyphae_routing::Rib;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::Pong;
 use hyphae_shm::attach::Hello;
-use hyphae_shm::record::{InjectRouted, Program, Punt};
+use hyphae_shm::record::{Program, Punt};
 use hyphae_time::Nanos;
 
-use hyphae_wire::{Endpoint, NetworkId, OverlayAddress, PublicKey, SecretKey, Service, WorkerId};
-use tokio::sync::{broadcast, oneshot};
+use hyphae_wire::{Endpoint, NetworkId, OverlayAddress, PublicKey, SecretKey, WorkerId};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::attach::Attachment;
-use crate::bus::Service as BusService;
-use crate::neighbours::Neighbours;
-use crate::overlay_log::Totals;
 use crate::reload::{Reloader, Reloads};
-use crate::routing::{Hold, Routing};
 use crate::rpc::Outcome;
+use attachment::Attachment;
+use event_log::Totals;
+use fib_hold::FibHold;
 use hyphae_config::endpoint::PeerUrl;
 use hyphae_config::{Config, Settings};
 use hyphae_host as host;
 use hyphae_host::Names;
 use hyphae_host::discovery::Discovery;
 use hyphae_host::{Resolved, Resolver};
+use neighbours::Neighbours;
 use request::Command;
 use resolve::name;
+use routing::Routing;
+use services::bus::BusService;
+use services::context::NodeContext;
+use services::{Input, Service, Session, Turn};
 
-/// Packets of the bus that are sent before anything else gets a turn.
-const BUS_BUDGET: usize = 180;
-/// Packets of the bus that are handed over together: as many of the usual size as one send takes.
-const BUS_TRAIN: usize = 45;
-/// The worker that sends the packets of the bus: it has lane 0 of every session, which is the first
-/// one in use.
-const BUS_WORKER: WorkerId = WorkerId(0);
+/// Datagrams of the message bus per turn.
+const BUS_SHARE: usize = 180;
 
 /// A peer that this node keeps connecting to.
 pub(crate) struct Configured {
@@ -61,15 +67,30 @@ pub(crate) struct Configured {
     pub(crate) error: Option<String>,
 }
 
-/// How sending what the bus has to send ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BusDrained {
-    /// Nothing is left.
-    Done,
-    /// Others had to get a turn.
-    More,
-    /// The ring is full.
-    Blocked,
+/// Parts of a [`Node`].
+pub(crate) struct Builder {
+    pub(crate) config: Config,
+    /// The settings that `config` was made of.
+    pub(crate) settings: Settings,
+    pub(crate) reloader: Reloader,
+    pub(crate) identity: SecretKey,
+    /// Number of the private network.
+    pub(crate) network: Option<NetworkId>,
+    pub(crate) overlay: Overlay,
+    pub(crate) bus: BusService,
+    /// Sender of requests to the node.
+    pub(crate) commands: mpsc::Sender<Command>,
+    /// UDP port of each worker.
+    pub(crate) ports: Vec<u16>,
+    /// Whether the workers' processor has AES instructions.
+    pub(crate) aes_hardware: bool,
+    pub(crate) discovery: Discovery,
+    /// Changes of links and addresses, as the kernel reports them.
+    pub(crate) kernel_changes: broadcast::Sender<host::Change>,
+    pub(crate) state_directory: Directory,
+    pub(crate) socket_directory: PathBuf,
+    /// Restarts of this control plane by its supervisor.
+    pub(crate) restarts: u64,
 }
 
 /// The node.
@@ -83,8 +104,10 @@ pub(crate) struct Node {
     ports: Vec<u16>,
     pub(crate) rib: Rib,
     pub(crate) bus: BusService,
+    /// Sender of requests to this node, for outputs of jobs.
+    commands: mpsc::Sender<Command>,
     pub(crate) routing: Option<Routing>,
-    pub(crate) hold: Hold,
+    pub(crate) hold: FibHold,
     pub(crate) configured: BTreeMap<u32, Configured>,
     next_configured: u32,
     pub(crate) attachment: Option<Attachment>,
@@ -126,15 +149,24 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(
-        (config, settings, reloader): (Config, Settings, Reloader),
-        identity: SecretKey,
-        (overlay, bus): (Overlay, BusService),
-        ports: Vec<u16>,
-        (discovery, kernel_changes): (Discovery, broadcast::Sender<host::Change>),
-        (state_directory, socket_directory): (Directory, PathBuf),
-        now: Nanos,
-    ) -> Self {
+    pub(crate) fn new(now: Nanos, builder: Builder) -> Self {
+        let Builder {
+            config,
+            settings,
+            reloader,
+            identity,
+            network,
+            overlay,
+            bus,
+            commands,
+            ports,
+            aes_hardware,
+            discovery,
+            kernel_changes,
+            state_directory,
+            socket_directory,
+            restarts,
+        } = builder;
         let own = identity.public_key().address();
         let unix = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -154,8 +186,9 @@ impl Node {
             ports,
             rib,
             bus,
+            commands,
             routing,
-            hold: Hold::default(),
+            hold: FibHold::default(),
             configured: BTreeMap::new(),
             next_configured: 0,
             attachment: None,
@@ -175,14 +208,14 @@ impl Node {
             names: Names::default(),
             resolve_at: now,
             retry_at: Nanos::NEVER,
-            totals: Totals::default(),
+            totals: Totals::new(restarts),
             started: now,
             started_unix: unix.as_secs(),
             settings,
             reloader,
             reloads: Arc::new(Reloads::new()),
-            network: None,
-            aes_hardware: false,
+            network,
+            aes_hardware,
             seen: BTreeMap::new(),
         }
     }
@@ -310,7 +343,7 @@ impl Node {
         }
         self.overlay.set_instance(instance_of(hello));
         self.attachment = Some(attachment);
-        self.hold = Hold::Adopting;
+        self.hold = FibHold::Adopting;
         self.overlay.begin_attach(now, generation);
         self.drain();
     }
@@ -329,7 +362,7 @@ impl Node {
         if now >= self.neighbours_at {
             self.expire_neighbours(now);
         }
-        self.give_back_memory(now);
+        self.trim(now);
         self.overlay.handle_timeout(now);
         self.bus.handle_timeout(now);
         if let Some(routing) = &mut self.routing {
@@ -346,7 +379,7 @@ impl Node {
         for id in late {
             if let Some((_, reply)) = self.pings.remove(&id) {
                 let error = Error::new(code::NO_ANSWER, "no answer in time");
-                // Whoever asked may have gone.
+                // The caller may have disconnected.
                 let _ = reply.send(Err(error));
             }
         }
@@ -382,7 +415,7 @@ impl Node {
                 idle = false;
                 self.push(worker, program);
             }
-            while self.hold.lets_through()
+            while self.hold.is_off()
                 && let Some(change) = self.rib.poll_fib()
             {
                 idle = false;
@@ -404,10 +437,10 @@ impl Node {
     /// Takes a record of a worker.
     pub(crate) fn handle_punt(&mut self, now: Nanos, worker: WorkerId, punt: &Punt<'_>) {
         if let Punt::Service(meta, bytes) = punt
-            && Service::from_code(meta.service) == Some(Service::Message)
+            && hyphae_wire::Service::from_code(meta.service) == Some(hyphae_wire::Service::Message)
         {
-            let key = self.overlay.lane_key(meta.receive_index.get());
-            self.bus.handle_packet(now, key, meta.source, bytes);
+            let (key, source) = (self.overlay.lane_key(meta.receive_index.get()), meta.source);
+            self.bus.handle(now, Input::Datagram { key, source, bytes });
             return;
         }
         self.overlay.handle_punt(now, worker, punt);
@@ -417,62 +450,21 @@ impl Node {
         self.drain();
     }
 
-    /// Does what the bus wants done, and sends a bounded number of its packets, so that long
-    /// messages hold up no handshake. True when there are more.
-    pub(crate) fn drain_bus(&mut self, now: Nanos) -> BusDrained {
-        loop {
-            while let Some(address) = self.bus.poll_session(now) {
-                match self.overlay.session_key(address) {
-                    Some(key) => self.bus_session_up(now, address, key),
-                    None => self.overlay.want_session(now, address),
-                }
-            }
-            if !self.bus.store(now) {
-                break;
-            }
-        }
-        for sent in 0..BUS_BUDGET {
-            let Some(attachment) = &mut self.attachment else {
-                return BusDrained::Done;
-            };
-            // A worker that is woken for several at once sends them as one train.
-            if sent % BUS_TRAIN == 0 {
-                attachment.flush();
-            }
-            // What the ring has no room for can still be given up, or travel with something else.
-            if !attachment.has_room(BUS_WORKER) {
-                return BusDrained::Blocked;
-            }
-            let Some(transmit) = self.bus.poll_transmit(now) else {
-                return BusDrained::Done;
-            };
-            let record = InjectRouted {
-                destination: transmit.address,
-                service: Service::Message.code(),
-                reserved: [0; 3],
-                receive_index: 0.into(),
-            };
-            let program = Program::InjectRouted(&record, &transmit.payload);
-            if !attachment.push_through(BUS_WORKER, &program) {
-                self.give_up_dataplane();
-            }
-            self.bus.transmitted(transmit);
-        }
-        if self.bus.wants_transmit() {
-            BusDrained::More
-        } else {
-            BusDrained::Done
-        }
+    /// Runs a turn of each service.
+    pub(crate) fn run_services(&mut self, now: Nanos) -> Turn {
+        let mut context = NodeContext {
+            overlay: &mut self.overlay,
+            attachment: &mut self.attachment,
+            commands: &self.commands,
+            sent: 0,
+        };
+        self.bus.turn(now, BUS_SHARE, &mut context)
     }
 
     fn bus_session_up(&mut self, now: Nanos, address: OverlayAddress, key: PublicKey) {
         let mtu = self.overlay.path_mtu(address).into();
-        self.bus.session_up(now, address, key, mtu);
-    }
-
-    fn give_up_dataplane(&mut self) {
-        tracing::error!("the dataplane takes no more records; detaching from it");
-        self.attachment = None;
+        let session = Session { key, mtu };
+        self.bus.handle(now, Input::SessionUp { address, session });
     }
 
     fn push(&mut self, worker: WorkerId, program: hyphae_overlay::OwnedProgram) {
@@ -481,7 +473,7 @@ impl Node {
             return;
         };
         if !attachment.push(worker, program) {
-            self.give_up_dataplane();
+            attachment::abandon(&mut self.attachment);
         }
     }
 
@@ -513,26 +505,34 @@ impl Node {
             Event::EchoReply { id, rtt, .. } => {
                 if let Some((_, reply)) = self.pings.remove(&id) {
                     let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-                    // Whoever asked may have gone.
+                    // The caller may have disconnected.
                     let _ = reply.send(crate::rpc::value(Pong { rtt_micros: micros }));
                 }
             }
             Event::TraceReply { id, code, key, rtt } => {
                 if let Some((_, reply)) = self.pings.remove(&id) {
-                    // Whoever asked may have gone.
+                    // The caller may have disconnected.
                     let _ = reply.send(crate::rpc::trace_hop(code, &key, rtt));
                 }
             }
             Event::PathMtu { address, mtu } => {
                 let carries = self.overlay.path_mtu(address);
-                self.bus.path_mtu(address, carries.into());
+                self.bus.handle(
+                    now,
+                    Input::PathMtu {
+                        address,
+                        mtu: carries.into(),
+                    },
+                );
                 if let Some(routes) = &self.host_routes {
                     routes.limit(address.subnet(), mtu);
                 }
             }
             Event::ResyncFib { .. } => self.hold_routes(now),
             Event::SessionUp { address, key } => self.bus_session_up(now, address, key),
-            Event::SessionDown { address, .. } => self.bus.session_down(now, address),
+            Event::SessionDown { address, .. } => {
+                self.bus.handle(now, Input::SessionDown(address));
+            }
             Event::PeerMoved { .. }
             | Event::SessionFailed { .. }
             | Event::Refused { .. }
@@ -556,14 +556,14 @@ impl Node {
                     rows.answer(reply);
                 } else {
                     let result = self.call(now, &method, &params);
-                    // Whoever asked may have gone.
+                    // The caller may have disconnected.
                     let _ = reply.send(result);
                 }
                 self.drain();
                 false
             }
             Command::Bus(command) => {
-                self.bus.handle_command(now, command);
+                self.bus.handle(now, Input::Request(command));
                 false
             }
             Command::Snapshot(reply) => {
@@ -583,7 +583,7 @@ impl Node {
                 self.overlay.ping(now, address, id);
             }
             Err(error) => {
-                // Whoever asked may have gone.
+                // The caller may have disconnected.
                 let _ = reply.send(Err(error));
             }
         }
@@ -598,14 +598,14 @@ impl Node {
                 self.overlay.trace(now, address, hop_limit, id);
             }
             Err(error) => {
-                // Whoever asked may have gone.
+                // The caller may have disconnected.
                 let _ = reply.send(Err(error));
             }
         }
     }
 
-    /// How it is doing, for the service manager.
-    pub(crate) fn in_a_line(&self) -> String {
+    /// Status for the service manager.
+    pub(crate) fn status_line(&self) -> String {
         let (mut peers, mut alive) = (0, 0);
         for peer in self.overlay.peers() {
             peers += 1;

@@ -11,16 +11,17 @@ use hyphae_wire::Network;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::attach::{Attachment, DATAPLANE_SOCKET};
-use crate::bus::{BusCommand, Service as BusService};
-use crate::node::Node;
+use crate::node::attachment::{DATAPLANE_SOCKET, wait_for_dataplane};
 use crate::node::request::Command;
+use crate::node::services::bus::{BusParts, BusService};
+use crate::node::task::Task;
+use crate::node::{Builder, Node};
 use crate::proxy::Gate;
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
 use crate::reload::{self, Reloader};
 use crate::rpc::{Dispatcher, Parts};
-use crate::{metrics, proxy, pump, rpc};
+use crate::{metrics, proxy, rpc};
 use hyphae_config::{Config, ConfigError, DiscoveryMode, Settings};
 use hyphae_host as host;
 use hyphae_host::Vigil;
@@ -185,36 +186,45 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     getrandom::fill(&mut seed).map_err(RunError::Random)?;
     let mut bus_config = hyphae_bus::Config::new(identity.public_key());
     bus_config.mtu = config.mtu.into();
-    let mut bus = BusService::new(
-        now,
-        bus_config,
-        seed,
-        Topics::clone(&topics.read()),
-        (inbox.clone(), found),
-        commands.clone(),
-    );
-    // Before the first packet: calls of other nodes are never to be found in the inbox, nor messages
-    // that have a forward socket.
     let (calls, remote_calls) = mpsc::channel(rpc::REMOTE_CALLS_QUEUED);
-    bus.handle_command(now, BusCommand::OnAdmin(calls));
     let (forwarded, messages) = mpsc::channel(FORWARDED_MAX);
-    bus.handle_command(now, BusCommand::OnForward(forwarded));
-    let (handle, stats) = (bus.handle(), proxy::Stats::default());
+    let bus = BusService::new(
+        now,
+        BusParts {
+            config: bus_config,
+            seed,
+            topics: Topics::clone(&topics.read()),
+            inbox: inbox.clone(),
+            found,
+            admin: Some(calls),
+            forward: Some(forwarded),
+        },
+    );
+    let (bus_client, stats) = (bus.client(commands.clone()), proxy::Stats::default());
+    let topic_settings: proxy::Settings = Arc::new(bus_client.topic_settings());
     let network_id = network.as_ref().map(Network::id);
     let discovery = Discovery::start(discovery_settings(&config, &overlay, &ports, network));
     let kernel_changes = host::watch();
     let mut node = Node::new(
-        (config, options.settings, reloader),
-        identity,
-        (overlay, bus),
-        ports,
-        (discovery, kernel_changes),
-        (options.state_directory, sockets),
         now,
+        Builder {
+            config,
+            settings: options.settings,
+            reloader,
+            identity,
+            network: network_id,
+            overlay,
+            bus,
+            commands: commands.clone(),
+            ports,
+            aes_hardware: hello.aes_hardware != 0,
+            discovery,
+            kernel_changes,
+            state_directory: options.state_directory,
+            socket_directory: sockets,
+            restarts: options.restarts,
+        },
     );
-    node.totals.controlplane_restarts = options.restarts;
-    node.network = network_id;
-    node.aes_hardware = hello.aes_hardware != 0;
     node.set_drained(now, drain.drained);
     for route in node.config.routes.clone().into_iter().chain(routes.routes) {
         let refused = |source| RunError::Route {
@@ -238,13 +248,13 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     let gate = Gate::new(&node.config.socket_dirs, &own);
     let parts = Parts {
         commands: commands.clone(),
-        bus: handle.clone(),
+        bus: bus_client.clone(),
         topics,
         admins,
         key: node.identity.public_key(),
         sockets: Outbound::new(
-            handle.clone(),
-            handle.settings(),
+            bus_client.clone(),
+            Arc::clone(&topic_settings),
             stats.clone(),
             gate.clone(),
         ),
@@ -259,8 +269,8 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         Arc::clone(&dispatcher),
     ));
     let forward = Forward::new(
-        handle.clone(),
-        handle.settings(),
+        bus_client.clone(),
+        Arc::clone(&topic_settings),
         inbox,
         stats.clone(),
         gate,
@@ -309,8 +319,8 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         let _ = stopper.send(Command::Shutdown).await;
     });
     // A task of its own: waking the future that the runtime was entered with costs a system call.
-    let pumping = tokio::spawn(pump::run(node, attachment, receiver, vigil));
-    if let Err(error) = pumping.await
+    let task = tokio::spawn(Task::new(node, receiver, vigil).run(attachment));
+    if let Err(error) = task.await
         && let Ok(panic) = error.try_into_panic()
     {
         std::panic::resume_unwind(panic);
@@ -343,16 +353,6 @@ fn discovery_settings(
         key: overlay.key(),
         network,
         tun: config.tun.clone(),
-    }
-}
-
-async fn wait_for_dataplane(directory: &std::path::Path) -> Attachment {
-    let mut patience = pump::Patience::default();
-    loop {
-        match Attachment::connect(directory) {
-            Ok(attachment) => return attachment,
-            Err(error) => patience.wait(&error).await,
-        }
     }
 }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 use hyphae_overlay::{ConfiguredPeer, PeerTraffic};
 use hyphae_time::Nanos;
 
+use super::attachment::Attachment;
+use super::neighbours::Step;
 use super::{Configured, Node};
-use crate::attach::Attachment;
-use crate::neighbours::Step;
 use hyphae_config::endpoint::PeerUrl;
 use hyphae_host::discovery::Found;
 

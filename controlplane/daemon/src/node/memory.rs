@@ -1,4 +1,4 @@
-//! Memory that a burst of routes or long messages have left behind goes back to the kernel.
+//! Returns free memory to the kernel after a burst of routes or long messages.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use hyphae_time::Nanos;
 
 use super::Node;
 
-/// How often it is looked for.
-const AGAIN: Duration = Duration::from_secs(20);
-/// Routes told and heard since the last time that make it worth while.
+/// Interval of checks.
+const INTERVAL: Duration = Duration::from_secs(20);
+/// Route updates sent and received since the last trim that cause one.
 const UPDATES: u64 = 5000;
 
-/// When memory was given back, and what had happened by then.
+/// When memory is trimmed next, and the route updates at the last trim.
 pub(super) struct Memory {
     at: Nanos,
     updates: u64,
@@ -19,23 +19,23 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn new(now: Nanos) -> Self {
-        let at = now + AGAIN;
+        let at = now + INTERVAL;
         Self { at, updates: 0 }
     }
 
-    /// When [`Node::give_back_memory`] wants to be called.
+    /// When [`Node::trim`] is due.
     pub(super) fn at(&self) -> Nanos {
         self.at
     }
 }
 
 impl Node {
-    pub(super) fn give_back_memory(&mut self, now: Nanos) {
+    pub(super) fn trim(&mut self, now: Nanos) {
         if now < self.memory.at {
             return;
         }
-        self.memory.at = now + AGAIN;
-        self.bus.give_back_memory();
+        self.memory.at = now + INTERVAL;
+        self.bus.trim();
         let counters = self.routing.as_ref().map(|r| *r.speaker.counters());
         let updates = counters.map_or(0, |c| c.updates_sent + c.updates_received);
         if updates - self.memory.updates >= UPDATES {

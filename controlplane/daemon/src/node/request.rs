@@ -2,8 +2,8 @@
 
 use tokio::sync::oneshot;
 
+use super::services::bus::BusRequest;
 use super::snapshot::Snapshot;
-use crate::bus::BusCommand;
 use crate::rpc::Outcome;
 
 /// A request to the engine task.
@@ -16,9 +16,15 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Outcome>,
     },
     /// A request to the message bus.
-    Bus(BusCommand),
+    Bus(BusRequest),
     /// State and counters for metrics.
     Snapshot(oneshot::Sender<Snapshot>),
     /// Ends the task.
     Shutdown,
+}
+
+impl From<BusRequest> for Command {
+    fn from(request: BusRequest) -> Self {
+        Self::Bus(request)
+    }
 }

@@ -9,7 +9,7 @@ use hyphae_routing::babel::Counters;
 use hyphae_shm::StatsReader;
 use hyphae_wire::{Endpoint, PublicKey};
 
-use crate::overlay_log::Totals;
+use super::event_log::Totals;
 use hyphae_host as host;
 
 /// State and counters of a node, copied for metrics.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::Node;
+use super::attachment::Attachment;
+use super::routing::Routing;
 use super::snapshot::{Snapshot, state_name};
-use crate::attach::Attachment;
-use crate::routing::Routing;
 
 impl Node {
     /// One pass over the peers, which copies: what else there is to do is not done on this thread.
@@ -30,7 +30,7 @@ impl Node {
             peers_by_state,
             sessions: self.overlay.sessions().count(),
             routes: self.rib.routes().count(),
-            routes_held: !self.hold.lets_through(),
+            routes_held: !self.hold.is_off(),
             drained: self.is_drained(),
             rtt,
             totals: self.totals.clone(),

@@ -23,7 +23,7 @@ use super::framing::{Answers, Expects, FRAME_MAX, FrameError, Framing, Request, 
 use super::gate::{Gate, GateError};
 use super::idle::{Idle, Place};
 use super::stats::{Side, Stats};
-use super::{Courier, Settings};
+use super::{BusClient, Settings};
 use hyphae_store::inbox::{Inbox, Put, PutError};
 
 /// Requests at one server at once.
@@ -107,7 +107,7 @@ impl ForwardError {
 
 /// The forward proxy.
 pub struct Forward<C> {
-    courier: C,
+    bus: C,
     settings: Settings,
     inbox: Inbox,
     stats: Stats,
@@ -125,17 +125,11 @@ struct Lane {
     places: Arc<Semaphore>,
 }
 
-impl<C: Courier> Forward<C> {
+impl<C: BusClient> Forward<C> {
     /// A proxy that puts what it cannot deliver into an inbox.
-    pub fn new(
-        courier: C,
-        settings: Settings,
-        inbox: Inbox,
-        stats: Stats,
-        gate: Gate,
-    ) -> Arc<Self> {
+    pub fn new(bus: C, settings: Settings, inbox: Inbox, stats: Stats, gate: Gate) -> Arc<Self> {
         Arc::new(Self {
-            courier,
+            bus,
             settings,
             inbox,
             stats,
@@ -155,7 +149,7 @@ impl<C: Courier> Forward<C> {
             let place = Arc::clone(&lane.places).try_acquire_owned().ok();
             let Some(place) = place.filter(|_| share.grow(message.payload.len())) else {
                 self.stats.note(Side::Forward, "pushed_back");
-                self.courier.settle(message.key(), Err(Refuse::Full)).await;
+                self.bus.settle(message.key(), Err(Refuse::Full)).await;
                 continue;
             };
             let this = Arc::clone(&self);
@@ -185,16 +179,16 @@ impl<C: Courier> Forward<C> {
             Ok(Put::Stored(number)) => number,
             Ok(Put::Duplicate) => {
                 self.stats.note(Side::Forward, "duplicate");
-                return self.courier.settle(key, Ok(())).await;
+                return self.bus.settle(key, Ok(())).await;
             }
             Err(PutError::Full | PutError::Failed(_)) => {
                 self.stats.note(Side::Forward, "pushed_back");
-                return self.courier.settle(key, Err(Refuse::Full)).await;
+                return self.bus.settle(key, Err(Refuse::Full)).await;
             }
         };
         // Until it is confirmed, every way out of here leaves the message in the inbox.
         let lease = self.inbox.held(number);
-        self.courier.settle(key, Ok(())).await;
+        self.bus.settle(key, Ok(())).await;
         match self.deliver(&message, lane).await {
             Ok(answered) => {
                 self.stats.note(Side::Forward, "answered");
@@ -202,7 +196,7 @@ impl<C: Courier> Forward<C> {
                     tracing::warn!(%error, "an answered message stays in the inbox");
                 }
                 if !answered {
-                    self.courier.read(key).await;
+                    self.bus.read(key).await;
                 }
             }
             Err(error) => {
@@ -210,7 +204,7 @@ impl<C: Courier> Forward<C> {
                 let (topic, id) = (&message.topic, message.id);
                 tracing::info!(%topic, %id, %error, "not forwarded; the message is in the inbox");
                 if let Some(failure) = error.failure() {
-                    self.courier.fail(key, failure).await;
+                    self.bus.fail(key, failure).await;
                 }
             }
         }
@@ -246,7 +240,7 @@ impl<C: Courier> Forward<C> {
             reply_within: None,
             failure: None,
         };
-        if self.courier.answer(message.key(), reply).await {
+        if self.bus.answer(message.key(), reply).await {
             Ok(true)
         } else {
             Err(ForwardError::NotSent)

@@ -26,7 +26,7 @@ use super::framing::{
 };
 use super::gate::{Gate, GateError};
 use super::stats::{Side, Stats};
-use super::{Courier, REPLY_WAIT, Settings};
+use super::{BusClient, REPLY_WAIT, Settings};
 use crate::hangup::Hangup;
 
 /// Connections of one socket.
@@ -49,7 +49,7 @@ pub struct Outbound<C> {
 }
 
 struct Shared<C> {
-    courier: C,
+    bus: C,
     settings: Settings,
     stats: Stats,
     budget: Budget,
@@ -70,14 +70,14 @@ impl Drop for Serving {
     }
 }
 
-impl<C: Courier> Outbound<C> {
+impl<C: BusClient> Outbound<C> {
     /// None yet.
-    pub fn new(courier: C, settings: Settings, stats: Stats, gate: Gate) -> Self {
-        Self::with_wait(courier, settings, stats, gate, REPLY_WAIT)
+    pub fn new(bus: C, settings: Settings, stats: Stats, gate: Gate) -> Self {
+        Self::with_wait(bus, settings, stats, gate, REPLY_WAIT)
     }
 
     pub(super) fn with_wait(
-        courier: C,
+        bus: C,
         settings: Settings,
         stats: Stats,
         gate: Gate,
@@ -85,7 +85,7 @@ impl<C: Courier> Outbound<C> {
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
-                courier,
+                bus,
                 settings,
                 stats,
                 budget: Budget::new(BYTES_MAX),
@@ -146,7 +146,7 @@ impl<C: Courier> Outbound<C> {
     }
 }
 
-async fn accept<C: Courier>(
+async fn accept<C: BusClient>(
     listener: UnixListener,
     topic: Topic,
     path: PathBuf,
@@ -213,7 +213,7 @@ impl End {
     }
 }
 
-async fn serve<C: Courier>(
+async fn serve<C: BusClient>(
     mut stream: UnixStream,
     topic: &Topic,
     shared: &Shared<C>,
@@ -278,16 +278,16 @@ async fn serve<C: Courier>(
 }
 
 /// The answer to a request, and whether the connection can go on after it.
-async fn exchange<C: Courier>(
+async fn exchange<C: BusClient>(
     shared: &Shared<C>,
     message: Outgoing,
     request: &Request,
 ) -> Result<(Bytes, bool), Failure> {
     if request.expects == Expects::Nothing {
-        shared.courier.tell(message).await?;
+        shared.bus.send(message).await?;
         return Ok((Bytes::new(), true));
     }
-    let reply = shared.courier.request(message, shared.reply_wait).await?;
+    let reply = shared.bus.request(message, shared.reply_wait).await?;
     // Nothing after the end of an answer may be taken for the next one.
     match Answers::only(request.expects.clone(), &reply) {
         Ok(answer) => Ok((answer.bytes, answer.persistent)),

@@ -16,13 +16,13 @@ use hyphae_bus::{
 use hyphae_wire::{OverlayAddress, PublicKey};
 use tokio::sync::mpsc;
 
-use super::{Courier, Failure, Settings};
+use super::{BusClient, Failure, Settings};
 
 type Answered = Pin<Box<dyn Future<Output = Result<Bytes, Failure>> + Send>>;
 
-/// What a proxy told the bus.
+/// A call of a proxy to the bus.
 #[derive(Debug, PartialEq)]
-enum Told {
+enum Sent {
     Message(Bytes),
     Answer(DeliveryKey, Bytes),
     Failed(DeliveryKey, ReplyFailure),
@@ -34,25 +34,25 @@ enum Told {
 #[derive(Clone)]
 struct Fake {
     answer: Arc<dyn Fn(Outgoing) -> Answered + Send + Sync>,
-    told: mpsc::UnboundedSender<Told>,
+    sent: mpsc::UnboundedSender<Sent>,
 }
 
 impl Fake {
     fn new(
         answer: impl Fn(Outgoing) -> Answered + Send + Sync + 'static,
-    ) -> (Self, mpsc::UnboundedReceiver<Told>) {
-        let (told, heard) = mpsc::unbounded_channel();
+    ) -> (Self, mpsc::UnboundedReceiver<Sent>) {
+        let (sent, received) = mpsc::unbounded_channel();
         let answer = Arc::new(answer);
-        (Self { answer, told }, heard)
+        (Self { answer, sent }, received)
     }
 
-    fn note(&self, told: Told) {
-        // A test may have heard enough.
-        let _ = self.told.send(told);
+    fn note(&self, sent: Sent) {
+        // A test may have dropped the receiver.
+        let _ = self.sent.send(sent);
     }
 }
 
-impl Courier for Fake {
+impl BusClient for Fake {
     async fn request(
         &self,
         message: Outgoing,
@@ -61,26 +61,26 @@ impl Courier for Fake {
         (self.answer)(message).await
     }
 
-    async fn tell(&self, message: Outgoing) -> Result<(), Failure> {
-        self.note(Told::Message(message.payload));
+    async fn send(&self, message: Outgoing) -> Result<(), Failure> {
+        self.note(Sent::Message(message.payload));
         Ok(())
     }
 
     async fn answer(&self, key: DeliveryKey, message: Outgoing) -> bool {
-        self.note(Told::Answer(key, message.payload));
+        self.note(Sent::Answer(key, message.payload));
         true
     }
 
     async fn fail(&self, key: DeliveryKey, failure: ReplyFailure) {
-        self.note(Told::Failed(key, failure));
+        self.note(Sent::Failed(key, failure));
     }
 
     async fn settle(&self, key: DeliveryKey, verdict: Result<(), Refuse>) {
-        self.note(Told::Settled(key, verdict));
+        self.note(Sent::Settled(key, verdict));
     }
 
     async fn read(&self, key: DeliveryKey) {
-        self.note(Told::Read(key));
+        self.note(Sent::Read(key));
     }
 }
 

@@ -31,8 +31,8 @@ use super::envelope::Attached;
 use super::latency::Latency;
 use super::messages::Popped;
 use super::methods::{Outcome, value};
-use crate::bus;
 use crate::node::request::Command;
+use crate::node::services::bus;
 use crate::proxy::Gate;
 use crate::proxy::outbound::Outbound;
 use crate::reload::Reloads;
@@ -86,13 +86,13 @@ impl Params {
 /// What the dispatcher is made of.
 pub(crate) struct Parts {
     pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) bus: bus::Handle,
+    pub(crate) bus: bus::Client,
     pub(crate) topics: Arc<Stored<Topics>>,
     pub(crate) admins: Stored<Admins>,
     /// This node.
     pub(crate) key: PublicKey,
     /// Who makes outbound sockets.
-    pub(crate) sockets: Outbound<bus::Handle>,
+    pub(crate) sockets: Outbound<bus::Client>,
     /// Whether `admin.busCall` is offered.
     pub(crate) bus_call: bool,
     pub(crate) gate: Gate,
@@ -105,12 +105,12 @@ pub(crate) struct Parts {
 /// Answers calls.
 pub(crate) struct Dispatcher {
     pub(super) commands: mpsc::Sender<Command>,
-    pub(super) bus: bus::Handle,
+    pub(super) bus: bus::Client,
     pub(super) topics: Arc<Stored<Topics>>,
     pub(super) admins: Stored<Admins>,
     /// Address and key of this node as text: every message that is taken out shows them.
     pub(super) shown: (String, String),
-    pub(super) sockets: Outbound<bus::Handle>,
+    pub(super) sockets: Outbound<bus::Client>,
     pub(super) bus_call: bool,
     pub(super) gate: Gate,
     pub(super) reloads: Arc<Reloads>,

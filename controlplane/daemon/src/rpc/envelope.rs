@@ -19,7 +19,7 @@ use super::dispatch::{Dispatcher, Params, hands_out};
 use super::gone::Gone;
 use super::messages::Popped;
 use super::methods::Outcome;
-use crate::bus::Delivery;
+use crate::node::services::bus::Delivery;
 
 /// Longest request that is not one message.
 pub(crate) const SMALL_MAX: usize = 1 << 20;

@@ -20,7 +20,7 @@ use super::dispatch::Dispatcher;
 use super::dispatch::document;
 use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
 use super::gone::Presence;
-use crate::bus::Delivery;
+use crate::node::services::bus::Delivery;
 
 /// How long a body may take to be received.
 pub(super) const BODY_WITHIN: Duration = Duration::from_secs(120);

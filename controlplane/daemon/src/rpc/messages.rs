@@ -29,7 +29,7 @@ use super::dispatch::{Dispatcher, public_key, seconds, yes};
 use super::envelope::Attached;
 use super::methods::{Outcome, overlay_address, value};
 use super::topics::{any_topic, destination, reserved};
-use crate::bus::{BusError, Delivery, Handed, Note, ReplyOutcome, Token};
+use crate::node::services::bus::{BusError, Delivery, Handed, Note, ReplyOutcome, Token};
 use hyphae_store::inbox::{MessageNumber, ONE};
 
 /// Messages that one `popMessages` returns at most, and their bytes unless the first has more.

@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::rows::Rows;
-use crate::attach::Attachment;
+use crate::node::attachment::Attachment;
 use crate::node::snapshot::{PeerLocation, PeerSnapshot, state_name};
 use crate::node::{Configured, Node};
 use hyphae_config::endpoint::{InvalidPeer, PeerUrl, RouteSpec, parse_via, shown, via_text};

@@ -48,8 +48,8 @@ use super::gone::{Gone, Presence};
 use super::http::BODY_WITHIN;
 use super::place::Place;
 use super::serve::serve_connection;
-use crate::bus::DIGEST_APART;
 use crate::hangup::Hangup;
+use crate::node::services::bus::DIGEST_APART;
 use hyphae_config::Allowed;
 
 /// How long a connection may take to say anything.

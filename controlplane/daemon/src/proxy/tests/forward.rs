@@ -20,7 +20,7 @@ struct Lab {
     settings: Settings,
     directory: TempDir,
     messages: mpsc::Sender<Inbound>,
-    heard: mpsc::UnboundedReceiver<Told>,
+    heard: mpsc::UnboundedReceiver<Sent>,
     inbox: Inbox,
     stats: Stats,
 }
@@ -81,8 +81,8 @@ impl Lab {
     /// The answer to a message, after its receipt.
     async fn reply(&mut self, message: &Inbound) -> Bytes {
         let key = message.key();
-        assert_eq!(self.heard.recv().await, Some(Told::Settled(key, Ok(()))));
-        let Some(Told::Answer(answered, payload)) = self.heard.recv().await else {
+        assert_eq!(self.heard.recv().await, Some(Sent::Settled(key, Ok(()))));
+        let Some(Sent::Answer(answered, payload)) = self.heard.recv().await else {
             panic!("an answer");
         };
         assert_eq!(answered, key);
@@ -99,7 +99,7 @@ impl Lab {
     /// The message that is in the inbox because of this.
     async fn fallen_back(&mut self, message: &Inbound, cause: &'static str) {
         let key = message.key();
-        assert_eq!(self.heard.recv().await, Some(Told::Settled(key, Ok(()))));
+        assert_eq!(self.heard.recv().await, Some(Sent::Settled(key, Ok(()))));
         let mut changed = self.inbox.changed();
         let taken = loop {
             if let Some(taken) = self.inbox.take(None, ONE).await.unwrap() {
@@ -115,7 +115,7 @@ impl Lab {
             "timeout" => ReplyFailure::Late,
             _ => ReplyFailure::Unanswered,
         };
-        assert_eq!(self.heard.recv().await, Some(Told::Failed(key, failure)));
+        assert_eq!(self.heard.recv().await, Some(Sent::Failed(key, failure)));
         self.counted(cause, 1).await;
     }
 }
@@ -140,7 +140,7 @@ async fn the_answer_of_the_server_is_the_reply() {
     // The same message again is acknowledged, and that is all.
     let message = inbound(1, b"abc".to_vec());
     lab.send(message.clone()).await;
-    let settled = Told::Settled(message.key(), Ok(()));
+    let settled = Sent::Settled(message.key(), Ok(()));
     assert_eq!(lab.heard.recv().await, Some(settled));
     lab.counted("duplicate", 1).await;
     lab.counted("answered", 2).await;
@@ -161,10 +161,10 @@ async fn a_sender_hears_before_a_slow_server_answers_that_the_message_was_receiv
     });
     let message = inbound(1, &b"x"[..]);
     lab.send(message.clone()).await;
-    let settled = Told::Settled(message.key(), Ok(()));
+    let settled = Sent::Settled(message.key(), Ok(()));
     assert_eq!(lab.heard.recv().await, Some(settled));
     go.notify_one();
-    let answer = Told::Answer(message.key(), Bytes::from_static(b"late"));
+    let answer = Sent::Answer(message.key(), Bytes::from_static(b"late"));
     assert_eq!(lab.heard.recv().await, Some(answer));
     lab.counted("answered", 1).await;
 }
@@ -341,10 +341,10 @@ async fn servers_that_never_see_an_end_are_understood() {
     lab.send(note.clone()).await;
     assert_eq!(noted.recv().await, Some(json!({ "method": "note" })));
     let told = [lab.heard.recv().await, lab.heard.recv().await];
-    let settled = Told::Settled(note.key(), Ok(()));
+    let settled = Sent::Settled(note.key(), Ok(()));
     assert_eq!(
         told,
-        [Some(settled), Some(Told::Read(note.key()))],
+        [Some(settled), Some(Sent::Read(note.key()))],
         "no reply to a notification"
     );
     until("the inbox has let it go", || lab.inbox.depth().0 == 0).await;
@@ -396,8 +396,8 @@ async fn a_sender_hears_at_once_that_an_answer_is_too_long() {
     let message = inbound(1, &b"GET / HTTP/1.1\r\n\r\n"[..]);
     let key = message.key();
     lab.send(message).await;
-    assert_eq!(lab.heard.recv().await, Some(Told::Settled(key, Ok(()))));
-    let failed = Told::Failed(key, ReplyFailure::TooLarge);
+    assert_eq!(lab.heard.recv().await, Some(Sent::Settled(key, Ok(()))));
+    let failed = Sent::Failed(key, ReplyFailure::TooLarge);
     assert_eq!(lab.heard.recv().await, Some(failed));
 }
 
@@ -433,7 +433,7 @@ async fn a_full_inbox_pushes_back_before_the_server_is_asked() {
     lab.serve(|_| async { panic!("the server must not be asked") });
     let message = inbound(1, &b"x"[..]);
     lab.send(message.clone()).await;
-    let full = Told::Settled(message.key(), Err(Refuse::Full));
+    let full = Sent::Settled(message.key(), Err(Refuse::Full));
     assert_eq!(lab.heard.recv().await, Some(full));
     lab.counted("pushed_back", 1).await;
 }
@@ -466,7 +466,7 @@ async fn a_server_gets_no_more_requests_at_once_than_its_limit() {
     }
     let mut replies = 0;
     while replies < 300 {
-        if let Some(Told::Answer(key, payload)) = lab.heard.recv().await {
+        if let Some(Sent::Answer(key, payload)) = lab.heard.recv().await {
             let id = u64::from_le_bytes(key.id.0);
             assert_eq!(payload, id.to_string());
             replies += 1;
@@ -502,7 +502,7 @@ async fn a_program_gets_byte_for_byte_what_the_server_answers() {
     let answering = Arc::clone(&waiting);
     tokio::spawn(async move {
         while let Some(told) = heard.recv().await {
-            if let Told::Answer(key, payload) = told {
+            if let Sent::Answer(key, payload) = told {
                 let waiting: Option<tokio::sync::oneshot::Sender<Bytes>> =
                     answering.lock().unwrap().remove(&key.id);
                 waiting.unwrap().send(payload).unwrap();

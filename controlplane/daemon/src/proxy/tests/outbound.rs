@@ -19,7 +19,7 @@ struct Lab {
     directory: TempDir,
     outbound: Outbound<Fake>,
     stats: Stats,
-    heard: mpsc::UnboundedReceiver<Told>,
+    heard: mpsc::UnboundedReceiver<Sent>,
 }
 
 impl Lab {
@@ -176,7 +176,7 @@ async fn lines_share_a_connection() {
         let answer: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(answer["result"], json!([id * id]));
         let note = lab.heard.recv().await;
-        assert_eq!(note, Some(Told::Message(format!("{told}\n").into())));
+        assert_eq!(note, Some(Sent::Message(format!("{told}\n").into())));
     }
     lines.get_mut().write_all(b"no json\n").await.unwrap();
     line.clear();

@@ -3,15 +3,16 @@
 
 use std::time::Duration;
 
-use hyphae_bus::{AbortReason, Destination, Topic};
+use hyphae_bus::{AbortReason, DeliveryKey, Destination, Outgoing, PushError, Topic};
+use hyphae_wire::{OverlayAddress, PublicKey};
 
-use super::delivery::Token;
+use super::leases::Token;
 use super::*;
-use crate::proxy::Courier;
+use crate::node::services::{Job, Session};
 use hyphae_store::inbox::{Limits, ONE};
 
 /// The next command of a node whose task is this test.
-async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusCommand {
+async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusRequest {
     match receiver.recv().await.unwrap() {
         Command::Bus(command) => command,
         Command::Call { .. } | Command::Snapshot(_) | Command::Shutdown => {
@@ -21,21 +22,29 @@ async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusCommand {
 }
 
 /// A bus that sends so many messages at once; nobody is reached.
-fn service(outgoing_max: usize) -> (Service, mpsc::Receiver<Command>) {
+fn service(outgoing_max: usize) -> (BusService, mpsc::Sender<Command>, mpsc::Receiver<Command>) {
     let (commands, receiver) = mpsc::channel(64);
     let limits = Limits {
         messages_max: 8,
         bytes_max: 1 << 20,
         completed_max: 8,
     };
-    let inbox = (Inbox::in_memory(limits).unwrap(), Found::default());
+    let inbox = Inbox::in_memory(limits).unwrap();
     let config = Config {
         outgoing_max,
         ..Config::new(PublicKey([1; 32]))
     };
-    let topics = Topics::default();
-    let service = Service::new(Nanos(1), config, [7; 32], topics, inbox, commands);
-    (service, receiver)
+    let parts = BusParts {
+        config,
+        seed: [7; 32],
+        topics: Topics::default(),
+        inbox,
+        found: Found::default(),
+        admin: None,
+        forward: None,
+    };
+    let service = BusService::new(Nanos(1), parts);
+    (service, commands, receiver)
 }
 
 fn message(to: u8, len: usize) -> Outgoing {
@@ -52,12 +61,12 @@ fn message(to: u8, len: usize) -> Outgoing {
 
 #[tokio::test]
 async fn a_client_that_goes_away_leaves_no_message_behind() {
-    let (mut service, mut receiver) = service(65_536);
+    let (mut service, commands, mut receiver) = service(65_536);
     let (now, message) = (Nanos(1), message(2, 1000));
     let request = || {
-        let (handle, message) = (service.handle(), message.clone());
+        let (client, message) = (service.client(commands.clone()), message.clone());
         let wait = Duration::from_secs(300);
-        tokio::spawn(async move { Courier::request(&handle, message, wait).await })
+        tokio::spawn(async move { client.request_or_cancel(message, wait).await })
     };
     let (early, late) = (request(), request());
 
@@ -65,18 +74,18 @@ async fn a_client_that_goes_away_leaves_no_message_behind() {
     let push = command(&mut receiver).await;
     early.abort();
     assert!(early.await.unwrap_err().is_cancelled());
-    service.handle_command(now, push);
+    service.handle_request(now, push);
     assert!(service.replies.is_empty());
 
     // The other while it waits.
     let push = command(&mut receiver).await;
-    service.handle_command(now, push);
+    service.handle_request(now, push);
     let id = *service.replies.keys().next().unwrap();
     tokio::task::yield_now().await;
     late.abort();
     assert!(late.await.unwrap_err().is_cancelled());
     let cancel = command(&mut receiver).await;
-    service.handle_command(now, cancel);
+    service.handle_request(now, cancel);
     assert!(service.replies.is_empty());
     let info = service.bus.info(id).unwrap();
     assert_eq!(info.state, MessageState::Aborted);
@@ -86,14 +95,14 @@ async fn a_client_that_goes_away_leaves_no_message_behind() {
 const LONG: Duration = Duration::from_secs(3600);
 
 /// Lets a message leave, and what waits take its place.
-fn leaves(service: &mut Service, id: MessageId) {
-    service.handle_command(Nanos(1), BusCommand::Cancel(id));
+fn leaves(service: &mut BusService, id: MessageId) {
+    service.handle_request(Nanos(1), BusRequest::Cancel(id));
     while service.poll_session(Nanos(1)).is_some() {}
 }
 
 #[tokio::test]
 async fn messages_wait_for_room_in_order_and_whoever_hangs_up_withdraws_his() {
-    let (mut service, mut receiver) = service(2);
+    let (mut service, commands, mut receiver) = service(2);
     let now = Nanos(1);
     let first = service.push(now, message(2, 1)).unwrap();
     let second = service.push(now, message(3, 1)).unwrap();
@@ -106,16 +115,19 @@ async fn messages_wait_for_room_in_order_and_whoever_hangs_up_withdraws_his() {
         }
     ));
     let wait = |to: u8, lens: &[usize], within: Duration| {
-        let (handle, messages) = (service.handle(), lens.iter().map(|len| message(to, *len)));
+        let (client, messages) = (
+            service.client(commands.clone()),
+            lens.iter().map(|len| message(to, *len)),
+        );
         let messages: Vec<_> = messages.collect();
-        tokio::spawn(async move { handle.push_waiting(messages, within).await.unwrap() })
+        tokio::spawn(async move { client.push_waiting(messages, within).await.unwrap() })
     };
     let a = wait(2, &[10, 11], LONG);
     let gone = wait(2, &[12], LONG);
     let b = wait(2, &[13], LONG);
     let other = wait(3, &[14], LONG);
     for _ in 0..4 {
-        service.handle_command(now, command(&mut receiver).await);
+        service.handle_request(now, command(&mut receiver).await);
     }
     assert_eq!(
         (service.waitlist.len(), service.waitlist.has(4)),
@@ -123,12 +135,12 @@ async fn messages_wait_for_room_in_order_and_whoever_hangs_up_withdraws_his() {
     );
     gone.abort();
     assert!(gone.await.unwrap_err().is_cancelled());
-    service.handle_command(now, command(&mut receiver).await);
+    service.handle_request(now, command(&mut receiver).await);
     assert_eq!(service.waitlist.len(), 3);
     // Nobody overtakes them, not even when there is room.
     assert!(service.push(now, message(2, 0)).is_err());
 
-    let lens = |service: &Service, ids: &[MessageId]| -> Vec<usize> {
+    let lens = |service: &BusService, ids: &[MessageId]| -> Vec<usize> {
         ids.iter()
             .map(|id| service.bus.info(*id).unwrap().len)
             .collect()
@@ -155,17 +167,17 @@ async fn messages_wait_for_room_in_order_and_whoever_hangs_up_withdraws_his() {
 
 #[tokio::test]
 async fn a_wait_for_room_ends_in_time_and_says_what_has_left() {
-    let (mut service, mut receiver) = service(1);
+    let (mut service, commands, mut receiver) = service(1);
     let now = Nanos(1);
-    let handle = service.handle();
+    let client = service.client(commands.clone());
     let within = Duration::from_millis(50);
     let waiting = tokio::spawn(async move {
         let messages = vec![message(2, 1), message(2, 2), message(2, 3)];
-        handle.push_waiting(messages, within).await.unwrap()
+        client.push_waiting(messages, within).await.unwrap()
     });
-    service.handle_command(now, command(&mut receiver).await);
+    service.handle_request(now, command(&mut receiver).await);
     // The wait is over.
-    service.handle_command(now, command(&mut receiver).await);
+    service.handle_request(now, command(&mut receiver).await);
     let results = waiting.await.unwrap();
     assert!(results[0].is_ok() && results.len() == 3);
     assert!(
@@ -178,20 +190,20 @@ async fn a_wait_for_room_ends_in_time_and_says_what_has_left() {
 
 #[tokio::test]
 async fn a_request_waits_for_room_and_then_for_its_reply() {
-    let (mut service, mut receiver) = service(1);
+    let (mut service, commands, mut receiver) = service(1);
     let now = Nanos(1);
     let first = service.push(now, message(2, 1)).unwrap();
     let ask = || {
-        let handle = service.handle();
-        tokio::spawn(async move { handle.request_waiting(message(2, 2), LONG, LONG).await })
+        let client = service.client(commands.clone());
+        tokio::spawn(async move { client.request_waiting(message(2, 2), LONG, LONG).await })
     };
     let (asking, gone) = (ask(), ask());
     for _ in 0..2 {
-        service.handle_command(now, command(&mut receiver).await);
+        service.handle_request(now, command(&mut receiver).await);
     }
     gone.abort();
     assert!(gone.await.unwrap_err().is_cancelled());
-    service.handle_command(now, command(&mut receiver).await);
+    service.handle_request(now, command(&mut receiver).await);
     leaves(&mut service, first);
     assert_eq!(service.replies.len(), 1);
     let id = *service.replies.keys().next().unwrap();
@@ -201,17 +213,16 @@ async fn a_request_waits_for_room_and_then_for_its_reply() {
 
 #[tokio::test]
 async fn a_list_is_taken_up_to_the_first_that_is_not() {
-    let (mut service, _receiver) = service(65_536);
+    let (mut service, _commands, _receiver) = service(65_536);
     let messages = vec![message(2, 1), message(2, (64 << 20) + 1), message(2, 2)];
     let taken = service.push_all(Nanos(1), messages, true);
     assert!(taken[0].is_ok() && taken[1].is_err() && taken[1] == taken[2]);
     assert_eq!(service.bus.stats().outgoing, 1);
 }
 
-/// A bus with one message in its inbox.
-async fn with_message(service: &mut Service) -> (Handle, DeliveryKey) {
-    let inbound = Inbound {
-        id: MessageId([7; 8]),
+fn inbound(id: u8) -> Inbound {
+    Inbound {
+        id: MessageId([id; 8]),
         reply: false,
         source_key: PublicKey([2; 32]),
         source_address: PublicKey([2; 32]).address(),
@@ -219,28 +230,36 @@ async fn with_message(service: &mut Service) -> (Handle, DeliveryKey) {
         payload: b"x".to_vec().into(),
         digest: *blake3::hash(b"x").as_bytes(),
         failure: None,
-    };
+    }
+}
+
+/// A bus with one message in its inbox.
+async fn with_message(
+    service: &mut BusService,
+    commands: mpsc::Sender<Command>,
+) -> (Client, DeliveryKey) {
+    let inbound = inbound(7);
     let key = inbound.key();
     assert!(service.inbox.put(inbound, false).await.is_ok());
-    (service.handle(), key)
+    (service.client(commands), key)
 }
 
 #[tokio::test]
 async fn a_message_whose_answer_was_not_written_goes_back() {
-    let (mut service, mut receiver) = service(1);
-    let (handle, key) = with_message(&mut service).await;
+    let (mut service, commands, mut receiver) = service(1);
+    let (client, key) = with_message(&mut service, commands).await;
     for lease in [None, Some(LONG)] {
-        let handed = handle.pop(None, ONE, None, lease).await.unwrap().unwrap();
+        let handed = client.pop(None, ONE, None, lease).await.unwrap().unwrap();
         assert_eq!(handed.messages[0].1.token.is_some(), lease.is_some());
-        assert!(handle.pop(None, ONE, None, lease).await.unwrap().is_none());
+        assert!(client.pop(None, ONE, None, lease).await.unwrap().is_none());
         drop(handed);
     }
-    let handed = handle.pop(None, ONE, None, None).await.unwrap().unwrap();
+    let handed = client.pop(None, ONE, None, None).await.unwrap().unwrap();
     assert_eq!(handed.messages[0].1.deliveries, 3);
     assert_eq!(service.inbox.depth().0, 1, "until it was written");
     handed.delivery.written().await;
     assert_eq!(service.inbox.depth().0, 0);
-    let BusCommand::Read(keys) = command(&mut receiver).await else {
+    let BusRequest::Read(keys) = command(&mut receiver).await else {
         panic!("its sender learns that it was read");
     };
     assert_eq!(keys, [key]);
@@ -248,11 +267,11 @@ async fn a_message_whose_answer_was_not_written_goes_back() {
 
 #[tokio::test]
 async fn a_lease_ends_in_time_and_is_extended_or_given_up_before() {
-    let (mut service, mut receiver) = service(1);
-    let (handle, _) = with_message(&mut service).await;
+    let (mut service, commands, mut receiver) = service(1);
+    let (client, _) = with_message(&mut service, commands).await;
     let short = Duration::from_millis(200);
     let lease = async |time| {
-        let handed = handle
+        let handed = client
             .pop(None, ONE, Some(LONG), Some(time))
             .await
             .unwrap()
@@ -265,21 +284,106 @@ async fn a_lease_ends_in_time_and_is_extended_or_given_up_before() {
     let first = lease(short).await;
     let next = lease(LONG).await;
     assert!(began.elapsed() >= short);
-    assert_eq!(handle.extend(&[first, next], LONG), [first]);
+    assert_eq!(client.extend(&[first, next], LONG), [first]);
     assert!(
-        handle
+        client
             .pop(None, ONE, Some(2 * short), None)
             .await
             .unwrap()
             .is_none()
     );
-    assert_eq!(handle.give_back(&[first, next]), [first]);
+    assert_eq!(client.give_back(&[first, next]), [first]);
     let last = lease(LONG).await;
     // Whoever has had one lease does not know another's token.
     let number = |token: Token| u128::from_str_radix(&token.to_string(), 16).unwrap();
     let near = [number(next) + 1, number(last) - 1].map(|it| format!("{it:032x}").parse().unwrap());
-    assert_eq!(handle.acknowledge(&near).await.unwrap(), near);
-    assert_eq!(handle.acknowledge(&[next, last]).await.unwrap(), [next]);
-    assert!(matches!(command(&mut receiver).await, BusCommand::Read(_)));
+    assert_eq!(client.acknowledge(&near).await.unwrap(), near);
+    assert_eq!(client.acknowledge(&[next, last]).await.unwrap(), [next]);
+    assert!(matches!(command(&mut receiver).await, BusRequest::Read(_)));
     assert_eq!(service.inbox.depth().0, 0);
+}
+
+/// A node with room for so many datagrams, whose jobs wait.
+#[derive(Default)]
+struct FakeNode {
+    session: Option<Session>,
+    detached: bool,
+    room: usize,
+    sent: usize,
+    wanted: Vec<OverlayAddress>,
+    jobs: Vec<Job<BusRequest>>,
+}
+
+impl Context<BusRequest> for FakeNode {
+    fn session(&mut self, _now: Nanos, address: OverlayAddress) -> Option<Session> {
+        self.wanted.push(address);
+        self.session
+    }
+
+    fn room(&mut self) -> RingRoom {
+        match (self.detached, self.sent < self.room) {
+            (true, _) => RingRoom::Detached,
+            (false, true) => RingRoom::Free,
+            (false, false) => RingRoom::Full,
+        }
+    }
+
+    fn send(&mut self, service: hyphae_wire::Service, _to: OverlayAddress, _payload: &[u8]) {
+        assert_eq!(service, hyphae_wire::Service::Message);
+        self.sent += 1;
+    }
+
+    fn start(&mut self, job: Job<BusRequest>) -> Option<BusRequest> {
+        self.jobs.push(job);
+        None
+    }
+}
+
+#[tokio::test]
+async fn a_turn_sends_no_more_than_its_share_and_the_room() {
+    let (mut service, _commands, _receiver) = service(65_536);
+    let (now, key) = (Nanos(1), PublicKey([2; 32]));
+    service.push(now, message(2, 100_000)).unwrap();
+    let mut node = FakeNode {
+        room: 100,
+        ..FakeNode::default()
+    };
+    assert_eq!(
+        service.turn(now, 3, &mut node),
+        Turn::Idle,
+        "no session yet"
+    );
+    assert_eq!(
+        (node.wanted.as_slice(), node.sent),
+        (&[key.address()][..], 0)
+    );
+
+    let (address, session) = (key.address(), Session { key, mtu: 1400 });
+    service.handle(now, Input::SessionUp { address, session });
+    assert_eq!(service.turn(now, 3, &mut node), Turn::More);
+    assert_eq!(node.sent, 3);
+    node.room = 3;
+    assert_eq!(service.turn(now, 3, &mut node), Turn::Blocked);
+    node.detached = true;
+    assert_eq!(service.turn(now, 3, &mut node), Turn::Idle);
+    assert_eq!(node.sent, 3);
+    (node.room, node.detached) = (usize::MAX, false);
+    assert_eq!(service.turn(now, 10_000, &mut node), Turn::Idle);
+    assert!(node.sent > 3);
+}
+
+#[tokio::test]
+async fn messages_of_one_turn_are_stored_by_one_job() {
+    let (mut service, _commands, _receiver) = service(1);
+    let now = Nanos(1);
+    for id in 0..3 {
+        service.deliver(now, inbound(id));
+    }
+    let mut node = FakeNode::default();
+    service.turn(now, 1, &mut node);
+    service.turn(now, 1, &mut node);
+    assert_eq!((node.jobs.len(), service.storing.messages), (1, 3));
+    let stored = node.jobs.remove(0).await;
+    service.handle(now, Input::Request(stored));
+    assert_eq!((service.inbox.depth().0, service.storing.messages), (3, 0));
 }

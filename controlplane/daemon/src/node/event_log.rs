@@ -50,6 +50,13 @@ impl Logged {
 }
 
 impl Totals {
+    pub(crate) fn new(controlplane_restarts: u64) -> Self {
+        Self {
+            controlplane_restarts,
+            ..Self::default()
+        }
+    }
+
     /// `names` are those that the operator has given to keys.
     pub(crate) fn note(&mut self, now: Nanos, event: &Event, names: &BTreeMap<PublicKey, String>) {
         let name = |key: &PublicKey| names.get(key).map(String::as_str);

@@ -14,56 +14,18 @@ use hyphae_wire::control::{self, ControlKind};
 
 use hyphae_wire::{Prefix, PublicKey, SecretKey};
 
-use crate::node::Node;
-use crate::node::snapshot::RoutingSnapshot;
+use super::Node;
+use super::fib_hold::FibHold;
+use super::snapshot::RoutingSnapshot;
 use hyphae_config::RoutingConfig;
 
-/// How often refusals of one reason are logged; all are counted.
-const COMPLAIN_AGAIN: Duration = Duration::from_secs(10);
+/// Shortest interval between log lines about refusals of one reason; all are counted.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// After an attach to workers that were forwarding: how long their FIB stays as it is at least, and
-/// at most, and how long no route must have changed.
-const HOLD_MIN: Duration = Duration::from_secs(1);
-const HOLD_MAX: Duration = Duration::from_secs(8);
-const SETTLED: Duration = Duration::from_millis(400);
-
-/// Whether the FIB of the workers follows the RIB.
-///
-/// A control plane that takes over has to learn all routes anew. Until it has, the workers go on
-/// with what they have: nothing is lost, and half-learnt routes cannot make a loop.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Hold {
-    /// It does.
-    #[default]
-    Off,
-    /// Peers are being taken over.
-    Adopting,
-    /// They are; their routes are being learnt.
-    Learning { since: Nanos, changed: Nanos },
-}
-
-impl Hold {
-    pub(crate) fn lets_through(self) -> bool {
-        self == Self::Off
-    }
-
-    /// When the look whether to end it is due.
-    pub(crate) fn deadline(self) -> Option<Nanos> {
-        match self {
-            Self::Off | Self::Adopting => None,
-            Self::Learning { since, changed } => Some(
-                (changed + SETTLED)
-                    .max(since + HOLD_MIN)
-                    .min(since + HOLD_MAX),
-            ),
-        }
-    }
-}
-
-/// The speaker of a node, and when it complained last, by reason.
+/// The speaker of a node, and the time of the last log line of each refusal reason.
 pub(crate) struct Routing {
     pub(crate) speaker: Speaker,
-    complained: BTreeMap<&'static str, Nanos>,
+    logged: BTreeMap<&'static str, Nanos>,
 }
 
 impl Routing {
@@ -101,7 +63,7 @@ impl Routing {
         speaker.export = config.export.clone();
         Some(Self {
             speaker: Speaker::new(now, speaker, seed, Box::new(Xeddsa)),
-            complained: BTreeMap::new(),
+            logged: BTreeMap::new(),
         })
     }
 }
@@ -111,7 +73,7 @@ impl Node {
         let Some(routing) = &mut self.routing else {
             return;
         };
-        if self.hold == Hold::Adopting {
+        if self.hold == FibHold::Adopting {
             routing.speaker.link_adopted(now, peer, key);
         } else {
             routing.speaker.link_up(now, peer, key);
@@ -153,7 +115,7 @@ impl Node {
             self.replay_routes(now);
         } else {
             let (since, changed) = (now, now);
-            self.hold = Hold::Learning { since, changed };
+            self.hold = FibHold::Learning { since, changed };
         }
     }
 
@@ -165,7 +127,7 @@ impl Node {
     }
 
     fn replay_routes(&mut self, now: Nanos) {
-        self.hold = Hold::Off;
+        self.hold = FibHold::Off;
         let mut reached = BTreeSet::new();
         for entry in self.rib.replay_all() {
             self.push_all(&Program::FibReplace(&entry));
@@ -229,14 +191,14 @@ impl Node {
         while let Some(change) = routing.speaker.poll_route() {
             any = true;
             self.rib.set_dynamic(change.prefix, change.route);
-            if let Hold::Learning { changed, .. } = &mut self.hold {
+            if let FibHold::Learning { changed, .. } = &mut self.hold {
                 *changed = now;
             }
         }
         while let Some(refused) = routing.speaker.poll_refusal() {
-            let last = routing.complained.get(refused.reason.name());
-            if last.is_none_or(|at| now.since(*at) >= COMPLAIN_AGAIN) {
-                routing.complained.insert(refused.reason.name(), now);
+            let last = routing.logged.get(refused.reason.name());
+            if last.is_none_or(|at| now.since(*at) >= LOG_EVERY) {
+                routing.logged.insert(refused.reason.name(), now);
                 tracing::warn!("{refused}");
             }
         }

@@ -1,10 +1,11 @@
-//! Getting hold of a dataplane, and what is held while the lease lives.
+//! Attaching to a dataplane, and what belongs to the lease: rings, doorbells, counters.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use hyphae_overlay::OwnedProgram;
 use hyphae_shm::attach::{AttachError, Hello, accept};
@@ -15,12 +16,18 @@ use hyphae_shm::{
 use hyphae_wire::WorkerId;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
-/// Records that wait for room in a program ring, per worker. The engines are drained after every
-/// step, so this bounds what one resync or one burst of handshakes may produce.
+/// Records that wait for room in a program ring, per worker. The engines are drained after every step, so this
+/// bounds the records of one resynchronisation or one burst of handshakes.
 const BACKLOG_MAX: usize = 1 << 20;
-/// Room for records that is kept when none waits.
-const BACKLOG_KEPT: usize = 256;
+/// Capacity of an empty backlog, records.
+const BACKLOG_CAPACITY: usize = 256;
+
+/// Interval between attempts to attach.
+pub(crate) const ATTACH_RETRY: Duration = Duration::from_millis(20);
+/// Shortest interval between log lines about failed attempts.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// File name of the dataplane's socket.
 pub(crate) const DATAPLANE_SOCKET: &str = "dataplane.sock";
@@ -28,7 +35,7 @@ pub(crate) const DATAPLANE_SOCKET: &str = "dataplane.sock";
 /// Attaching failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttachFailure {
-    /// Nobody is there, or not yet.
+    /// No dataplane listens.
     #[error("no dataplane at {0} yet")]
     Absent(std::path::PathBuf),
     /// The dataplane refused, or is of another version.
@@ -42,7 +49,7 @@ pub(crate) enum AttachFailure {
     System(#[from] io::Error),
 }
 
-/// Room in a ring for a packet to send, with what surrounds it.
+/// Ring space for a packet and its record, bytes.
 const PACKET_ROOM: usize = 2048;
 
 /// A dataplane that this control plane is attached to.
@@ -52,6 +59,43 @@ pub(crate) struct Attachment {
     bell: AsyncFd<Doorbell>,
     workers: Vec<Worker>,
     pub(crate) scratch: Box<[u8]>,
+}
+
+/// Waits for a dataplane that listens in a socket directory.
+pub(crate) async fn wait_for_dataplane(directory: &Path) -> Attachment {
+    let mut log = AttachLog::default();
+    loop {
+        match Attachment::connect(directory) {
+            Ok(attachment) => return attachment,
+            Err(error) => log.refused(&error),
+        }
+        tokio::time::sleep(ATTACH_RETRY).await;
+    }
+}
+
+/// Logs failed attempts to attach, at most one per [`LOG_EVERY`].
+#[derive(Default)]
+pub(crate) struct AttachLog {
+    logged: Option<Instant>,
+}
+
+impl AttachLog {
+    pub(crate) fn refused(&mut self, error: &AttachFailure) {
+        let now = Instant::now();
+        // At start the dataplane may need a moment.
+        let first = self.logged.is_none() && matches!(error, AttachFailure::Absent(_));
+        if !first && self.logged.is_none_or(|at| now - at >= LOG_EVERY) {
+            tracing::warn!(%error, "not attached to a dataplane; trying on");
+            self.logged = Some(now);
+        }
+        self.logged.get_or_insert(now);
+    }
+}
+
+/// Detaches from a dataplane that does not read its records.
+pub(super) fn abandon(attachment: &mut Option<Attachment>) {
+    tracing::error!("the dataplane takes no more records; detaching from it");
+    *attachment = None;
 }
 
 /// Watches a descriptor.
@@ -78,7 +122,7 @@ impl Attachment {
     pub(crate) fn connect(directory: &Path) -> Result<Self, AttachFailure> {
         let path = directory.join(DATAPLANE_SOCKET);
         let stream = UnixStream::connect(&path).map_err(|_| AttachFailure::Absent(path))?;
-        stream.set_read_timeout(Some(std::time::Duration::from_secs(2)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         let (hello, fds) = accept(stream.as_fd())?;
         stream.set_nonblocking(true)?;
         let mut fds = fds.into_iter();
@@ -116,8 +160,7 @@ impl Attachment {
         })
     }
 
-    /// Queues a record for a worker. False when the backlog is at its limit: the dataplane does not
-    /// take records any more.
+    /// Queues a record for a worker. False when the backlog is full: the dataplane reads no records.
     pub(crate) fn push(&mut self, worker: WorkerId, program: OwnedProgram) -> bool {
         let Some(worker) = self.workers.get_mut(worker.as_usize()) else {
             return true;
@@ -126,7 +169,7 @@ impl Attachment {
         worker.backlog.len() < BACKLOG_MAX
     }
 
-    /// Whether a packet may go to a worker now.
+    /// Whether the ring of a worker has room for a packet.
     pub(crate) fn has_room(&mut self, worker: WorkerId) -> bool {
         let worker = self.workers.get_mut(worker.as_usize());
         worker.is_none_or(|worker| {
@@ -134,8 +177,7 @@ impl Attachment {
         })
     }
 
-    /// As [`Self::push`], for a record that carries no secret: straight into the ring while nothing
-    /// waits before it.
+    /// As [`Self::push`], for a record without secrets: into the ring directly while the backlog is empty.
     pub(crate) fn push_through(&mut self, worker: WorkerId, program: &Program<'_>) -> bool {
         if let Some(worker) = self.workers.get_mut(worker.as_usize())
             && worker.backlog.is_empty()
@@ -149,8 +191,7 @@ impl Attachment {
         self.push(worker, OwnedProgram::new(program))
     }
 
-    /// Moves what fits from the backlogs into the rings and rings those who sleep. True when
-    /// something had to stay.
+    /// Moves records from the backlogs into the rings and rings sleeping workers. True when records are left.
     pub(crate) fn flush(&mut self) -> bool {
         let mut left = false;
         for worker in &mut self.workers {
@@ -166,7 +207,7 @@ impl Attachment {
             }
             left |= !worker.backlog.is_empty();
             if worker.backlog.is_empty() {
-                worker.backlog.shrink_to(BACKLOG_KEPT);
+                worker.backlog.shrink_to(BACKLOG_CAPACITY);
             }
             if std::mem::take(&mut worker.dirty) && worker.program.publish() {
                 worker.bell.ring();
@@ -185,7 +226,7 @@ impl Attachment {
         None
     }
 
-    /// Gives the room of popped records back.
+    /// Frees the ring space of popped records.
     pub(crate) fn release(&mut self) {
         self.workers
             .iter_mut()
@@ -197,7 +238,7 @@ impl Attachment {
         self.workers.iter_mut().all(|worker| worker.punt.sleep())
     }
 
-    /// Takes the announcement back.
+    /// Withdraws the announcement.
     pub(crate) fn wake(&mut self) {
         self.workers
             .iter_mut()
@@ -212,8 +253,8 @@ impl Attachment {
         Ok(())
     }
 
-    /// Waits until the dataplane is gone.
-    pub(crate) async fn gone(&self) {
+    /// Waits until the lease ends, as it does when the dataplane ends.
+    pub(crate) async fn lease_ended(&self) {
         loop {
             let Ok(mut guard) = self.lease.readable().await else {
                 return;
@@ -226,9 +267,9 @@ impl Attachment {
         }
     }
 
-    /// Tells the dataplane that this control plane stops, which it does not do when it dies.
+    /// Notifies the dataplane of a regular stop, as opposed to a crash.
     pub(crate) fn leave(&self) {
-        // A dataplane that has gone needs no telling.
+        // The dataplane may have ended.
         let _ = rustix::io::write(self.lease.get_ref(), &[0]);
     }
 

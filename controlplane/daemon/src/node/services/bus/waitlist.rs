@@ -7,68 +7,21 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use ahash::RandomState;
-use hyphae_bus::{MessageId, Outgoing, PushError};
-use tokio::sync::oneshot;
+use hyphae_bus::Outgoing;
 
-use super::handle::{RequestId, Requested};
+use super::request::{Ticket, Waiter};
 
 /// Bytes that wait at most.
 const BYTES_MAX: usize = 256 << 20;
 /// Bytes that a message costs besides its own.
 const OVERHEAD: usize = 1024;
 
-/// Names a call that waits; grows with every call.
-pub(crate) type Ticket = u64;
-
-/// Who hears what became of messages.
-pub(crate) enum Hears {
-    /// Of each, in order.
-    Each(oneshot::Sender<Vec<Result<MessageId, PushError>>>),
-    /// Of one, and of its reply.
-    Request {
-        id: RequestId,
-        outcome: oneshot::Sender<Requested>,
-    },
-}
-
-impl Hears {
-    pub(super) fn is_closed(&self) -> bool {
-        match self {
-            Self::Each(taken) => taken.is_closed(),
-            Self::Request { outcome, .. } => outcome.is_closed(),
-        }
-    }
-}
-
-/// Messages of one call to one node.
-pub(crate) struct Waiter {
-    pub(super) messages: VecDeque<Outgoing>,
-    pub(super) results: Vec<Result<MessageId, PushError>>,
-    pub(super) hears: Hears,
-}
-
-impl Waiter {
-    pub(crate) fn new(messages: impl IntoIterator<Item = Outgoing>, hears: Hears) -> Self {
-        Self {
-            messages: messages.into_iter().collect(),
-            results: Vec::new(),
-            hears,
-        }
-    }
-
-    fn cost(&self) -> usize {
-        self.messages.iter().map(cost).sum()
-    }
-
-    /// Nothing more of it is sent.
-    pub(super) fn fail(&mut self, error: PushError) {
-        let rest = self.messages.drain(..).map(|_| Err(error));
-        self.results.extend(rest);
-    }
-}
-
 fn cost(message: &Outgoing) -> usize {
     message.payload.len() + OVERHEAD
+}
+
+fn total_cost(waiter: &Waiter) -> usize {
+    waiter.messages.iter().map(cost).sum()
 }
 
 #[derive(Default)]
@@ -97,7 +50,7 @@ impl Waitlist {
         subnet: u64,
         waiter: Waiter,
     ) -> Result<(), Waiter> {
-        let bytes = self.bytes + waiter.cost();
+        let bytes = self.bytes + total_cost(&waiter);
         if bytes > BYTES_MAX {
             return Err(waiter);
         }
@@ -135,7 +88,7 @@ impl Waitlist {
     /// Takes a call out.
     pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Waiter> {
         let (subnet, waiter) = self.waiting.remove(&ticket)?;
-        self.bytes -= waiter.cost();
+        self.bytes -= total_cost(&waiter);
         if let Some(queue) = self.queues.get_mut(&subnet) {
             queue.remove(&ticket);
             if queue.is_empty() {
@@ -159,7 +112,9 @@ impl Waitlist {
 mod tests {
     use hyphae_bus::{Destination, Topic};
     use hyphae_wire::PublicKey;
+    use tokio::sync::oneshot;
 
+    use super::super::request::Completion;
     use super::*;
 
     fn waiter(payloads: &[usize]) -> Waiter {
@@ -174,7 +129,7 @@ mod tests {
         };
         Waiter::new(
             payloads.iter().map(message),
-            Hears::Each(oneshot::channel().0),
+            Completion::Each(oneshot::channel().0),
         )
     }
 

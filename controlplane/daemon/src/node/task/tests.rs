@@ -1,0 +1,190 @@
+//! Covers turns with and without a dataplane. The engines have tests of their own; restarts of a real dataplane are in
+//! tests/netns.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use hyphae_bus::topics::Topics;
+use hyphae_bus::{Destination, Outgoing, Topic};
+use hyphae_config::{DiscoveryMode, Overrides, Settings};
+use hyphae_files::Directory;
+use hyphae_notify::Notifier;
+use hyphae_overlay::Overlay;
+use hyphae_shm::attach::{Hello, WELCOME, offer};
+use hyphae_shm::{Doorbell, Layout, Segment};
+use hyphae_store::inbox::{Found, Inbox, Limits};
+use hyphae_wire::{PublicKey, SecretKey, WorkerId};
+use tempfile::TempDir;
+use tokio::sync::{broadcast, oneshot};
+
+use super::*;
+use crate::node::Builder;
+use crate::node::attachment::DATAPLANE_SOCKET;
+use crate::node::services::bus::{BusParts, BusRequest, BusService};
+use crate::node::services::{Input, Service};
+use crate::reload::Reloader;
+use hyphae_host::discovery::{self, Discovery};
+
+const PORT: u16 = 9670;
+/// Code of a record that no control plane knows.
+const UNKNOWN: u16 = 0xffff;
+
+struct Lab {
+    directory: TempDir,
+    task: Task,
+    inbox: Inbox,
+    key: PublicKey,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (commands, receiver) = mpsc::channel(8);
+        let identity = SecretKey::generate().unwrap();
+        let key = identity.public_key();
+        let read = || Settings::load(None, &Overrides::default());
+        let settings = read().unwrap();
+        let inbox = Inbox::in_memory(Limits {
+            messages_max: 8,
+            bytes_max: 1 << 20,
+            completed_max: 8,
+        });
+        let inbox = inbox.unwrap();
+        let bus = BusParts {
+            config: hyphae_bus::Config::new(key),
+            seed: [7; 32],
+            topics: Topics::default(),
+            inbox: inbox.clone(),
+            found: Found::default(),
+            admin: None,
+            forward: None,
+        };
+        let node = Node::new(
+            monotonic(),
+            Builder {
+                config: settings.config().unwrap(),
+                settings,
+                reloader: Reloader {
+                    read: Arc::new(read),
+                    set_log_level: Arc::new(|_| Ok(())),
+                    asked: Arc::default(),
+                },
+                overlay: Overlay::new(
+                    hyphae_overlay::Config::new(identity.clone(), vec![PORT]),
+                    [1; 32],
+                ),
+                identity,
+                network: None,
+                bus: BusService::new(monotonic(), bus),
+                commands,
+                ports: vec![PORT],
+                aes_hardware: true,
+                discovery: Discovery::start(discovery::Settings {
+                    mode: DiscoveryMode::Off,
+                    port: 0,
+                    node_port: PORT,
+                    key,
+                    network: None,
+                    tun: None,
+                }),
+                kernel_changes: broadcast::channel(1).0,
+                state_directory: Directory::open(directory.path()).unwrap(),
+                socket_directory: directory.path().to_owned(),
+                restarts: 0,
+            },
+        );
+        Self {
+            task: Task::new(node, receiver, Vigil::new(Notifier::from_environment())),
+            directory,
+            inbox,
+            key,
+        }
+    }
+
+    /// Attaches to a dataplane of one worker.
+    fn attach(&mut self) -> (Segment, UnixStream) {
+        let (segment, memory) = Segment::create(Layout::new(1)).unwrap();
+        let listener = UnixListener::bind(self.directory.path().join(DATAPLANE_SOCKET)).unwrap();
+        let offering = std::thread::spawn(move || {
+            let (lease, _) = listener.accept().unwrap();
+            let mut hello = Hello::blank(WELCOME);
+            (hello.workers, hello.ports[0]) = (1.into(), PORT.into());
+            let bells = [(); 2].map(|()| Doorbell::new().unwrap().into_fd());
+            let fds = [memory.as_fd(), bells[0].as_fd(), bells[1].as_fd()];
+            offer(lease.as_fd(), &hello, &fds).unwrap();
+            lease
+        });
+        let attachment = Attachment::connect(self.directory.path()).unwrap();
+        assert!(self.task.attach(attachment).is_continue());
+        (segment, offering.join().unwrap())
+    }
+
+    fn message_to_itself(&mut self) {
+        let (reply, _) = oneshot::channel();
+        let message = Outgoing {
+            destination: Destination::Key(self.key),
+            topic: Topic::default(),
+            payload: b"x".to_vec().into(),
+            digest: None,
+            try_for: None,
+            reply_within: None,
+            failure: None,
+        };
+        let request = Input::Request(BusRequest::Push { message, reply });
+        self.task.node.bus.handle(monotonic(), request);
+    }
+}
+
+#[tokio::test]
+async fn a_turn_takes_records_up_to_its_budget() {
+    let mut lab = Lab::new();
+    let (segment, _lease) = lab.attach();
+    let mut records = segment.punt_producer(WorkerId(0));
+    for _ in 0..=PUNT_BUDGET {
+        records.push(UNKNOWN, &[b"record"]).unwrap();
+    }
+    let _ = records.publish();
+    assert_eq!(lab.task.turn(), Turn::More);
+    assert_eq!(lab.task.pause(Turn::More), Duration::ZERO);
+    assert_eq!(lab.task.turn(), Turn::Idle);
+    assert!(lab.task.pause(Turn::Blocked) <= BACKLOG_RETRY);
+    assert!(lab.task.pause(Turn::Idle) <= WAIT_MAX);
+}
+
+#[tokio::test]
+async fn services_run_with_and_without_a_dataplane() {
+    let mut lab = Lab::new();
+    lab.message_to_itself();
+    assert_eq!(lab.task.turn(), Turn::Idle);
+    assert_eq!(lab.inbox.depth().0, 1);
+    let (_segment, _lease) = lab.attach();
+    lab.message_to_itself();
+    assert_eq!(lab.task.turn(), Turn::Idle);
+    assert_eq!(lab.inbox.depth().0, 2);
+}
+
+#[tokio::test]
+async fn a_dataplane_that_ends_is_detached_from_and_retried() {
+    let mut lab = Lab::new();
+    let (_segment, lease) = lab.attach();
+    drop(lease);
+    let wakeup = lab.task.wait(WAIT_MAX).await;
+    assert!(matches!(wakeup, Wakeup::Detached));
+    assert!(lab.task.handle(wakeup).await.is_continue());
+    assert!(lab.task.node.attachment.is_none());
+    // The first attempt follows at once, others after an interval.
+    assert_eq!(lab.task.pause(Turn::Idle), Duration::ZERO);
+    assert!(lab.task.reattach().is_continue());
+    assert_eq!(lab.task.pause(Turn::Idle), ATTACH_RETRY);
+}
+
+#[tokio::test]
+async fn a_dataplane_with_other_ports_ends_the_task() {
+    let mut lab = Lab::new();
+    let (_segment, _lease) = lab.attach();
+    let attachment = lab.task.node.attachment.take();
+    let mut attachment = attachment.unwrap();
+    attachment.hello.ports[0] = (PORT + 1).into();
+    assert!(lab.task.attach(attachment).is_break());
+}
