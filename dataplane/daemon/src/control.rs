@@ -151,10 +151,10 @@ impl Control {
             | Verdict::Transmit(_)
             | Verdict::TransmitPart(..)
             | Verdict::Reply { .. }
-            | Verdict::HandoverAll { .. }
+            | Verdict::HandoffAll { .. }
             | Verdict::Deliver { .. }
-            | Verdict::Handover(_)
-            | Verdict::HandoverOpened { .. } => None,
+            | Verdict::Handoff(_)
+            | Verdict::HandoffOpened { .. } => None,
         };
         if let Some((peer, len)) = neighbour {
             let (half_free, capacity) = (self.punt.is_half_free(), self.punt.capacity_bytes());

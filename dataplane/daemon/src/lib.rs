@@ -16,7 +16,7 @@ mod attach;
 mod control;
 mod cores;
 mod device;
-mod handover;
+mod handoff;
 mod options;
 mod output;
 mod polling;

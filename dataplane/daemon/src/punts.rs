@@ -111,10 +111,10 @@ pub fn of_verdict<T>(
         | Verdict::Transmit(_)
         | Verdict::TransmitPart(..)
         | Verdict::Reply { .. }
-        | Verdict::HandoverAll { .. }
+        | Verdict::HandoffAll { .. }
         | Verdict::Deliver { .. }
-        | Verdict::Handover(_)
-        | Verdict::HandoverOpened { .. } => None,
+        | Verdict::Handoff(_)
+        | Verdict::HandoffOpened { .. } => None,
     }
 }
 

@@ -26,7 +26,7 @@ use crate::attach::{Server, SocketError};
 use crate::control::Control;
 use crate::cores::{self, Cores, CoresError};
 use crate::device::{Keeper, Watch};
-use crate::handover;
+use crate::handoff;
 use crate::options::Options;
 use crate::polling::Polling;
 use crate::stream;
@@ -105,7 +105,7 @@ struct Seat {
     parts: Parts,
     engine: Engine,
     control: Control,
-    handover: handover::Handover,
+    handoff: handoff::Handoff,
     stream: stream::StreamOutlet,
     stats: hyphae_shm::StatsWriter,
     udp_segmentation: bool,
@@ -226,8 +226,8 @@ pub fn run(options: &Options) -> Result<(), RunError> {
         });
         pulse
     };
-    let mut handovers = handover::connect(&bells);
-    let (outlets, rings) = stream::connect(&mut handovers, &bells, &stream_bell);
+    let mut handoffs = handoff::connect(&bells);
+    let (outlets, rings) = stream::connect(&mut handoffs, &bells, &stream_bell);
     let stream_seat = stream::Seat {
         rings,
         bell: Arc::clone(&stream_bell),
@@ -238,8 +238,8 @@ pub fn run(options: &Options) -> Result<(), RunError> {
         stop: Arc::clone(&stream_stop),
         pulse: watch("stream", &stream_bell),
     };
-    let ends = handovers.into_iter().zip(outlets);
-    for (((n, (socket, _)), (handover, stream)), core) in (0..).zip(sockets).zip(ends).zip(cores) {
+    let ends = handoffs.into_iter().zip(outlets);
+    for (((n, (socket, _)), (handoff, stream)), core) in (0..).zip(sockets).zip(ends).zip(cores) {
         let id = WorkerId(n);
         let queue: Option<OwnedFd> = queues.next();
         let config = EngineConfig {
@@ -264,7 +264,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
                 segment.punt_producer(id),
                 Arc::clone(&control_bell),
             ),
-            handover,
+            handoff,
             stream,
             stats: segment.stats_writer(id),
             udp_segmentation,
@@ -458,7 +458,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
     let Seat {
         engine,
         control,
-        handover,
+        handoff,
         stream,
         stats,
         udp_segmentation,
@@ -471,7 +471,7 @@ fn sit(seat: Seat) -> Result<(), RunError> {
     let parts = WorkerParts {
         engine,
         control,
-        handover,
+        handoff,
         stream,
         stats,
         udp_segmentation,

@@ -16,7 +16,7 @@ use hyphae_wire::{AddressPair, on_wiped_stack};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::control;
-use crate::handover;
+use crate::handoff;
 use crate::output::BUFFER_BYTES;
 use crate::stream;
 use crate::worker::Worker;
@@ -73,10 +73,10 @@ impl<D: Driver> Worker<D> {
                 let answer = Self::part(frame, 0, len);
                 self.turn.output.send_raw(&mut self.driver, from, answer);
             }
-            Verdict::HandoverAll { peer } => {
-                for worker in self.handover.others() {
-                    let taken = self.handover.opened(worker, peer, self.driver.spans(frame));
-                    self.count_handover(taken);
+            Verdict::HandoffAll { peer } => {
+                for worker in self.handoff.others() {
+                    let taken = self.handoff.opened(worker, peer, self.driver.spans(frame));
+                    self.count_handoff(taken);
                 }
             }
             Verdict::Deliver {
@@ -86,13 +86,13 @@ impl<D: Driver> Worker<D> {
             } => {
                 self.deliver(Self::part(frame, offset, len), partial_checksum);
             }
-            Verdict::Handover(worker) => {
-                let taken = self.handover.raw(worker, from, self.driver.spans(frame));
-                self.count_handover(taken);
+            Verdict::Handoff(worker) => {
+                let taken = self.handoff.raw(worker, from, self.driver.spans(frame));
+                self.count_handoff(taken);
             }
-            Verdict::HandoverOpened { worker, peer } => {
-                let taken = self.handover.opened(worker, peer, self.driver.spans(frame));
-                self.count_handover(taken);
+            Verdict::HandoffOpened { worker, peer } => {
+                let taken = self.handoff.opened(worker, peer, self.driver.spans(frame));
+                self.count_handoff(taken);
             }
             Verdict::PuntHandshake
             | Verdict::PuntLinkLocal { .. }
@@ -106,11 +106,11 @@ impl<D: Driver> Worker<D> {
 
     /// A frame that another worker received. It is copied into a buffer of ours, because what
     /// becomes of it may have to outlive this call.
-    pub(crate) fn take_handover(&mut self, now: Nanos, taken: handover::Taken<'_>) {
+    pub(crate) fn take_handoff(&mut self, now: Nanos, taken: handoff::Taken<'_>) {
         let (from, frame) = match &taken {
-            handover::Taken::Raw { from, frame } => (*from, &**frame),
-            handover::Taken::Opened { frame, .. } => (AddressPair::default(), &**frame),
-            handover::Taken::Counts(counts) => {
+            handoff::Taken::Raw { from, frame } => (*from, &**frame),
+            handoff::Taken::Opened { frame, .. } => (AddressPair::default(), &**frame),
+            handoff::Taken::Counts(counts) => {
                 self.count_streams(counts);
                 return;
             }
@@ -133,14 +133,14 @@ impl<D: Driver> Worker<D> {
         };
         self.driver.spans(span).copy_from_slice(frame);
         match taken {
-            handover::Taken::Raw { .. } => self.receive(now, &from, span, len),
-            handover::Taken::Opened { peer, .. } => {
+            handoff::Taken::Raw { .. } => self.receive(now, &from, span, len),
+            handoff::Taken::Opened { peer, .. } => {
                 let verdict = self
                     .engine
                     .receive_opened(now, peer, self.driver.spans(span));
                 self.carry_out(now, &from, &verdict, span);
             }
-            handover::Taken::Counts(_) => {}
+            handoff::Taken::Counts(_) => {}
         }
     }
 
@@ -157,7 +157,7 @@ impl<D: Driver> Worker<D> {
         for (reason, n) in stream::DROPS.into_iter().zip(drops) {
             counters.drop_many(reason, n.get());
         }
-        counters.add(Counter::HandoverOverruns, counts[stream::OVERRUNS_AT].get());
+        counters.add(Counter::HandoffOverruns, counts[stream::OVERRUNS_AT].get());
     }
 
     /// A packet or super-packet of the host.
@@ -610,14 +610,14 @@ impl<D: Driver> Worker<D> {
             }
         }
         self.control.publish();
-        self.handover.publish();
+        self.handoff.publish();
     }
 
-    fn count_handover(&mut self, taken: bool) {
+    fn count_handoff(&mut self, taken: bool) {
         let counter = if taken {
-            Counter::Handovers
+            Counter::Handoffs
         } else {
-            Counter::HandoverOverruns
+            Counter::HandoffOverruns
         };
         self.engine.counters.add(counter, 1);
     }

@@ -1,4 +1,4 @@
-//! The loop of one worker: control records, hand-overs, driver events, flush, sleep.
+//! The loop of one worker: control records, handoff, driver events, flush, sleep.
 //!
 //! Everything here belongs to one thread. A turn takes bounded amounts from every source, so none
 //! of them can starve the others; buffers that a turn receives stay referenced until the turn
@@ -20,14 +20,14 @@ use hyphae_wire::AddressPair;
 
 use crate::control::Control;
 use crate::device::Watch;
-use crate::handover::Handover;
+use crate::handoff::Handoff;
 use crate::output::{Arena, Output};
 use crate::polling::Polling;
 use crate::stream::StreamOutlet;
 use crate::vigil::Pulse;
 
 /// Frames taken over per other worker in one turn.
-const HANDOVER_BUDGET: usize = 64;
+const HANDOFF_BUDGET: usize = 64;
 /// Longest sleep: how late an expiry that nothing else announces may be noticed.
 const SLEEP_MAX: Duration = Duration::from_secs(10);
 /// Sleep while a snapshot waits for room.
@@ -48,7 +48,7 @@ pub(crate) struct Worker<D: Driver> {
     pub(crate) driver: D,
     pub(crate) engine: Engine,
     pub(crate) control: Control,
-    pub(crate) handover: Handover,
+    pub(crate) handoff: Handoff,
     pub(crate) stats: StatsWriter,
     pub(crate) turn: Turn,
     pub(crate) verdicts: Vec<hyphae_forward::Verdict>,
@@ -78,7 +78,7 @@ pub(crate) struct Worker<D: Driver> {
 pub(crate) struct WorkerParts {
     pub(crate) engine: Engine,
     pub(crate) control: Control,
-    pub(crate) handover: Handover,
+    pub(crate) handoff: Handoff,
     pub(crate) stream: StreamOutlet,
     pub(crate) stats: StatsWriter,
     pub(crate) udp_segmentation: bool,
@@ -102,7 +102,7 @@ impl<D: Driver> Worker<D> {
         let WorkerParts {
             engine,
             control,
-            handover,
+            handoff,
             stream,
             stats,
             udp_segmentation,
@@ -121,7 +121,7 @@ impl<D: Driver> Worker<D> {
             driver,
             engine,
             control,
-            handover,
+            handoff,
             stats,
             turn,
             verdicts: Vec::with_capacity(1024),
@@ -165,7 +165,7 @@ impl<D: Driver> Worker<D> {
     /// One turn; true when there was something to do, so that there may be more.
     pub(crate) fn turn(&mut self, now: Nanos) -> bool {
         let mut busy = self.take_program(now);
-        busy |= self.take_handovers(now);
+        busy |= self.take_handoffs(now);
         while let Some(event) = self.driver.next() {
             busy = true;
             match event {
@@ -293,7 +293,7 @@ impl<D: Driver> Worker<D> {
     fn sleep(&mut self) -> std::io::Result<()> {
         let before = monotonic();
         self.busy += before.since(self.awake_since);
-        let idle = self.control.sleep() && self.handover.sleep();
+        let idle = self.control.sleep() && self.handoff.sleep();
         let timeout = match (idle, self.control.snapshot.is_some()) {
             (false, _) => Duration::ZERO,
             (true, true) => SNAPSHOT_RETRY,
@@ -303,20 +303,20 @@ impl<D: Driver> Worker<D> {
         self.awake_since = monotonic();
         self.rested = self.awake_since.since(before) >= REST;
         self.control.wake();
-        self.handover.wake();
+        self.handoff.wake();
         result
     }
 
-    fn take_handovers(&mut self, now: Nanos) -> bool {
-        let mut handover = std::mem::take(&mut self.handover);
+    fn take_handoffs(&mut self, now: Nanos) -> bool {
+        let mut handoff = std::mem::take(&mut self.handoff);
         let mut scratch = std::mem::take(&mut self.control.scratch);
-        let any = handover.take(HANDOVER_BUDGET, &mut scratch, |taken| {
-            self.take_handover(now, taken)
+        let any = handoff.take(HANDOFF_BUDGET, &mut scratch, |taken| {
+            self.take_handoff(now, taken)
         });
         self.control.scratch = scratch;
         // A frame that would have to be handed on a second time is lost and counted: that takes a
         // peer that sends to another worker's port than it was told.
-        self.handover = handover;
+        self.handoff = handoff;
         any
     }
 

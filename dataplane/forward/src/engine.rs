@@ -305,7 +305,7 @@ impl Engine {
             Some(Target::Forward(hops)) => self.fib.pick(hops, self.own_hash(flow_hash)),
         };
         let peer = self.peer_mut(peer).ok_or(DropReason::AdjacencyDown)?;
-        // At the last hop the lane that ends at the session's worker saves a hand-over there.
+        // At the last hop the lane that ends at the session's worker saves a handoff there.
         let slot = if session.0 != 0 && peer.subnet == destination.subnet_id() {
             peer.lanes.pick_towards(session.worker(), flow_hash)
         } else {

@@ -87,7 +87,7 @@ impl Engine {
     ) -> Verdict {
         let owner = SessionIndex(header.receiver.get()).worker();
         if owner != self.config.worker && owner.0 < self.config.workers {
-            return Verdict::Handover(owner);
+            return Verdict::Handoff(owner);
         }
         match self.keep_fragment(from, header, frame) {
             Ok(()) => Verdict::Done,

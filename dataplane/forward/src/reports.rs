@@ -232,7 +232,7 @@ impl Engine {
         }
         if !self.quotes_ours(&report) {
             if !handed && self.config.workers > 1 {
-                return Verdict::HandoverAll { peer };
+                return Verdict::HandoffAll { peer };
             }
             self.counters.add(Counter::ReportsIgnored, 1);
             return Verdict::Done;

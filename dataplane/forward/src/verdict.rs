@@ -35,16 +35,16 @@ pub enum Verdict {
         partial_checksum: bool,
     },
     /// As it came, for the worker that owns its link session.
-    Handover(WorkerId),
+    Handoff(WorkerId),
     /// Link part opened, for the worker that owns its end-to-end session.
-    HandoverOpened {
+    HandoffOpened {
         /// That worker.
         worker: WorkerId,
         /// The neighbour it came from.
         peer: u32,
     },
     /// Link part opened, for whichever other worker sent the frame that it is about.
-    HandoverAll {
+    HandoffAll {
         /// The neighbour it came from.
         peer: u32,
     },

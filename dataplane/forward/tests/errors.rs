@@ -409,7 +409,7 @@ fn a_report_finds_the_worker_that_sent_the_frame() {
     };
     first.apply(NOW, &Program::SessionRemove(&remove)).unwrap();
     let verdict = receive_one(first, NOW, relay, &mut report);
-    assert_eq!(verdict, Verdict::HandoverAll { peer: 1 });
+    assert_eq!(verdict, Verdict::HandoffAll { peer: 1 });
     let verdict = second.receive_opened(NOW, 1, &mut report);
     assert_eq!(verdict, Verdict::Done, "not handed on for ever");
     assert_eq!(second.counters.total(Counter::ReportsIgnored), 1);

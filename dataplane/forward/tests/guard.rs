@@ -445,7 +445,7 @@ fn a_wrong_worker_hands_over_and_the_right_one_answers() {
     lane.send = index(1, 900);
     let mut frame = link_local(&lane, 1, &control::message(ControlKind::Keepalive));
     let verdict = receive_one(&mut line.relay.engines[0], NOW, client, &mut frame);
-    assert!(matches!(verdict, Verdict::Handover(_)));
+    assert!(matches!(verdict, Verdict::Handoff(_)));
     let verdict = receive_one(&mut line.relay.engines[1], NOW, client, &mut frame);
     assert_eq!(verdict, reset_verdict());
     // A worker that this node no longer has: any may answer.

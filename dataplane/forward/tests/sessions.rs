@@ -1,5 +1,5 @@
 //! Covers the life of lanes: roles, epochs, limits, endpoints, packets that wait for a session,
-//! resync, snapshot, and hand-over between two workers.
+//! resync, snapshot, and handoff between two workers.
 
 #![allow(
     clippy::unwrap_used,
@@ -671,7 +671,7 @@ fn frames_go_to_the_worker_that_owns_their_link() {
     let good = keepalive(&line.first[1][0], 0);
     let mut frame = good.clone();
     let verdict = receive_one(&mut line.relay.engines[0], NOW, from, &mut frame);
-    assert_eq!(verdict, Verdict::Handover(WorkerId(1)));
+    assert_eq!(verdict, Verdict::Handoff(WorkerId(1)));
     assert_eq!(frame, good, "as it came");
     let verdict = receive_one(&mut line.relay.engines[1], NOW, from, &mut frame);
     assert_eq!(verdict, Verdict::Done);
@@ -689,7 +689,7 @@ fn opened_frames_go_to_the_worker_that_owns_their_session() {
         let good = transit((link, 0), (session, 0), headers, &packet);
         let (mut frame, mut again) = (good.clone(), good);
         let verdict = receive_one(&mut line.server.engines[0], NOW, from, &mut frame);
-        let expected = Verdict::HandoverOpened {
+        let expected = Verdict::HandoffOpened {
             worker: WorkerId(1),
             peer: 1,
         };

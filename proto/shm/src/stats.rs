@@ -54,8 +54,8 @@ counters! {
         ProgramRecords = "program_records", "records taken from the control plane";
         ProgramRefused = "program_refused", "records from the control plane that were malformed or could not be applied";
         RingDetached = "ring_detached", "times a corrupt ring made the worker let go of the control plane";
-        Handovers = "handovers", "frames handed to the worker that owns their session";
-        HandoverOverruns = "handover_overruns", "frames lost because the other worker's hand-over ring was full";
+        Handoffs = "handovers", "frames handed to the worker that owns their session";
+        HandoffOverruns = "handover_overruns", "frames lost because the other worker's handoff ring was full";
         Wakeups = "wakeups", "times the worker went to sleep and woke";
         Polls = "polls", "times the worker looked for work before going to sleep";
         PollsFound = "polls_found", "times that it found some, and did not sleep";

@@ -292,7 +292,7 @@ impl Node {
                 assert!(part(0, len).len() <= segment.len());
                 self.check_sent(peer, part(0, len));
             }
-            Verdict::Handover(worker) | Verdict::HandoverOpened { worker, .. } => {
+            Verdict::Handoff(worker) | Verdict::HandoffOpened { worker, .. } => {
                 assert_eq!(worker, WorkerId(1));
             }
             Verdict::Transmit(lane) => {
@@ -300,7 +300,7 @@ impl Node {
                 self.check_sent(peer, &train[segment.clone()]);
             }
             // What may be handed on to all is a report, at a node of several workers.
-            Verdict::HandoverAll { peer } => assert_eq!(peer, 1),
+            Verdict::HandoffAll { peer } => assert_eq!(peer, 1),
             Verdict::Deliver { offset, len, .. } => {
                 let Ok(inner) = inspect(part(offset, len)) else {
                     panic!("delivered: not IPv6")

@@ -9,7 +9,7 @@ use hyphae_wire::{Endpoint, WorkerId};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::handover::{COUNTS, Handover, Header, Outlet, RAW};
+use crate::handoff::{COUNTS, Handoff, Header, Outlet, RAW};
 
 /// Bytes of one ring: a turn of super-packets. Pages that are never used are never resident.
 const RING_BYTES: usize = 1 << 20;
@@ -67,7 +67,7 @@ pub(crate) struct Rings {
 
 /// Makes the rings between every worker and a stream thread that `bell` wakes.
 pub(crate) fn connect(
-    workers: &mut [Handover],
+    workers: &mut [Handoff],
     bells: &[Arc<Doorbell>],
     bell: &Arc<Doorbell>,
 ) -> (Vec<StreamOutlet>, Rings) {

@@ -25,7 +25,7 @@ use zerocopy::IntoBytes;
 
 use super::rings::{COUNTERS, COUNTS_LEN, DROPS};
 use super::{Seat, StreamOutlet, Times, connect, listen_at, parse_counts, run};
-use crate::handover::{self, Handover, Taken};
+use crate::handoff::{self, Handoff, Taken};
 use crate::vigil::Pulse;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,7 +39,7 @@ const LONG: Times = Times {
 
 /// Two workers' ends of a stream thread.
 struct Rig {
-    workers: Vec<Handover>,
+    workers: Vec<Handoff>,
     outlets: Vec<StreamOutlet>,
     bells: Vec<Arc<Doorbell>>,
     received: Vec<(usize, Endpoint, Vec<u8>)>,
@@ -57,7 +57,7 @@ impl Rig {
         let shared = doorbell();
         let bells = vec![Arc::clone(&shared), shared];
         let bell = doorbell();
-        let mut workers = handover::connect(&bells);
+        let mut workers = handoff::connect(&bells);
         let (outlets, rings) = connect(&mut workers, &bells, &bell);
         let listener = listen_at("[::]:0".parse().unwrap(), 0).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -109,13 +109,13 @@ impl Rig {
                 return;
             }
             assert!(Instant::now() < deadline, "in time: {what}");
-            if self.workers.iter_mut().all(Handover::sleep) {
+            if self.workers.iter_mut().all(Handoff::sleep) {
                 let mut fds = [PollFd::new(&*self.bells[0], PollFlags::IN)];
                 let timeout = Timespec::try_from(Duration::from_secs(1)).unwrap();
                 poll(&mut fds, Some(&timeout)).unwrap();
             }
             self.bells[0].clear();
-            self.workers.iter_mut().for_each(Handover::wake);
+            self.workers.iter_mut().for_each(Handoff::wake);
         }
     }
 

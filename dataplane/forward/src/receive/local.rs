@@ -73,7 +73,7 @@ impl Engine {
         let index = SessionIndex(headers.session.receiver.get());
         let owner = index.worker();
         if owner != self.config.worker && owner.0 < self.config.workers {
-            return Verdict::HandoverOpened {
+            return Verdict::HandoffOpened {
                 worker: owner,
                 peer,
             };

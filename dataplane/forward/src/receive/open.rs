@@ -102,7 +102,7 @@ impl Engine {
         let owner = index.worker();
         if owner != self.config.worker {
             return Err(if owner.0 < self.config.workers {
-                Verdict::Handover(owner)
+                Verdict::Handoff(owner)
             } else {
                 drop(DropReason::LinkUnknown)
             });

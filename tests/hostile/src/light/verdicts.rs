@@ -38,8 +38,7 @@ impl Node {
                 hyphae_dataplane::punts::of_verdict(now, from, verdict, frame, punt);
             }
             // There is one worker.
-            Verdict::Handover(_) | Verdict::HandoverOpened { .. } | Verdict::HandoverAll { .. } => {
-            }
+            Verdict::Handoff(_) | Verdict::HandoffOpened { .. } | Verdict::HandoffAll { .. } => {}
         }
     }
 

@@ -21,7 +21,7 @@ const OPENED: u16 = 2;
 /// What the stream thread has counted.
 pub(crate) const COUNTS: u16 = 3;
 
-/// What precedes the frame in a hand-over record.
+/// What precedes the frame in a handoff record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(crate) struct Header {
@@ -59,9 +59,9 @@ pub(crate) enum Taken<'a> {
     Counts(&'a [u8]),
 }
 
-/// One worker's ends of all hand-over rings.
+/// One worker's ends of all handoff rings.
 #[derive(Default)]
-pub(crate) struct Handover {
+pub(crate) struct Handoff {
     to: Vec<Option<Outlet>>,
     from: Vec<Consumer>,
 }
@@ -101,8 +101,8 @@ impl Outlet {
 }
 
 /// Makes the rings between all pairs of workers.
-pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handover> {
-    let mut ends: Vec<_> = bells.iter().map(|_| Handover::default()).collect();
+pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handoff> {
+    let mut ends: Vec<_> = bells.iter().map(|_| Handoff::default()).collect();
     for from in 0..bells.len() {
         for (to, bell) in bells.iter().enumerate() {
             let outlet = (from != to).then(|| {
@@ -116,7 +116,7 @@ pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handover> {
     ends
 }
 
-impl Handover {
+impl Handoff {
     /// Hands over a datagram as received. False when it could not be.
     pub(crate) fn raw(&mut self, to: WorkerId, from: &AddressPair, frame: &[u8]) -> bool {
         self.push(to, RAW, &Header::raw(from), frame)
