@@ -227,7 +227,7 @@ impl Overlay {
             self.abandon(id);
             return;
         }
-        let lanes = self.workers.max(offer.workers);
+        let lanes = Lane::count(self.workers, offer.workers);
         let class = match self.renews(carrier, lanes) {
             true => Class::Renewal,
             false => Class::Live,
@@ -373,7 +373,7 @@ impl Overlay {
             .suites
             .agree(offer.suites)
             .ok_or(Refusal::Suite(offer.suites.0))?;
-        let lanes = self.workers.max(offer.workers);
+        let lanes = Lane::count(self.workers, offer.workers);
         let valid = offer.suites == SuiteSet::only(suite) && lanes_valid(&offer, lanes);
         if valid {
             Ok((offer, suite))

@@ -9,7 +9,7 @@ use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::guard::TOKEN_LEN;
 use hyphae_wire::handshake::{HandshakeHeader, Message, Offer, Step};
 
-use hyphae_wire::{PublicKey, SuiteSet};
+use hyphae_wire::{Lane, PublicKey, SuiteSet};
 
 use crate::engine::Timer;
 use crate::event::Direction;
@@ -76,7 +76,7 @@ impl Overlay {
                 return;
             }
         };
-        let (lanes, class) = (self.workers.max(offer.workers), carrier.class());
+        let (lanes, class) = (Lane::count(self.workers, offer.workers), carrier.class());
         if class == Class::Renewal && !self.renews(carrier, lanes) {
             self.refuse(None, carrier, Refusal::Offer);
             return;
@@ -229,7 +229,7 @@ impl Overlay {
             return Err(Some(Refusal::OwnKey));
         }
         let offer = parse_offer(payload, kind).map_err(Some)?;
-        let lanes = self.workers.max(offer.workers);
+        let lanes = Lane::count(self.workers, offer.workers);
         if offer.workers != half.offer.workers
             || offer.suites != SuiteSet::only(half.suite)
             || !lanes_valid(&offer, lanes)

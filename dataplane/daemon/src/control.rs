@@ -154,7 +154,8 @@ impl Control {
             | Verdict::HandoffAll { .. }
             | Verdict::Deliver { .. }
             | Verdict::Handoff(_)
-            | Verdict::HandoffOpened { .. } => None,
+            | Verdict::HandoffOpened { .. }
+            | Verdict::HandoffEgress { .. } => None,
         };
         if let Some((peer, len)) = neighbour {
             let (half_free, capacity) = (self.punt.is_half_free(), self.punt.capacity_bytes());

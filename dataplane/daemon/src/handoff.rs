@@ -20,6 +20,10 @@ pub(crate) const RAW: u16 = 1;
 const OPENED: u16 = 2;
 /// What the stream thread has counted.
 pub(crate) const COUNTS: u16 = 3;
+/// Frames for a next hop to which only the other worker has a lane.
+const EGRESS: u16 = 4;
+/// A packet of the host, with its TUN header, for a session of which only the other worker has a lane.
+const HOST: u16 = 5;
 
 /// What precedes the frame in a handoff record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -27,7 +31,7 @@ pub(crate) const COUNTS: u16 = 3;
 pub(crate) struct Header {
     from: AddressPair,
     peer: U32,
-    reserved: U32,
+    segment: U32,
 }
 
 impl Header {
@@ -36,7 +40,7 @@ impl Header {
         Self {
             from: addresses.into(),
             peer: U32::ZERO,
-            reserved: U32::ZERO,
+            segment: U32::ZERO,
         }
     }
 
@@ -57,6 +61,10 @@ pub(crate) enum Taken<'a> {
     Opened { peer: u32, frame: &'a mut [u8] },
     /// What the stream thread has counted.
     Counts(&'a [u8]),
+    /// Frames of this many bytes (the last may be shorter) to seal for their next hop.
+    Egress { segment: u32, frames: &'a [u8] },
+    /// A TUN header and a packet of the host.
+    Host(&'a [u8]),
 }
 
 /// One worker's ends of all handoff rings.
@@ -127,9 +135,24 @@ impl Handoff {
         let header = Header {
             from: AddressPair::default(),
             peer: U32::new(peer),
-            reserved: U32::ZERO,
+            segment: U32::ZERO,
         };
         self.push(to, OPENED, &header, frame)
+    }
+
+    /// Hands off frames of `segment` bytes to be sealed for their next hop. False when it could not be.
+    pub(crate) fn egress(&mut self, to: WorkerId, segment: u32, frames: &[u8]) -> bool {
+        let header = Header {
+            from: AddressPair::default(),
+            peer: U32::ZERO,
+            segment: U32::new(segment),
+        };
+        self.push(to, EGRESS, &header, frames)
+    }
+
+    /// Hands off a packet of the host with its TUN header. False when it could not be.
+    pub(crate) fn host(&mut self, to: WorkerId, packet: &[u8]) -> bool {
+        self.push(to, HOST, &Header::raw(AddressPair::default()), packet)
     }
 
     /// The workers that frames can be handed to.
@@ -180,6 +203,11 @@ impl Handoff {
                         frame,
                     },
                     COUNTS => Taken::Counts(frame),
+                    EGRESS => Taken::Egress {
+                        segment: header.segment.get(),
+                        frames: frame,
+                    },
+                    HOST => Taken::Host(frame),
                     _ => Taken::Opened {
                         peer: header.peer.get(),
                         frame,

@@ -114,7 +114,8 @@ pub fn of_verdict<T>(
         | Verdict::HandoffAll { .. }
         | Verdict::Deliver { .. }
         | Verdict::Handoff(_)
-        | Verdict::HandoffOpened { .. } => None,
+        | Verdict::HandoffOpened { .. }
+        | Verdict::HandoffEgress { .. } => None,
     }
 }
 

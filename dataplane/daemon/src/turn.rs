@@ -3,7 +3,7 @@
 use hyphae_driver::{BufferId, Driver, SEGMENTS_MAX, Span};
 use hyphae_forward::host::{Part, Splitter, TUN_HEADER_LEN, TunHeader, TunSink};
 use hyphae_forward::{
-    Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict, cut,
+    Egress, Engine, HostVerdict, LinkSlot, PendingPacket, SnapshotCursor, Train, Verdict, cut,
 };
 use hyphae_shm::record::{Program, Punt};
 use hyphae_shm::stats::{Counter, DropReason};
@@ -12,7 +12,7 @@ use hyphae_wire::control::PROBE_LEN;
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX, REPORT_LEN};
 
-use hyphae_wire::{AddressPair, on_wiped_stack};
+use hyphae_wire::{AddressPair, WorkerId, on_wiped_stack};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::control;
@@ -94,6 +94,9 @@ impl<D: Driver> Worker<D> {
                 let taken = self.handoff.opened(worker, peer, self.driver.spans(frame));
                 self.count_handoff(taken);
             }
+            Verdict::HandoffEgress { worker, len } => {
+                self.hand_off_egress(worker, Self::part(frame, 0, len), len);
+            }
             Verdict::PuntHandshake
             | Verdict::PuntLinkLocal { .. }
             | Verdict::PuntService { .. } => {
@@ -104,14 +107,26 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    /// A frame that another worker received. It is copied into a buffer of ours, because what
+    fn hand_off_egress(&mut self, worker: WorkerId, frames: Span, segment: u32) {
+        let taken = self
+            .handoff
+            .egress(worker, segment, self.driver.spans(frames));
+        self.count_handoff(taken);
+    }
+
+    /// What another worker handed off. It is copied into a buffer of ours, because what
     /// becomes of it may have to outlive this call.
     pub(crate) fn take_handoff(&mut self, now: Nanos, taken: handoff::Taken<'_>) {
         let (from, frame) = match &taken {
             handoff::Taken::Raw { from, frame } => (*from, &**frame),
             handoff::Taken::Opened { frame, .. } => (AddressPair::default(), &**frame),
+            handoff::Taken::Egress { frames, .. } => (AddressPair::default(), *frames),
             handoff::Taken::Counts(counts) => {
                 self.count_streams(counts);
+                return;
+            }
+            handoff::Taken::Host(packet) => {
+                self.host_copy(now, &[packet]);
                 return;
             }
         };
@@ -140,7 +155,14 @@ impl<D: Driver> Worker<D> {
                     .receive_opened(now, peer, self.driver.spans(span));
                 self.carry_out(now, &from, &verdict, span);
             }
-            handoff::Taken::Counts(_) => {}
+            handoff::Taken::Egress { segment, .. } => {
+                let frames = self.driver.spans(span);
+                let lane = self.engine.forward_handed(now, frames, segment as usize);
+                if let Some(lane) = lane {
+                    self.transmit(lane, span, segment);
+                }
+            }
+            handoff::Taken::Counts(_) | handoff::Taken::Host(_) => {}
         }
     }
 
@@ -173,6 +195,11 @@ impl<D: Driver> Worker<D> {
             .add(Counter::TunRxBytes, packet.len() as u64);
         let departure = match self.engine.route_host(now, &header, packet) {
             HostVerdict::Depart(departure) => departure,
+            HostVerdict::Handoff(worker) => {
+                let taken = self.handoff.host(worker, bytes);
+                self.count_handoff(taken);
+                return;
+            }
             HostVerdict::Wait | HostVerdict::Drop(_) => return,
         };
         let packet = Self::part(
@@ -225,8 +252,13 @@ impl<D: Driver> Worker<D> {
 
     /// A packet that waited for its session: like one that has just been read.
     pub(crate) fn send_ready(&mut self, now: Nanos, ready: &PendingPacket) {
+        self.host_copy(now, &[ready.header.as_bytes(), &ready.packet]);
+    }
+
+    /// A TUN header and packet of the host, copied to a buffer of their own.
+    fn host_copy(&mut self, now: Nanos, parts: &[&[u8]]) {
         // TUN packets are at most 64 KiB with their header.
-        let len = (TUN_HEADER_LEN + ready.packet.len()) as u32;
+        let len = parts.iter().map(|part| part.len() as u32).sum();
         let Some(buffer) = self.driver.allocate() else {
             self.engine.counters.drop(DropReason::NoBuffer);
             return;
@@ -237,9 +269,12 @@ impl<D: Driver> Worker<D> {
             offset: 0,
             len,
         };
-        let bytes = self.driver.spans(span);
-        bytes[..TUN_HEADER_LEN].copy_from_slice(ready.header.as_bytes());
-        bytes[TUN_HEADER_LEN..].copy_from_slice(&ready.packet);
+        let mut rest = self.driver.spans(span);
+        for part in parts {
+            let (room, after) = rest.split_at_mut(part.len());
+            room.copy_from_slice(part);
+            rest = after;
+        }
         self.host_packet(now, span);
     }
 
@@ -408,7 +443,10 @@ impl<D: Driver> Worker<D> {
             offset,
             len,
         };
-        self.hand_out(train.lane, span, len);
+        match train.egress {
+            Egress::Lane(lane) => self.hand_out(lane, span, len),
+            Egress::Handoff(worker) => self.hand_off_egress(worker, span, len),
+        }
     }
 
     /// Frames that are whole again are received like any other.
@@ -479,16 +517,18 @@ impl<D: Driver> Worker<D> {
     fn send_built(&mut self, buffer: BufferId, offset: u32, train: &Train) {
         // A train fits a buffer.
         let (len, segment) = (train.len as u32, train.segment as u32);
-        self.turn.arena.take(len);
-        self.transmit(
-            train.lane,
-            Span {
-                buffer,
-                offset,
-                len,
-            },
-            segment,
-        );
+        let span = Span {
+            buffer,
+            offset,
+            len,
+        };
+        match train.egress {
+            Egress::Lane(lane) => {
+                self.turn.arena.take(len);
+                self.transmit(lane, span, segment);
+            }
+            Egress::Handoff(worker) => self.hand_off_egress(worker, span, segment),
+        }
     }
 
     fn transmit(&mut self, lane: LinkSlot, span: Span, segment: u32) {

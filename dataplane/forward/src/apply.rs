@@ -79,10 +79,10 @@ impl Engine {
             }
             Program::LinkMtu(record) => self.set_link_mtu(record.peer.get(), record.mtu.get()),
             Program::PathMtu(record) => {
-                let known = self
-                    .destinations
-                    .get_mut(&record.address.subnet_id())
-                    .ok_or(ApplyError::Unknown)?;
+                let Some(known) = self.destinations.get_mut(&record.address.subnet_id()) else {
+                    // A worker without a lane of the session hands off its packets unsplit.
+                    return self.substitute().map(drop).ok_or(ApplyError::Unknown);
+                };
                 known.path = (record.mtu.get().max(INNER_MTU_MIN), Nanos::NEVER);
                 Ok(())
             }

@@ -12,9 +12,7 @@ use hyphae_wire::frame::{
 };
 use hyphae_wire::report::DATAGRAM_BASE;
 
-use hyphae_wire::{
-    AddressPair, Endpoint, LocalAddress, OverlayAddress, PublicKey, SessionIndex, WorkerId,
-};
+use hyphae_wire::{AddressPair, Endpoint, LocalAddress, OverlayAddress, PublicKey, WorkerId};
 use zerocopy::IntoBytes;
 
 use crate::counters::Counters;
@@ -280,54 +278,9 @@ impl Engine {
         }
     }
 
-    /// A flow's hash on this node. Were it the same on all, what a node before us sent this way by
-    /// its hash would all take the same one of our next hops.
-    fn own_hash(&self, flow_hash: u16) -> u16 {
-        const ODD: u64 = 0xff51_afd7_ed55_8ccd;
-        let own = self.local.map_or(0, |local| local.address.subnet_id());
-        let hash = (own ^ u64::from(flow_hash)).wrapping_mul(ODD);
-        let [high, low, ..] = (hash ^ (hash >> 32)).wrapping_mul(ODD).to_be_bytes();
-        u16::from_be_bytes([high, low])
-    }
-
-    /// The lane on which a frame for `destination` leaves.
-    pub(crate) fn egress(
-        &mut self,
-        destination: OverlayAddress,
-        flow_hash: u16,
-        session: SessionIndex,
-    ) -> Result<usize, DropReason> {
-        let peer = match self.fib.lookup(destination) {
-            None => return Err(DropReason::NoRoute),
-            Some(Target::Discard) => return Err(DropReason::RouteBlackhole),
-            // Frames go from node to node; what is behind one is inside of them.
-            Some(Target::Gateway(_)) => return Err(DropReason::NoRoute),
-            Some(Target::Forward(hops)) => self.fib.pick(hops, self.own_hash(flow_hash)),
-        };
-        let peer = self.peer_mut(peer).ok_or(DropReason::AdjacencyDown)?;
-        // At the last hop the lane that ends at the session's worker saves a handoff there.
-        let slot = if session.0 != 0 && peer.subnet == destination.subnet_id() {
-            peer.lanes.pick_towards(session.worker(), flow_hash)
-        } else {
-            peer.lanes.pick(flow_hash)
-        };
-        slot.map(|slot| slot as usize)
-            .ok_or(DropReason::AdjacencyDown)
-    }
-
-    /// Seals the link part of a transit frame whose routing and session headers are in place and
-    /// whose payload is sealed, for the neighbour at the other end of the lane.
-    pub(crate) fn seal_transit(
-        &mut self,
-        now: Nanos,
-        slot: usize,
-        frame: &mut [u8],
-    ) -> Result<(), DropReason> {
-        let whole = frame.len();
-        self.seal_train(now, slot, frame, whole)
-    }
-
-    /// Likewise for frames of `segment` bytes each but the last, which may be shorter: all or none.
+    /// Seals the link part of transit frames whose routing and session headers are in place and whose
+    /// payload is sealed, for the neighbour at the other end of the lane: frames of `segment` bytes each (the last
+    /// may be shorter), all or none.
     pub(crate) fn seal_train(
         &mut self,
         now: Nanos,

@@ -31,7 +31,8 @@ use zeroize::Zeroize;
 use crate::engine::Engine;
 use crate::event::EngineEvent;
 use crate::rate::{Buckets, Rate};
-use crate::verdict::{LinkSlot, Verdict};
+use crate::receive::transmit_part;
+use crate::verdict::Verdict;
 
 /// First messages without a cookie, per second and at once, until the control plane says otherwise.
 const INITS: (u32, u32) = (200, 100);
@@ -512,10 +513,9 @@ impl Engine {
         frame[SEALED_HEADERS_AT..LINK_TAG_AT].copy_from_slice(answer.as_bytes());
         frame[PAYLOAD_AT..len - TAG_LEN].copy_from_slice(payload);
         frame[len - TAG_LEN..].copy_from_slice(&handshake_trailer(payload));
-        let egress = self.egress(source, 0, SessionIndex(0)).ok()?;
-        self.seal_transit(now, egress, frame).ok()?;
-        // Slots have 16 bits; the length is that of a header and a little.
-        Some(Verdict::TransmitPart(LinkSlot(egress as u32), len as u32))
+        let egress = self.egress_or_handoff(source, 0, SessionIndex(0)).ok()?;
+        self.seal_egress(now, egress, frame, len).ok()?;
+        Some(transmit_part(egress, len))
     }
 }
 

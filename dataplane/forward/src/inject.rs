@@ -14,6 +14,7 @@ use hyphae_wire::{FrameKind, LinkHeader, OverlayAddress, Service, SessionIndex};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::egress::Egress;
 use crate::engine::Engine;
 use crate::event::EngineEvent;
 use crate::originate::Train;
@@ -45,7 +46,7 @@ impl Engine {
         self.seal_link_local(now, slot, frame)?;
         // Slots have 16 bits.
         Ok(Train {
-            lane: LinkSlot(slot as u32),
+            egress: Egress::Lane(LinkSlot(slot as u32)),
             len,
             segment: len,
         })
@@ -72,7 +73,7 @@ impl Engine {
         self.seal_link_local(now, slot, frame)?;
         // Slots have 16 bits.
         Ok(Train {
-            lane: LinkSlot(slot as u32),
+            egress: Egress::Lane(LinkSlot(slot as u32)),
             len,
             segment: len,
         })

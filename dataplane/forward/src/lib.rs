@@ -27,6 +27,7 @@
 
 mod apply;
 mod counters;
+mod egress;
 mod engine;
 mod event;
 mod fib;
@@ -49,6 +50,7 @@ mod verdict;
 
 pub use apply::ApplyError;
 pub use counters::Counters;
+pub use egress::Egress;
 pub use engine::{Engine, EngineConfig};
 pub use event::EngineEvent;
 pub use fragment::cut;

@@ -9,18 +9,17 @@ use hyphae_wire::frame::{
     TAG_LEN,
 };
 
-use hyphae_wire::{OverlayAddress, Service};
+use hyphae_wire::{OverlayAddress, Service, WorkerId};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U16;
 
+use crate::egress::Egress;
 use crate::engine::Engine;
 use crate::event::EngineEvent;
 use crate::host::{self, Splitter, TunHeader};
 use crate::icmp::HostError;
 use crate::pending::Queued;
 use crate::reports::Heads;
-use crate::session::LinkLane;
-use crate::verdict::LinkSlot;
 
 /// Segments and bytes that one send takes.
 const SEGMENTS_MAX: usize = 64;
@@ -30,7 +29,7 @@ const TRAIN_BYTES_MAX: usize = 65_507;
 #[derive(Clone, Copy, Debug)]
 pub struct Departure {
     session: u32,
-    egress: u32,
+    egress: Egress,
     destination: OverlayAddress,
     source: OverlayAddress,
     hop_limit: u8,
@@ -52,6 +51,8 @@ pub enum HostVerdict {
     Depart(Departure),
     /// It was copied and waits for a session.
     Wait,
+    /// For [`Engine::route_host`] of another worker, which may have a lane of the session.
+    Handoff(WorkerId),
     /// It is dropped; counted.
     Drop(DropReason),
 }
@@ -59,8 +60,8 @@ pub enum HostVerdict {
 /// Frames that were built next to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Train {
-    /// Lane they leave on.
-    pub lane: LinkSlot,
+    /// How they leave.
+    pub egress: Egress,
     /// Bytes of all.
     pub len: usize,
     /// Bytes of each but the last.
@@ -71,8 +72,7 @@ impl Engine {
     /// Decides about a packet or super-packet of the host.
     pub fn route_host(&mut self, now: Nanos, header: &TunHeader, packet: &[u8]) -> HostVerdict {
         match self.depart(now, header, packet) {
-            Ok(Some(departure)) => HostVerdict::Depart(departure),
-            Ok(None) => HostVerdict::Wait,
+            Ok(verdict) => verdict,
             Err(reason) => {
                 self.counters.drop(reason);
                 if let Some(error) = HostError::of(reason) {
@@ -88,7 +88,7 @@ impl Engine {
         now: Nanos,
         header: &TunHeader,
         packet: &[u8],
-    ) -> Result<Option<Departure>, DropReason> {
+    ) -> Result<HostVerdict, DropReason> {
         let inner = host::inspect(packet).map_err(|error| error.host_reason())?;
         let local = self.local.ok_or(DropReason::TunSourceForeign)?;
         if !self
@@ -118,6 +118,9 @@ impl Engine {
             if self.fib.lookup(destination).is_none() {
                 return Err(DropReason::NoRoute);
             }
+            if let Some(worker) = self.substitute() {
+                return Ok(HostVerdict::Handoff(worker));
+            }
             let queued = self.pending.push(now, destination, header, packet);
             for _ in 0..self.pending.take_displaced() {
                 self.counters.drop(DropReason::SessionPending);
@@ -132,19 +135,18 @@ impl Engine {
                     return Err(DropReason::SessionPending);
                 }
             }
-            return Ok(None);
+            return Ok(HostVerdict::Wait);
         };
         let session = self
             .sessions
             .get(slot as usize)
             .ok_or(DropReason::SessionUnknown)?;
         let (mtu, remote) = (session.mtu, session.lane.send_index);
-        let egress = self.egress(destination, inner.flow_hash, remote)?;
-        let link_mtu = self.links.get(egress).map_or(mtu, LinkLane::inner_max);
-        Ok(Some(Departure {
+        let egress = self.egress_or_handoff(destination, inner.flow_hash, remote)?;
+        let link_mtu = self.egress_inner_max(egress, destination, inner.flow_hash);
+        Ok(HostVerdict::Depart(Departure {
             session: slot,
-            // Slots have 16 bits.
-            egress: egress as u32,
+            egress,
             destination,
             source: if self.is_local(inner.source) {
                 inner.source
@@ -201,15 +203,13 @@ impl Engine {
         if frames == 0 {
             return None;
         }
-        if let Err(reason) =
-            self.seal_train(now, departure.egress as usize, &mut space[..at], segment)
-        {
+        if let Err(reason) = self.seal_egress(now, departure.egress, &mut space[..at], segment) {
             self.counters.drop_many(reason, frames as u64);
             return None;
         }
         self.counters.add(Counter::TunRxPackets, frames as u64);
         Some(Train {
-            lane: LinkSlot(departure.egress),
+            egress: departure.egress,
             len: at,
             segment,
         })
@@ -226,16 +226,19 @@ impl Engine {
     ) -> Result<Train, DropReason> {
         let len = payload.len() + OVERHEAD;
         let frame = space.get_mut(..len).ok_or(DropReason::NoBuffer)?;
-        let link = self.links.get(departure.egress as usize);
-        if link.is_some_and(|link| len > link.frame_max()) {
+        // After a handoff the other worker checks.
+        if let Egress::Lane(slot) = departure.egress
+            && let Some(link) = self.links.get(slot.0 as usize)
+            && len > link.frame_max()
+        {
             return Err(DropReason::LinkTooBig);
         }
         frame[PAYLOAD_AT..len - TAG_LEN].copy_from_slice(payload);
         let mut headers = departure.headers(service, payload.len(), 0);
         self.seal_payload(now, departure.session as usize, &mut headers, frame)?;
-        self.seal_transit(now, departure.egress as usize, frame)?;
+        self.seal_egress(now, departure.egress, frame, len)?;
         Ok(Train {
-            lane: LinkSlot(departure.egress),
+            egress: departure.egress,
             len,
             segment: len,
         })
@@ -255,14 +258,14 @@ impl Engine {
             .get(session)
             .ok_or(DropReason::SessionUnknown)?;
         let (mtu, remote) = (held.mtu, held.lane.send_index);
-        let egress = self.egress(destination, 0, remote)?;
-        let link_mtu = self.links.get(egress).map_or(mtu, LinkLane::inner_max);
+        let egress = self.egress_or_handoff(destination, 0, remote)?;
+        let link_mtu = self.egress_inner_max(egress, destination, 0);
         let known = self.destinations.get(&destination.subnet_id());
         let path_mtu = known.map_or(MTU_UNKNOWN, |known| known.path_mtu(now));
         Ok(Departure {
             // Slots have 16 bits.
             session: session as u32,
-            egress: egress as u32,
+            egress,
             destination,
             source,
             hop_limit,

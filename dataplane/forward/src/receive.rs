@@ -5,6 +5,8 @@ mod local;
 mod open;
 mod route;
 
+pub(crate) use route::reported_as;
+
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_time::Nanos;
 use hyphae_wire::frame::OVERHEAD;
@@ -12,6 +14,7 @@ use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::AddressPair;
 
 use crate::TRAIN_MAX;
+use crate::egress::Egress;
 use crate::engine::Engine;
 use crate::verdict::{LinkSlot, Verdict};
 
@@ -119,6 +122,16 @@ fn warm(part: &[u8], segment: usize) {
         sum ^= ends ^ frame.get(LINE).copied().unwrap_or(0);
     }
     std::hint::black_box(sum);
+}
+
+/// The verdict on the first `len` bytes of a frame that was built in place.
+pub(crate) fn transmit_part(egress: Egress, len: usize) -> Verdict {
+    // A datagram is at most 64 KiB.
+    let len = len as u32;
+    match egress {
+        Egress::Lane(slot) => Verdict::TransmitPart(slot, len),
+        Egress::Handoff(worker) => Verdict::HandoffEgress { worker, len },
+    }
 }
 
 /// A lane as a verdict.

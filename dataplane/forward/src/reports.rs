@@ -23,7 +23,7 @@ use crate::engine::{Engine, PATH_MEMORY};
 use crate::event::EngineEvent;
 use crate::icmp::HostError;
 use crate::originate::Train;
-use crate::verdict::{LinkSlot, Verdict};
+use crate::verdict::Verdict;
 
 /// Reports that may wait for the worker to send them.
 const REPORTS_MAX: usize = 64;
@@ -194,11 +194,10 @@ impl Engine {
         frame[len - TAG_LEN..].copy_from_slice(&handshake_trailer(payload));
         let (destination, flow_hash) =
             (headers.routing.destination, headers.routing.flow_hash.get());
-        let egress = self.egress(destination, flow_hash, SessionIndex(0))?;
-        self.seal_transit(now, egress, frame)?;
-        // Slots have 16 bits.
+        let egress = self.egress_or_handoff(destination, flow_hash, SessionIndex(0))?;
+        self.seal_egress(now, egress, frame, len)?;
         Ok(Train {
-            lane: LinkSlot(egress as u32),
+            egress,
             len,
             segment: len,
         })

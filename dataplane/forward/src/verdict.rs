@@ -48,6 +48,14 @@ pub enum Verdict {
         /// The neighbour it came from.
         peer: u32,
     },
+    /// Link part open and routed, or built here: the first `len` bytes, for
+    /// [`Engine::forward_handed`](crate::Engine::forward_handed) of a worker with a lane to the next hop.
+    HandoffEgress {
+        /// That worker.
+        worker: WorkerId,
+        /// Bytes of the frame.
+        len: u32,
+    },
     /// A link handshake frame for the control plane.
     PuntHandshake,
     /// A neighbour's control message for the control plane.

@@ -99,7 +99,12 @@ fn origination_allocates_nothing() {
             let train = engine.originate(NOW, &departure, &mut splitter, &mut space);
             let train = train.unwrap();
             assert_eq!(train.len.div_ceil(train.segment), SEGMENTS);
-            engine.note_sent(train.lane, SEGMENTS as u64, train.len as u64, 1444);
+            engine.note_sent(
+                common::lane_of(&train),
+                SEGMENTS as u64,
+                train.len as u64,
+                1444,
+            );
             engine.drain_traffic(|_, _| {});
         }
     };

@@ -544,7 +544,7 @@ fn run(case: &Case, suite: Suite) {
         Feed::Server(mut frame) => reason_of(receive_one(engine, now, relay, &mut frame)),
         Feed::Host(packet) => match engine.route_host(now, &TunHeader::default(), &packet) {
             HostVerdict::Drop(reason) => Some(reason),
-            HostVerdict::Depart(_) | HostVerdict::Wait => None,
+            HostVerdict::Depart(_) | HostVerdict::Wait | HostVerdict::Handoff(_) => None,
         },
     };
     assert_eq!(reason, Some(case.reason), "{}", case.name);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::{
     BOTH_SUITES, Host, Lane, Line, NOW, Node, REJECT_MS, REKEY_MS, endpoint, events, index,
-    install_link, install_peer, install_session, link_local, receive_one, send, transit,
+    install_link, install_peer, install_session, lane_of, link_local, receive_one, send, transit,
 };
 use hyphae_forward::host::TunHeader;
 use hyphae_forward::{
@@ -69,7 +69,7 @@ fn relay_sends_on(line: &mut Line) -> Result<LinkSlot, DropReason> {
     let payload = message(ControlKind::Routing);
     let engine = line.relay.engine();
     let train = engine.inject_link_local(NOW, &record, &payload, &mut space);
-    train.map(|train| train.lane)
+    train.map(|train| lane_of(&train))
 }
 
 /// Which session index the client's packets to the server carry.

@@ -10,7 +10,8 @@ mod common;
 
 use common::{
     BOTH_SUITES, HOPS, Host, Lane, Line, MTU, NOW, Node, depart, index, install_link,
-    install_route, link_local, noise, open_headers, receive, receive_one, send, trains, transit,
+    install_route, lane_of, link_local, noise, open_headers, receive, receive_one, send, trains,
+    transit,
 };
 use hyphae_forward::host::{Splitter, TunHeader};
 use hyphae_forward::{LinkSlot, Verdict};
@@ -283,7 +284,7 @@ fn injected_link_local_messages_reach_the_neighbours_control_plane() {
             let train = engine
                 .inject_link_local(NOW, &neighbour(2, chosen), &payload, &mut space)
                 .unwrap();
-            assert_eq!((train.lane, train.segment), (TO_SERVER, train.len));
+            assert_eq!((lane_of(&train), train.segment), (TO_SERVER, train.len));
             let frame = &mut space[..train.len];
             let from = line.relay.endpoint;
             let verdict = receive_one(line.server.engine(), NOW, from, frame);
@@ -429,7 +430,7 @@ fn flows_spread_over_equal_routes_by_weight_and_each_stays_on_its_own() {
             let packet = host.packet(20);
             let lane = |client: &mut Node| {
                 let header = TunHeader::default();
-                trains(client.engine(), &header, &packet)[0].0.lane
+                lane_of(&trains(client.engine(), &header, &packet)[0].0)
             };
             let chosen = lane(&mut client);
             assert!([LinkSlot(11), LinkSlot(12)].contains(&chosen));
@@ -492,7 +493,7 @@ fn flows_that_one_node_sent_this_way_spread_again_over_the_next_ones_routes() {
         let packet = host.packet(20);
         let (train, mut frame) =
             trains(line.client.engine(), &TunHeader::default(), &packet).remove(0);
-        if train.lane == LinkSlot(2) {
+        if lane_of(&train) == LinkSlot(2) {
             let from = line.client.endpoint;
             let verdict = receive_one(line.relay.engine(), NOW, from, &mut frame);
             assert!(matches!(verdict, Verdict::Transmit(_)), "{verdict:?}");

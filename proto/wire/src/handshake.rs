@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Message 1 offers suites and names the worker count. Message 2 chooses one suite and lists the
-//! responder's receiver index for each of `max(W_i, W_r)` lanes; message 3 lists the initiator's.
+//! responder's receiver index for each lane ([`Lane::count`](crate::Lane::count)); message 3 lists the initiator's.
 //! Either adds the reset tokens of its first lanes ([`crate::guard`]), and may add the number of its
 //! start.
 

@@ -4,8 +4,10 @@ use std::fmt;
 
 /// Most workers one node can have: the width of the worker field of a [`SessionIndex`].
 pub const WORKERS_MAX: u16 = 64;
-/// Most lanes of one link or end-to-end session: `max(workers of A, workers of B)`.
+/// Most lanes of one link or end-to-end session.
 pub const LANES_MAX: u16 = WORKERS_MAX;
+/// Most lanes of a session per worker of the node that has fewer workers.
+pub const LANES_PER_WORKER_MAX: u16 = 8;
 /// Session slots of one worker, per kind of session.
 pub const SLOTS_MAX: u32 = 1 << SLOT_BITS;
 
@@ -28,6 +30,17 @@ impl WorkerId {
 pub struct Lane(pub u16);
 
 impl Lane {
+    /// Number of lanes between nodes with `a` and `b` workers (at least one each): one for each
+    /// worker of the larger node, at most [`LANES_PER_WORKER_MAX`] for each worker of the smaller
+    /// one. Both ends compute it, so it is symmetric.
+    ///
+    /// The bound keeps a worker count that a peer claims from multiplying what its handshake
+    /// allocates. Where it applies, the result is a multiple of [`LANES_PER_WORKER_MAX`].
+    pub fn count(a: u16, b: u16) -> u16 {
+        let bound = LANES_PER_WORKER_MAX.saturating_mul(a.min(b));
+        a.max(b).min(bound)
+    }
+
     /// The worker that owns this lane on a node with `workers` workers (at least one).
     pub fn worker(self, workers: u16) -> WorkerId {
         WorkerId(self.0 % workers.max(1))
@@ -92,5 +105,26 @@ mod tests {
     fn lanes_go_round_the_workers() {
         assert_eq!(Lane(5).worker(4), WorkerId(1));
         assert_eq!(Lane(5).worker(0), WorkerId(0));
+    }
+
+    #[test]
+    fn lanes_are_counted_alike_at_both_ends_and_bounded_by_the_smaller_node() {
+        for (a, b, lanes) in [
+            (1, 1, 1),
+            (4, 3, 4),
+            (8, 1, 8),
+            (9, 1, 8),
+            (64, 1, 8),
+            (64, 3, 24),
+            (64, 8, 64),
+        ] {
+            assert_eq!((Lane::count(a, b), Lane::count(b, a)), (lanes, lanes));
+        }
+        for (a, b) in (1..=WORKERS_MAX).flat_map(|a| (1..=WORKERS_MAX).map(move |b| (a, b))) {
+            let lanes = Lane::count(a, b);
+            assert!(lanes >= a.min(b) && lanes <= LANES_MAX);
+            // Workers without a lane hand off to one below LANES_PER_WORKER_MAX, which has one.
+            assert!(lanes == a.max(b) || lanes.is_multiple_of(LANES_PER_WORKER_MAX));
+        }
     }
 }

@@ -299,6 +299,8 @@ impl Node {
                 let peer = self.engine.peer(lane).unwrap_or(0);
                 self.check_sent(peer, &train[segment.clone()]);
             }
+            // An engine below LANES_PER_WORKER_MAX never hands off what it sends.
+            Verdict::HandoffEgress { .. } => panic!("no other worker sends: {verdict:?}"),
             // What may be handed on to all is a report, at a node of several workers.
             Verdict::HandoffAll { peer } => assert_eq!(peer, 1),
             Verdict::Deliver { offset, len, .. } => {

@@ -180,6 +180,34 @@ fn nodes_with_different_numbers_of_workers_understand_each_other() {
     assert_eq!(counter(&lab.server, "handover_overruns"), 0);
 }
 
+#[test]
+fn a_node_with_far_more_workers_than_its_peer_sends_from_all_of_them() {
+    if !privileged("a_node_with_far_more_workers_than_its_peer_sends_from_all_of_them") {
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let cores = ["any:12", "any:1", "any:1"].map(|cores| Some(cores.to_owned()));
+    let lab = lab(&Spec {
+        cores,
+        ..Spec::default()
+    });
+    eventually("eight lanes to the large node", PATIENCE, || {
+        let peers: Vec<Peer> = lab.relay.client.call("getPeers", json!({})).unwrap();
+        peers
+            .iter()
+            .any(|peer| (peer.lanes, peer.lanes_active) == (8, 8))
+    });
+    // Each flow leaves by the TUN queue of its hash: some by that of a worker without a lane.
+    eventually("flows of workers without a lane", PATIENCE, || {
+        both_ways(&lab);
+        counter(&lab.client, "handovers") > 0
+    });
+    for _ in 0..5 {
+        both_ways(&lab);
+    }
+    assert_eq!(counter(&lab.client, "handover_overruns"), 0);
+}
+
 /// What a node has dropped, by reason.
 fn drops(node: &LabNode) -> BTreeMap<String, u64> {
     let mut drops = node.status().unwrap().drops;

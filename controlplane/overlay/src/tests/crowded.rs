@@ -316,6 +316,16 @@ fn renewals_that_claim_more_lanes_than_their_session_keep_nobody_out() {
 }
 
 #[test]
+fn a_claim_of_the_most_workers_takes_eight_slots_of_a_single_worker() {
+    let mut network = Network::new(38, vec![config(1, 1)]);
+    let mut strangers = Strangers::new(8);
+    assert_eq!(strangers.workers, 64);
+    join(&mut network, 0, v4(1), &mut strangers);
+    assert_eq!(network.overlay(0).peers().count(), 1);
+    assert_eq!(network.nodes[0].workers[0].links.len(), 8);
+}
+
+#[test]
 fn half_open_renewals_are_charged_to_their_owner_and_give_way_before_its_session() {
     let mut network = Network::new(37, vec![config(1, 1)]);
     let mut strangers = Strangers::new(7);
@@ -509,10 +519,8 @@ fn one_node_that_begins_over_and_over_has_no_more_sessions_than_others() {
         knock(&mut network, 0, v4(1), &third);
         network.run(TICK);
         let lanes = network.nodes[0].workers[0].links.len();
-        assert!(
-            lanes <= crate::crowd::SESSIONS_MAX * usize::from(WORKERS),
-            "{lanes}"
-        );
+        let each = usize::from(Lane::count(1, WORKERS));
+        assert!(lanes <= crate::crowd::SESSIONS_MAX * each, "{lanes}");
     }
     assert!(network.overlay(0).is_up(identity.public_key()));
 }

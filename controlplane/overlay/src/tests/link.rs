@@ -123,6 +123,26 @@ fn every_lane_becomes_active_whatever_the_worker_counts() {
 }
 
 #[test]
+fn lanes_are_bounded_by_the_smaller_worker_count_at_both_ends() {
+    for (workers, lanes) in [((16, 1), 8), ((1, 16), 8), ((3, 64), 24), ((64, 8), 64)] {
+        let mut network = pair(4, workers);
+        network.connect(0, 1);
+        network.wait(SECOND * 30, "all lanes", |n| {
+            sending(n, 0).len() == lanes && converged(n)
+        });
+        for (node, own) in [workers.0, workers.1].into_iter().enumerate() {
+            let with_lanes = network.nodes[node].workers.iter();
+            let with_lanes = with_lanes.filter(|w| !w.link_sending.is_empty());
+            let ids: Vec<_> = with_lanes.map(|w| w.id.0).collect();
+            let first: Vec<_> = (0..own.min(u16::try_from(lanes).unwrap())).collect();
+            assert_eq!(ids, first, "{workers:?}, node {node}");
+            let status = network.overlay(node).peers().next().unwrap();
+            assert_eq!(usize::from(status.lanes), lanes);
+        }
+    }
+}
+
+#[test]
 fn renewal_never_leaves_an_end_without_a_lane_that_the_other_has() {
     for workers in [(1, 1), (3, 2)] {
         let mut network = Network::new(3, vec![hasty(1, workers.0), hasty(2, workers.1)]);

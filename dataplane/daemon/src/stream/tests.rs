@@ -95,7 +95,9 @@ impl Rig {
                     let news = parse_counts(bytes).unwrap();
                     counts.iter_mut().zip(news).for_each(|(c, n)| *c += n.get());
                 }
-                Taken::Opened { .. } => panic!("a stream opens nothing"),
+                Taken::Opened { .. } | Taken::Egress { .. } | Taken::Host(_) => {
+                    panic!("a stream passes frames on as it received them")
+                }
             });
         }
     }

@@ -12,11 +12,12 @@ use hyphae_wire::report::{Report, ReportCode};
 use hyphae_wire::{OverlayAddress, Service, SessionIndex};
 use zerocopy::FromBytes;
 
-use super::transmit;
+use super::transmit_part;
+use crate::egress::Egress;
 use crate::engine::Engine;
 use crate::host;
 use crate::session::Role;
-use crate::verdict::{LinkSlot, Verdict};
+use crate::verdict::Verdict;
 
 impl Engine {
     /// A frame whose link part is open and whose destination is this node's /64; its lengths were
@@ -206,14 +207,13 @@ impl Engine {
             .seal_payload(now, slot, &mut headers, frame)
             .and_then(|()| {
                 let session = SessionIndex(headers.session.receiver.get());
-                let egress = self.egress(destination, flow_hash, session)?;
-                self.seal_transit(now, egress, frame)?;
+                let egress = self.egress_or_handoff(destination, flow_hash, session)?;
+                self.seal_egress(now, egress, frame, len)?;
                 Ok(egress)
             });
         match sent {
-            // Slots have 16 bits.
-            Ok(egress) if padded => Verdict::TransmitPart(LinkSlot(egress as u32), len as u32),
-            Ok(egress) => transmit(egress),
+            Ok(Egress::Lane(lane)) if !padded => Verdict::Transmit(lane),
+            Ok(egress) => transmit_part(egress, len),
             Err(reason) => Verdict::Drop(reason),
         }
     }

@@ -40,15 +40,33 @@ impl Engine {
             match self.route_frame(frame, ingress, &mut recent) {
                 Ok(step) => steps[n] = step,
                 Err(reason) => {
-                    if let Some(code) = told(reason) {
-                        let from = self.peer(LinkSlot(ingress)).unwrap_or(0);
-                        self.tell_sender(now, from, (code, 0), frame);
-                    }
                     steps[n] = Step::Final;
-                    verdicts[n] = Verdict::Drop(reason);
+                    verdicts[n] = self.refuse_routed(now, ingress, reason, frame);
                 }
             }
         }
+    }
+
+    /// A frame without an egress here: handed off where another worker may have a lane, else dropped
+    /// and reported to its sender.
+    #[cold]
+    fn refuse_routed(
+        &mut self,
+        now: Nanos,
+        ingress: u32,
+        reason: DropReason,
+        frame: &[u8],
+    ) -> Verdict {
+        if let Some(worker) = self.handoff_for(reason) {
+            // A datagram is at most 64 KiB.
+            let len = frame.len() as u32;
+            return Verdict::HandoffEgress { worker, len };
+        }
+        if let Some(code) = reported_as(reason) {
+            let from = self.peer(LinkSlot(ingress)).unwrap_or(0);
+            self.tell_sender(now, from, (code, 0), frame);
+        }
+        Verdict::Drop(reason)
     }
 
     fn route_frame(
@@ -107,8 +125,8 @@ impl Engine {
     }
 }
 
-/// What the sender of a frame is told when it is dropped for this reason.
-fn told(reason: DropReason) -> Option<ReportCode> {
+/// The report that the sender of a frame dropped for this reason gets.
+pub(crate) fn reported_as(reason: DropReason) -> Option<ReportCode> {
     #[allow(
         clippy::wildcard_enum_match_arm,
         reason = "all others say that the frame is malformed"

@@ -1,10 +1,10 @@
 //! The lanes that a worker sends on towards one peer or one session end.
 
 use hyphae_wire::WorkerId;
+use hyphae_wire::index::LANES_PER_WORKER_MAX;
 
-/// Lanes of one worker that are used for sending; more exist only beyond 8 times as many workers on
-/// the other side, and are not needed to reach it.
-const LANES_MAX: usize = 8;
+/// Lanes of one worker towards one peer.
+const LANES_MAX: usize = LANES_PER_WORKER_MAX as usize;
 
 /// The current slot per lane, and the ones in use in a row.
 #[derive(Clone, Copy, Default)]

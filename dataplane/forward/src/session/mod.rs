@@ -231,9 +231,14 @@ impl LinkLane {
 
     /// Largest packet of the host that goes out on it.
     pub(crate) fn inner_max(&self) -> u16 {
-        // Both are well below the limit: an overhead of 104, a frame of at least 1384.
-        self.mtu.max(FRAME_MIN_MAX) - OVERHEAD as u16
+        inner_max(self.mtu)
     }
+}
+
+/// Largest packet of the host on a link of this MTU.
+pub(crate) fn inner_max(mtu: u16) -> u16 {
+    // Both are well below the limit: an overhead of 104, a frame of at least 1384.
+    mtu.max(FRAME_MIN_MAX) - OVERHEAD as u16
 }
 
 // Its keys are wiped when it ends.

@@ -10,7 +10,8 @@
 
 use hyphae_forward::host::{Splitter, TunHeader};
 use hyphae_forward::{
-    Aead, Departure, Engine, EngineConfig, EngineEvent, HostVerdict, Train, Verdict,
+    Aead, Departure, Egress, Engine, EngineConfig, EngineEvent, HostVerdict, LinkSlot, Train,
+    Verdict,
 };
 use hyphae_shm::record::{
     FibReplace, LaneKeys, LinkInstall, LinkMtu, LocalInstall, NextHop, PeerInstall, Program,
@@ -332,6 +333,14 @@ pub fn depart(engine: &mut Engine, now: Nanos, header: &TunHeader, packet: &[u8]
         panic!("{verdict:?}")
     };
     departure
+}
+
+/// The lane that a train leaves on; panics if another worker sends it.
+pub fn lane_of(train: &Train) -> LinkSlot {
+    let Egress::Lane(lane) = train.egress else {
+        panic!("{train:?}")
+    };
+    lane
 }
 
 /// All trains of a packet or super-packet of the host.

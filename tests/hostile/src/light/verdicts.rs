@@ -1,7 +1,7 @@
 //! What a worker of the dataplane does for its engine, done for a light node's: carries verdicts
 //! out, and takes program records.
 
-use hyphae_forward::{LinkSlot, Train, Verdict, cut};
+use hyphae_forward::{Egress, LinkSlot, Train, Verdict, cut};
 use hyphae_shm::record::{Program, Punt};
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_time::Nanos;
@@ -38,7 +38,10 @@ impl Node {
                 hyphae_dataplane::punts::of_verdict(now, from, verdict, frame, punt);
             }
             // There is one worker.
-            Verdict::Handoff(_) | Verdict::HandoffOpened { .. } | Verdict::HandoffAll { .. } => {}
+            Verdict::Handoff(_)
+            | Verdict::HandoffOpened { .. }
+            | Verdict::HandoffAll { .. }
+            | Verdict::HandoffEgress { .. } => {}
         }
     }
 
@@ -102,8 +105,12 @@ impl Node {
         space: &mut [u8],
         whole: bool,
     ) {
-        let Train { lane, len, segment } = match train {
-            Ok(train) => train,
+        let (lane, len, segment) = match train {
+            Ok(train) => match train.egress {
+                Egress::Lane(lane) => (lane, train.len, train.segment),
+                // There is one worker.
+                Egress::Handoff(_) => return,
+            },
             Err(reason) => {
                 self.engine.counters.drop(reason);
                 return;
