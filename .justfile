@@ -16,9 +16,15 @@ bench name *args:
     cargo build --release --workspace
     sudo target/release/hyphae-bench {{name}} {{args}}
 
-# Regenerate the OpenRPC document.
-openrpc:
+# Regenerate default.toml and the pages of configuration, metrics and RPC methods.
+generate:
+    HYPHAE_WRITE_CONFIG=1 cargo test -p hyphae-config
+    HYPHAE_WRITE_METRICS=1 cargo test -p hyphae-controlplane metrics
     HYPHAE_WRITE_OPENRPC=1 cargo test -p hyphae-rpc --test openrpc
+
+# The documentation of all packages, in target/doc.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --locked
 
 # The gate for changes.
 gate:

@@ -1,11 +1,11 @@
-//! Modes under the umask of a plane: in a process of its own, since a umask is the whole process's.
+//! Modes under the umask of a plane; in a separate process, because the umask is per process.
 
 use std::os::unix::fs::PermissionsExt;
 
 use hyphae_files::{Directory, Socket, clear_umask};
 
 #[test]
-fn modes_are_exact_whatever_the_umask_was() {
+fn modes_are_exact_under_any_inherited_umask() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     clear_umask();
     let lab = tempfile::Builder::new()

@@ -5,15 +5,15 @@ use super::*;
 /// A second user of the host.
 const NOBODY: u32 = 65534;
 
-/// Whether files can be given away here.
+/// Whether this process can change owners.
 pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     assert!(
         root || std::env::var_os("CI").is_none(),
-        "to be run by root"
+        "CI runs this test as root"
     );
     if !root {
-        eprintln!("SKIPPED: only root can give a file to another user");
+        eprintln!("SKIPPED: only root can change the owner of a file");
     }
     root
 }
@@ -48,7 +48,7 @@ fn a_directory_of_another_user_or_below_one_is_refused() {
 }
 
 #[test]
-fn a_directory_that_others_may_write_is_refused_and_above_it_only_a_sticky_one_may_be() {
+fn a_directory_writable_by_others_is_refused_and_so_is_an_ancestor_unless_sticky() {
     let lab = tempfile::tempdir().unwrap();
     let above = lab.path().join("above");
     let ours = above.join("ours");
@@ -71,7 +71,7 @@ fn a_directory_that_others_may_write_is_refused_and_above_it_only_a_sticky_one_m
 }
 
 #[test]
-fn missing_directories_are_made_for_their_owner_only() {
+fn missing_directories_are_created_with_mode_0700() {
     let lab = tempfile::tempdir().unwrap();
     let path = lab.path().join("a/b");
     let made = Directory::create(&path).unwrap();
@@ -83,7 +83,7 @@ fn missing_directories_are_made_for_their_owner_only() {
 }
 
 #[test]
-fn a_link_in_the_path_is_followed_once() {
+fn a_link_in_the_path_is_resolved_once() {
     let lab = tempfile::tempdir().unwrap();
     let [first, second, link] = ["first", "second", "link"].map(|name| lab.path().join(name));
     std::fs::create_dir(&first).unwrap();
@@ -127,7 +127,7 @@ fn planted_links_are_neither_read_nor_written_through() {
 }
 
 #[test]
-fn files_are_for_their_owner_only_and_those_that_are_found_are_made_so() {
+fn new_and_existing_files_get_mode_0600() {
     let lab = tempfile::tempdir().unwrap();
     set_mode(lab.path(), 0o755);
     let directory = Directory::open(lab.path()).unwrap();
@@ -142,7 +142,7 @@ fn files_are_for_their_owner_only_and_those_that_are_found_are_made_so() {
 }
 
 #[test]
-fn in_a_directory_of_anybody_no_mode_is_set_and_no_second_name_opened() {
+fn an_unchecked_directory_changes_no_mode_and_refuses_hard_links() {
     let lab = tempfile::tempdir().unwrap();
     let precious = lab.path().join("precious");
     std::fs::write(&precious, "precious").unwrap();
@@ -159,7 +159,7 @@ fn in_a_directory_of_anybody_no_mode_is_set_and_no_second_name_opened() {
 }
 
 #[test]
-fn an_access_list_that_lets_others_write_is_not_taken_for_a_group() {
+fn an_access_list_with_write_permission_is_not_accepted_as_group_permission() {
     let lab = tempfile::tempdir().unwrap();
     set_mode(lab.path(), 0o770);
     Directory::open(lab.path()).unwrap();
@@ -189,13 +189,13 @@ fn an_access_list_that_lets_others_write_is_not_taken_for_a_group() {
     assert!(matches!(error, DirectoryError::Writable { .. }), "{error}");
     let below = Directory::create(&lab.path().join("below")).unwrap_err();
     assert!(matches!(below, DirectoryError::Writable { .. }), "{below}");
-    // One that only lets read.
+    // Read permission only.
     lets(5).unwrap();
     Directory::open(lab.path()).unwrap();
 }
 
 #[test]
-fn what_is_no_file_or_another_users_is_refused_at_once() {
+fn other_file_types_and_files_of_other_users_are_refused_without_blocking() {
     let lab = tempfile::tempdir().unwrap();
     let directory = Directory::open(lab.path()).unwrap();
     let fifo = FileType::Fifo;
@@ -214,7 +214,7 @@ fn what_is_no_file_or_another_users_is_refused_at_once() {
 }
 
 #[test]
-fn leftovers_of_a_killed_writer_go_and_nothing_else() {
+fn only_leftovers_of_a_killed_writer_are_removed() {
     let lab = tempfile::tempdir().unwrap();
     let directory = Directory::open(lab.path()).unwrap();
     for name in [".topics.toml.7-0.tmp", "topics.toml", ".hidden", "own.tmp"] {

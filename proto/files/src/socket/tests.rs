@@ -35,11 +35,11 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn a_socket_has_its_mode_is_served_and_goes_with_its_owner() {
+fn a_socket_has_its_mode_and_is_removed_on_drop() {
     let lab = Lab::new();
     let (socket, _listener) = lab.bind().unwrap();
     assert_eq!(socket.path(), lab.path());
-    // The umask of this process is that of whoever tests: see tests/modes.rs.
+    // The umask of this process is inherited: tests/modes.rs tests exact modes.
     assert_eq!(mode(&lab.path()) & !0o660, 0);
     UnixStream::connect(lab.path()).unwrap();
     assert!(socket.exists());
@@ -49,7 +49,7 @@ fn a_socket_has_its_mode_is_served_and_goes_with_its_owner() {
 }
 
 #[test]
-fn only_a_stale_socket_of_ours_is_replaced() {
+fn only_a_stale_socket_of_the_same_user_is_replaced() {
     let lab = Lab::new();
     drop(UnixListener::bind(lab.path()).unwrap());
     let kept = Socket::bind(&lab.1, "socket", 0o660, false);
@@ -61,7 +61,7 @@ fn only_a_stale_socket_of_ours_is_replaced() {
     }
     assert!(lab.path().exists());
     let (socket, _listener) = lab.bind().unwrap();
-    // Another one's by now: it stays.
+    // The name belongs to another socket now: drop does not remove it.
     std::fs::remove_file(lab.path()).unwrap();
     assert!(!socket.exists());
     let _successor = UnixListener::bind(lab.path()).unwrap();
@@ -70,7 +70,7 @@ fn only_a_stale_socket_of_ours_is_replaced() {
 }
 
 #[test]
-fn planted_files_and_links_are_left_alone() {
+fn planted_files_and_links_are_not_touched() {
     let lab = Lab::new();
     let precious = lab.0.path().join("precious");
     std::fs::write(&precious, "precious").unwrap();
@@ -88,7 +88,7 @@ fn planted_files_and_links_are_left_alone() {
 }
 
 #[test]
-fn a_lock_that_is_a_second_name_of_a_file_elsewhere_is_neither_taken_nor_changed() {
+fn a_hard_link_as_lock_file_is_refused_and_unchanged() {
     let lab = Lab::new();
     let precious = lab.0.path().join("precious");
     std::fs::write(&precious, "precious").unwrap();
@@ -103,7 +103,7 @@ fn a_lock_that_is_a_second_name_of_a_file_elsewhere_is_neither_taken_nor_changed
 }
 
 #[test]
-fn whoever_turns_the_name_while_it_is_bound_gets_no_file_opened_to_others() {
+fn replacing_the_name_during_bind_changes_no_mode_of_another_file() {
     let lab = Lab::new();
     let precious = lab.0.path().join("precious");
     std::fs::write(&precious, "precious").unwrap();
