@@ -1,6 +1,6 @@
 //! The control-plane process: drives the engines, keeps state files, answers RPC, serves metrics.
 //!
-//! One thread, several tasks. The engine task ([`node`]) owns overlay and RIB and is the only one
+//! One thread, several tasks. The engine task (`node`) owns overlay and RIB and is the only one
 //! that touches them; RPC and metrics ask it through a channel. Nothing here is on the way of a
 //! packet.
 

@@ -148,7 +148,7 @@ impl Underlay {
         }
     }
 
-    /// Waits until something has changed and [`UNDERLAY_SETTLE`] has passed; at most once in [`UNDERLAY_PAUSE`].
+    /// Waits until something has changed and `UNDERLAY_SETTLE` has passed; at most once in `UNDERLAY_PAUSE`.
     pub async fn changed(&mut self) {
         loop {
             let due = self.due;

@@ -203,7 +203,7 @@ pub struct Lock(#[allow(dead_code, reason = "holding the descriptor is the point
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Acquires a resource that a process killed a moment ago may still hold. Blocks up to [`BUSY_TIMEOUT`], so it is
+/// Acquires a resource that a process killed a moment ago may still hold. Blocks up to `BUSY_TIMEOUT`, so it is
 /// for start-up only.
 ///
 /// # Errors

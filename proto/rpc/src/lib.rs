@@ -5,7 +5,7 @@
 //! Hyphae are under `node.`, `route.`, `config.` and `admin.`.
 //!
 //! The method table ([`METHODS`]) is the only list of methods. It generates the functions of [`Client`] and the OpenRPC
-//! document ([`openrpc`]):
+//! document ([`openrpc()`]):
 //!
 //! ```
 //! let method = hyphae_rpc::find("node.ping").expect("in the table");
