@@ -2,9 +2,10 @@
 //!
 //! Workers are not disturbed: their counters are read from the segment.
 
-mod each_peer;
+mod calls;
 mod families;
-mod record;
+mod family;
+mod per_peer;
 #[cfg(test)]
 mod tests;
 
@@ -15,18 +16,16 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyphae_shm::stats::Counter;
-use metrics::{describe_counter, describe_gauge, with_local_recorder};
-use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::node::request::Command;
 use crate::node::snapshot::Snapshot;
 use crate::proxy;
+use crate::reload::ReloadCounts;
 use crate::rpc::Dispatcher;
-use families::{Family, Kind};
+use families::Source;
 
-pub(crate) use families::RPC;
+pub(crate) use calls::CallLatency;
 
 type Sources = (
     mpsc::Sender<Command>,
@@ -66,7 +65,7 @@ async fn scrape(State((commands, dispatcher, proxies, turn)): State<Sources>) ->
     };
     // Not on the thread of the engines: hellos would wait for the text of thousands of peers.
     let written = tokio::task::spawn_blocking(move || {
-        let mut text = text(scrape, &proxies);
+        let mut text = text(scrape, &proxies, dispatcher.reloads());
         text.extend_from_slice(dispatcher.metrics().as_bytes());
         drop(turn);
         text
@@ -77,47 +76,23 @@ async fn scrape(State((commands, dispatcher, proxies, turn)): State<Sources>) ->
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
-fn text(mut scrape: Snapshot, proxies: &proxy::Stats) -> Vec<u8> {
-    // A recorder of its own for every scrape: a kept one would hide that a dataplane's counters
-    // have started over, because it only ever raises them.
-    let recorder = PrometheusBuilder::new().build_recorder();
-    with_local_recorder(&recorder, || {
-        describe();
-        record::record(&scrape);
-        record::record_proxies(proxies);
-    });
-    let mut text = recorder.handle().render().into_bytes();
-    text.extend_from_slice(record::render_rest(&scrape.workers).as_bytes());
-    if let Some((peers, peers_max)) = &mut scrape.per_peer {
+fn text(mut node: Snapshot, proxies: &proxy::Stats, reloads: ReloadCounts) -> Vec<u8> {
+    let per_peer = node.per_peer.take();
+    let source = Source {
+        node,
+        proxies: proxies.all(),
+        reloads,
+    };
+    let mut text = families::render(&source).into_bytes();
+    if let Some((mut peers, peers_max)) = per_peer {
         let traffic = |peer| {
-            let workers = scrape.workers.iter().map(|worker| worker.peer(peer));
+            let workers = source.node.workers.iter();
+            let workers = workers.map(|worker| worker.peer(peer));
             workers.fold([0; 2], |[received, sent], peer| {
                 [received + peer.rx_bytes, sent + peer.tx_bytes]
             })
         };
-        each_peer::render(peers, *peers_max, traffic, &mut text);
+        per_peer::render(&mut peers, peers_max, traffic, &mut text);
     }
     text
-}
-
-fn describe() {
-    let declared = [families::NODE, families::ROUTING, families::BUS];
-    for family in declared.into_iter().flatten().chain(families::SPECIAL) {
-        describe_family(family.name.to_owned(), family.kind, family.help);
-    }
-    for Family {
-        name, kind, help, ..
-    } in Counter::ALL.iter().filter_map(|c| families::total(*c))
-    {
-        describe_family(name, kind, help);
-    }
-}
-
-fn describe_family(name: String, kind: Kind, help: &'static str) {
-    match kind {
-        Kind::Counter => describe_counter!(name, help),
-        Kind::Gauge => describe_gauge!(name, help),
-        // Written by `render_rest`, or kept by the calls.
-        Kind::Histogram => {}
-    }
 }

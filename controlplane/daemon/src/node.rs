@@ -1,6 +1,7 @@
 //! The node: engines, configured peers, and what RPC asks of them.
 
 mod alarm;
+mod apply;
 pub(crate) mod attachment;
 mod event_log;
 mod fib_hold;
@@ -13,7 +14,7 @@ mod routing;
 pub(crate) mod services;
 pub(crate) mod snapshot;
 pub(crate) mod task;
-mod views;
+pub(crate) mod views;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -21,36 +22,33 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use hyphae_files::Directory;
 use hyphae_overlay::{ConfiguredPeer, Event, Overlay, PeerConfig, PeerState};
 use hyphae_routing::Rib;
-use hyphae_rpc::message::{Error, code};
-use hyphae_rpc::method::Pong;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{Program, Punt};
 use hyphae_time::Nanos;
 
-use hyphae_wire::{Endpoint, NetworkId, OverlayAddress, PublicKey, SecretKey, WorkerId};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SecretKey, WorkerId};
+use tokio::sync::{broadcast, mpsc};
 
-use crate::reload::{Reloader, Reloads};
-use crate::rpc::Outcome;
 use attachment::Attachment;
 use event_log::Totals;
 use fib_hold::FibHold;
+use hyphae_config::Config;
 use hyphae_config::endpoint::PeerUrl;
-use hyphae_config::{Config, Settings};
 use hyphae_host as host;
 use hyphae_host::Names;
 use hyphae_host::discovery::Discovery;
 use hyphae_host::{Resolved, Resolver};
 use neighbours::Neighbours;
-use request::Command;
+use request::{Command, Probe, TraceAnswer};
 use resolve::name;
 use routing::Routing;
 use services::bus::BusService;
 use services::context::NodeContext;
 use services::{Input, Service, Session, Turn};
+
+pub(crate) use apply::live;
 
 /// Datagrams of the message bus per turn.
 const BUS_SHARE: usize = 180;
@@ -70,12 +68,7 @@ pub(crate) struct Configured {
 /// Parts of a [`Node`].
 pub(crate) struct Builder {
     pub(crate) config: Config,
-    /// The settings that `config` was made of.
-    pub(crate) settings: Settings,
-    pub(crate) reloader: Reloader,
     pub(crate) identity: SecretKey,
-    /// Number of the private network.
-    pub(crate) network: Option<NetworkId>,
     pub(crate) overlay: Overlay,
     pub(crate) bus: BusService,
     /// Sender of requests to the node.
@@ -87,7 +80,6 @@ pub(crate) struct Builder {
     pub(crate) discovery: Discovery,
     /// Changes of links and addresses, as the kernel reports them.
     pub(crate) kernel_changes: broadcast::Sender<host::Change>,
-    pub(crate) state_directory: Directory,
     pub(crate) socket_directory: PathBuf,
     /// Restarts of this control plane by its supervisor.
     pub(crate) restarts: u64,
@@ -97,7 +89,6 @@ pub(crate) struct Builder {
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) identity: SecretKey,
-    pub(crate) state_directory: Directory,
     pub(crate) socket_directory: PathBuf,
     pub(crate) overlay: Overlay,
     /// UDP port of each worker.
@@ -119,8 +110,9 @@ pub(crate) struct Node {
     neighbours_at: Nanos,
     counters_at: Nanos,
     memory: memory::Memory,
-    pings: BTreeMap<u64, (Nanos, oneshot::Sender<Outcome>)>,
-    next_ping: u64,
+    /// Pings and traces that wait, with their deadlines.
+    probes: BTreeMap<u64, (Nanos, Probe)>,
+    next_probe: u64,
     /// The host's routes to nodes whose path carries less than the device.
     pub(crate) host_routes: Option<host::HostRoutes>,
     /// How the host's side of the TUN device is.
@@ -135,13 +127,6 @@ pub(crate) struct Node {
     retry_at: Nanos,
     pub(crate) totals: Totals,
     pub(crate) started: Nanos,
-    pub(crate) started_unix: u64,
-    /// What `config` was made of.
-    pub(crate) settings: Settings,
-    pub(crate) reloader: Reloader,
-    pub(crate) reloads: Arc<Reloads>,
-    /// Of the private network.
-    pub(crate) network: Option<NetworkId>,
     /// Whether the workers' processor has AES instructions.
     pub(crate) aes_hardware: bool,
     /// First and last time a key was seen up.
@@ -152,10 +137,7 @@ impl Node {
     pub(crate) fn new(now: Nanos, builder: Builder) -> Self {
         let Builder {
             config,
-            settings,
-            reloader,
             identity,
-            network,
             overlay,
             bus,
             commands,
@@ -163,7 +145,6 @@ impl Node {
             aes_hardware,
             discovery,
             kernel_changes,
-            state_directory,
             socket_directory,
             restarts,
         } = builder;
@@ -180,7 +161,6 @@ impl Node {
         Self {
             config,
             identity,
-            state_directory,
             socket_directory,
             overlay,
             ports,
@@ -199,8 +179,8 @@ impl Node {
             neighbours_at: Nanos::NEVER,
             counters_at: now,
             memory: memory::Memory::new(now),
-            pings: BTreeMap::new(),
-            next_ping: 1,
+            probes: BTreeMap::new(),
+            next_probe: 1,
             host_routes: None,
             host: Arc::default(),
             underlay,
@@ -210,11 +190,6 @@ impl Node {
             retry_at: Nanos::NEVER,
             totals: Totals::new(restarts),
             started: now,
-            started_unix: unix.as_secs(),
-            settings,
-            reloader,
-            reloads: Arc::new(Reloads::new()),
-            network,
             aes_hardware,
             seen: BTreeMap::new(),
         }
@@ -370,23 +345,11 @@ impl Node {
         }
         self.release_routes(now);
         self.look_names_up(now);
-        let late: Vec<u64> = self
-            .pings
-            .iter()
-            .filter(|(_, (at, _))| *at <= now)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in late {
-            if let Some((_, reply)) = self.pings.remove(&id) {
-                let error = Error::new(code::NO_ANSWER, "no answer in time");
-                // The caller may have disconnected.
-                let _ = reply.send(Err(error));
-            }
-        }
+        self.expire_probes(now);
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Nanos> {
-        let pings = self.pings.values().map(|(at, _)| *at).min();
+        let probes = self.probes.values().map(|(at, _)| *at).min();
         let bus = self.bus.poll_timeout();
         let routing = self.routing.as_ref().and_then(|r| r.speaker.poll_timeout());
         let memory = self.memory.at();
@@ -400,7 +363,7 @@ impl Node {
         let engines = [self.overlay.poll_timeout(), bus, routing];
         engines
             .into_iter()
-            .chain([self.hold.deadline(), pings, self.names.poll_timeout()])
+            .chain([self.hold.deadline(), probes, self.names.poll_timeout()])
             .flatten()
             .chain(own)
             .min()
@@ -502,18 +465,9 @@ impl Node {
                 self.retry_at = now;
                 self.routing_link_down(now, peer);
             }
-            Event::EchoReply { id, rtt, .. } => {
-                if let Some((_, reply)) = self.pings.remove(&id) {
-                    let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-                    // The caller may have disconnected.
-                    let _ = reply.send(crate::rpc::value(Pong { rtt_micros: micros }));
-                }
-            }
+            Event::EchoReply { id, rtt, .. } => self.ping_answered(id, rtt),
             Event::TraceReply { id, code, key, rtt } => {
-                if let Some((_, reply)) = self.pings.remove(&id) {
-                    // The caller may have disconnected.
-                    let _ = reply.send(crate::rpc::trace_hop(code, &key, rtt));
-                }
+                self.trace_answered(id, TraceAnswer { code, key, rtt });
             }
             Event::PathMtu { address, mtu } => {
                 let carries = self.overlay.path_mtu(address);
@@ -543,22 +497,8 @@ impl Node {
     /// Does what a command asks; true when it asks to end.
     pub(crate) fn handle_command(&mut self, now: Nanos, command: Command) -> bool {
         match command {
-            Command::Call {
-                method,
-                params,
-                reply,
-            } => {
-                if method == "node.ping" {
-                    self.start_ping(now, &params, reply);
-                } else if method == "node.trace" {
-                    self.start_trace(now, &params, reply);
-                } else if let Some(rows) = self.rows(now, &method) {
-                    rows.answer(reply);
-                } else {
-                    let result = self.call(now, &method, &params);
-                    // The caller may have disconnected.
-                    let _ = reply.send(result);
-                }
+            Command::Request(request) => {
+                self.handle_request(now, request);
                 self.drain();
                 false
             }
@@ -571,36 +511,6 @@ impl Node {
                 false
             }
             Command::Shutdown => true,
-        }
-    }
-
-    fn start_ping(&mut self, now: Nanos, params: &str, reply: oneshot::Sender<Outcome>) {
-        match crate::rpc::ping_params(params) {
-            Ok((address, timeout)) => {
-                let id = self.next_ping;
-                self.next_ping += 1;
-                self.pings.insert(id, (now + timeout, reply));
-                self.overlay.ping(now, address, id);
-            }
-            Err(error) => {
-                // The caller may have disconnected.
-                let _ = reply.send(Err(error));
-            }
-        }
-    }
-
-    fn start_trace(&mut self, now: Nanos, params: &str, reply: oneshot::Sender<Outcome>) {
-        match crate::rpc::trace_params(params) {
-            Ok((address, hop_limit, timeout)) => {
-                let id = self.next_ping;
-                self.next_ping += 1;
-                self.pings.insert(id, (now + timeout, reply));
-                self.overlay.trace(now, address, hop_limit, id);
-            }
-            Err(error) => {
-                // The caller may have disconnected.
-                let _ = reply.send(Err(error));
-            }
         }
     }
 

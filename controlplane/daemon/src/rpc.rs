@@ -13,27 +13,25 @@
 //!  TCP ─ peer_uid, token ─── serve (HTTP) ─ gate ─┴─ rest ────────┘
 //! ```
 
-mod admin;
 mod authorizer;
 mod connections;
+mod context;
 mod credentials;
 mod dispatch;
 mod envelope;
+mod error;
 mod gate;
 mod gone;
 mod http;
-mod latency;
-mod messages;
 mod methods;
+mod params;
 pub(crate) mod peer_uid;
 mod place;
-mod reload;
 mod remote;
+mod reply;
 mod rest;
 pub(crate) mod rest_peers;
-mod rows;
 mod serve;
-mod topics;
 mod unix;
 
 use std::io;
@@ -47,11 +45,10 @@ use hyphae_store::files::retry_while_busy;
 pub(crate) use authorizer::Admins;
 pub(crate) use authorizer::Listener;
 pub(crate) use connections::raise_descriptor_limit;
-pub(crate) use dispatch::{Dispatcher, Parts};
+pub(crate) use context::{Dispatcher, Files, Parts};
 pub(crate) use gate::checked;
 pub(crate) use http::router;
-pub(crate) use latency::Latency;
-pub(crate) use methods::{Outcome, ping_params, trace_hop, trace_params, value};
+pub(crate) use methods::Configuration;
 pub(crate) use place::Place;
 pub(crate) use remote::{REMOTE_CALLS_QUEUED, answer_remote_calls};
 pub(crate) use rest::router as rest_router;

@@ -7,6 +7,7 @@ use hyphae_bus::topics::Topics;
 use hyphae_files::Directory;
 use hyphae_notify::Notifier;
 use hyphae_overlay::{Config as OverlayConfig, Overlay};
+use hyphae_rpc::method::ReloadParams;
 use hyphae_wire::Network;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -15,20 +16,20 @@ use crate::node::attachment::{DATAPLANE_SOCKET, wait_for_dataplane};
 use crate::node::request::Command;
 use crate::node::services::bus::{BusParts, BusService};
 use crate::node::task::Task;
-use crate::node::{Builder, Node};
+use crate::node::{Builder, Node, live};
 use crate::proxy::Gate;
 use crate::proxy::forward::Forward;
 use crate::proxy::outbound::Outbound;
-use crate::reload::{self, Reloader};
-use crate::rpc::{Dispatcher, Parts};
+use crate::reload::{Reloader, Reloads};
+use crate::rpc::{Configuration, Dispatcher, Files, Parts};
 use crate::{metrics, proxy, rpc};
 use hyphae_config::{Config, ConfigError, DiscoveryMode, Settings};
 use hyphae_host as host;
 use hyphae_host::Vigil;
 use hyphae_host::discovery::{self, Discovery};
 use hyphae_store::files::{
-    self, ADMIN_FILE, DRAIN_FILE, DrainFile, PEERS_FILE, PeersFile, ROUTES_FILE, RoutesFile,
-    StateError, TOPICS_FILE, retry_while_busy,
+    self, ADMIN_FILE, DRAIN_FILE, PEERS_FILE, ROUTES_FILE, StateError, TOPICS_FILE,
+    retry_while_busy,
 };
 use hyphae_store::inbox::{Found, Inbox, InboxError};
 use hyphae_store::stored::Stored;
@@ -128,12 +129,14 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
     let _lock = files::lock(&options.state_directory)?;
     let identity = files::load_or_create_key(&options.state_directory)?;
-    let peers: PeersFile = files::read_toml_or_create(&options.state_directory, PEERS_FILE)?;
-    let routes: RoutesFile = files::read_toml_or_create(&options.state_directory, ROUTES_FILE)?;
-    let drain: DrainFile = files::read_toml(&options.state_directory, DRAIN_FILE)?;
-    let topics = Stored::<Topics>::open(&options.state_directory, TOPICS_FILE)?;
-    let topics = Arc::new(topics);
-    let admins = Stored::open(&options.state_directory, ADMIN_FILE)?;
+    let directory = &options.state_directory;
+    let files = Files {
+        peers: Stored::open(directory, PEERS_FILE)?,
+        routes: Stored::open(directory, ROUTES_FILE)?,
+        drain: Stored::open_or_default(directory, DRAIN_FILE)?,
+        topics: Stored::open(directory, TOPICS_FILE)?,
+        admins: Stored::open(directory, ADMIN_FILE)?,
+    };
     let config = options.settings.config()?;
     let limits = config.inbox.into();
     let (inbox, found) = if config.inbox.durable {
@@ -174,7 +177,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         None => None,
     };
     let mut overlay_config = OverlayConfig::new(identity.clone(), ports.clone());
-    overlay_config.set_live(&reload::live(&config, hello.aes_hardware != 0));
+    overlay_config.set_live(&live(&config, hello.aes_hardware != 0));
     overlay_config.mtu = config.mtu;
     overlay_config.network = network.clone();
     overlay_config.policy = config.peering.policy.clone();
@@ -193,7 +196,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         BusParts {
             config: bus_config,
             seed,
-            topics: Topics::clone(&topics.read()),
+            topics: Topics::clone(&files.topics.read()),
             inbox: inbox.clone(),
             found,
             admin: Some(calls),
@@ -209,10 +212,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         now,
         Builder {
             config,
-            settings: options.settings,
-            reloader,
             identity,
-            network: network_id,
             overlay,
             bus,
             commands: commands.clone(),
@@ -220,13 +220,13 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
             aes_hardware: hello.aes_hardware != 0,
             discovery,
             kernel_changes,
-            state_directory: options.state_directory,
             socket_directory: sockets,
             restarts: options.restarts,
         },
     );
-    node.set_drained(now, drain.drained);
-    for route in node.config.routes.clone().into_iter().chain(routes.routes) {
+    node.set_drained(now, files.drain.read().drained);
+    let stored = files.routes.read().routes.clone();
+    for route in node.config.routes.clone().into_iter().chain(stored) {
         let refused = |source| RunError::Route {
             route: route.to_string(),
             source,
@@ -234,7 +234,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         node.rib.add_static(route.route()).map_err(refused)?;
     }
     // One that was added at run time stays when it leaves the configuration, and is one peer meanwhile.
-    let stored = peers.peers;
+    let stored = files.peers.read().peers.clone();
     let mut given = node.config.peers.clone();
     given.retain(|peer| !stored.contains(peer));
     for peer in given {
@@ -249,8 +249,12 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     let parts = Parts {
         commands: commands.clone(),
         bus: bus_client.clone(),
-        topics,
-        admins,
+        files,
+        configuration: Configuration {
+            settings: options.settings,
+            reloader,
+            network: network_id,
+        },
         key: node.identity.public_key(),
         sockets: Outbound::new(
             bus_client.clone(),
@@ -260,10 +264,10 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         ),
         bus_call: node.config.bus_call,
         gate: gate.clone(),
-        reloads: Arc::clone(&node.reloads),
+        reloads: Arc::new(Reloads::new()),
         shutdown: options.shutdown,
     };
-    let dispatcher = Arc::new(Dispatcher::new(parts, rpc::Latency::new()?));
+    let dispatcher = Arc::new(Dispatcher::new(parts, metrics::CallLatency::new()?));
     tokio::spawn(rpc::answer_remote_calls(
         remote_calls,
         Arc::clone(&dispatcher),
@@ -306,7 +310,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         loop {
             asked.notified().await;
             // It says in the log what came of it.
-            let _ = reloading.reload("{}").await;
+            let _ = reloading.reload(ReloadParams::default()).await;
         }
     });
     let stopper = commands.clone();

@@ -48,12 +48,25 @@ impl<T: Content> Stored<T> {
     /// When it is malformed, empty or cannot be read; it is left as it is.
     pub fn open(directory: &Directory, name: &'static str) -> Result<Self, StateError> {
         let current = files::read_toml_or_create::<T>(directory, name)?;
-        Ok(Self {
+        Ok(Self::new(directory, name, current))
+    }
+
+    /// As [`Self::open`]; a missing file stays missing until the first change.
+    ///
+    /// # Errors
+    /// When it is malformed, empty or cannot be read; it is left as it is.
+    pub fn open_or_default(directory: &Directory, name: &'static str) -> Result<Self, StateError> {
+        let current = files::read_toml::<T>(directory, name)?;
+        Ok(Self::new(directory, name, current))
+    }
+
+    fn new(directory: &Directory, name: &'static str, current: T) -> Self {
+        Self {
             directory: directory.clone(),
             name,
             changing: Mutex::new(()),
             current: RwLock::new(Arc::new(current)),
-        })
+        }
     }
 
     /// What holds now.

@@ -30,4 +30,7 @@ pub use client::{Client, ClientError};
 pub use connection::{Answers, BATCH_MAX, BatchId, Connection};
 pub use message::{Error, Request, Response, code};
 pub use openrpc::document as openrpc;
-pub use table::{METHODS, Method, NoParams, cause, method as find, parse_params};
+pub use table::{
+    Access, Call, Effect, METHODS, Method, MethodId, NoParams, Waits, cause, method as find,
+    parse_params,
+};

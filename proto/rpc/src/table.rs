@@ -18,9 +18,40 @@ use crate::method::{
     TraceHop, TraceParams,
 };
 
+/// Callers that may call a method, beside what their listener and admin.toml allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Processes of this host only: not over the bus, and not with a bearer token.
+    Local,
+    /// All.
+    Remote,
+}
+
+/// What a call leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing on disk, apart from the inbox.
+    Transient,
+    /// A change of a state file or of the configuration. It completes even if its caller disconnects.
+    Durable,
+}
+
+/// Whether a call may take long on purpose. Its wait ends when its caller disconnects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// It does not.
+    Never,
+    /// If its parameters ask for it.
+    IfAsked,
+    /// It may.
+    Always,
+}
+
 /// One method.
 #[derive(Clone, Copy, Debug)]
 pub struct Method {
+    /// Its number.
+    pub id: MethodId,
     /// Its name.
     pub name: &'static str,
     /// What it does, one line.
@@ -29,6 +60,12 @@ pub struct Method {
     pub params: &'static [&'static str],
     /// Errors of its own.
     pub errors: &'static [i64],
+    /// Who may call it.
+    pub access: Access,
+    /// What it leaves behind.
+    pub effect: Effect,
+    /// Whether it may take long on purpose.
+    pub waits: Waits,
     /// Schema of an object of all parameters.
     pub(crate) params_schema: fn(&mut SchemaGenerator) -> Schema,
     /// Schema of the result.
@@ -44,11 +81,25 @@ pub fn method(name: &str) -> Option<&'static Method> {
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize, JsonSchema)]
 pub struct NoParams {}
 
+impl Call {
+    /// Its method.
+    pub fn method(&self) -> &'static Method {
+        &METHODS[self.id() as usize]
+    }
+}
+
+/// A row: documentation; variant of [`Call`] and function of [`Client`]; name; type and names of the parameters;
+/// result; errors of its own; [`Access`], [`Effect`], [`Waits`].
 macro_rules! methods {
-    ($($(#[doc = $summary:literal])+ $function:ident = $name:literal
-        ($($params:ty)?) [$($field:literal),*] -> $result:ty, [$($error:ident),*];)*) => {
-        /// Every method that a node answers.
+    ($($(#[doc = $summary:literal])+ $variant:ident $function:ident = $name:literal
+        ($($params:ty)?) [$($field:literal),*] -> $result:ty, [$($error:ident),*],
+        $access:ident $effect:ident $waits:ident;)*) => {
+        /// Every method that a node answers, in the order of [`MethodId`].
         pub static METHODS: &[Method] = &[$(Method {
+            id: MethodId::$variant,
+            access: Access::$access,
+            effect: Effect::$effect,
+            waits: Waits::$waits,
             name: $name,
             summary: concat!($($summary),+).trim_ascii_start(),
             params: &[$($field),*],
@@ -56,6 +107,48 @@ macro_rules! methods {
             params_schema: methods!(@schema $($params)?),
             result_schema: |generator| generator.subschema_for::<$result>(),
         }),*];
+
+        /// Number of a method.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum MethodId {$(
+            $(#[doc = $summary])+
+            $variant,
+        )*}
+
+        /// A call with its parameters, one variant per method.
+        #[derive(Clone, Debug)]
+        pub enum Call {$(
+            $(#[doc = $summary])+
+            $variant $(($params))?,
+        )*}
+
+        impl Call {
+            /// Reads the parameters of a method, by name or by position. A method without parameters ignores what
+            /// is given.
+            ///
+            /// # Errors
+            /// When they are not of the method's type.
+            pub fn parse(method: MethodId, params: &str) -> Result<Self, crate::Error> {
+                Ok(match method {
+                    $(MethodId::$variant => methods!(@parse $variant params $($params)?),)*
+                })
+            }
+
+            /// Number of its method.
+            pub fn id(&self) -> MethodId {
+                match self {
+                    $(Self::$variant { .. } => MethodId::$variant,)*
+                }
+            }
+
+            /// Whether it may take long on purpose.
+            pub fn may_wait(&self) -> bool {
+                let call = self;
+                match call {
+                    $(Self::$variant { .. } => methods!(@waits $waits call $variant),)*
+                }
+            }
+        }
 
         /// One function per method, with its types.
         impl Client {$(
@@ -68,6 +161,13 @@ macro_rules! methods {
             }
         )*}
     };
+    (@parse $variant:ident $text:ident) => {{ Call::$variant }};
+    (@parse $variant:ident $text:ident $params:ty) => { Call::$variant(parse_params($text)?) };
+    (@waits Never $call:ident $variant:ident) => { false };
+    (@waits Always $call:ident $variant:ident) => { true };
+    (@waits IfAsked $call:ident $variant:ident) => {
+        matches!($call, Call::$variant(params) if params.may_wait())
+    };
     (@schema) => { NoParams::json_schema };
     (@schema $params:ty) => { <$params>::json_schema };
     (@value) => { NoParams {} };
@@ -76,156 +176,194 @@ macro_rules! methods {
 
 methods! {
     /// Key, address and subnet of the node.
-    get_info = "getInfo" () [] -> Info, [];
+    GetInfo get_info = "getInfo" () [] -> Info, [], Remote Transient Never;
     /// Key of the node that owns an overlay address, where it is known.
-    get_public_key_from_ip = "getPublicKeyFromIp" (IpParams) ["ip"] -> String, [BAD_IP, NO_KEY];
+    GetPublicKeyFromIp get_public_key_from_ip = "getPublicKeyFromIp" (IpParams) ["ip"]
+        -> String, [BAD_IP, NO_KEY],
+        Remote Transient Never;
     /// All peers, configured and inbound.
-    get_peers = "getPeers" () [] -> Vec<Peer>, [];
+    GetPeers get_peers = "getPeers" () [] -> Vec<Peer>, [], Remote Transient Never;
     /// Connect to a peer, now and after every restart.
-    add_peer = "addPeer" (EndpointParams) ["endpoint"] -> bool,
-        [BAD_ENDPOINT, PEER_EXISTS, PERSIST_FAILED];
+    AddPeer add_peer = "addPeer" (EndpointParams) ["endpoint"] -> bool,
+        [BAD_ENDPOINT, PEER_EXISTS, PERSIST_FAILED], Remote Durable Never;
     /// Stop connecting to a peer and end the link.
-    delete_peer = "deletePeer" (EndpointParams) ["endpoint"] -> bool,
-        [BAD_ENDPOINT_DELETE, PEER_NOT_FOUND, PERSIST_FAILED];
+    DeletePeer delete_peer = "deletePeer" (EndpointParams) ["endpoint"] -> bool,
+        [BAD_ENDPOINT_DELETE, PEER_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
     /// Routes in use.
-    get_selected_routes = "getSelectedRoutes" () [] -> Vec<Route>, [];
+    GetSelectedRoutes get_selected_routes = "getSelectedRoutes" () [] -> Vec<Route>, [],
+        Remote Transient Never;
     /// Routes that are known and not in use.
-    get_fallback_routes = "getFallbackRoutes" () [] -> Vec<Route>, [];
+    GetFallbackRoutes get_fallback_routes = "getFallbackRoutes" () [] -> Vec<Route>, [],
+        Remote Transient Never;
     /// Subnets that a route or session is being looked for.
-    get_queried_subnets = "getQueriedSubnets" () [] -> Vec<QueriedSubnet>, [];
+    GetQueriedSubnets get_queried_subnets = "getQueriedSubnets" () [] -> Vec<QueriedSubnet>, [],
+        Remote Transient Never;
     /// Frames and bytes exchanged with each peer.
-    get_packet_statistics = "getPacketStatistics" () [] -> PacketStatistics, [];
+    GetPacketStatistics get_packet_statistics = "getPacketStatistics" () [] -> PacketStatistics, [],
+        Remote Transient Never;
 
     /// Send a message; with reply_timeout, wait for the reply.
-    push_message = "pushMessage" (PushMessageParams) ["message", "reply_timeout", "wait"]
-        -> PushMessageResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY];
+    PushMessage push_message = "pushMessage" (PushMessageParams) ["message", "reply_timeout", "wait"]
+        -> PushMessageResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY],
+        Remote Transient IfAsked;
     /// Send several messages to one node. Either all are under way then, or so many of the first.
-    push_messages = "pushMessages" (PushMessagesParams)
+    PushMessages push_messages = "pushMessages" (PushMessagesParams)
         ["dst", "topic", "payloads", "attached", "wait"]
-        -> PushMessagesResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, BUSY];
+        -> PushMessagesResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, BUSY], Remote Transient IfAsked;
     /// Take the next message out of the inbox, or null when none comes in time. It leaves the inbox once the answer
     /// was written.
-    pop_message = "popMessage" (PopMessageParams) ["peek", "timeout", "topic"]
-        -> Option<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY];
+    PopMessage pop_message = "popMessage" (PopMessageParams) ["peek", "timeout", "topic"]
+        -> Option<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY], Remote Transient Always;
     /// Take several messages out of the inbox at once: one at least, waiting for it if asked to, then
     /// those that are there, up to count of them and 1 MiB. None when none comes in time. They leave the inbox once the
     /// answer was written; with a lease, once they are acknowledged.
-    pop_messages = "popMessages" (PopMessagesParams)
+    PopMessages pop_messages = "popMessages" (PopMessagesParams)
         ["count", "timeout", "topic", "attach", "lease"]
-        -> Vec<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY, PERSIST_FAILED];
+        -> Vec<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY, PERSIST_FAILED], Remote Transient Always;
     /// Acknowledge leased messages: they leave the inbox, and their senders learn that they were read.
-    ack_messages = "ackMessages" (TokensParams) ["tokens"] -> LeaseResult,
-        [LEASE_ENDED, PERSIST_FAILED];
+    AckMessages ack_messages = "ackMessages" (TokensParams) ["tokens"] -> LeaseResult,
+        [LEASE_ENDED, PERSIST_FAILED], Remote Transient Never;
     /// Let leases end later, or earlier.
-    extend_messages = "extendMessages" (ExtendMessagesParams) ["tokens", "lease"] -> LeaseResult,
-        [LEASE_ENDED];
+    ExtendMessages extend_messages = "extendMessages" (ExtendMessagesParams) ["tokens", "lease"]
+        -> LeaseResult,
+        [LEASE_ENDED], Remote Transient Never;
     /// Give leased messages back: they are visible in the inbox again.
-    return_messages = "returnMessages" (TokensParams) ["tokens"] -> LeaseResult, [LEASE_ENDED];
+    ReturnMessages return_messages = "returnMessages" (TokensParams) ["tokens"]
+        -> LeaseResult, [LEASE_ENDED],
+        Remote Transient Never;
     /// Count the messages of the inbox and list the oldest, without their contents.
-    list_messages = "listMessages" (ListMessagesParams) ["topic", "count", "after"] -> InboxList,
-        [BAD_TOPIC_FILTER];
+    ListMessages list_messages = "listMessages" (ListMessagesParams) ["topic", "count", "after"]
+        -> InboxList,
+        [BAD_TOPIC_FILTER], Remote Transient Never;
     /// Answer a message.
-    push_message_reply = "pushMessageReply" (PushMessageReplyParams) ["id", "message", "ack"]
-        -> bool, [BAD_IP, BAD_KEY, PUSH_REFUSED, BAD_ID, LEASE_ENDED, PERSIST_FAILED];
+    PushMessageReply push_message_reply = "pushMessageReply" (PushMessageReplyParams) ["id", "message", "ack"]
+        -> bool, [BAD_IP, BAD_KEY, PUSH_REFUSED, BAD_ID, LEASE_ENDED, PERSIST_FAILED],
+        Remote Transient Never;
     /// How far a message has come.
-    get_message_info = "getMessageInfo" (MessageIdParams) ["id"] -> MessageInfo,
-        [NO_MESSAGE, BAD_INFO_ID];
+    GetMessageInfo get_message_info = "getMessageInfo" (MessageIdParams) ["id"] -> MessageInfo,
+        [NO_MESSAGE, BAD_INFO_ID], Remote Transient Never;
 
     /// Whether messages on topics that are not listed are accepted.
-    get_default_topic_action = "getDefaultTopicAction" () [] -> bool, [];
+    GetDefaultTopicAction get_default_topic_action = "getDefaultTopicAction" () [] -> bool, [],
+        Remote Transient Never;
     /// Accept or drop messages on topics that are not listed.
-    set_default_topic_action = "setDefaultTopicAction" (AcceptParams) ["accept"] -> bool,
-        [PERSIST_FAILED];
+    SetDefaultTopicAction set_default_topic_action = "setDefaultTopicAction" (AcceptParams) ["accept"]
+        -> bool,
+        [PERSIST_FAILED], Remote Durable Never;
     /// Topics that are listed.
-    get_topics = "getTopics" () [] -> Vec<String>, [];
+    GetTopics get_topics = "getTopics" () [] -> Vec<String>, [], Remote Transient Never;
     /// List a topic; a listed topic without sources drops everything.
-    add_topic = "addTopic" (TopicParams) ["topic"] -> bool, [BAD_TOPIC, PERSIST_FAILED];
+    AddTopic add_topic = "addTopic" (TopicParams) ["topic"] -> bool, [BAD_TOPIC, PERSIST_FAILED],
+        Remote Durable Never;
     /// Take a topic off the list, with its sources and sockets.
-    remove_topic = "removeTopic" (TopicParams) ["topic"] -> bool,
-        [BAD_TOPIC, TOPIC_NOT_FOUND, PERSIST_FAILED];
+    RemoveTopic remove_topic = "removeTopic" (TopicParams) ["topic"] -> bool,
+        [BAD_TOPIC, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
     /// Subnets that may send to a topic.
-    get_topic_sources = "getTopicSources" (TopicParams) ["topic"] -> Vec<String>,
-        [BAD_TOPIC, TOPIC_NOT_FOUND];
+    GetTopicSources get_topic_sources = "getTopicSources" (TopicParams) ["topic"] -> Vec<String>,
+        [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
     /// Let a subnet send to a topic.
-    add_topic_source = "addTopicSource" (TopicSubnetParams) ["topic", "subnet"] -> bool,
-        [BAD_TOPIC, BAD_SUBNET, TOPIC_NOT_FOUND, PERSIST_FAILED];
+    AddTopicSource add_topic_source = "addTopicSource" (TopicSubnetParams) ["topic", "subnet"]
+        -> bool,
+        [BAD_TOPIC, BAD_SUBNET, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
     /// Let a subnet no longer send to a topic.
-    remove_topic_source = "removeTopicSource" (TopicSubnetParams) ["topic", "subnet"] -> bool,
-        [BAD_TOPIC, BAD_SUBNET, TOPIC_NOT_FOUND, PERSIST_FAILED];
+    RemoveTopicSource remove_topic_source = "removeTopicSource" (TopicSubnetParams) ["topic", "subnet"]
+        -> bool,
+        [BAD_TOPIC, BAD_SUBNET, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
     /// Keys that may send to a topic.
-    get_topic_pubkey_sources = "getTopicPubkeySources" (TopicParams) ["topic"] -> Vec<String>,
-        [BAD_TOPIC, TOPIC_NOT_FOUND];
+    GetTopicPubkeySources get_topic_pubkey_sources = "getTopicPubkeySources" (TopicParams) ["topic"]
+        -> Vec<String>,
+        [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
     /// Let the holder of a key send to a topic.
-    add_topic_pubkey_source = "addTopicPubkeySource" (TopicPubkeyParams) ["topic", "pubkey"]
-        -> bool, [BAD_TOPIC, BAD_KEY, TOPIC_NOT_FOUND, PERSIST_FAILED];
+    AddTopicPubkeySource add_topic_pubkey_source = "addTopicPubkeySource" (TopicPubkeyParams) ["topic", "pubkey"]
+        -> bool, [BAD_TOPIC, BAD_KEY, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
     /// Let the holder of a key no longer send to a topic.
-    remove_topic_pubkey_source = "removeTopicPubkeySource" (TopicPubkeyParams)
-        ["topic", "pubkey"] -> bool, [BAD_TOPIC, BAD_KEY, TOPIC_NOT_FOUND, PERSIST_FAILED];
+    RemoveTopicPubkeySource remove_topic_pubkey_source = "removeTopicPubkeySource" (TopicPubkeyParams)
+        ["topic", "pubkey"] -> bool, [BAD_TOPIC, BAD_KEY, TOPIC_NOT_FOUND, PERSIST_FAILED],
+        Remote Durable Never;
     /// What a topic is set to: sources, sockets, and how its sockets are served.
-    get_topic_settings = "getTopicSettings" (TopicParams) ["topic"] -> TopicSettings,
-        [BAD_TOPIC, TOPIC_NOT_FOUND];
+    GetTopicSettings get_topic_settings = "getTopicSettings" (TopicParams) ["topic"]
+        -> TopicSettings,
+        [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
     /// Local socket that messages on a topic are handed to.
-    get_topic_forward_socket = "getTopicForwardSocket" (TopicParams) ["topic"] -> Option<String>,
-        [BAD_TOPIC, TOPIC_NOT_FOUND];
+    GetTopicForwardSocket get_topic_forward_socket = "getTopicForwardSocket" (TopicParams) ["topic"]
+        -> Option<String>,
+        [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
     /// Hand messages on a topic to a local socket, and send back what it answers.
-    set_topic_forward_socket = "setTopicForwardSocket" (ForwardSocketParams)
+    SetTopicForwardSocket set_topic_forward_socket = "setTopicForwardSocket" (ForwardSocketParams)
         ["topic", "socket_path", "framing", "reply_timeout", "keep_alive"] -> bool,
-        [BAD_TOPIC, BAD_SOCKET, TOPIC_NOT_FOUND, PERSIST_FAILED];
+        [BAD_TOPIC, BAD_SOCKET, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
     /// Hand messages on a topic to no socket any more.
-    remove_topic_forward_socket = "removeTopicForwardSocket" (TopicParams) ["topic"] -> bool,
-        [BAD_TOPIC, TOPIC_NOT_FOUND, PERSIST_FAILED];
+    RemoveTopicForwardSocket remove_topic_forward_socket = "removeTopicForwardSocket" (TopicParams) ["topic"]
+        -> bool,
+        [BAD_TOPIC, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
     /// Local socket whose requests become messages on a topic.
-    get_topic_outbound_socket = "getTopicOutboundSocket" (TopicParams) ["topic"]
-        -> Option<OutboundSocket>, [BAD_TOPIC, TOPIC_NOT_FOUND];
+    GetTopicOutboundSocket get_topic_outbound_socket = "getTopicOutboundSocket" (TopicParams) ["topic"]
+        -> Option<OutboundSocket>, [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
     /// Make a local socket whose requests go to another node as messages on a topic.
-    set_topic_outbound_socket = "setTopicOutboundSocket" (OutboundSocketParams)
+    SetTopicOutboundSocket set_topic_outbound_socket = "setTopicOutboundSocket" (OutboundSocketParams)
         ["topic", "dst", "path", "framing"] -> bool,
-        [BAD_IP, BAD_TOPIC, BAD_KEY, BAD_SOCKET, TOPIC_NOT_FOUND, PERSIST_FAILED];
+        [BAD_IP, BAD_TOPIC, BAD_KEY, BAD_SOCKET, TOPIC_NOT_FOUND, PERSIST_FAILED],
+        Remote Durable Never;
     /// Remove the local socket whose requests become messages on a topic.
-    remove_topic_outbound_socket = "removeTopicOutboundSocket" (TopicParams) ["topic"] -> bool,
-        [BAD_TOPIC, TOPIC_NOT_FOUND, PERSIST_FAILED];
+    RemoveTopicOutboundSocket remove_topic_outbound_socket = "removeTopicOutboundSocket" (TopicParams) ["topic"]
+        -> bool,
+        [BAD_TOPIC, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
 
     /// Keys that may administer this node over the bus.
-    admin_list = "admin.list" () [] -> Vec<String>, [];
+    AdminList admin_list = "admin.list" () [] -> Vec<String>, [], Remote Transient Never;
     /// Let the holder of a key administer this node over the bus.
-    admin_add = "admin.add" (PubkeyParams) ["pubkey"] -> bool, [BAD_KEY, PERSIST_FAILED];
+    AdminAdd admin_add = "admin.add" (PubkeyParams) ["pubkey"] -> bool, [BAD_KEY, PERSIST_FAILED],
+        Remote Durable Never;
     /// Let the holder of a key no longer administer this node over the bus.
-    admin_remove = "admin.remove" (PubkeyParams) ["pubkey"] -> bool,
-        [DENIED, BAD_KEY, PERSIST_FAILED];
+    AdminRemove admin_remove = "admin.remove" (PubkeyParams) ["pubkey"] -> bool,
+        [DENIED, BAD_KEY, PERSIST_FAILED], Remote Durable Never;
     /// Methods that administrators may call over the bus.
-    admin_get_method_patterns = "admin.getMethodPatterns" () [] -> Vec<String>, [];
+    AdminGetMethodPatterns admin_get_method_patterns = "admin.getMethodPatterns" () []
+        -> Vec<String>, [],
+        Remote Transient Never;
     /// Set which methods administrators may call over the bus.
-    admin_set_method_patterns = "admin.setMethodPatterns" (PatternsParams) ["patterns"] -> bool,
-        [DENIED, BAD_PATTERN, PERSIST_FAILED];
+    AdminSetMethodPatterns admin_set_method_patterns = "admin.setMethodPatterns" (PatternsParams) ["patterns"]
+        -> bool,
+        [DENIED, BAD_PATTERN, PERSIST_FAILED], Remote Durable Never;
     /// Call a method of another node over the bus; the result is its response, unchanged.
-    admin_bus_call = "admin.busCall" (BusCallParams)
+    AdminBusCall admin_bus_call = "admin.busCall" (BusCallParams)
         ["dst_pubkey", "dst_ip", "method", "params", "id", "timeout_secs"] -> Response,
-        [DENIED, BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY];
+        [DENIED, BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY],
+        Local Transient Always;
 
     /// How the node is doing: planes, peers, sessions, counters, drops.
-    node_status = "node.status" () [] -> Status, [];
+    NodeStatus node_status = "node.status" () [] -> Status, [], Remote Transient Never;
     /// Let neighbours take other ways than through this node, or end that.
-    node_drain = "node.drain" (DrainParams) ["on"] -> bool, [NOT_ROUTING, PERSIST_FAILED];
+    NodeDrain node_drain = "node.drain" (DrainParams) ["on"] -> bool, [NOT_ROUTING, PERSIST_FAILED],
+        Remote Durable Never;
     /// End a node that `hyphae up` runs, both planes.
-    node_shutdown = "node.shutdown" () [] -> bool, [NOT_STOPPED];
+    NodeShutdown node_shutdown = "node.shutdown" () [] -> bool, [NOT_STOPPED],
+        Local Transient Never;
     /// Measure the round trip to another node through the overlay.
-    node_ping = "node.ping" (PingParams) ["address", "timeoutMs"] -> Pong, [BAD_IP, NO_ANSWER];
+    NodePing node_ping = "node.ping" (PingParams) ["address", "timeoutMs"]
+        -> Pong, [BAD_IP, NO_ANSWER],
+        Remote Transient Always;
     /// Ask whoever is so many hops away on the way to another node who it is.
-    node_trace = "node.trace" (TraceParams) ["address", "hopLimit", "timeoutMs"] -> TraceHop,
-        [BAD_IP, NO_ANSWER];
+    NodeTrace node_trace = "node.trace" (TraceParams) ["address", "hopLimit", "timeoutMs"]
+        -> TraceHop,
+        [BAD_IP, NO_ANSWER], Remote Transient Always;
     /// Read the configuration file again and change what can change live; with dryRun, only say what
     /// would.
-    config_reload = "config.reload" (ReloadParams) ["dryRun"] -> ReloadResult, [CONFIG_REFUSED];
+    ConfigReload config_reload = "config.reload" (ReloadParams) ["dryRun"]
+        -> ReloadResult, [CONFIG_REFUSED],
+        Remote Durable Never;
     /// Static routes, in use or not.
-    route_list = "route.list" () [] -> Vec<StaticRoute>, [];
+    RouteList route_list = "route.list" () [] -> Vec<StaticRoute>, [], Remote Transient Never;
     /// Send packets for a prefix to a peer, now and after every restart.
-    route_add = "route.add" (RouteParams) ["prefix", "via"] -> bool, [BAD_SUBNET, PERSIST_FAILED];
+    RouteAdd route_add = "route.add" (RouteParams) ["prefix", "via"]
+        -> bool, [BAD_SUBNET, PERSIST_FAILED],
+        Remote Durable Never;
     /// Remove a static route.
-    route_remove = "route.remove" (RouteParams) ["prefix", "via"] -> bool,
-        [BAD_SUBNET, ROUTE_NOT_FOUND, PERSIST_FAILED];
+    RouteRemove route_remove = "route.remove" (RouteParams) ["prefix", "via"] -> bool,
+        [BAD_SUBNET, ROUTE_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
 
     /// This document.
-    discover = "rpc.discover" () [] -> Value, [];
+    Discover discover = "rpc.discover" () [] -> Value, [], Remote Transient Never;
 }
 
 /// Why JSON is not of a type. The position is left out unless the text is no JSON: nobody counts the columns of a call.
@@ -264,6 +402,12 @@ mod tests {
     fn names_are_unique_and_params_are_those_of_the_types() {
         let names: BTreeSet<_> = METHODS.iter().map(|method| method.name).collect();
         assert_eq!(names.len(), METHODS.len());
+        assert!(
+            METHODS
+                .iter()
+                .enumerate()
+                .all(|(at, method)| method.id as usize == at)
+        );
         for method in METHODS {
             let schema = (method.params_schema)(&mut SchemaGenerator::default());
             let fields = schema.get("properties").and_then(Value::as_object);

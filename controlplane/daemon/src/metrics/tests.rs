@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use hyphae_wire::PublicKey;
 
-use super::each_peer::render;
-use super::families::{self, Family, Kind, all};
+use super::families::sections;
+use super::family::{Head, Kind};
+use super::per_peer::{self, render};
 use crate::node::snapshot::{PeerLocation, PeerSnapshot};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
@@ -18,16 +19,16 @@ fn page() -> String {
     let mut text = String::from(
         "# Metrics\n\n\
          All that `/metrics` shows, in the order of its sections. This page is generated from the declarations in\n\
-         `controlplane/daemon/src/metrics/families.rs`: `HYPHAE_WRITE_METRICS=1 cargo test -p hyphae-controlplane metrics`.\n\n\
+         `controlplane/daemon/src/metrics/families`: `HYPHAE_WRITE_METRICS=1 cargo test -p hyphae-controlplane metrics`.\n\n\
          Counters start over when the process that counts starts anew: those of the workers with the dataplane, all\n\
          others with the control plane. `worker` is the number of a worker, from 0.\n",
     );
-    for (title, families) in all() {
+    for (title, families) in sections() {
         let _ = write!(
             text,
             "\n## {title}\n\n| Name | Type | Labels | Meaning |\n|---|---|---|---|\n"
         );
-        for Family {
+        for Head {
             name,
             kind,
             labels,
@@ -58,13 +59,13 @@ fn the_reference_page_is_what_is_declared() {
 /// <https://prometheus.io/docs/practices/naming/>
 #[test]
 fn names_follow_the_rules() {
-    let families: Vec<_> = all()
+    let families: Vec<_> = sections()
         .into_iter()
         .flat_map(|(_, families)| families)
         .collect();
     let names: BTreeSet<_> = families.iter().map(|family| &family.name).collect();
     assert_eq!(names.len(), families.len(), "each name once");
-    for Family {
+    for Head {
         name,
         kind,
         labels,
@@ -92,7 +93,7 @@ fn names_follow_the_rules() {
 /// What is installed around a node asks for families that there are, by the names that their kind has.
 #[test]
 fn the_dashboard_and_the_alerts_ask_for_what_is_declared() {
-    let known: BTreeSet<String> = all()
+    let known: BTreeSet<String> = sections()
         .into_iter()
         .flat_map(|(_, families)| families)
         .flat_map(|family| match family.kind {
@@ -163,7 +164,7 @@ fn ten_thousand_peers_have_families_of_their_own() {
             assert!(series.insert(name), "{line}");
         }
     }
-    assert_eq!(series.len(), PEERS * (families::PEERS.len() - 1) + 1);
+    assert_eq!(series.len(), PEERS * per_peer::FAMILIES.len() + 1);
     for line in [
         "hyphae_peer_alive{peer=\"0300000000000000\"} 1\n",
         "hyphae_peer_rtt_seconds{peer=\"0300000000000000\"} 0.0015\n",

@@ -31,8 +31,6 @@ pub(crate) struct Snapshot {
     /// Whether the host's traffic passes the TUN device; `None` without one.
     pub(crate) host: Option<bool>,
     pub(crate) host_repairs: BTreeMap<host::Part, u64>,
-    /// Reloads done and refused, and when the last was done.
-    pub(crate) reloads: (u64, u64, u64),
     pub(crate) bus: BusSnapshot,
     pub(crate) routing: Option<RoutingSnapshot>,
     /// All peers whose key is known, and how many of them may have families of their own; `None` when

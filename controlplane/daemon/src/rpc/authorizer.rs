@@ -6,6 +6,7 @@
 //! anything that a message says.
 
 pub(super) use hyphae_bus::topics::Authority;
+use hyphae_rpc::Access;
 use hyphae_rpc::message::{Error, code};
 use hyphae_wire::PublicKey;
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,6 @@ use serde::{Deserialize, Serialize};
 const PATTERN_MAX: usize = 128;
 /// Most patterns, and most administrators.
 pub(crate) const ENTRIES_MAX: usize = 1024;
-/// Methods for processes of this host only: not over the bus, and not with a bearer token.
-const LOCAL_ONLY: &[&str] = &["admin.busCall", "node.shutdown"];
 
 /// Listener that a call came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +92,8 @@ impl Admins {
     /// Whether a caller may call a method.
     pub(crate) fn check(&self, caller: &Caller, method: &str) -> Result<(), Error> {
         let denied = |message: String| Err(Error::new(code::DENIED, message));
-        let local_only = LOCAL_ONLY.contains(&method);
+        let known = hyphae_rpc::find(method);
+        let local_only = known.is_some_and(|method| method.access == Access::Local);
         let Some(key) = &caller.key else {
             return match local_only && caller.authority() == Authority::Remote {
                 true => denied(format!("'{method}' can be called locally only")),

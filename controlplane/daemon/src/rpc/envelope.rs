@@ -8,17 +8,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyphae_rpc::message::{Error, code};
-use hyphae_rpc::parse_params;
+use hyphae_rpc::{Call, MethodId};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::task::{JoinError, JoinSet};
 
 use super::authorizer::Caller;
-use super::dispatch::{Dispatcher, Params, hands_out};
+use super::context::Dispatcher;
 use super::gone::Gone;
-use super::messages::Popped;
-use super::methods::Outcome;
+use super::params::{Attached, Incoming};
+use super::reply::Reply;
 use crate::node::services::bus::Delivery;
 
 /// Longest request that is not one message.
@@ -65,26 +65,22 @@ struct Response {
 }
 
 impl Response {
-    fn new(id: Value, outcome: Outcome) -> Self {
-        let (result, error) = match outcome {
-            Ok(result) => (Some(result), None),
+    fn new(id: Value, reply: Result<Reply, Error>) -> Self {
+        let (reply, error) = match reply {
+            Ok(reply) => (Some(reply), None),
             Err(error) => (None, Some(error)),
+        };
+        let (result, attached, delivery) = match reply {
+            Some(reply) => (Some(reply.result), reply.attached, reply.delivery),
+            None => (None, Vec::new(), None),
         };
         Self {
             jsonrpc: "2.0",
             result,
             error,
             id,
-            attached: Vec::new(),
-            delivery: None,
-        }
-    }
-
-    fn popped(id: Value, popped: Popped) -> Self {
-        Self {
-            attached: popped.attached,
-            delivery: popped.delivery,
-            ..Self::new(id, Ok(popped.result))
+            attached,
+            delivery,
         }
     }
 
@@ -93,21 +89,20 @@ impl Response {
     }
 }
 
-/// One call, with all that it needs of the request.
-struct Call {
-    method: String,
-    params: Params,
+/// One call of a request.
+struct Item {
+    call: Incoming,
     id: Option<Value>,
 }
 
-impl Call {
+impl Item {
     fn may_wait(&self) -> bool {
-        self.params.may_wait(&self.method)
+        self.call.may_wait()
     }
 
     /// A short message to send, of which no reply is waited for.
     fn is_push(&self) -> bool {
-        matches!(self.params, Params::Push(_)) && !self.may_wait()
+        matches!(&self.call.call, Ok(Call::PushMessage(params)) if !params.may_wait())
     }
 }
 
@@ -118,15 +113,7 @@ pub(crate) struct Parsed {
     attaches: bool,
 }
 
-/// Bytes that follow a request.
-#[derive(Default)]
-pub(crate) struct Attached {
-    pub(crate) bytes: Bytes,
-    /// BLAKE3 of all of them, of many.
-    pub(crate) digest: Option<Box<[u8; 32]>>,
-}
-
-/// What is said to a request.
+/// The answer to a request.
 pub(crate) struct Answer {
     pub(crate) json: Vec<u8>,
     /// Bytes that follow it.
@@ -153,8 +140,8 @@ impl From<Vec<u8>> for Answer {
 }
 
 enum Shape {
-    One(Result<Call, Error>),
-    Batch(Vec<Result<Call, Error>>),
+    One(Box<Result<Item, Error>>),
+    Batch(Vec<Result<Item, Error>>),
 }
 
 impl Parsed {
@@ -191,9 +178,9 @@ impl Shape {
         let body = body.trim_ascii();
         let large = body.len() > SMALL_MAX;
         if body.first() != Some(&b'[') {
-            return Self::One(read_call(body, large, attached));
+            return Self::One(Box::new(read_call(body, large, attached)));
         }
-        let refuse = |error| Self::One(Err(error));
+        let refuse = |error| Self::One(Box::new(Err(error)));
         if !attached.bytes.is_empty() {
             return refuse(nothing_attached());
         }
@@ -224,7 +211,7 @@ impl Shape {
     ) -> Option<Answer> {
         match self {
             Self::One(call) => {
-                let response = answer_call(to, caller, gone, attaches, call).await?;
+                let response = answer_call(to, caller, gone, attaches, *call).await?;
                 let json = text(serde_json::to_vec(&response));
                 Some(Answer {
                     json,
@@ -250,7 +237,7 @@ async fn answer_batch(
     to: &Arc<Dispatcher>,
     caller: &Caller,
     gone: &Gone,
-    calls: Vec<Result<Call, Error>>,
+    calls: Vec<Result<Item, Error>>,
 ) -> Vec<Response> {
     let mut answers = Answers::default();
     let mut waiting = JoinSet::new();
@@ -267,7 +254,7 @@ async fn answer_batch(
         let call = match call {
             Ok(call) if call.is_push() => {
                 let mut run = vec![call];
-                let push = |call: &Result<Call, Error>| call.as_ref().is_ok_and(Call::is_push);
+                let push = |call: &Result<Item, Error>| call.as_ref().is_ok_and(Item::is_push);
                 run.extend(std::iter::from_fn(|| calls.next_if(push)).flatten());
                 for response in push_all(to, caller, run).await {
                     answers.add(response);
@@ -276,7 +263,7 @@ async fn answer_batch(
             }
             other => other,
         };
-        if call.as_ref().is_ok_and(Call::may_wait) {
+        if call.as_ref().is_ok_and(Item::may_wait) {
             if waiting.len() >= BATCH_WAITS {
                 answers.fill(waiting.join_next().await);
             }
@@ -361,7 +348,7 @@ fn nothing_attached() -> Error {
     Error::new(code::INVALID_REQUEST, message)
 }
 
-fn read_call(body: &[u8], large: bool, attached: Attached) -> Result<Call, Error> {
+fn read_call(body: &[u8], large: bool, attached: Attached) -> Result<Item, Error> {
     let raw: RawCall<'_> = serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             let message = format!("not a JSON-RPC 2.0 request: {error}");
@@ -378,21 +365,21 @@ fn read_call(body: &[u8], large: bool, attached: Attached) -> Result<Call, Error
         let message = "not a JSON-RPC 2.0 request: jsonrpc is \"2.0\", id a number or string";
         return Err(Error::new(code::INVALID_REQUEST, message));
     }
+    let id = hyphae_rpc::find(&raw.method).map(|method| method.id);
+    let may_be_large = matches!(id, Some(MethodId::PushMessage | MethodId::PushMessageReply));
+    let takes_attached = id == Some(MethodId::PushMessages) && !large;
+    if !attached.bytes.is_empty() && !takes_attached {
+        return Err(nothing_attached());
+    }
+    if large && !may_be_large {
+        return Err(too_long());
+    }
     let params = raw.params.map_or("", RawValue::get);
-    let params = match &*raw.method {
-        "pushMessages" if !large => {
-            let list = |params| Params::PushList(params, attached);
-            parse_params(params).map_or_else(Params::Invalid, list)
-        }
-        _ if !attached.bytes.is_empty() => return Err(nothing_attached()),
-        "pushMessage" => parse_params(params).map_or_else(Params::Invalid, Params::Push),
-        "pushMessageReply" => parse_params(params).map_or_else(Params::Invalid, Params::Reply),
-        _ if large => return Err(too_long()),
-        _ => Params::Json(params.to_owned()),
-    };
-    Ok(Call {
-        method: raw.method.into_owned(),
-        params,
+    Ok(Item {
+        call: Incoming {
+            attached,
+            ..Incoming::read(&raw.method, params)
+        },
         id: raw.id,
     })
 }
@@ -401,19 +388,19 @@ fn read_call(body: &[u8], large: bool, attached: Attached) -> Result<Call, Error
 async fn push_all(
     to: &Arc<Dispatcher>,
     caller: &Caller,
-    calls: Vec<Call>,
+    calls: Vec<Item>,
 ) -> Vec<Option<Response>> {
     let (mut ids, mut messages) = (Vec::new(), Vec::new());
     for call in calls {
         ids.push(call.id);
-        if let Params::Push(params) = call.params {
+        if let Ok(Call::PushMessage(params)) = call.call.call {
             messages.push(params);
         }
     }
     let results = to.push_all(caller, messages).await;
     let responses = ids.into_iter().zip(results);
     responses
-        .map(|(id, result)| id.map(|id| Response::new(id, result)))
+        .map(|(id, result)| id.map(|id| Response::new(id, result.map(Reply::from))))
         .collect()
 }
 
@@ -423,7 +410,7 @@ async fn answer_call(
     caller: &Caller,
     gone: &Gone,
     attaches: bool,
-    call: Result<Call, Error>,
+    call: Result<Item, Error>,
 ) -> Option<Response> {
     let call = match call {
         Err(error) => return Some(Response::new(Value::Null, Err(error))),
@@ -444,18 +431,13 @@ async fn make_call(
     to: &Arc<Dispatcher>,
     caller: &Caller,
     attaches: bool,
-    call: Call,
+    Item { call, id }: Item,
 ) -> Option<Response> {
-    let Call { method, params, id } = call;
-    if let (true, Params::Json(text)) = (hands_out(&method), &params) {
-        // What a notification would take out, nobody would have.
-        let id = id?;
-        return Some(match to.call_pop(caller, &method, text, attaches).await {
-            Ok(popped) => Response::popped(id, popped),
-            Err(error) => Response::new(id, Err(error)),
-        });
+    if id.is_none() && call.delivers() {
+        // Nobody would have the messages.
+        return None;
     }
-    let result = to.call(caller, &method, params).await;
+    let result = to.call(caller, call, attaches).await;
     id.map(|id| Response::new(id, result))
 }
 

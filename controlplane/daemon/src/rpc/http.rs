@@ -16,10 +16,10 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::authorizer::{Caller, Listener};
-use super::dispatch::Dispatcher;
-use super::dispatch::document;
+use super::context::Dispatcher;
 use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
 use super::gone::Presence;
+use super::methods::document;
 use crate::node::services::bus::Delivery;
 
 /// How long a body may take to be received.

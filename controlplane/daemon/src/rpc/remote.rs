@@ -8,7 +8,7 @@ use hyphae_rpc::message::{Error, code};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::authorizer::Caller;
-use super::dispatch::Dispatcher;
+use super::context::Dispatcher;
 use super::envelope::{Parsed, SMALL_MAX, delivered, refusal};
 use super::gone::Gone;
 

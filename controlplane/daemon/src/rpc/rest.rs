@@ -17,8 +17,11 @@ use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Router};
+use hyphae_rpc::Call;
 use hyphae_rpc::message::{Error, code};
-use hyphae_rpc::method::{PopMessageParams, PushMessageParams, PushMessageReplyParams};
+use hyphae_rpc::method::{
+    EndpointParams, PopMessageParams, PushMessageParams, PushMessageReplyParams,
+};
 use hyphae_rpc::{Base64, method};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -26,8 +29,10 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::authorizer::Caller;
-use super::dispatch::{Dispatcher, Params};
+use super::context::Dispatcher;
 use super::http::{JSON, handing_out, read_body};
+use super::params::Incoming;
+use super::reply::Reply;
 use super::rest_peers::{Peer, spellings};
 
 /// The node, as the caller of a request may use it.
@@ -81,24 +86,24 @@ impl From<Error> for Refused {
 
 pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
     let api = Router::new()
-        .route("/admin", get(|node: Api| plain(node, "getInfo")))
+        .route("/admin", get(|node: Api| plain(node, Call::GetInfo)))
         .route("/admin/peers", get(peers).post(add_peer))
         .route("/admin/peers/{endpoint}", delete(delete_peer))
         .route(
             "/admin/routes/selected",
-            get(|node: Api| plain(node, "getSelectedRoutes")),
+            get(|node: Api| plain(node, Call::GetSelectedRoutes)),
         )
         .route(
             "/admin/routes/fallback",
-            get(|node: Api| plain(node, "getFallbackRoutes")),
+            get(|node: Api| plain(node, Call::GetFallbackRoutes)),
         )
         .route(
             "/admin/routes/queried",
-            get(|node: Api| plain(node, "getQueriedSubnets")),
+            get(|node: Api| plain(node, Call::GetQueriedSubnets)),
         )
         .route(
             "/admin/stats/packets",
-            get(|node: Api| plain(node, "getPacketStatistics")),
+            get(|node: Api| plain(node, Call::GetPacketStatistics)),
         )
         .route(
             "/admin/proxy",
@@ -121,7 +126,7 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
         )
         .route(
             "/messages/topics",
-            get(|node: Api| plain(node, "getTopics")).post(add_topic),
+            get(|node: Api| plain(node, Call::GetTopics)).post(add_topic),
         )
         .route("/messages/topics/{topic}", delete(remove_topic))
         .route(
@@ -140,9 +145,19 @@ pub(crate) fn router(dispatcher: Arc<Dispatcher>) -> Router {
     Router::new().nest("/api/v1", api)
 }
 
+impl Api {
+    async fn call(&self, call: Call) -> Result<Reply, Error> {
+        (self.dispatcher)
+            .call(&self.caller, call.into(), false)
+            .await
+    }
+}
+
+/// The result of a call with these parameters.
 async fn call(node: &Api, method: &str, params: Value) -> Result<Value, Refused> {
-    let params = Params::Json(params.to_string());
-    tree(&node.dispatcher.call(&node.caller, method, params).await?)
+    let call = Incoming::read(method, &params.to_string());
+    let reply = (node.dispatcher).call(&node.caller, call, false).await?;
+    tree(&reply.result)
 }
 
 fn tree(result: &RawValue) -> Result<Value, Refused> {
@@ -151,18 +166,14 @@ fn tree(result: &RawValue) -> Result<Value, Refused> {
 }
 
 /// A result as it is: a long list is not parsed again.
-async fn plain(node: Api, method: &str) -> Answer {
-    let params = Params::Json(String::new());
-    let result = node.dispatcher.call(&node.caller, method, params).await?;
+async fn plain(node: Api, call: Call) -> Answer {
+    let result = node.call(call).await?.result;
     Ok(raw_answer(StatusCode::OK, &result))
 }
 
 /// The peers, on the blocking pool: there may be thousands.
 async fn peers(node: Api) -> Answer {
-    let params = Params::Json(String::new());
-    let result = (node.dispatcher)
-        .call(&node.caller, "getPeers", params)
-        .await?;
+    let result = node.call(Call::GetPeers).await?.result;
     let shown = tokio::task::spawn_blocking(move || {
         let peers: Vec<method::Peer> = serde_json::from_str(result.get())?;
         let shown: serde_json::Result<Vec<_>> = peers.into_iter().map(Peer::new).collect();
@@ -228,11 +239,8 @@ async fn add_peer(node: Api, request: Request<Body>) -> Answer {
 async fn delete_peer(node: Api, Path(endpoint): Path<String>) -> Answer {
     let mut result = Err(Error::new(code::PEER_NOT_FOUND, "no such peer"));
     for endpoint in spellings(&endpoint) {
-        let params = Params::Json(json!({ "endpoint": endpoint }).to_string());
-        result = node
-            .dispatcher
-            .call(&node.caller, "deletePeer", params)
-            .await;
+        let params = EndpointParams { endpoint };
+        result = node.call(Call::DeletePeer(params)).await.map(|_| ());
         let not_found = |error: &Error| error.code == code::PEER_NOT_FOUND;
         if !result.as_ref().is_err_and(not_found) {
             break;
@@ -261,9 +269,7 @@ async fn pop_message(node: Api, Query(query): Query<PopQuery>) -> Answer {
         // A plus sign of base64 that was not escaped arrives as a space.
         topic: query.topic.map(|topic| topic.replace(' ', "+")),
     };
-    let params = json!(params).to_string();
-    let popped = (node.dispatcher).call_pop(&node.caller, "popMessage", &params, false);
-    let popped = popped.await?;
+    let popped = node.call(Call::PopMessage(params)).await?;
     let json = popped.result.get();
     if json == "null" {
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -283,8 +289,8 @@ async fn push_message(node: Api, Query(query): Query<PushQuery>, request: Reques
         reply_timeout: query.reply_timeout,
         wait: None,
     };
-    let result = (node.dispatcher).call(&node.caller, "pushMessage", Params::Push(params));
-    let result = tree(&result.await?)?;
+    let result = node.call(Call::PushMessage(params)).await?.result;
+    let result = tree(&result)?;
     let status = match (query.reply_timeout, result.get("payload")) {
         (None, _) => StatusCode::CREATED,
         (Some(_), Some(_)) => StatusCode::OK,
@@ -295,14 +301,12 @@ async fn push_message(node: Api, Query(query): Query<PushQuery>, request: Reques
 
 async fn push_reply(node: Api, Path(id): Path<String>, request: Request<Body>) -> Answer {
     let message = body_or_answer!(node, request);
-    let params = Params::Reply(PushMessageReplyParams {
+    let params = PushMessageReplyParams {
         id,
         message,
         ack: None,
-    });
-    node.dispatcher
-        .call(&node.caller, "pushMessageReply", params)
-        .await?;
+    };
+    node.call(Call::PushMessageReply(params)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -38,14 +38,13 @@ use super::authorizer::Caller;
 use super::connections::{
     Holder, REFUSED_AT_ONCE, Reserve, Slots, Unaccepted, out_of_descriptors, within_descriptors,
 };
+use super::context::Dispatcher;
 use super::credentials;
-use super::dispatch::Dispatcher;
-use super::envelope::{
-    Answer, Attached, LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal,
-};
+use super::envelope::{Answer, LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
 use super::gate::Admission;
 use super::gone::{Gone, Presence};
 use super::http::BODY_WITHIN;
+use super::params::Attached;
 use super::place::Place;
 use super::serve::serve_connection;
 use crate::hangup::Hangup;

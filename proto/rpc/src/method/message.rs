@@ -94,6 +94,13 @@ pub struct PushMessageParams {
     pub wait: Option<u64>,
 }
 
+impl PushMessageParams {
+    /// Whether the call waits: for a reply, or for room.
+    pub fn may_wait(&self) -> bool {
+        self.reply_timeout.is_some() || self.wait.is_some()
+    }
+}
+
 /// Parameters of `pushMessages`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PushMessagesParams {
@@ -112,6 +119,13 @@ pub struct PushMessagesParams {
     /// As in `pushMessage`: wait this many seconds for room. Those that have left by then are not withdrawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<u64>,
+}
+
+impl PushMessagesParams {
+    /// Whether the call waits for room.
+    pub fn may_wait(&self) -> bool {
+        self.wait.is_some()
+    }
 }
 
 /// Result of `pushMessages`.

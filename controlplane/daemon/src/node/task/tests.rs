@@ -3,12 +3,10 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 
 use hyphae_bus::topics::Topics;
 use hyphae_bus::{Destination, Outgoing, Topic};
 use hyphae_config::{DiscoveryMode, Overrides, Settings};
-use hyphae_files::Directory;
 use hyphae_notify::Notifier;
 use hyphae_overlay::Overlay;
 use hyphae_shm::attach::{Hello, WELCOME, offer};
@@ -23,7 +21,6 @@ use crate::node::Builder;
 use crate::node::attachment::DATAPLANE_SOCKET;
 use crate::node::services::bus::{BusParts, BusRequest, BusService};
 use crate::node::services::{Input, Service};
-use crate::reload::Reloader;
 use hyphae_host::discovery::{self, Discovery};
 
 const PORT: u16 = 9670;
@@ -43,8 +40,7 @@ impl Lab {
         let (commands, receiver) = mpsc::channel(8);
         let identity = SecretKey::generate().unwrap();
         let key = identity.public_key();
-        let read = || Settings::load(None, &Overrides::default());
-        let settings = read().unwrap();
+        let settings = Settings::load(None, &Overrides::default()).unwrap();
         let inbox = Inbox::in_memory(Limits {
             messages_max: 8,
             bytes_max: 1 << 20,
@@ -64,18 +60,11 @@ impl Lab {
             monotonic(),
             Builder {
                 config: settings.config().unwrap(),
-                settings,
-                reloader: Reloader {
-                    read: Arc::new(read),
-                    set_log_level: Arc::new(|_| Ok(())),
-                    asked: Arc::default(),
-                },
                 overlay: Overlay::new(
                     hyphae_overlay::Config::new(identity.clone(), vec![PORT]),
                     [1; 32],
                 ),
                 identity,
-                network: None,
                 bus: BusService::new(monotonic(), bus),
                 commands,
                 ports: vec![PORT],
@@ -89,7 +78,6 @@ impl Lab {
                     tun: None,
                 }),
                 kernel_changes: broadcast::channel(1).0,
-                state_directory: Directory::open(directory.path()).unwrap(),
                 socket_directory: directory.path().to_owned(),
                 restarts: 0,
             },

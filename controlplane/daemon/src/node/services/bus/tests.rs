@@ -15,7 +15,7 @@ use hyphae_store::inbox::{Limits, ONE};
 async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusRequest {
     match receiver.recv().await.unwrap() {
         Command::Bus(command) => command,
-        Command::Call { .. } | Command::Snapshot(_) | Command::Shutdown => {
+        Command::Request(_) | Command::Snapshot(_) | Command::Shutdown => {
             panic!("a command of the bus")
         }
     }

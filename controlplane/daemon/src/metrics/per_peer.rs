@@ -10,7 +10,7 @@ use std::io::Write;
 
 use hyphae_wire::PublicKey;
 
-use super::families::{self, Family};
+use super::family::{Head, Kind};
 use crate::node::snapshot::{PeerLocation, PeerSnapshot};
 
 /// Digits of a key by which the families name it: 64 bits are short, and nobody else's.
@@ -20,6 +20,91 @@ const TEXT: usize = 640;
 
 /// Bytes received from and sent to a peer.
 pub(crate) type Traffic = [u64; 2];
+
+/// A family that has at most one series of each peer, and the function that writes it.
+pub(super) struct PeerFamily {
+    pub(super) head: Head,
+    value: fn(&Line<'_>, &str, &mut Vec<u8>),
+}
+
+const fn family(
+    kind: Kind,
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    value: fn(&Line<'_>, &str, &mut Vec<u8>),
+) -> PeerFamily {
+    let head = Head {
+        name,
+        kind,
+        labels,
+        help,
+    };
+    PeerFamily { head, value }
+}
+
+/// Families of each peer, where `metrics_peers_max` allows it.
+pub(super) const FAMILIES: &[PeerFamily] = &[
+    family(
+        Kind::Gauge,
+        "hyphae_peer_info",
+        &["peer", "key", "name", "endpoint", "type"],
+        "Always 1; joins the short name `peer` of the other families to what is known of it",
+        |line, name, text| line.info(name, text),
+    ),
+    family(
+        Kind::Gauge,
+        "hyphae_peer_alive",
+        &["peer"],
+        "1 while the peer is up",
+        |line, name, text| line.whole(name, u64::from(line.peer.alive), text),
+    ),
+    family(
+        Kind::Gauge,
+        "hyphae_peer_rtt_seconds",
+        &["peer"],
+        "Smoothed round-trip time",
+        |line, name, text| {
+            if let Some(rtt) = line.peer.rtt {
+                let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+                line.fraction::<6>(name, micros, text);
+            }
+        },
+    ),
+    family(
+        Kind::Gauge,
+        "hyphae_peer_loss_ratio",
+        &["peer"],
+        "Share of probes that stayed unanswered lately",
+        |line, name, text| {
+            if let Some(loss) = line.peer.loss_permille {
+                line.fraction::<3>(name, loss.into(), text);
+            }
+        },
+    ),
+    family(
+        Kind::Counter,
+        "hyphae_peer_receive_bytes_total",
+        &["peer"],
+        "Bytes of frames received from it",
+        |line, name, text| line.whole(name, line.traffic[0], text),
+    ),
+    family(
+        Kind::Counter,
+        "hyphae_peer_transmit_bytes_total",
+        &["peer"],
+        "Bytes of frames sent to it",
+        |line, name, text| line.whole(name, line.traffic[1], text),
+    ),
+];
+
+/// The family of those that have none.
+pub(super) const LEFT_OUT: Head = Head {
+    name: "hyphae_peers_left_out",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Peers that have no families of their own because metrics_peers_max is reached",
+};
 
 /// Writes the families of `peers_max` of the peers: others only where those that are up leave room.
 pub(crate) fn render(
@@ -45,54 +130,21 @@ pub(crate) fn render(
             peer,
         })
         .collect();
-    for family in families::PEERS {
-        let Family { name, help, .. } = family;
-        head(text, family.kind.name(), name, help);
-        match *name {
-            "hyphae_peer_info" => lines.iter().for_each(|line| line.info(name, text)),
-            "hyphae_peer_alive" => series(text, name, &lines, |text, line| {
-                decimal(text, u64::from(line.peer.alive));
-            }),
-            "hyphae_peer_rtt_seconds" => {
-                let known = lines.iter().filter_map(|line| Some((line, line.peer.rtt?)));
-                for (line, rtt) in known {
-                    line.start(name, text);
-                    let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-                    fraction::<6>(text, micros);
-                    text.push(b'\n');
-                }
-            }
-            "hyphae_peer_loss_ratio" => {
-                let known = lines.iter();
-                for (line, loss) in known.filter_map(|l| Some((l, l.peer.loss_permille?))) {
-                    line.start(name, text);
-                    fraction::<3>(text, loss.into());
-                    text.push(b'\n');
-                }
-            }
-            "hyphae_peer_receive_bytes_total" => {
-                series(text, name, &lines, |text, line| {
-                    decimal(text, line.traffic[0])
-                });
-            }
-            "hyphae_peer_transmit_bytes_total" => {
-                series(text, name, &lines, |text, line| {
-                    decimal(text, line.traffic[1])
-                });
-            }
-            // Of all of them; the last, and a test knows that there is no other.
-            _ => {
-                text.extend_from_slice(name.as_bytes());
-                text.push(b' ');
-                decimal(text, u64::try_from(left_out).unwrap_or(u64::MAX));
-                text.push(b'\n');
-            }
+    for PeerFamily { head, value } in FAMILIES {
+        start(text, head);
+        for line in &lines {
+            value(line, head.name, text);
         }
     }
+    start(text, &LEFT_OUT);
+    text.extend_from_slice(LEFT_OUT.name.as_bytes());
+    text.push(b' ');
+    decimal(text, u64::try_from(left_out).unwrap_or(u64::MAX));
+    text.push(b'\n');
 }
 
 /// A peer while its lines are written.
-struct Line<'a> {
+pub(super) struct Line<'a> {
     short: [u8; SHORT],
     traffic: Traffic,
     peer: &'a PeerSnapshot,
@@ -110,6 +162,20 @@ impl Line<'_> {
         text.extend_from_slice(name.as_bytes());
         text.extend_from_slice(b"{peer=\"");
         text.extend_from_slice(&self.short);
+    }
+
+    /// A line with a whole number.
+    fn whole(&self, name: &str, value: u64, text: &mut Vec<u8>) {
+        self.start(name, text);
+        decimal(text, value);
+        text.push(b'\n');
+    }
+
+    /// A line with a number of which the last `DIGITS` digits stand behind the point.
+    fn fraction<const DIGITS: usize>(&self, name: &str, value: u64, text: &mut Vec<u8>) {
+        self.start(name, text);
+        fraction::<DIGITS>(text, value);
+        text.push(b'\n');
     }
 
     fn info(&self, name: &str, text: &mut Vec<u8>) {
@@ -131,23 +197,14 @@ impl Line<'_> {
     }
 }
 
-fn head(text: &mut Vec<u8>, kind: &str, name: &str, help: &str) {
+fn start(text: &mut Vec<u8>, head: &Head) {
+    let Head { name, help, .. } = head;
     // Writing into memory does not fail.
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-/// A line per peer.
-fn series(
-    text: &mut Vec<u8>,
-    name: &str,
-    lines: &[Line<'_>],
-    value: impl Fn(&mut Vec<u8>, &Line<'_>),
-) {
-    for line in lines {
-        line.start(name, text);
-        value(text, line);
-        text.push(b'\n');
-    }
+    let _ = writeln!(
+        text,
+        "# HELP {name} {help}\n# TYPE {name} {}",
+        head.kind.name()
+    );
 }
 
 fn short(key: &PublicKey) -> [u8; SHORT] {
