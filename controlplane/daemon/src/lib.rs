@@ -6,10 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-mod hangup;
 mod metrics;
 mod node;
-pub mod proxy;
 mod proxy_client;
 mod reload;
 mod rpc;

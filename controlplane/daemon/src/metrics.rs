@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::node::request::Command;
 use crate::node::snapshot::Snapshot;
-use crate::proxy;
+use hyphae_proxy as proxy;
 use crate::reload::ReloadCounts;
 use crate::rpc::Dispatcher;
 use families::Source;

@@ -1,4 +1,4 @@
-//! The node: engines, configured peers, and what RPC asks of them.
+//! The node: the engines, their configured peers, and the task that drives them.
 
 mod alarm;
 mod apply;
@@ -53,15 +53,15 @@ pub(crate) use apply::live;
 /// Datagrams of the message bus per turn.
 const BUS_SHARE: usize = 180;
 
-/// A peer that this node keeps connecting to.
+/// A peer that this node connects to.
 pub(crate) struct Configured {
     pub(crate) url: PeerUrl,
-    /// Added by RPC, so kept in peers.toml.
+    /// Added by RPC, so stored in peers.toml.
     pub(crate) stored: bool,
     /// Found on a local network.
     pub(crate) lan: bool,
     pub(crate) since: Nanos,
-    /// Why its host leads to no address that this node can reach.
+    /// Why its name resolves to no usable address.
     pub(crate) error: Option<String>,
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct Node {
     pub(crate) configured: BTreeMap<u32, Configured>,
     next_configured: u32,
     pub(crate) attachment: Option<Attachment>,
-    /// Of the last one that was attached.
+    /// Process of the last dataplane.
     dataplane_pid: Option<u32>,
     pub(crate) resolver: Resolver,
     pub(crate) discovery: Discovery,
@@ -113,16 +113,16 @@ pub(crate) struct Node {
     /// Pings and traces that wait, with their deadlines.
     probes: BTreeMap<u64, (Nanos, Probe)>,
     next_probe: u64,
-    /// The host's routes to nodes whose path carries less than the device.
+    /// Routes of the host into the TUN device.
     pub(crate) host_routes: Option<host::HostRoutes>,
-    /// How the host's side of the TUN device is.
+    /// State of the host's side of the TUN device.
     pub(crate) host: Arc<host::Report>,
-    /// What the kernel reports of links and addresses.
+    /// Changes of links and addresses, as the kernel reports them.
     kernel_changes: broadcast::Sender<host::Change>,
-    /// Those that concern the underlay.
+    /// Changes that concern the underlay.
     pub(crate) underlay: host::Underlay,
     pub(crate) names: Names,
-    /// When all names are looked up again, and when those of dead peers may be.
+    /// Next lookup of all names, and of the names of peers that are down.
     resolve_at: Nanos,
     retry_at: Nanos,
     pub(crate) totals: Totals,
@@ -152,7 +152,7 @@ impl Node {
         let unix = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        // Spreads timers; nothing depends on nobody knowing it.
+        // Spreads timers; not secret.
         let seed = now.0 ^ u64::from_le_bytes(own.0[8..].try_into().unwrap_or_default());
         let routing = Routing::new(now, &config.routing, &identity, unix.as_secs(), seed);
         let underlay = host::Underlay::new(kernel_changes.subscribe(), config.tun.clone());
@@ -195,7 +195,7 @@ impl Node {
         }
     }
 
-    /// Keeps connecting to a peer from now on.
+    /// Adds a configured peer.
     pub(crate) fn add_peer(&mut self, now: Nanos, url: PeerUrl, stored: bool) {
         let configured = Configured {
             url,
@@ -224,13 +224,13 @@ impl Node {
         id
     }
 
-    /// Stops connecting to a peer, and ends its link.
+    /// Removes a configured peer and its link.
     pub(crate) fn remove_peer(&mut self, now: Nanos, id: u32) {
         self.overlay.remove_peer(now, ConfiguredPeer(id));
         self.configured.remove(&id);
     }
 
-    /// Names were looked up.
+    /// Handles the result of a lookup.
     pub(crate) fn resolved(&mut self, now: Nanos, (looked_up, found): Resolved) {
         self.names.done(&looked_up);
         let ids: Vec<u32> = self
@@ -273,7 +273,7 @@ impl Node {
         let addresses = match found {
             Ok(addresses) => addresses,
             Err(error) => {
-                // The same again at every look-up would be no news.
+                // Logged once, not at every lookup.
                 if configured.error.as_ref() != Some(&error) {
                     tracing::warn!(peer = %url, error, "peer has no address to connect to");
                     configured.error = Some(error);
@@ -286,13 +286,13 @@ impl Node {
             .set_addresses(now, ConfiguredPeer(id), addresses);
     }
 
-    /// Whether a dataplane is one that the engines were made for: same ports, same workers.
+    /// Whether a dataplane has the workers and ports that the engines were built for.
     pub(crate) fn fits(&self, hello: &Hello) -> bool {
         let ports = hello.ports.iter().take(hello.workers.get().into());
         ports.map(|port| port.get()).eq(self.ports.iter().copied())
     }
 
-    /// A dataplane is there: take over what it has.
+    /// Starts with a dataplane: adopts its sessions and routes.
     pub(crate) fn attached(&mut self, now: Nanos, attachment: Attachment) {
         let hello = &attachment.hello;
         let generation = hello.generation.get();
@@ -323,7 +323,7 @@ impl Node {
         self.drain();
     }
 
-    /// The dataplane is gone, with every session.
+    /// The dataplane has ended, and every session with it.
     pub(crate) fn detached(&mut self) {
         tracing::warn!("dataplane is gone; waiting for the next one");
         self.attachment = None;
@@ -369,8 +369,7 @@ impl Node {
             .min()
     }
 
-    /// Moves everything that the engines want done into the rings. True when something has to wait
-    /// for room.
+    /// Moves the output of the engines into the rings. True when records wait for room.
     pub(crate) fn drain(&mut self) -> bool {
         loop {
             let mut idle = !self.drain_routing(hyphae_time::monotonic());
@@ -385,7 +384,7 @@ impl Node {
                 self.push_all(&change.program());
                 self.reach_gateway(&change);
             }
-            // Only now: an event may lead to records that refer to those above.
+            // Last: an event may cause records that refer to those above.
             if let Some(event) = self.overlay.poll_event() {
                 idle = false;
                 self.handle_event(hyphae_time::monotonic(), event);
@@ -397,7 +396,7 @@ impl Node {
         self.attachment.as_mut().is_some_and(Attachment::flush)
     }
 
-    /// Takes a record of a worker.
+    /// Handles a record of a worker.
     pub(crate) fn handle_punt(&mut self, now: Nanos, worker: WorkerId, punt: &Punt<'_>) {
         if let Punt::Service(meta, bytes) = punt
             && hyphae_wire::Service::from_code(meta.service) == Some(hyphae_wire::Service::Message)
@@ -431,7 +430,7 @@ impl Node {
     }
 
     fn push(&mut self, worker: WorkerId, program: hyphae_overlay::OwnedProgram) {
-        // Without a dataplane there is nobody to tell; the next one is told everything.
+        // Discarded without a dataplane: the next one is resynchronised.
         let Some(attachment) = &mut self.attachment else {
             return;
         };
@@ -461,7 +460,7 @@ impl Node {
             }
             Event::PeerDown { peer, key, .. } => {
                 self.rib.peer_down(&key);
-                // Its name may have moved.
+                // Its name may resolve to another address.
                 self.retry_at = now;
                 self.routing_link_down(now, peer);
             }
@@ -494,7 +493,7 @@ impl Node {
         }
     }
 
-    /// Does what a command asks; true when it asks to end.
+    /// Handles a request; true for a shutdown.
     pub(crate) fn handle_command(&mut self, now: Nanos, command: Command) -> bool {
         match command {
             Command::Request(request) => {
@@ -527,10 +526,10 @@ impl Node {
     }
 }
 
-/// A number that no other start of a dataplane has, here or on another host, and that every control plane
-/// finds for the same one.
+/// Number of a start of a dataplane: unique across starts and hosts, and the same for every control plane that
+/// attaches to it.
 fn instance_of(hello: &Hello) -> u64 {
-    // Of this start of the machine; without it times and process numbers tell hosts apart.
+    // Of this boot; without it start time and process number distinguish hosts.
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let hash = blake3::Hasher::new()
         .update(&boot)

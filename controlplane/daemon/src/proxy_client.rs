@@ -6,8 +6,8 @@ use bytes::Bytes;
 use hyphae_bus::{AbortReason, DeliveryKey, Outgoing, PushError, Refuse, ReplyFailure};
 
 use crate::node::services::bus::{BusError, Client, ReplyOutcome};
-use crate::proxy::framing::FrameError;
-use crate::proxy::{BusClient, Failure};
+use hyphae_proxy::framing::FrameError;
+use hyphae_proxy::{BusClient, Failure};
 
 impl BusClient for Client {
     async fn request(&self, message: Outgoing, within: Duration) -> Result<Bytes, Failure> {

@@ -1,6 +1,6 @@
 //! Where requests and answers of socket proxies end.
 
-use hyphae_controlplane::proxy::framing::{Answers, Expects, Framing, Requests, Step};
+use hyphae_proxy::framing::{Answers, Expects, Framing, Requests, Step};
 use serde_json::json;
 
 /// First byte: framing, direction and how the rest is fed; the rest is a message.

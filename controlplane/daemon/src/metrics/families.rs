@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::family::Family;
 use crate::node::snapshot::Snapshot;
-use crate::proxy::Side;
+use hyphae_proxy::Side;
 use crate::reload::ReloadCounts;
 use workers::Workers;
 

@@ -1,6 +1,6 @@
-//! Events of the overlay as log lines and totals. A refusal, or an address without a node, is logged
-//! once per minute for each key, address and reason, and not more than a few of one reason: whoever
-//! sends from many addresses, or to many, fills neither log nor memory. Every one is counted.
+//! Events of the overlay as log lines and totals. A refusal, or an address without a node, is logged once per minute
+//! for each key, address and reason, with a limit per reason: senders with many addresses fill neither log nor memory.
+//! Every event is counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,9 +10,9 @@ use hyphae_time::Nanos;
 
 use hyphae_wire::{Endpoint, PublicKey};
 
-/// How often the same refusal is logged.
+/// Shortest interval between log lines about the same refusal.
 const REFUSAL_AGAIN: Duration = Duration::from_secs(60);
-/// Lines about one reason within that time.
+/// Log lines about one reason within that interval.
 const REFUSALS_MAX: u64 = 16;
 
 /// Totals since start.
@@ -31,7 +31,7 @@ pub(crate) struct Totals {
     logged: BTreeMap<&'static str, Logged>,
 }
 
-/// What was logged of one reason in the current minute.
+/// Log lines of one reason in the current interval.
 #[derive(Clone, Debug)]
 struct Logged {
     since: Nanos,
@@ -57,7 +57,7 @@ impl Totals {
         }
     }
 
-    /// `names` are those that the operator has given to keys.
+    /// Counts and logs an event. `names`: configured names of keys.
     pub(crate) fn note(&mut self, now: Nanos, event: &Event, names: &BTreeMap<PublicKey, String>) {
         let name = |key: &PublicKey| names.get(key).map(String::as_str);
         match event {
@@ -86,7 +86,7 @@ impl Totals {
             }
             Event::SessionFailed { address } => {
                 self.sessions_failed += 1;
-                // A program of this host that tries one address after the other makes as many.
+                // A program of this host that scans addresses causes one each.
                 if self.is_news(now, "no_session", address.to_string()) {
                     tracing::warn!(%address, "no session: nobody answers at this address");
                 }
@@ -110,8 +110,8 @@ impl Totals {
 }
 
 impl Totals {
-    /// Two hosts have one key: `key`, or as its owner says this node's. Of each key one line in a minute,
-    /// whatever places it names.
+    /// Two hosts use one key: `key`, or this node's as reported by `key`. One line per key and minute, whatever
+    /// endpoints it names.
     fn note_duplicate(&mut self, now: Nanos, key: &PublicKey, duplicate: &Duplicate) {
         self.duplicate_keys += 1;
         let place = |place: Endpoint| match place.is_unset() {
@@ -119,7 +119,7 @@ impl Totals {
             false => place.to_string(),
         };
         let [one, other] = duplicate.endpoints.map(place);
-        // What is only said has lines of its own: it crowds nothing out that was seen.
+        // Claims of peers are limited separately: they displace no line about what this node observed.
         let reason = match duplicate.own {
             true => "duplicate_key_said",
             false => "duplicate_key",
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_speaks_of_two_hosts_has_one_line_whatever_places_it_names() {
+    fn a_peer_that_reports_duplicate_keys_causes_one_line_whatever_endpoints_it_names() {
         let mut totals = Totals::default();
         let key = |n: u8| PublicKey([n; 32]);
         for port in 1..=100 {

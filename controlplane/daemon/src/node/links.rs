@@ -1,5 +1,4 @@
-//! Links as the node looks after them: neighbours on local networks come and go, and what the
-//! workers count tells the overlay which links are in trouble.
+//! Links: neighbours found on local networks, and the workers' counters, by which the overlay detects failures.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -14,14 +13,14 @@ use super::{Configured, Node};
 use hyphae_config::endpoint::PeerUrl;
 use hyphae_host::discovery::Found;
 
-/// How often neighbours are checked for having gone.
-const EXPIRE_AGAIN: Duration = Duration::from_secs(10);
-/// Time between readings of the peers' counters, while some peer carries traffic and else.
+/// Interval of the expiry of neighbours.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval of reading the peers' counters, while a peer carries traffic and otherwise.
 const COUNTERS_BUSY: Duration = Duration::from_millis(250);
 const COUNTERS_IDLE: Duration = Duration::from_millis(500);
 
 impl Node {
-    /// Discovery has something to tell.
+    /// Handles an event of discovery.
     pub(crate) fn found(&mut self, now: Nanos, found: Found) {
         let (key, endpoint) = match found {
             Found::Node { key, endpoint } => (key, endpoint),
@@ -34,7 +33,7 @@ impl Node {
             tracing::debug!(%key, %endpoint, "found on the local network, but not allowed");
             return;
         }
-        self.neighbours_at = self.neighbours_at.min(now + EXPIRE_AGAIN);
+        self.neighbours_at = self.neighbours_at.min(now + EXPIRE_INTERVAL);
         let (own, interface) = (self.overlay.key(), endpoint.scope.get());
         let overlay = &self.overlay;
         let up = |key| overlay.is_up(key);
@@ -54,7 +53,7 @@ impl Node {
                     since: now,
                     error: None,
                 };
-                // It may have come after this node's last beacon.
+                // It may have started after this node's last beacon.
                 self.discovery.answer(interface);
                 let id = self.add_entry(now, configured, vec![endpoint]);
                 self.neighbours.dialled(key, interface, id);
@@ -67,16 +66,16 @@ impl Node {
         }
     }
 
-    /// Forgets nodes of local networks that are gone.
+    /// Removes neighbours that are silent.
     pub(super) fn expire_neighbours(&mut self, now: Nanos) {
         let overlay = &self.overlay;
         for id in self.neighbours.expire(now, |key| overlay.is_up(key)) {
             self.remove_peer(now, id);
         }
-        self.neighbours_at = now + EXPIRE_AGAIN;
+        self.neighbours_at = now + EXPIRE_INTERVAL;
     }
 
-    /// Reads what the workers have counted for every peer that is up.
+    /// Reads the workers' counters of every peer that is up.
     pub(super) fn read_counters(&mut self, now: Nanos) {
         let workers = self.attachment.as_ref().map(Attachment::stats);
         let (workers, peers) = (workers.unwrap_or_default(), self.overlay.peers_up());
@@ -96,7 +95,7 @@ impl Node {
         }
     }
 
-    /// Where the peers are, over IPv6.
+    /// IPv6 addresses of the peers.
     fn link_addresses(&self) -> BTreeSet<Ipv6Addr> {
         let endpoints = self.overlay.peers().map(|peer| peer.endpoint);
         endpoints

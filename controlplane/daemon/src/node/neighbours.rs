@@ -1,4 +1,4 @@
-//! Nodes heard on local networks: which of them to dial.
+//! Neighbours heard on local networks: whether to dial them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,23 +6,23 @@ use std::time::Duration;
 use hyphae_time::Nanos;
 use hyphae_wire::{Endpoint, PublicKey};
 
-/// Most nodes remembered, and most of them at one address that are not connected.
+/// Limits of entries, and of entries at one address that are not connected.
 const NEIGHBOURS_MAX: usize = 64;
 const PER_ADDRESS_MAX: usize = 4;
 /// Addresses of one node: the first one, and the latest others.
 const ADDRESSES_MAX: usize = 3;
-/// Least time between two changes of a node's addresses: each one begins its handshake again.
+/// Shortest interval between two changes of a node's addresses: each restarts the handshake.
 const ADDRESSES_PAUSE: Duration = Duration::from_secs(1);
-/// Silence after which one that is not connected is forgotten: three beacons.
+/// Silence after which an entry that is not connected expires: three beacons.
 const SILENT: Duration = Duration::from_secs(100);
-/// The side with the smaller key waits this long for the other one to dial.
+/// Time for which the side with the smaller key waits for the other side to dial.
 const DIAL_ANYWAY: Duration = Duration::from_secs(15);
 
 /// A node heard on an interface.
 #[derive(Clone, Debug)]
 struct Neighbour {
-    /// Where its beacons came from. Anybody can repeat a beacon from elsewhere, so none takes the place
-    /// of another: all are tried, and the handshake tells which is right.
+    /// Sources of its beacons. Beacons can be replayed from other addresses, so none replaces another: all are tried,
+    /// and the handshake decides.
     endpoints: Vec<Endpoint>,
     changed: Nanos,
     first: Nanos,
@@ -31,30 +31,28 @@ struct Neighbour {
     dialled: Option<u32>,
 }
 
-/// What to do about a beacon.
+/// Reaction to a beacon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Nothing.
     None,
-    /// Send a beacon back: the other one is to dial.
+    /// Answer with a beacon: the other side dials.
     Answer,
     /// Dial it.
     Dial,
-    /// It was heard at another address, too: tell the entry.
+    /// Heard at a further address: update the entry.
     Readdress(u32),
 }
 
-/// Nodes heard lately, by key and interface. A beacon proves nothing, so those that are not connected
-/// give way to new ones: one address has but a few, and the one heard first goes first. A node
-/// that is there is connected before its turn comes.
+/// Nodes heard lately, by key and interface. Beacons are not authenticated, so entries that are not connected are
+/// evicted for new ones, oldest first, with a limit per address. A real node is connected before it is evicted.
 #[derive(Debug, Default)]
 pub(crate) struct Neighbours {
     heard: BTreeMap<(PublicKey, u32), Neighbour>,
 }
 
 impl Neighbours {
-    /// Takes a beacon of a node other than this one. `up` tells who is connected. Returns also the
-    /// entry of a node that had to give way.
+    /// Handles a beacon of another node. `up`: whether a key is connected. Also returns the entry of an evicted node.
     pub(crate) fn note(
         &mut self,
         now: Nanos,
@@ -100,8 +98,8 @@ impl Neighbours {
         (step, None)
     }
 
-    /// Forgets a node so that one at `endpoint` can be remembered, when that is necessary: one of the same
-    /// address that has too many, else any, the one known longest. `Err` when all are connected.
+    /// Evicts a node for one at `endpoint` if necessary: the oldest of the same address if that has too many, else the
+    /// oldest of all. `Err` when all are connected.
     fn make_room(
         &mut self,
         endpoint: Endpoint,
@@ -153,7 +151,7 @@ impl Neighbours {
         known.next().is_some()
     }
 
-    /// Forgets those that are silent and not connected; returns the entries that dialled them.
+    /// Removes entries that are silent and not connected; returns those that dialled them.
     pub(crate) fn expire(&mut self, now: Nanos, up: impl Fn(PublicKey) -> bool) -> Vec<u32> {
         let mut entries = Vec::new();
         self.heard.retain(|(key, _), known| {

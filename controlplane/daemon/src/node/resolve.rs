@@ -1,4 +1,4 @@
-//! Names of peers as the node looks after them: when they are wanted, and the look-ups themselves.
+//! Schedule of name lookups of configured peers.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,19 +12,19 @@ use hyphae_host::{APART, Name};
 
 use super::Node;
 
-/// How often names of peers are looked up again, whatever their state.
-const AGAIN: Duration = Duration::from_secs(60);
+/// Interval of lookups of all names.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What is looked up for a peer.
+/// The name of a peer.
 pub(super) fn name(url: &PeerUrl) -> Name {
     (url.host.clone(), url.port)
 }
 
 impl Node {
-    /// Begins look-ups that are due.
+    /// Starts lookups that are due.
     pub(super) fn look_names_up(&mut self, now: Nanos) {
         if now >= self.resolve_at {
-            self.resolve_at = now + AGAIN;
+            self.resolve_at = now + LOOKUP_INTERVAL;
             let configured: BTreeSet<_> =
                 self.configured.values().map(|it| name(&it.url)).collect();
             self.names.keep(|name| configured.contains(name));
@@ -46,8 +46,8 @@ impl Node {
         }
     }
 
-    /// Links or addresses of this host have changed: paths may be there that were not, names may resolve, and the
-    /// scopes of link-local addresses may be others.
+    /// Links or addresses of this host have changed: retries paths and lookups, and resolves the scopes of link-local
+    /// addresses again.
     pub(crate) fn underlay_changed(&mut self, now: Nanos) {
         self.overlay.retry_now(now);
         let mut changed = self.dead_names();
@@ -57,7 +57,7 @@ impl Node {
             .for_each(|name| self.names.want(now, name));
     }
 
-    /// Names of configured peers; an address is none, but for one with a scope.
+    /// Names of configured peers, including addresses with a scope.
     fn names_of(&self, wanted: impl Fn(&PeerUrl) -> bool) -> BTreeSet<Name> {
         let urls = self.configured.values().filter(|it| !it.lan);
         urls.map(|configured| &configured.url)

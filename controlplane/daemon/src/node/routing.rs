@@ -41,7 +41,7 @@ impl Routing {
         }
     }
 
-    /// `None` when the operator wants static routes only.
+    /// `None` when dynamic routing is disabled.
     pub(crate) fn new(
         now: Nanos,
         config: &RoutingConfig,
@@ -81,8 +81,7 @@ impl Node {
         self.prefer_link(peer, key);
     }
 
-    /// Routes of peers that the operator has configured have preference when the table is full; those
-    /// of neighbours that discovery has found have not.
+    /// Prefers routes of configured peers over those of discovered neighbours when the table is full.
     fn prefer_link(&mut self, peer: u32, key: PublicKey) {
         let configured = self.overlay.entries_of(key);
         let chosen = |id: &ConfiguredPeer| self.configured.get(&id.0).is_some_and(|c| !c.lan);
@@ -92,7 +91,7 @@ impl Node {
         }
     }
 
-    /// The same of every link: the operator has changed the list of peers.
+    /// Updates the preference of every link after a change of the configured peers.
     pub(crate) fn prefer_links(&mut self) {
         let links = self.routing.iter().flat_map(|r| r.speaker.links());
         let links: Vec<_> = links.map(|l| (l.link, l.key)).collect();
@@ -107,8 +106,7 @@ impl Node {
         }
     }
 
-    /// The overlay has named all that it keeps: now, or when the routes are learnt, it is the FIB's
-    /// turn.
+    /// The overlay has replayed its records: replays the FIB now, or holds it until the routes are learnt.
     pub(crate) fn hold_routes(&mut self, now: Nanos) {
         let links = self.routing.as_ref().map(|r| r.speaker.links().count());
         if links.unwrap_or(0) == 0 {
@@ -142,7 +140,7 @@ impl Node {
         self.overlay.finish_resync(now);
     }
 
-    /// The host sends packets to a prefix into the TUN device while its gateway is there.
+    /// Routes a prefix into the TUN device while it has a gateway.
     pub(crate) fn reach_gateway(&self, change: &FibChange) {
         if let Some(routes) = &self.host_routes
             && self.rib.uses(change.prefix())
@@ -151,7 +149,7 @@ impl Node {
         }
     }
 
-    /// Lets neighbours take other ways than through this node, or ends that.
+    /// Starts or ends the drain of this node.
     pub(crate) fn set_drained(&mut self, now: Nanos, on: bool) {
         if let Some(routing) = &mut self.routing
             && routing.speaker.is_drained() != on
@@ -167,7 +165,7 @@ impl Node {
             .is_some_and(|r| r.speaker.is_drained())
     }
 
-    /// A control message of a neighbour, if it is the routing protocol's.
+    /// Handles a control message of a neighbour, if it is of the routing protocol.
     pub(crate) fn handle_routing(&mut self, now: Nanos, punt: &PuntLinkLocal, message: &[u8]) {
         if let Some((ControlKind::Routing, packet)) = control::parse(message)
             && let Some(routing) = &mut self.routing
@@ -177,7 +175,7 @@ impl Node {
         }
     }
 
-    /// Moves what the speaker wants done into the other engines; false when there was nothing.
+    /// Moves the output of the speaker into the other engines; false when there was none.
     pub(crate) fn drain_routing(&mut self, now: Nanos) -> bool {
         let Some(routing) = &mut self.routing else {
             return false;

@@ -47,7 +47,7 @@ use super::http::BODY_WITHIN;
 use super::params::Attached;
 use super::place::Place;
 use super::serve::serve_connection;
-use crate::hangup::Hangup;
+use hyphae_proxy::Hangup;
 use crate::node::services::bus::DIGEST_APART;
 use hyphae_config::Allowed;
 

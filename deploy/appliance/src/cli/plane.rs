@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hyphae_config::{Config, Settings};
-use hyphae_controlplane::proxy::Plane;
 use hyphae_controlplane::{Exit, Reloader};
+use hyphae_proxy::Plane;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 

@@ -1,4 +1,4 @@
-//! Connections to local servers that wait for their next request.
+//! Idle connections to local servers.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,13 +12,13 @@ use rustix::net::RecvFlags;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-/// How long one waits: less than servers let connections rest.
+/// Idle timeout; shorter than that of common servers.
 const REST: Duration = Duration::from_secs(1);
-/// Connections to one socket that wait; the one used longest ago makes room.
+/// Idle connections to one socket; the least recently used is evicted.
 const PER_SOCKET_MAX: usize = 64;
 
-/// Where a connection leads, on whose authority, and whose requests it carries: whatever one sender has made of
-/// it, another one's request is not part of it.
+/// Socket, authority and sender of a connection. Connections are not shared between senders: state that one sender
+/// left on it must not affect another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) path: PathBuf,
@@ -26,7 +26,7 @@ pub(super) struct Place {
     pub(super) sender: PublicKey,
 }
 
-/// The connections, by the socket they lead to, those used last at the end.
+/// Idle connections by socket, most recently used last.
 #[derive(Default)]
 pub(super) struct Idle(Mutex<HashMap<PathBuf, Vec<Resting>>>);
 
@@ -37,7 +37,7 @@ struct Resting {
 }
 
 impl Idle {
-    /// One that its server has neither closed nor said anything on.
+    /// A connection that its server has neither closed nor written to.
     pub(super) fn take(&self, place: &Place) -> Option<UnixStream> {
         let mut all = self.lock();
         let found = all.get_mut(&place.path)?;
@@ -48,7 +48,7 @@ impl Idle {
         std::iter::from_fn(next).find(is_quiet)
     }
 
-    /// Lets one wait for its next request, but not for long.
+    /// Stores a connection until its next request or the idle timeout.
     pub(super) fn rest(self: &Arc<Self>, place: &Place, stream: UnixStream) {
         let mut all = self.lock();
         if all.is_empty() {
@@ -65,7 +65,7 @@ impl Idle {
         });
     }
 
-    /// Closes those that have waited long enough, until there are none.
+    /// Closes connections past the idle timeout, until none is left.
     async fn sweep(self: Arc<Self>) {
         loop {
             tokio::time::sleep(REST).await;
@@ -85,7 +85,7 @@ impl Idle {
     }
 }
 
-/// What comes before a request is no answer to it.
+/// Bytes before a request cannot be its answer.
 fn is_quiet(stream: &UnixStream) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     rustix::net::recv(stream, &mut [0; 1], flags) == Err(Errno::AGAIN)

@@ -1,9 +1,9 @@
-//! Bytes that all connections of one side may hold at once.
+//! Byte budget shared by all connections of one side.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The budget. Copies share it.
+/// The budget; clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     left: Arc<AtomicUsize>,
@@ -16,7 +16,7 @@ impl Budget {
         }
     }
 
-    /// A share of nothing yet.
+    /// An empty share.
     pub(super) fn share(&self) -> Share {
         Share {
             budget: self.clone(),
@@ -30,7 +30,7 @@ impl Budget {
     }
 }
 
-/// A part of the budget; goes back when dropped.
+/// Part of the budget, released when dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Budget,
@@ -38,7 +38,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Takes more; false when there is not so much left.
+    /// Grows the share by `bytes`; false when less is left.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let taken = self
             .budget
@@ -52,7 +52,7 @@ impl Share {
         taken.is_ok()
     }
 
-    /// Gives back all but so much.
+    /// Releases all but `keep` bytes.
     pub(super) fn shrink(&mut self, keep: usize) {
         let back = self.held.saturating_sub(keep);
         self.held -= back;

@@ -8,9 +8,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use super::*;
-use crate::proxy::forward::Forward;
-use crate::proxy::outbound::Outbound;
-use crate::proxy::{Gate, Side, Stats};
+use crate::forward::Forward;
+use crate::outbound::Outbound;
+use crate::{Gate, Side, Stats};
 use hyphae_store::inbox::{Inbox, Limits, ONE};
 
 /// Requests that a server gets at once.

@@ -1,7 +1,7 @@
-//! Where a request and an answer end on a stream. Bytes in, requests and answers out; no I/O.
+//! Boundaries of requests and answers on a stream. Bytes in, requests and answers out; no I/O.
 //!
-//! Bytes are passed on as they came: a framing finds boundaries and refuses what two ends could read
-//! differently, it never rewrites. What is too large is refused, never cut.
+//! Bytes are forwarded unmodified: a framing finds boundaries and refuses what two ends could parse differently. What
+//! is too large is refused, never truncated.
 
 mod eof;
 mod http;
@@ -21,7 +21,7 @@ pub const FRAME_MAX: usize = 64 << 20;
 /// Largest head of an HTTP message, and largest trailer.
 pub const HEAD_MAX: usize = 64 << 10;
 
-/// What came over a stream cannot be passed on.
+/// Bytes of a stream that cannot be forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// More than one message carries.
@@ -30,7 +30,7 @@ pub enum FrameError {
     /// The head of an HTTP message has no end.
     #[error("the head is larger than {HEAD_MAX} bytes")]
     HeadTooLarge,
-    /// Not what the framing says.
+    /// Violates the framing.
     #[error("malformed: {0}")]
     Malformed(&'static str),
     /// A line that is no JSON.
@@ -47,12 +47,12 @@ pub enum FrameError {
     Empty,
 }
 
-/// What has to come back for a request.
+/// The answer that a request expects.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expects {
     /// Nothing: a notification.
     Nothing,
-    /// Whatever comes until the other end closes.
+    /// All bytes until the other end closes.
     UntilEof,
     /// One HTTP response.
     Http {
@@ -68,9 +68,9 @@ pub enum Expects {
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// As it came.
+    /// Unmodified.
     pub bytes: Bytes,
-    /// What has to come back.
+    /// The answer it expects.
     pub expects: Expects,
     /// No other request can follow on the stream.
     pub last: bool,
@@ -89,7 +89,7 @@ pub enum Step {
     End,
 }
 
-/// Finds requests on a stream.
+/// Parser of requests on a stream.
 #[derive(Debug)]
 pub struct Requests {
     framing: Framing,
@@ -137,17 +137,17 @@ impl Requests {
         }
     }
 
-    /// Bytes that came.
+    /// Appends received bytes.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// No more bytes will come.
+    /// Marks the end of the stream.
     pub fn end(&mut self) {
         self.ended = true;
     }
 
-    /// Bytes that wait here.
+    /// Bytes buffered.
     pub fn buffered(&self) -> usize {
         self.buffer.len()
     }
@@ -166,7 +166,7 @@ impl Requests {
     }
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// As it came; interim `100 Continue` responses are left out, the asking end has made its own.
@@ -215,12 +215,12 @@ impl Answers {
         }
     }
 
-    /// Bytes that came.
+    /// Appends received bytes.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// No more bytes will come.
+    /// Marks the end of the stream.
     pub fn end(&mut self) {
         self.ended = true;
     }
@@ -230,7 +230,7 @@ impl Answers {
         self.buffer.is_empty()
     }
 
-    /// The answer, once it is whole.
+    /// The answer, once complete.
     ///
     /// # Errors
     /// See [`FrameError`].
@@ -255,14 +255,14 @@ impl Answers {
     }
 }
 
-/// Why a program gets an error instead of an answer.
+/// Why a program receives an error instead of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// What it sent cannot be passed on.
+    /// The request cannot be forwarded.
     Frame(FrameError),
     /// The other node cannot be reached.
     Unreachable,
-    /// The other node does not take messages of this node on this topic.
+    /// The other node refuses messages of this node on this topic.
     Rejected,
     /// No answer in time.
     Timeout,
@@ -270,9 +270,9 @@ pub enum Failure {
     Unanswered,
     /// Its answer is longer than a message.
     AnswerTooLarge,
-    /// The answer is not one.
+    /// The answer violates the framing.
     BadAnswer,
-    /// This node has too much to do.
+    /// This node is overloaded.
     Busy,
 }
 
@@ -293,7 +293,7 @@ impl Failure {
         }
     }
 
-    /// One sentence for whoever asked.
+    /// One sentence for the client.
     pub fn message(self) -> String {
         match self {
             Self::Frame(error) => error.to_string(),
@@ -307,7 +307,7 @@ impl Failure {
         }
     }
 
-    /// What the program that waits is told, in the terms of its framing; `None` where closing says it.
+    /// Error answer in the framing; `None` where closing the connection is the error.
     pub fn answer(self, framing: Framing, expects: Option<&Expects>) -> Option<Bytes> {
         match framing {
             Framing::Eof => None,

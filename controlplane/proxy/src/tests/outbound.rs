@@ -11,9 +11,9 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::proxy::framing::{FRAME_MAX, FrameError};
-use crate::proxy::outbound::Outbound;
-use crate::proxy::{Gate, GateError, Side, Stats};
+use crate::framing::{FRAME_MAX, FrameError};
+use crate::outbound::Outbound;
+use crate::{Gate, GateError, Side, Stats};
 
 struct Lab {
     directory: TempDir,

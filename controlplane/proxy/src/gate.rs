@@ -1,15 +1,14 @@
-//! On whose authority a socket is reached. A topic leads to a path that somebody has named, and the node connects
-//! to it with its own rights: whoever named it must not get further by that than on their own.
+//! Authority over socket paths. A topic names a path, and the node connects to it with its own rights: the setter of
+//! the path must not gain access that it does not have itself (confused deputy).
 //!
-//! Looked at whenever a connection is made, not only when the path is set:
+//! Checked for every connection, not only when the path is set:
 //!
-//! * Nobody is led to a Hyphae node: its `rpc.sock` takes the node's user for an administrator.
-//! * Another user of this host is led to servers of that user only, on a way that this user could go, too, and makes
-//!   sockets in directories of that user only. Nothing is connected to before that is known.
-//! * A remote administrator names sockets below the directories of `admin.socket_dirs`, without a link on the way
-//!   down.
+//! * No path may lead to a Hyphae node: its `rpc.sock` treats the node's user as an administrator.
+//! * A path set by another user of this host leads to servers of that user only, through directories that this user
+//!   may search, and sockets are bound in directories of that user only. No connection is made before that is known.
+//! * A remote administrator names sockets below the directories of `admin.socket_dirs`, without symbolic links.
 //!
-//! A chain through another program cannot be seen from here.
+//! A chain through another program cannot be detected.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,28 +22,28 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use tokio::net::UnixStream;
 
-/// Who may connect to an outbound socket: owner and group.
+/// Mode of an outbound socket: owner and group may connect.
 const MODE: u32 = 0o660;
 /// Names of the processes of nodes (`/proc/PID/comm`): as they are started, and what [`Plane::set_name`] makes of it.
 const PROGRAMS: [&str; 3] = ["hyphae", "hyphae-data", "hyphae-control"];
 
-/// A path is not to be used by whoever set it.
+/// The setter of a path may not use it.
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
-    /// A node listens there.
+    /// A Hyphae node serves the path.
     #[error("{0} is served by a Hyphae node: a topic cannot lead there")]
     Node(PathBuf),
-    /// Another user listens there.
+    /// Another user serves the path.
     #[error("{path} is served by user {owner}, and the path was set by user {uid}")]
     Server {
         /// Path.
         path: PathBuf,
-        /// Who serves it.
+        /// User that serves it.
         owner: u32,
-        /// Who set it.
+        /// User that set it.
         uid: u32,
     },
-    /// Whether anybody listens there is not for that user to know.
+    /// That user may not know whether the path is served.
     #[error(
         "{path} was set by user {uid}, whom a directory on the way there does not let pass (as its owner or as one \
          of all; groups do not count here)"
@@ -52,43 +51,43 @@ pub enum GateError {
     Unseen {
         /// Path.
         path: PathBuf,
-        /// Who set it.
+        /// User that set it.
         uid: u32,
     },
-    /// The directory is another user's.
+    /// The directory belongs to another user.
     #[error("{path} is in a directory of user {owner}, and was set by user {uid}")]
     Directory {
         /// Path.
         path: PathBuf,
-        /// Whose directory it is.
+        /// Owner of the directory.
         owner: u32,
-        /// Who set it.
+        /// User that set it.
         uid: u32,
     },
-    /// Not where remote administrators may name sockets.
+    /// Outside of the directories for remote administrators.
     #[error(
         "{0} was set remotely and is not below a directory of admin.socket_dirs in this node's configuration"
     )]
     Outside(PathBuf),
-    /// Nobody listens, or the system fails.
+    /// No server listens, or a system call failed.
     #[error("{path}: {source}")]
     System {
         /// Path.
         path: PathBuf,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
-    /// The socket cannot be made.
+    /// The socket cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
 }
 
-/// A plane as a process.
+/// Process of a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plane {
-    /// Forwards packets.
+    /// The dataplane.
     Data,
-    /// Drives it.
+    /// The control plane.
     Control,
 }
 
@@ -107,7 +106,7 @@ impl Plane {
     }
 }
 
-/// What is checked. Copies are the same one.
+/// The checks; clones share them.
 #[derive(Clone)]
 pub struct Gate {
     socket_dirs: Arc<[PathBuf]>,
@@ -136,8 +135,8 @@ impl Gate {
         }
     }
 
-    /// Refuses a path that its setter may not name, as far as that shows before it is used. A server
-    /// of the node's own authority is not connected to for that: it would see a request without content.
+    /// Refuses a path that its setter may not name, as far as that is known before it is used. A server
+    /// of the node's own authority is not connected to for the check: it would see an empty request.
     ///
     /// # Errors
     /// As [`Self::connect`], but for a path that nobody serves yet.
@@ -161,7 +160,7 @@ impl Gate {
         there.is_some() && self.own_sockets.iter().any(|own| file(own) == there)
     }
 
-    /// Connects to a server on somebody's authority.
+    /// Connects to a server on the authority of the setter.
     ///
     /// # Errors
     /// When nobody serves the path, or somebody whom that authority does not reach.
@@ -176,7 +175,7 @@ impl Gate {
             Authority::Node => UnixStream::connect(path).await,
         };
         let stream = stream.map_err(system)?;
-        // Of whoever listens. One that cannot be seen from here has no number.
+        // Process of the listener; 0 for one outside of the PID namespace.
         let server = stream.peer_cred().map_err(system)?;
         if server.pid().is_some_and(self.is_node) {
             return Err(GateError::Node(path.to_owned()));
@@ -191,7 +190,7 @@ impl Gate {
         }
     }
 
-    /// Makes a socket on somebody's authority. A stale one is replaced in directories of that one only.
+    /// Binds a socket on the authority of the setter. A stale one is replaced in directories of that user only.
     ///
     /// # Errors
     /// When it cannot be made, or not there.
@@ -228,7 +227,7 @@ impl Gate {
         Ok(Socket::bind(&directory, name, MODE, replace)?)
     }
 
-    /// Opens a path below one of the directories, without links, and without a way up.
+    /// Opens a path below one of the directories, without symbolic links and `..`.
     fn below(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, GateError> {
         let mut last = None;
         for base in &*self.socket_dirs {
@@ -260,7 +259,7 @@ impl Gate {
     }
 }
 
-/// Connects to the very file that was found, whatever its path leads to by now.
+/// Connects to the file that was found, also if its path leads elsewhere by now.
 async fn through(found: OwnedFd) -> io::Result<UnixStream> {
     let number = found.as_raw_fd();
     UnixStream::connect(format!("/proc/self/fd/{number}")).await
@@ -270,7 +269,7 @@ fn beneath(base: impl AsFd, rest: &Path, flags: OFlags) -> Result<OwnedFd, Errno
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = flags | OFlags::CLOEXEC;
     loop {
-        // Something was renamed meanwhile: to be tried again.
+        // Renamed meanwhile: retry.
         match rustix::fs::openat2(&base, rest, flags, Mode::empty(), resolve) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             opened => return opened,

@@ -1,5 +1,5 @@
-//! Where a path leads another user: followed step by step, as the kernel would for a process of that user, so that the
-//! node's own rights neither open nor tell more.
+//! Path resolution for another user: step by step, as the kernel would for a process of that user, so that the node's
+//! own rights neither grant nor disclose more.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::GateError;
 
-/// Links on the way of a path, as in the kernel.
+/// Symbolic links per path, as in the kernel.
 const LINKS_MAX: usize = 40;
 
 /// The socket of a user at a path.
@@ -42,7 +42,7 @@ pub(super) fn socket(path: &Path, uid: u32) -> Result<OwnedFd, GateError> {
 }
 
 enum Stopped {
-    /// The user cannot pass.
+    /// The user may not search a directory.
     Unseen,
     System(Errno),
 }
@@ -98,7 +98,7 @@ fn open(place: impl std::os::fd::AsFd, name: &OsStr) -> Result<(OwnedFd, Stat), 
     Ok((found, stat))
 }
 
-/// Whether a user may search a directory, by user only: its groups are not known here.
+/// Whether a user may search a directory, by user only: its groups are not known.
 fn lets_pass(directory: &Stat, uid: u32) -> bool {
     let needed = match uid {
         0 => return true,

@@ -1,5 +1,4 @@
-//! Socket proxies: programs that speak over Unix sockets talk through the message bus, and neither
-//! knows.
+//! Socket proxies: programs that use Unix sockets communicate over the message bus, unmodified.
 //!
 //! ```text
 //! program ── Unix socket ── outbound ── message (dst, topic) ── forward ── Unix socket ── server
@@ -9,11 +8,14 @@
 //! [`framing`] finds the ends of requests and answers and does no I/O; [`outbound`] and [`forward`] are its two
 //! ends. Both use the bus through [`BusClient`].
 
+#![forbid(unsafe_code)]
+
 mod budget;
 mod bus_client;
 pub mod forward;
 pub mod framing;
 mod gate;
+mod hangup;
 mod idle;
 pub mod outbound;
 mod stats;
@@ -29,9 +31,10 @@ use hyphae_bus::topics::TopicConfig;
 pub use bus_client::BusClient;
 pub use framing::Failure;
 pub use gate::{Gate, GateError, Plane};
+pub use hangup::Hangup;
 pub use stats::{Side, Stats};
 
-/// How long a program at an outbound socket waits for its answer.
+/// Reply timeout of an outbound socket.
 pub const REPLY_WAIT: Duration = Duration::from_secs(300);
 
 /// Lookup of the current settings of a topic.

@@ -1,10 +1,9 @@
 //! From a topic to a local server: a message is written to the topic's Unix socket, the answer becomes its
 //! reply.
 //!
-//! A message is put into the inbox first, hidden, so that its sender may be told that it was received and
-//! no kill can lose it. When the server has answered, it is removed; when anything goes wrong, it is let
-//! go and somebody may take it from the inbox. A node with a durable inbox that was killed in between does
-//! not ask the server a second time.
+//! A message is stored in the inbox first, under a lease, so that it can be acknowledged and survives a crash. An
+//! answered message is removed; after a failure the lease ends and a consumer can take the message from the inbox. A
+//! node with a durable inbox that crashes in between does not send the request a second time.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,46 +25,46 @@ use super::stats::{Side, Stats};
 use super::{BusClient, Settings};
 use hyphae_store::inbox::{Inbox, Put, PutError};
 
-/// Requests at one server at once.
+/// Concurrent requests to one server.
 const AT_ONCE_PER_TOPIC: usize = 64;
-/// Requests at all servers at once.
+/// Concurrent requests to all servers.
 const AT_ONCE: usize = 256;
-/// Messages of one topic that wait for their turn or are in hand; more are pushed back to their senders.
+/// Messages of one topic, queued or in progress; further ones are deferred.
 const PER_TOPIC_MAX: usize = 512;
-/// Their bytes, of all topics.
+/// Bytes of these messages, all topics.
 const BYTES_MAX: usize = 256 << 20;
 const PIECE: usize = 64 << 10;
-/// The first, which is mostly all there is: clearing a large one costs more than a request.
+/// First read, which is mostly the only one: zeroing a large buffer costs more than a request.
 const PIECE_FIRST: usize = 4 << 10;
 
-/// Why a message did not get an answer, and is in the inbox now.
+/// Why a message has no answer and stays in the inbox.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
-    /// The topic does not lead to a socket any more.
+    /// The topic has no forward socket any more.
     #[error("the topic has no forward socket any more")]
     NotConfigured,
-    /// The message is no request of the topic's framing.
+    /// The message is not a request in the topic's framing.
     #[error("the message is no request: {0}")]
     Request(FrameError),
-    /// Nobody serves the socket.
+    /// No server listens.
     #[error("connecting: {0}")]
     Connect(GateError),
-    /// The path must not be used by whoever set it.
+    /// The setter of the path may not use it.
     #[error("connecting: {0}")]
     Denied(GateError),
     /// The connection broke.
     #[error("{0}")]
     Io(io::Error),
-    /// The server closed without a word.
+    /// The server closed without sending anything.
     #[error("the server closed without an answer")]
     Empty,
-    /// What the server sent is no answer of the topic's framing.
+    /// The server's answer violates the topic's framing.
     #[error("the answer: {0}")]
     Answer(FrameError),
-    /// Connecting, writing and reading took too long.
+    /// Connect, write and read exceeded the timeout.
     #[error("no answer within {} s", .0.as_secs())]
     Timeout(Duration),
-    /// The bus does not take the answer.
+    /// The bus refused the reply.
     #[error("the answer could not be sent")]
     NotSent,
 }
@@ -86,7 +85,7 @@ impl ForwardError {
         }
     }
 
-    /// What the sender is told; `None` where it has an answer, or cannot be told.
+    /// Failure reported to the sender; `None` where it has an answer or cannot be notified.
     fn failure(&self) -> Option<ReplyFailure> {
         match self {
             Self::Timeout(_) => Some(ReplyFailure::Late),
@@ -118,15 +117,15 @@ pub struct Forward<C> {
     lanes: Mutex<BTreeMap<Topic, Arc<Lane>>>,
 }
 
-/// What one topic has in hand.
+/// Concurrency limits of one topic.
 struct Lane {
     at_once: Semaphore,
-    /// Places for messages in hand or waiting.
+    /// Slots for messages queued or in progress.
     places: Arc<Semaphore>,
 }
 
 impl<C: BusClient> Forward<C> {
-    /// A proxy that puts what it cannot deliver into an inbox.
+    /// A proxy that leaves undelivered messages in `inbox`.
     pub fn new(bus: C, settings: Settings, inbox: Inbox, stats: Stats, gate: Gate) -> Arc<Self> {
         Arc::new(Self {
             bus,
@@ -141,7 +140,7 @@ impl<C: BusClient> Forward<C> {
         })
     }
 
-    /// Deals with messages until there are no more.
+    /// Forwards messages until the channel closes.
     pub async fn run(self: Arc<Self>, mut messages: mpsc::Receiver<Inbound>) {
         while let Some(message) = messages.recv().await {
             let mut share = self.budget.share();
@@ -162,7 +161,7 @@ impl<C: BusClient> Forward<C> {
 
     fn lane(&self, topic: &Topic) -> Arc<Lane> {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        // Topics that nothing is in hand of need no lane.
+        // Topics without messages in progress need no lane.
         lanes.retain(|other, lane| other == topic || Arc::strong_count(lane) > 1);
         let lane = lanes.entry(topic.clone()).or_insert_with(|| {
             Arc::new(Lane {
@@ -186,7 +185,7 @@ impl<C: BusClient> Forward<C> {
                 return self.bus.settle(key, Err(Refuse::Full)).await;
             }
         };
-        // Until it is confirmed, every way out of here leaves the message in the inbox.
+        // Every return before the lease is confirmed leaves the message in the inbox.
         let lease = self.inbox.held(number);
         self.bus.settle(key, Ok(())).await;
         match self.deliver(&message, lane).await {
@@ -210,9 +209,9 @@ impl<C: BusClient> Forward<C> {
         }
     }
 
-    /// True when there was an answer and the sender has it; false when none was expected.
+    /// True when the reply was sent; false when none was expected.
     async fn deliver(&self, message: &Inbound, lane: &Lane) -> Result<bool, ForwardError> {
-        // Neither is ever closed.
+        // The semaphores are never closed.
         let _turn = lane.at_once.acquire().await;
         let _room = self.at_once.acquire().await;
         let config = (self.settings)(&message.topic).ok_or(ForwardError::NotConfigured)?;
@@ -247,7 +246,7 @@ impl<C: BusClient> Forward<C> {
         }
     }
 
-    /// Asks a server; `None` when the request expects no answer.
+    /// Sends the request to the server; `None` when it expects no answer.
     async fn ask(
         &self,
         place: &Place,
@@ -257,7 +256,7 @@ impl<C: BusClient> Forward<C> {
     ) -> Result<Option<Bytes>, ForwardError> {
         let request = match Requests::only(framing, payload) {
             Ok(request) => request,
-            // Without a framing of its own an empty request is one.
+            // With framing `eof` an empty request is valid.
             Err(FrameError::Truncated) if framing == Framing::Eof && payload.is_empty() => {
                 Request {
                     bytes: Bytes::new(),
@@ -286,7 +285,7 @@ impl<C: BusClient> Forward<C> {
                     )?
                 }
             };
-            // Without an exchange the server has closed it a moment ago, and has read nothing of the request.
+            // `None`: the server has closed the connection before reading anything of the request.
             if let Some((answer, goes_on)) =
                 exchange(&mut stream, reused, framing, &request).await?
             {
@@ -299,8 +298,8 @@ impl<C: BusClient> Forward<C> {
     }
 }
 
-/// One request on a connection: the answer, and whether the connection can carry another one. `None` when it
-/// was used before and does not take even the first byte.
+/// One request on a connection: the answer, and whether the connection is reusable. `None` when a reused
+/// connection fails before the first byte is written.
 async fn exchange(
     stream: &mut UnixStream,
     reused: bool,
@@ -353,8 +352,8 @@ async fn exchange(
             }
         }
     };
-    // A server may answer, with a refusal say, before it has read everything: then writing does not
-    // matter any more. While it still may answer, a failed write does not decide either.
+    // A server may answer before it has read everything, with an error for example. The rest need not be written
+    // then, and a failed write is not final while an answer can still arrive.
     tokio::pin!(read);
     let answer = tokio::select! {
         biased;

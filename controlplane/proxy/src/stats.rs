@@ -1,9 +1,9 @@
-//! What became of requests, by side and outcome.
+//! Counts of requests by side and outcome.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Which proxy.
+/// Side of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
     /// From a local program to another node.
@@ -22,7 +22,7 @@ impl Side {
     }
 }
 
-/// Counts outcomes. Copies count together.
+/// Counts of outcomes; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Stats(Arc<Mutex<BTreeMap<(Side, &'static str), u64>>>);
 
@@ -32,7 +32,7 @@ impl Stats {
         *counts.entry((side, outcome)).or_default() += 1;
     }
 
-    /// All counts: side, outcome, how often.
+    /// All counts by side and outcome.
     pub fn all(&self) -> BTreeMap<(Side, &'static str), u64> {
         self.0
             .lock()
@@ -40,7 +40,7 @@ impl Stats {
             .clone()
     }
 
-    /// How often.
+    /// Count of one outcome.
     pub fn count(&self, side: Side, outcome: &'static str) -> u64 {
         self.all().get(&(side, outcome)).copied().unwrap_or(0)
     }

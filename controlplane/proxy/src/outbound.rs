@@ -1,8 +1,8 @@
 //! From a local program to a topic of another node: every request on a connection becomes a message, and
-//! its reply goes back on that connection.
+//! its reply is written to that connection.
 //!
-//! Requests of one connection go one after the other, so answers come in the order of the requests,
-//! whatever the client sent ahead. Connections do not wait for each other.
+//! Requests of one connection are sent one after the other, so answers have the order of the requests, also when the
+//! client pipelines. Connections are independent of each other.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,20 +25,20 @@ use super::framing::{
     Answers, CONTINUE, Expects, FRAME_MAX, Failure, FrameError, Framing, Request, Requests, Step,
 };
 use super::gate::{Gate, GateError};
+use super::hangup::Hangup;
 use super::stats::{Side, Stats};
 use super::{BusClient, REPLY_WAIT, Settings};
-use crate::hangup::Hangup;
 
-/// Connections of one socket.
+/// Concurrent connections of one socket.
 const CONNECTIONS_MAX: usize = 512;
-/// Bytes of requests in hand, of all connections.
+/// Bytes of requests in progress, all connections.
 const BYTES_MAX: usize = 256 << 20;
-/// A connection that stops in the middle of a request, or does not take its answer, ends after this.
+/// Idle timeout in the middle of a request or of an answer.
 const STALL: Duration = Duration::from_secs(60);
-/// How long the rest of a refused request is read, so that the client sees the refusal.
+/// Time for which the rest of a refused request is read, so that the client receives the error.
 const LINGER: Duration = Duration::from_secs(2);
 const PIECE: usize = 64 << 10;
-/// The first, which is mostly all there is: clearing a large one costs more than a request.
+/// First read, which is mostly the only one: zeroing a large buffer costs more than a request.
 const PIECE_FIRST: usize = 4 << 10;
 
 /// All outbound sockets of a node.
@@ -58,9 +58,9 @@ struct Shared<C> {
 
 struct Serving {
     accepting: JoinHandle<()>,
-    /// Connections end when it is dropped.
+    /// Dropping it ends the connections.
     _alive: watch::Sender<()>,
-    /// The file goes when it is dropped.
+    /// Dropping it removes the file.
     _bound: Socket,
 }
 
@@ -71,7 +71,7 @@ impl Drop for Serving {
 }
 
 impl<C: BusClient> Outbound<C> {
-    /// None yet.
+    /// Without sockets.
     pub fn new(bus: C, settings: Settings, stats: Stats, gate: Gate) -> Self {
         Self::with_wait(bus, settings, stats, gate, REPLY_WAIT)
     }
@@ -96,11 +96,11 @@ impl<C: BusClient> Outbound<C> {
         }
     }
 
-    /// Makes a socket on somebody's authority and serves it for a topic. Destination and framing are
-    /// those that the settings have when a connection is made.
+    /// Binds a socket on the authority of `set_by` and serves it for a topic. Destination and framing are those of the
+    /// settings when a connection is accepted.
     ///
     /// # Errors
-    /// When the socket cannot be made.
+    /// When the socket cannot be bound.
     pub fn bind(&self, topic: &Topic, path: &Path, set_by: Authority) -> Result<(), GateError> {
         let system = |source| GateError::System {
             path: path.to_owned(),
@@ -155,7 +155,7 @@ async fn accept<C: BusClient>(
 ) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        // More than that wait in the backlog of the socket.
+        // Further ones wait in the backlog of the socket.
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             return;
         };
@@ -186,7 +186,7 @@ async fn accept<C: BusClient>(
     }
 }
 
-/// Why a connection ended before its client wanted that.
+/// Why a connection was closed before its client closed it.
 #[derive(Debug, thiserror::Error)]
 enum End {
     #[error("{}", .0.message())]
@@ -248,7 +248,7 @@ async fn serve<C: BusClient>(
             topic: topic.clone(),
             payload: request.bytes.clone(),
             digest: None,
-            // Shorter than the wait, so that a node that cannot be reached is told from one that is silent.
+            // Shorter than the wait, to distinguish a node that is unreachable from one that does not reply.
             try_for: Some(shared.reply_wait - shared.reply_wait / 60),
             reply_within: None,
             failure: None,
@@ -277,7 +277,7 @@ async fn serve<C: BusClient>(
     }
 }
 
-/// The answer to a request, and whether the connection can go on after it.
+/// The answer to a request, and whether the connection persists.
 async fn exchange<C: BusClient>(
     shared: &Shared<C>,
     message: Outgoing,
@@ -288,10 +288,10 @@ async fn exchange<C: BusClient>(
         return Ok((Bytes::new(), true));
     }
     let reply = shared.bus.request(message, shared.reply_wait).await?;
-    // Nothing after the end of an answer may be taken for the next one.
+    // Bytes after the end of an answer must not be taken for the next one.
     match Answers::only(request.expects.clone(), &reply) {
         Ok(answer) => Ok((answer.bytes, answer.persistent)),
-        // With this framing an empty answer is one.
+        // With this framing an empty answer is valid.
         Err(FrameError::Empty) if request.expects == Expects::UntilEof => Ok((Bytes::new(), false)),
         Err(_) => Err(Failure::BadAnswer),
     }
@@ -321,7 +321,7 @@ async fn next_request(
             Ok(Step::More) => {}
             Err(error) => return Ok(Next::Failed(Failure::Frame(error))),
         }
-        // Between requests a connection may rest as long as it likes.
+        // No timeout between requests.
         let read = if requests.buffered() == 0 && framing != Framing::Eof {
             stream.read(&mut piece).await?
         } else {
@@ -354,7 +354,7 @@ async fn refuse(
     }
 }
 
-/// Writes as long as the other end takes something now and then.
+/// Writes in pieces, each with the idle timeout.
 async fn write_all(stream: &mut UnixStream, bytes: &[u8]) -> Result<(), End> {
     for piece in bytes.chunks(PIECE) {
         timeout(STALL, stream.write_all(piece))
@@ -364,9 +364,9 @@ async fn write_all(stream: &mut UnixStream, bytes: &[u8]) -> Result<(), End> {
     Ok(())
 }
 
-/// Closes so that the client reads what was written, even while it still sends.
+/// Closes so that the client reads what was written, even while it still sends (lingering close).
 async fn linger(stream: &mut UnixStream) {
-    // What fails here ends the connection, too.
+    // An error ends the connection as well.
     let _ = stream.shutdown().await;
     let mut piece = vec![0; PIECE];
     let drained = async { while matches!(stream.read(&mut piece).await, Ok(read) if read > 0) {} };
