@@ -20,10 +20,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::node::request::Command;
 use crate::node::snapshot::Snapshot;
-use hyphae_proxy as proxy;
 use crate::reload::ReloadCounts;
 use crate::rpc::Dispatcher;
 use families::Source;
+use hyphae_proxy as proxy;
 
 pub(crate) use calls::CallLatency;
 

@@ -5,9 +5,11 @@ mod apply;
 pub(crate) mod attachment;
 mod event_log;
 mod fib_hold;
+mod handle_request;
 mod links;
 mod memory;
 mod neighbours;
+mod probes;
 pub(crate) mod request;
 mod resolve;
 mod routing;
@@ -41,7 +43,8 @@ use hyphae_host::Names;
 use hyphae_host::discovery::Discovery;
 use hyphae_host::{Resolved, Resolver};
 use neighbours::Neighbours;
-use request::{Command, Probe, TraceAnswer};
+use probes::Probes;
+use request::{Command, TraceAnswer};
 use resolve::name;
 use routing::Routing;
 use services::bus::BusService;
@@ -111,8 +114,7 @@ pub(crate) struct Node {
     counters_at: Nanos,
     memory: memory::Memory,
     /// Pings and traces that wait, with their deadlines.
-    probes: BTreeMap<u64, (Nanos, Probe)>,
-    next_probe: u64,
+    probes: Probes,
     /// Routes of the host into the TUN device.
     pub(crate) host_routes: Option<host::HostRoutes>,
     /// State of the host's side of the TUN device.
@@ -179,8 +181,7 @@ impl Node {
             neighbours_at: Nanos::NEVER,
             counters_at: now,
             memory: memory::Memory::new(now),
-            probes: BTreeMap::new(),
-            next_probe: 1,
+            probes: Probes::default(),
             host_routes: None,
             host: Arc::default(),
             underlay,
@@ -345,11 +346,10 @@ impl Node {
         }
         self.release_routes(now);
         self.look_names_up(now);
-        self.expire_probes(now);
+        self.probes.expire(now);
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Nanos> {
-        let probes = self.probes.values().map(|(at, _)| *at).min();
         let bus = self.bus.poll_timeout();
         let routing = self.routing.as_ref().and_then(|r| r.speaker.poll_timeout());
         let memory = self.memory.at();
@@ -363,7 +363,11 @@ impl Node {
         let engines = [self.overlay.poll_timeout(), bus, routing];
         engines
             .into_iter()
-            .chain([self.hold.deadline(), probes, self.names.poll_timeout()])
+            .chain([
+                self.hold.deadline(),
+                self.probes.poll_timeout(),
+                self.names.poll_timeout(),
+            ])
             .flatten()
             .chain(own)
             .min()
@@ -464,9 +468,10 @@ impl Node {
                 self.retry_at = now;
                 self.routing_link_down(now, peer);
             }
-            Event::EchoReply { id, rtt, .. } => self.ping_answered(id, rtt),
+            Event::EchoReply { id, rtt, .. } => self.probes.ping_answered(id, rtt),
             Event::TraceReply { id, code, key, rtt } => {
-                self.trace_answered(id, TraceAnswer { code, key, rtt });
+                self.probes
+                    .trace_answered(id, TraceAnswer { code, key, rtt });
             }
             Event::PathMtu { address, mtu } => {
                 let carries = self.overlay.path_mtu(address);

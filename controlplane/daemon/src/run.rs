@@ -17,9 +17,6 @@ use crate::node::request::Command;
 use crate::node::services::bus::{BusParts, BusService};
 use crate::node::task::Task;
 use crate::node::{Builder, Node, live};
-use hyphae_proxy::Gate;
-use hyphae_proxy::forward::Forward;
-use hyphae_proxy::outbound::Outbound;
 use crate::reload::{Reloader, Reloads};
 use crate::rpc::{Configuration, Dispatcher, Files, Parts};
 use crate::{metrics, proxy, rpc};
@@ -27,6 +24,9 @@ use hyphae_config::{Config, ConfigError, DiscoveryMode, Settings};
 use hyphae_host as host;
 use hyphae_host::Vigil;
 use hyphae_host::discovery::{self, Discovery};
+use hyphae_proxy::Gate;
+use hyphae_proxy::forward::Forward;
+use hyphae_proxy::outbound::Outbound;
 use hyphae_store::files::{
     self, ADMIN_FILE, DRAIN_FILE, PEERS_FILE, ROUTES_FILE, StateError, TOPICS_FILE,
     retry_while_busy,

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use super::family::Family;
 use crate::node::snapshot::Snapshot;
-use hyphae_proxy::Side;
 use crate::reload::ReloadCounts;
+use hyphae_proxy::Side;
 use workers::Workers;
 
 /// What the families are read from.

@@ -16,9 +16,9 @@ use super::methods::Configuration;
 use crate::metrics::CallLatency;
 use crate::node::request::{Command, Request};
 use crate::node::services::bus;
+use crate::reload::{ReloadCounts, Reloads, unix_seconds};
 use hyphae_proxy::Gate;
 use hyphae_proxy::outbound::Outbound;
-use crate::reload::{ReloadCounts, Reloads, unix_seconds};
 use hyphae_store::files::{DrainFile, PeersFile, RoutesFile};
 use hyphae_store::stored::Stored;
 

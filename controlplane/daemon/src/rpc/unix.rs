@@ -47,9 +47,9 @@ use super::http::BODY_WITHIN;
 use super::params::Attached;
 use super::place::Place;
 use super::serve::serve_connection;
-use hyphae_proxy::Hangup;
 use crate::node::services::bus::DIGEST_APART;
 use hyphae_config::Allowed;
+use hyphae_proxy::Hangup;
 
 /// How long a connection may take to say anything.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);
