@@ -1,20 +1,23 @@
 //! The control-plane process: drives the engines, keeps state files, answers RPC, serves metrics.
 //!
-//! One thread, several tasks. The engine task (`node`) owns overlay and RIB and is the only one
-//! that touches them; RPC and metrics ask it through a channel. Nothing here is on the way of a
-//! packet.
+//! One thread, several tasks. The engine task (`hyphae-node`) owns the engines; RPC and metrics send it requests
+//! through a channel. Nothing here is on the path of a packet.
 
 #![forbid(unsafe_code)]
 
+mod build;
+mod error;
 mod metrics;
-mod node;
-mod proxy_client;
+mod open;
+mod options;
 mod reload;
 mod rpc;
 mod run;
 
+pub use error::RunError;
+pub use options::{Exit, Options};
 pub use reload::Reloader;
-pub use run::{Exit, Options, RunError, run};
+pub use run::run;
 
 /// Parsers of foreign input, for the fuzz targets.
 pub mod parsers {

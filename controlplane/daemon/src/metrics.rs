@@ -18,11 +18,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::node::request::Command;
-use crate::node::snapshot::Snapshot;
 use crate::reload::ReloadCounts;
 use crate::rpc::Dispatcher;
 use families::Source;
+use hyphae_node::request::Command;
+use hyphae_node::snapshot::Snapshot;
 use hyphae_proxy as proxy;
 
 pub(crate) use calls::CallLatency;

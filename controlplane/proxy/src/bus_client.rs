@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyphae_bus::{DeliveryKey, Outgoing, Refuse, ReplyFailure};
+use hyphae_bus::{AbortReason, DeliveryKey, Outgoing, PushError, Refuse, ReplyFailure};
+use hyphae_node::{BusError, Client, ReplyOutcome};
 
-use super::framing::Failure;
+use super::framing::{Failure, FrameError};
 
 /// Client of the message bus, as the proxies use it.
 pub trait BusClient: Clone + Send + Sync + 'static {
@@ -34,4 +35,58 @@ pub trait BusClient: Clone + Send + Sync + 'static {
 
     /// Notifies the sender that its message was read.
     fn read(&self, key: DeliveryKey) -> impl Future<Output = ()> + Send;
+}
+
+impl BusClient for Client {
+    async fn request(&self, message: Outgoing, within: Duration) -> Result<Bytes, Failure> {
+        let outcome = self.request_or_cancel(message, within).await;
+        match outcome.map_err(|error| failure(&error))? {
+            ReplyOutcome::Reply(reply) => Ok(reply.payload),
+            ReplyOutcome::TimedOut | ReplyOutcome::Failed(ReplyFailure::Late) => {
+                Err(Failure::Timeout)
+            }
+            ReplyOutcome::Failed(ReplyFailure::Unanswered) => Err(Failure::Unanswered),
+            ReplyOutcome::Failed(ReplyFailure::TooLarge) => Err(Failure::AnswerTooLarge),
+            ReplyOutcome::Aborted(AbortReason::Rejected(_)) => Err(Failure::Rejected),
+            ReplyOutcome::Aborted(
+                AbortReason::Deadline | AbortReason::Cancelled | AbortReason::OtherKey,
+            ) => Err(Failure::Unreachable),
+        }
+    }
+
+    async fn send(&self, message: Outgoing) -> Result<(), Failure> {
+        let pushed = self.push(message).await;
+        pushed.map(|_| ()).map_err(|error| failure(&error))
+    }
+
+    async fn answer(&self, key: DeliveryKey, message: Outgoing) -> bool {
+        Self::answer(self, key, message).await.is_ok()
+    }
+
+    async fn fail(&self, key: DeliveryKey, failure: ReplyFailure) {
+        // A sender that is not notified waits until its own timeout.
+        let _ = Self::fail(self, key, failure).await;
+    }
+
+    async fn settle(&self, key: DeliveryKey, verdict: Result<(), Refuse>) {
+        // The node is ending; the sender retransmits to the next process.
+        let _ = Self::settle(self, key, verdict).await;
+    }
+
+    async fn read(&self, key: DeliveryKey) {
+        // As above.
+        let _ = Self::read(self, key).await;
+    }
+}
+
+fn failure(error: &BusError) -> Failure {
+    match error {
+        BusError::Push(PushError::TooLong(_)) => Failure::Frame(FrameError::TooLarge),
+        BusError::Push(PushError::QueueFull { .. }) | BusError::Busy => Failure::Busy,
+        BusError::Push(PushError::NotOverlay(_) | PushError::Answered(_))
+        | BusError::Inbox(_)
+        | BusError::LeaseEnded(_)
+        | BusError::OtherMessage(_)
+        | BusError::Stopping => Failure::Unreachable,
+    }
 }

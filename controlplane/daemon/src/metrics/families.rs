@@ -9,8 +9,8 @@ mod workers;
 use std::collections::BTreeMap;
 
 use super::family::Family;
-use crate::node::snapshot::Snapshot;
 use crate::reload::ReloadCounts;
+use hyphae_node::snapshot::Snapshot;
 use hyphae_proxy::Side;
 use workers::Workers;
 

@@ -11,7 +11,7 @@ use std::io::Write;
 use hyphae_wire::PublicKey;
 
 use super::family::{Head, Kind};
-use crate::node::snapshot::{PeerLocation, PeerSnapshot};
+use hyphae_node::snapshot::{PeerLocation, PeerSnapshot};
 
 /// Digits of a key by which the families name it: 64 bits are short, and nobody else's.
 const SHORT: usize = 16;

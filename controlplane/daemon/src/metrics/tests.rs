@@ -11,7 +11,7 @@ use hyphae_wire::PublicKey;
 use super::families::sections;
 use super::family::{Head, Kind};
 use super::per_peer::{self, render};
-use crate::node::snapshot::{PeerLocation, PeerSnapshot};
+use hyphae_node::snapshot::{PeerLocation, PeerSnapshot};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
 

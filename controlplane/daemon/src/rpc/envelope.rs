@@ -19,7 +19,7 @@ use super::context::Dispatcher;
 use super::gone::Gone;
 use super::params::{Attached, Incoming};
 use super::reply::Reply;
-use crate::node::services::bus::Delivery;
+use hyphae_node::Delivery;
 
 /// Longest request that is not one message.
 pub(crate) const SMALL_MAX: usize = 1 << 20;

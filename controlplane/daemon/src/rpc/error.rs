@@ -8,8 +8,8 @@ use hyphae_wire::Prefix;
 
 use hyphae_store::stored::CommitError;
 
-use crate::node::request::{NoAnswer, PeerError};
-use crate::node::services::bus::BusError;
+use hyphae_node::BusError;
+use hyphae_node::request::{NoAnswer, PeerError};
 
 /// A failure of the node itself.
 pub(super) fn internal(error: impl Display) -> Error {

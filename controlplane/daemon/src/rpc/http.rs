@@ -20,7 +20,7 @@ use super::context::Dispatcher;
 use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
 use super::gone::Presence;
 use super::methods::document;
-use crate::node::services::bus::Delivery;
+use hyphae_node::Delivery;
 
 /// How long a body may take to be received.
 pub(super) const BODY_WITHIN: Duration = Duration::from_secs(120);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::error::internal;
-use crate::node::services::bus::Delivery;
+use hyphae_node::Delivery;
 
 /// Rows of a list that is rendered on the caller's thread.
 const INLINE_ROWS_MAX: usize = 1000;

@@ -47,8 +47,8 @@ use super::http::BODY_WITHIN;
 use super::params::Attached;
 use super::place::Place;
 use super::serve::serve_connection;
-use crate::node::services::bus::DIGEST_APART;
 use hyphae_config::Allowed;
+use hyphae_node::DIGEST_APART;
 use hyphae_proxy::Hangup;
 
 /// How long a connection may take to say anything.

@@ -3,7 +3,7 @@
 use hyphae_routing::babel::RefusalReason;
 
 use crate::metrics::family::{Family, counter, gauge};
-use crate::node::snapshot::RoutingSnapshot;
+use hyphae_node::snapshot::RoutingSnapshot;
 
 pub(super) const FAMILIES: &[Family<RoutingSnapshot>] = &[
     gauge(

@@ -6,7 +6,6 @@ use hyphae_rpc::message::{Error, Request, Response, code};
 use hyphae_rpc::method::{BusCallParams, PatternsParams, PubkeyParams};
 use serde_json::Value;
 
-use crate::node::services::bus::ReplyOutcome;
 use crate::rpc::authorizer::{Authority, Caller, ENTRIES_MAX, check_pattern};
 use crate::rpc::context::Dispatcher;
 use crate::rpc::error::{
@@ -14,6 +13,7 @@ use crate::rpc::error::{
 };
 use crate::rpc::params::{overlay_address, public_key};
 use crate::rpc::reply::{Outcome, ok_true, value};
+use hyphae_node::ReplyOutcome;
 
 impl Dispatcher {
     pub(crate) fn admin_list(&self) -> Outcome {

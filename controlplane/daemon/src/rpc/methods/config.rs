@@ -13,12 +13,12 @@ use hyphae_rpc::message::Error;
 use hyphae_rpc::method::{ConfigChange, ReloadParams, ReloadResult};
 use hyphae_wire::{Network, NetworkId};
 
-use crate::node::request::Request;
 use crate::reload::Reloader;
 use crate::rpc::authorizer::Admins;
 use crate::rpc::context::Dispatcher;
 use crate::rpc::error::{internal, not_reloaded};
 use crate::rpc::reply::{Outcome, value};
+use hyphae_node::request::Request;
 use hyphae_store::files::{ADMIN_FILE, TOPICS_FILE};
 use hyphae_store::network_key;
 

@@ -16,11 +16,11 @@ use hyphae_wire::PublicKey;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::node::services::bus::{BusError, Handed, Note, Token};
 use crate::rpc::context::Dispatcher;
 use crate::rpc::error::{self, invalid, reserved};
 use crate::rpc::params::{any_topic, seconds};
 use crate::rpc::reply::{Outcome, Reply, value};
+use hyphae_node::{BusError, Handed, Note, Token};
 use hyphae_store::inbox::{Listed, MessageNumber, ONE};
 
 /// Messages that one `popMessages` returns at most, and their bytes unless the first has more.

@@ -14,11 +14,11 @@ use hyphae_time::Nanos;
 use serde::Serialize;
 
 use super::mailbox::token;
-use crate::node::services::bus::{BusError, ReplyOutcome};
 use crate::rpc::context::Dispatcher;
 use crate::rpc::error::{self, invalid, reserved, unanswered, undelivered};
 use crate::rpc::params::{Attached, destination, seconds};
 use crate::rpc::reply::{Outcome, ok_true, value};
+use hyphae_node::{BusError, ReplyOutcome};
 
 /// Messages that one `pushMessages` takes at most.
 const PUSH_MAX: usize = 1000;

@@ -17,11 +17,11 @@ use hyphae_wire::Suite;
 use hyphae_wire::report::ReportCode;
 use serde_json::value::RawValue;
 
-use crate::node::request::{Command, Request};
 use crate::rpc::context::Dispatcher;
 use crate::rpc::error::{invalid, no_answer, not_committed, not_routing};
 use crate::rpc::params::overlay_address;
 use crate::rpc::reply::{Outcome, ok_true, value};
+use hyphae_node::request::{Command, Request};
 
 /// Longest wait of a ping or trace.
 const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(60);

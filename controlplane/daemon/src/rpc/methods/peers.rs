@@ -6,13 +6,13 @@ use hyphae_rpc::method::{
     DuplicateKey, EndpointParams, IpParams, PacketStat, PacketStatistics, Peer, PeerEndpoint,
 };
 
-use crate::node::request::Request;
-use crate::node::snapshot::state_name;
-use crate::node::views::PeerView;
 use crate::rpc::context::Dispatcher;
 use crate::rpc::error::{self, not_committed};
 use crate::rpc::params::overlay_address;
 use crate::rpc::reply::{Outcome, ok_true, rows, value};
+use hyphae_node::request::Request;
+use hyphae_node::snapshot::state_name;
+use hyphae_node::views::PeerView;
 
 impl Dispatcher {
     pub(crate) async fn public_key_of(&self, params: IpParams) -> Outcome {

@@ -6,11 +6,11 @@ use hyphae_rpc::message::Error;
 use hyphae_rpc::method::{QueriedSubnet, Route, RouteParams, StaticRoute};
 use hyphae_wire::Prefix;
 
-use crate::node::request::Request;
-use crate::node::views::{RouteView, SearchView, StaticRouteView};
 use crate::rpc::context::Dispatcher;
 use crate::rpc::error::{bad_route, no_route, not_committed, not_stored};
 use crate::rpc::reply::{Outcome, rows, value};
+use hyphae_node::request::Request;
+use hyphae_node::views::{RouteView, SearchView, StaticRouteView};
 
 impl Dispatcher {
     pub(crate) async fn selected_routes(&self) -> Outcome {

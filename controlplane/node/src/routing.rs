@@ -150,7 +150,7 @@ impl Node {
     }
 
     /// Starts or ends the drain of this node.
-    pub(crate) fn set_drained(&mut self, now: Nanos, on: bool) {
+    pub fn set_drained(&mut self, now: Nanos, on: bool) {
         if let Some(routing) = &mut self.routing
             && routing.speaker.is_drained() != on
         {

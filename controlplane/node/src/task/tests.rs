@@ -17,10 +17,10 @@ use tempfile::TempDir;
 use tokio::sync::{broadcast, oneshot};
 
 use super::*;
-use crate::node::Builder;
-use crate::node::attachment::DATAPLANE_SOCKET;
-use crate::node::services::bus::{BusParts, BusRequest, BusService};
-use crate::node::services::{Input, Service};
+use crate::Builder;
+use crate::attachment::DATAPLANE_SOCKET;
+use crate::services::bus::{BusParts, BusRequest, BusService};
+use crate::services::{Input, Service};
 use hyphae_host::discovery::{self, Discovery};
 
 const PORT: u16 = 9670;

@@ -14,10 +14,10 @@ use super::snapshot::Snapshot;
 use super::views::{PacketCounts, PeerView, RouteView, SearchView, StaticRouteView, StatusView};
 
 /// Where a reply goes.
-pub(crate) type Reply<T> = oneshot::Sender<T>;
+pub type Reply<T> = oneshot::Sender<T>;
 
 /// A command to the node task.
-pub(crate) enum Command {
+pub enum Command {
     /// A request with a reply.
     Request(Request),
     /// A request to the message bus.
@@ -35,7 +35,7 @@ impl From<BusRequest> for Command {
 }
 
 /// A request of another task. Changes of peers and routes are on disk when they are requested.
-pub(crate) enum Request {
+pub enum Request {
     /// State of the node.
     Status(Reply<StatusView>),
     /// Key of the node that owns an address, where it is known.
@@ -83,7 +83,7 @@ pub(crate) enum Request {
 
 /// A change of peers that is refused.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PeerError {
+pub enum PeerError {
     /// It is configured.
     #[error("{0} is a peer already")]
     Exists(PeerUrl),
@@ -98,11 +98,14 @@ pub(crate) enum PeerError {
 /// No answer to a ping or trace.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer in time")]
-pub(crate) struct NoAnswer;
+pub struct NoAnswer;
 
 /// An answer to a trace, which every node on the path could have written.
-pub(crate) struct TraceAnswer {
-    pub(crate) code: ReportCode,
-    pub(crate) key: PublicKey,
-    pub(crate) rtt: Duration,
+pub struct TraceAnswer {
+    /// What the node reports.
+    pub code: ReportCode,
+    /// Key that it claims.
+    pub key: PublicKey,
+    /// Round-trip time.
+    pub rtt: Duration,
 }

@@ -30,7 +30,7 @@ pub(crate) const ATTACH_RETRY: Duration = Duration::from_millis(20);
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// File name of the dataplane's socket.
-pub(crate) const DATAPLANE_SOCKET: &str = "dataplane.sock";
+pub const DATAPLANE_SOCKET: &str = "dataplane.sock";
 
 /// Attaching failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +53,9 @@ pub(crate) enum AttachFailure {
 const PACKET_ROOM: usize = 2048;
 
 /// A dataplane that this control plane is attached to.
-pub(crate) struct Attachment {
-    pub(crate) hello: Hello,
+pub struct Attachment {
+    /// Description of the dataplane.
+    pub hello: Hello,
     lease: AsyncFd<UnixStream>,
     bell: AsyncFd<Doorbell>,
     workers: Vec<Worker>,
@@ -62,7 +63,7 @@ pub(crate) struct Attachment {
 }
 
 /// Waits for a dataplane that listens in a socket directory.
-pub(crate) async fn wait_for_dataplane(directory: &Path) -> Attachment {
+pub async fn wait_for_dataplane(directory: &Path) -> Attachment {
     let mut log = AttachLog::default();
     loop {
         match Attachment::connect(directory) {

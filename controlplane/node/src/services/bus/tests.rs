@@ -8,7 +8,7 @@ use hyphae_wire::{OverlayAddress, PublicKey};
 
 use super::leases::Token;
 use super::*;
-use crate::node::services::{Job, Session};
+use crate::services::{Job, Session};
 use hyphae_store::inbox::{Limits, ONE};
 
 /// The next command of a node whose task is this test.

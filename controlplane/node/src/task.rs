@@ -32,7 +32,7 @@ const LAST_DRAINS_MAX: usize = 100;
 const LAST_SENDS: Duration = Duration::from_millis(20);
 
 /// The engine task.
-pub(crate) struct Task {
+pub struct Task {
     node: Node,
     commands: mpsc::Receiver<Command>,
     vigil: Vigil,
@@ -54,7 +54,8 @@ enum Wakeup {
 }
 
 impl Task {
-    pub(crate) fn new(node: Node, commands: mpsc::Receiver<Command>, vigil: Vigil) -> Self {
+    /// A task for `node`, with the receiver of its requests.
+    pub fn new(node: Node, commands: mpsc::Receiver<Command>, vigil: Vigil) -> Self {
         Self {
             node,
             commands,
@@ -66,7 +67,7 @@ impl Task {
     }
 
     /// Runs until a shutdown request, or until a dataplane needs other engines than these.
-    pub(crate) async fn run(mut self, attachment: Attachment) {
+    pub async fn run(mut self, attachment: Attachment) {
         if self.attach(attachment).is_break() {
             return;
         }

@@ -17,19 +17,23 @@ const POPPERS_MAX: u64 = 4096;
 
 /// Delivery count and lease of a delivered message.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Note {
-    pub(crate) deliveries: u32,
-    pub(crate) token: Option<Token>,
+pub struct Note {
+    /// Deliveries of the message, this one included.
+    pub deliveries: u32,
+    /// Its lease, if requested.
+    pub token: Option<Token>,
 }
 
 /// Messages for a caller, and their delivery.
-pub(crate) struct Handed {
-    pub(crate) messages: Vec<(Inbound, Note)>,
-    pub(crate) delivery: Delivery,
+pub struct Handed {
+    /// Messages with their delivery count and lease.
+    pub messages: Vec<(Inbound, Note)>,
+    /// Completes or returns the delivery.
+    pub delivery: Delivery,
 }
 
 /// A delivery in progress. Dropped before [`Self::written`], it returns the messages to the inbox.
-pub(crate) struct Delivery {
+pub struct Delivery {
     client: Client,
     /// Of messages that leave the inbox.
     lease: Option<Lease>,
@@ -71,7 +75,7 @@ impl Delivery {
 
     /// Completes the delivery once the caller's answer was written: messages without a lease leave the inbox, and
     /// their senders are notified that they were read.
-    pub(crate) async fn written(mut self) {
+    pub async fn written(mut self) {
         self.tokens.clear();
         let Some(lease) = self.lease.take() else {
             return;
@@ -95,7 +99,7 @@ impl Client {
     /// Takes the oldest messages of the inbox, of one topic or of any: at least one, waiting for it for `timeout`,
     /// then as many as fit `most`. They leave the inbox when the delivery is [written](Delivery::written), with a
     /// lease when they are acknowledged. If the future or the delivery is dropped, they stay.
-    pub(crate) async fn pop(
+    pub async fn pop(
         &self,
         topic: Option<Topic>,
         most: Room,
@@ -113,7 +117,7 @@ impl Client {
     }
 
     /// Messages of the inbox without their payloads, and their number.
-    pub(crate) async fn list(
+    pub async fn list(
         &self,
         topic: Option<Topic>,
         after: MessageNumber,
@@ -123,7 +127,7 @@ impl Client {
     }
 
     /// The oldest message of the inbox, which stays in it.
-    pub(crate) async fn peek(
+    pub async fn peek(
         &self,
         topic: Option<Topic>,
         timeout: Option<Duration>,
@@ -160,7 +164,7 @@ impl Client {
     }
 
     /// Replies to a leased message and acknowledges it; neither when its lease has ended.
-    pub(crate) async fn reply_leased(
+    pub async fn reply_leased(
         &self,
         id: MessageId,
         message: Outgoing,
@@ -194,7 +198,7 @@ impl Client {
     }
 
     /// Acknowledges deliveries: their messages leave the inbox. Returns the tokens whose lease had ended.
-    pub(crate) async fn acknowledge(&self, tokens: &[Token]) -> Result<Vec<Token>, InboxError> {
+    pub async fn acknowledge(&self, tokens: &[Token]) -> Result<Vec<Token>, InboxError> {
         let (mut leases, mut keys, mut ended) = (Vec::new(), Vec::new(), Vec::new());
         for token in tokens {
             match self.leases.take(*token) {
@@ -212,13 +216,13 @@ impl Client {
     }
 
     /// Returns leased messages to the inbox. Returns the tokens whose lease had ended.
-    pub(crate) fn give_back(&self, tokens: &[Token]) -> Vec<Token> {
+    pub fn give_back(&self, tokens: &[Token]) -> Vec<Token> {
         let ended = |token: &&Token| self.leases.take(**token).is_none();
         tokens.iter().filter(ended).copied().collect()
     }
 
     /// Sets the end of leases to `time` from now. Returns the tokens whose lease had ended.
-    pub(crate) fn extend(&self, tokens: &[Token], time: Duration) -> Vec<Token> {
+    pub fn extend(&self, tokens: &[Token], time: Duration) -> Vec<Token> {
         let ended = |token: &&Token| !self.leases.extend(**token, time);
         tokens.iter().filter(ended).copied().collect()
     }

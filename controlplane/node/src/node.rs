@@ -1,23 +1,5 @@
 //! The node: the engines, their configured peers, and the task that drives them.
 
-mod alarm;
-mod apply;
-pub(crate) mod attachment;
-mod event_log;
-mod fib_hold;
-mod handle_request;
-mod links;
-mod memory;
-mod neighbours;
-mod probes;
-pub(crate) mod request;
-mod resolve;
-mod routing;
-pub(crate) mod services;
-pub(crate) mod snapshot;
-pub(crate) mod task;
-pub(crate) mod views;
-
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -33,25 +15,24 @@ use hyphae_time::Nanos;
 use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SecretKey, WorkerId};
 use tokio::sync::{broadcast, mpsc};
 
-use attachment::Attachment;
-use event_log::Totals;
-use fib_hold::FibHold;
+use crate::attachment::Attachment;
+use crate::event_log::Totals;
+use crate::fib_hold::FibHold;
+use crate::memory::Memory;
+use crate::neighbours::Neighbours;
+use crate::probes::Probes;
+use crate::request::{Command, TraceAnswer};
+use crate::resolve::name;
+use crate::routing::Routing;
+use crate::services::bus::BusService;
+use crate::services::context::NodeContext;
+use crate::services::{Input, Service, Session, Turn};
 use hyphae_config::Config;
-use hyphae_config::endpoint::PeerUrl;
+use hyphae_config::endpoint::{PeerUrl, RouteSpec};
 use hyphae_host as host;
 use hyphae_host::Names;
 use hyphae_host::discovery::Discovery;
 use hyphae_host::{Resolved, Resolver};
-use neighbours::Neighbours;
-use probes::Probes;
-use request::{Command, TraceAnswer};
-use resolve::name;
-use routing::Routing;
-use services::bus::BusService;
-use services::context::NodeContext;
-use services::{Input, Service, Session, Turn};
-
-pub(crate) use apply::live;
 
 /// Datagrams of the message bus per turn.
 const BUS_SHARE: usize = 180;
@@ -69,64 +50,70 @@ pub(crate) struct Configured {
 }
 
 /// Parts of a [`Node`].
-pub(crate) struct Builder {
-    pub(crate) config: Config,
-    pub(crate) identity: SecretKey,
-    pub(crate) overlay: Overlay,
-    pub(crate) bus: BusService,
+pub struct Builder {
+    /// Configuration.
+    pub config: Config,
+    /// Key of the node.
+    pub identity: SecretKey,
+    /// Engine of the overlay.
+    pub overlay: Overlay,
+    /// Service of the message bus.
+    pub bus: BusService,
     /// Sender of requests to the node.
-    pub(crate) commands: mpsc::Sender<Command>,
+    pub commands: mpsc::Sender<Command>,
     /// UDP port of each worker.
-    pub(crate) ports: Vec<u16>,
+    pub ports: Vec<u16>,
     /// Whether the workers' processor has AES instructions.
-    pub(crate) aes_hardware: bool,
-    pub(crate) discovery: Discovery,
+    pub aes_hardware: bool,
+    /// Discovery on local networks.
+    pub discovery: Discovery,
     /// Changes of links and addresses, as the kernel reports them.
-    pub(crate) kernel_changes: broadcast::Sender<host::Change>,
-    pub(crate) socket_directory: PathBuf,
+    pub kernel_changes: broadcast::Sender<host::Change>,
+    /// Directory of the dataplane socket.
+    pub socket_directory: PathBuf,
     /// Restarts of this control plane by its supervisor.
-    pub(crate) restarts: u64,
+    pub restarts: u64,
 }
 
 /// The node.
-pub(crate) struct Node {
+pub struct Node {
     pub(crate) config: Config,
     pub(crate) identity: SecretKey,
     pub(crate) socket_directory: PathBuf,
     pub(crate) overlay: Overlay,
     /// UDP port of each worker.
-    ports: Vec<u16>,
+    pub(crate) ports: Vec<u16>,
     pub(crate) rib: Rib,
     pub(crate) bus: BusService,
     /// Sender of requests to this node, for outputs of jobs.
-    commands: mpsc::Sender<Command>,
+    pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) routing: Option<Routing>,
     pub(crate) hold: FibHold,
     pub(crate) configured: BTreeMap<u32, Configured>,
-    next_configured: u32,
+    pub(crate) next_configured: u32,
     pub(crate) attachment: Option<Attachment>,
     /// Process of the last dataplane.
-    dataplane_pid: Option<u32>,
+    pub(crate) dataplane_pid: Option<u32>,
     pub(crate) resolver: Resolver,
     pub(crate) discovery: Discovery,
     pub(crate) neighbours: Neighbours,
-    neighbours_at: Nanos,
-    counters_at: Nanos,
-    memory: memory::Memory,
+    pub(crate) neighbours_at: Nanos,
+    pub(crate) counters_at: Nanos,
+    pub(crate) memory: Memory,
     /// Pings and traces that wait, with their deadlines.
-    probes: Probes,
+    pub(crate) probes: Probes,
     /// Routes of the host into the TUN device.
     pub(crate) host_routes: Option<host::HostRoutes>,
     /// State of the host's side of the TUN device.
     pub(crate) host: Arc<host::Report>,
     /// Changes of links and addresses, as the kernel reports them.
-    kernel_changes: broadcast::Sender<host::Change>,
+    pub(crate) kernel_changes: broadcast::Sender<host::Change>,
     /// Changes that concern the underlay.
     pub(crate) underlay: host::Underlay,
     pub(crate) names: Names,
     /// Next lookup of all names, and of the names of peers that are down.
-    resolve_at: Nanos,
-    retry_at: Nanos,
+    pub(crate) resolve_at: Nanos,
+    pub(crate) retry_at: Nanos,
     pub(crate) totals: Totals,
     pub(crate) started: Nanos,
     /// Whether the workers' processor has AES instructions.
@@ -136,7 +123,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(now: Nanos, builder: Builder) -> Self {
+    /// Builds a node; it is not attached yet.
+    pub fn new(now: Nanos, builder: Builder) -> Self {
         let Builder {
             config,
             identity,
@@ -180,7 +168,7 @@ impl Node {
             neighbours: Neighbours::default(),
             neighbours_at: Nanos::NEVER,
             counters_at: now,
-            memory: memory::Memory::new(now),
+            memory: Memory::new(now),
             probes: Probes::default(),
             host_routes: None,
             host: Arc::default(),
@@ -196,8 +184,19 @@ impl Node {
         }
     }
 
-    /// Adds a configured peer.
-    pub(crate) fn add_peer(&mut self, now: Nanos, url: PeerUrl, stored: bool) {
+    /// Adds a static route.
+    ///
+    /// # Errors
+    /// When the route could never be used.
+    pub fn add_static_route(
+        &mut self,
+        route: &RouteSpec,
+    ) -> Result<(), hyphae_routing::RouteError> {
+        self.rib.add_static(route.route()).map(|_| ())
+    }
+
+    /// Adds a configured peer; `stored` if it is in peers.toml.
+    pub fn add_peer(&mut self, now: Nanos, url: PeerUrl, stored: bool) {
         let configured = Configured {
             url,
             stored,
@@ -212,7 +211,12 @@ impl Node {
         self.prefer_links();
     }
 
-    fn add_entry(&mut self, now: Nanos, configured: Configured, addresses: Vec<Endpoint>) -> u32 {
+    pub(crate) fn add_entry(
+        &mut self,
+        now: Nanos,
+        configured: Configured,
+        addresses: Vec<Endpoint>,
+    ) -> u32 {
         let id = self.next_configured;
         self.next_configured += 1;
         let peer = PeerConfig {
@@ -439,7 +443,7 @@ impl Node {
             return;
         };
         if !attachment.push(worker, program) {
-            attachment::abandon(&mut self.attachment);
+            crate::attachment::abandon(&mut self.attachment);
         }
     }
 

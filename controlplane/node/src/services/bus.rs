@@ -24,34 +24,38 @@ use hyphae_time::Nanos;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Context, Input, RingRoom, Service, Turn};
-use crate::node::request::Command;
-use crate::node::snapshot::BusSnapshot;
-pub(crate) use client::{BusError, Client, DIGEST_APART};
+use crate::request::Command;
+use crate::snapshot::BusSnapshot;
+pub use client::{BusError, Client, DIGEST_APART};
 use hyphae_store::inbox::{Found, Inbox};
 use leases::Leases;
-pub(crate) use leases::Token;
-pub(crate) use mailbox::{Delivery, Handed, Note};
+pub use leases::Token;
+pub use mailbox::{Delivery, Handed, Note};
+pub(crate) use request::BusRequest;
+pub use request::ReplyOutcome;
 use request::RequestResult;
-pub(crate) use request::{BusRequest, ReplyOutcome};
 use waitlist::Waitlist;
 
 /// Parts of a [`BusService`].
-pub(crate) struct BusParts {
-    pub(crate) config: Config,
+pub struct BusParts {
+    /// Configuration of the engine.
+    pub config: Config,
     /// Random and secret.
-    pub(crate) seed: [u8; 32],
-    pub(crate) topics: Topics,
-    pub(crate) inbox: Inbox,
+    pub seed: [u8; 32],
+    /// Settings of topics.
+    pub topics: Topics,
+    /// The inbox.
+    pub inbox: Inbox,
     /// What the inbox held at start.
-    pub(crate) found: Found,
+    pub found: Found,
     /// Receives messages on the administration topic, which count as received; without it they are refused.
-    pub(crate) admin: Option<mpsc::Sender<Inbound>>,
+    pub admin: Option<mpsc::Sender<Inbound>>,
     /// Receives messages on topics with a forward socket, and settles each; without it they go into the inbox.
-    pub(crate) forward: Option<mpsc::Sender<Inbound>>,
+    pub forward: Option<mpsc::Sender<Inbound>>,
 }
 
 /// The message bus of a node.
-pub(crate) struct BusService {
+pub struct BusService {
     bus: Bus,
     inbox: Inbox,
     /// Messages without a verdict of the inbox yet.
@@ -72,7 +76,8 @@ pub(crate) struct BusService {
 }
 
 impl BusService {
-    pub(crate) fn new(now: Nanos, parts: BusParts) -> Self {
+    /// A bus without sessions.
+    pub fn new(now: Nanos, parts: BusParts) -> Self {
         let (shared, _) = watch::channel(Arc::new(parts.topics.clone()));
         let mut bus = Bus::new(parts.config, parts.topics, parts.seed);
         bus.seed_completed(now, parts.found.completed);
@@ -99,7 +104,7 @@ impl BusService {
     }
 
     /// A client that sends its requests to an engine task.
-    pub(crate) fn client(&self, commands: mpsc::Sender<Command>) -> Client {
+    pub fn client(&self, commands: mpsc::Sender<Command>) -> Client {
         Client::new(
             commands,
             self.inbox.clone(),

@@ -8,8 +8,8 @@ use hyphae_wire::{OverlayAddress, WorkerId};
 use tokio::sync::mpsc;
 
 use super::{Context, Job, RingRoom, Session};
-use crate::node::attachment::{self, Attachment};
-use crate::node::request::Command;
+use crate::attachment::{self, Attachment};
+use crate::request::Command;
 
 /// Datagrams per flush of the ring: as many of the usual size as one train carries.
 const TRAIN: usize = 45;
@@ -17,12 +17,12 @@ const TRAIN: usize = 45;
 const WORKER: WorkerId = WorkerId(0);
 
 /// The node during the turn of a service.
-pub(in crate::node) struct NodeContext<'a> {
-    pub(in crate::node) overlay: &'a mut Overlay,
-    pub(in crate::node) attachment: &'a mut Option<Attachment>,
-    pub(in crate::node) commands: &'a mpsc::Sender<Command>,
+pub(crate) struct NodeContext<'a> {
+    pub(crate) overlay: &'a mut Overlay,
+    pub(crate) attachment: &'a mut Option<Attachment>,
+    pub(crate) commands: &'a mpsc::Sender<Command>,
     /// Datagrams sent in this turn.
-    pub(in crate::node) sent: usize,
+    pub(crate) sent: usize,
 }
 
 impl<R: Into<Command> + Send + 'static> Context<R> for NodeContext<'_> {

@@ -14,15 +14,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::leases::{Leases, Token};
 use super::request::{BusRequest, Completion, ReplyOutcome, RequestId, Waiter};
-use crate::node::request::Command;
+use crate::request::Command;
 use hyphae_store::inbox::{Inbox, InboxError};
 
 /// Payload size in bytes from which digests are computed on the blocking pool, or while the payload is read.
-pub(crate) const DIGEST_APART: usize = 256 * 1024;
+pub const DIGEST_APART: usize = 256 * 1024;
 
 /// Why the bus did not do what was requested.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BusError {
+pub enum BusError {
     /// The message was refused.
     #[error(transparent)]
     Push(#[from] PushError),
@@ -45,7 +45,7 @@ pub(crate) enum BusError {
 
 /// Client of the message bus of this node. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Client {
+pub struct Client {
     commands: mpsc::Sender<Command>,
     pub(super) inbox: Inbox,
     topics: watch::Receiver<Arc<Topics>>,
@@ -74,27 +74,25 @@ impl Client {
     }
 
     /// Buffers for long payloads.
-    pub(crate) fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
     /// Lookup of the current settings of a topic.
-    pub(crate) fn topic_settings(
-        &self,
-    ) -> impl Fn(&Topic) -> Option<TopicConfig> + Send + Sync + 'static {
+    pub fn topic_settings(&self) -> impl Fn(&Topic) -> Option<TopicConfig> + Send + Sync + 'static {
         let topics = self.topics.clone();
         move |topic| topics.borrow().topics.get(topic).cloned()
     }
 
     /// Sends a message.
-    pub(crate) async fn push(&self, message: Outgoing) -> Result<MessageId, BusError> {
+    pub async fn push(&self, message: Outgoing) -> Result<MessageId, BusError> {
         let message = digest(message).await;
         let pushed = self.call(|reply| BusRequest::Push { message, reply });
         Ok(pushed.await??)
     }
 
     /// Sends several messages; a result for each. `in_order`: none after the first that is refused.
-    pub(crate) async fn push_all(
+    pub async fn push_all(
         &self,
         mut messages: Vec<Outgoing>,
         in_order: bool,
@@ -110,7 +108,7 @@ impl Client {
 
     /// Sends several messages to one node in order, waiting for room for `wait`; a result for each. Dropping the
     /// future withdraws those that wait.
-    pub(crate) async fn push_waiting(
+    pub async fn push_waiting(
         &self,
         mut messages: Vec<Outgoing>,
         wait: Duration,
@@ -147,7 +145,7 @@ impl Client {
     }
 
     /// As [`Self::request`], waiting for room first.
-    pub(crate) async fn request_waiting(
+    pub async fn request_waiting(
         &self,
         mut message: Outgoing,
         within: Duration,
@@ -170,7 +168,7 @@ impl Client {
 
     /// Sends a message and waits for its reply for `within`. Dropping the future leaves a message that has an id
     /// queued.
-    pub(crate) async fn request(
+    pub async fn request(
         &self,
         message: Outgoing,
         within: Duration,
@@ -179,7 +177,7 @@ impl Client {
     }
 
     /// As [`Self::request`]; dropping the future cancels the message.
-    pub(crate) async fn request_or_cancel(
+    pub async fn request_or_cancel(
         &self,
         message: Outgoing,
         within: Duration,
@@ -215,14 +213,14 @@ impl Client {
     }
 
     /// Replies to the message `id`, whose sender is the destination.
-    pub(crate) async fn reply(&self, id: MessageId, message: Outgoing) -> Result<(), BusError> {
+    pub async fn reply(&self, id: MessageId, message: Outgoing) -> Result<(), BusError> {
         let message = digest(message).await;
         let replied = self.call(|reply| BusRequest::Reply { id, message, reply });
         Ok(replied.await??)
     }
 
     /// Replies to a settled message, which counts as read if the reply can be sent.
-    pub(crate) async fn answer(&self, key: DeliveryKey, message: Outgoing) -> Result<(), BusError> {
+    pub async fn answer(&self, key: DeliveryKey, message: Outgoing) -> Result<(), BusError> {
         let message = digest(message).await;
         let answered = self.call(|reply| BusRequest::Answer {
             key,
@@ -233,11 +231,7 @@ impl Client {
     }
 
     /// Notifies the sender of a settled message that no reply follows. The message does not count as read.
-    pub(crate) async fn fail(
-        &self,
-        key: DeliveryKey,
-        failure: ReplyFailure,
-    ) -> Result<(), BusError> {
+    pub async fn fail(&self, key: DeliveryKey, failure: ReplyFailure) -> Result<(), BusError> {
         let message = Outgoing {
             destination: Destination::Key(key.peer),
             topic: Topic::default(),
@@ -251,23 +245,23 @@ impl Client {
     }
 
     /// Notifies the sender of a message that it was read.
-    pub(crate) async fn read(&self, key: DeliveryKey) -> Result<(), BusError> {
+    pub async fn read(&self, key: DeliveryKey) -> Result<(), BusError> {
         self.send(BusRequest::Read(vec![key])).await
     }
 
     /// State of an outgoing message.
-    pub(crate) async fn info(&self, id: MessageId) -> Result<Option<MessageInfo>, BusError> {
+    pub async fn info(&self, id: MessageId) -> Result<Option<MessageInfo>, BusError> {
         self.call(|reply| BusRequest::Info(id, reply)).await
     }
 
     /// Replaces the settings of topics.
-    pub(crate) async fn set_topics(&self, topics: Topics) -> Result<(), BusError> {
+    pub async fn set_topics(&self, topics: Topics) -> Result<(), BusError> {
         self.call(|reply| BusRequest::SetTopics(topics, reply))
             .await
     }
 
     /// Accepts or refuses a forwarded message.
-    pub(crate) async fn settle(
+    pub async fn settle(
         &self,
         key: DeliveryKey,
         verdict: Result<(), Refuse>,

@@ -11,7 +11,7 @@ use hyphae_bus::{
 use tokio::sync::oneshot;
 
 /// A request to the bus.
-pub(crate) enum BusRequest {
+pub enum BusRequest {
     /// Sends a message.
     Push {
         message: Outgoing,
@@ -60,14 +60,14 @@ pub(crate) enum BusRequest {
 }
 
 /// Id of a request, set once it is queued.
-pub(crate) type RequestId = Arc<OnceLock<MessageId>>;
+pub(super) type RequestId = Arc<OnceLock<MessageId>>;
 
 /// Outcome of a request, or why it was not queued.
-pub(crate) type RequestResult = Result<ReplyOutcome, PushError>;
+pub(super) type RequestResult = Result<ReplyOutcome, PushError>;
 
 /// Outcome of the wait for a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ReplyOutcome {
+pub enum ReplyOutcome {
     /// The reply.
     Reply(Box<Inbound>),
     /// The message was delivered, and its receiver reported that no reply follows.
@@ -80,17 +80,17 @@ pub(crate) enum ReplyOutcome {
 
 /// Verdict of the inbox on a message.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum InboxVerdict {
+pub enum InboxVerdict {
     Stored,
     Full,
     Failed,
 }
 
 /// Number of a call that waits for room, ascending.
-pub(crate) type Ticket = u64;
+pub(super) type Ticket = u64;
 
 /// Reply channel of a call that waits for room.
-pub(crate) enum Completion {
+pub enum Completion {
     /// The result of each message, in order.
     Each(oneshot::Sender<Vec<Result<MessageId, PushError>>>),
     /// The reply to one message.
@@ -110,17 +110,14 @@ impl Completion {
 }
 
 /// Messages of one call to one node.
-pub(crate) struct Waiter {
+pub struct Waiter {
     pub(super) messages: VecDeque<Outgoing>,
     pub(super) results: Vec<Result<MessageId, PushError>>,
     pub(super) completion: Completion,
 }
 
 impl Waiter {
-    pub(crate) fn new(
-        messages: impl IntoIterator<Item = Outgoing>,
-        completion: Completion,
-    ) -> Self {
+    pub fn new(messages: impl IntoIterator<Item = Outgoing>, completion: Completion) -> Self {
         Self {
             messages: messages.into_iter().collect(),
             results: Vec::new(),

@@ -44,10 +44,9 @@ impl Probes {
 
     /// Fails the probes whose deadline has passed.
     pub(super) fn expire(&mut self, now: Nanos) {
-        for (_, (_, probe)) in self
-            .waiting
-            .extract_if(.., |_, (deadline, _)| *deadline <= now)
-        {
+        let late = self.waiting.iter().filter(|(_, (at, _))| *at <= now);
+        let late: Vec<u64> = late.map(|(id, _)| *id).collect();
+        for (_, probe) in late.iter().filter_map(|id| self.waiting.remove(id)) {
             // The caller may have disconnected.
             match probe {
                 Probe::Ping(reply) => drop(reply.send(Err(NoAnswer))),

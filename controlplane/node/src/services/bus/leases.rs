@@ -18,7 +18,7 @@ use hyphae_store::inbox::Lease;
 
 /// Name of a lease, and the authority to end it: it cannot be derived from other tokens or earlier processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Token(u128);
+pub struct Token(u128);
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,7 +29,7 @@ impl fmt::Display for Token {
 /// Text that is not a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not the token of a lease: expected 32 hex digits")]
-pub(crate) struct InvalidToken(String);
+pub struct InvalidToken(String);
 
 impl FromStr for Token {
     type Err = InvalidToken;

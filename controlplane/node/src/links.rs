@@ -7,9 +7,10 @@ use std::time::Duration;
 use hyphae_overlay::{ConfiguredPeer, PeerTraffic};
 use hyphae_time::Nanos;
 
+use super::Node;
 use super::attachment::Attachment;
 use super::neighbours::Step;
-use super::{Configured, Node};
+use super::node::Configured;
 use hyphae_config::endpoint::PeerUrl;
 use hyphae_host::discovery::Found;
 

@@ -1,5 +1,10 @@
 //! What the node shows of itself: plain values that others render.
 
+#![allow(
+    missing_docs,
+    reason = "fields are named as the metrics and RPC fields that show them"
+)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -11,79 +16,80 @@ use hyphae_shm::attach::Hello;
 use hyphae_time::Nanos;
 use hyphae_wire::{OverlayAddress, Prefix, PublicKey, SuiteSet};
 
+use super::Node;
 use super::attachment::Attachment;
+use super::node::Configured;
 use super::routing::Routing;
 use super::snapshot::{PeerLocation, PeerSnapshot, Snapshot, state_name};
-use super::{Configured, Node};
 
 /// State of the node.
-pub(crate) struct StatusView {
-    pub(crate) uptime: Duration,
+pub struct StatusView {
+    pub uptime: Duration,
     /// The dataplane that is attached, and how long it has run.
-    pub(crate) dataplane: Option<(Hello, Duration)>,
+    pub dataplane: Option<(Hello, Duration)>,
     /// Counters of its workers.
-    pub(crate) workers: Vec<StatsReader>,
-    pub(crate) host_problem: Option<String>,
+    pub workers: Vec<StatsReader>,
+    pub host_problem: Option<String>,
     /// Largest inner packet, bytes.
-    pub(crate) mtu: u16,
-    pub(crate) suites: SuiteSet,
-    pub(crate) peers_up: usize,
-    pub(crate) peers: usize,
-    pub(crate) sessions: usize,
-    pub(crate) routes: usize,
-    pub(crate) drained: bool,
-    pub(crate) controlplane_restarts: u64,
-    pub(crate) dataplane_restarts: u64,
+    pub mtu: u16,
+    pub suites: SuiteSet,
+    pub peers_up: usize,
+    pub peers: usize,
+    pub sessions: usize,
+    pub routes: usize,
+    pub drained: bool,
+    pub controlplane_restarts: u64,
+    pub dataplane_restarts: u64,
 }
 
 /// A peer.
-pub(crate) struct PeerView {
-    pub(crate) status: PeerStatus,
+pub struct PeerView {
+    pub status: PeerStatus,
     /// "static", "inbound" or "lan".
-    pub(crate) kind: &'static str,
+    pub kind: &'static str,
     /// How it is configured, while its endpoint is not known.
-    pub(crate) unresolved: Option<PeerUrl>,
+    pub unresolved: Option<PeerUrl>,
     /// Time since it was first seen.
-    pub(crate) discovered: Option<Duration>,
+    pub discovered: Option<Duration>,
     /// Time since it was last connected, or for how long it has been.
-    pub(crate) last_connected: Option<Duration>,
+    pub last_connected: Option<Duration>,
     /// Name of its key in the lists of this node.
-    pub(crate) name: Option<String>,
+    pub name: Option<String>,
     /// Why there is no link.
-    pub(crate) error: Option<String>,
-    pub(crate) rx_bytes: u64,
-    pub(crate) tx_bytes: u64,
+    pub error: Option<String>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
 }
 
 /// Frames and bytes exchanged with a peer.
-pub(crate) struct PacketCounts {
-    pub(crate) address: OverlayAddress,
+pub struct PacketCounts {
+    pub address: OverlayAddress,
     /// Packets and bytes received.
-    pub(crate) received: [u64; 2],
+    pub received: [u64; 2],
     /// Packets and bytes sent.
-    pub(crate) sent: [u64; 2],
+    pub sent: [u64; 2],
 }
 
 /// A route.
-pub(crate) struct RouteView {
-    pub(crate) prefix: Prefix,
-    pub(crate) next_hops: Vec<PublicKey>,
-    pub(crate) metric: u16,
-    pub(crate) seqno: u16,
-    pub(crate) origin: Origin,
+pub struct RouteView {
+    pub prefix: Prefix,
+    pub next_hops: Vec<PublicKey>,
+    pub metric: u16,
+    pub seqno: u16,
+    pub origin: Origin,
 }
 
 /// An address that a route or session is being looked for, and for how long still.
-pub(crate) struct SearchView {
-    pub(crate) address: OverlayAddress,
-    pub(crate) remaining: Duration,
+pub struct SearchView {
+    pub address: OverlayAddress,
+    pub remaining: Duration,
 }
 
 /// A static route.
-pub(crate) struct StaticRouteView {
-    pub(crate) route: StaticRoute,
+pub struct StaticRouteView {
+    pub route: StaticRoute,
     /// Whether its next hop is up.
-    pub(crate) in_use: bool,
+    pub in_use: bool,
 }
 
 impl Node {

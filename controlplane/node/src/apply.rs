@@ -11,7 +11,7 @@ use hyphae_time::Nanos;
 use super::Node;
 
 /// The part of the settings that the overlay takes while it runs.
-pub(crate) fn live(config: &Config, aes_hardware: bool) -> Live {
+pub fn live(config: &Config, aes_hardware: bool) -> Live {
     Live {
         suites: config.suites(aes_hardware),
         rekey_after: config.session.rekey_after,

@@ -17,17 +17,27 @@ const REFUSALS_MAX: u64 = 16;
 
 /// Totals since start.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Totals {
-    pub(crate) peers_up: u64,
-    pub(crate) peers_down: u64,
-    pub(crate) sessions_up: u64,
-    pub(crate) sessions_down: u64,
-    pub(crate) sessions_failed: u64,
-    pub(crate) peer_moves: u64,
-    pub(crate) controlplane_restarts: u64,
-    pub(crate) dataplane_restarts: u64,
-    pub(crate) duplicate_keys: u64,
-    pub(crate) refusals: BTreeMap<&'static str, u64>,
+pub struct Totals {
+    /// Peers that came up.
+    pub peers_up: u64,
+    /// Peers that went down.
+    pub peers_down: u64,
+    /// Sessions established.
+    pub sessions_up: u64,
+    /// Sessions ended.
+    pub sessions_down: u64,
+    /// Sessions that no node answered.
+    pub sessions_failed: u64,
+    /// Endpoint changes of peers.
+    pub peer_moves: u64,
+    /// Restarts of this control plane by its supervisor.
+    pub controlplane_restarts: u64,
+    /// Dataplanes attached to after the first.
+    pub dataplane_restarts: u64,
+    /// Reports of two hosts with one key.
+    pub duplicate_keys: u64,
+    /// Refused handshakes by reason.
+    pub refusals: BTreeMap<&'static str, u64>,
     logged: BTreeMap<&'static str, Logged>,
 }
 
