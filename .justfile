@@ -24,7 +24,7 @@ generate:
 
 # The documentation of all packages, in target/doc.
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --locked
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --no-deps --workspace --locked
 
 # The gate for changes.
 gate:

@@ -2,7 +2,7 @@
 //!
 //! A task of its own owns the socket. On every interface that the settings allow and that has an
 //! IPv6 link-local address it joins the group, sends a beacon, and another one every half minute.
-//! What it hears from others it passes to the engine task, which decides ([`Neighbours`]) whether to
+//! What it hears from others it passes to the engine task, which decides (`Neighbours`) whether to
 //! dial. A beacon proves nothing; the handshake does. Interfaces are read from the kernel's list of
 //! IPv6 addresses, often while something has changed lately, else every ten seconds.
 

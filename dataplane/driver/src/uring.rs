@@ -17,7 +17,7 @@
 //! * Sends and writes never wait in the kernel (`MSG_DONTWAIT`, `O_NONBLOCK`): they are carried out
 //!   in the order of the submission queue while `io_uring_enter` runs. A sleep that submits them waits for
 //!   one completion more than there are of them.
-//! * Everything that the kernel may hold a pointer to is in [`Lent`], and is freed only when no
+//! * Everything that the kernel may hold a pointer to is in `Lent`, and is freed only when no
 //!   operation is in flight; if the kernel does not let go, it is leaked.
 
 mod receive;

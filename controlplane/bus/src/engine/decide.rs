@@ -15,13 +15,13 @@ use crate::{AbortReason, DeliveryKey, Event, Inbound, Refuse, Rejection};
 
 impl Bus {
     /// A delivered message is stored (durably, where that was promised). Acknowledges it at once, a reply within
-    /// [`crate::batch_ack::ACK_DELAY`].
+    /// `ACK_DELAY`.
     pub fn accepted(&mut self, now: Nanos, key: DeliveryKey) {
         self.accept(now, key, key.reply);
     }
 
     /// As [`Self::accepted`], for a message that is likely to be answered soon: the ack waits for the reply, at most
-    /// [`crate::batch_ack::ACK_DELAY`].
+    /// `ACK_DELAY`.
     pub fn accepted_for_reply(&mut self, now: Nanos, key: DeliveryKey) {
         self.accept(now, key, true);
     }

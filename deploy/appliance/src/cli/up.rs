@@ -13,6 +13,7 @@ use super::NodeRef;
 
 /// Settings of a node; each overrides the configuration file only when given.
 #[derive(Clone, Debug, Default, Args)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "help texts contain [::]")]
 pub struct NodeArgs {
     /// Configuration file (TOML); deploy/default.toml documents every key [default: config.toml in the
     /// state directory, if it exists].
