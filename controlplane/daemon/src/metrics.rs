@@ -48,7 +48,7 @@ pub(crate) fn router(
 }
 
 async fn scrape(State((commands, dispatcher, proxies, turn)): State<Sources>) -> Response {
-    // One after the other: each gathers anew, and holds the text of thousands of peers.
+    // One at a time: each holds the text of thousands of peers.
     let turn = turn.acquire_owned().await;
     let (reply, answer) = oneshot::channel();
     let asked = commands.send(Command::Snapshot(reply)).await;

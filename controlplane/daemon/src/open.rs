@@ -24,7 +24,7 @@ pub(crate) struct Opened {
     pub(crate) inbox: Inbox,
     /// What the inbox held.
     pub(crate) found: Found,
-    pub(crate) unix: (rpc::Place, UnixListener),
+    pub(crate) unix: (rpc::SocketFile, UnixListener),
     pub(crate) token: Option<Token>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn open(options: &Options) -> Result<Opened, RunError> {
     };
     let unix = retry_while_busy(
         |error| matches!(error, rpc::ListenError::InUse(_)),
-        || rpc::Place::listen(&options.socket_directory, &config.rpc_allowed),
+        || rpc::SocketFile::listen(&options.socket_directory, &config.rpc_allowed),
     )?;
     let token = config.rpc_token.as_deref().map(Token::read).transpose()?;
     Ok(Opened {

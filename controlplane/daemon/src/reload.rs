@@ -10,7 +10,7 @@ use hyphae_config::{ConfigError, Settings};
 type Read = dyn Fn() -> Result<Settings, ConfigError> + Send + Sync;
 type SetLogLevel = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
-/// What whoever starts a control plane gives it for reloads.
+/// How a control plane reads its settings again; set by the program that starts it.
 #[derive(Clone)]
 pub struct Reloader {
     /// Reads the file again, with the flags that the node was started with.

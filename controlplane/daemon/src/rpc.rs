@@ -1,37 +1,38 @@
-//! RPC: doors here and in the files below, methods behind one [`Dispatcher`].
+//! RPC: listeners, and the methods behind one [`Dispatcher`].
 //!
-//! | door | speaks | who may |
+//! | listener | protocol | callers |
 //! |---|---|---|
 //! | `rpc.sock` | newline-delimited JSON-RPC, or HTTP/1.1 | `rpc.allow_*`, by `SO_PEERCRED` and `SO_PEERGROUPS` |
-//! | TCP | JSON-RPC over HTTP/1.1 | on loopback users, found by sock_diag; elsewhere who has the bearer token |
+//! | TCP | JSON-RPC over HTTP/1.1 | on loopback users, identified by sock_diag; elsewhere holders of the bearer token |
 //! | TCP, REST | `/api/v1` of the Mycelium network | the same |
 //! | bus | messages on the topic `mycelium.admin` | keys and methods of admin.toml |
 //!
 //! ```text
 //!  rpc.sock ─ credentials ─┬──────────────────────── unix (lines) ┐
 //!                          └ serve (HTTP) ─ gate ─┬─ http ────────┼─▶ dispatch ─ authorizer ─▶ methods
-//!  TCP ─ peer_uid, token ─── serve (HTTP) ─ gate ─┴─ rest ────────┘
+//!  TCP ─ peer_uid, token ─── serve (HTTP) ─ gate ─┴─ rest ────────┤
+//!  bus ───────────────────────────────────────────────────────────┘
 //! ```
 
 mod authorizer;
+mod bus;
 mod connections;
 mod context;
 mod credentials;
+mod disconnect;
 mod dispatch;
 mod envelope;
 mod error;
 mod gate;
-mod gone;
 mod http;
 mod methods;
 mod params;
 pub(crate) mod peer_uid;
-mod place;
-mod remote;
 mod reply;
 mod rest;
 pub(crate) mod rest_peers;
 mod serve;
+mod socket_file;
 mod unix;
 
 use std::io;
@@ -44,15 +45,15 @@ use hyphae_store::files::retry_while_busy;
 #[cfg(test)]
 pub(crate) use authorizer::Admins;
 pub(crate) use authorizer::Listener;
+pub(crate) use bus::{REMOTE_CALLS_QUEUED, answer_remote_calls};
 pub(crate) use connections::raise_descriptor_limit;
 pub(crate) use context::{Dispatcher, Files, Parts};
 pub(crate) use gate::checked;
 pub(crate) use http::router;
 pub(crate) use methods::Configuration;
-pub(crate) use place::Place;
-pub(crate) use remote::{REMOTE_CALLS_QUEUED, answer_remote_calls};
 pub(crate) use rest::router as rest_router;
 pub(crate) use serve::{Access, serve_tcp};
+pub(crate) use socket_file::SocketFile;
 pub(crate) use unix::serve_unix;
 
 /// File name of the Unix socket.

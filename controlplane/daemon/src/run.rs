@@ -135,7 +135,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     let forward = Forward::new(bus, topics, opened.inbox, stats.clone(), gate);
     tokio::spawn(forward.run(forwarded));
     dispatcher.bind_outbound();
-    let place = opened.unix.0.clone();
+    let socket_file = opened.unix.0.clone();
     let router = rpc::checked(rpc::router(Arc::clone(&dispatcher)), None);
     let allowed = config.rpc_allowed.clone();
     tokio::spawn(rpc::serve_unix(
@@ -154,7 +154,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     });
     run_task(Task::new(node, receiver, vigil), attachment).await;
     dispatcher.unbind_outbound();
-    place.close();
+    socket_file.close();
     Ok(match dispatcher.is_shut_down() {
         true => Exit::ShutDown,
         false => Exit::Stopped,

@@ -26,3 +26,8 @@ pub use resolver::{Resolved, Resolver};
 pub use tun::{Device, HostRoutes, start};
 pub use watch::{Change, Underlay, start as watch};
 pub use watchdog::Vigil;
+
+/// Identifier of this boot of the host; empty where the kernel provides none.
+pub fn boot_id() -> Vec<u8> {
+    std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}

@@ -539,7 +539,7 @@ impl Node {
 /// attaches to it.
 fn instance_of(hello: &Hello) -> u64 {
     // Of this boot; without it start time and process number distinguish hosts.
-    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot = host::boot_id();
     let hash = blake3::Hasher::new()
         .update(&boot)
         .update(&hello.started.get().to_le_bytes())

@@ -13,7 +13,7 @@ use hyphae_wire::PublicKey;
 use super::family::{Head, Kind};
 use hyphae_node::snapshot::{PeerLocation, PeerSnapshot};
 
-/// Digits of a key by which the families name it: 64 bits are short, and nobody else's.
+/// Digits of a key by which the families name it: 64 bits are short and unique.
 const SHORT: usize = 16;
 /// Bytes of text that a peer takes, roughly.
 const TEXT: usize = 640;

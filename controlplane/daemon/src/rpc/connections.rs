@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 
 use super::authorizer::Authority;
 
-/// Callers of a listener that are being told that they are refused.
+/// Callers of a listener that are being refused at once.
 pub(super) const REFUSED_AT_ONCE: usize = 16;
 /// Descriptors that are set aside for `rpc.sock`.
 const RESERVED: usize = 16;
@@ -68,7 +68,7 @@ pub(super) enum Holder {
     Node,
     /// Another user, admitted.
     User(u32),
-    /// Whoever has presented the token.
+    /// A caller that has presented the token.
     Token,
     /// A user of this host who has yet to.
     UnprovenUser(u32),
@@ -113,7 +113,7 @@ pub(super) struct Slots {
 #[derive(Debug, Default)]
 struct Used {
     by: BTreeMap<Holder, usize>,
-    /// Those without proof, oldest first, and how each is told to go.
+    /// Those without proof, oldest first, and the sender that closes each.
     unproven: BTreeMap<u64, (Holder, Arc<Notify>)>,
     next: u64,
 }
@@ -165,7 +165,7 @@ impl Slot {
         let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
         let mut used = self.slots.lock();
         let count = used.by.get(&Holder::Token).copied().unwrap_or_default();
-        // One that was told to go is not counted any more.
+        // One that is being closed is not counted any more.
         if !holder.is_unproven() || count >= self.slots.each_max {
             return;
         }
@@ -190,7 +190,7 @@ impl Drop for Slot {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         let mut used = self.slots.lock();
-        // The slot of one that was told to go is another's.
+        // The slot of one that is being closed belongs to another.
         if !holder.is_unproven() || used.unproven.remove(&self.number).is_some() {
             used.give_back(holder);
         }

@@ -16,7 +16,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::authorizer::Caller;
 use super::context::Dispatcher;
-use super::gone::Gone;
+use super::disconnect::Disconnect;
 use super::params::{Attached, Incoming};
 use super::reply::Reply;
 use hyphae_node::Delivery;
@@ -109,7 +109,7 @@ impl Item {
 /// A request, read; the bytes that it was read from may go.
 pub(crate) struct Parsed {
     shape: Shape,
-    /// Whoever asked can read what is attached to an answer.
+    /// Whether the caller can read what is attached to an answer.
     attaches: bool,
 }
 
@@ -118,7 +118,7 @@ pub(crate) struct Answer {
     pub(crate) json: Vec<u8>,
     /// Bytes that follow it.
     pub(crate) attached: Vec<Bytes>,
-    /// What it hands out: messages that go back unless [`delivered`] is told that it was written.
+    /// Messages that it delivers. They return to the inbox unless [`delivered`] is called.
     pub(crate) deliveries: Vec<Delivery>,
 }
 
@@ -161,15 +161,17 @@ impl Parsed {
         }
     }
 
-    /// Does what is asked; `None` when it was notifications only, or nobody is there to hear it. Waits end when the
-    /// caller has gone; everything else goes on.
+    /// Makes the calls; `None` for notifications only, and when the caller has disconnected. That ends waits; all
+    /// other calls complete.
     pub(crate) async fn answer(
         self,
         to: &Arc<Dispatcher>,
         caller: &Caller,
-        gone: &Gone,
+        disconnect: &Disconnect,
     ) -> Option<Answer> {
-        self.shape.answer(to, caller, gone, self.attaches).await
+        self.shape
+            .answer(to, caller, disconnect, self.attaches)
+            .await
     }
 }
 
@@ -206,12 +208,12 @@ impl Shape {
         self,
         to: &Arc<Dispatcher>,
         caller: &Caller,
-        gone: &Gone,
+        disconnect: &Disconnect,
         attaches: bool,
     ) -> Option<Answer> {
         match self {
             Self::One(call) => {
-                let response = answer_call(to, caller, gone, attaches, *call).await?;
+                let response = answer_call(to, caller, disconnect, attaches, *call).await?;
                 let json = text(serde_json::to_vec(&response));
                 Some(Answer {
                     json,
@@ -220,7 +222,7 @@ impl Shape {
                 })
             }
             Self::Batch(calls) => {
-                let responses = answer_batch(to, caller, gone, calls).await;
+                let responses = answer_batch(to, caller, disconnect, calls).await;
                 (!responses.is_empty()).then(|| Answer {
                     json: text(serde_json::to_vec(&responses)),
                     attached: Vec::new(),
@@ -236,7 +238,7 @@ impl Shape {
 async fn answer_batch(
     to: &Arc<Dispatcher>,
     caller: &Caller,
-    gone: &Gone,
+    disconnect: &Disconnect,
     calls: Vec<Result<Item, Error>>,
 ) -> Vec<Response> {
     let mut answers = Answers::default();
@@ -267,11 +269,13 @@ async fn answer_batch(
             if waiting.len() >= BATCH_WAITS {
                 answers.fill(waiting.join_next().await);
             }
-            let (to, caller, gone) = (Arc::clone(to), caller.clone(), gone.clone());
+            let (to, caller, disconnect) = (Arc::clone(to), caller.clone(), disconnect.clone());
             let n = answers.reserve();
-            waiting.spawn(async move { (n, answer_call(&to, &caller, &gone, false, call).await) });
+            waiting.spawn(
+                async move { (n, answer_call(&to, &caller, &disconnect, false, call).await) },
+            );
         } else {
-            answers.add(answer_call(to, caller, gone, false, call).await);
+            answers.add(answer_call(to, caller, disconnect, false, call).await);
             tokio::task::yield_now().await;
         }
     }
@@ -408,7 +412,7 @@ async fn push_all(
 async fn answer_call(
     to: &Arc<Dispatcher>,
     caller: &Caller,
-    gone: &Gone,
+    disconnect: &Disconnect,
     attaches: bool,
     call: Result<Item, Error>,
 ) -> Option<Response> {
@@ -423,7 +427,7 @@ async fn answer_call(
     }
     tokio::select! {
         response = made => response,
-        () = gone.happened() => None,
+        () = disconnect.happened() => None,
     }
 }
 

@@ -17,8 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::authorizer::{Caller, Listener};
 use super::context::Dispatcher;
+use super::disconnect::Connected;
 use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
-use super::gone::Presence;
 use super::methods::document;
 use hyphae_node::Delivery;
 
@@ -56,9 +56,10 @@ async fn handle(
         Ok((body, _permit)) => Parsed::new(&body),
         Err(refused) => return refused.into_response(),
     };
-    // This future is dropped when the client has gone. That ends the waits of its calls, and nothing else.
-    let (_presence, gone) = Presence::new();
-    let answer = tokio::spawn(async move { parsed.answer(&dispatcher, &caller, &gone).await });
+    // This future is dropped when the client disconnects. That ends the waits of its calls, and nothing else.
+    let (_connected, disconnect) = Connected::new();
+    let answer =
+        tokio::spawn(async move { parsed.answer(&dispatcher, &caller, &disconnect).await });
     match answer.await {
         Ok(Some(answer)) if answer.deliveries.is_empty() => (JSON, answer.json).into_response(),
         Ok(Some(answer)) => handing_out(answer.json, answer.deliveries),

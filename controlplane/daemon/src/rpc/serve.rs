@@ -25,7 +25,7 @@ use hyphae_store::token::Token;
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 /// Longest head.
 const HEAD_MAX: usize = 32 << 10;
-/// How long a caller that is refused may take to be told.
+/// Time in which a caller that is refused may read why.
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 /// Connections of a listener for RPC, and their share of the process's descriptors.
 const CONNECTIONS: (usize, usize) = (512, 8);
@@ -34,7 +34,7 @@ const METRICS_CONNECTIONS: (usize, usize) = (64, 32);
 
 /// Who may call through a TCP listener.
 pub(crate) enum Access {
-    /// Whoever reaches it: it is only read from.
+    /// All callers: it is read-only.
     Open,
     /// Local users on loopback, holders of the token everywhere.
     Callers {
@@ -81,7 +81,7 @@ pub(crate) async fn serve_tcp(
             if let Some(Err(cause)) = admission.as_ref().map(|it| &it.caller) {
                 unaccepted.note(cause);
             }
-            // It costs a descriptor for a short time; beyond some, none is told.
+            // It costs a descriptor for a short time; beyond a bound, connections are closed without an answer.
             let Ok(permit) = Arc::clone(&refused).try_acquire_owned() else {
                 unaccepted.note(&"too many callers are being refused");
                 continue;
@@ -89,7 +89,7 @@ pub(crate) async fn serve_tcp(
             let router = router.clone();
             tokio::spawn(async move {
                 let told = serve_connection(stream, router, admission);
-                // A caller that does not listen is not told.
+                // The caller may not read the answer.
                 let _ = tokio::time::timeout(REFUSED_WITHIN, told).await;
                 drop(permit);
             });

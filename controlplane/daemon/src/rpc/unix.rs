@@ -40,20 +40,20 @@ use super::connections::{
 };
 use super::context::Dispatcher;
 use super::credentials;
+use super::disconnect::{Connected, Disconnect};
 use super::envelope::{Answer, LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
 use super::gate::Admission;
-use super::gone::{Gone, Presence};
 use super::http::BODY_WITHIN;
 use super::params::Attached;
-use super::place::Place;
 use super::serve::serve_connection;
+use super::socket_file::SocketFile;
 use hyphae_config::Allowed;
 use hyphae_node::DIGEST_APART;
 use hyphae_proxy::Hangup;
 
 /// How long a connection may take to say anything.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);
-/// How long a caller that is refused may take to be told.
+/// Time in which a caller that is refused may read why.
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 /// Connections that have said something, and their share of the process's descriptors.
 const CONNECTIONS: (usize, usize) = (2048, 4);
@@ -69,13 +69,13 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Accepts connections for ever, and serves each in the protocol that it speaks.
 pub(crate) async fn serve_unix(
-    (place, mut listener): (Place, UnixListener),
+    (socket, mut listener): (SocketFile, UnixListener),
     allowed: Allowed,
     dispatcher: Arc<Dispatcher>,
     router: axum::Router,
 ) {
     let group = |path: &Path| std::fs::metadata(path).map_or(u32::MAX, |file| file.gid());
-    let mut file_gid = group(place.path());
+    let mut file_gid = group(socket.path());
     let serving = Serving {
         dispatcher,
         router,
@@ -91,8 +91,8 @@ pub(crate) async fn serve_unix(
             accepted = listener.accept() => accepted,
             _ = look.tick() => {
                 reserve.fill();
-                if let Some(again) = place.restore(&allowed) {
-                    (listener, file_gid) = (again, group(place.path()));
+                if let Some(again) = socket.restore(&allowed) {
+                    (listener, file_gid) = (again, group(socket.path()));
                 }
                 continue;
             }
@@ -196,7 +196,7 @@ impl Serving {
     }
 }
 
-/// Says why in the protocol of the caller; one that does not listen is not told.
+/// Answers why in the protocol of the caller, which may not read it.
 async fn refuse(mut stream: UnixStream, speaks_http: bool, cause: Error) {
     let status = match cause.code {
         code::BUSY => "503 Service Unavailable",
@@ -230,7 +230,7 @@ async fn serve_lines(
     caller: &Caller,
 ) -> io::Result<()> {
     let hangup = Hangup::watch(&stream.stream)?;
-    let (presence, gone) = Presence::new();
+    let (connected, disconnect) = Connected::new();
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(READ_AHEAD, reader);
     let (answers, mut written) = mpsc::channel::<Answer>(LINES_AT_ONCE);
@@ -246,12 +246,12 @@ async fn serve_lines(
                 break;
             }
         }
-        // Nobody reads an answer any more: nothing is to be taken for nobody.
-        presence.end();
-        // The other side may have gone.
+        // No answer is read any more: no message may be taken out for one.
+        connected.close();
+        // The caller may have disconnected.
         let _ = writer.shutdown().await;
     });
-    let read = read_lines(&mut reader, (dispatcher, caller), answers, &gone).await;
+    let read = read_lines(&mut reader, (dispatcher, caller), answers, &disconnect).await;
     if read.is_ok() {
         // Ends when the last answer is written.
         let _ = writing.await;
@@ -264,7 +264,7 @@ async fn read_lines<R: AsyncRead + Unpin>(
     reader: &mut BufReader<R>,
     (dispatcher, caller): (&Arc<Dispatcher>, &Caller),
     answers: mpsc::Sender<Answer>,
-    gone: &Gone,
+    disconnect: &Disconnect,
 ) -> io::Result<()> {
     let room = Arc::new(Semaphore::new(LINES_AT_ONCE));
     loop {
@@ -304,9 +304,9 @@ async fn read_lines<R: AsyncRead + Unpin>(
         let parsed = Parsed::with(json, attached);
         drop((line, large, more));
         let (answers, dispatcher) = (answers.clone(), Arc::clone(dispatcher));
-        let (caller, gone) = (caller.clone(), gone.clone());
+        let (caller, disconnect) = (caller.clone(), disconnect.clone());
         tokio::spawn(async move {
-            let answer = parsed.answer(&dispatcher, &caller, &gone).await;
+            let answer = parsed.answer(&dispatcher, &caller, &disconnect).await;
             if let Some(answer) = answer {
                 // As above.
                 let _ = answers.send(answer).await;

@@ -1,4 +1,4 @@
-//! The door to other nodes: messages on the reserved topic `mycelium.admin` are JSON-RPC requests, and
+//! The listener for other nodes: messages on the reserved topic `mycelium.admin` are JSON-RPC requests, and
 //! their replies the responses. Who calls is the key that the message's session has proven.
 
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::authorizer::Caller;
 use super::context::Dispatcher;
+use super::disconnect::Disconnect;
 use super::envelope::{Parsed, SMALL_MAX, delivered, refusal};
-use super::gone::Gone;
 
 /// Calls of other nodes that wait to be worked on; more are pushed back to their senders.
 pub(crate) const REMOTE_CALLS_QUEUED: usize = 256;
@@ -43,7 +43,7 @@ async fn answer(dispatcher: &Arc<Dispatcher>, inbound: Inbound) {
         Some(refusal(Error::new(code::INVALID_REQUEST, message)).into())
     } else {
         let call = Parsed::new(&inbound.payload);
-        call.answer(dispatcher, &caller, &Gone::never()).await
+        call.answer(dispatcher, &caller, &Disconnect::never()).await
     };
     // Notifications get none.
     let Some(answer) = answer else { return };

@@ -1,4 +1,4 @@
-//! The file `rpc.sock`: taken over at start, made again where somebody has deleted it, removed at the end.
+//! The file `rpc.sock`: bound at start, bound again after it was deleted, removed at the end.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use super::{ListenError, SOCKET_NAME};
 use hyphae_config::Allowed;
 use hyphae_store::files::prepare_directory;
 
-/// The place. Copies are the same one.
+/// The socket file. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct SocketFile {
     path: PathBuf,
     socket: Arc<Mutex<Option<Socket>>>,
 }
 
-impl Place {
+impl SocketFile {
     /// Takes over `rpc.sock`; a socket of ours that nobody listens on is replaced.
     pub(crate) fn listen(
         directory: &Directory,
@@ -36,7 +36,7 @@ impl Place {
         &self.path
     }
 
-    /// Makes the socket anew where somebody has deleted it: nobody could ever connect again.
+    /// Binds the socket again after it was deleted: no caller could connect any more.
     pub(crate) fn restore(&self, allowed: &Allowed) -> Option<UnixListener> {
         let mut socket = self.lock();
         if socket.as_ref().is_some_and(Socket::exists) || self.path.symlink_metadata().is_ok() {

@@ -1,0 +1,40 @@
+//! Disconnects of callers. They end the waits of a caller, for messages, replies and room, and nothing else: a change
+//! completes.
+
+use tokio::sync::watch;
+
+/// Held while the caller is connected; dropped or closed, the caller has disconnected.
+pub(super) struct Connected(watch::Sender<bool>);
+
+impl Connected {
+    /// A caller that is connected, and the event of its disconnect.
+    pub(super) fn new() -> (Self, Disconnect) {
+        let (sender, receiver) = watch::channel(false);
+        (Self(sender), Disconnect(Some(receiver)))
+    }
+
+    /// The caller has disconnected.
+    pub(super) fn close(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// The event that a caller disconnects.
+#[derive(Clone)]
+pub(crate) struct Disconnect(Option<watch::Receiver<bool>>);
+
+impl Disconnect {
+    /// Of a caller whose disconnect is not visible, such as another node.
+    pub(crate) fn never() -> Self {
+        Self(None)
+    }
+
+    /// Returns when the caller has disconnected.
+    pub(crate) async fn happened(&self) {
+        match self.0.clone() {
+            // An error: the connection was dropped.
+            Some(mut closed) => drop(closed.wait_for(|closed| *closed).await),
+            None => std::future::pending().await,
+        }
+    }
+}
