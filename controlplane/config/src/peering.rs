@@ -9,7 +9,7 @@ use hyphae_wire::PublicKey;
 use hyphae_wire::network::NAME_MAX;
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigError, value};
+use crate::error::{ConfigError, value};
 
 /// UDP port of discovery by default.
 pub const DISCOVERY_PORT_DEFAULT: u16 = 9651;

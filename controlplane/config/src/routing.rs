@@ -7,7 +7,7 @@ use hyphae_wire::address::OVERLAY_RANGE;
 use hyphae_wire::{Prefix, PublicKey};
 use serde::{Deserialize, Serialize};
 
-use crate::ConfigError;
+use crate::error::{ConfigError, value};
 
 /// Dynamic routing.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,23 +62,16 @@ enum RawAction {
     Refuse,
 }
 
-fn bad(key: &'static str, message: impl ToString) -> ConfigError {
-    ConfigError::Value {
-        key,
-        message: message.to_string(),
-    }
-}
-
 fn rules(key: &'static str, raw: &[RawRule]) -> Result<Vec<Rule>, ConfigError> {
     let parse = |rule: &RawRule| {
         let public = |text: &Option<String>| {
             text.as_deref()
-                .map(|text| text.parse::<PublicKey>().map_err(|e| bad(key, e)))
+                .map(|text| text.parse::<PublicKey>().map_err(|e| value(key, e)))
                 .transpose()
         };
         let prefix = rule.prefix.as_deref().map(|text| text.parse::<Prefix>());
         Ok(Rule {
-            prefix: prefix.transpose().map_err(|e| bad(key, e))?,
+            prefix: prefix.transpose().map_err(|e| value(key, e))?,
             origin: public(&rule.origin)?,
             neighbour: public(&rule.neighbour)?,
             action: match rule.action {
@@ -93,18 +86,18 @@ fn rules(key: &'static str, raw: &[RawRule]) -> Result<Vec<Rule>, ConfigError> {
 /// Prefixes that are, or may be, behind gateways.
 fn gateways(key: &'static str, raw: &[String]) -> Result<Vec<Prefix>, ConfigError> {
     let parse = |text: &String| {
-        let prefix: Prefix = text.parse().map_err(|e| bad(key, e))?;
+        let prefix: Prefix = text.parse().map_err(|e| value(key, e))?;
         if prefix.overlaps(OVERLAY_RANGE) {
             let message = format!(
                 "{prefix} touches the overlay range {OVERLAY_RANGE}, where addresses belong to keys; \
                  only prefixes outside of it are behind gateways (for the internet: 2000::/3)"
             );
-            return Err(bad(key, message));
+            return Err(value(key, message));
         }
         let mut not_routed = NOT_ROUTED.iter().filter_map(|text| text.parse().ok());
         if let Some(range) = not_routed.find(|range: &Prefix| prefix.overlaps(*range)) {
             let message = format!("{prefix} touches {range}, which no router passes on");
-            return Err(bad(key, message));
+            return Err(value(key, message));
         }
         Ok(prefix)
     };
@@ -117,15 +110,15 @@ impl RoutingConfig {
         let reach = gateways("routing.reach", &raw.reach)?;
         let hello = raw.hello_milliseconds.unwrap_or(1000);
         if !(100..=60_000).contains(&hello) {
-            return Err(bad("routing.hello_milliseconds", "from 100 to 60000"));
+            return Err(value("routing.hello_milliseconds", "from 100 to 60000"));
         }
         let next_hops_max = raw.next_hops_max.unwrap_or(8);
         if !(1..=8).contains(&next_hops_max) {
-            return Err(bad("routing.next_hops_max", "from 1 to 8"));
+            return Err(value("routing.next_hops_max", "from 1 to 8"));
         }
         let routes_max = raw.routes_max.unwrap_or(200_000);
         if !(1..=10_000_000).contains(&routes_max) {
-            return Err(bad("routing.routes_max", "from 1 to 10000000"));
+            return Err(value("routing.routes_max", "from 1 to 10000000"));
         }
         // The operator's rules come before what holds without any.
         let mut import = Filter::import_default();

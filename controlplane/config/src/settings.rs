@@ -11,37 +11,11 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 use toml::{Spanned, Table, Value};
 
+use crate::config::Config;
+use crate::error::{ConfigError, Problem};
 use crate::keys::{self, KEYS_ALL, Key, Kind};
-use crate::{Config, ConfigError, Overrides, Raw};
-
-/// Something wrong in a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    /// Line, from 1; `None` where it is not about one.
-    pub line: Option<usize>,
-    /// Key, as far as there is one.
-    pub key: String,
-    /// What is wrong.
-    pub message: String,
-    /// What may have been meant.
-    pub suggestion: Option<String>,
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if let Some(line) = self.line {
-            write!(out, "line {line}: ")?;
-        }
-        if !self.key.is_empty() {
-            write!(out, "{}: ", self.key)?;
-        }
-        out.write_str(&self.message)?;
-        match &self.suggestion {
-            Some(suggestion) => write!(out, "; did you mean `{suggestion}`?"),
-            None => Ok(()),
-        }
-    }
-}
+use crate::overrides::Overrides;
+use crate::raw::Raw;
 
 /// A value that is another one now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -241,6 +215,16 @@ impl Settings {
             )
         };
         serde_json::Value::Object(self.values.iter().filter(wanted).map(entry).collect())
+    }
+}
+
+impl Config {
+    /// Reads a file, if one is named, and puts flags on top.
+    ///
+    /// # Errors
+    /// With file, line, key and cause.
+    pub fn load(path: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        Settings::load(path, &overrides)?.config()
     }
 }
 

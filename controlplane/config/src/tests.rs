@@ -1,7 +1,10 @@
 //! Files, flags, and the table held against the code that uses the settings. The pages made of the
 //! table are written by this with `HYPHAE_WRITE_CONFIG=1`.
 
+use hyphae_wire::Suite;
+
 use super::*;
+use crate::raw::Raw;
 
 fn load(text: &str, overrides: Overrides) -> Result<Config, ConfigError> {
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -9,9 +9,16 @@
 //! for good. Whoever drops a [`Taken`] unconfirmed, or dies, leaves the message where it was. How often a message
 //! was handed out is counted, with [`Inbox::take_recorded`] on disk.
 
+mod batch;
+mod completed;
+mod damage;
 mod index;
+mod load;
+mod reader;
 mod record;
+mod shelf;
 mod store;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -1,8 +1,14 @@
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
+use hyphae_wire::address::OVERLAY_RANGE;
+
+use super::routes::place;
 use super::*;
+use crate::kernel::TABLE_MAIN;
+use crate::rules;
 
 fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()

@@ -9,9 +9,12 @@ use hyphae_bus::{Inbound, Room, Topic};
 use hyphae_files::Directory;
 use tokio::sync::{oneshot, watch};
 
+use super::batch::{Batch, Loaded, Placed, Removal, Write};
+use super::damage::move_aside;
 use super::index::Index;
+use super::reader::Reader;
 use super::record::Head;
-use super::store::{Batch, Loaded, Placed, Reader, Removal, Store, Write, move_aside};
+use super::store::Store;
 use super::{
     Depth, Found, InboxError, Lease, Limits, Listing, MessageNumber, Put, PutError, Taken, path_in,
 };

@@ -1,0 +1,337 @@
+//! Comparison of the device with what it should be, and repair of the difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyphae_time::{Nanos, RepairBackoff, monotonic as now};
+use hyphae_wire::Prefix;
+use hyphae_wire::address::OVERLAY_RANGE;
+
+use super::request::{Device, Wish, Wishes};
+use crate::error::HostError;
+use crate::kernel::{self, Kernel, Link};
+use crate::report::{Part, Problem, Report};
+use crate::watch::Change;
+
+/// Changes are looked at this long after the first, all at once.
+const SETTLE: Duration = Duration::from_millis(200);
+/// A repair that failed is tried again after this at the earliest; sooner when something changes.
+pub(super) const RETRY: Duration = Duration::from_secs(5);
+/// A device that has gone for no longer than this is being made again.
+const GONE_BRIEFLY: Duration = Duration::from_secs(1);
+
+/// What the task knows.
+pub(super) struct Keeper {
+    pub(super) device: Device,
+    /// Of the device when it was last seen.
+    pub(super) index: Option<u32>,
+    /// Of the device that was set up and brought up last.
+    pub(super) prepared: Option<u32>,
+    /// All was as wanted once.
+    pub(super) configured: bool,
+    /// It lives in another network namespace.
+    pub(super) moved: bool,
+    pub(super) gone_since: Option<Nanos>,
+    /// Routes that are wanted besides the one that follows from the address.
+    pub(super) routes: BTreeMap<Prefix, Option<u16>>,
+    /// All routes to gateways are among them; before, an earlier control plane's are left as they are.
+    pub(super) learnt: bool,
+    /// Why underlay packets cannot be told apart from others, if they cannot.
+    pub(super) unmarked: Option<String>,
+    /// Rules could not be set; they are tried again then.
+    pub(super) rules_at: Option<Nanos>,
+    pub(super) rules_pace: RepairBackoff,
+    pub(super) wants_links: Arc<AtomicBool>,
+    /// Underlay addresses of peers; `None` until they have come since they count.
+    pub(super) links: Option<BTreeSet<Ipv6Addr>>,
+    /// When to compare what is wanted with what there is.
+    pub(super) due: Option<Nanos>,
+    pub(super) pace: RepairBackoff,
+    pub(super) report: Arc<Report>,
+}
+
+impl Keeper {
+    pub(super) fn new(device: Device, wants_links: Arc<AtomicBool>, report: Arc<Report>) -> Self {
+        Self {
+            unmarked: (device.mark == 0).then(|| "underlay packets are not marked".to_owned()),
+            wants_links,
+            rules_at: None,
+            rules_pace: RepairBackoff::default(),
+            links: None,
+            learnt: false,
+            device,
+            index: None,
+            prepared: None,
+            configured: false,
+            moved: false,
+            gone_since: None,
+            routes: BTreeMap::new(),
+            due: Some(now()),
+            pace: RepairBackoff::default(),
+            report,
+        }
+    }
+
+    /// The kernel reports a change.
+    pub(super) fn note(&mut self, change: &Change) {
+        let ours = |index: &u32| Some(*index) == self.index;
+        let concerns = match change {
+            Change::Link { index, name } => ours(index) || *name == self.device.name,
+            Change::LinkGone { index, .. } | Change::Address { index } => ours(index),
+            Change::Route { index, destination } => {
+                index.as_ref().is_some_and(ours)
+                    || destination.is_some_and(|prefix| self.routes.contains_key(&prefix))
+            }
+            Change::Rule => self.learnt,
+            Change::Lost => true,
+        };
+        if let Change::LinkGone { moved, .. } = change
+            && concerns
+        {
+            // Wherever it comes from, it comes back down and bare.
+            (self.moved, self.prepared) = (*moved, None);
+        }
+        if concerns {
+            self.check_after(SETTLE);
+        }
+    }
+
+    fn check_after(&mut self, wait: Duration) {
+        self.check_at(now() + wait);
+    }
+
+    pub(super) fn check_at(&mut self, at: Nanos) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    /// Says whether it counts where the peers are. What was known is forgotten when it no longer does.
+    pub(super) fn ask_for_links(&mut self) {
+        let wanted = self.unmarked.is_some() && !self.lengths().is_empty();
+        self.wants_links.store(wanted, Ordering::Relaxed);
+        if !wanted {
+            self.links = None;
+        }
+    }
+
+    /// Carries out what is wished of routes.
+    pub(super) async fn apply(&mut self, kernel: &Kernel, wishes: Wishes) {
+        let Wishes {
+            changed,
+            only,
+            links,
+        } = wishes;
+        let before = self.lengths();
+        let moved = links.is_some() && self.links != links;
+        if moved {
+            self.links = links;
+            self.check_after(Duration::ZERO);
+        }
+        if let Some(only) = only {
+            self.learnt = true;
+            self.routes
+                .retain(|prefix, _| prefix.overlaps(OVERLAY_RANGE) || only.contains(prefix));
+            let stale = |prefix: Prefix| !prefix.overlaps(OVERLAY_RANGE) && !only.contains(&prefix);
+            if let Err(error) = self.clear_routes(kernel, stale).await {
+                tracing::warn!(%error, "routes to gateways that have gone are still there");
+            }
+        }
+        for (prefix, wish) in &changed {
+            match wish {
+                Wish::There(mtu) => self.routes.insert(*prefix, *mtu),
+                Wish::Gone => self.routes.remove(prefix),
+            };
+        }
+        // Without a device all is set when it is there again.
+        let Some(index) = self.index.filter(|_| !self.report.is_broken()) else {
+            return;
+        };
+        let marked = self.unmarked.is_none();
+        if self.lengths() != before && self.rules_at.is_none() {
+            self.set_rules(kernel, index).await;
+        }
+        if (moved || marked != self.unmarked.is_none())
+            && let Err(error) = self.set_routes(kernel, index).await
+        {
+            tracing::warn!(%error, "the host's routes were not changed");
+            self.check_after(SETTLE);
+        }
+        for (prefix, wish) in changed {
+            let done = match wish {
+                Wish::There(mtu) => match self.table(index, prefix) {
+                    Some(table) => kernel.set_route(index, table, prefix, mtu).await,
+                    None => Ok(()),
+                },
+                Wish::Gone => self.delete_route(kernel, index, prefix).await,
+            };
+            if let Err(error) = done {
+                tracing::warn!(%error, %prefix, "the host's route was not changed");
+                self.check_after(SETTLE);
+            }
+        }
+    }
+
+    /// Compares what is wanted with what there is, repairs what differs, and reports.
+    pub(super) async fn check(&mut self, kernel: &Kernel) {
+        self.due = None;
+        let problem = match self.repair(kernel).await {
+            Ok(problem) => problem,
+            Err(error) => {
+                self.due = Some(self.pace.next(now()).max(now() + RETRY));
+                Some(Problem::Failed(error.to_string()))
+            }
+        };
+        if let Some(at) = self.rules_at {
+            self.check_at(at);
+        }
+        self.report.problem(problem);
+    }
+
+    async fn repair(&mut self, kernel: &Kernel) -> Result<Option<Problem>, HostError> {
+        let Some(link) = kernel.link(self.index).await? else {
+            return Ok(Some(self.gone()));
+        };
+        (self.gone_since, self.moved) = (None, false);
+        if !link.is_tun {
+            return Ok(Some(Problem::Foreign(link.name)));
+        }
+        self.index = Some(link.index);
+        let new = self.prepared != self.index;
+        if !new && !link.up {
+            return Ok(Some(Problem::Down(link.name)));
+        }
+        if self.rules_at.is_some_and(|at| at <= now()) {
+            self.set_rules(kernel, link.index).await;
+            if self.rules_at.is_none() {
+                self.set_routes(kernel, link.index).await?;
+            }
+        }
+        self.withdraw(kernel, link.index).await?;
+        let broken = self.compare(kernel, &link, new).await?;
+        if broken.is_empty() {
+            return Ok(self.captured(link.index));
+        }
+        let at = now();
+        let next = self.pace.next(at);
+        if next > at {
+            self.due = Some(next);
+            return Ok(Some(Problem::HeldBack(broken.into_keys().collect())));
+        }
+        let done = self.configure(kernel, &link, &broken).await;
+        // What has to be switched on by others works as soon as they do.
+        let paced = match &done {
+            Ok(()) => self.configured,
+            Err(error) => !matches!(error, HostError::Ipv6Off(..)),
+        };
+        if paced {
+            self.pace.record(at);
+        }
+        done?;
+        if std::mem::replace(&mut self.configured, true) {
+            self.report.repaired(&link.name, &broken);
+        } else {
+            let Device { address, mtu, .. } = self.device;
+            tracing::info!(device = link.name, %address, mtu, "TUN device is up");
+            // Limits that an earlier control plane left here are found out anew. The other routes stay
+            // while this one learns what is behind which gateway.
+            let wanted = &self.routes;
+            let stale =
+                |prefix: Prefix| prefix.overlaps(OVERLAY_RANGE) && !wanted.contains_key(&prefix);
+            if let Err(error) = self.clear_routes(kernel, stale).await {
+                tracing::warn!(%error, "routes of an earlier control plane are still there");
+            }
+        }
+        Ok(self.captured(link.index))
+    }
+
+    /// Routes that are left out, as a problem.
+    fn captured(&self, index: u32) -> Option<Problem> {
+        // Before it is known where the peers are, in a moment, nothing can be said.
+        self.links.as_ref()?;
+        let prefixes = self.withdrawn(index);
+        let why = self.unmarked.clone().filter(|_| !prefixes.is_empty())?;
+        Some(Problem::Captured { prefixes, why })
+    }
+
+    /// There is no such device.
+    fn gone(&mut self) -> Problem {
+        (self.index, self.prepared) = (None, None);
+        let at = now();
+        let since = *self.gone_since.get_or_insert(at);
+        let problem = match self.moved {
+            true => Problem::Moved(self.device.name.clone()),
+            false => Problem::Gone(self.device.name.clone()),
+        };
+        if at.since(since) < GONE_BRIEFLY && !self.moved {
+            self.due = Some(since + GONE_BRIEFLY);
+            return Problem::Briefly(Box::new(problem));
+        }
+        problem
+    }
+
+    /// What is not as wanted, and how much of it.
+    async fn compare(
+        &self,
+        kernel: &Kernel,
+        link: &Link,
+        new: bool,
+    ) -> Result<BTreeMap<Part, usize>, HostError> {
+        let mut broken = BTreeMap::new();
+        let mut note = |part, count| {
+            if count > 0 {
+                broken.insert(part, count);
+            }
+        };
+        note(Part::Device, usize::from(new));
+        let mtu = link.mtu != u32::from(self.device.mtu);
+        note(Part::Mtu, usize::from(mtu));
+        let off = kernel::ipv6_is_off(&link.name)?;
+        note(Part::Ipv6, usize::from(off));
+        let address = kernel.has_address(link.index, self.device.address).await?;
+        note(Part::Address, usize::from(!address));
+        let wrong = self.wrong_routes(kernel, link.index).await?;
+        note(Part::Route, wrong.missing.len() + wrong.misplaced.len());
+        // Those that could not be set are tried again by themselves.
+        if self.rules_at.is_none() {
+            let wrong = match self.wrong_rules(kernel, link.index).await {
+                Ok((missing, excess)) => missing.len() + excess.len(),
+                // A kernel may have none of the kind.
+                Err(_) => usize::from(self.unmarked.is_none()),
+            };
+            note(Part::Rule, wrong);
+        }
+        Ok(broken)
+    }
+
+    /// Makes the device what it is to be. Doing it again changes nothing.
+    async fn configure(
+        &mut self,
+        kernel: &Kernel,
+        link: &Link,
+        broken: &BTreeMap<Part, usize>,
+    ) -> Result<(), HostError> {
+        let wrong = |part| broken.contains_key(&part);
+        // Before IPv6, which the kernel switches off below its smallest MTU.
+        if wrong(Part::Mtu) {
+            kernel.set_mtu(link.index, self.device.mtu).await?;
+        }
+        if wrong(Part::Device) {
+            kernel.prepare(link.index).await?;
+            self.prepared = Some(link.index);
+        }
+        if kernel::ipv6_is_off(&link.name)? {
+            kernel::switch_ipv6_on(&link.name)
+                .map_err(|source| HostError::Ipv6Off(link.name.clone(), source))?;
+        }
+        // Its route comes with it.
+        if wrong(Part::Address) {
+            kernel.add_address(link.index, self.device.address).await?;
+        }
+        if wrong(Part::Rule) {
+            self.set_rules(kernel, link.index).await;
+        }
+        self.set_routes(kernel, link.index).await
+    }
+}

@@ -1,0 +1,71 @@
+//! Rules of policy routing: set, compared, and tried again where the kernel refuses them.
+
+use std::collections::BTreeSet;
+
+use hyphae_time::monotonic as now;
+
+use super::keeper::{Keeper, RETRY};
+use crate::error::HostError;
+use crate::kernel::Kernel;
+use crate::rules::{self, Rule};
+
+impl Keeper {
+    /// Rules that are wanted and not there, and that are there and not wanted.
+    pub(super) async fn wrong_rules(
+        &self,
+        kernel: &Kernel,
+        index: u32,
+    ) -> Result<(Vec<Rule>, Vec<Rule>), HostError> {
+        let found = kernel.rules(index).await?;
+        let mut excess: Vec<_> = found.dead.iter().copied().collect();
+        if !self.learnt {
+            return Ok((Vec::new(), excess));
+        }
+        let lengths = match self.device.mark {
+            0 => BTreeSet::new(),
+            _ => self.lengths(),
+        };
+        let wanted = rules::wanted(index, self.device.mark, lengths.into_iter());
+        let unwanted = found.ours.difference(&wanted);
+        excess.extend(unwanted.filter(|rule| !found.shared.contains(rule)));
+        Ok((wanted.difference(&found.ours).copied().collect(), excess))
+    }
+
+    /// Sets rules. Where that fails, routes that could cover the address of a peer are left out until it is done.
+    pub(super) async fn set_rules(&mut self, kernel: &Kernel, index: u32) {
+        match self.try_rules(kernel, index).await {
+            Ok(()) => {
+                if self.rules_at.take().is_some() {
+                    self.unmarked = None;
+                    tracing::info!("rules of policy routing are set");
+                }
+            }
+            // None are needed; those that are left lead to an empty table.
+            Err(error) if self.device.mark == 0 => {
+                tracing::debug!(%error, "rules of an earlier control plane are still there");
+            }
+            Err(error) => {
+                if self.rules_at.is_none() {
+                    tracing::error!(%error, "rules of policy routing cannot be set; they are tried again");
+                }
+                self.unmarked = Some(error.to_string());
+                let at = now();
+                self.rules_pace.record(at);
+                let next = self.rules_pace.next(at).max(at + RETRY);
+                self.rules_at = Some(next);
+                self.check_at(next);
+            }
+        }
+    }
+
+    pub(super) async fn try_rules(&self, kernel: &Kernel, index: u32) -> Result<(), HostError> {
+        let (missing, excess) = self.wrong_rules(kernel, index).await?;
+        for rule in excess {
+            kernel.delete_rule(rule).await?;
+        }
+        for rule in missing {
+            kernel.add_rule(rule).await?;
+        }
+        Ok(())
+    }
+}
