@@ -363,7 +363,7 @@ pub struct Status {
     pub sessions: usize,
     /// Routes in use.
     pub routes: usize,
-    /// Whether neighbours are told to take other ways.
+    /// Whether neighbours are asked to use other paths.
     #[serde(default)]
     pub drained: bool,
     /// How often the supervisor has started the control plane again.

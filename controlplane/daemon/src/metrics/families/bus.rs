@@ -36,7 +36,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_messages_pushed_back_total",
         &[],
-        "Times that a sender was told to wait, for want of room",
+        "Messages deferred for lack of room",
         |from, it| it.set(&[], from.node.bus.stats.deferred),
     ),
     counter(
@@ -120,7 +120,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     gauge(
         "hyphae_inbox_messages_limit",
         &[],
-        "Messages that may wait, from which on senders are told to try again later",
+        "Largest number of messages in the inbox; at the limit messages are deferred",
         |from, it| it.set(&[], from.node.bus.inbox_messages_max),
     ),
     gauge(

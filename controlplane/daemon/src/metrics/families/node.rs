@@ -160,7 +160,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     gauge(
         "hyphae_drained",
         &[],
-        "1 while the node is drained: neighbours take other ways where they have them",
+        "1 while the node is drained: neighbours use other paths if they have any",
         |from, it| it.set(&[], u8::from(from.node.drained)),
     ),
     gauge(

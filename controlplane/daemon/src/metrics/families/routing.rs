@@ -36,7 +36,7 @@ pub(super) const FAMILIES: &[Family<RoutingSnapshot>] = &[
     counter(
         "hyphae_routing_updates_total",
         &["direction"],
-        "Routes and ends of routes told",
+        "Routes and retractions advertised",
         |from, it| it.directions(from.counters.updates_sent, from.counters.updates_received),
     ),
     counter(
