@@ -47,7 +47,7 @@ impl Node {
     /// Peers of the file come and go; those added by RPC stay.
     fn apply_peers(&mut self, now: Nanos, old: &[PeerUrl], new: &[PeerUrl]) {
         for url in old.iter().filter(|url| !new.contains(url)) {
-            let given = self.configured.iter().find(|(_, configured)| {
+            let given = self.peers.configured.iter().find(|(_, configured)| {
                 configured.url == *url && !configured.stored && !configured.lan
             });
             if let Some(id) = given.map(|(id, _)| *id) {
@@ -55,7 +55,7 @@ impl Node {
             }
         }
         for url in new.iter().filter(|url| !old.contains(url)) {
-            let mut all = self.configured.values();
+            let mut all = self.peers.configured.values();
             if !all.any(|configured| configured.url == *url && !configured.lan) {
                 self.add_peer(now, url.clone(), false);
             }
@@ -109,7 +109,7 @@ impl Node {
         self.rib.set_gateways(&new.announce, &new.reach);
         let prefixes = self.rib.routes().map(|route| route.prefix);
         let reached: BTreeSet<_> = prefixes.filter(|prefix| self.rib.uses(*prefix)).collect();
-        if let Some(routes) = &self.host_routes {
+        if let Some(routes) = &self.host.routes {
             routes.reach_only(reached);
         }
     }

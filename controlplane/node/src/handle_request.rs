@@ -61,7 +61,7 @@ impl Node {
 
     /// Refuses a peer that is configured.
     fn check_peer(&self, url: PeerUrl) -> Result<(), PeerError> {
-        let mut configured = self.configured.values();
+        let mut configured = self.peers.configured.values();
         match configured.any(|configured| configured.url.is_at(&url)) {
             true => Err(PeerError::Exists(url)),
             false => Ok(()),
@@ -70,8 +70,8 @@ impl Node {
 
     /// Entries at an endpoint. One that is configured with several keys has several entries.
     fn find_peer(&self, url: PeerUrl) -> Result<Vec<(u32, PeerUrl)>, PeerError> {
-        let entry = |id: &u32| Some((*id, self.configured.get(id)?.url.clone()));
-        let configured = self.configured.iter();
+        let entry = |id: &u32| Some((*id, self.peers.configured.get(id)?.url.clone()));
+        let configured = self.peers.configured.iter();
         let found = configured.filter(|(_, configured)| configured.url.is_at(&url));
         let found: Vec<_> = found.filter_map(|(id, _)| entry(id)).collect();
         if !found.is_empty() {

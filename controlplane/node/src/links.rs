@@ -10,7 +10,7 @@ use hyphae_time::Nanos;
 use super::Node;
 use super::attachment::Attachment;
 use super::neighbours::Step;
-use super::node::Configured;
+use super::peers::Configured;
 use hyphae_config::endpoint::PeerUrl;
 use hyphae_host::discovery::Found;
 
@@ -44,7 +44,7 @@ impl Node {
         }
         match step {
             Step::None => {}
-            Step::Answer => self.discovery.answer(interface),
+            Step::Answer => self.host.discovery.answer(interface),
             Step::Dial => {
                 tracing::info!(%key, %endpoint, "found on the local network");
                 let configured = Configured {
@@ -55,7 +55,7 @@ impl Node {
                     error: None,
                 };
                 // It may have started after this node's last beacon.
-                self.discovery.answer(interface);
+                self.host.discovery.answer(interface);
                 let id = self.add_entry(now, configured, vec![endpoint]);
                 self.neighbours.dialled(key, interface, id);
             }
@@ -91,7 +91,7 @@ impl Node {
         }
         let wait = if busy { COUNTERS_BUSY } else { COUNTERS_IDLE };
         self.counters_at = now + wait;
-        if let Some(routes) = self.host_routes.as_ref().filter(|it| it.wants_links()) {
+        if let Some(routes) = self.host.routes.as_ref().filter(|it| it.wants_links()) {
             routes.links(self.link_addresses());
         }
     }

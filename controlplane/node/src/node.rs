@@ -1,9 +1,7 @@
 //! The node: the engines, their configured peers, and the task that drives them.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyphae_overlay::{ConfiguredPeer, Event, Overlay, PeerConfig, PeerState};
@@ -18,11 +16,13 @@ use tokio::sync::{broadcast, mpsc};
 use crate::attachment::Attachment;
 use crate::event_log::Totals;
 use crate::fib_hold::FibHold;
+use crate::host_side::HostSide;
 use crate::memory::Memory;
 use crate::neighbours::Neighbours;
+use crate::peers::{Configured, Peers};
 use crate::probes::Probes;
 use crate::request::{Command, TraceAnswer};
-use crate::resolve::name;
+use crate::resolve::{Lookups, name};
 use crate::routing::Routing;
 use crate::services::bus::BusService;
 use crate::services::context::NodeContext;
@@ -30,24 +30,11 @@ use crate::services::{Input, Service, Session, Turn};
 use hyphae_config::Config;
 use hyphae_config::endpoint::{PeerUrl, RouteSpec};
 use hyphae_host as host;
-use hyphae_host::Names;
+use hyphae_host::Resolved;
 use hyphae_host::discovery::Discovery;
-use hyphae_host::{Resolved, Resolver};
 
 /// Datagrams of the message bus per turn.
 const BUS_SHARE: usize = 180;
-
-/// A peer that this node connects to.
-pub(crate) struct Configured {
-    pub(crate) url: PeerUrl,
-    /// Added by RPC, so stored in peers.toml.
-    pub(crate) stored: bool,
-    /// Found on a local network.
-    pub(crate) lan: bool,
-    pub(crate) since: Nanos,
-    /// Why its name resolves to no usable address.
-    pub(crate) error: Option<String>,
-}
 
 /// Parts of a [`Node`].
 pub struct Builder {
@@ -89,37 +76,22 @@ pub struct Node {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) routing: Option<Routing>,
     pub(crate) hold: FibHold,
-    pub(crate) configured: BTreeMap<u32, Configured>,
-    pub(crate) next_configured: u32,
+    pub(crate) peers: Peers,
     pub(crate) attachment: Option<Attachment>,
     /// Process of the last dataplane.
     pub(crate) dataplane_pid: Option<u32>,
-    pub(crate) resolver: Resolver,
-    pub(crate) discovery: Discovery,
     pub(crate) neighbours: Neighbours,
     pub(crate) neighbours_at: Nanos,
     pub(crate) counters_at: Nanos,
     pub(crate) memory: Memory,
-    /// Pings and traces that wait, with their deadlines.
+    /// Pings and traces that wait for an answer.
     pub(crate) probes: Probes,
-    /// Routes of the host into the TUN device.
-    pub(crate) host_routes: Option<host::HostRoutes>,
-    /// State of the host's side of the TUN device.
-    pub(crate) host: Arc<host::Report>,
-    /// Changes of links and addresses, as the kernel reports them.
-    pub(crate) kernel_changes: broadcast::Sender<host::Change>,
-    /// Changes that concern the underlay.
-    pub(crate) underlay: host::Underlay,
-    pub(crate) names: Names,
-    /// Next lookup of all names, and of the names of peers that are down.
-    pub(crate) resolve_at: Nanos,
-    pub(crate) retry_at: Nanos,
+    pub(crate) host: HostSide,
+    pub(crate) lookups: Lookups,
     pub(crate) totals: Totals,
     pub(crate) started: Nanos,
     /// Whether the workers' processor has AES instructions.
     pub(crate) aes_hardware: bool,
-    /// First and last time a key was seen up.
-    pub(crate) seen: BTreeMap<String, (Nanos, Nanos)>,
 }
 
 impl Node {
@@ -145,7 +117,7 @@ impl Node {
         // Spreads timers; not secret.
         let seed = now.0 ^ u64::from_le_bytes(own.0[8..].try_into().unwrap_or_default());
         let routing = Routing::new(now, &config.routing, &identity, unix.as_secs(), seed);
-        let underlay = host::Underlay::new(kernel_changes.subscribe(), config.tun.clone());
+        let host = HostSide::new(kernel_changes, config.tun.clone(), discovery);
         let mut rib = Rib::new(own);
         rib.set_gateways(&config.routing.announce, &config.routing.reach);
         Self {
@@ -159,28 +131,19 @@ impl Node {
             commands,
             routing,
             hold: FibHold::default(),
-            configured: BTreeMap::new(),
-            next_configured: 0,
+            peers: Peers::default(),
             attachment: None,
             dataplane_pid: None,
-            resolver: Resolver::default(),
-            discovery,
             neighbours: Neighbours::default(),
             neighbours_at: Nanos::NEVER,
             counters_at: now,
             memory: Memory::new(now),
             probes: Probes::default(),
-            host_routes: None,
-            host: Arc::default(),
-            underlay,
-            kernel_changes,
-            names: Names::default(),
-            resolve_at: now,
-            retry_at: Nanos::NEVER,
+            host,
+            lookups: Lookups::new(now),
             totals: Totals::new(restarts),
             started: now,
             aes_hardware,
-            seen: BTreeMap::new(),
         }
     }
 
@@ -205,8 +168,8 @@ impl Node {
             error: None,
         };
         let id = self.add_entry(now, configured, Vec::new());
-        if let Some(configured) = self.configured.get(&id) {
-            self.names.want(now, name(&configured.url));
+        if let Some(configured) = self.peers.configured.get(&id) {
+            self.lookups.names.want(now, name(&configured.url));
         }
         self.prefer_links();
     }
@@ -217,14 +180,13 @@ impl Node {
         configured: Configured,
         addresses: Vec<Endpoint>,
     ) -> u32 {
-        let id = self.next_configured;
-        self.next_configured += 1;
+        let key = configured.url.key;
+        let id = self.peers.insert(configured);
         let peer = PeerConfig {
             id: ConfiguredPeer(id),
             addresses,
-            key: configured.url.key,
+            key,
         };
-        self.configured.insert(id, configured);
         self.overlay.add_peer(now, peer);
         id
     }
@@ -232,13 +194,14 @@ impl Node {
     /// Removes a configured peer and its link.
     pub(crate) fn remove_peer(&mut self, now: Nanos, id: u32) {
         self.overlay.remove_peer(now, ConfiguredPeer(id));
-        self.configured.remove(&id);
+        self.peers.configured.remove(&id);
     }
 
     /// Handles the result of a lookup.
     pub(crate) fn resolved(&mut self, now: Nanos, (looked_up, found): Resolved) {
-        self.names.done(&looked_up);
+        self.lookups.names.done(&looked_up);
         let ids: Vec<u32> = self
+            .peers
             .configured
             .iter()
             .filter(|(_, configured)| !configured.lan && name(&configured.url) == looked_up)
@@ -255,7 +218,7 @@ impl Node {
             IpAddr::V4(_) => address.is_ipv4(),
             IpAddr::V6(ip) => ip.is_unspecified() || address.is_ipv6(),
         };
-        let Some(configured) = self.configured.get_mut(&id) else {
+        let Some(configured) = self.peers.configured.get_mut(&id) else {
             return;
         };
         let url = &configured.url;
@@ -318,8 +281,7 @@ impl Node {
                 mtu: self.config.mtu,
                 mark: attachment.hello.underlay_mark.get(),
             };
-            let (changes, report) = (self.kernel_changes.subscribe(), Arc::clone(&self.host));
-            self.host_routes = Some(host::start(device, changes, report));
+            self.host.maintain(device);
         }
         self.overlay.set_instance(instance_of(hello));
         self.attachment = Some(attachment);
@@ -332,7 +294,7 @@ impl Node {
     pub(crate) fn detached(&mut self) {
         tracing::warn!("dataplane is gone; waiting for the next one");
         self.attachment = None;
-        self.host_routes = None;
+        self.host.routes = None;
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Nanos) {
@@ -358,8 +320,7 @@ impl Node {
         let routing = self.routing.as_ref().and_then(|r| r.speaker.poll_timeout());
         let memory = self.memory.at();
         let own = [
-            self.resolve_at,
-            self.retry_at,
+            self.lookups.due(),
             self.neighbours_at,
             self.counters_at,
             memory,
@@ -370,7 +331,7 @@ impl Node {
             .chain([
                 self.hold.deadline(),
                 self.probes.poll_timeout(),
-                self.names.poll_timeout(),
+                self.lookups.names.poll_timeout(),
             ])
             .flatten()
             .chain(own)
@@ -461,15 +422,14 @@ impl Node {
         self.totals.note(now, &event, &self.config.peering.names);
         match event {
             Event::PeerUp { peer, key, .. } => {
-                let seen = self.seen.entry(key.to_string()).or_insert((now, now));
-                seen.1 = now;
+                self.peers.note_up(now, key);
                 self.rib.peer_up(peer, key);
                 self.routing_link_up(now, peer, key);
             }
             Event::PeerDown { peer, key, .. } => {
                 self.rib.peer_down(&key);
                 // Its name may resolve to another address.
-                self.retry_at = now;
+                self.lookups.retry_at = now;
                 self.routing_link_down(now, peer);
             }
             Event::EchoReply { id, rtt, .. } => self.probes.ping_answered(id, rtt),
@@ -486,7 +446,7 @@ impl Node {
                         mtu: carries.into(),
                     },
                 );
-                if let Some(routes) = &self.host_routes {
+                if let Some(routes) = &self.host.routes {
                     routes.limit(address.subnet(), mtu);
                 }
             }

@@ -84,7 +84,7 @@ impl Node {
     /// Prefers routes of configured peers over those of discovered neighbours when the table is full.
     fn prefer_link(&mut self, peer: u32, key: PublicKey) {
         let configured = self.overlay.entries_of(key);
-        let chosen = |id: &ConfiguredPeer| self.configured.get(&id.0).is_some_and(|c| !c.lan);
+        let chosen = |id: &ConfiguredPeer| self.peers.configured.get(&id.0).is_some_and(|c| !c.lan);
         let preferred = configured.iter().any(chosen);
         if let Some(routing) = &mut self.routing {
             routing.speaker.prefer(peer, preferred);
@@ -134,7 +134,7 @@ impl Node {
                 reached.insert(prefix);
             }
         }
-        if let Some(routes) = &self.host_routes {
+        if let Some(routes) = &self.host.routes {
             routes.reach_only(reached);
         }
         self.overlay.finish_resync(now);
@@ -142,7 +142,7 @@ impl Node {
 
     /// Routes a prefix into the TUN device while it has a gateway.
     pub(crate) fn reach_gateway(&self, change: &FibChange) {
-        if let Some(routes) = &self.host_routes
+        if let Some(routes) = &self.host.routes
             && self.rib.uses(change.prefix())
         {
             routes.reach(change.prefix(), matches!(change, FibChange::Replace(_)));

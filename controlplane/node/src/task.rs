@@ -163,9 +163,9 @@ impl Task {
             biased;
             () = lease_ended(attachment) => Wakeup::Detached,
             command = self.commands.recv() => Wakeup::Command(command),
-            resolved = node.resolver.next(), if attached => Wakeup::Resolved(resolved),
-            found = node.discovery.next(), if attached => Wakeup::Found(found),
-            () = node.underlay.changed(), if attached => Wakeup::UnderlayChanged,
+            resolved = node.lookups.resolver.next(), if attached => Wakeup::Resolved(resolved),
+            found = node.host.discovery.next(), if attached => Wakeup::Found(found),
+            () = node.host.underlay.changed(), if attached => Wakeup::UnderlayChanged,
             wakeup = rung(attachment) => wakeup,
             () = sleep(alarm, pause) => Wakeup::Due,
         }

@@ -18,7 +18,7 @@ use hyphae_wire::{OverlayAddress, Prefix, PublicKey, SuiteSet};
 
 use super::Node;
 use super::attachment::Attachment;
-use super::node::Configured;
+use super::peers::Configured;
 use super::routing::Routing;
 use super::snapshot::{PeerLocation, PeerSnapshot, Snapshot, state_name};
 
@@ -114,10 +114,7 @@ impl Node {
 
     fn peer(&self, now: Nanos, peer: PeerStatus, workers: &[StatsReader]) -> PeerView {
         let configured = self.entry_of(&peer);
-        let seen = peer
-            .key
-            .as_ref()
-            .and_then(|key| self.seen.get(&key.to_string()));
+        let seen = peer.key.as_ref().and_then(|key| self.peers.seen(key));
         let first = seen
             .map(|seen| seen.0)
             .or(configured.map(|c| c.since))
@@ -171,7 +168,7 @@ impl Node {
     /// The entry that leads to a peer: one of the operator's before one that was discovered.
     fn entry_of(&self, peer: &PeerStatus) -> Option<&Configured> {
         let entries = peer.configured.iter();
-        let entries = entries.filter_map(|id| self.configured.get(&id.0));
+        let entries = entries.filter_map(|id| self.peers.configured.get(&id.0));
         entries.min_by_key(|configured| configured.lan)
     }
 
@@ -191,7 +188,7 @@ impl Node {
     fn error_of(&self, peer: &PeerStatus) -> Option<String> {
         let refusal = peer.refusal.map(|refusal| refusal.to_string());
         let entries = peer.configured.iter();
-        let mut entries = entries.filter_map(|id| self.configured.get(&id.0));
+        let mut entries = entries.filter_map(|id| self.peers.configured.get(&id.0));
         refusal.or_else(|| entries.find_map(|configured| configured.error.clone()))
     }
 
@@ -292,7 +289,7 @@ impl Node {
             uptime: now.since(self.started),
             dataplane: hello.map(|hello| (hello, now.since(Nanos(hello.started.get())))),
             workers: self.workers(),
-            host_problem: self.host_routes.as_ref().and_then(|_| self.host.sentence()),
+            host_problem: self.host.problem(),
             mtu: self.config.mtu,
             suites: self
                 .config
@@ -334,11 +331,8 @@ impl Node {
             rtt,
             totals: self.totals.clone(),
             handshakes: self.overlay.handshakes(),
-            host: self
-                .host_routes
-                .as_ref()
-                .map(|_| self.host.sentence().is_none()),
-            host_repairs: self.host.repairs(),
+            host: self.host.is_up(),
+            host_repairs: self.host.report().repairs(),
             bus: self.bus.snapshot(),
             routing: self.routing.as_ref().map(Routing::snapshot),
             per_peer: per_peer.map(|peers| (peers, peers_max)),
