@@ -17,7 +17,7 @@ use hyphae_wire::{Network, NetworkId, SecretKey};
 use tokio::sync::mpsc;
 
 use crate::error::RunError;
-use crate::rpc::{self, Files};
+use hyphae_api::{self as rpc, Files};
 
 /// Messages queued for the forward proxy.
 const FORWARDED_MAX: usize = 1024;

@@ -4,7 +4,7 @@ use hyphae_config::ConfigError;
 use hyphae_store::files::StateError;
 use hyphae_store::inbox::InboxError;
 
-use crate::rpc;
+use hyphae_api as rpc;
 
 /// Why a control plane could not start, or had to end.
 #[derive(Debug, thiserror::Error)]

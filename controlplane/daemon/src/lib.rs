@@ -7,20 +7,11 @@
 
 mod build;
 mod error;
-mod metrics;
 mod open;
 mod options;
-mod reload;
-mod rpc;
 mod run;
 
 pub use error::RunError;
+pub use hyphae_api::{Reloader, parsers};
 pub use options::{Exit, Options};
-pub use reload::Reloader;
 pub use run::run;
-
-/// Parsers of foreign input, for the fuzz targets.
-pub mod parsers {
-    pub use crate::rpc::peer_uid::{Unidentified, owner_in_answer, owner_in_table};
-    pub use crate::rpc::rest_peers::{numeric, spellings};
-}

@@ -12,7 +12,7 @@ use tokio::net::UnixListener;
 
 use crate::error::RunError;
 use crate::options::Options;
-use crate::rpc::{self, Files};
+use hyphae_api::{self as rpc, Files};
 
 /// State and sockets of a node.
 pub(crate) struct Opened {

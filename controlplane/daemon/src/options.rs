@@ -3,7 +3,7 @@
 use hyphae_config::Settings;
 use hyphae_files::Directory;
 
-use crate::reload::Reloader;
+use hyphae_api::Reloader;
 
 /// Options of a control plane.
 #[derive(Clone, Debug)]

@@ -20,9 +20,8 @@ use crate::build::{Built, Inputs, build};
 use crate::error::RunError;
 use crate::open::open;
 use crate::options::{Exit, Options};
-use crate::reload::Reloads;
-use crate::rpc::{Configuration, Dispatcher, Parts};
-use crate::{metrics, rpc};
+use hyphae_api::{self as rpc, Configuration, Dispatcher, Parts};
+use hyphae_metrics::{CallLatency, Reloads};
 
 /// Requests queued for the node.
 const COMMANDS_MAX: usize = 256;
@@ -130,7 +129,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         reloads: Arc::new(Reloads::new()),
         shutdown: options.shutdown,
     };
-    let dispatcher = Arc::new(Dispatcher::new(parts, metrics::CallLatency::new()?));
+    let dispatcher = Arc::new(Dispatcher::new(parts, CallLatency::new()?));
     tokio::spawn(rpc::answer_remote_calls(calls, Arc::clone(&dispatcher)));
     let forward = Forward::new(bus, topics, opened.inbox, stats.clone(), gate);
     tokio::spawn(forward.run(forwarded));
@@ -144,7 +143,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         Arc::clone(&dispatcher),
         router,
     ));
-    let metrics = metrics::router(commands.clone(), Arc::clone(&dispatcher), stats);
+    let metrics = rpc::metrics_router(commands.clone(), Arc::clone(&dispatcher), stats);
     serve_tcp(&config, opened.token, &dispatcher, metrics)?;
     tokio::spawn(reload_on_request(Arc::clone(&dispatcher), reload_requests));
     tokio::spawn(async move {

@@ -1,0 +1,100 @@
+//! The routing protocol; absent where it is switched off.
+
+use hyphae_routing::babel::RefusalReason;
+
+use crate::family::{Family, counter, gauge};
+use hyphae_node::snapshot::RoutingSnapshot;
+
+pub(super) const FAMILIES: &[Family<RoutingSnapshot>] = &[
+    gauge(
+        "hyphae_routing_links",
+        &["state"],
+        "Links that the routing protocol speaks on, by whether both sides hear each other",
+        |from, it| {
+            it.set(&["heard"], from.heard);
+            it.set(&["not_heard"], from.not_heard);
+        },
+    ),
+    gauge(
+        "hyphae_routing_rtt_seconds",
+        &["quantile"],
+        "Round-trip times that the protocol measures on its links: median, nine tenths, largest",
+        |from, it| it.quantiles(&from.rtt),
+    ),
+    counter(
+        "hyphae_routing_packets_total",
+        &["direction"],
+        "Packets of the routing protocol",
+        |from, it| it.directions(from.counters.packets_sent, from.counters.packets_received),
+    ),
+    counter(
+        "hyphae_routing_bytes_total",
+        &["direction"],
+        "Bytes in them",
+        |from, it| it.directions(from.counters.bytes_sent, from.counters.bytes_received),
+    ),
+    counter(
+        "hyphae_routing_updates_total",
+        &["direction"],
+        "Routes and retractions advertised",
+        |from, it| it.directions(from.counters.updates_sent, from.counters.updates_received),
+    ),
+    counter(
+        "hyphae_routing_malformed_total",
+        &[],
+        "Packets that were none, and parts of packets that were malformed",
+        |from, it| it.set(&[], from.counters.malformed),
+    ),
+    counter(
+        "hyphae_routing_ignored_total",
+        &[],
+        "Parts of packets of kinds that are not used here",
+        |from, it| it.set(&[], from.counters.ignored),
+    ),
+    counter(
+        "hyphae_routing_put_off_total",
+        &[],
+        "Packets put off because signatures wait to be checked; their senders repeat them",
+        |from, it| it.set(&[], from.counters.put_off),
+    ),
+    counter(
+        "hyphae_routing_repeated_total",
+        &[],
+        "Packets sent again because no acknowledgement came",
+        |from, it| it.set(&[], from.counters.repeated),
+    ),
+    counter(
+        "hyphae_routing_seqno_requests_total",
+        &[],
+        "Times that an origin was asked for a new sequence number",
+        |from, it| it.set(&[], from.counters.seqno_requests_sent),
+    ),
+    counter(
+        "hyphae_routing_signatures_checked_total",
+        &[],
+        "Signatures of announcements that were checked",
+        |from, it| it.set(&[], from.counters.verified),
+    ),
+    counter(
+        "hyphae_routing_changes_total",
+        &[],
+        "Times that the next hops of a destination changed",
+        |from, it| it.set(&[], from.counters.route_changes),
+    ),
+    counter(
+        "hyphae_routing_displaced_total",
+        &[],
+        "Routes displaced from a full table by those of a neighbour with fewer",
+        |from, it| it.set(&[], from.counters.displaced),
+    ),
+    counter(
+        "hyphae_routing_refused_total",
+        &["reason"],
+        "Announcements refused, by reason",
+        |from, it| {
+            for (reason, total) in RefusalReason::ALL.iter().zip(from.counters.refused) {
+                it.set(&[reason.name()], total);
+            }
+        },
+    ),
+];
