@@ -1,9 +1,8 @@
 //! Many light nodes against one real relay.
 //!
-//! A light node is everything of a node but its processes: the overlay engine, the forwarding
-//! engine, the routing speaker and a UDP socket, on an address of 127.0.0.0/8 of its own, so that
-//! limits per source see as many sources as there are nodes. A thousand of them fit a few processes,
-//! and what they send is what real nodes would.
+//! A light node has the engines of a real node (overlay, forwarding, routing) and a UDP socket, but no processes. Each
+//! has an address of its own in 127.0.0.0/8, so limits per source apply per node. A thousand light nodes fit a few
+//! processes, and send the packets of real nodes.
 //!
 //! ```text
 //! peers ── relay: hyphae up (two processes)       flood ── relay
@@ -25,13 +24,12 @@ use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Idle peers on one relay: memory and CPU time of its two processes, and how fast peers join.
+    /// Idle peers on one relay: memory and CPU time of its two processes, and join rate.
     #[command(
         after_help = "Examples:\n  hyphae-bench peers\n  hyphae-bench peers --peers 10,1000 --json"
     )]
     Peers(peers::Args),
-    /// Forged first handshake messages against a relay that carries a flow and is joined by new
-    /// nodes meanwhile.
+    /// Forged first handshake messages against a relay that carries a flow, while new nodes join.
     #[command(after_help = "Examples:\n  hyphae-bench flood\n  hyphae-bench flood \
         --rate 50000 --seconds 20 --json")]
     Flood(flood::Args),
@@ -48,7 +46,7 @@ pub(crate) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
     }
 }
 
-/// An address of loopback for the `n`th node, with any port; the relay and the generator use others.
+/// Loopback address of the `n`th node, any port; relay and generator use other addresses.
 fn place(n: usize) -> SocketAddr {
     let [.., c, d] = n.to_be_bytes();
     let b = u8::try_from(n >> 16).unwrap_or(u8::MAX).min(15);

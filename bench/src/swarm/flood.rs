@@ -1,5 +1,4 @@
-//! A flood of forged first messages, and who must not notice: an established flow through the relay,
-//! and nodes that want to join.
+//! A flood of forged first messages, which must not affect an established flow through the relay and joining nodes.
 
 mod flow;
 mod generator;
@@ -11,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, ensure};
 use clap::Args as ClapArgs;
 use hyphae_rpc::method::Status;
-use hyphae_test_hostile::light::Spec;
 use serde::Serialize;
 
 use super::loopback::Swarm;
@@ -22,11 +20,12 @@ use crate::process::Activity;
 use crate::stats::median;
 use flow::FlowPhase;
 use hyphae_test_hostile::{Claims, Hostile, Target};
+use hyphae_test_light::Spec;
 use hyphae_time::monotonic;
 
 /// Time between newcomers.
 const JOIN_EVERY: Duration = Duration::from_secs(1);
-/// Time for what is under way when the flood ends.
+/// Time for packets in flight to arrive after the flood.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// What to measure.
@@ -35,14 +34,14 @@ pub(crate) struct Args {
     /// First messages per second.
     #[arg(long, default_value_t = 100_000)]
     rate: u64,
-    /// Seconds of the flood, and of the time before it that it is compared with.
+    /// Seconds of the flood, and of the phase before it for comparison.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Packets per second of the flow.
     #[arg(long, default_value_t = 1000)]
     flow: u64,
-    /// Strangers of one address besides, who finish their handshakes, each with a new key, and claim so
-    /// many workers (1 to 64).
+    /// In addition, unauthenticated peers of one address that finish their handshakes, each with a new key, and claim
+    /// this number of workers (1 to 64).
     #[arg(long, value_name = "WORKERS", value_parser = clap::value_parser!(u16).range(1..=64))]
     claims: Option<u16>,
     /// Cores of the relay's workers, as `hyphae up --cores`.
@@ -50,12 +49,12 @@ pub(crate) struct Args {
     cores: String,
 }
 
-/// What everybody does at the moment.
+/// Phase of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Before,
     During,
-    /// Nothing is begun any more.
+    /// No new work.
     After,
     Over,
 }
@@ -97,7 +96,7 @@ struct PhaseReport {
     newcomers: Newcomers,
     dataplane: Activity,
     controlplane: Activity,
-    /// What the workers counted per second, where it was not zero.
+    /// Non-zero counters of the workers, per second.
     counters_per_second: BTreeMap<String, f64>,
     drops_per_second: BTreeMap<String, f64>,
 }
@@ -106,15 +105,15 @@ struct PhaseReport {
 #[serde(rename_all = "camelCase")]
 struct Report {
     sent_per_second: f64,
-    /// Of them, what the relay read from its socket; the rest overran it.
+    /// Of them, received by the relay; the rest overran its socket.
     received_per_second: f64,
-    /// Handshakes that strangers with claims have finished.
+    /// Handshakes finished by unauthenticated peers with claims.
     claimed: usize,
     /// Links and sessions of the flow that were renewed, over both phases.
     renewed: u64,
     before: PhaseReport,
     during: PhaseReport,
-    /// The flow went on, and every newcomer joined.
+    /// The flow continued and every newcomer joined.
     held: bool,
 }
 
@@ -140,7 +139,7 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             scope.spawn(move || claim(target, &Claims::workers(workers), clockwork))
         });
         let measured = measure(args, &relay, &clockwork, time);
-        // Whatever went wrong: nobody waits for ever.
+        // Ends all threads, also after an error.
         while clockwork.phase() != Phase::Over {
             clockwork.next();
         }
@@ -161,7 +160,7 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     show(&report, json)
 }
 
-/// What was seen of the relay over a phase.
+/// Observations of the relay over a phase.
 struct Seen {
     seconds: f64,
     activity: [Activity; 2],
@@ -169,7 +168,7 @@ struct Seen {
     drops: BTreeMap<String, f64>,
 }
 
-/// Watches the relay while `work` runs.
+/// Observes the relay while `work` runs.
 fn watch<T>(relay: &Relay, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Seen)> {
     let (first, status) = (relay.usage()?, relay.status()?);
     let began = Instant::now();
@@ -213,7 +212,7 @@ fn measure(
     Ok((sent as f64 / during.seconds, before, during))
 }
 
-/// One new node after the other; how long each took, before and during the flood.
+/// Joins new nodes one after the other; returns the join times before and during the flood.
 fn join(relay: Target, clockwork: &Clockwork) -> anyhow::Result<[Vec<Option<Duration>>; 2]> {
     let mut swarm = Swarm::new()?;
     let mut during = Vec::new();
@@ -224,7 +223,8 @@ fn join(relay: Target, clockwork: &Clockwork) -> anyhow::Result<[Vec<Option<Dura
             next = monotonic() + JOIN_EVERY;
             swarm.add(&Spec {
                 at: place(1000 + swarm.nodes.len()),
-                relay,
+                relay: relay.at,
+                relay_key: relay.key,
                 learns: false,
                 rekey_after: None,
             })?;
@@ -242,16 +242,16 @@ fn join(relay: Target, clockwork: &Clockwork) -> anyhow::Result<[Vec<Option<Dura
     Ok([of(false), of(true)])
 }
 
-/// Strangers who claim too much, one after the other, while the flood lasts; returns how many got through.
+/// Unauthenticated peers with excessive claims, one after the other during the flood; returns how many succeeded.
 fn claim(relay: Target, claims: &Claims, clockwork: &Clockwork) -> anyhow::Result<usize> {
     let mut finished = 0;
     while clockwork.phase() == Phase::Before {
         std::thread::sleep(Duration::from_millis(1));
     }
     while clockwork.phase() == Phase::During {
-        let stranger = Hostile::new(([127, 0, 0, 1], 0).into())?;
-        // Who is kept out has failed at what it wanted.
-        finished += usize::from(stranger.link(relay.at, claims).is_ok());
+        let peer = Hostile::new(([127, 0, 0, 1], 0).into())?;
+        // A refused peer is an error of its handshake.
+        finished += usize::from(peer.link(relay.at, claims).is_ok());
     }
     Ok(finished)
 }
@@ -338,7 +338,7 @@ fn show(report: &Report, json: bool) -> anyhow::Result<()> {
         if report.held { "held" } else { "NOT held" }
     ));
     table = table.note(format!(
-        "renewed in the flow: {}; finished handshakes of strangers: {}",
+        "renewed in the flow: {}; finished handshakes of unauthenticated peers: {}",
         report.renewed, report.claimed
     ));
     for (name, phase) in phases {

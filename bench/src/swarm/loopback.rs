@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use hyphae_test_hostile::light::{Node, Scratch, Spec};
+use hyphae_test_light::{Node, Scratch, Spec};
 use hyphae_time::{Nanos, Timers};
 
 use hyphae_wire::PublicKey;
@@ -13,10 +13,10 @@ use rustix::io::Errno;
 
 use hyphae_time::monotonic;
 
-/// Sockets told of at once.
+/// Events per epoll_wait.
 const EVENTS: usize = 256;
 
-/// Light nodes and what they wait in.
+/// Light nodes and their epoll instance.
 pub(super) struct Swarm {
     pub(super) nodes: Vec<Node>,
     epoll: OwnedFd,
@@ -34,7 +34,7 @@ impl Swarm {
         })
     }
 
-    /// Adds a node, which begins to connect; returns its number.
+    /// Adds a node, which starts to connect; returns its number.
     pub(super) fn add(&mut self, spec: &Spec) -> anyhow::Result<usize> {
         let (number, now) = (self.nodes.len(), monotonic());
         let mut node = Node::new(now, spec)?;
@@ -46,7 +46,7 @@ impl Swarm {
         Ok(number)
     }
 
-    /// Does what is there to do, else waits for something, at most until `until`.
+    /// Handles pending events, else waits for one, at most until `until`.
     pub(super) fn turn(&mut self, until: Nanos) -> anyhow::Result<()> {
         let now = monotonic();
         let next = self.timers.next().unwrap_or(Nanos::NEVER).min(until);
@@ -70,7 +70,7 @@ impl Swarm {
         Ok(())
     }
 
-    /// Works until `until`.
+    /// Runs until `until`.
     pub(super) fn run_until(&mut self, until: Nanos) -> anyhow::Result<()> {
         while monotonic() < until {
             self.turn(until)?;
@@ -78,7 +78,7 @@ impl Swarm {
         Ok(())
     }
 
-    /// How many have a link with a node now.
+    /// Number of nodes with a link to a node.
     pub(super) fn up(&self, key: PublicKey) -> usize {
         self.nodes.iter().filter(|node| node.is_up(key)).count()
     }

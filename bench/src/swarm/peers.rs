@@ -1,4 +1,4 @@
-//! Idle peers on one relay: how fast they join, and what they cost once nothing happens any more.
+//! Idle peers on one relay: join rate, and cost once the network is idle.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args as ClapArgs;
-use hyphae_test_hostile::light::Spec;
 use hyphae_wire::PublicKey;
 use serde::{Deserialize, Serialize};
 
@@ -17,19 +16,20 @@ use super::relay::Relay;
 use crate::output::{self, Table, number};
 use crate::process::{Activity, Usage};
 use hyphae_test_hostile::Target;
+use hyphae_test_light::Spec;
 use hyphae_time::monotonic;
 
 /// Processes that the nodes are spread over.
 const PROCESSES_MAX: usize = 4;
-/// Time for a relay without peers to become quiet.
+/// Time for a relay without peers to become idle.
 const EMPTY: Duration = Duration::from_secs(3);
-/// How long all nodes may take to join.
+/// Limit for all nodes to join.
 const JOIN_MAX: Duration = Duration::from_secs(600);
-/// Most peers that are measured: fewer than a relay may have, because it is told that number.
+/// Maximum of `--peers`: the relay is configured for this number, which is below its limit.
 const PEERS_MAX: usize = 12_000;
-/// Scrapes that are timed.
+/// Measured scrapes.
 const SCRAPES: usize = 51;
-/// What a peer may cost, and what all may cost together.
+/// Limits of the memory per peer and of the CPU time of all.
 const PEER_KIB_MAX: f64 = 16.0;
 const CPU_PERCENT_MAX: f64 = 5.0;
 
@@ -39,15 +39,14 @@ pub(crate) struct Args {
     /// Numbers of peers, one row each.
     #[arg(long, value_delimiter = ',', default_value = "10,100,1000")]
     peers: Vec<usize>,
-    /// Seconds of idling that are measured.
+    /// Measured idle time, seconds.
     #[arg(long, default_value_t = 20.0)]
     seconds: f64,
-    /// Seconds between the last peer's joining and that: everybody is told every route, and round-trip
-    /// times are learnt.
+    /// Seconds between the last join and the measurement: routes are advertised, round-trip times measured.
     #[arg(long, default_value_t = 60.0)]
     settle: f64,
-    /// Most peers of which each is told the routes of all others. Beyond it the relay tells none, as a hub
-    /// does whose peers have a static route to it: routes told grow with the square of the peers.
+    /// Maximum number of peers with full route advertisements, whose cost is quadratic. With more, the relay advertises
+    /// no routes, as a hub whose peers have a static route to it.
     #[arg(long, default_value_t = 1000)]
     tell_max: usize,
     /// Cores of the relay's workers, as `hyphae up --cores`.
@@ -64,10 +63,10 @@ pub(crate) struct SwarmArgs {
     /// Its key.
     #[arg(long)]
     key: PublicKey,
-    /// How many nodes.
+    /// Number of nodes.
     #[arg(long)]
     nodes: usize,
-    /// Number of the first, from which its address follows.
+    /// Number of the first node, which determines its address.
     #[arg(long)]
     first: usize,
 }
@@ -89,13 +88,13 @@ pub(crate) struct Process {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Row {
     pub(crate) peers: usize,
-    /// From the start of the processes until every node has its link.
+    /// From the start of the processes until every node has a link.
     pub(crate) join_seconds: f64,
     pub(crate) handshakes_per_second: f64,
-    /// Everybody was told everybody's route.
-    #[serde(default = "yes")]
-    pub(crate) told: bool,
-    /// Of both processes, as soon as all had joined.
+    /// The relay advertised all routes to all peers.
+    #[serde(rename = "told", default = "default_advertised")]
+    pub(crate) routes_advertised: bool,
+    /// Of both processes, once all had joined.
     #[serde(default)]
     pub(crate) kib_per_peer_joined: f64,
     pub(crate) dataplane: Process,
@@ -104,22 +103,22 @@ pub(crate) struct Row {
     pub(crate) kib_per_peer: f64,
     pub(crate) cpu_percent: f64,
     pub(crate) wakeups_per_second: f64,
-    /// What it takes to ask for the metrics, without families of single peers.
+    /// Scrape of the metrics, without per-peer families.
     #[serde(default)]
     pub(crate) scrape: Scrapes,
-    /// The same with families for every peer.
+    /// Scrape with per-peer families.
     #[serde(default)]
     pub(crate) scrape_each_peer: Scrapes,
     /// At most 16 KiB per peer and below 5 % of a core.
     pub(crate) within_limits: bool,
 }
 
-/// Rows of before there was a choice.
-fn yes() -> bool {
+/// Rows written before the field existed.
+fn default_advertised() -> bool {
     true
 }
 
-/// Times of scrapes one after the other, over loopback, from connecting to the last byte.
+/// Durations of consecutive scrapes over loopback, from connect to the last byte.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Scrapes {
@@ -168,8 +167,8 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
 
 fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
     eprintln!("{peers} peers: starting the relay");
-    let told = peers <= args.tell_max;
-    let routing = match told {
+    let routes_advertised = peers <= args.tell_max;
+    let routing = match routes_advertised {
         true => "",
         false => "[routing]\nexport = [{ action = \"refuse\" }]\n",
     };
@@ -177,8 +176,8 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
     std::thread::sleep(EMPTY);
     let before = relay.usage()?;
     let began = Instant::now();
-    let mut crowd = Crowd::start(relay.target, peers)?;
-    crowd.wait()?;
+    let mut swarms = SwarmProcesses::start(relay.target, peers)?;
+    swarms.wait()?;
     let join = began.elapsed().as_secs_f64();
     let joined = relay.usage()?;
     let up = relay.status()?.peers_up;
@@ -186,7 +185,7 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
         up == peers,
         "of {peers} nodes that have a link, the relay knows {up}"
     );
-    eprintln!("{peers} peers: joined in {join:.2} s; everybody is told everything");
+    eprintln!("{peers} peers: joined in {join:.2} s; settling");
     std::thread::sleep(Duration::from_secs_f64(args.settle));
     eprintln!("{peers} peers: idling");
     let start = relay.usage()?;
@@ -200,7 +199,7 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
     let scrape = Scrapes::of(&relay)?;
     relay.show_peers(peers)?;
     let scrape_each_peer = Scrapes::of(&relay)?;
-    drop(crowd);
+    drop(swarms);
     let process = |n: usize| Process {
         resident_kib_before: before[n].resident_kib,
         resident_kib_after: end[n].resident_kib,
@@ -216,7 +215,7 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
         peers,
         join_seconds: join,
         handshakes_per_second: peers as f64 / join,
-        told,
+        routes_advertised,
         kib_per_peer_joined: [0, 1]
             .map(|n| grown(&before[n], &joined[n]))
             .iter()
@@ -239,22 +238,22 @@ fn grown(before: &Usage, after: &Usage) -> f64 {
 }
 
 /// Processes of light nodes; they end when dropped.
-struct Crowd(Vec<Child>);
+struct SwarmProcesses(Vec<Child>);
 
-impl Drop for Crowd {
+impl Drop for SwarmProcesses {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            // It may have ended; either way it is gone then.
+            // Fails if it has ended.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-impl Crowd {
+impl SwarmProcesses {
     fn start(relay: Target, nodes: usize) -> anyhow::Result<Self> {
         let processes = PROCESSES_MAX.min(nodes);
-        let mut crowd = Self(Vec::new());
+        let mut swarms = Self(Vec::new());
         let mut first = 0;
         for n in 0..processes {
             let share = (nodes - first) / (processes - n);
@@ -268,10 +267,10 @@ impl Crowd {
                 .stdout(Stdio::piped())
                 .spawn()
                 .context("starting light nodes")?;
-            crowd.0.push(child);
+            swarms.0.push(child);
             first += share;
         }
-        Ok(crowd)
+        Ok(swarms)
     }
 
     /// Waits until every process says that its nodes are up.
@@ -290,20 +289,17 @@ impl Crowd {
 /// The work of a swarm process.
 pub(crate) fn swarm(args: &SwarmArgs) -> anyhow::Result<()> {
     std::thread::spawn(|| {
-        // It ends, or fails, when whoever started this process is gone.
+        // Ends or fails when the parent process has ended.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
-    let relay = Target {
-        at: args.relay,
-        key: args.key,
-    };
     allow_sockets(args.nodes)?;
     let mut swarm = Swarm::new()?;
     for n in 0..args.nodes {
         swarm.add(&Spec {
             at: place(args.first + n),
-            relay,
+            relay: args.relay,
+            relay_key: args.key,
             learns: false,
             rekey_after: None,
         })?;
@@ -355,9 +351,9 @@ pub(crate) fn table(rows: &[Row]) -> Table {
         let kib = |p: &Process| format!("{} > {}", p.resident_kib_before, p.resident_kib_after);
         let (data, control) = (&row.dataplane.idle, &row.controlplane.idle);
         [
-            match row.told {
+            match row.routes_advertised {
                 true => row.peers.to_string(),
-                false => format!("{}, told no routes", row.peers),
+                false => format!("{}, no routes advertised", row.peers),
             },
             number(row.join_seconds),
             number(row.handshakes_per_second),

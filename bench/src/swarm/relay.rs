@@ -20,7 +20,7 @@ use crate::process::{Usage, hyphae, usage};
 /// How long a relay may take to come up.
 const START_MAX: Duration = Duration::from_secs(20);
 /// How often that is looked for.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running relay; it ends when dropped.
 pub(super) struct Relay {
@@ -29,7 +29,7 @@ pub(super) struct Relay {
     /// Dataplane and control plane.
     pids: [u32; 2],
     pub(super) target: Target,
-    /// Where it shows its metrics.
+    /// Address of its metrics.
     metrics: SocketAddr,
     config: PathBuf,
     settings: String,
@@ -45,7 +45,7 @@ impl Drop for Relay {
 }
 
 impl Relay {
-    /// Starts a relay on loopback that takes `peers_max` peers, with one worker and with `more` settings.
+    /// Starts a relay on loopback for `peers_max` peers, with one worker and `more` settings.
     pub(super) fn start(peers_max: usize, cores: &str, more: &str) -> anyhow::Result<Self> {
         let program = hyphae(None)?;
         let directory = tempfile::Builder::new().prefix("hyphae-bench-").tempdir()?;
@@ -56,7 +56,7 @@ impl Relay {
              inbound_per_source_max = 64\n[stream]\nlisten = false\nfallback = false\n{more}"
         );
         std::fs::write(&config, &settings)?;
-        // Free now, and nobody else takes ports here.
+        // Free now; no other program binds this address.
         let metrics = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
         let sockets = directory.path().join("run");
@@ -110,7 +110,7 @@ impl Relay {
                 let log = std::fs::read_to_string(log).unwrap_or_default();
                 bail!("the relay did not come up ({ended:?}): {log}");
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -127,7 +127,7 @@ impl Relay {
         Ok(states)
     }
 
-    /// Shows families of single peers from now on, for as many as this.
+    /// Enables per-peer families, for at most this number of peers.
     pub(super) fn show_peers(&self, peers_max: usize) -> anyhow::Result<()> {
         let settings = &self.settings;
         std::fs::write(
@@ -138,7 +138,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Asks for the metrics once: how long it took, and how many bytes came.
+    /// Scrapes the metrics once; returns the duration and the number of bytes.
     pub(super) fn scrape(&self) -> anyhow::Result<(Duration, usize)> {
         let began = Instant::now();
         let mut stream = TcpStream::connect(self.metrics)?;
@@ -153,7 +153,7 @@ impl Relay {
         Ok((took, text.len()))
     }
 
-    /// What dataplane and control plane have used so far.
+    /// CPU time and memory of dataplane and control plane.
     pub(super) fn usage(&self) -> anyhow::Result<[Usage; 2]> {
         Ok([usage(self.pids[0])?, usage(self.pids[1])?])
     }

@@ -3,7 +3,6 @@
 //! ```text
 //! Hostile ── link handshake with any claims ──▶ Link ── control, Babel, routed frames of any source
 //!                                                 └── end-to-end handshake ──▶ Session ── bus packets
-//! light::Node: a node that behaves, from the engines of both planes
 //! Victim:      `hyphae up` on loopback, two processes of their own
 //! ```
 //!
@@ -14,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 mod claims;
-pub mod light;
 mod link;
 mod node;
 mod seal;

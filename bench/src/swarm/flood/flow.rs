@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use hyphae_forward::host::TunHeader;
 use hyphae_test_hostile::Target;
-use hyphae_test_hostile::light::Spec;
+use hyphae_test_light::Spec;
 use hyphae_time::Nanos;
 
 use hyphae_wire::OverlayAddress;
@@ -16,25 +16,25 @@ use super::super::place;
 use super::{Clockwork, Phase};
 use hyphae_time::monotonic;
 
-/// How long the ends may take to find each other.
+/// Limit of the setup.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
-/// The ends renew their links this often, so that it happens under the flood.
+/// Rekey interval, short enough to occur during the flood.
 const REKEY_AFTER: Duration = Duration::from_secs(15);
-/// Time between attempts before the flow stands.
+/// Interval of attempts during the setup.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// Headers of IPv6 and UDP, then the phase.
 const PHASE_AT: usize = 48;
 const PACKET_LEN: usize = 200;
-/// What belongs to no phase: packets that make the session.
+/// Packets of the setup, which belong to no phase.
 const FIRST: u8 = u8::MAX;
 
-/// What became of the packets of one phase.
+/// Packets of one phase.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct FlowPhase {
     pub(super) sent: u64,
     pub(super) received: u64,
-    /// Longest time in which nothing arrived.
+    /// Longest gap between received packets.
     pub(super) silence_max_ms: f64,
 }
 
@@ -45,20 +45,21 @@ impl FlowPhase {
     }
 }
 
-/// Two ends, the first of which sends to the second.
+/// A one-way flow between two nodes.
 pub(super) struct Flow {
     swarm: Swarm,
     packet: Vec<u8>,
 }
 
 impl Flow {
-    /// Connects two nodes to the relay, and makes a session between them.
+    /// Connects two nodes to the relay and establishes a session between them.
     pub(super) fn start(relay: Target) -> anyhow::Result<Self> {
         let mut swarm = Swarm::new()?;
         for n in 0..2 {
             swarm.add(&Spec {
                 at: place(n),
-                relay,
+                relay: relay.at,
+                relay_key: relay.key,
                 learns: true,
                 rekey_after: Some(REKEY_AFTER),
             })?;
@@ -80,7 +81,7 @@ impl Flow {
         Ok(flow)
     }
 
-    /// Links and sessions that the ends have renewed so far.
+    /// Links and sessions renewed so far.
     pub(super) fn renewed(&self) -> u64 {
         let nodes = self
             .swarm
@@ -100,7 +101,7 @@ impl Flow {
         Ok(())
     }
 
-    /// Sends until the phases are over; returns what became of it before and during the flood.
+    /// Sends until the end of the phases; returns the results before and during the flood.
     pub(super) fn run(
         &mut self,
         rate: u64,
@@ -119,7 +120,7 @@ impl Flow {
                 Phase::Over => return Ok(phases),
             };
             if let Some(at) = at {
-                // A thread that was kept from running does not make up for it in a burst.
+                // No burst after the thread was preempted.
                 next = next.max(Nanos(now.0.saturating_sub(20_000_000)));
                 while next <= now {
                     next = next + every;
@@ -146,8 +147,7 @@ impl Flow {
     }
 }
 
-/// A UDP packet from one node to another. Only the other end of the flow reads it, and not its
-/// checksum.
+/// A UDP packet from one node to another, without a valid checksum.
 fn packet(from: OverlayAddress, to: OverlayAddress) -> Vec<u8> {
     let mut packet = vec![0; PACKET_LEN];
     packet[0] = 0x60;

@@ -15,21 +15,21 @@ use nix::errno::Errno;
 use nix::libc::{in_addr, in_pktinfo};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 
-/// Where the number of the handshake is in the frame, and where its ephemeral key begins.
+/// Offsets of the handshake number and of the ephemeral key in the frame.
 const SENDER_AT: usize = LINK_HEADER_LEN + 4;
 const EPHEMERAL_AT: usize = LINK_HEADER_LEN + size_of::<HandshakeHeader>();
 /// Pause when nothing is due.
 const PAUSE: Duration = Duration::from_micros(200);
-/// Messages that may be made up for at once after the thread was kept from running.
+/// Bound of a burst after the thread was preempted, messages.
 const BEHIND_MAX: u64 = 2000;
 
-/// Sends `rate` first messages per second for `time`; returns how many it were.
+/// Sends `rate` first messages per second for `time`; returns their number.
 pub(super) fn flood(relay: Target, rate: u64, time: Duration) -> anyhow::Result<u64> {
     let SocketAddr::V4(to) = relay.at else {
         bail!("the relay of this benchmark listens on IPv4 loopback");
     };
     let to = SockaddrIn::from(to);
-    // What is sent back to a forged source arrives here and is not read.
+    // Answers to forged sources arrive here and are not read.
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let offer = Offer {
         suites: SuiteSet::all(),
@@ -47,7 +47,7 @@ pub(super) fn flood(relay: Target, rate: u64, time: Duration) -> anyhow::Result<
     let (mut sent, mut skipped) = (0, 0);
     while began.elapsed() < time {
         let elapsed = began.elapsed().as_secs_f64();
-        // Positive, and far below what is exact.
+        // Positive, and exact in f64.
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -78,7 +78,7 @@ pub(super) fn flood(relay: Target, rate: u64, time: Duration) -> anyhow::Result<
             let flags = MsgFlags::empty();
             match sendmsg(socket.as_raw_fd(), &parts, &control, flags, Some(&to)) {
                 Ok(_) => sent += 1,
-                // Loopback is full for a moment.
+                // The loopback queue is full.
                 Err(Errno::ENOBUFS | Errno::EAGAIN) => skipped += 1,
                 Err(error) => return Err(error.into()),
             }
@@ -87,7 +87,7 @@ pub(super) fn flood(relay: Target, rate: u64, time: Duration) -> anyhow::Result<
     Ok(sent)
 }
 
-/// xorshift64: forged sources have to differ, not to be secret.
+/// xorshift64: forged sources must differ, not be unpredictable.
 struct Random(u64);
 
 impl Random {

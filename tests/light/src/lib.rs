@@ -1,10 +1,13 @@
-//! A light node: the engines of both planes, wired to each other without a segment between them.
+//! A light node: the engines of both planes, connected without a shared segment, processes or a TUN device. Load
+//! generators run a thousand of them in a few processes.
 //!
 //! ```text
 //! socket ──▶ forwarding engine ── punts, events ──▶ overlay engine ── link-local ──▶ speaker
 //! socket ◀── forwarding engine ◀── programs ─────── overlay engine ◀── packets ───── speaker
 //!                             ◀── FIB ──────────── RIB ◀────────────── routes ─────── speaker
 //! ```
+
+#![forbid(unsafe_code)]
 
 mod verdicts;
 
@@ -23,35 +26,35 @@ use hyphae_wire::control::{self, ControlKind};
 
 use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SecretKey, WorkerId};
 
-use crate::Target;
-
-/// How often expiries are looked for, and counters read, if the node is awake anyway.
+/// Minimum interval of expiry and counter updates.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
-/// Datagrams taken before another node gets a turn.
+/// Datagrams received per call.
 const RECEIVE_BUDGET: usize = 64;
-/// Nothing that a light node receives or builds is larger.
+/// Bytes of the largest datagram received or built.
 const DATAGRAM_MAX: usize = 65_536;
 /// The only worker.
 pub const WORKER: WorkerId = WorkerId(0);
 
-/// What a light node is to be.
+/// Configuration of a light node.
 pub struct Spec {
-    /// Its address; port 0 takes any.
+    /// Its underlay address; port 0 for any port.
     pub at: SocketAddr,
-    /// Whom it connects to.
-    pub relay: Target,
-    /// Whether it takes routes. One that only idles has no use for a thousand of them, and checking
-    /// their signatures in every node of a swarm would be the greater part of what is measured.
+    /// Underlay address of the relay that it connects to.
+    pub relay: SocketAddr,
+    /// Key of the relay.
+    pub relay_key: PublicKey,
+    /// Whether it accepts routes. An idle node needs none, and the signature checks of all nodes of a swarm would
+    /// dominate the measurement.
     pub learns: bool,
-    /// When it renews its sessions; `None` as nodes do.
+    /// Rekey interval; `None` for the default.
     pub rekey_after: Option<Duration>,
 }
 
-/// Memory that all nodes of a swarm use in turn.
+/// Buffers shared by all nodes of a swarm.
 pub struct Scratch {
-    /// What comes in.
+    /// Received datagram.
     pub incoming: Box<[u8]>,
-    /// What is built.
+    /// Built frames.
     pub outgoing: Box<[u8]>,
 }
 
@@ -64,7 +67,7 @@ impl Default for Scratch {
     }
 }
 
-/// A node without processes of its own.
+/// A light node.
 pub struct Node {
     /// Its only socket.
     pub socket: UdpSocket,
@@ -79,17 +82,17 @@ pub struct Node {
     traffic: BTreeMap<u32, PeerTraffic>,
     housekeeping: Nanos,
     began: Nanos,
-    /// How long it took to connect to the relay.
+    /// Time to the first link with the relay.
     pub joined: Option<Duration>,
     /// Packets for its host.
     pub delivered: Vec<Vec<u8>>,
 }
 
 impl Node {
-    /// A node that begins to connect; [`Self::drain`] it.
+    /// A node that starts to connect; call [`Self::drain`] next.
     ///
     /// # Errors
-    /// When its address cannot be had, or there is no randomness.
+    /// When its address is in use, or without randomness.
     pub fn new(now: Nanos, spec: &Spec) -> anyhow::Result<Self> {
         let socket = UdpSocket::bind(spec.at).with_context(|| format!("UDP {}", spec.at))?;
         socket.set_nonblocking(true)?;
@@ -131,8 +134,8 @@ impl Node {
         };
         let peer = PeerConfig {
             id: ConfiguredPeer(0),
-            addresses: vec![Endpoint::from(spec.relay.at)],
-            key: Some(spec.relay.key),
+            addresses: vec![Endpoint::from(spec.relay)],
+            key: Some(spec.relay_key),
         };
         node.overlay.add_peer(now, peer);
         node.overlay.begin_attach(now, 1);
@@ -144,26 +147,26 @@ impl Node {
         self.overlay.address()
     }
 
-    /// Whether its link with a node is in use.
+    /// Whether its link with a node is up.
     pub fn is_up(&self, key: PublicKey) -> bool {
         self.overlay.is_up(key)
     }
 
-    /// Whether it knows the way to an address.
+    /// Whether it has a route to an address.
     pub fn reaches(&self, address: OverlayAddress) -> bool {
         self.rib.lookup(address).is_some()
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
+    /// Deadline for the next call of [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Nanos {
         let engines = [self.overlay.poll_timeout(), self.speaker.poll_timeout()];
         engines.into_iter().flatten().min().unwrap_or(Nanos::NEVER)
     }
 
-    /// Takes what the socket has, within reason.
+    /// Receives at most [`RECEIVE_BUDGET`] datagrams.
     pub fn receive(&mut self, now: Nanos, scratch: &mut Scratch) {
         for _ in 0..RECEIVE_BUDGET {
-            // What ends it otherwise is an ICMP error of an earlier datagram: the next call goes on.
+            // EAGAIN, or an ICMP error of an earlier datagram, after which the next call continues.
             let Ok((len, from)) = self.socket.recv_from(&mut scratch.incoming) else {
                 break;
             };
@@ -184,7 +187,7 @@ impl Node {
         self.verdicts = verdicts;
     }
 
-    /// Does what is due.
+    /// Executes the timers that are due.
     pub fn handle_timeout(&mut self, now: Nanos, scratch: &mut Scratch) {
         self.overlay.handle_timeout(now);
         self.speaker.handle_timeout(now);
@@ -212,7 +215,7 @@ impl Node {
         }
     }
 
-    /// Moves what each engine wants done into the others, until nothing is left.
+    /// Exchanges effects between the engines until all are drained.
     pub fn drain(&mut self, now: Nanos, scratch: &mut Scratch) {
         loop {
             let mut idle = true;
@@ -224,7 +227,7 @@ impl Node {
             }
             while let Some(transmit) = self.speaker.poll_transmit() {
                 idle = false;
-                // A link that went down meanwhile is about to be reported.
+                // Fails if the link is down, which is reported next.
                 self.overlay.send_routing(transmit.link, &transmit.packet);
             }
             while let Some(change) = self.speaker.poll_route() {
@@ -239,7 +242,7 @@ impl Node {
                 idle = false;
                 self.apply(now, &change.program(), &mut scratch.outgoing);
             }
-            // Only now: an event may lead to records that refer to those above.
+            // Last: an event may cause records that refer to those above.
             if let Some(event) = self.overlay.poll_event() {
                 idle = false;
                 self.handle_event(now, event);
@@ -293,7 +296,7 @@ impl Node {
         }
     }
 
-    /// Hands a punted record to the engine that it is for.
+    /// Passes a punted record to its engine.
     pub fn take_punt(&mut self, now: Nanos, punt: &hyphae_shm::record::Punt<'_>) {
         self.overlay.handle_punt(now, WORKER, punt);
         if let hyphae_shm::record::Punt::LinkLocal(meta, bytes) = punt

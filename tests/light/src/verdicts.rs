@@ -9,7 +9,7 @@ use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX};
 
 use hyphae_wire::Endpoint;
 
-use super::{Node, WORKER};
+use crate::{Node, WORKER};
 
 impl Node {
     /// Carries the verdict about a frame out; `out` is room for what is built on the way.
