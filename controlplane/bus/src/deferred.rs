@@ -1,9 +1,10 @@
 //! Deferred senders, to be resumed in order. When the table is full, the newest entry of the largest holder is evicted
 //! in favour of a peer with fewer. Senders without an entry retry by timeout.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use ahash::RandomState;
+use hyphae_shares::{ShareTable, Ticket};
 use hyphae_wire::{OverlayAddress, PublicKey};
 
 use crate::DeliveryKey;
@@ -13,70 +14,44 @@ const PER_PEER_MAX: usize = 512;
 
 #[derive(Default)]
 pub(crate) struct DeferredSenders {
-    order: BTreeMap<u64, (DeliveryKey, OverlayAddress)>,
-    places: HashMap<DeliveryKey, u64, RandomState>,
-    peers: HashMap<PublicKey, BTreeSet<u64>, RandomState>,
-    /// Peers by number of entries.
-    sizes: BTreeSet<(usize, PublicKey)>,
-    next: u64,
+    table: ShareTable<(), PublicKey, (DeliveryKey, OverlayAddress)>,
+    tickets: HashMap<DeliveryKey, Ticket, RandomState>,
 }
 
 impl DeferredSenders {
     /// Adds a message, if it is new and there is room for its peer.
     pub(crate) fn insert(&mut self, key: DeliveryKey, address: OverlayAddress) {
-        let count = self.peers.get(&key.peer).map_or(0, BTreeSet::len);
-        if self.places.contains_key(&key) || count >= PER_PEER_MAX {
+        let count = self.table.count(key.peer);
+        if self.tickets.contains_key(&key) || count >= PER_PEER_MAX {
             return;
         }
-        if self.order.len() >= MAX && !self.evict(count + 1) {
+        if self.table.len() >= MAX && !self.evict(count + 1) {
             return;
         }
-        let place = self.next;
-        self.next += 1;
-        self.order.insert(place, (key, address));
-        self.places.insert(key, place);
-        self.change(key.peer, |places| {
-            places.insert(place);
-        });
+        let ticket = self.table.add((), key.peer, 1, (key, address));
+        self.tickets.insert(key, ticket);
     }
 
     /// Evicts the newest entry of the largest holder, if that has more than `count`.
     fn evict(&mut self, count: usize) -> bool {
-        let most = self.sizes.last().filter(|(most, _)| *most > count);
-        let last = most.and_then(|(_, peer)| self.peers.get(peer)?.last().copied());
-        last.is_some_and(|place| self.take(place).is_some())
+        let largest = self.table.largest();
+        let Some(victim) = largest.filter(|peer| self.table.count(*peer) > count) else {
+            return false;
+        };
+        let newest = self.table.entries(victim).next_back();
+        let newest = newest.map(|(_, (key, _))| *key);
+        newest.is_some_and(|key| self.remove(&key).is_some())
     }
 
-    pub(crate) fn remove(&mut self, key: &DeliveryKey) {
-        if let Some(place) = self.places.get(key).copied() {
-            self.take(place);
-        }
+    pub(crate) fn remove(&mut self, key: &DeliveryKey) -> Option<(DeliveryKey, OverlayAddress)> {
+        let ticket = self.tickets.remove(key)?;
+        self.table.remove(key.peer, ticket)
     }
 
     /// Removes the oldest entry.
     pub(crate) fn pop(&mut self) -> Option<(DeliveryKey, OverlayAddress)> {
-        let (place, _) = self.order.first_key_value()?;
-        self.take(*place)
-    }
-
-    fn take(&mut self, place: u64) -> Option<(DeliveryKey, OverlayAddress)> {
-        let (key, address) = self.order.remove(&place)?;
-        self.places.remove(&key);
-        self.change(key.peer, |places| {
-            places.remove(&place);
-        });
-        Some((key, address))
-    }
-
-    fn change(&mut self, peer: PublicKey, change: impl FnOnce(&mut BTreeSet<u64>)) {
-        let places = self.peers.entry(peer).or_default();
-        self.sizes.remove(&(places.len(), peer));
-        change(places);
-        if places.is_empty() {
-            self.peers.remove(&peer);
-        } else {
-            self.sizes.insert((places.len(), peer));
-        }
+        let (_, _, &(key, _)) = self.table.oldest()?;
+        self.remove(&key)
     }
 }
 
@@ -101,7 +76,7 @@ mod tests {
         }
         (0..512).for_each(|id| deferred.insert(key(9, id), address));
         let mut counts = [0; 10];
-        assert_eq!(deferred.order.len(), MAX);
+        assert_eq!(deferred.table.len(), MAX);
         // The oldest of each stay, in order.
         let mut next = [0; 10];
         for (key, _) in std::iter::from_fn(|| deferred.pop()) {
@@ -115,9 +90,7 @@ mod tests {
             shares.clone().all(|share| (454..=456).contains(share)),
             "{counts:?}"
         );
-        assert!(
-            deferred.places.is_empty() && deferred.peers.is_empty() && deferred.sizes.is_empty()
-        );
+        assert!(deferred.table.is_empty() && deferred.tickets.is_empty());
     }
 
     #[test]
@@ -136,6 +109,6 @@ mod tests {
             (order.first(), order.last()),
             (Some(&key(1, 1)), Some(&key(2, 7)))
         );
-        assert!(deferred.places.is_empty() && deferred.peers.is_empty());
+        assert!(deferred.table.is_empty() && deferred.tickets.is_empty());
     }
 }
