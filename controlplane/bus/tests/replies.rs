@@ -1,4 +1,4 @@
-//! Replies: who may send one, when, and what is told.
+//! Replies: access, deadlines, acknowledgement.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -29,7 +29,7 @@ fn reason(net: &Net, node: usize, id: MessageId) -> Option<AbortReason> {
 }
 
 #[test]
-fn a_reply_has_the_id_of_its_message_and_arrives_once() {
+fn a_reply_has_the_id_of_its_message_and_is_delivered_once() {
     for seed in 0..20 {
         let mut net = Net::new(2, seed, ROUGH);
         let id = ask(&mut net, MINUTE);
@@ -45,7 +45,7 @@ fn a_reply_has_the_id_of_its_message_and_arrives_once() {
         assert_eq!(reply.payload, payload(100_000, 1));
         assert_eq!(net.nodes[0].inbox.len(), 1);
         net.check_once();
-        // It was in time, so nothing timed out.
+        // In time: no timeout.
         assert!(net.nodes[0].timeouts.is_empty());
         let again = net.nodes[1]
             .bus
@@ -55,7 +55,7 @@ fn a_reply_has_the_id_of_its_message_and_arrives_once() {
 }
 
 #[test]
-fn a_reply_without_content_says_why_and_no_other_message_does() {
+fn only_a_reply_carries_a_failure() {
     let mut net = Net::new(2, 1, ROUGH);
     let id = ask(&mut net, MINUTE);
     net.run_while(MINUTE, |net| net.nodes[1].inbox.is_empty());
@@ -74,9 +74,9 @@ fn a_reply_without_content_says_why_and_no_other_message_does() {
 }
 
 #[test]
-fn question_and_answer_take_two_round_trips_of_packets_and_one_of_waiting() {
+fn request_and_reply_take_four_packets_and_one_round_trip() {
     let mut net = Net::new(2, 1, CLEAN);
-    // The other way needs its session, too.
+    // Sessions of both directions.
     net.push(0, message(key(2), "", "x"));
     net.push(1, message(key(1), "", "x"));
     net.run_for(MINUTE);
@@ -91,7 +91,7 @@ fn question_and_answer_take_two_round_trips_of_packets_and_one_of_waiting() {
 }
 
 #[test]
-fn questions_one_after_the_other_cost_a_packet_each_way() {
+fn consecutive_requests_cost_one_packet_each_way() {
     for link in [CLEAN, ROUGH] {
         let mut net = Net::new(2, 1, link);
         net.nodes[1].answers = true;
@@ -108,7 +108,7 @@ fn questions_one_after_the_other_cost_a_packet_each_way() {
         if link.loss_percent == 0 {
             assert_eq!(net.packets - packets, 100);
         }
-        // The last answer is acknowledged although nothing else goes there.
+        // The last reply is acknowledged without further packets to piggyback on.
         net.run_while(MINUTE, |net| net.nodes[1].bus.stats().outgoing > 0);
         if link.loss_percent == 0 {
             assert_eq!(net.packets - packets, 101);
@@ -123,12 +123,12 @@ fn questions_one_after_the_other_cost_a_packet_each_way() {
 }
 
 #[test]
-fn what_is_kept_to_be_answered_is_acknowledged_before_its_sender_sends_it_again() {
+fn delayed_acks_precede_retransmissions() {
     let mut net = Net::new(2, 1, CLEAN);
     net.nodes[1].answers = true;
     net.push(0, message(key(2), "", "x"));
     net.run_for(MINUTE);
-    // One of them, and more than may wait.
+    // One, and more than the limit of delayed acks.
     for count in [1, 100] {
         let asked: Vec<_> = (0..count).map(|_| ask(&mut net, MINUTE)).collect();
         let waits = |net: &Net| net.state(0, *asked.last().unwrap()) != MessageState::Received;
@@ -142,21 +142,21 @@ fn what_is_kept_to_be_answered_is_acknowledged_before_its_sender_sends_it_again(
 }
 
 #[test]
-fn a_reply_that_nobody_waits_for_is_rejected_and_its_sender_learns_it() {
+fn unsolicited_replies_are_rejected() {
     let mut net = Net::new(3, 2, CLEAN);
-    // Nobody asked at all.
+    // Unknown id.
     let id = MessageId([7; 8]);
     answer(&mut net, 1, id, 10);
     net.run_for(MINUTE);
     let unasked = Some(AbortReason::Rejected(Rejection::Unasked));
     assert_eq!(reason(&net, 1, id), unasked);
-    // A message that wants no reply.
+    // A message without an expected reply.
     let id = net.push(0, message(key(2), "", "x"));
     net.run_for(MINUTE);
     answer(&mut net, 1, id, 10);
     net.run_for(MINUTE);
     assert_eq!(reason(&net, 1, id), unasked);
-    // Another node than the one that was asked.
+    // Another node than the destination.
     let id = ask(&mut net, MINUTE);
     net.run_for(Duration::from_secs(1));
     answer(&mut net, 2, id, 10);
@@ -171,7 +171,7 @@ fn a_reply_that_nobody_waits_for_is_rejected_and_its_sender_learns_it() {
 }
 
 #[test]
-fn waits_end_at_their_deadline_and_are_forgotten_a_minute_later() {
+fn pending_replies_expire_and_are_forgotten_a_minute_later() {
     let mut net = Net::new(2, 3, CLEAN);
     let id = ask(&mut net, Duration::from_secs(5));
     net.run_for(Duration::from_secs(6));
@@ -180,7 +180,7 @@ fn waits_end_at_their_deadline_and_are_forgotten_a_minute_later() {
     net.run_for(Duration::from_secs(1));
     let late = Some(AbortReason::Rejected(Rejection::Late));
     assert_eq!(net.nodes[1].bus.info(id).unwrap().reason, late);
-    // A refused answer may be given again; by then nobody knows of the question.
+    // A rejected reply may be repeated; the request is forgotten by then.
     net.run_for(Duration::from_secs(60));
     answer(&mut net, 1, id, 10);
     net.run_for(Duration::from_secs(1));

@@ -1,5 +1,5 @@
-//! Messages over a simulated network: whole, once, in time. Who may send and what an attacker can do
-//! is in `abuse.rs`, replies and receipts are in `replies.rs`.
+//! Messages over a simulated network: complete, exactly once, in time. Access control and hostile peers are covered in
+//! `abuse.rs`, replies in `replies.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,9 +17,9 @@ use hyphae_bus::{AbortReason, Destination, MessageState, PushError};
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]
-fn a_small_message_is_there_with_the_first_packet_after_one_round_trip() {
+fn a_short_message_takes_one_packet_and_one_round_trip() {
     let mut net = Net::new(2, 1, CLEAN);
-    // The first one makes the session.
+    // The first message establishes the session.
     net.push(0, message(key(2), "", "hello"));
     net.run_for(MINUTE);
     let (before, start) = (net.packets, net.now);
@@ -27,7 +27,7 @@ fn a_small_message_is_there_with_the_first_packet_after_one_round_trip() {
     let took = net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
     assert_eq!((net.packets - before, took), (2, CLEAN.delay * 2));
     assert_eq!(net.nodes[1].inbox[1].payload, payload(1200, 1));
-    // A hundred one after the other: a hundred round trips, no tick in between.
+    // A hundred in sequence: a hundred round trips without timers in between.
     for n in 0..100 {
         let id = net.push(0, message(key(2), "", payload(n, 2)));
         net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
@@ -37,9 +37,9 @@ fn a_small_message_is_there_with_the_first_packet_after_one_round_trip() {
 }
 
 #[test]
-fn every_size_class_arrives_whole() {
+fn every_size_class_is_delivered_completely() {
     let mut net = Net::new(2, 2, CLEAN);
-    // More than two chunks, whatever the topic leaves for the first: every remainder is there.
+    // More than two chunks for any topic: covers every remainder.
     let sizes: Vec<usize> = (0..4200).collect();
     for size in &sizes {
         net.push(0, message(key(2), "t", payload(*size, *size as u64)));
@@ -57,7 +57,7 @@ fn every_size_class_arrives_whole() {
 }
 
 #[test]
-fn packets_are_as_large_as_the_way_carries_and_follow_it() {
+fn packets_follow_the_path_mtu() {
     for (seed, link) in [(31, CLEAN), (32, ROUGH)] {
         let jumbo = |config: &mut hyphae_bus::Config| config.mtu = 8848;
         let mut net = Net::with(2, seed, link, jumbo);
@@ -66,19 +66,19 @@ fn packets_are_as_large_as_the_way_carries_and_follow_it() {
         let packets = net.nodes[0].bus.stats().packets_sent;
         assert!(packets > 40 && packets < 200, "{packets} packets");
 
-        // In the middle of long, short and lone ones, the way begins to carry less; then more, then less again.
+        // During long, short and single messages, the path MTU decreases, increases, and decreases again.
         let mut sizes: Vec<usize> = (0..40).map(|n| n * 997).collect();
         sizes.extend([1_000_000, 8784, 8785, 1216, 1217]);
         for size in &sizes {
             net.push(0, message(key(2), "", payload(*size, *size as u64)));
         }
-        for carries in [3000, 9000, 1280] {
+        for mtu in [3000, 9000, 1280] {
             let more = net.nodes[0].finished.len() + 3;
             net.run_while(MINUTE, |net| net.nodes[0].finished.len() < more);
-            net.carries = carries;
+            net.path_mtu = mtu;
             let address = key(2).address();
-            if carries > 3000 {
-                net.nodes[0].bus.path_mtu(address, carries);
+            if mtu > 3000 {
+                net.nodes[0].bus.path_mtu(address, mtu);
             }
             net.push(0, message(key(2), "", payload(300_000, 300_000)));
             sizes.push(300_000);
@@ -104,7 +104,7 @@ fn packets_are_as_large_as_the_way_carries_and_follow_it() {
 }
 
 #[test]
-fn many_short_messages_share_their_answers() {
+fn short_messages_are_acknowledged_in_batches() {
     let mut net = Net::new(2, 21, CLEAN);
     for n in 0..5000 {
         net.push(0, message(key(2), "", payload(100, n)));
@@ -127,11 +127,11 @@ fn many_short_messages_share_their_answers() {
 }
 
 #[test]
-fn a_receiver_that_decides_late_and_out_of_order_is_not_sent_anything_twice() {
+fn late_decisions_out_of_order_cause_no_retransmissions() {
     for (seed, slow) in [(31, 2), (32, 8), (33, 100), (34, 3000)] {
         let mut net = Net::new(2, seed, CLEAN);
         net.nodes[1].slow = Duration::from_millis(slow);
-        // The first one makes the session.
+        // The first message establishes the session.
         net.push(0, message(key(2), "", "hello"));
         net.run_for(MINUTE);
         for n in 0..3000 {
@@ -156,7 +156,7 @@ fn a_receiver_that_decides_late_and_out_of_order_is_not_sent_anything_twice() {
 }
 
 #[test]
-fn a_receiver_that_decides_nothing_for_long_is_not_flooded() {
+fn undecided_messages_bound_the_sender() {
     let mut net = Net::new(2, 35, CLEAN);
     net.nodes[1].slow = Duration::from_secs(5);
     for n in 0..20_000 {
@@ -170,7 +170,7 @@ fn a_receiver_that_decides_nothing_for_long_is_not_flooded() {
 }
 
 #[test]
-fn loss_duplication_and_reordering_change_nothing() {
+fn delivers_exactly_once_under_loss_duplication_and_reordering() {
     for seed in 0..40 {
         let mut net = Net::new(3, seed, ROUGH);
         let mut sent = 0;
@@ -204,7 +204,7 @@ fn loss_duplication_and_reordering_change_nothing() {
 }
 
 #[test]
-fn restarts_lose_nothing_that_was_acknowledged_and_double_nothing() {
+fn acknowledged_messages_survive_restarts_exactly_once() {
     for seed in 0..40 {
         let mut net = Net::new(2, 1000 + seed, ROUGH);
         let mut ids = Vec::new();
@@ -220,7 +220,7 @@ fn restarts_lose_nothing_that_was_acknowledged_and_double_nothing() {
         net.run_while(MINUTE * 5, |net| net.nodes[0].finished.len() < ids.len());
         net.check_once();
         assert_eq!(net.nodes[1].inbox.len(), ids.len(), "seed {seed}");
-        // A restarted sender has forgotten; what it had been told stays true.
+        // A restarted sender has no state; earlier acknowledgements stay valid.
         let id = net.push(0, message(key(2), "", payload(100_000, 99)));
         net.run_for(Duration::from_millis(30));
         net.restart(0);
@@ -245,7 +245,7 @@ fn the_longest_message_fills_the_window() {
 }
 
 #[test]
-fn a_bottleneck_is_used_and_not_flooded() {
+fn a_bottleneck_is_filled_without_excessive_loss() {
     let link = Link {
         rate: Some((12_500_000, 100_000)),
         ..CLEAN
@@ -267,7 +267,7 @@ fn a_bottleneck_is_used_and_not_flooded() {
 }
 
 #[test]
-fn a_way_that_loses_1_percent_keeps_half_its_speed() {
+fn a_path_with_1_percent_loss_keeps_half_its_throughput() {
     let took = |loss_percent| {
         let mut net = Net::new(
             2,
@@ -285,7 +285,7 @@ fn a_way_that_loses_1_percent_keeps_half_its_speed() {
 }
 
 #[test]
-fn a_small_bottleneck_loses_little_more_than_what_is_tolerated() {
+fn loss_at_a_small_bottleneck_stays_near_the_tolerance() {
     for queue in [10_000, 30_000] {
         let link = Link {
             rate: Some((1_250_000, queue)),
@@ -304,7 +304,7 @@ fn a_small_bottleneck_loses_little_more_than_what_is_tolerated() {
 }
 
 #[test]
-fn many_messages_share_one_window_and_short_ones_pass() {
+fn messages_share_one_window_and_short_ones_overtake() {
     let link = Link {
         rate: Some((12_500_000, 100_000)),
         ..CLEAN
@@ -320,7 +320,7 @@ fn many_messages_share_one_window_and_short_ones_pass() {
 #[test]
 fn an_unreachable_receiver_aborts_at_the_deadline_and_frees_the_memory() {
     let mut net = Net::new(3, 6, CLEAN);
-    net.nodes[1].cut_off = true;
+    net.nodes[1].partitioned = true;
     let id = net.push(0, message(key(2), "", payload(1 << 20, 6)));
     let mut short = message(key(2), "", "x");
     short.try_for = Some(Duration::from_secs(10));
@@ -329,7 +329,7 @@ fn an_unreachable_receiver_aborts_at_the_deadline_and_frees_the_memory() {
     net.run_for(Duration::from_secs(11));
     assert_eq!(net.state(0, short), MessageState::Aborted);
     assert_eq!(net.state(0, id), MessageState::Pending);
-    // It wedges nobody else.
+    // Messages to other nodes are not blocked.
     let other = net.push(0, message(key(3), "", "y"));
     net.run_for(Duration::from_secs(1));
     assert_eq!(net.state(0, other), MessageState::Received);
@@ -342,16 +342,16 @@ fn an_unreachable_receiver_aborts_at_the_deadline_and_frees_the_memory() {
 }
 
 #[test]
-fn a_receiver_that_comes_back_gets_what_waited() {
+fn a_receiver_gets_pending_messages_when_it_returns() {
     let mut net = Net::new(2, 7, CLEAN);
     let first = net.push(0, message(key(2), "", payload(3_000_000, 7)));
     net.run_for(Duration::from_millis(40));
     assert_eq!(net.state(0, first), MessageState::Sending);
-    net.nodes[1].cut_off = true;
+    net.nodes[1].partitioned = true;
     net.nodes[0].bus.session_down(net.now, key(2).address());
     net.drain(0);
     net.run_for(MINUTE);
-    net.nodes[1].cut_off = false;
+    net.nodes[1].partitioned = false;
     net.restart(1);
     let took = net.run_while(MINUTE, |net| net.state(0, first) != MessageState::Received);
     assert!(took < Duration::from_secs(6), "{took:?}");
@@ -363,16 +363,16 @@ fn a_first_loss_costs_the_retransmission_delay_and_no_more() {
     let mut net = Net::new(2, 8, CLEAN);
     let warm = net.push(0, message(key(2), "", "x"));
     net.run_while(MINUTE, |net| net.state(0, warm) != MessageState::Received);
-    net.nodes[1].cut_off = true;
+    net.nodes[1].partitioned = true;
     let id = net.push(0, message(key(2), "", "y"));
     net.run_for(Duration::from_millis(1));
-    net.nodes[1].cut_off = false;
+    net.nodes[1].partitioned = false;
     let took = net.run_while(MINUTE, |net| net.state(0, id) != MessageState::Received);
     assert!(took < Duration::from_millis(100), "{took:?}");
 }
 
 #[test]
-fn states_are_told_and_unknown_ids_are_not() {
+fn reports_states_of_known_ids() {
     let mut net = Net::new(2, 9, CLEAN);
     let id = net.push(0, message(key(2), "", payload(50_000, 9)));
     assert_eq!(net.state(0, id), MessageState::Pending);
@@ -397,7 +397,7 @@ fn states_are_told_and_unknown_ids_are_not() {
 }
 
 #[test]
-fn receipts_survive_a_rough_way() {
+fn read_receipts_survive_loss() {
     let mut net = Net::new(2, 10, ROUGH);
     let ids: Vec<_> = (0..50)
         .map(|n| net.push(0, message(key(2), "", payload(n, 10))))
@@ -412,7 +412,7 @@ fn receipts_survive_a_rough_way() {
 }
 
 #[test]
-fn a_full_inbox_pushes_back_and_goes_on_when_there_is_room() {
+fn a_full_inbox_defers_senders_until_there_is_room() {
     let mut net = Net::new(2, 11, CLEAN);
     net.nodes[1].capacity = 3;
     let ids: Vec<_> = (0..10)
@@ -423,7 +423,7 @@ fn a_full_inbox_pushes_back_and_goes_on_when_there_is_room() {
     assert_eq!(in_state(&net, MessageState::Received), 3);
     assert_eq!(in_state(&net, MessageState::Sending), 7);
     assert!(net.nodes[1].bus.stats().deferred >= 7);
-    // Waiting is not busy waiting.
+    // Deferred senders do not poll.
     let before = net.packets;
     net.run_for(Duration::from_secs(20));
     assert!(
@@ -440,7 +440,7 @@ fn a_full_inbox_pushes_back_and_goes_on_when_there_is_room() {
 }
 
 #[test]
-fn what_cannot_be_sent_is_refused() {
+fn refuses_invalid_messages() {
     let mut net = Net::with(1, 12, CLEAN, |config| config.outgoing_max = 2);
     let now = net.now;
     let bus = &mut net.nodes[0].bus;
@@ -464,7 +464,7 @@ fn what_cannot_be_sent_is_refused() {
 }
 
 #[test]
-fn a_message_to_an_address_or_to_this_node_itself_arrives() {
+fn delivers_to_an_address_and_to_the_node_itself() {
     let mut net = Net::new(2, 13, CLEAN);
     let mut by_address = message(key(2), "", "a");
     by_address.destination = Destination::Address(key(2).address());
@@ -477,7 +477,7 @@ fn a_message_to_an_address_or_to_this_node_itself_arrives() {
     assert_eq!(net.nodes[0].inbox[0].payload, "b");
     net.pop(0).unwrap();
     assert_eq!(net.state(0, own), MessageState::Read);
-    // A node in whose way another one sits gets nothing.
+    // Not delivered to another key at the address.
     let id = net.push(0, message(key(9), "", "c"));
     net.nodes[0]
         .bus
@@ -490,7 +490,7 @@ fn a_message_to_an_address_or_to_this_node_itself_arrives() {
 }
 
 #[test]
-fn an_idle_engine_does_nothing() {
+fn an_idle_engine_has_no_timers() {
     let mut net = Net::new(2, 14, CLEAN);
     for n in 0..10_000 {
         net.push(0, message(key(2), "", payload(n % 50, 14)));
@@ -502,7 +502,7 @@ fn an_idle_engine_does_nothing() {
 }
 
 #[test]
-fn a_receiver_without_anything_to_tell_tells_nothing() {
+fn a_receiver_without_news_sends_nothing() {
     let mut net = Net::new(2, 36, CLEAN);
     net.nodes[1].capacity = 3;
     for n in 0..40 {
@@ -514,7 +514,7 @@ fn a_receiver_without_anything_to_tell_tells_nothing() {
         net.run_for(Duration::from_secs(1));
     }
     net.check_once();
-    // A path that is made anew counts from somewhere else, and is understood at once.
+    // A new path numbers packets from another base, and is accepted at once.
     for round in 0..20 {
         net.restart(0);
         net.pop(1);

@@ -1,4 +1,4 @@
-//! Engines on a simulated network with a virtual clock. Everything follows from the seed.
+//! Engines on a simulated network with a virtual clock, deterministic by seed.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(unreachable_pub, reason = "a module of test files")]
@@ -39,11 +39,11 @@ impl Random {
     }
 }
 
-/// The way between any two nodes.
+/// Properties of the link between any two nodes.
 #[derive(Clone, Copy)]
 pub struct Link {
     pub delay: Duration,
-    /// Added at random, so packets overtake each other.
+    /// Maximum random delay, which reorders packets.
     pub jitter: Duration,
     pub loss_percent: u64,
     pub duplicate_percent: u64,
@@ -70,22 +70,22 @@ pub const ROUGH: Link = Link {
 pub struct Node {
     pub bus: Bus,
     pub key: PublicKey,
-    /// What was delivered and kept, as a durable store has it.
+    /// Stored messages, as in a durable inbox.
     pub inbox: Vec<Inbound>,
     pub keys: BTreeSet<DeliveryKey>,
     pub capacity: usize,
-    /// Delivered again although it was kept: must stay 0.
-    pub twice: usize,
+    /// Duplicate deliveries: must stay 0.
+    pub duplicates: usize,
     pub finished: BTreeMap<(MessageId, bool), MessageState>,
     pub timeouts: Vec<MessageId>,
-    /// It keeps messages as one does that answers them.
+    /// Messages are accepted for a reply.
     pub answers: bool,
-    /// Its store takes up to so long for each message.
+    /// Maximum time to store a message.
     pub slow: Duration,
-    /// Number of the last packet of a message that it sent.
+    /// Number of the last packet of a message it sent.
     pub last_packet: u64,
-    /// Nobody reaches it, and it reaches nobody.
-    pub cut_off: bool,
+    /// Drops all its packets.
+    pub partitioned: bool,
     config: Config,
     topics: Topics,
     starts: u64,
@@ -95,8 +95,8 @@ pub struct Net {
     pub now: Nanos,
     pub nodes: Vec<Node>,
     pub link: Link,
-    /// Bytes of the largest payload that arrives; whoever sends a larger one is told by a relay on the way.
-    pub carries: usize,
+    /// Path MTU, bytes; the sender of a larger payload gets a report.
+    pub path_mtu: usize,
     pub random: Random,
     pub packets: u64,
     pub dropped: u64,
@@ -166,13 +166,13 @@ impl Net {
                 inbox: Vec::new(),
                 keys: BTreeSet::new(),
                 capacity: usize::MAX,
-                twice: 0,
+                duplicates: 0,
                 finished: BTreeMap::new(),
                 timeouts: Vec::new(),
                 answers: false,
                 slow: Duration::ZERO,
                 last_packet: 0,
-                cut_off: false,
+                partitioned: false,
                 config,
                 topics: Topics::default(),
                 starts: 0,
@@ -182,7 +182,7 @@ impl Net {
             now: Nanos(1_000_000_000),
             nodes: nodes.collect(),
             link,
-            carries: usize::from(u16::MAX),
+            path_mtu: usize::from(u16::MAX),
             random: Random(seed),
             packets: 0,
             dropped: 0,
@@ -207,7 +207,7 @@ impl Net {
         self.nodes[node].bus.info(id).unwrap().state
     }
 
-    /// Kills a node and starts it again: only its store is left.
+    /// Kills and restarts a node, which keeps only its store.
     pub fn restart(&mut self, node: usize) {
         let (now, topics) = (self.now, self.nodes[node].topics.clone());
         let n = &mut self.nodes[node];
@@ -229,7 +229,7 @@ impl Net {
         self.queue.insert((at, self.count), item);
     }
 
-    /// Hands a packet to a node as if it came from another one.
+    /// Injects a packet with a forged source.
     pub fn inject(&mut self, from: PublicKey, to: usize, bytes: &[u8]) {
         let now = self.now;
         let bus = &mut self.nodes[to].bus;
@@ -245,8 +245,8 @@ impl Net {
             }
         }
         let link = self.link;
-        if self.nodes[from].cut_off
-            || self.nodes[to].cut_off
+        if self.nodes[from].partitioned
+            || self.nodes[to].partitioned
             || self.random.chance(link.loss_percent)
         {
             self.dropped += 1;
@@ -289,7 +289,7 @@ impl Net {
             let Some(to) = self.node_of(transmit.address) else {
                 continue;
             };
-            if transmit.payload.len() > self.carries {
+            if transmit.payload.len() > self.path_mtu {
                 self.dropped += 1;
                 self.at(now + self.link.delay, Item::TooBig { at: node, to });
             } else {
@@ -315,7 +315,7 @@ impl Net {
                     return;
                 }
                 if !n.keys.insert(key) {
-                    n.twice += 1;
+                    n.duplicates += 1;
                 }
                 n.inbox.push(inbound);
                 let slow = u64::try_from(n.slow.as_nanos()).unwrap();
@@ -325,7 +325,7 @@ impl Net {
                     } else {
                         n.bus.accepted(now, key);
                     }
-                    self.tell_room(node);
+                    self.update_room(node);
                 } else {
                     let took = Duration::from_nanos(self.random.below(slow));
                     self.at(now + took, Item::Stored { at: node, key });
@@ -343,7 +343,7 @@ impl Net {
         }
     }
 
-    fn tell_room(&mut self, node: usize) {
+    fn update_room(&mut self, node: usize) {
         let n = &mut self.nodes[node];
         if n.capacity != usize::MAX {
             n.bus.set_room(Room {
@@ -353,7 +353,7 @@ impl Net {
         }
     }
 
-    /// Takes the oldest message out of an inbox.
+    /// Removes the oldest message from an inbox.
     pub fn pop(&mut self, node: usize) -> Option<Inbound> {
         if self.nodes[node].inbox.is_empty() {
             return None;
@@ -361,19 +361,19 @@ impl Net {
         let inbound = self.nodes[node].inbox.remove(0);
         let now = self.now;
         self.nodes[node].bus.mark_read(now, inbound.key());
-        self.tell_room(node);
+        self.update_room(node);
         self.drain(node);
         Some(inbound)
     }
 
-    /// When something happens next.
+    /// Time of the next event.
     pub fn next(&self) -> Option<Nanos> {
         let timers = self.nodes.iter().filter_map(|node| node.bus.poll_timeout());
         let packet = self.queue.first_key_value().map(|((at, _), _)| *at);
         timers.chain(packet).min()
     }
 
-    /// Runs until nothing happens before `until`.
+    /// Runs all events until `until`.
     pub fn run_until(&mut self, until: Nanos) {
         while let Some(at) = self.next().filter(|at| *at <= until) {
             self.step(at);
@@ -385,7 +385,7 @@ impl Net {
         self.run_until(self.now + time);
     }
 
-    /// Runs until `done`, for at most `limit`; gives the time it took.
+    /// Runs while `busy`, for at most `limit`; returns the elapsed time.
     pub fn run_while(&mut self, limit: Duration, busy: impl Fn(&Self) -> bool) -> Duration {
         let (start, end) = (self.now, self.now + limit);
         while busy(self) {
@@ -409,7 +409,7 @@ impl Net {
                     self.drain(to);
                 }
                 Item::Session { at, to } => {
-                    if !self.nodes[at].cut_off && !self.nodes[to].cut_off {
+                    if !self.nodes[at].partitioned && !self.nodes[to].partitioned {
                         let key = self.nodes[to].key;
                         self.nodes[at].bus.session_up(
                             now,
@@ -422,7 +422,7 @@ impl Net {
                 }
                 Item::TooBig { at, to } => {
                     let address = self.nodes[to].key.address();
-                    self.nodes[at].bus.path_mtu(address, self.carries);
+                    self.nodes[at].bus.path_mtu(address, self.path_mtu);
                     self.drain(at);
                 }
                 Item::Stored { at, key } => {
@@ -443,10 +443,10 @@ impl Net {
         }
     }
 
-    /// Every message that a node keeps is whole and there once.
+    /// Checks that no message was delivered twice.
     pub fn check_once(&self) {
         for node in &self.nodes {
-            assert_eq!(node.twice, 0, "delivered twice to {}", node.key);
+            assert_eq!(node.duplicates, 0, "delivered twice to {}", node.key);
         }
     }
 }
