@@ -1,4 +1,4 @@
-//! One announcement from its signature at one speaker to the route at its neighbour, and its end.
+//! One announcement, from its signature at one speaker to the route at its neighbour, and its withdrawal.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use hyphae_routing::babel::{Config, Filter, Speaker, Verifier, Xeddsa};
@@ -7,7 +7,7 @@ use hyphae_wire::babel::Origin;
 
 use hyphae_wire::{OverlayAddress, Prefix, SecretKey};
 
-/// Believes everything: what is left is the protocol.
+/// Accepts every signature: measures the protocol alone.
 struct Credulous;
 
 impl Verifier for Credulous {
@@ -46,7 +46,7 @@ impl Pair {
         pair
     }
 
-    /// Carries packets, and lets time pass, until something holds at the second speaker.
+    /// Exchanges packets and advances time until a condition holds at the second speaker.
     fn until(&mut self, done: impl Fn(&Speaker) -> bool) {
         for _ in 0..10_000 {
             let mut idle = true;
@@ -69,7 +69,7 @@ impl Pair {
                 }
             }
         }
-        panic!("the neighbour does not learn it");
+        panic!("the neighbour does not learn the route");
     }
 
     fn come_and_go(&mut self, prefix: Prefix) {

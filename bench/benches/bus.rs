@@ -1,4 +1,4 @@
-//! One message from one engine of the bus to another and back with its acknowledgement.
+//! One message from one engine of the bus to another, including its acknowledgement.
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

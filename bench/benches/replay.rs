@@ -1,4 +1,4 @@
-//! The replay window: counters in order, and some that come late.
+//! The replay window: counters in order, and with some late ones.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hyphae_forward::parts::Replay;

@@ -14,7 +14,7 @@ fn ring(c: &mut Criterion) {
                 for _ in 0..batch {
                     assert!(producer.push(1, &[&record]).is_ok(), "there is room");
                 }
-                // Nobody sleeps in here.
+                // The reader polls: no wakeup is due.
                 let _ = producer.publish();
                 let mut popped = 0;
                 while let Ok(Some(_)) = consumer.pop(&mut scratch) {

@@ -5,8 +5,7 @@
 //!     client   ── outbound socket                        forward socket ── server
 //! ```
 //!
-//! Everything, this program too, shares the cores of one host: what a message costs all of them together
-//! is what limits the rate.
+//! All processes, this one included, share the cores of one host: their total cost of a message limits the rate.
 
 mod lossy;
 mod messages;
@@ -28,11 +27,11 @@ use node::{Kind, Pair};
 
 /// Bytes of the longest message.
 const LARGE: usize = 64 << 20;
-/// What links of 9000 bytes carry, beside those of 1500.
+/// MTU over links of 9000 bytes.
 const MTU_JUMBO: u16 = 8848;
-/// Transfers of it, and as many over TCP, in turn; the median of each.
+/// Transfers of [`LARGE`], alternating with TCP; the median of each is reported.
 const ROUNDS: usize = 5;
-/// One packet of so many is lost.
+/// One packet in `LOSS` is lost.
 const LOSS: u32 = 100;
 
 /// What to measure.
@@ -41,10 +40,10 @@ pub(crate) struct Args {
     /// The `hyphae` program; by default the one beside this one.
     #[arg(long)]
     binary: Option<PathBuf>,
-    /// Which parts; all by default.
+    /// Parts to run; all by default.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Messages of the rate and of the burst.
+    /// Number of messages in the rate and burst parts.
     #[arg(long, default_value_t = 100_000)]
     messages: usize,
     /// Bytes of a small message.
@@ -57,17 +56,17 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Small messages per second, sent and taken out in batches.
+    /// Short messages per second, sent and received in batches.
     Rate,
-    /// One small message at a time.
+    /// Latency of one short message at a time.
     Latency,
-    /// A message of 64 MiB, and TCP.
+    /// A message of 64 MiB, against TCP.
     Large,
-    /// Many messages that nobody takes out for a while.
+    /// Memory used by many unread messages.
     Burst,
     /// Requests through the socket proxy.
     Sockets,
-    /// A message of 64 MiB with 1 % loss and without, over the same stretch.
+    /// A message of 64 MiB over a lossy link with 1 % loss, against no loss.
     Loss,
 }
 
@@ -94,16 +93,16 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         }
         if args.wants(Part::Burst) {
             eprintln!("{of}: burst");
-            // Nodes that have done nothing yet.
-            let [before, held, after] =
+            // Fresh nodes: their memory before the burst is the baseline.
+            let [before, full, after] =
                 messages::burst(&start(MTU_DEFAULT)?, args.messages, args.size)?;
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-            let grown = mib(held) - mib(before);
+            let grown = mib(full) - mib(before);
             let row = Measured::new("burst", of, grown, "MiB").size(args.messages);
             rows.push(row.note(format!(
                 "receiver's memory {:.0} before, {:.0} with all, {:.0} MiB after",
                 mib(before),
-                mib(held),
+                mib(full),
                 mib(after)
             )));
         }
@@ -155,7 +154,7 @@ fn large(
     rows: &mut Vec<Measured>,
 ) -> anyhow::Result<()> {
     eprintln!("{of}: 64 MiB in packets of {mtu}");
-    messages::large(pair, 1 << 20).context("to warm up")?;
+    messages::large(pair, 1 << 20).context("warm-up")?;
     // TCP, received, taken out.
     let mut times: [Vec<f64>; 3] = Default::default();
     for _ in 0..ROUNDS {
@@ -185,12 +184,12 @@ fn proxies(
     of: &'static str,
     rows: &mut Vec<Measured>,
 ) -> anyhow::Result<()> {
-    let way = sockets::prepare(pair)?;
+    let proxy = sockets::prepare(pair)?;
     let time = Duration::from_secs_f64(args.seconds);
     for clients in [1, 64] {
         eprintln!("{of}: socket proxy, {clients} clients");
-        let (direct, direct_latency) = sockets::measure(&way.direct, clients, time)?;
-        let (rate, latency) = sockets::measure(&way.proxied, clients, time)?;
+        let (direct, direct_latency) = sockets::measure(&proxy.direct, clients, time)?;
+        let (rate, latency) = sockets::measure(&proxy.proxied, clients, time)?;
         let row = |name: &str, value, unit, baseline| {
             let what = format!("socket proxy, {name}");
             Measured::new(what, of, value, unit)
@@ -208,13 +207,13 @@ fn proxies(
 
 fn loss(binary: &std::path::Path, rows: &mut Vec<Measured>) -> anyhow::Result<()> {
     let measure = |one_in| -> anyhow::Result<f64> {
-        eprintln!("64 MiB over a stretch that loses 1 of {one_in} packets");
+        eprintln!("64 MiB, loss of 1 packet in {one_in}");
         let kind = Kind {
             durable: false,
             mtu: MTU_DEFAULT,
         };
-        let pair = Pair::start(binary, kind, |far| lossy::stretch(far, one_in))?;
-        messages::large(&pair, 1 << 20).context("to warm up")?;
+        let pair = Pair::start(binary, kind, |far| lossy::start(far, one_in))?;
+        messages::large(&pair, 1 << 20).context("warm-up")?;
         Ok(LARGE as f64 / messages::large(&pair, LARGE)?[0] / 1e6)
     };
     let (without, with) = (measure(0)?, measure(LOSS)?);

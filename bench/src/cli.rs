@@ -20,20 +20,19 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// A relay worker alone on a core: cost of a forwarded packet, against the same driver without
-    /// cryptography.
+    /// A relay worker on a core of its own: cost of a forwarded packet, against the same driver without cryptography.
     #[command(
         after_help = "Examples:\n  sudo hyphae-bench transit\n  sudo hyphae-bench transit \
         --sizes 64,1400 --suites aes-256-gcm --seconds 2 --json"
     )]
     Transit(transit::Args),
-    /// Meshes of real routing engines in virtual time: how fast all find all, and at what cost.
+    /// Meshes of real routing engines in virtual time: convergence time and cost.
     #[command(
         after_help = "Examples:\n  hyphae-bench mesh\n  hyphae-bench mesh --nodes 10000 \
         --announcing 500 --shape lattice,random,scale-free --json"
     )]
     Mesh(mesh::Args),
-    /// The routing table by its size: what a change costs, and a question.
+    /// The routing table by its size: cost of a change and of a lookup.
     #[command(
         after_help = "Examples:\n  hyphae-bench rib\n  hyphae-bench rib --prefixes 100000 --json"
     )]
@@ -44,14 +43,14 @@ enum Command {
     Tunnel(tunnel::Command),
     #[command(flatten)]
     Swarm(swarm::Command),
-    /// A page with plots from what was measured, or measures everything for it.
+    /// Write a page with plots from earlier results, or run all benchmarks for it.
     #[command(
         after_help = "Examples:\n  sudo hyphae-bench report --run\n  hyphae-bench report \
         docs/performance.json"
     )]
     Report(report::Args),
-    /// Messages between two nodes on this host: rate, latency, large ones, a burst, socket proxies,
-    /// against TCP and the server's own socket. Needs no privileges.
+    /// Messages between two nodes on this host: rate, latency, long messages, a burst, socket proxies, against TCP and
+    /// the server's own socket. Needs no privileges.
     #[command(
         after_help = "Examples:\n  hyphae-bench bus\n  hyphae-bench bus --only rate,latency --json"
     )]
@@ -59,7 +58,7 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs what was asked for.
+    /// Runs the subcommand.
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         match &self.command {
             Command::Transit(args) => transit::run(args, self.json),

@@ -1,20 +1,20 @@
-//! The machine that something was measured on: without it a figure says nothing.
+//! Description of the machine, without which results are meaningless.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// What of a machine matters here.
+/// Properties of a machine that affect results.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     /// Cores that this program may use.
     pub(crate) cores: usize,
-    /// Instructions that decide how fast ciphers are, as far as the processor has them.
+    /// Instruction set extensions that determine the speed of ciphers.
     pub(crate) features: Vec<String>,
-    /// A guest of some hypervisor.
+    /// Runs under a hypervisor.
     pub(crate) guest: bool,
     pub(crate) memory_mib: u64,
     pub(crate) kernel: String,
@@ -38,7 +38,7 @@ impl Machine {
         } else {
             format!("{model} ({})", numbers.join("/"))
         };
-        // Named "Features" where the architecture is ARM.
+        // "Features" on ARM.
         let flags = format!("{} {}", field("flags"), field("Features"));
         let has = |name: &&str| flags.split(' ').any(|flag| flag == *name);
         let telling = ["aes", "vaes", "avx2", "avx512f", "pmull"];

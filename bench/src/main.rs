@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-/// In place of the standard one, which panics: what cannot be written on standard error, nobody reads.
+/// Replaces the standard macro, which panics if standard error is closed.
 macro_rules! eprintln {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -32,8 +32,8 @@ use clap::Parser;
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
-        // As SIGPIPE would end it.
-        Err(error) if is_reader_gone(&error) => ExitCode::from(141),
+        // The exit status of SIGPIPE.
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(141),
         Err(error) => {
             eprintln!("hyphae-bench: {error:#}");
             ExitCode::FAILURE
@@ -41,8 +41,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether whoever read standard output has gone.
-fn is_reader_gone(error: &anyhow::Error) -> bool {
+/// Whether the reader of standard output has disconnected.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<std::io::Error>();
     error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

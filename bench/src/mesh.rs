@@ -1,7 +1,6 @@
-//! How the routing protocol scales: meshes of real engines in virtual time.
+//! Scaling of the routing protocol: meshes of real engines in virtual time.
 //!
-//! Every row is a process of its own, so that what one run leaves in the allocator is not taken
-//! for the memory of the next.
+//! Every row runs in a process of its own, so that memory retained by the allocator does not count for the next.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,17 +19,17 @@ pub(crate) struct Args {
     /// Nodes of each mesh, 2 to 65,535.
     #[arg(long, value_delimiter = ',', default_value = "100,1000", value_parser = clap::value_parser!(NodeId).range(2..))]
     nodes: Vec<NodeId>,
-    /// How they are joined: ring, lattice, random, scale-free, grid.
+    /// Topologies: ring, lattice, random, scale-free, grid.
     #[arg(long = "shape", value_delimiter = ',', default_value = "random")]
     shapes: Vec<Shape>,
-    /// Nodes that announce themselves, at most; the others only pass packets on. Memory grows with
-    /// nodes times announcements: 0.8 GB for a million [default: all]
+    /// Maximum number of nodes that announce their prefix; the others only relay. Memory grows with nodes times
+    /// announcements: 0.8 GB for a million [default: all]
     #[arg(long, value_parser = clap::value_parser!(NodeId).range(1..))]
     announcing: Option<NodeId>,
-    /// Decides keys, links, delays and times.
+    /// Seed of keys, links, delays and times.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Seconds of virtual time over which the idle mesh is watched.
+    /// Seconds of virtual time over which the idle mesh is observed.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     idle: u32,
 }
@@ -44,11 +43,11 @@ struct Row {
     links: usize,
     announcing: NodeId,
     seed: u64,
-    /// From the first start until the last session was there.
+    /// From the first start until the last session was up.
     sessions_seconds: f64,
     /// From the first start until all pairs had routes.
     convergence_seconds: f64,
-    /// From the first start until no route changed any more for two seconds.
+    /// From the first start until the last route change before two seconds without one.
     settled_seconds: f64,
     /// Until all pairs had routes.
     packets: f64,
@@ -56,7 +55,7 @@ struct Row {
     updates: f64,
     idle_packets_per_second: f64,
     idle_bytes_per_second: f64,
-    /// What the process grew by, per node.
+    /// Growth of the process, per node.
     memory_bytes: f64,
     wall_seconds: f64,
 }
@@ -101,7 +100,7 @@ fn in_own_process(args: &Args, nodes: NodeId, shape: Shape) -> anyhow::Result<Ro
     let document: Document = serde_json::from_slice(&output.stdout).context("a document")?;
     match document.rows_as()?.into_iter().next() {
         Some(row) => Ok(row),
-        None => bail!("the run with {nodes} nodes told nothing"),
+        None => bail!("the run with {nodes} nodes printed nothing"),
     }
 }
 

@@ -1,6 +1,6 @@
-//! One step alone, without a kernel: cost by size, against the same with nothing of ours around it.
+//! Micro-benchmarks of single steps, without system calls: cost by size, against a baseline.
 //!
-//! Ways that are compared run turn by turn, so that what disturbs the machine disturbs all of them.
+//! Compared implementations alternate in short rounds, so that noise of the machine affects all of them.
 
 mod aead;
 mod fib;
@@ -27,7 +27,7 @@ pub(crate) enum Command {
     /// The ring between the planes, between two threads and in one, against a channel.
     #[command(after_help = "Examples:\n  hyphae-bench ring\n  hyphae-bench ring --json")]
     Ring(ring::Args),
-    /// Handshakes of a core, initiator and responder, and strangers without a cookie, against bare
+    /// Handshakes of one core, initiator and responder, and first messages of unauthenticated sources, against bare
     /// X25519.
     #[command(after_help = "Examples:\n  hyphae-bench handshake\n  hyphae-bench handshake --json")]
     Handshake(handshake::Args),
@@ -48,34 +48,33 @@ pub(crate) fn run(command: &Command, json: bool) -> anyhow::Result<()> {
     }
 }
 
-/// What one turn of something did, and what it took.
-type Turn = anyhow::Result<(u64, Duration)>;
+/// Operations and duration of one round.
+type Round = anyhow::Result<(u64, Duration)>;
 
-/// Times some work.
+/// Measures the duration of some work.
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     let result = work();
     (result, start.elapsed())
 }
 
-/// Nanoseconds per operation of each of these: the median over their turns, of which they take as
-/// many as fit the time.
+/// Nanoseconds per operation of each implementation: the median over as many rounds as fit the time.
 fn nanos<const N: usize>(
     time: Duration,
-    mut ways: [&mut dyn FnMut() -> Turn; N],
+    mut implementations: [&mut dyn FnMut() -> Round; N],
 ) -> anyhow::Result<[f64; N]> {
     let start = Instant::now();
-    let mut turns: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
-    // The first turn fills caches and is not counted.
-    for way in &mut ways {
-        way()?;
+    let mut rounds: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
+    // The first round warms caches and is not measured.
+    for implementation in &mut implementations {
+        implementation()?;
     }
-    while start.elapsed() < time || turns[0].len() < 3 {
-        for (way, turns) in ways.iter_mut().zip(&mut turns) {
-            let (operations, took) = way()?;
-            anyhow::ensure!(operations > 0, "a turn did nothing");
-            turns.push(took.as_nanos() as f64 / operations as f64);
+    while start.elapsed() < time || rounds[0].len() < 3 {
+        for (implementation, rounds) in implementations.iter_mut().zip(&mut rounds) {
+            let (operations, took) = implementation()?;
+            anyhow::ensure!(operations > 0, "a round did nothing");
+            rounds.push(took.as_nanos() as f64 / operations as f64);
         }
     }
-    Ok(turns.map(median))
+    Ok(rounds.map(median))
 }

@@ -1,4 +1,4 @@
-//! What was measured, as a table for people or one JSON document for programs.
+//! Output of results: a table, or one JSON document.
 
 use std::io::Write;
 
@@ -8,21 +8,21 @@ use serde_json::Value;
 
 use crate::machine::Machine;
 
-/// Everything that one subcommand says.
+/// The output of one subcommand.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Document {
     /// The subcommand.
     pub(crate) bench: String,
-    /// When it ended, UTC, as the system's clock says.
+    /// End of the run, UTC, by the system clock.
     pub(crate) date: String,
     pub(crate) machine: Machine,
-    /// As the subcommand defines them.
+    /// In the format of the subcommand.
     pub(crate) rows: Vec<Value>,
 }
 
 impl Document {
-    /// The rows as what they were written from.
+    /// The rows, deserialized.
     pub(crate) fn rows_as<R: for<'a> Deserialize<'a>>(&self) -> anyhow::Result<Vec<R>> {
         let rows = self.rows.iter().cloned().map(serde_json::from_value);
         let rows = rows.collect::<Result<_, _>>();
@@ -30,7 +30,7 @@ impl Document {
     }
 }
 
-/// Cells of a table; what is below it.
+/// Cells of a table, and notes below it.
 #[derive(Debug)]
 pub(crate) struct Table {
     columns: Vec<&'static str>,
@@ -51,15 +51,15 @@ impl Table {
         }
     }
 
-    /// A line below the table.
+    /// Adds a line below the table.
     pub(crate) fn note(mut self, text: impl Into<String>) -> Self {
         self.notes.push(text.into());
         self
     }
 
-    /// The same for a page; notes are for whoever explains the table there.
+    /// Formats the table as Markdown, without the notes.
     pub(crate) fn markdown(&self) -> String {
-        // A bar would end the cell.
+        // A bar ends a cell.
         let line = |cells: &mut dyn Iterator<Item = &str>| {
             let cells: Vec<String> = cells.map(|cell| cell.replace('|', "/")).collect();
             format!("| {} |\n", cells.join(" | "))
@@ -72,38 +72,30 @@ impl Table {
         out
     }
 
-    /// Its lines: numbers at the right of their columns, words at the left.
-    fn lines(&self) -> Vec<String> {
-        let count = |text: &str| text.chars().count();
-        let columns = self.columns.iter().enumerate().map(|(n, head)| {
-            let cells = || self.rows.iter().map(move |row| row[n].as_str());
-            let width = cells().map(count).max().unwrap_or(0).max(count(head));
-            let number = |cell: &str| {
-                cell.is_empty() || cell.starts_with(|c: char| c.is_ascii_digit() || c == '-')
-            };
-            (width, n > 0 && cells().all(number))
-        });
-        let columns: Vec<_> = columns.collect();
-        let line = |cells: &mut dyn Iterator<Item = &str>| {
-            let padded = cells.zip(&columns).map(|(cell, (width, right))| {
-                if *right {
-                    format!("{cell:>width$}")
-                } else {
-                    format!("{cell:<width$}")
-                }
-            });
-            padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    /// Formats the table as text: numbers aligned right, text left.
+    fn text(&self) -> String {
+        let number = |cell: &str| {
+            cell.is_empty() || cell.starts_with(|c: char| c.is_ascii_digit() || c == '-')
         };
-        let mut lines = vec![line(&mut self.columns.iter().copied())];
-        for row in &self.rows {
-            lines.push(line(&mut row.iter().map(String::as_str)));
+        let mut table = comfy_table::Table::new();
+        table.load_preset(comfy_table::presets::NOTHING);
+        table.set_header(&self.columns).add_rows(&self.rows);
+        for (n, column) in table.column_iter_mut().enumerate() {
+            column.set_padding((0, 2));
+            if n > 0 && self.rows.iter().all(|row| number(&row[n])) {
+                column.set_cell_alignment(comfy_table::CellAlignment::Right);
+            }
         }
-        lines.extend(self.notes.iter().cloned());
-        lines
+        let mut text = table.trim_fmt();
+        for note in &self.notes {
+            text += "\n";
+            text += note;
+        }
+        text
     }
 }
 
-/// Prints what was measured.
+/// Prints results.
 pub(crate) fn show<R: Serialize>(
     bench: &str,
     rows: &[R],
@@ -126,27 +118,25 @@ pub(crate) fn show<R: Serialize>(
             serde_json::to_string_pretty(&document)?
         )?);
     }
-    for line in table.lines() {
-        writeln!(out, "{line}")?;
-    }
-    Ok(writeln!(out, "{machine}, {}", crate::machine::date())?)
+    let date = crate::machine::date();
+    Ok(writeln!(out, "{}\n{machine}, {date}", table.text())?)
 }
 
-/// One thing measured, and the same without Hyphae in the same run.
+/// One result, with its baseline from the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Measured {
     pub(crate) what: String,
-    /// Which kind of it.
+    /// Its variant.
     pub(crate) of: String,
-    /// How large, long or many, where that is what varies.
+    /// The varied size, length or count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) size: Option<u64>,
     pub(crate) value: f64,
     pub(crate) unit: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) baseline: Option<f64>,
-    /// The value by the baseline.
+    /// Value divided by baseline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ratio: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -189,7 +179,7 @@ impl Measured {
     }
 }
 
-/// Prints things measured; `baseline` says what they are compared with.
+/// Prints results; `baseline` names what they are compared with.
 pub(crate) fn show_measured(
     bench: &str,
     rows: &[Measured],
@@ -200,7 +190,7 @@ pub(crate) fn show_measured(
     show(bench, rows, &table, json)
 }
 
-/// Things measured, in a table.
+/// Results as a table.
 pub(crate) fn measured_table(rows: &[Measured]) -> Table {
     let columns = [
         "what", "of", "size", "value", "unit", "baseline", "ratio", "note",
@@ -219,12 +209,12 @@ pub(crate) fn measured_table(rows: &[Measured]) -> Table {
     })
 }
 
-/// A number where there is one.
+/// Formats an optional number.
 pub(crate) fn maybe(value: Option<f64>) -> String {
     value.map_or_else(String::new, number)
 }
 
-/// A number with as many decimals as say something.
+/// Formats a number with three significant digits or more.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 1000.0 || value == 0.0 => format!("{value:.0}"),
@@ -239,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_stand_at_the_right_and_words_at_the_left() {
+    fn aligns_numbers_right_and_text_left() {
         let rows = [("one", 1.5, "a note"), ("four hundred", 400.0, "")];
         let table = Table::new(["what", "value", "note"], &rows, |row| {
             [row.0.to_owned(), number(row.1), row.2.to_owned()]
@@ -250,11 +240,11 @@ mod tests {
             "four hundred  400.0",
             "below",
         ];
-        assert_eq!(table.note("below").lines(), expected);
+        assert_eq!(table.note("below").text(), expected.join("\n"));
     }
 
     #[test]
-    fn a_document_gives_back_what_was_measured() {
+    fn a_document_round_trips() {
         let row = Measured::new("lookup", "hit", 10.0, "ns")
             .size(1000)
             .against(5.0);

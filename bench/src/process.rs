@@ -1,4 +1,4 @@
-//! Other processes: where the program is that is measured, and what a process has used.
+//! The measured program, and resource usage of processes.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-/// The `hyphae` program: the one named, else the one beside this program.
+/// Path of the `hyphae` program: the given one, else the one beside this program.
 pub(crate) fn hyphae(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     let program = match named {
         Some(named) => named.to_owned(),
@@ -16,13 +16,13 @@ pub(crate) fn hyphae(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     };
     ensure!(
         program.exists(),
-        "{} is not there: cargo build --release -p hyphae -p hyphae-bench",
+        "{} does not exist: cargo build --release -p hyphae -p hyphae-bench",
         program.display()
     );
     Ok(program)
 }
 
-/// Refuses to go on where namespaces cannot be made.
+/// Fails without the privileges to create namespaces.
 pub(crate) fn need_root() -> anyhow::Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
@@ -31,20 +31,20 @@ pub(crate) fn need_root() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a process has used so far.
+/// Resource usage of a process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
     at: Instant,
-    /// Resident, as the kernel says.
+    /// Resident set size.
     pub(crate) resident_kib: u64,
-    /// Its own pages, without those of files and shared memory.
+    /// Private pages, without files and shared memory.
     pub(crate) anonymous_kib: u64,
     cpu: Duration,
-    /// Times that a thread went to sleep by itself.
+    /// Voluntary context switches.
     wakeups: u64,
 }
 
-/// What a process did between two looks.
+/// Usage of a process between two samples.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Activity {
@@ -64,21 +64,21 @@ impl Usage {
     }
 }
 
-/// CPU time of a process, of threads that have ended too.
+/// CPU time of a process, including ended threads.
 pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
     let ended = || format!("process {pid} has ended");
     let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?)).with_context(ended)?;
     Ok(Duration::from(clock_gettime(clock).with_context(ended)?))
 }
 
-/// What a process has used.
+/// Reads the resource usage of a process.
 pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
     let directory = Path::new("/proc").join(pid.to_string());
     let status = std::fs::read_to_string(directory.join("status"))
         .with_context(|| format!("process {pid} has ended"))?;
     let mut wakeups = 0;
     for task in std::fs::read_dir(directory.join("task"))? {
-        // A thread may end meanwhile.
+        // The thread may have ended.
         let text = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
         wakeups += field(&text, "voluntary_ctxt_switches").unwrap_or(0);
     }
@@ -98,7 +98,7 @@ fn field(status: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Time that all cores together have worked, softirqs of every process among it.
+/// Busy time of all cores, including softirqs.
 pub(crate) fn machine_busy() -> anyhow::Result<Duration> {
     let text = std::fs::read_to_string("/proc/stat")?;
     let line = text.lines().next().context("/proc/stat")?;

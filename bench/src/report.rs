@@ -1,4 +1,4 @@
-//! From what was measured to a page with plots.
+//! Writes a page with plots from results.
 
 mod page;
 mod plots;
@@ -15,18 +15,18 @@ use crate::output::Document;
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct Args {
-    /// Files with what `--json` printed, or the `performance.json` of an earlier report.
+    /// Files with output of `--json`, or the `performance.json` of an earlier report.
     #[arg(required_unless_present = "run")]
     files: Vec<PathBuf>,
-    /// Measure everything now, in some 15 minutes; needs root, and a quiet machine.
+    /// Run all benchmarks now, for about 15 minutes; needs root and an idle machine.
     #[arg(long, conflicts_with = "files")]
     run: bool,
-    /// Folder that `performance.md`, `performance.json` and the plots in `performance/` are written to.
+    /// Output directory of `performance.md`, `performance.json` and the plots in `performance/`.
     #[arg(long, default_value = "docs")]
     out: PathBuf,
 }
 
-/// What `--run` runs.
+/// Command lines of `--run`.
 const RUNS: [&str; 12] = [
     "aead",
     "fib",
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     write(&args.out, &documents)
 }
 
-/// Runs this program for each, one after the other.
+/// Runs this program for each command line.
 fn measure() -> anyhow::Result<Vec<Document>> {
     crate::process::need_root()?;
     crate::process::hyphae(None)?;
@@ -69,10 +69,10 @@ fn measure() -> anyhow::Result<Vec<Document>> {
         let output = command.output()?;
         ensure!(
             output.status.success(),
-            "`{line}`: {}; its reason is above",
+            "`{line}`: {}; see its error above",
             output.status
         );
-        documents.push(serde_json::from_slice(&output.stdout).context("its document")?);
+        documents.push(serde_json::from_slice(&output.stdout).context("output of the subcommand")?);
     }
     eprintln!("[{:.0} s] done", start.elapsed().as_secs_f64());
     Ok(documents)

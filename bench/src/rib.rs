@@ -28,18 +28,18 @@ pub(crate) struct Args {
     prefixes: Vec<usize>,
 }
 
-/// Nanoseconds each, and all of it at once in milliseconds.
+/// Nanoseconds per operation; the replay in milliseconds.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Row {
     pub(crate) prefixes: usize,
-    /// A route of a new prefix, up to the record for the workers.
+    /// A route of a new prefix, including the record for the workers.
     pub(crate) add_ns: f64,
-    /// Another next hop for a known prefix, likewise.
+    /// A new next hop for a known prefix, likewise.
     pub(crate) change_ns: f64,
     /// The longest match of an address.
     pub(crate) lookup_ns: f64,
-    /// All entries for workers that start anew.
+    /// Replay of all entries for restarted workers.
     pub(crate) replay_ms: f64,
 }
 
@@ -72,7 +72,7 @@ fn key(seed: u32) -> anyhow::Result<PublicKey> {
     Ok(SecretKey::from_bytes(&bytes).context("a key")?.public_key())
 }
 
-/// The `n`th node's /64: spread as hashes are.
+/// The `n`th node's /64, distributed like hashes.
 fn address(n: usize) -> OverlayAddress {
     let spread = (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut bytes = [0; 16];

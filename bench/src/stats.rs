@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-/// The middle one; 0 of none.
+/// The median; 0 of an empty list.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Times that something took.
+/// Sorted durations.
 #[derive(Clone, Debug)]
 pub(crate) struct Times(Vec<Duration>);
 
@@ -23,7 +23,7 @@ impl Times {
         self.0.len()
     }
 
-    /// What `per_mille` of them do not exceed, in microseconds; 0 of none.
+    /// The `per_mille` percentile in microseconds; 0 of an empty list.
     pub(crate) fn micros(&self, per_mille: usize) -> f64 {
         let place = (self.0.len() * per_mille / 1000).min(self.0.len().saturating_sub(1));
         let time = self.0.get(place);

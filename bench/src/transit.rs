@@ -6,12 +6,11 @@
 //!     core 0                        core 1, one worker                      core 0
 //! ```
 //!
-//! The generator seals every header (the relay refuses replays) and sends whole trains; the sink
-//! counts, and only what it counts is a rate. This program is the relay's control plane: it attaches
-//! to the dataplane and installs two links, a route, and nothing else. Baselines, in the same
-//! namespaces: forwarders on the relay's core that change 16 bytes of each segment and send it on
-//! (over the relay's own driver, and over recvmmsg and sendmmsg, with and without UDP's offloads),
-//! and the kernel's own IPv6 forwarding, which works on the generator's core.
+//! The generator seals every header, because the relay refuses replays, and sends trains. Rates are counted at the sink.
+//! This program is the relay's control plane: it attaches to the dataplane and installs two links and a route. Baselines
+//! in the same namespaces: forwarders on the relay's core that change 16 bytes of each segment (over the relay's driver,
+//! and over recvmmsg and sendmmsg, with and without UDP offloads), and the kernel's IPv6 forwarding, which runs on the
+//! generator's core.
 
 mod baseline;
 mod kernel;
@@ -35,10 +34,10 @@ use crate::stats::median;
 /// What to measure.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct Args {
-    /// Bytes of payload per packet; 104 bytes of headers and tags come on top.
+    /// Bytes of payload per packet, without 104 bytes of headers and tags.
     #[arg(long, value_delimiter = ',', default_value = "64,512,1292")]
     sizes: Vec<usize>,
-    /// Packets per train; cut to what fits 65,507 bytes.
+    /// Packets per train, limited to 65,507 bytes.
     #[arg(long, value_delimiter = ',', default_value = "64")]
     trains: Vec<usize>,
     /// Cipher suites of the links.
@@ -60,8 +59,8 @@ pub(crate) struct Args {
     /// Core of the relay's worker.
     #[arg(long, default_value_t = 1)]
     core: usize,
-    /// Workers of the relay: on that core, the next ones, and from the first on. Generator and sink stay on the
-    /// first core, so more than all other cores are no measure of speed, only of cost.
+    /// Workers of the relay, on that core and the following ones, modulo the cores. Generator and sink stay on the first
+    /// core: a worker that shares it measures cost, not rate.
     #[arg(
         long,
         value_delimiter = ',',
@@ -69,12 +68,12 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     workers: Vec<u16>,
-    /// Only the relay, and the same driver without cryptography.
+    /// Measure only the relay, and the same driver without cryptography.
     #[arg(long)]
     brief: bool,
 }
 
-/// What forwards.
+/// A forwarder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Forwarder {
     Hyphae(Suite, u16),
@@ -107,30 +106,29 @@ pub(crate) struct Row {
     pub(crate) forwarder: String,
     pub(crate) payload_bytes: usize,
     pub(crate) train: usize,
-    /// Arrived at the sink.
+    /// Received by the sink.
     pub(crate) million_packets_per_second: f64,
     /// Of whole frames.
     pub(crate) gbit_per_second: f64,
-    /// CPU time of the forwarder per packet that it sent on; nothing of the kernel's.
+    /// CPU time of the forwarder per forwarded packet; `None` for the kernel.
     pub(crate) cpu_nanos_per_packet: Option<f64>,
-    /// CPU time of all cores per packet that arrived: generator, forwarder, sink.
+    /// CPU time of all cores per received packet: generator, forwarder, sink.
     pub(crate) machine_nanos_per_packet: f64,
     /// Share of a core that the forwarder used.
     pub(crate) busy: Option<f64>,
-    /// Of what the forwarder sent on; the sink shares its core with the generator.
+    /// Share of the forwarded packets; the sink shares its core with the generator.
     pub(crate) arrived: Option<f64>,
-    /// CPU time per packet of the same driver without cryptography by this one's: packets per CPU
-    /// second against it.
+    /// Packets per CPU second relative to the same driver without cryptography.
     pub(crate) ratio: Option<f64>,
 }
 
-/// What one run saw.
+/// Counts of one run.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     arrived: u64,
     seconds: f64,
     machine: Duration,
-    /// What the forwarder says of itself: packets and CPU time.
+    /// Packets and CPU time as reported by the forwarder.
     own: Option<(u64, Duration)>,
 }
 
@@ -157,7 +155,7 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     show(&rows, json)
 }
 
-/// All forwarders, turn by turn.
+/// Runs all forwarders in turn.
 fn measure(args: &Args, payload: usize, train: usize) -> anyhow::Result<Vec<Row>> {
     let frame = payload + hyphae_wire::frame::OVERHEAD;
     let train = train.min(65_507 / frame).clamp(1, 64);
@@ -260,7 +258,7 @@ pub(crate) fn table(rows: &[Row]) -> Table {
     })
 }
 
-/// Three namespaces in a row.
+/// Three namespaces in a line.
 struct Net {
     source: Namespace,
     relay: Namespace,

@@ -1,11 +1,11 @@
-//! Packets of hosts through whole nodes: real processes with TUN devices in namespaces.
+//! Traffic of hosts through complete nodes: real processes with TUN devices in namespaces.
 //!
 //! ```text
 //! namespace "client" ── veth ── namespace "relay" ── veth ── namespace "server"
 //! ```
 //!
-//! Client and server reach only the relay. The baseline is the same traffic over the veths, where the
-//! kernel of the relay forwards. Other overlays are set up in the same shape, if they are installed.
+//! Client and server reach only the relay. The baseline is the same traffic over the veths, forwarded by the kernel of
+//! the relay. Other overlays, if installed, are set up in the same topology.
 
 mod peers;
 mod traffic;
@@ -25,9 +25,8 @@ use underlay::Place;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// TCP through nodes with TUN devices, to the relay and through it, and CPU time per gigabyte; small UDP
-    /// packets per second at 1 % loss, and what is left of them under three times that load. Against the same
-    /// over the same veths.
+    /// TCP through nodes with TUN devices, to the relay and through it, and CPU time per gigabyte; small UDP packets per
+    /// second at 1 % loss, and under three times that load. Against the same traffic over the veths.
     #[command(
         after_help = "Examples:\n  sudo hyphae-bench tunnel\n  sudo hyphae-bench tunnel \
         --streams 1 --seconds 5 --json"
@@ -39,8 +38,8 @@ pub(crate) enum Command {
         after_help = "Examples:\n  sudo hyphae-bench latency\n  sudo hyphae-bench latency --json"
     )]
     Latency(LatencyArgs),
-    /// Both for other overlays that are installed, and how long no packet arrives when the relay is killed and
-    /// started again; those that are not installed are said to be missing.
+    /// Both for other installed overlays, and the interruption when the relay is killed and restarted; overlays that
+    /// are not installed are reported as missing.
     #[command(
         after_help = "Examples:\n  sudo hyphae-bench versus\n  sudo hyphae-bench versus \
         --peers hyphae,tinc --json\n  sudo hyphae-bench versus --mycelium ./mycelium"
@@ -50,7 +49,7 @@ pub(crate) enum Command {
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct TunnelArgs {
-    /// TCP streams at the same time.
+    /// Concurrent TCP streams.
     #[arg(long, value_delimiter = ',', default_value = "1,4")]
     streams: Vec<usize>,
     /// Seconds per row.
@@ -67,7 +66,7 @@ pub(crate) struct LatencyArgs {
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct VersusArgs {
-    /// Whom to measure; all that are known by default.
+    /// Networks to measure; all by default.
     #[arg(long, value_delimiter = ',')]
     peers: Vec<Named>,
     /// A `mycelium` binary; by default the one on the path.
@@ -127,7 +126,7 @@ fn versus(args: &VersusArgs, rows: &mut Vec<Measured>) -> anyhow::Result<()> {
                 rows.push(heal(&mut *network)?);
             }
             Err(error) => {
-                // Not installed is a result; anything else is a failure of the benchmark.
+                // A missing program is a result; any other error is a failure.
                 let absent = error.downcast::<Absent>()?;
                 eprintln!("{named}: {absent}");
                 let row = Measured::new("missing", named.to_string(), 0.0, "-");
@@ -138,7 +137,7 @@ fn versus(args: &VersusArgs, rows: &mut Vec<Measured>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Adds rows, each with its like of the baseline.
+/// Adds rows, each with the matching row of the baseline.
 fn compare(rows: &mut Vec<Measured>, own: Vec<Measured>, plain: &[Measured]) {
     for row in own {
         let like = plain
@@ -151,20 +150,20 @@ fn compare(rows: &mut Vec<Measured>, own: Vec<Measured>, plain: &[Measured]) {
     }
 }
 
-/// What a network is measured for beside traffic.
+/// Name of the row of the interruption.
 const HEAL: &str = "relay killed and started, without packets";
 
-/// From where to where.
-const WAYS: [(&str, Place); 2] = [("direct", Place::Relay), ("relayed", Place::Server)];
+/// Destinations from the client.
+const PATHS: [(&str, Place); 2] = [("direct", Place::Relay), ("relayed", Place::Server)];
 
 fn tcp(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Measured>> {
     ensure!(args.seconds > 0.0, "some time");
     let time = Duration::from_secs_f64(args.seconds);
     let mut rows = Vec::new();
-    for (way, to) in WAYS {
+    for (path, to) in PATHS {
         for streams in &args.streams {
             ensure!((1..=64).contains(streams), "1 to 64 streams");
-            eprintln!("{}: TCP, {way}, {streams} streams", network.name());
+            eprintln!("{}: TCP, {path}, {streams} streams", network.name());
             let target = traffic::Target::new(network, to)?;
             let flow = traffic::Tcp::start(&target, *streams)?;
             let before = network.cpu()?;
@@ -184,13 +183,13 @@ fn tcp(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Measu
             }
             let name = network.name();
             let rate = Measured::new(
-                format!("TCP, {way}"),
+                format!("TCP, {path}"),
                 &name,
                 gigabytes * 8.0 / seconds,
                 "Gbit/s",
             );
             rows.push(rate.size(*streams));
-            let cpu = Measured::new(format!("CPU, {way}"), &name, total, "s/GB");
+            let cpu = Measured::new(format!("CPU, {path}"), &name, total, "s/GB");
             rows.push(cpu.size(*streams).note(each.join(", ")));
         }
     }
@@ -203,15 +202,15 @@ fn tunnel(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Me
     Ok(rows)
 }
 
-/// Share of small packets that may be lost.
+/// Tolerated loss of small packets.
 const LOSS_MAX: f64 = 0.01;
-/// Small packets per second that the search begins with, and how often it halves what it does not know.
+/// Initial rate of the search, packets per second, and its bisection steps.
 const FIRST: f64 = 5000.0;
 const HALVINGS: usize = 4;
-/// Times the rate with little loss that a flood has.
+/// Rate of a flood, as a multiple of the rate with tolerated loss.
 const FLOOD: f64 = 3.0;
 
-/// The most small packets per second of which hardly any are lost, and what arrives under a flood.
+/// Maximum rate of small packets with tolerated loss, and the received rate under a flood.
 fn small(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Measured>> {
     eprintln!("{}: small UDP packets, relayed", network.name());
     let time = Duration::from_secs_f64(args.seconds / 4.0);
@@ -219,7 +218,7 @@ fn small(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Mea
     let target = traffic::Target::new(network, Place::Server)?;
     let packets = traffic::Small::new(&target)?;
     packets.go(FIRST, time)?;
-    // A rate that is too much once may be so by chance.
+    // One failed attempt may be noise.
     let passes = |rate: f64| -> anyhow::Result<Option<traffic::Went>> {
         for _ in 0..2 {
             let went = packets.go(rate, time)?;
@@ -234,7 +233,7 @@ fn small(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Mea
     while let Some(went) = passes(high)? {
         (low, best) = (high, Some(went));
         if went.offered() < 0.95 * high {
-            // The generator's own limit.
+            // Limit of the generator.
             break;
         }
         high *= 2.0;
@@ -267,10 +266,10 @@ fn small(network: &mut dyn Network, args: &TunnelArgs) -> anyhow::Result<Vec<Mea
     ])
 }
 
-/// How long a network may take to carry packets again.
+/// Limit of the interruption.
 const HEAL_MAX: Duration = Duration::from_secs(60);
 
-/// How long no packet arrives when the relay is killed and started again.
+/// Measures the interruption when the relay is killed and restarted.
 fn heal(network: &mut dyn Network) -> anyhow::Result<Measured> {
     eprintln!("{}: the relay is killed", network.name());
     let beat = traffic::Beat::new(&traffic::Target::new(network, Place::Server)?)?;

@@ -1,5 +1,5 @@
-//! Covers the commands of `hyphae-bench` that need neither root nor a second process: each prints one document,
-//! with rows that say something. How fast anything is, is not looked at.
+//! Covers the commands of `hyphae-bench` that need neither root nor a second process: each prints one document with
+//! plausible rows. Speed is not checked.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -14,8 +14,8 @@ fn document(words: &str) -> Value {
         .arg("--json")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{words}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words}: {stderr}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 

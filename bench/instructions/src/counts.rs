@@ -1,8 +1,7 @@
-//! Runs valgrind, and compares with what was committed.
+//! Counts instructions with valgrind and compares them with the committed counts.
 //!
-//! Valgrind shows every program one and the same processor, as long as the real one has AVX2, so
-//! counts do not depend on where they are taken. They do depend on the compiler and on valgrind:
-//! counts of other versions are shown, but fail nothing.
+//! Valgrind emulates one processor for all programs if the real one has AVX2, so counts do not depend on the machine.
+//! They depend on the versions of compiler and valgrind: with other versions, the comparison is printed and never fails.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,16 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::scenarios::SCENARIOS;
 
-/// Growth that fails, percent.
+/// Growth that fails the check, percent.
 const GROWTH_MAX: f64 = 3.0;
 
-/// What counts depend on besides the code.
+/// Environment that counts depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Tools {
     compiler: String,
     valgrind: String,
-    /// Version of the C library, whose copying is counted too.
+    /// Version of the C library, whose memory functions are counted too.
     libc: String,
     processor: String,
 }
@@ -41,7 +40,7 @@ impl fmt::Display for Tools {
     }
 }
 
-/// Instructions per operation, and what counted them.
+/// Instructions per operation, and their environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Counts {
@@ -49,7 +48,7 @@ struct Counts {
     instructions: BTreeMap<String, f64>,
 }
 
-/// Counts, and holds the result against a file.
+/// Counts, and compares the result with a file.
 pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let committed: Counts = serde_json::from_str(&text).context("committed counts")?;
@@ -82,7 +81,7 @@ pub(crate) fn accept(file: &Path) -> anyhow::Result<()> {
     std::fs::write(file, text + "\n").with_context(|| file.display().to_string())
 }
 
-/// Prints both; names of what has grown too much.
+/// Prints both; returns the scenarios whose counts have grown too much.
 fn compare(committed: &Counts, now: &Counts) -> anyhow::Result<Vec<String>> {
     let (mut grown, mut out) = (Vec::new(), std::io::stdout());
     writeln!(
@@ -140,7 +139,7 @@ fn tools() -> anyhow::Result<Tools> {
     })
 }
 
-/// What of the processor shows through valgrind.
+/// Properties of the processor that are visible under valgrind.
 fn processor() -> String {
     #[cfg(target_arch = "x86_64")]
     let wide =
@@ -169,11 +168,11 @@ fn one(scenario: &str, directory: &Path) -> anyhow::Result<f64> {
     if instructions == 0.0 || operations == 0.0 {
         bail!("{scenario}: nothing was counted");
     }
-    // To a tenth: that is what is compared.
+    // Compared with a resolution of a tenth.
     Ok((instructions / operations * 10.0).round() / 10.0)
 }
 
-/// What a program says on standard output.
+/// Standard output of a program.
 fn said(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output()?;
     ensure!(

@@ -1,4 +1,4 @@
-//! Two hosts that are neighbours: packets are sealed at one and opened at the other.
+//! Two neighbouring hosts: packets are sealed at one and opened at the other.
 
 use anyhow::{Context, bail};
 use hyphae_forward::host::{Splitter, TunHeader};
@@ -13,14 +13,14 @@ use crate::records::{self, Lane, endpoint, index, key};
 /// IPv6 and UDP header.
 const HEADERS: u16 = 48;
 
-/// A train as it left.
+/// A train as sent.
 #[derive(Clone, Debug)]
 pub struct Sent {
     bytes: Vec<u8>,
     segment: usize,
 }
 
-/// The engines of both, and a super-packet of the first one's host.
+/// The engines of both hosts, and a super-packet of the first.
 pub struct Ends {
     from: Engine,
     to: Engine,
@@ -85,10 +85,10 @@ impl Ends {
         Ok(packets)
     }
 
-    /// The same, kept.
+    /// As [`Self::seal`], returning the trains.
     ///
     /// # Errors
-    /// When the engine does not let it go.
+    /// When the engine refuses the packet.
     pub fn sealed(&mut self) -> anyhow::Result<Vec<Sent>> {
         let mut trains = Vec::new();
         self.seal(|bytes, segment| {
@@ -100,7 +100,7 @@ impl Ends {
         Ok(trains)
     }
 
-    /// Opens trains at the other host; returns how many packets are for it.
+    /// Opens trains at the other host; returns the number of delivered packets.
     #[inline(never)]
     pub fn open(&mut self, trains: &mut [Sent]) -> u64 {
         let from = endpoint(1);
@@ -150,7 +150,7 @@ fn offload(packets: u16, payload: u16) -> TunHeader {
     }
 }
 
-/// A UDP packet; nobody checks its checksum.
+/// A UDP packet without a valid checksum.
 fn packet(from: OverlayAddress, to: OverlayAddress, transport: u16) -> Vec<u8> {
     let mut packet = vec![0; 40 + usize::from(transport)];
     packet[0] = 0x60;

@@ -1,4 +1,4 @@
-//! A worker and the first handshake messages of strangers, none of whom shows a cookie.
+//! First handshake messages of unauthenticated sources without a cookie, at one worker.
 
 use hyphae_forward::{Engine, EngineConfig, Verdict};
 use hyphae_shm::record::{CookieSecret, Program};
@@ -14,16 +14,16 @@ use crate::records::endpoint;
 use crate::{NOW, Spread};
 
 /// The engine of one worker.
-pub struct Strangers {
+pub struct FirstMessages {
     engine: Engine,
-    /// As it came; a worker answers into the frame.
+    /// The frame as received; a worker writes its answer into the frame.
     frame: Vec<u8>,
     spread: Spread,
     now: Nanos,
 }
 
-impl Strangers {
-    /// A worker that takes no first message without a cookie.
+impl FirstMessages {
+    /// A worker that requires a cookie in first messages.
     ///
     /// # Errors
     /// When the engine refuses a record.
@@ -56,9 +56,9 @@ impl Strangers {
         })
     }
 
-    /// Lets `count` strangers knock, so many nanoseconds after each other; returns how many were
-    /// answered with a cookie. Beyond what the worker answers per second it drops.
-    pub fn knock(&mut self, count: u64, every_ns: u64) -> u64 {
+    /// Receives first messages of `count` sources, `every_ns` nanoseconds apart; returns how many were answered with a
+    /// cookie. The worker drops those beyond its rate limit.
+    pub fn send(&mut self, count: u64, every_ns: u64) -> u64 {
         let mut answered = 0;
         let mut frame = self.frame.clone();
         let mut verdicts = Vec::with_capacity(1);

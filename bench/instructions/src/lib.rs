@@ -1,5 +1,5 @@
-//! Packet and message paths without a kernel: engines with known keys, and frames
-//! that they take. Micro-benchmarks time them, and instruction counts are taken of them.
+//! Packet and message paths without system calls: engines with known keys, and matching frames. Used by
+//! micro-benchmarks and instruction counts.
 
 #![forbid(unsafe_code)]
 
@@ -11,20 +11,20 @@ mod relay;
 mod source;
 
 pub use ends::{Ends, Sent};
-pub use handshakes::Strangers;
+pub use handshakes::FirstMessages;
 pub use messages::Messengers;
-pub use relay::{Crowd, Relay};
+pub use relay::{Dimensions, Relay};
 pub use source::Source;
 
-/// When everything happens.
+/// The constant time of all events.
 pub const NOW: hyphae_time::Nanos = hyphae_time::Nanos(1_000_000_000_000);
 
-/// Numbers that are spread like hashes are (SplitMix64).
+/// Numbers distributed like hashes (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Spread(pub u64);
 
 impl Spread {
-    /// The next one.
+    /// The next number.
     pub fn next_number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

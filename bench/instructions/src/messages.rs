@@ -12,7 +12,7 @@ use hyphae_wire::PublicKey;
 use crate::NOW;
 use crate::records::key;
 
-/// A sender and a receiver that takes everything and reads it at once.
+/// A sender, and a receiver that accepts and reads every message at once.
 pub struct Messengers {
     buses: [Bus; 2],
     keys: [PublicKey; 2],
@@ -23,10 +23,10 @@ pub struct Messengers {
 }
 
 impl Messengers {
-    /// Both; sessions are there when one of them wants one.
+    /// Both engines; sessions are established on request.
     ///
     /// # Errors
-    /// When the topic is not one.
+    /// When the topic is invalid.
     pub fn new() -> anyhow::Result<Self> {
         let keys = [key(1), key(2)];
         let bus = |n: usize| Bus::new(Config::new(keys[n]), Topics::default(), [0x5a; 32]);
@@ -40,8 +40,7 @@ impl Messengers {
         })
     }
 
-    /// Sends so many messages together and carries packets until nothing is left to send; returns how many
-    /// packets that were.
+    /// Sends `count` messages together and exchanges packets until none are left; returns the number of packets.
     ///
     /// # Errors
     /// When they do not arrive.
@@ -66,9 +65,9 @@ impl Messengers {
             if self.received == received + count {
                 break;
             }
-            // Acknowledgements wait a moment for company, and a sender for room.
+            // Delayed acks and back-pressure need timers.
             let due = self.buses.iter().filter_map(Bus::poll_timeout).min();
-            let due = due.context("a message on its way has a deadline")?;
+            let due = due.context("a message in flight has a deadline")?;
             ensure!(
                 due.since(self.now).as_secs() < 1,
                 "the message does not arrive"
@@ -82,7 +81,7 @@ impl Messengers {
         Ok(self.packets - packets)
     }
 
-    /// Does what one side wants; false when that was nothing.
+    /// Drains one side; false if it was idle.
     fn turn(&mut self, n: usize) -> bool {
         let mut busy = false;
         while let Some(event) = self.buses[n].poll_event() {

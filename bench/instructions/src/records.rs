@@ -1,4 +1,4 @@
-//! Records that program an engine, from few numbers. All lanes are active and live for an hour.
+//! Program records for an engine. All lanes are active and live for an hour.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -16,7 +16,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 pub const MTU: u16 = 1340;
 const HOUR_MS: u32 = 3_600_000;
 
-/// The key of the `n`th node: nothing that has a secret half.
+/// The key of the `n`th node, without a known secret key.
 pub fn key(n: u32) -> PublicKey {
     let mut key = [0x5a; 32];
     key[..4].copy_from_slice(&n.to_le_bytes());
@@ -39,7 +39,7 @@ pub fn index_at(worker: WorkerId, slot: u16) -> SessionIndex {
     SessionIndex::new(worker, 0x155, slot)
 }
 
-/// The `n`th of many networks, as keys would make them.
+/// The `n`th of many /64, distributed as if derived from keys.
 pub fn network(n: u64) -> OverlayAddress {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&crate::Spread(n).next_number().to_be_bytes());
@@ -47,7 +47,7 @@ pub fn network(n: u64) -> OverlayAddress {
     OverlayAddress(bytes)
 }
 
-/// Who the engine's own node is.
+/// Record of the engine's own node.
 pub fn local(key: PublicKey) -> LocalInstall {
     LocalInstall {
         address: key.address(),
@@ -75,11 +75,11 @@ pub struct Lane {
     pub send: SessionIndex,
     /// Suite.
     pub suite: Suite,
-    /// Key for frames that come.
+    /// Key for received frames.
     pub opens: [u8; 32],
-    /// Key for frames that go.
+    /// Key for sent frames.
     pub seals: [u8; 32],
-    /// When it began.
+    /// Start of the session.
     pub created: Nanos,
 }
 
@@ -127,7 +127,7 @@ impl Lane {
     }
 }
 
-/// The way to the /64 of an address over one peer.
+/// The route to the /64 of an address via a peer.
 pub fn route(to: OverlayAddress, peer: u32) -> FibReplace {
     let mut route = FibReplace::new_zeroed();
     route.prefix = to.subnet().address();

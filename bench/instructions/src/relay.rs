@@ -1,4 +1,4 @@
-//! A relay among neighbours: any number of peers, routes and flows.
+//! A relay with any number of peers, routes and flows.
 
 use anyhow::ensure;
 use hyphae_forward::{Engine, EngineConfig, Verdict};
@@ -9,24 +9,24 @@ use hyphae_wire::{Endpoint, Suite, WorkerId};
 use crate::records::{self, Lane, endpoint, index, key, network};
 use crate::{NOW, Source, Spread};
 
-/// How many of everything.
+/// Sizes of a [`Relay`].
 #[derive(Clone, Copy, Debug)]
-pub struct Crowd {
+pub struct Dimensions {
     /// Suite of all links.
     pub suite: Suite,
     /// Neighbours, each with a link; at most 16,000.
     pub peers: u32,
     /// Prefixes in the FIB, spread over the peers.
     pub routes: u64,
-    /// Of them, those that packets go to.
+    /// Of them, destinations of packets.
     pub flows: u64,
-    /// Packets of a train; all of one neighbour.
+    /// Packets per train, all from one neighbour.
     pub train: usize,
     /// Bytes of payload of a packet.
     pub payload: u16,
 }
 
-/// One train and where it comes from.
+/// A train and its source.
 #[derive(Clone, Debug)]
 struct Train {
     from: Endpoint,
@@ -37,22 +37,22 @@ struct Train {
 pub struct Relay {
     engine: Engine,
     sources: Vec<Source>,
-    crowd: Crowd,
+    dimensions: Dimensions,
     spread: Spread,
     trains: Vec<Train>,
     verdicts: Vec<Verdict>,
 }
 
 impl Relay {
-    /// A relay with a crowd around it.
+    /// A relay with these neighbours.
     ///
     /// # Errors
     /// When the engine refuses a record.
-    pub fn new(crowd: Crowd) -> anyhow::Result<Self> {
+    pub fn new(dimensions: Dimensions) -> anyhow::Result<Self> {
         ensure!(
-            (1..=16_000).contains(&crowd.peers)
-                && (1..=crowd.routes).contains(&crowd.flows)
-                && (1..=64).contains(&crowd.train),
+            (1..=16_000).contains(&dimensions.peers)
+                && (1..=dimensions.routes).contains(&dimensions.flows)
+                && (1..=64).contains(&dimensions.train),
             "at least one peer, route, flow and packet; no more flows than routes"
         );
         let mut engine = Engine::new(EngineConfig {
@@ -62,7 +62,7 @@ impl Relay {
         });
         engine.apply(NOW, &Program::LocalInstall(&records::local(key(0))))?;
         let mut sources = Vec::new();
-        for peer in 0..crowd.peers {
+        for peer in 0..dimensions.peers {
             engine.apply(
                 NOW,
                 &Program::PeerInstall(&records::peer(peer, key(peer + 1))),
@@ -73,7 +73,7 @@ impl Relay {
             let lane = Lane {
                 receive: index(slot),
                 send: index(7),
-                suite: crowd.suite,
+                suite: dimensions.suite,
                 opens,
                 seals: [0x22; 32],
                 created: NOW,
@@ -81,21 +81,21 @@ impl Relay {
             let link = lane.link(peer, endpoint(peer + 1));
             engine.apply(NOW, &Program::LinkInstall(&link))?;
             sources.push(Source::new(
-                crowd.suite,
+                dimensions.suite,
                 &opens,
                 lane.receive,
-                crowd.payload,
+                dimensions.payload,
             ));
         }
-        for n in 0..crowd.routes {
-            let peer = u32::try_from(n % u64::from(crowd.peers))?;
+        for n in 0..dimensions.routes {
+            let peer = u32::try_from(n % u64::from(dimensions.peers))?;
             let route = records::route(network(n), peer);
             engine.apply(NOW, &Program::FibReplace(&route))?;
         }
         Ok(Self {
             engine,
             sources,
-            crowd,
+            dimensions,
             spread: Spread(1),
             trains: Vec::new(),
             verdicts: Vec::with_capacity(64),
@@ -104,34 +104,34 @@ impl Relay {
 
     /// Bytes of a frame.
     pub fn frame(&self) -> usize {
-        usize::from(self.crowd.payload) + OVERHEAD
+        usize::from(self.dimensions.payload) + OVERHEAD
     }
 
-    /// Lets neighbours write so many trains, of random neighbours to random flows.
+    /// Prepares trains of random neighbours on random flows.
     pub fn prepare(&mut self, trains: usize) {
-        let (frame, crowd) = (self.frame(), self.crowd);
+        let (frame, dimensions) = (self.frame(), self.dimensions);
         let room = || Train {
             from: endpoint(0),
-            bytes: vec![0; frame * crowd.train],
+            bytes: vec![0; frame * dimensions.train],
         };
         self.trains.resize_with(trains, room);
         for train in &mut self.trains {
-            let peer = self.spread.next_number() % u64::from(crowd.peers);
+            let peer = self.spread.next_number() % u64::from(dimensions.peers);
             // Peers are below 2^14.
             let peer = u32::try_from(peer).unwrap_or(0);
             train.from = endpoint(peer + 1);
             let source = &mut self.sources[peer as usize];
             let spread = &mut self.spread;
             source.write_train(&mut train.bytes, frame, || {
-                network(spread.next_number() % crowd.flows)
+                network(spread.next_number() % dimensions.flows)
             });
         }
     }
 
-    /// Passes on what was prepared; returns how many packets that were.
+    /// Relays the prepared trains; returns the number of packets.
     #[inline(never)]
     pub fn pass(&mut self) -> u64 {
-        let frame = usize::from(self.crowd.payload) + OVERHEAD;
+        let frame = usize::from(self.dimensions.payload) + OVERHEAD;
         let mut passed = 0;
         for train in &mut self.trains {
             self.verdicts.clear();

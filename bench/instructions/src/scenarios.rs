@@ -1,16 +1,16 @@
-//! The scenarios that are counted. Each prepares what it needs, and then does in [`counted`] a fixed number
-//! of operations, which it prints.
+//! The counted scenarios. Each sets up its state, executes a fixed number of operations in [`counted`], and prints the
+//! number.
 
 use std::io::Write;
 
 use anyhow::{bail, ensure};
 use bytes::Bytes;
 use hyphae_forward::parts::{Fib, Replay};
-use hyphae_instructions::{Crowd, Ends, Messengers, Relay, records};
+use hyphae_instructions::{Dimensions, Ends, Messengers, Relay, records};
 use hyphae_shm::{RECORD_MAX, heap};
 use hyphae_wire::Suite;
 
-/// Their names.
+/// Names of all scenarios.
 pub(crate) const SCENARIOS: [&str; 11] = [
     "relay-aes-256-gcm",
     "relay-chacha20-poly1305",
@@ -25,18 +25,18 @@ pub(crate) const SCENARIOS: [&str; 11] = [
     "messages",
 ];
 
-/// Times that trains, and messages, go.
+/// Rounds of trains and of messages.
 const ROUNDS: usize = 50;
-/// Lookups and the like.
+/// Lookups, counters and records.
 const STEPS: u64 = 20_000;
 /// Packets of a train.
 const TRAIN: u16 = 40;
 
-/// What is counted happens in here, and nothing else does. The name is what valgrind looks for.
+/// Encloses the counted operations, and nothing else. Valgrind matches its name.
 #[inline(never)]
 fn counted<T>(work: impl FnOnce() -> T) -> T {
     let result = work();
-    // So that the call above is no tail call.
+    // Prevents a tail call.
     std::hint::black_box(());
     result
 }
@@ -59,9 +59,9 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{operations}")?)
 }
 
-/// Packets passed on by a relay among few neighbours.
+/// Packets relayed among few neighbours.
 fn relay(suite: Suite, train: usize) -> anyhow::Result<u64> {
-    let mut relay = Relay::new(Crowd {
+    let mut relay = Relay::new(Dimensions {
         suite,
         peers: 8,
         routes: 64,
@@ -74,10 +74,7 @@ fn relay(suite: Suite, train: usize) -> anyhow::Result<u64> {
     relay.pass();
     relay.prepare(trains);
     let passed = counted(|| relay.pass());
-    ensure!(
-        passed == (trains * train) as u64,
-        "every packet is passed on"
-    );
+    ensure!(passed == (trains * train) as u64, "every packet is relayed");
     Ok(passed)
 }
 
@@ -139,7 +136,7 @@ fn fib(first: u64) -> anyhow::Result<u64> {
     Ok(STEPS)
 }
 
-/// Counters that come in order but for every eighth, which comes late.
+/// Counters in order, except every eighth, which is late.
 fn replay() -> anyhow::Result<u64> {
     let mut window = Replay::new();
     let order = (0..STEPS).map(|n| if n % 8 == 7 { n - 7 } else { n + 1 });
@@ -175,7 +172,7 @@ fn ring() -> anyhow::Result<u64> {
     })
 }
 
-/// Messages of 128 bytes, so many together, until it is known that they were read.
+/// Messages of 128 bytes in batches, until their read receipts.
 fn messages(together: u64) -> anyhow::Result<u64> {
     let mut messengers = Messengers::new()?;
     let payload = Bytes::from(vec![7; 128]);

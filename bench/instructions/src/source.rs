@@ -6,7 +6,7 @@ use hyphae_wire::{FrameKind, LinkHeader, OverlayAddress, SessionIndex, Suite};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromZeros, IntoBytes};
 
-/// Writes transit frames into buffers; whatever is in their payload goes as sealed end to end.
+/// Writes transit frames into buffers; their payload is opaque, as if sealed end to end.
 pub struct Source {
     seal: LinkAead,
     index: SessionIndex,

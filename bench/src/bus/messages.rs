@@ -1,4 +1,4 @@
-//! Messages one to one: how many, how soon, how large, and a burst that nobody takes out.
+//! Messages from one node to another: rate, latency, long messages, a burst of unread messages.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,10 +11,10 @@ use hyphae_rpc::method::{
 };
 use hyphae_rpc::{Base64, BatchId, ClientError, code};
 
-use super::node::{Node, PATIENCE, Pair, eventually};
+use super::node::{Node, Pair, TIMEOUT, eventually};
 use crate::stats::Times;
 
-/// Messages in a row.
+/// Result of the rate part.
 #[derive(Clone, Debug)]
 pub(super) struct Rate {
     pub(super) per_second: f64,
@@ -22,11 +22,11 @@ pub(super) struct Rate {
     pub(super) cpu_micros: [f64; 4],
 }
 
-/// Messages per batch, and batches under way.
+/// Messages per batch, and batches in flight.
 const BATCH: usize = 500;
 const PIPELINE: usize = 6;
-/// Messages that are taken out at once.
-const TAKE: u32 = 1000;
+/// Messages received per call.
+const RECEIVE: u32 = 1000;
 
 pub(super) fn outgoing(to: &Node, payload: &[u8]) -> PushMessageParams {
     PushMessageParams {
@@ -40,7 +40,7 @@ pub(super) fn outgoing(to: &Node, payload: &[u8]) -> PushMessageParams {
     }
 }
 
-/// A payload that carries its number.
+/// A payload with a number in its first 8 bytes.
 fn numbered(number: usize, len: usize) -> Vec<u8> {
     let mut payload = vec![0x5a; len.max(8)];
     payload[..8].copy_from_slice(&(number as u64).to_le_bytes());
@@ -52,19 +52,19 @@ fn number(payload: &[u8]) -> anyhow::Result<usize> {
     Ok(usize::try_from(u64::from_le_bytes(bytes.try_into()?))?)
 }
 
-/// Sends numbered messages, many under way at once; what finds no room is sent again.
+/// Sends numbered messages in a pipeline; retries those refused for want of room.
 fn send(from: &Node, to: &Node, count: usize, len: usize) -> anyhow::Result<Vec<String>> {
     let mut connection = from.connection()?;
     let mut waiting: std::collections::VecDeque<(BatchId, Vec<usize>)> = Default::default();
-    let (mut next, mut again) = (0, Vec::new());
+    let (mut next, mut retry) = (0, Vec::new());
     let (to, mut ids) = (Destination::Pk(to.key.clone()), Vec::new());
     loop {
-        while waiting.len() < PIPELINE && (next < count || !again.is_empty()) {
-            let mut numbers: Vec<usize> = std::mem::take(&mut again);
+        while waiting.len() < PIPELINE && (next < count || !retry.is_empty()) {
+            let mut numbers: Vec<usize> = std::mem::take(&mut retry);
             let more = BATCH.saturating_sub(numbers.len()).min(count - next);
             numbers.extend(next..next + more);
             next += more;
-            again = numbers.split_off(numbers.len().min(BATCH));
+            retry = numbers.split_off(numbers.len().min(BATCH));
             let payloads: Vec<_> = numbers.iter().map(|n| numbered(*n, len)).collect();
             waiting.push_back((connection.send_messages(&to, None, &payloads)?, numbers));
         }
@@ -78,20 +78,20 @@ fn send(from: &Node, to: &Node, count: usize, len: usize) -> anyhow::Result<Vec<
         let refused = numbers.split_off(sent.len());
         ids.extend(sent);
         if !refused.is_empty() {
-            again.extend(refused);
+            retry.extend(refused);
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
 
-/// Takes messages out until `count` different ones have come.
-fn take(at: &Node, count: usize) -> anyhow::Result<()> {
+/// Receives `count` distinct messages.
+fn receive(at: &Node, count: usize) -> anyhow::Result<()> {
     let mut connection = at.connection()?;
     let mut seen = vec![false; count];
     let mut left = count;
     let ask = PopMessagesParams {
-        count: TAKE,
-        timeout: Some(PATIENCE.as_secs()),
+        count: RECEIVE,
+        timeout: Some(TIMEOUT.as_secs()),
         topic: None,
         attach: None,
         lease: None,
@@ -99,28 +99,31 @@ fn take(at: &Node, count: usize) -> anyhow::Result<()> {
     let mut waiting = connection.take_messages(ask.clone())?;
     while left > 0 {
         let messages = connection.taken_messages(waiting)?;
-        ensure!(!messages.is_empty(), "{left} messages did not come");
+        ensure!(!messages.is_empty(), "{left} messages are missing");
         left = left.saturating_sub(messages.len());
         if left > 0 {
             waiting = connection.take_messages(ask.clone())?;
         }
         for (_, payload) in &messages {
             let number = number(payload)?;
-            ensure!(!seen[number], "message {number} came twice");
+            ensure!(!seen[number], "message {number} was delivered twice");
             seen[number] = true;
         }
     }
-    ensure!(seen.iter().all(|seen| *seen), "each message comes once");
+    ensure!(
+        seen.iter().all(|seen| *seen),
+        "every message is delivered once"
+    );
     Ok(())
 }
 
-/// Messages per second from a sender to a receiver that takes them out.
+/// Measures messages per second from a sender to a receiver.
 pub(super) fn rate(pair: &Pair, count: usize, len: usize) -> anyhow::Result<Rate> {
     let Pair { a, b, .. } = pair;
     let before = (a.cpu()?, b.cpu()?);
     let started = Instant::now();
     std::thread::scope(|scope| -> anyhow::Result<()> {
-        let taking = scope.spawn(|| take(b, count));
+        let taking = scope.spawn(|| receive(b, count));
         send(a, b, count, len)?;
         taking.join().map_err(|_| anyhow::anyhow!("a panic"))?
     })?;
@@ -140,12 +143,12 @@ pub(super) fn rate(pair: &Pair, count: usize, len: usize) -> anyhow::Result<Rate
     })
 }
 
-/// From the call that sends to the result of the call that takes out, one message at a time.
+/// Time from the call that sends to the result of the call that receives, one message at a time.
 pub(super) fn latency(pair: &Pair, count: usize, len: usize) -> anyhow::Result<Times> {
     let (mut from, mut to) = (pair.a.connection()?, pair.b.connection()?);
     let mut times = Vec::with_capacity(count);
     let pop = PopMessageParams {
-        timeout: Some(PATIENCE.as_secs()),
+        timeout: Some(TIMEOUT.as_secs()),
         ..PopMessageParams::default()
     };
     for n in 0..count {
@@ -165,14 +168,14 @@ pub(super) fn latency(pair: &Pair, count: usize, len: usize) -> anyhow::Result<T
     Ok(Times::new(times))
 }
 
-/// Seconds until a large message is received, and until it has been taken out.
+/// Seconds until a long message is acknowledged, and until the receiver has it.
 pub(super) fn large(pair: &Pair, len: usize) -> anyhow::Result<[f64; 2]> {
     let payload: Vec<u8> = (0..len).map(|n| (n % 251).to_le_bytes()[0]).collect();
     let (mut from, mut at) = (pair.a.connection()?, pair.b.connection()?);
     let to = Destination::Pk(pair.b.key.clone());
     let waiting = at.take_messages(PopMessagesParams {
         count: 1,
-        timeout: Some(PATIENCE.as_secs()),
+        timeout: Some(TIMEOUT.as_secs()),
         topic: None,
         attach: None,
         lease: None,
@@ -183,13 +186,13 @@ pub(super) fn large(pair: &Pair, len: usize) -> anyhow::Result<[f64; 2]> {
             let messages = at.taken_messages(waiting)?;
             let seconds = started.elapsed().as_secs_f64();
             let whole = messages.first().is_some_and(|(_, came)| *came == payload);
-            ensure!(whole, "every byte comes");
+            ensure!(whole, "the payload is complete");
             anyhow::Ok(seconds)
         });
         let batch = from.send_messages(&to, None, &[&payload])?;
         let sent = from.sent_messages(batch)?;
         let id = sent.ids.first().context("it is taken")?;
-        eventually("the large message is received", || {
+        eventually("the long message is acknowledged", || {
             let id = id.clone();
             let info = pair.a.client.get_message_info(MessageIdParams { id })?;
             settled(&info)
@@ -208,7 +211,7 @@ fn settled(info: &MessageInfo) -> anyhow::Result<bool> {
     }
 }
 
-/// Seconds that the same number of bytes takes over TCP between the same places, to the last byte.
+/// Seconds for as many bytes over TCP on loopback.
 pub(super) fn tcp(len: usize) -> anyhow::Result<f64> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let place = listener.local_addr()?;
@@ -228,17 +231,16 @@ pub(super) fn tcp(len: usize) -> anyhow::Result<f64> {
         stream.read_exact(&mut [0])?;
         let seconds = started.elapsed().as_secs_f64();
         let read = reading.join().map_err(|_| anyhow::anyhow!("a panic"))??;
-        ensure!(read == len, "every byte comes");
+        ensure!(read == len, "the payload is complete");
         Ok(seconds)
     })
 }
 
-/// What a burst that nobody takes out costs the receiver: memory before, with all of it, and after all
-/// was taken out.
+/// Memory of the receiver before a burst, with all messages in its inbox, and after all are received, bytes.
 pub(super) fn burst(pair: &Pair, count: usize, len: usize) -> anyhow::Result<[u64; 3]> {
     let before = pair.b.resident()?;
     let ids = send(&pair.a, &pair.b, count, len)?;
-    // The last ones first: the states of the first ones may have been forgotten.
+    // Newest first: the states of the oldest may be forgotten.
     let mut connection = pair.a.connection()?;
     for batch in ids[ids.len().saturating_sub(50_000)..].rchunks(BATCH) {
         eventually("the burst is received", || {
@@ -254,7 +256,7 @@ pub(super) fn burst(pair: &Pair, count: usize, len: usize) -> anyhow::Result<[u6
             Ok(true)
         })?;
     }
-    let held = pair.b.resident()?;
-    take(&pair.b, count)?;
-    Ok([before, held, pair.b.resident()?])
+    let full = pair.b.resident()?;
+    receive(&pair.b, count)?;
+    Ok([before, full, pair.b.resident()?])
 }

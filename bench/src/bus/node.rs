@@ -13,13 +13,13 @@ use tempfile::TempDir;
 
 use crate::process::{cpu, usage};
 
-/// How long anything may take on a busy machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// Limit of every wait; generous for a busy machine.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What both nodes are.
+/// Configuration of both nodes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
-    /// Whether messages are on disk before they are acknowledged.
+    /// Messages are on disk before they are acknowledged.
     pub(super) durable: bool,
     /// Bytes of the largest packet of the overlay.
     pub(super) mtu: u16,
@@ -33,7 +33,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Starts them. `between` is given B's address and says what A connects to instead.
+    /// Starts both nodes. `between` maps B's address to the one that A connects to.
     pub(super) fn start(
         binary: &Path,
         kind: Kind,
@@ -128,7 +128,7 @@ impl Node {
 
     /// A connection for many calls.
     pub(super) fn connection(&self) -> anyhow::Result<Connection> {
-        Ok(Connection::open(self.home.join("run/rpc.sock"), PATIENCE)?)
+        Ok(Connection::open(self.home.join("run/rpc.sock"), TIMEOUT)?)
     }
 
     fn pids(&self) -> anyhow::Result<Vec<u32>> {
@@ -152,20 +152,20 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may have ended; either way it is gone then.
+        // ESRCH if it has ended.
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let _ = self.child.wait();
     }
 }
 
-/// Waits until something holds.
+/// Polls until `done`, at most for [`TIMEOUT`].
 pub(super) fn eventually(
     what: &str,
     mut done: impl FnMut() -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !done()? {
-        ensure!(Instant::now() < deadline, "not in time: {what}");
+        ensure!(Instant::now() < deadline, "timeout: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())

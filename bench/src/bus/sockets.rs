@@ -1,4 +1,4 @@
-//! Requests through the socket proxy, and the same to the server's socket directly.
+//! Requests through the socket proxy, against requests to the server's socket.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -16,17 +16,17 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::node::{PATIENCE, Pair, eventually};
+use super::node::{Pair, TIMEOUT, eventually};
 use crate::stats::Times;
 
-/// A server behind B's forward socket, and the way to it from A.
-pub(super) struct Way {
+/// Sockets of a server behind B's forward socket, and of its proxy on A.
+pub(super) struct Proxy {
     pub(super) direct: PathBuf,
     pub(super) proxied: PathBuf,
 }
 
-/// Starts a server of JSON lines, which runs until this program ends, and leads a socket of A to it.
-pub(super) fn prepare(pair: &Pair) -> anyhow::Result<Way> {
+/// Starts a JSON-lines server, which runs until this program ends, and proxies a socket of A to it.
+pub(super) fn prepare(pair: &Pair) -> anyhow::Result<Proxy> {
     let directory = pair.directory.path();
     let (direct, proxied) = (directory.join("server.sock"), directory.join("remote.sock"));
     let listener = UnixListener::bind(&direct)?;
@@ -61,22 +61,22 @@ pub(super) fn prepare(pair: &Pair) -> anyhow::Result<Way> {
             path: text(&proxied),
             framing: Some("json-lines".to_owned()),
         })?;
-    let way = Way { direct, proxied };
+    let proxy = Proxy { direct, proxied };
     eventually("the proxy answers", || {
-        Ok(measure(&way.proxied, 1, Duration::ZERO).is_ok())
+        Ok(measure(&proxy.proxied, 1, Duration::ZERO).is_ok())
     })?;
-    Ok(way)
+    Ok(proxy)
 }
 
-/// One thread for all clients, and one for the server, as load generators and servers usually have: a
-/// thread for each would be woken by every read and write of its other end, and that would be measured.
+/// One thread for all clients and one for the server. With a thread per connection, the benchmark would measure thread
+/// wakeups.
 fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
 }
 
-/// Answers every line of every connection.
+/// Answers every line on every connection.
 async fn serve(listener: UnixListener) -> std::io::Result<()> {
     let listener = tokio::net::UnixListener::from_std(listener)?;
     loop {
@@ -93,13 +93,13 @@ async fn serve(listener: UnixListener) -> std::io::Result<()> {
     }
 }
 
-/// What the server says to everything.
+/// The server's answer.
 fn answer() -> String {
     let answer = json!({ "jsonrpc": "2.0", "id": 1, "result": "y".repeat(64) });
     format!("{answer}\n")
 }
 
-/// One client for so long: the times of its requests, at least one.
+/// Runs one client for `time`; returns the latencies of its requests, at least one.
 async fn client(path: PathBuf, time: Duration) -> anyhow::Result<Vec<Duration>> {
     let mut stream = BufReader::new(UnixStream::connect(path).await?);
     let request = json!({ "jsonrpc": "2.0", "id": 1, "method": "say", "params": ["x".repeat(64)] });
@@ -110,7 +110,7 @@ async fn client(path: PathBuf, time: Duration) -> anyhow::Result<Vec<Duration>> 
         let asked = Instant::now();
         stream.write_all(request.as_bytes()).await?;
         answer.clear();
-        timeout(PATIENCE, stream.read_line(&mut answer)).await??;
+        timeout(TIMEOUT, stream.read_line(&mut answer)).await??;
         times.push(asked.elapsed());
         ensure!(answer == expected, "the server's answer, not {answer:?}");
         if started.elapsed() >= time {
@@ -119,7 +119,7 @@ async fn client(path: PathBuf, time: Duration) -> anyhow::Result<Vec<Duration>> 
     }
 }
 
-/// So many clients at once: requests per second, and how long one takes.
+/// Runs concurrent clients; returns requests per second and latencies.
 pub(super) fn measure(path: &Path, clients: usize, time: Duration) -> anyhow::Result<(f64, Times)> {
     let started = Instant::now();
     let times = runtime()?.block_on(async {

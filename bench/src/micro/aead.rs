@@ -10,7 +10,7 @@ use hyphae_aead::{Aead, LinkAead};
 use hyphae_wire::Suite;
 use hyphae_wire::frame::{OVERHEAD, TAG_LEN, nonce};
 
-use super::{Turn, nanos, timed};
+use super::{Round, nanos, timed};
 use crate::output::{Measured, show_measured};
 
 #[derive(Debug, ClapArgs)]
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 /// As in a frame: link header and end-to-end tag.
 const AAD: [u8; 32] = [3; 32];
 const KEY: [u8; 32] = [7; 32];
-/// Messages of one turn.
+/// Messages of one round.
 const MESSAGES: u64 = 64;
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
@@ -66,7 +66,7 @@ impl Messages {
         Self { bytes, size }
     }
 
-    fn seal(&mut self, seal: impl Fn(u64, &mut [u8]) -> anyhow::Result<[u8; TAG_LEN]>) -> Turn {
+    fn seal(&mut self, seal: impl Fn(u64, &mut [u8]) -> anyhow::Result<[u8; TAG_LEN]>) -> Round {
         let size = self.size;
         let (result, took) = timed(|| {
             for (counter, message) in (0..).zip(&mut self.bytes) {
@@ -79,12 +79,12 @@ impl Messages {
         Ok((MESSAGES, took))
     }
 
-    /// Opens what `seal` sealed, in place; it is sealed before every turn.
+    /// Opens what `seal` sealed, in place; it is sealed before every round.
     fn open(
         &mut self,
         seal: impl Fn(u64, &mut [u8]) -> anyhow::Result<[u8; TAG_LEN]>,
         open: impl Fn(u64, &mut [u8]) -> anyhow::Result<()>,
-    ) -> Turn {
+    ) -> Round {
         self.seal(seal)?;
         let (result, took) = timed(|| {
             let mut messages = (0..).zip(&mut self.bytes);
@@ -135,13 +135,13 @@ fn measure(suite: Suite, size: usize, time: Duration) -> anyhow::Result<[Measure
     Ok([row("seal", seal), row("open", open)])
 }
 
-/// Link parts of a train, all at once against one by one.
+/// Link parts of a train, all in one call against one by one.
 fn link_parts(suite: Suite, frames: usize, time: Duration) -> anyhow::Result<[Measured; 2]> {
     const SEGMENT: usize = OVERHEAD + 64;
-    // A train is over in less time than the clock can tell.
+    // One train is shorter than the resolution of the clock.
     const ROUNDS: usize = 32;
     ensure!((1..=64).contains(&frames), "a train has 1 to 64 frames");
-    let keys = [LinkAead::new, LinkAead::one_by_one].map(|way| way(suite, &KEY));
+    let keys = [LinkAead::new, LinkAead::one_by_one].map(|new| new(suite, &KEY));
     let plain: Vec<u8> = (0..ROUNDS * frames)
         .flat_map(|counter| {
             let mut frame = [0x5a; SEGMENT];

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     seconds: f64,
 }
 
-/// Addresses of one turn: more than a cache of the processor holds entries of.
+/// Addresses of one round: their entries exceed the processor's caches.
 const ADDRESSES: u64 = 65_536;
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {

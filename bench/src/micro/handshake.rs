@@ -1,5 +1,5 @@
-//! Handshakes between engines, from the first message to keys on both sides, and strangers that are
-//! sent away with a cookie.
+//! Handshakes between engines, from the first message to keys on both sides, and first messages of unauthenticated
+//! sources, which get a cookie.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::Args as ClapArgs;
-use hyphae_instructions::{NOW, Strangers, records};
+use hyphae_instructions::{FirstMessages, NOW, records};
 use hyphae_overlay::{Config, ConfiguredPeer, Event, Overlay, PeerConfig};
 use hyphae_shm::record::{Program, Punt, PuntHandshake};
 use hyphae_time::Nanos;
@@ -15,7 +15,7 @@ use hyphae_time::Nanos;
 use hyphae_wire::{Endpoint, SecretKey, WorkerId};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::{Turn, nanos, timed};
+use super::{Round, nanos, timed};
 use crate::output::{Measured, show_measured};
 
 #[derive(Debug, ClapArgs)]
@@ -25,13 +25,13 @@ pub(crate) struct Args {
     seconds: f64,
 }
 
-/// Handshakes of one turn.
+/// Handshakes of one round.
 const PAIRS: u32 = 50;
-/// Noise XX with fresh keys, both sides together: agreements, and public keys that are made.
+/// Noise XX with fresh keys, both sides together: key agreements, and generated key pairs.
 const AGREEMENTS: u32 = 6;
 const KEYS: u32 = 2;
-/// First messages of one turn.
-const KNOCKS: u64 = 2000;
+/// First messages of one round.
+const MESSAGES: u64 = 2000;
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let time = Duration::from_secs_f64(args.seconds);
@@ -50,20 +50,23 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         own / 1e3
     ));
     eprintln!("first messages without a cookie");
-    let mut strangers = Strangers::new()?;
-    let mut knock = |knocks, every_ns, answered: &dyn Fn(u64) -> bool| {
-        let (count, took) = timed(|| strangers.knock(knocks, every_ns));
-        ensure!(answered(count), "{count} of {knocks} were answered");
-        Ok((knocks, took))
+    let mut sources = FirstMessages::new()?;
+    let mut send = |messages, every_ns, answered: &dyn Fn(u64) -> bool| {
+        let (count, took) = timed(|| sources.send(messages, every_ns));
+        ensure!(answered(count), "{count} of {messages} were answered");
+        Ok((messages, took))
     };
-    // A first message per second passes.
-    let few = |count| count + 2 >= KNOCKS;
-    let [cookies] = nanos(time, [&mut || knock(KNOCKS, 20_000, &few)])?;
-    // What it answers at once without having to wait is used up first.
-    knock(20_000, 0, &|_| true)?;
-    let [drops] = nanos(time, [&mut || knock(KNOCKS, 10, &|count| count < KNOCKS)])?;
+    // One first message per second passes.
+    let few = |count| count + 2 >= MESSAGES;
+    let [cookies] = nanos(time, [&mut || send(MESSAGES, 20_000, &few)])?;
+    // Exhausts the burst of the rate limit first.
+    send(20_000, 0, &|_| true)?;
+    let [drops] = nanos(
+        time,
+        [&mut || send(MESSAGES, 10, &|count| count < MESSAGES)],
+    )?;
     let agreement = bare / f64::from(AGREEMENTS + KEYS);
-    let knocks = [
+    let messages = [
         ("answered with a cookie", cookies),
         ("over the limit", drops),
     ]
@@ -72,11 +75,11 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         row.against(agreement)
             .note("baseline: one X25519 operation")
     });
-    let rows: Vec<Measured> = [row].into_iter().chain(knocks).collect();
+    let rows: Vec<Measured> = [row].into_iter().chain(messages).collect();
     show_measured("handshake", &rows, "bare X25519, one core", json)
 }
 
-/// One engine, and where it is.
+/// An engine and its address.
 struct Side {
     overlay: Overlay,
     at: Endpoint,
@@ -96,16 +99,16 @@ impl Side {
         })
     }
 
-    /// Does what the engine wants; its frames go onto the wire.
+    /// Drains the engine; its frames go onto the wire.
     fn drain(&mut self, now: Nanos, wire: &mut VecDeque<(Endpoint, Endpoint, Vec<u8>)>) {
         loop {
             let mut idle = true;
             while let Some((worker, program)) = self.overlay.poll_program() {
                 idle = false;
-                // What else there is needs a worker that carries traffic.
+                // Other records need a worker that carries traffic.
                 let program = program.program();
                 if let Program::SnapshotRequest(generation) = program {
-                    // The workers are new: there is nothing to take over.
+                    // New workers have no state to adopt.
                     let end = Punt::SnapshotEnd(generation);
                     self.overlay.handle_punt(now, worker, &end);
                 } else if let Program::InjectRaw(record, frame) = program {
@@ -128,7 +131,7 @@ impl Side {
 }
 
 /// Nodes that connect to one node, one after the other.
-fn pairs() -> Turn {
+fn pairs() -> Round {
     let mut wire = VecDeque::new();
     let mut server = Side::new(0)?;
     server.overlay.begin_attach(NOW, 1);
@@ -170,8 +173,8 @@ fn pairs() -> Turn {
     Ok((PAIRS.into(), took))
 }
 
-/// What the key agreement alone costs for as many.
-fn agreements() -> Turn {
+/// Cost of the key agreements alone.
+fn agreements() -> Round {
     let secret = StaticSecret::from([7; 32]);
     let mut public = PublicKey::from(&secret);
     let ((), took) = timed(|| {

@@ -7,7 +7,7 @@ use anyhow::{anyhow, ensure};
 use clap::Args as ClapArgs;
 use hyphae_shm::{PushError, RECORD_MAX, heap};
 
-use super::{Turn, nanos, timed};
+use super::{Round, nanos, timed};
 use crate::output::{Measured, show_measured};
 
 #[derive(Debug, ClapArgs)]
@@ -20,9 +20,9 @@ pub(crate) struct Args {
     seconds: f64,
 }
 
-/// Bytes of the ring, as much as the room of the channel.
+/// Bytes of the ring, equal to the capacity of the channel.
 const ROOM: usize = 1 << 20;
-/// Records of one turn between two threads.
+/// Records of one round between two threads.
 const RECORDS: u64 = 200_000;
 
 pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
@@ -63,7 +63,7 @@ fn measure<const SIZE: usize>(batch: u64, time: Duration) -> anyhow::Result<[Mea
     ])
 }
 
-fn ring_alone<const SIZE: usize>(batch: u64) -> Turn {
+fn ring_alone<const SIZE: usize>(batch: u64) -> Round {
     let (mut producer, mut consumer) = heap(ROOM);
     let (record, mut scratch) = ([7; SIZE], vec![0; RECORD_MAX]);
     let rounds = 20_000 / batch;
@@ -73,7 +73,7 @@ fn ring_alone<const SIZE: usize>(batch: u64) -> Turn {
             for _ in 0..batch {
                 producer.push(1, &[&record])?;
             }
-            // Nobody sleeps in here.
+            // The reader polls: no wakeup is due.
             let _ = producer.publish();
             while consumer.pop(&mut scratch)?.is_some() {
                 popped += 1;
@@ -86,7 +86,7 @@ fn ring_alone<const SIZE: usize>(batch: u64) -> Turn {
     Ok((rounds * batch, took))
 }
 
-fn channel_alone<const SIZE: usize>(batch: u64) -> Turn {
+fn channel_alone<const SIZE: usize>(batch: u64) -> Round {
     let (sender, receiver) = sync_channel(ROOM / SIZE);
     let record = [7; SIZE];
     let rounds = 20_000 / batch;
@@ -94,7 +94,7 @@ fn channel_alone<const SIZE: usize>(batch: u64) -> Turn {
         let mut popped = 0;
         for _ in 0..rounds {
             for _ in 0..batch {
-                // The receiver is alive.
+                // The receiver exists.
                 let _ = sender.send(std::hint::black_box(record));
             }
             popped += receiver.try_iter().map(std::hint::black_box).count() as u64;
@@ -106,7 +106,7 @@ fn channel_alone<const SIZE: usize>(batch: u64) -> Turn {
 }
 
 /// One thread writes, this one reads and counts.
-fn ring<const SIZE: usize>(batch: u64) -> Turn {
+fn ring<const SIZE: usize>(batch: u64) -> Round {
     let (mut producer, mut consumer) = heap(ROOM);
     let writing = std::thread::spawn(move || -> anyhow::Result<()> {
         let record = [7; SIZE];
@@ -117,7 +117,7 @@ fn ring<const SIZE: usize>(batch: u64) -> Turn {
                 std::thread::yield_now();
             }
             if n % batch == 0 {
-                // The reader does not sleep, it yields.
+                // The reader yields instead of sleeping.
                 let _ = producer.publish();
             }
         }
@@ -150,11 +150,11 @@ fn ring<const SIZE: usize>(batch: u64) -> Turn {
     Ok((result?, took))
 }
 
-fn channel<const SIZE: usize>() -> Turn {
+fn channel<const SIZE: usize>() -> Round {
     let (sender, receiver) = sync_channel(ROOM / SIZE);
     let writing = std::thread::spawn(move || {
         let record = [7; SIZE];
-        // It ends early only with the receiver.
+        // Ends early only if the receiver does.
         (0..RECORDS).try_for_each(|_| sender.send(std::hint::black_box(record)))
     });
     let (popped, took) = timed(|| receiver.iter().map(std::hint::black_box).count() as u64);

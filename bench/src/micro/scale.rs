@@ -1,14 +1,14 @@
-//! What a relayed packet costs as a relay grows. Engines without a kernel: what grows is tables.
+//! Cost of a relayed packet by the sizes of a relay's tables, in the engine without system calls.
 
 use std::sync::Barrier;
 use std::time::Duration;
 
 use anyhow::{anyhow, ensure};
 use clap::Args as ClapArgs;
-use hyphae_instructions::{Crowd, Relay};
+use hyphae_instructions::{Dimensions, Relay};
 use hyphae_wire::Suite;
 
-use super::{Turn, nanos, timed};
+use super::{Round, nanos, timed};
 use crate::output::{Measured, show_measured};
 
 #[derive(Debug, ClapArgs)]
@@ -36,71 +36,68 @@ pub(crate) struct Args {
     seconds: f64,
 }
 
-/// Packets of one turn; with their 168 bytes they fit a core's own cache.
+/// Packets of one round; at 168 bytes they fit a core's own cache.
 const PACKETS: usize = 4096;
 
-pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let time = Duration::from_secs_f64(args.seconds);
-    let usual = Crowd {
-        suite: args.suite,
+/// The relay that each group of rows varies one dimension of.
+fn usual(suite: Suite) -> Dimensions {
+    Dimensions {
+        suite,
         peers: 8,
         routes: 64,
         flows: 8,
         train: 16,
         payload: 64,
-    };
+    }
+}
+
+/// Group, size and relay of each row.
+fn variants(args: &Args) -> Vec<(&'static str, u64, Dimensions)> {
+    let usual = usual(args.suite);
     let peers = args.peers.iter().map(|peers| {
         let routes = u64::from(*peers).max(64);
-        (
-            "peers",
-            u64::from(*peers),
-            Crowd {
-                peers: *peers,
-                routes,
-                flows: routes,
-                ..usual
-            },
-        )
+        let relay = Dimensions {
+            peers: *peers,
+            routes,
+            flows: routes,
+            ..usual
+        };
+        ("peers", u64::from(*peers), relay)
     });
     let routes = args.routes.iter().map(|routes| {
-        (
-            "routes",
-            *routes,
-            Crowd {
-                routes: *routes,
-                flows: usual.flows.min(*routes),
-                ..usual
-            },
-        )
+        let relay = Dimensions {
+            routes: *routes,
+            flows: usual.flows.min(*routes),
+            ..usual
+        };
+        ("routes", *routes, relay)
     });
     let flows = args.flows.iter().map(|flows| {
-        let routes = 100_000.max(*flows);
-        (
-            "flows",
-            *flows,
-            Crowd {
-                routes,
-                flows: *flows,
-                ..usual
-            },
-        )
+        let relay = Dimensions {
+            routes: 100_000.max(*flows),
+            flows: *flows,
+            ..usual
+        };
+        ("flows", *flows, relay)
     });
     let trains = args.trains.iter().map(|train| {
-        (
-            "packets of a train",
-            *train as u64,
-            Crowd {
-                train: *train,
-                ..usual
-            },
-        )
+        let relay = Dimensions {
+            train: *train,
+            ..usual
+        };
+        ("packets of a train", *train as u64, relay)
     });
+    peers.chain(routes).chain(flows).chain(trains).collect()
+}
+
+pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    let time = Duration::from_secs_f64(args.seconds);
     let mut rows = Vec::new();
     let mut first: Option<(&str, f64)> = None;
-    for (what, size, crowd) in peers.chain(routes).chain(flows).chain(trains) {
+    for (what, size, dimensions) in variants(args) {
         eprintln!("{what}: {size}");
-        let mut relay = Relay::new(crowd)?;
-        let [own] = nanos(time, [&mut || pass(&mut relay, crowd.train)])?;
+        let mut relay = Relay::new(dimensions)?;
+        let [own] = nanos(time, [&mut || pass(&mut relay, dimensions.train)])?;
         let base = first
             .filter(|(of, _)| *of == what)
             .map_or(own, |(_, base)| base);
@@ -110,7 +107,7 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let mut base = None;
     for workers in &args.workers {
         eprintln!("workers: {workers}");
-        let own = together(usual, *workers, time)?;
+        let own = together(usual(args.suite), *workers, time)?;
         let base = *base.get_or_insert(own);
         rows.push(
             row("workers", *workers as u64, own)
@@ -126,8 +123,8 @@ fn row(what: &str, size: u64, nanos: f64) -> Measured {
     row.size(usize::try_from(size).unwrap_or(usize::MAX))
 }
 
-/// New trains, which are written outside of the time, pass.
-fn pass(relay: &mut Relay, train: usize) -> Turn {
+/// Relays new trains, which are written outside of the measured time.
+fn pass(relay: &mut Relay, train: usize) -> Round {
     let trains = PACKETS / train;
     relay.prepare(trains);
     let (passed, took) = timed(|| relay.pass());
@@ -138,17 +135,17 @@ fn pass(relay: &mut Relay, train: usize) -> Turn {
     Ok((passed, took))
 }
 
-/// Nanoseconds per packet of one of several workers that work at the same time.
-fn together(crowd: Crowd, workers: usize, time: Duration) -> anyhow::Result<f64> {
+/// Nanoseconds per packet of one of several concurrent workers.
+fn together(dimensions: Dimensions, workers: usize, time: Duration) -> anyhow::Result<f64> {
     ensure!(workers > 0, "at least one worker");
     let start = Barrier::new(workers);
     let each = std::thread::scope(|scope| {
         let running: Vec<_> = (0..workers)
             .map(|_| {
                 scope.spawn(|| {
-                    let mut relay = Relay::new(crowd)?;
+                    let mut relay = Relay::new(dimensions)?;
                     start.wait();
-                    let [own] = nanos(time, [&mut || pass(&mut relay, crowd.train)])?;
+                    let [own] = nanos(time, [&mut || pass(&mut relay, dimensions.train)])?;
                     anyhow::Ok(own)
                 })
             })

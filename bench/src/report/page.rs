@@ -1,4 +1,4 @@
-//! The page: what was measured on what, plots, and every figure.
+//! The page: machine, plots, and all figures.
 
 use std::fmt::Write;
 
@@ -12,45 +12,45 @@ const SECTIONS: [(&str, &str, &str); 12] = [
     (
         "transit",
         "A relay's worker",
-        "Generator, relay and sink in namespaces of their own; generator and sink share one core, the forwarder \
+        "Generator, relay and sink run in separate namespaces; generator and sink share one core, the forwarder \
          has another. Rates are counted at the sink. ns is CPU time of the forwarder per packet, \"all cores\" that \
-         of the whole machine. The ratio is packets per CPU second, to the same driver without cryptography. The second \
-         of two workers shares the core of generator and sink: that shows what a packet costs then, not what two cores can do.",
+         of the whole machine. The ratio is packets per CPU second, relative to the same driver without cryptography. The \
+         second of two workers shares the core of generator and sink: these rows show cost per packet, not the rate of two cores.",
     ),
     (
         "scale",
         "Cost as a relay grows",
-        "The engine alone, 64-byte payloads, trains of 16 unless said otherwise, AES-256-GCM. The ratio is to the first \
-         row of a kind. A packet to where the one before it went takes the same way without being looked up again: one flow \
-         or one route shows that. Workers: cost per packet in one of them while all work.",
+        "The engine alone, 64-byte payloads, trains of 16 unless noted, AES-256-GCM. The ratio is relative to the first \
+         row of a group. Consecutive packets to one destination share a lookup, which the rows with one flow or one route \
+         show. Workers: cost per packet of one worker while all run.",
     ),
     (
         "versus",
         "Against other overlays",
-        "Client, relay and server in namespaces of their own; client and server reach only the relay. Every network with its \
-         own defaults, its own ciphers and its own way of relaying: WireGuard's relay is the kernel between two tunnels. \
-         The ratio is to the same traffic without an overlay. One that was not installed is missing.",
+        "Client, relay and server run in separate namespaces; client and server reach only the relay. Every network uses its \
+         defaults, its ciphers and its method of relaying: WireGuard's relay is the kernel between two tunnels. The \
+         ratio is relative to the same traffic without an overlay. Networks that were not installed are missing.",
     ),
     (
         "tunnel",
         "TCP through whole nodes",
-        "Real nodes with TUN devices; the notes say which process used the CPU time. The two cores are shared by \
-         everything, TCP's ends among it.",
+        "Real nodes with TUN devices; the notes give the CPU time by process. All processes, including the TCP endpoints, \
+         share the two cores.",
     ),
     (
         "latency",
         "Round trips",
-        "UDP packets of 64 bytes through the relay, one at a time, with nothing else and beside a TCP stream.",
+        "UDP packets of 64 bytes through the relay, one at a time, idle and beside a TCP stream.",
     ),
     (
         "peers",
         "Peers on one relay",
-        "Light nodes that connect at once and then idle.",
+        "Light nodes that connect at the same time and then idle.",
     ),
     (
         "bus",
         "Messages",
-        "Two nodes on loopback, and the program that sends and receives.",
+        "Two nodes and the benchmark program on loopback.",
     ),
     (
         "aead",
@@ -60,26 +60,26 @@ const SECTIONS: [(&str, &str, &str); 12] = [
     (
         "fib",
         "Forwarding table",
-        "Random addresses, against a hash map of the standard library.",
+        "Random addresses, against the hash map of the standard library.",
     ),
     (
         "ring",
         "The ring between the planes",
-        "Records through memory that both sides share, against a channel.",
+        "Records through shared memory, against a channel.",
     ),
-    ("handshake", "Handshakes", "One core does both sides."),
+    ("handshake", "Handshakes", "Both sides on one core."),
     (
         "rib",
         "Routing table of the control plane",
-        "Nanoseconds per change and question.",
+        "Nanoseconds per change and lookup.",
     ),
 ];
 
 pub(super) fn write(documents: &[Document], plots: &[Plot]) -> anyhow::Result<String> {
     let mut page = String::from(
-        "# Performance\n\nWritten by `hyphae-bench report`; do not edit. To measure again (root, a quiet machine, 15 minutes):\n\n\
+        "# Performance\n\nWritten by `hyphae-bench report`; do not edit. To repeat (root, an idle machine, 15 minutes):\n\n\
          ```sh\ncargo build --release -p hyphae -p hyphae-bench\nsudo target/release/hyphae-bench report --run\n```\n\n\
-         Figures of different machines say little about each other; ratios to a baseline of the same run say more.\n\n",
+         Compare ratios to a baseline of the same run, not figures of different machines.\n\n",
     );
     let mut machines: Vec<String> = Vec::new();
     for document in documents {

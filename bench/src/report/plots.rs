@@ -1,4 +1,4 @@
-//! Which plots there are. One whose subcommand was not run is left out.
+//! The plots of the page. Plots of subcommands without results are omitted.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::transit::Row as TransitRow;
 
 /// A plot in a file of its own.
 pub(super) struct Plot {
-    /// What it belongs to.
+    /// Subcommand whose section contains it.
     pub(super) bench: &'static str,
     pub(super) file: &'static str,
     pub(super) title: &'static str,
@@ -90,48 +90,78 @@ fn trains(rows: &[TransitRow], which: Trains) -> Option<Plot> {
     })
 }
 
-/// What a relayed packet of a long train costs, step by step.
+/// Nanoseconds of the stages of a relayed packet.
+struct Stages {
+    open: f64,
+    seal: f64,
+    lookup: f64,
+    /// The engine with one flow: consecutive packets to one destination share a lookup.
+    one_flow: f64,
+    /// The engine with several flows.
+    many_flows: f64,
+    driver: f64,
+}
+
+impl Stages {
+    /// The stages, if all benchmarks they come from were run. `driver` is from `transit`.
+    fn read(
+        documents: &[Document],
+        suite: &str,
+        driver: Option<f64>,
+    ) -> anyhow::Result<Option<Self>> {
+        let aead: Vec<Measured> = rows_of(documents, "aead")?;
+        let fib: Vec<Measured> = rows_of(documents, "fib")?;
+        let scale: Vec<Measured> = rows_of(documents, "scale")?;
+        let longest = |what: &str| {
+            let rows = aead
+                .iter()
+                .filter(|row| row.what == what && row.of == suite);
+            rows.max_by_key(|row| row.size).map(|row| row.value)
+        };
+        let hits = fib
+            .iter()
+            .filter(|row| row.what == "lookup" && row.of == "hit");
+        let flows = || scale.iter().filter(|row| row.what == "flows");
+        let stages = || {
+            Some(Self {
+                open: longest("open link parts")?,
+                seal: longest("seal link parts")?,
+                lookup: hits.min_by_key(|row| row.size)?.value,
+                one_flow: flows().find(|row| row.size == Some(1))?.value,
+                many_flows: flows().find(|row| row.size > Some(1))?.value,
+                driver: driver?,
+            })
+        };
+        Ok(stages())
+    }
+
+    fn bar(&self, name: &str, engine: f64, lookup: f64) -> Bar {
+        let rest = (engine - self.open - self.seal - lookup).max(0.0);
+        let parts = vec![self.open, lookup, self.seal, rest, self.driver];
+        Bar {
+            name: name.to_owned(),
+            label: format!("{} ns", number(parts.iter().sum())),
+            parts,
+            colour: 0,
+        }
+    }
+}
+
+/// Cost of a relayed packet of a long train by stage.
 fn stages(documents: &[Document], transit: &[TransitRow]) -> anyhow::Result<Option<Plot>> {
     let title = "A relayed packet of a long train by stage, smallest payload, ns of CPU time";
-    let aead: Vec<Measured> = rows_of(documents, "aead")?;
-    let fib: Vec<Measured> = rows_of(documents, "fib")?;
-    let scale: Vec<Measured> = rows_of(documents, "scale")?;
-    let find = |rows: &[Measured], what: &str, of: &str| {
-        let rows = rows.iter().filter(|row| row.what == what && row.of == of);
-        rows.map(|row| (row.size, row.value)).collect::<Vec<_>>()
-    };
-    let least = |sizes: Vec<(Option<u64>, f64)>| {
-        let least = sizes.into_iter().min_by_key(|(size, _)| *size);
-        least.map(|(_, value)| value)
-    };
-    let most = |sizes: Vec<(Option<u64>, f64)>| {
-        let most = sizes.into_iter().max_by_key(|(size, _)| *size);
-        most.map(|(_, value)| value)
-    };
     let small = transit.iter().map(|row| row.payload_bytes).min();
     let longest = transit.iter().map(|row| row.train).max();
     let cost = |name: &str| {
-        let at = |row: &&TransitRow| {
+        let mut rows = transit.iter();
+        let row = rows.find(|row| {
             row.forwarder == name && Some(row.payload_bytes) == small && Some(row.train) == longest
-        };
-        transit
-            .iter()
-            .find(at)
-            .and_then(|row| row.cpu_nanos_per_packet)
+        });
+        row.and_then(|row| row.cpu_nanos_per_packet)
     };
-    // Packets to one place after each other are looked up once.
-    let flows = || scale.iter().filter(|row| row.what == "flows");
-    let one = flows().find(|row| row.size == Some(1)).map(|row| row.value);
-    let many = flows().find(|row| row.size > Some(1)).map(|row| row.value);
     let suite = "aes-256-gcm";
-    let (Some(open), Some(seal), Some(fib), Some(one), Some(many), Some(driver)) = (
-        most(find(&aead, "open link parts", suite)),
-        most(find(&aead, "seal link parts", suite)),
-        least(find(&fib, "lookup", "hit")),
-        one,
-        many,
-        cost("same driver, no cryptography"),
-    ) else {
+    let driver = cost("same driver, no cryptography");
+    let Some(stages) = Stages::read(documents, suite, driver)? else {
         return Ok(None);
     };
     let parts = [
@@ -141,19 +171,9 @@ fn stages(documents: &[Document], transit: &[TransitRow]) -> anyhow::Result<Opti
         "rest of the engine",
         "driver and kernel",
     ];
-    let apart = |name: &str, engine: f64, fib: f64| {
-        let rest = (engine - open - seal - fib).max(0.0);
-        let parts = vec![open, fib, seal, rest, driver];
-        Bar {
-            name: name.to_owned(),
-            label: format!("{} ns", number(parts.iter().sum())),
-            parts,
-            colour: 0,
-        }
-    };
     let mut rows = vec![
-        apart("sum, several flows", many, fib),
-        apart("sum, one flow", one, 0.0),
+        stages.bar("sum, several flows", stages.many_flows, stages.lookup),
+        stages.bar("sum, one flow", stages.one_flow, 0.0),
     ];
     if let Some(whole) = cost(&format!("hyphae {suite}")) {
         rows.push(Bar {
@@ -244,7 +264,7 @@ enum Versus {
     Latency,
 }
 
-/// Ratios to the same traffic without an overlay, or the CPU time that one costs.
+/// Ratios to the same traffic without an overlay, or CPU time.
 fn against(rows: &[Measured], which: Versus) -> Option<Plot> {
     let (file, title, what, unit) = match which {
         Versus::Throughput => (

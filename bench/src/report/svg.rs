@@ -1,5 +1,5 @@
-//! Two kinds of plot, as SVG: lines over categories, and bars. No scripts, no fonts of their own; they
-//! are read on light and dark pages alike.
+//! Two kinds of plot as SVG: lines over categories, and bars. No scripts and no embedded fonts; readable on light and
+//! dark pages.
 
 use std::fmt::Write;
 
@@ -7,31 +7,31 @@ const WIDTH: f64 = 760.0;
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 46.0;
-/// Told apart with impaired colour vision too (Okabe and Ito).
+/// Colour-blind safe palette (Okabe and Ito).
 const COLOURS: [&str; 7] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666",
 ];
 
-/// One line: a value per category, where there is one.
+/// One line: an optional value per category.
 #[derive(Clone, Debug)]
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) values: Vec<Option<f64>>,
 }
 
-/// One bar, and what of it is drawn in which colour.
+/// One stacked bar.
 #[derive(Clone, Debug)]
 pub(super) struct Bar {
     pub(super) name: String,
-    /// Lengths that follow each other; as many as there are names of parts.
+    /// Lengths of the parts, in the order of their names.
     pub(super) parts: Vec<f64>,
-    /// Colour of the first of them.
+    /// Index of the colour of the first part.
     pub(super) colour: usize,
-    /// Written behind it.
+    /// Text after the bar.
     pub(super) label: String,
 }
 
-/// A tidy step so that some five of them reach `most`.
+/// A round step of which about five reach `most`.
 fn step(most: f64) -> f64 {
     let raw = (most / 5.0).max(1e-9);
     let size = 10f64.powf(raw.log10().floor());
@@ -46,7 +46,7 @@ fn escape(text: &str) -> String {
 }
 
 fn tick(value: f64) -> String {
-    // The sum of steps is not exact.
+    // Tolerates rounding of the sum of steps.
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -56,7 +56,7 @@ struct Canvas(String);
 impl Canvas {
     fn new(title: &str, height: f64) -> Self {
         let mut out = String::new();
-        // Writing to a string does not fail.
+        // Writing to a string is infallible.
         let _ = write!(
             out,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
@@ -92,7 +92,7 @@ impl Canvas {
         );
     }
 
-    /// Names and their colours, in rows of three.
+    /// Legend, in rows of three.
     fn legend(&mut self, names: &[String], y: f64) {
         for (n, name) in names.iter().enumerate() {
             let (column, row) = ((n % 3) as f64, (n / 3) as f64);
@@ -108,7 +108,7 @@ impl Canvas {
     }
 }
 
-/// The last colour: of what is not to stand out.
+/// The last colour, for secondary bars.
 pub(super) const GREY: usize = COLOURS.len() - 1;
 
 /// Lines over categories.
@@ -173,7 +173,7 @@ pub(super) fn lines(
     canvas.finish()
 }
 
-/// Bars below each other, each of parts.
+/// Horizontal stacked bars.
 pub(super) fn bars(title: &str, parts: &[String], bars: &[Bar]) -> String {
     let left = LEFT + 110.0;
     let room = WIDTH - left - RIGHT - 110.0;

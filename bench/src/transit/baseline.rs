@@ -1,4 +1,4 @@
-//! The same driver without cryptography: changes 16 bytes of each segment, sends the train on.
+//! The same driver without cryptography: changes 16 bytes of each segment and forwards the train.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +27,7 @@ pub(super) fn measure(
     let counter = Arc::clone(&meter);
     let forwarding = spawn(&net.relay, args.core, move |stop| {
         let mut driver = open(socket, kind)?;
-        let mut held = Vec::with_capacity(64);
+        let mut buffers = Vec::with_capacity(64);
         while !stop.load(Ordering::Relaxed) {
             driver.wait(Some(Duration::from_millis(50)))?;
             let mut packets = 0;
@@ -48,13 +48,13 @@ pub(super) fn measure(
                     len,
                 };
                 touch(driver.spans(span), segment as usize);
-                // A full slab is loss, as it would be in the relay.
+                // A full slab counts as loss, as in the relay.
                 let sent = driver.send(to, u16::try_from(segment)?, &[span]).is_ok();
                 packets += u64::from(sent) * u64::from(len.div_ceil(segment));
-                held.push(buffer);
+                buffers.push(buffer);
             }
             driver.submit()?;
-            held.drain(..).for_each(|buffer| driver.release(buffer));
+            buffers.drain(..).for_each(|buffer| driver.release(buffer));
             counter.add(packets);
         }
         Ok(())
@@ -64,7 +64,7 @@ pub(super) fn measure(
     sample
 }
 
-/// Changes the first bytes of each segment, as every forwarder has to.
+/// Changes the first bytes of each segment, as every forwarder must.
 pub(super) fn touch(train: &mut [u8], segment: usize) {
     for one in train.chunks_mut(segment) {
         let head = one.iter_mut().take(16);

@@ -1,5 +1,5 @@
-//! The kernel's own IPv6 forwarding between the same namespaces. It runs in softirqs of whoever sends,
-//! so there is no process whose CPU time could be read.
+//! The kernel's IPv6 forwarding between the same namespaces. It runs in softirqs of the sender, so it has no CPU time of
+//! its own.
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub(super) fn measure(
     train: usize,
     time: Duration,
 ) -> anyhow::Result<Sample> {
-    // Addresses are used at once: nobody else is there who could have them.
+    // Without duplicate address detection: the addresses are unique.
     ip(&net.source, "-6 addr add fd00:1::2/64 dev to-relay nodad")?;
     ip(&net.relay, "-6 addr add fd00:1::1/64 dev to-source nodad")?;
     ip(&net.relay, "-6 addr add fd00:2::1/64 dev to-sink nodad")?;
@@ -31,7 +31,7 @@ pub(super) fn measure(
     Plain::between(net, ends, ends.1, frame, train)?.watch(time, || Ok(None))
 }
 
-/// A router asks for its neighbours from a link-local address, which it has only after a while.
+/// Waits for the link-local address that a router uses for neighbour solicitations.
 fn wait_until_forwarded(net: &Net) -> anyhow::Result<()> {
     let bind = |namespace: &Namespace, ip| -> anyhow::Result<UdpSocket> {
         let at = address(ip, PORT)?;

@@ -35,7 +35,7 @@ impl<T> Running<T> {
     }
 }
 
-/// What a forwarder that is a thread says of itself.
+/// Counters of a forwarder thread.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     packets: AtomicU64,
@@ -43,7 +43,7 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// The calling thread has sent on so many packets more.
+    /// Adds forwarded packets of the calling thread.
     pub(super) fn add(&self, packets: u64) {
         self.packets.fetch_add(packets, Ordering::Relaxed);
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
@@ -57,18 +57,17 @@ impl Meter {
     }
 }
 
-/// Watches the sink for so long, once everything has got going; `own` is what the forwarder says of
-/// itself at a moment.
+/// Samples the sink over `time`, after a warm-up; `own` reads the counters of the forwarder.
 pub(super) fn watch(
     received: &AtomicU64,
     time: Duration,
     own: impl Fn() -> anyhow::Result<Option<(u64, Duration)>>,
 ) -> anyhow::Result<Sample> {
     std::thread::sleep(Duration::from_millis(300));
-    let look = || anyhow::Ok((received.load(Ordering::Relaxed), own()?, machine_busy()?));
-    let (before, began) = (look()?, Instant::now());
+    let sample = || anyhow::Ok((received.load(Ordering::Relaxed), own()?, machine_busy()?));
+    let (before, began) = (sample()?, Instant::now());
     std::thread::sleep(time);
-    let (after, seconds) = (look()?, began.elapsed().as_secs_f64());
+    let (after, seconds) = (sample()?, began.elapsed().as_secs_f64());
     let own = before
         .1
         .zip(after.1)
@@ -128,8 +127,8 @@ pub(super) fn sink(
     })
 }
 
-/// Sends trains of `train` segments of `frame` bytes, to one place after the other. `fill` is told the place and
-/// writes them.
+/// Sends trains of `train` segments of `frame` bytes to the destinations in turn. `fill` writes the train for a
+/// destination.
 pub(super) fn generator(
     namespace: &Namespace,
     from: SocketAddr,
@@ -167,7 +166,7 @@ pub(super) fn generator(
     })
 }
 
-/// Load for forwarders that read nothing of a frame.
+/// Load for forwarders that do not parse frames.
 pub(super) struct Plain {
     generating: Running<()>,
     sinking: Running<()>,
@@ -175,14 +174,14 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    /// Trains from the source to the relay, and a sink for what it sends on.
+    /// Trains from the source to the relay, and a sink behind it.
     pub(super) fn start(net: &Net, frame: usize, train: usize) -> anyhow::Result<Self> {
         let ends = [(SOURCE, 0), (RELAY_TO_SOURCE, PORT), (SINK, PORT)];
         let [from, to, at] = ends.map(|(ip, port)| address(ip, port));
         Self::between(net, (from?, to?), at?, frame, train)
     }
 
-    /// The same with other addresses: of the generator and what it sends to, and of the sink.
+    /// As [`Self::start`], with other addresses: of the generator, its destination, and the sink.
     pub(super) fn between(
         net: &Net,
         (from, to): (SocketAddr, SocketAddr),

@@ -1,5 +1,4 @@
-//! A forwarder over recvmmsg and sendmmsg, with UDP's offloads or without: what a relay without
-//! io_uring would be built on.
+//! A forwarder over recvmmsg and sendmmsg, with or without UDP offloads: the alternative to io_uring.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
@@ -20,7 +19,7 @@ use super::baseline::touch;
 use super::load::{Meter, Plain, address, spawn};
 use super::{Net, PORT, SINK, Sample};
 
-/// Socket buffers, as the relay has them.
+/// Socket buffers as in the relay, bytes.
 const SOCKET_BYTES: usize = 8 << 20;
 
 pub(super) fn measure(
@@ -50,7 +49,7 @@ pub(super) fn measure(
     sample
 }
 
-/// Bytes of a receive, and of each datagram in it but the last.
+/// Bytes of a receive, and of each of its datagrams but the last.
 type Received = (usize, usize);
 
 fn forward(
@@ -60,7 +59,7 @@ fn forward(
     meter: &Meter,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
-    // As many buffers as stay in a core's own cache.
+    // Limited to a core's own cache.
     let (count, size) = if offload { (8, 65_536) } else { (64, 2048) };
     let mut buffers = vec![vec![0; size]; count];
     let addresses = vec![Some(SockaddrIn::from(to)); count];
@@ -71,7 +70,7 @@ fn forward(
         }
         let mut packets = 0;
         let (mut rest, mut at) = (&received[..], 0);
-        // One control message serves all messages of a call: those whose segments are as long.
+        // One control message serves a call, so all its messages have the same segment size.
         while let Some((_, segment)) = rest.first() {
             let run = rest.iter().take_while(|(_, other)| other == segment);
             let run: Vec<Received> = run.copied().collect();
@@ -88,7 +87,7 @@ fn receive(
     buffers: &mut [Vec<u8>],
     offload: bool,
 ) -> anyhow::Result<Vec<Received>> {
-    // Made anew: the kernel shortens the room for control messages to what it used.
+    // Not reusable: the kernel shortens the control buffer to the used length.
     let room = offload.then(|| nix::cmsg_space!(i32));
     let mut headers = MultiHeaders::<SockaddrIn>::preallocate(buffers.len(), room);
     let slices = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]);
@@ -104,7 +103,7 @@ fn receive(
         Ok(messages) => Ok(messages
             .map(|message| (message.bytes, segment(&message)))
             .collect()),
-        // Nothing came for a while.
+        // Timeout.
         Err(Errno::EAGAIN | Errno::EINTR) => Ok(Vec::new()),
         Err(error) => Err(error.into()),
     }
@@ -119,11 +118,11 @@ fn segment(message: &RecvMsg<'_, '_, SockaddrIn>) -> usize {
             None
         }
     });
-    let told = segments.find_map(|size| size);
-    told.unwrap_or(message.bytes).max(1)
+    let size = segments.find_map(|size| size);
+    size.unwrap_or(message.bytes).max(1)
 }
 
-/// Sends on what lies in the first buffers; returns the packets that left.
+/// Forwards the content of the first buffers; returns the number of sent packets.
 fn send(
     socket: &UdpSocket,
     buffers: &[Vec<u8>],
@@ -144,7 +143,7 @@ fn send(
     let (fd, to) = (socket.as_raw_fd(), &addresses[..run.len()]);
     let sent = match sendmmsg(fd, &mut headers, &slices, to, control, MsgFlags::empty()) {
         Ok(sent) => sent.count(),
-        // What finds no room is loss.
+        // A full queue counts as loss.
         Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::EINTR) => 0,
         Err(error) => return Err(error.into()),
     };

@@ -31,7 +31,7 @@ struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended; either way it is gone then.
+        // Fails if it has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -51,7 +51,7 @@ pub(super) fn measure(
     let (hello, fds) = hyphae_shm::attach::accept(stream.as_fd())?;
     let mut fds = fds.into_iter();
     let segment = Segment::attach(&fds.next().context("segment")?)?;
-    // Behind its own doorbell.
+    // Rings its doorbell.
     let bells = fds.skip(1).map(Doorbell::from_fd);
     let (mut stats, mut destination) = (Vec::new(), OverlayAddress::default());
     for (worker, bell) in (0..workers).map(WorkerId).zip(bells) {

@@ -1,4 +1,4 @@
-//! Networks that traffic can go through: Hyphae, others if they are installed, and none.
+//! The measured networks: Hyphae, other overlays if installed, and plain veths.
 
 mod mycelium;
 mod nebula;
@@ -21,22 +21,22 @@ use tempfile::NamedTempFile;
 use super::underlay::{self, Place};
 use crate::process::{cpu, hyphae};
 
-/// How long a worker that polls looks for work.
+/// Busy-poll time of a worker, microseconds.
 const POLL_MICROS: u32 = 200;
 
-/// Not installed.
+/// A program is not installed.
 #[derive(Debug, thiserror::Error)]
-#[error("`{program}` is not installed: {way}")]
+#[error("`{program}` is not installed: {hint}")]
 pub(super) struct Absent {
     program: &'static str,
-    way: &'static str,
+    hint: &'static str,
 }
 
-/// What can be measured.
+/// A network to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Named {
     Hyphae,
-    /// With workers that look for work before they sleep.
+    /// With busy-polling workers.
     HyphaePolling,
     WireguardGo,
     Boringtun,
@@ -74,22 +74,22 @@ impl fmt::Display for Named {
     }
 }
 
-/// A network in a row of namespaces; it ends when dropped.
+/// A running network in three namespaces; stopped when dropped.
 pub(super) trait Network {
     /// Its name.
     fn name(&self) -> String;
 
-    /// What its program says of its version.
+    /// Version, as printed by its program.
     fn version(&self) -> Option<String> {
         None
     }
 
     fn namespaces(&self) -> &[Namespace; 3];
 
-    /// The address of one place, as another one reaches it.
+    /// The address of one node as seen from another.
     fn address(&self, of: Place, from: Place) -> IpAddr;
 
-    /// Kills the relay's processes on the spot, and starts them again.
+    /// Kills the relay's processes with SIGKILL and restarts them.
     fn restart_relay(&mut self) -> anyhow::Result<()>;
 
     /// CPU time of each of its processes.
@@ -112,7 +112,7 @@ pub(super) fn start(named: Named, mycelium: Option<&Path>) -> anyhow::Result<Box
     })
 }
 
-/// Nothing but the veths.
+/// Plain veths.
 pub(super) fn plain() -> anyhow::Result<Box<dyn Network>> {
     let namespaces = underlay::row()?;
     underlay::route(&namespaces)?;
@@ -137,7 +137,7 @@ impl Network for Plain {
             (Place::Relay, Place::Server) => underlay::RELAY_TO_SERVER,
             (Place::Relay, Place::Client | Place::Relay) => underlay::RELAY_TO_CLIENT,
         };
-        // Constants of this program.
+        // Valid constants.
         text.parse().unwrap_or(IpAddr::from([0; 4]))
     }
 

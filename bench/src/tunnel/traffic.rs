@@ -1,5 +1,4 @@
-//! Generators and sinks over ordinary sockets of the hosts. What is counted is counted where it
-//! arrives.
+//! Generators and sinks over ordinary sockets of the hosts. Rates are counted at the sink.
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -19,15 +18,15 @@ use crate::stats::Times;
 
 /// Bytes of one write.
 const CHUNK: usize = 128 * 1024;
-/// Until streams have got going.
+/// Warm-up of streams.
 const WARM_UP: Duration = Duration::from_millis(500);
-/// Payload of a probe, and how long it is waited for.
+/// Payload of a probe, bytes, and its timeout.
 const PROBE: usize = 64;
 const PROBE_MAX: Duration = Duration::from_millis(500);
-/// Time between probes that nobody waits for in between.
+/// Pause between probes.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// Where traffic goes, from the client.
+/// Destination of traffic from the client.
 pub(super) struct Target<'a> {
     from: &'a Namespace,
     own: IpAddr,
@@ -59,10 +58,10 @@ impl<'a> Target<'a> {
     fn wait(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            // A new address cannot be bound at once.
+            // A tentative address cannot be bound.
             if let Ok((from, to)) = self.udp() {
                 to.set_read_timeout(Some(Duration::from_millis(100)))?;
-                // Refused until there is a route.
+                // ENETUNREACH until there is a route.
                 let _ = from.send_to(&[0; PROBE], to.local_addr()?);
                 if to.recv(&mut [0; PROBE]).is_ok() {
                     return Ok(());
@@ -80,7 +79,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Streams that run, and threads that read them.
+/// Running streams, and the threads that read them.
 pub(super) struct Tcp {
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
@@ -102,7 +101,7 @@ impl Tcp {
             let sender = target.from.run(connect)??;
             let (reader, _) = listener.accept()?;
             for stream in [&sender, &reader] {
-                // So that every thread looks whether it is to stop.
+                // So that every thread checks the stop flag.
                 stream.set_read_timeout(Some(Duration::from_millis(100)))?;
                 stream.set_write_timeout(Some(Duration::from_millis(100)))?;
             }
@@ -120,7 +119,7 @@ impl Tcp {
         Ok(flow)
     }
 
-    /// Bytes that arrive in this time, and seconds.
+    /// Received bytes over `time`, and seconds.
     pub(super) fn watch(&self, time: Duration) -> anyhow::Result<(u64, f64)> {
         let (before, start) = (self.received.load(Ordering::Relaxed), Instant::now());
         std::thread::sleep(time);
@@ -141,7 +140,7 @@ impl Tcp {
     }
 }
 
-/// Whether it is only that nothing happened for a while.
+/// Whether the error is a timeout.
 fn waits(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
@@ -168,7 +167,7 @@ fn write(mut stream: TcpStream, stop: &AtomicBool) -> std::io::Result<()> {
         match stream.write(&chunk) {
             Ok(_) => {}
             Err(error) if waits(&error) => {}
-            // The reader was told to stop first.
+            // The reader was stopped first.
             Err(_) if stop.load(Ordering::Relaxed) => {}
             Err(error) => return Err(error),
         }
@@ -176,7 +175,7 @@ fn write(mut stream: TcpStream, stop: &AtomicBool) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Times of probes that came back, one at a time, and how many did not.
+/// Round-trip times of probes, one at a time, and the number of lost ones.
 pub(super) fn round_trips(target: &Target<'_>, samples: usize) -> anyhow::Result<(Times, usize)> {
     let (here, there) = target.udp()?;
     here.set_read_timeout(Some(PROBE_MAX))?;
@@ -189,7 +188,7 @@ pub(super) fn round_trips(target: &Target<'_>, samples: usize) -> anyhow::Result
             let mut packet = [0; PROBE];
             while !stop.load(Ordering::Relaxed) {
                 if let Ok((len, from)) = there.recv_from(&mut packet) {
-                    // What cannot be sent back is lost, and counted where it is waited for.
+                    // Counted as lost by the sender.
                     let _ = there.send_to(&packet[..len], from);
                 }
             }
@@ -216,10 +215,10 @@ pub(super) fn round_trips(target: &Target<'_>, samples: usize) -> anyhow::Result
 
 /// Time between packets of a [`Beat`].
 const BEAT: Duration = Duration::from_millis(2);
-/// How long they have to come before and after an interruption.
+/// Time of steady arrival before and after an interruption.
 const STEADY: Duration = Duration::from_millis(500);
 
-/// Packets in a steady beat.
+/// Packets at a fixed interval.
 pub(super) struct Beat {
     from: UdpSocket,
     to: UdpSocket,
@@ -233,7 +232,7 @@ impl Beat {
         Ok(Self { from, to })
     }
 
-    /// The longest time without a packet around `interrupt`; `None` when they have not come back within `most`.
+    /// The longest gap between packets around `interrupt`; `None` without recovery within `most`.
     pub(super) fn gap(
         &self,
         most: Duration,
@@ -246,12 +245,12 @@ impl Beat {
             let later = arrivals.iter().rev().take_while(|at| **at >= since);
             later.count()
         };
-        // Half of what is sent: a loaded machine is late now and then.
+        // Half of the sent packets: tolerates delays of a loaded machine.
         let enough = usize::try_from(STEADY.as_millis() / BEAT.as_millis() / 2)?;
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    // There may be no way just now.
+                    // Fails while there is no route.
                     let _ = self.from.send(&[0; SMALL]);
                     std::thread::sleep(BEAT);
                 }
@@ -277,27 +276,27 @@ impl Beat {
             let began = steady(Instant::now(), most);
             let killed = Instant::now();
             let done = interrupt();
-            let healed = steady(Instant::now(), most);
+            let recovered = steady(Instant::now(), most);
             stop.store(true, Ordering::Relaxed);
             done?;
             ensure!(began, "no steady packets before the interruption");
             let arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
             let gaps = arrivals.windows(2).filter(|pair| pair[1] >= killed);
             let longest = gaps.map(|pair| pair[1] - pair[0]).max();
-            Ok(longest.filter(|_| healed))
+            Ok(longest.filter(|_| recovered))
         })
     }
 }
 
-/// Packets that a generator hands over with one call, and a sink takes.
+/// Packets per sendmmsg and recvmmsg.
 const AT_ONCE: usize = 32;
 /// Payload of a small packet.
 pub(super) const SMALL: usize = 64;
-/// What waits at the sink while it does not run; the kernel doubles it.
+/// Receive buffer of the sink, bytes; the kernel doubles it.
 const SINK_BYTES: usize = 4 << 20;
-/// How often the generator sends what is due.
+/// Interval of the generator.
 const TICK: Duration = Duration::from_micros(500);
-/// Until what is on its way has arrived.
+/// Time for packets in flight to arrive.
 const DRAIN: Duration = Duration::from_millis(200);
 
 /// Small packets at a rate.
@@ -306,7 +305,7 @@ pub(super) struct Small {
     to: UdpSocket,
 }
 
-/// Packets of one go.
+/// Packets of one call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Went {
     sent: u64,
@@ -315,17 +314,17 @@ pub(super) struct Went {
 }
 
 impl Went {
-    /// Packets per second that arrived.
+    /// Received packets per second.
     pub(super) fn rate(&self) -> f64 {
         self.arrived as f64 / self.seconds
     }
 
-    /// Packets per second that were sent.
+    /// Sent packets per second.
     pub(super) fn offered(&self) -> f64 {
         self.sent as f64 / self.seconds
     }
 
-    /// Of what was sent.
+    /// Share of the sent packets.
     pub(super) fn lost(&self) -> f64 {
         1.0 - self.arrived as f64 / self.sent.max(1) as f64
     }
@@ -340,15 +339,14 @@ impl Small {
         Ok(Self { from, to })
     }
 
-    /// Sends so many packets per second for some time and counts those that arrive. The generator sends what it
-    /// can where that is less.
+    /// Sends packets at a rate, or at the generator's maximum if that is less, and counts the received ones.
     pub(super) fn go(&self, rate: f64, time: Duration) -> anyhow::Result<Went> {
         let gap = Duration::from_secs_f64(1.0 / rate).as_nanos().max(1);
         let arrived = AtomicU64::new(0);
         let done = AtomicBool::new(false);
         let (sent, seconds) = std::thread::scope(|scope| {
             scope.spawn(|| {
-                // Ends when nothing has come for a while after the last was sent.
+                // Ends by a timeout after the last packet was sent.
                 while let came = receive(&self.to)
                     && (came > 0 || !done.load(Ordering::Relaxed))
                 {
@@ -380,7 +378,7 @@ impl Small {
     }
 }
 
-/// Sends packets, so many at most; gives how many.
+/// Sends at most `count` packets; returns their number.
 fn send(socket: &UdpSocket, most: u128) -> u64 {
     let count = usize::try_from(most).map_or(AT_ONCE, |most| most.min(AT_ONCE));
     let slices = [[IoSlice::new(&[1; SMALL])]; AT_ONCE];
@@ -388,11 +386,11 @@ fn send(socket: &UdpSocket, most: u128) -> u64 {
     let (fd, to) = (socket.as_raw_fd(), [None; AT_ONCE]);
     let (slices, to, flags) = (&slices[..count], &to[..count], MsgFlags::empty());
     let sent = sendmmsg(fd, &mut headers, slices, to, [], flags);
-    // A full queue is loss like any other.
+    // A full queue counts as loss.
     sent.map_or(count, Iterator::count) as u64
 }
 
-/// Waits for packets, and takes as many as there are; none when nothing comes for a while.
+/// Waits for packets and returns the number of available ones; none after a timeout.
 fn receive(socket: &UdpSocket) -> u64 {
     let mut packets = [[0; SMALL]; AT_ONCE];
     let mut slices = packets.each_mut().map(|packet| [IoSliceMut::new(packet)]);

@@ -1,4 +1,4 @@
-//! Three namespaces in a row, as the lab has them.
+//! Three namespaces in a line, as in the lab.
 
 use std::net::IpAddr;
 
@@ -29,7 +29,7 @@ impl Place {
         ["client", "relay", "server"][self.number()]
     }
 
-    /// Where the relay listens, as this one sees it.
+    /// The relay's address on the link to this node.
     pub(super) fn relay_at(self) -> &'static str {
         match self {
             Self::Client | Self::Relay => RELAY_TO_CLIENT,
@@ -65,7 +65,7 @@ pub(super) fn row() -> anyhow::Result<[Namespace; 3]> {
     Ok(all)
 }
 
-/// The relay's kernel passes packets on, IPv4 and IPv6.
+/// Enables IPv4 and IPv6 forwarding in the relay's kernel.
 pub(super) fn forward(relay: &Namespace) -> anyhow::Result<()> {
     Ok(relay.run(|| {
         std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
@@ -73,7 +73,7 @@ pub(super) fn forward(relay: &Namespace) -> anyhow::Result<()> {
     })??)
 }
 
-/// Client and server know the way to each other over the relay's kernel.
+/// Adds routes between client and server via the relay's kernel.
 pub(super) fn route([client, relay, server]: &[Namespace; 3]) -> anyhow::Result<()> {
     forward(relay)?;
     ip(

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::Command;
 
 use super::super::underlay::Place;
-use super::node::{Nodes, find, said};
+use super::node::{Nodes, find, output_of};
 
 const PORT: u16 = 4242;
-const WAY: &str = "apt-get install nebula";
+const INSTALL: &str = "apt-get install nebula";
 
 pub(super) fn start() -> anyhow::Result<Nodes> {
-    let (binary, cert) = (find("nebula", WAY)?, find("nebula-cert", WAY)?);
+    let (binary, cert) = (find("nebula", INSTALL)?, find("nebula-cert", INSTALL)?);
     let addresses = [1, 2, 3].map(|n| IpAddr::from([10, 77, 0, n]));
     let mut nodes = Nodes::new("nebula", addresses)?;
     nodes.ask_version(&binary, "-version");
@@ -19,7 +19,7 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
     let authority = [home.join("ca.crt"), home.join("ca.key")];
     let [crt, key] = &authority;
     let mut ca = Command::new(&cert);
-    said(
+    output_of(
         ca.args(["ca", "-name", "bench", "-out-crt"])
             .arg(crt)
             .arg("-out-key")
@@ -36,7 +36,7 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
         sign.args(["-name", place.name()]);
         sign.args(["-ip", &format!("{}/24", addresses[place.number()])]);
         sign.arg("-out-crt").arg(home.join("own.crt"));
-        said(sign.arg("-out-key").arg(home.join("own.key")))?;
+        output_of(sign.arg("-out-key").arg(home.join("own.key")))?;
         let file = home.join("config.yml");
         std::fs::write(&file, settings(place, &home, crt, &addresses))?;
     }

@@ -1,4 +1,4 @@
-//! What networks of other programs have in common: one process in each namespace.
+//! Networks of other programs: one process in each namespace.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,23 +17,23 @@ use super::super::underlay::{self, Place};
 use super::{Absent, Network};
 use crate::process::cpu;
 
-/// The first program of this name on the path.
-pub(super) fn find(program: &'static str, way: &'static str) -> anyhow::Result<PathBuf> {
+/// The first program of this name in `PATH`.
+pub(super) fn find(program: &'static str, hint: &'static str) -> anyhow::Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).map(|directory| directory.join(program));
     Ok(places
         .find(|place| place.is_file())
-        .ok_or(Absent { program, way })?)
+        .ok_or(Absent { program, hint })?)
 }
 
-/// Starts a node, for the first time or again: its files are there.
+/// Starts a node, initially and after a kill; its files exist.
 type Begin = Rc<dyn Fn(&mut Nodes, Place) -> anyhow::Result<()>>;
 
-/// Three processes, and what they need. Processes end first, then their files and namespaces go.
+/// Three processes with their files and namespaces. Drop order: processes first.
 pub(super) struct Nodes {
     name: String,
     version: Option<String>,
-    /// By the number of their place.
+    /// By [`Place::number`].
     processes: BTreeMap<usize, Child>,
     begin: Option<Begin>,
     addresses: [IpAddr; 3],
@@ -43,7 +43,7 @@ pub(super) struct Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        // Asked first: some leave a socket behind otherwise. One may have ended already.
+        // SIGTERM first, because some leave a socket behind after SIGKILL. ESRCH if a process has ended.
         for process in self.processes.values() {
             let _ = kill_process(Pid::from_child(process), Signal::TERM);
         }
@@ -59,7 +59,7 @@ impl Drop for Nodes {
 }
 
 impl Nodes {
-    /// Namespaces without processes; the addresses are those that nodes will have.
+    /// Namespaces without processes; `addresses` are those of the future nodes.
     pub(super) fn new(name: impl Into<String>, addresses: [IpAddr; 3]) -> anyhow::Result<Self> {
         Ok(Self {
             name: name.into(),
@@ -74,17 +74,17 @@ impl Nodes {
         })
     }
 
-    /// Asks the program for its version.
+    /// Reads the version from the program.
     pub(super) fn ask_version(&mut self, binary: &Path, flag: &str) {
-        // One that does not know the flag has none to tell.
-        let text = said(Command::new(binary).arg(flag)).unwrap_or_default();
-        let told = text
+        // A program without the flag has no version.
+        let text = output_of(Command::new(binary).arg(flag)).unwrap_or_default();
+        let line = text
             .lines()
             .find(|line| line.contains(|c: char| c.is_ascii_digit()));
-        self.version = told.map(str::to_owned);
+        self.version = line.map(str::to_owned);
     }
 
-    /// A directory of a node's own.
+    /// The directory of a node.
     pub(super) fn home(&self, place: Place) -> anyhow::Result<PathBuf> {
         let home = self.directory.path().join(place.name());
         std::fs::create_dir_all(&home)?;
@@ -128,16 +128,16 @@ impl Nodes {
         self.directory.path().join(format!("{}.log", place.name()))
     }
 
-    /// Waits until something is there; with the log of a node when it does not come.
+    /// Polls until `poll` returns a value; a timeout includes the log of the node.
     pub(super) fn wait<T>(
         &mut self,
         place: Place,
         what: &str,
-        mut look: impl FnMut(&Self) -> anyhow::Result<Option<T>>,
+        mut poll: impl FnMut(&Self) -> anyhow::Result<Option<T>>,
     ) -> anyhow::Result<T> {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            if let Some(found) = look(self)? {
+            if let Some(found) = poll(self)? {
                 return Ok(found);
             }
             let ended = match self.processes.get_mut(&place.number()) {
@@ -161,8 +161,8 @@ impl Nodes {
         let path = format!("/proc/sys/net/ipv6/conf/{device}");
         self.wait(place, "device", |nodes| {
             let path = path.clone();
-            let there = nodes.at(place).run(move || Path::new(&path).exists())?;
-            Ok(there.then_some(()))
+            let exists = nodes.at(place).run(move || Path::new(&path).exists())?;
+            Ok(exists.then_some(()))
         })
     }
 }
@@ -201,8 +201,8 @@ impl Network for Nodes {
     }
 }
 
-/// What a program says, without anything but a line break at its end.
-pub(super) fn said(command: &mut Command) -> anyhow::Result<String> {
+/// Standard output of a program, trimmed.
+pub(super) fn output_of(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("{command:?}"))?;
     let error = String::from_utf8_lossy(&output.stderr);

@@ -1,11 +1,11 @@
-//! tinc 1.0: the ends connect to the relay, which passes on what they send each other.
+//! tinc 1.0: the ends connect to the relay, which forwards between them.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::super::underlay::Place;
-use super::node::{Nodes, find, said};
+use super::node::{Nodes, find, output_of};
 use crate::command::ip;
 
 const DEVICE: &str = "tinc";
@@ -28,9 +28,9 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
         let settings =
             format!("Name = {name}\nInterface = {DEVICE}\nAddressFamily = ipv4\n{connect}");
         std::fs::write(home.join("tinc.conf"), settings)?;
-        // Adds the public half to the node's host file.
+        // Adds the public key to the node's host file.
         let mut keys = Command::new(&binary);
-        said(keys.arg("-c").arg(&home).args(["-K", "2048"]))?;
+        output_of(keys.arg("-c").arg(&home).args(["-K", "2048"]))?;
         let public = std::fs::read_to_string(home.join("hosts").join(name))?;
         hosts.push((place, public));
     }

@@ -15,17 +15,17 @@ use crate::command::ip;
 
 const PORT: u16 = 51_820;
 
-/// Devices of all nodes differ: their sockets share one directory.
+/// Unique device names: the sockets share one directory.
 fn device(place: Place) -> String {
     format!("hyphae-wg{}", place.number())
 }
 
 pub(super) fn start(program: &'static str) -> anyhow::Result<Nodes> {
-    let way = match program {
+    let hint = match program {
         "wireguard-go" => "apt-get install wireguard-go",
         _ => "cargo install boringtun-cli",
     };
-    let binary = find(program, way)?;
+    let binary = find(program, hint)?;
     let number = |n: u8| -> anyhow::Result<IpAddr> { Ok(format!("fd77::{n}").parse()?) };
     let addresses = [number(1)?, number(2)?, number(3)?];
     let mut nodes = Nodes::new(program, addresses)?;
@@ -62,7 +62,7 @@ pub(super) fn start(program: &'static str) -> anyhow::Result<Nodes> {
     Ok(nodes)
 }
 
-/// In the words of the sockets of WireGuard's implementations.
+/// Configuration in the cross-platform user-space protocol of WireGuard.
 fn settings(place: Place, secrets: &[SecretKey; 3], addresses: &[IpAddr; 3]) -> String {
     let hex = |bytes: &[u8]| {
         bytes

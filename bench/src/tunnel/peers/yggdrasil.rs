@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::super::underlay::Place;
-use super::node::{Nodes, find, said};
+use super::node::{Nodes, find, output_of};
 
 const PORT: u16 = 9001;
 
@@ -16,7 +16,7 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
     let mut nodes = Nodes::new("yggdrasil", [IpAddr::from([0; 4]); 3])?;
     nodes.ask_version(&binary, "-version");
     for place in Place::ALL {
-        let generated = said(Command::new(&binary).args(["-genconf", "-json"]))?;
+        let generated = output_of(Command::new(&binary).args(["-genconf", "-json"]))?;
         let mut settings: Value = serde_json::from_str(&generated).context("its configuration")?;
         if place == Place::Relay {
             settings["Listen"] = json!([format!("tcp://0.0.0.0:{PORT}")]);
@@ -29,10 +29,10 @@ pub(super) fn start() -> anyhow::Result<Nodes> {
         let file = nodes.home(place)?.join("yggdrasil.conf");
         std::fs::write(&file, settings.to_string())?;
         let mut address = Command::new(&binary);
-        let address = said(address.arg("-useconffile").arg(&file).arg("-address"))?;
+        let address = output_of(address.arg("-useconffile").arg(&file).arg("-address"))?;
         nodes.set_address(place, address.parse().context("its address")?);
     }
-    // The relay first: the ends need not try twice.
+    // The relay first, so that the ends connect at the first attempt.
     let order = [Place::Relay, Place::Client, Place::Server];
     nodes.start(order, move |nodes, place| {
         let mut command = Command::new(&binary);
