@@ -143,6 +143,22 @@ fn the_cost_of_an_opening_is_independent_of_the_fill_level() {
 }
 
 #[test]
+fn a_dropped_message_frees_exactly_its_share_of_the_budget() {
+    let mut net = Net::new(2, 12, CLEAN);
+    let used = |net: &Net| {
+        let stats = net.nodes[1].bus.stats();
+        (stats.incoming, stats.incoming_bytes)
+    };
+    for id in 0..3 {
+        let bytes = opening(id, 3000, b"", &[0; 1200], &[0; 32]);
+        net.inject(unknown_peer(0), 1, &bytes);
+    }
+    let (_, all) = used(&net);
+    net.inject(unknown_peer(0), 1, &packet(1, 9, Body::Abort));
+    assert_eq!(used(&net), (2, all / 3 * 2));
+}
+
+#[test]
 fn forbidden_topics_use_no_memory() {
     let mut net = Net::new(2, 2, CLEAN);
     net.set_topics(
