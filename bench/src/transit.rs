@@ -6,11 +6,11 @@
 //!     core 0                        core 1, one worker                      core 0
 //! ```
 //!
-//! The generator seals every header, because the relay refuses replays, and sends trains. Rates are counted at the sink.
-//! This program is the relay's control plane: it attaches to the dataplane and installs two links and a route. Baselines
-//! in the same namespaces: forwarders on the relay's core that change 16 bytes of each segment (over the relay's driver,
-//! and over recvmmsg and sendmmsg, with and without UDP offloads), and the kernel's IPv6 forwarding, which runs on the
-//! generator's core.
+//! The generator seals every header, because the relay refuses replays, and sends trains. Rates are counted at the
+//! sink. This program is the relay's control plane: it attaches to the dataplane and installs two links and a route.
+//! Baselines in the same namespaces: forwarders on the relay's core that change 16 bytes of each segment (over the
+//! relay's driver, and over recvmmsg and sendmmsg, with and without UDP offloads), and the kernel's IPv6 forwarding,
+//! which runs on the generator's core.
 
 mod baseline;
 mod kernel;
@@ -59,8 +59,8 @@ pub(crate) struct Args {
     /// Core of the relay's worker.
     #[arg(long, default_value_t = 1)]
     core: usize,
-    /// Workers of the relay, on that core and the following ones, modulo the cores. Generator and sink stay on the first
-    /// core: a worker that shares it measures cost, not rate.
+    /// Workers of the relay, on that core and the following ones, modulo the cores. Generator and sink stay on the
+    /// first core: a worker that shares it measures cost, not rate.
     #[arg(
         long,
         value_delimiter = ',',

@@ -25,8 +25,8 @@ use underlay::Place;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// TCP through nodes with TUN devices, to the relay and through it, and CPU time per gigabyte; small UDP packets per
-    /// second at 1 % loss, and under three times that load. Against the same traffic over the veths.
+    /// TCP through nodes with TUN devices, to the relay and through it, and CPU time per gigabyte; small UDP packets
+    /// per second at 1 % loss, and under three times that load. Against the same traffic over the veths.
     #[command(
         after_help = "Examples:\n  sudo hyphae-bench tunnel\n  sudo hyphae-bench tunnel \
         --streams 1 --seconds 5 --json"

@@ -1,7 +1,8 @@
 //! Counts instructions with valgrind and compares them with the committed counts.
 //!
 //! Valgrind emulates one processor for all programs if the real one has AVX2, so counts do not depend on the machine.
-//! They depend on the versions of compiler and valgrind: with other versions, the comparison is printed and never fails.
+//! They depend on the versions of compiler and valgrind: with other versions, the comparison is printed and never
+//! fails.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! The kernel's IPv6 forwarding between the same namespaces. It runs in softirqs of the sender, so it has no CPU time of
-//! its own.
+//! The kernel's IPv6 forwarding between the same namespaces. It runs in softirqs of the sender, so it has no CPU time
+//! of its own.
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Mycelium: the ends peer with the relay over TCP. Addresses are derived from keys as in Hyphae, so they are known before
-//! the start.
+//! Mycelium: the ends peer with the relay over TCP. Addresses are derived from keys as in Hyphae, so they are known
+//! before the start.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
