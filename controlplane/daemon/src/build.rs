@@ -143,7 +143,7 @@ fn discovery_settings(
     overlay: &Overlay,
     ports: &[u16],
     network: Option<Network>,
-) -> discovery::Settings {
+) -> discovery::DiscoverySettings {
     let mut mode = config.peering.discovery.mode.clone();
     // Neighbours dial link-local addresses, which only a wildcard socket receives.
     if config.listen.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED) && mode != DiscoveryMode::Off {
@@ -151,7 +151,7 @@ fn discovery_settings(
         tracing::info!(%listen, "discovery on local networks is off: it needs --listen on [::]");
         mode = DiscoveryMode::Off;
     }
-    discovery::Settings {
+    discovery::DiscoverySettings {
         mode,
         port: config.peering.discovery.port,
         node_port: ports.first().copied().unwrap_or(config.listen.port()),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hyphae_host::Vigil;
+use hyphae_host::Watchdog;
 use hyphae_node::request::Command;
 use hyphae_node::{Attachment, DATAPLANE_SOCKET, Task, wait_for_dataplane};
 use hyphae_notify::Notifier;
@@ -77,8 +77,8 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
     let socket_directory = options.socket_directory.path().to_owned();
 
     // The engines need the ports and the hardware of the dataplane.
-    let mut vigil = Vigil::new(Notifier::from_environment());
-    vigil.status("waits for a dataplane");
+    let mut watchdog = Watchdog::new(Notifier::from_environment());
+    watchdog.status("waits for a dataplane");
     let attachment = tokio::select! {
         attachment = wait_for_dataplane(&socket_directory) => attachment,
         () = stop.received() => return Ok(Exit::Stopped),
@@ -151,7 +151,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         // The engine task may have ended already.
         let _ = commands.send(Command::Shutdown).await;
     });
-    run_task(Task::new(node, receiver, vigil), attachment).await;
+    run_task(Task::new(node, receiver, watchdog), attachment).await;
     dispatcher.unbind_outbound();
     socket_file.close();
     Ok(match dispatcher.is_shut_down() {

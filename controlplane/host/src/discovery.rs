@@ -43,7 +43,7 @@ const NOT_USABLE: u32 = 0x40 | 0x08;
 
 /// What discovery is started with.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct DiscoverySettings {
     /// Interfaces to use.
     pub mode: DiscoveryMode,
     /// UDP port of beacons.
@@ -60,7 +60,7 @@ pub struct Settings {
 
 /// What discovery tells the engine task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum DiscoveryEvent {
     /// A node on a local network.
     Node {
         /// Its key, as it says.
@@ -74,13 +74,13 @@ pub enum Found {
 
 /// The running task.
 pub struct Discovery {
-    found: mpsc::Receiver<Found>,
+    found: mpsc::Receiver<DiscoveryEvent>,
     ask: mpsc::Sender<u32>,
 }
 
 impl Discovery {
     /// Starts the task; one that does nothing when discovery is off or cannot work.
-    pub fn start(settings: Settings) -> Self {
+    pub fn start(settings: DiscoverySettings) -> Self {
         let (sender, found) = mpsc::channel(64);
         let (ask, asked) = mpsc::channel(8);
         if settings.mode != DiscoveryMode::Off {
@@ -101,7 +101,7 @@ impl Discovery {
     }
 
     /// What was found next.
-    pub async fn next(&mut self) -> Found {
+    pub async fn next(&mut self) -> DiscoveryEvent {
         match self.found.recv().await {
             Some(found) => found,
             // Discovery is off.
@@ -130,8 +130,8 @@ struct Joined {
 }
 
 async fn serve(
-    settings: Settings,
-    sender: mpsc::Sender<Found>,
+    settings: DiscoverySettings,
+    sender: mpsc::Sender<DiscoveryEvent>,
     mut asked: mpsc::Receiver<u32>,
 ) -> io::Result<()> {
     let socket = open(settings.port)?;
@@ -147,7 +147,10 @@ async fn serve(
             if look(&settings, &socket, &mut joined, now)? {
                 changed_at = now;
                 if !std::mem::take(&mut first)
-                    && sender.send(Found::InterfacesChanged).await.is_err()
+                    && sender
+                        .send(DiscoveryEvent::InterfacesChanged)
+                        .await
+                        .is_err()
                 {
                     return Ok(());
                 }
@@ -212,7 +215,7 @@ fn open(port: u16) -> io::Result<UdpSocket> {
 
 /// Joins on new interfaces and forgets those that are gone. True when something has changed.
 fn look(
-    settings: &Settings,
+    settings: &DiscoverySettings,
     socket: &UdpSocket,
     joined: &mut BTreeMap<u32, Joined>,
     now: Instant,
@@ -245,7 +248,7 @@ fn look(
 }
 
 /// Reads the kernel's list: address, index, prefix length, scope, flags, name.
-fn interfaces(list: &str, settings: &Settings) -> BTreeMap<u32, Interface> {
+fn interfaces(list: &str, settings: &DiscoverySettings) -> BTreeMap<u32, Interface> {
     let mut found = BTreeMap::new();
     for line in list.lines() {
         let mut fields = line.split_whitespace();
@@ -272,7 +275,12 @@ fn interfaces(list: &str, settings: &Settings) -> BTreeMap<u32, Interface> {
     found
 }
 
-async fn beacon(settings: &Settings, socket: &UdpSocket, index: u32, interface: &Interface) {
+async fn beacon(
+    settings: &DiscoverySettings,
+    socket: &UdpSocket,
+    index: u32,
+    interface: &Interface,
+) {
     let mut nonce = [0; 8];
     if getrandom::fill(&mut nonce).is_err() {
         return;
@@ -287,11 +295,11 @@ async fn beacon(settings: &Settings, socket: &UdpSocket, index: u32, interface: 
 
 /// What a datagram says, if it is a beacon of another node of this network on an allowed interface.
 fn judge(
-    settings: &Settings,
+    settings: &DiscoverySettings,
     joined: &BTreeMap<u32, Joined>,
     datagram: &[u8],
     from: SocketAddr,
-) -> Option<Found> {
+) -> Option<DiscoveryEvent> {
     let SocketAddr::V6(from) = from else {
         return None;
     };
@@ -302,7 +310,7 @@ fn judge(
         Ok(beacon) if beacon.key == settings.key => None,
         Ok(beacon) => {
             let place = SocketAddrV6::new(*from.ip(), beacon.port.get(), 0, from.scope_id());
-            Some(Found::Node {
+            Some(DiscoveryEvent::Node {
                 key: beacon.key,
                 endpoint: Endpoint::from(SocketAddr::V6(place)),
             })
@@ -325,8 +333,8 @@ fn jitter(around: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    fn settings(mode: &str) -> Settings {
-        Settings {
+    fn settings(mode: &str) -> DiscoverySettings {
+        DiscoverySettings {
             mode: mode.parse().unwrap(),
             port: 9651,
             node_port: 9670,
@@ -383,7 +391,7 @@ mod tests {
         let judge = |beacon: Beacon, from: &str| {
             judge(&settings, &joined, beacon.as_bytes(), from.parse().unwrap())
         };
-        let found = Found::Node {
+        let found = DiscoveryEvent::Node {
             key: PublicKey([9; 32]),
             endpoint: place(3, 1234),
         };

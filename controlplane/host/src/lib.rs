@@ -4,7 +4,7 @@
 //!   belong to it
 //! * `watch`: change notifications of the kernel (rtnetlink)
 //! * [`discovery`]: beacons on local networks
-//! * `names`, `resolver`: when the names of peers are looked up, and the lookups
+//! * `lookups`, `resolver`: when the names of peers are looked up, and the lookups
 //! * `watchdog`: readiness, status and watchdog of the service manager
 
 #![forbid(unsafe_code)]
@@ -12,7 +12,7 @@
 pub mod discovery;
 mod error;
 mod kernel;
-mod names;
+mod lookups;
 mod report;
 mod resolver;
 mod rules;
@@ -20,12 +20,12 @@ mod tun;
 mod watch;
 mod watchdog;
 
-pub use names::{APART, Name, Names};
+pub use lookups::{APART, LookupSchedule, Name};
 pub use report::{Part, Report};
 pub use resolver::{Resolved, Resolver};
 pub use tun::{Device, HostRoutes, start};
 pub use watch::{Change, Underlay, start as watch};
-pub use watchdog::Vigil;
+pub use watchdog::Watchdog;
 
 /// Identifier of this boot of the host; empty where the kernel provides none.
 pub fn boot_id() -> Vec<u8> {

@@ -6,7 +6,7 @@ use hyphae_config::endpoint::{PeerUrl, Transport};
 use hyphae_wire::Endpoint;
 use tokio::sync::mpsc;
 
-use crate::names::Name;
+use crate::lookups::Name;
 
 /// Where a name leads, or why nowhere.
 pub type Resolved = (Name, Result<Vec<SocketAddr>, String>);

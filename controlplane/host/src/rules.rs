@@ -79,7 +79,7 @@ pub(crate) fn wanted(index: u32, mark: u32, lengths: impl Iterator<Item = u8>) -
 /// What there is of such rules. One for the main table belongs to whoever has the rule after it: two devices whose
 /// indices are equal modulo [`DEVICES`] have these in common.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct RuleSet {
     /// Of this device.
     pub(crate) ours: BTreeSet<Rule>,
     /// Those of ours that another device needs as well.
@@ -88,7 +88,7 @@ pub(crate) struct Found {
     pub(crate) dead: BTreeSet<Rule>,
 }
 
-impl Found {
+impl RuleSet {
     /// `gone`: tables of devices that do not exist any more.
     fn new(all: &[Rule], index: u32, gone: &BTreeSet<u32>) -> Self {
         let (own, mut found) = (table(index), Self::default());
@@ -123,7 +123,7 @@ fn is_ours(table: u32) -> bool {
 
 impl Kernel {
     /// Rules of the device with this index, and of those that have gone.
-    pub(crate) async fn rules(&self, index: u32) -> Result<Found, HostError> {
+    pub(crate) async fn rules(&self, index: u32) -> Result<RuleSet, HostError> {
         let mut all = Vec::new();
         {
             let mut dump = std::pin::pin!(self.handle.rule().get(IpVersion::V6).execute());
@@ -145,7 +145,7 @@ impl Kernel {
                 gone.insert(other);
             }
         }
-        Ok(Found::new(&all, index, &gone))
+        Ok(RuleSet::new(&all, index, &gone))
     }
 
     pub(crate) async fn add_rule(&self, rule: Rule) -> Result<(), HostError> {
@@ -252,22 +252,22 @@ mod tests {
         let common: BTreeSet<_> = one.intersection(&two).copied().collect();
         assert_eq!(common.len(), 2, "those for the main table");
         let both: Vec<_> = one.union(&two).copied().collect();
-        let found = Found::new(&both, 5, &BTreeSet::new());
+        let found = RuleSet::new(&both, 5, &BTreeSet::new());
         assert_eq!((&found.ours, &found.shared), (&one, &common));
         assert_eq!(found.dead, BTreeSet::new());
         // Beside a device that has none yet, all are the other's.
         let others: Vec<_> = two.iter().copied().collect();
-        let none = Found::new(&others, 5, &BTreeSet::new());
-        assert_eq!(none, Found::default());
+        let none = RuleSet::new(&others, 5, &BTreeSet::new());
+        assert_eq!(none, RuleSet::default());
         // When one has gone, what is left of it is what the other does not need.
         let gone = [table(5 + DEVICES)].into();
-        let found = Found::new(&both, 5, &gone);
+        let found = RuleSet::new(&both, 5, &gone);
         assert_eq!((found.ours, found.shared), (one, BTreeSet::new()));
         assert_eq!(found.dead, two.difference(&common).copied().collect());
-        assert_eq!(Found::new(&others, 5, &gone).dead, two);
+        assert_eq!(RuleSet::new(&others, 5, &gone).dead, two);
         // A rule for the main table that nothing of ours follows is somebody else's.
         let alone: Vec<_> = common.into_iter().collect();
-        assert_eq!(Found::new(&alone, 5, &gone), Found::default());
+        assert_eq!(RuleSet::new(&alone, 5, &gone), RuleSet::default());
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! change that may concern the device, it compares and repairs the difference, rate-limited by [`RepairBackoff`]. A
 //! device that was set down or moved to another namespace is reported and not fought.
 
-mod keeper;
 mod policy;
+mod reconciler;
 mod request;
 mod routes;
 
@@ -24,9 +24,9 @@ use tokio::sync::{broadcast, mpsc};
 use crate::kernel::Kernel;
 use crate::report::{Problem, Report};
 use crate::watch::Change;
-use keeper::Keeper;
+use reconciler::Reconciler;
 pub use request::Device;
-use request::{Wish, Wishes};
+use request::{Requests, RouteRequest};
 
 /// The host's routes on the device; a task sets them.
 ///
@@ -34,7 +34,7 @@ use request::{Wish, Wishes};
 /// then never send what does not fit; without them the ICMPv6 errors of the dataplane still say so.
 #[derive(Debug)]
 pub struct HostRoutes {
-    wishes: Arc<Mutex<Wishes>>,
+    requests: Arc<Mutex<Requests>>,
     wake: mpsc::Sender<()>,
     /// See [`HostRoutes::wants_links`].
     wants_links: Arc<AtomicBool>,
@@ -48,37 +48,41 @@ impl HostRoutes {
 
     /// These are the underlay addresses of peers: no route may cover them.
     pub fn links(&self, addresses: BTreeSet<Ipv6Addr>) {
-        self.wish(|wishes| wishes.links = Some(addresses));
+        self.request(|requests| requests.links = Some(addresses));
     }
 
     /// Limits packets to a /64 of the overlay, or ends the limit.
     pub fn limit(&self, subnet: Prefix, mtu: Option<u16>) {
-        let wish = mtu.map_or(Wish::Gone, |mtu| Wish::There(Some(mtu)));
-        self.wish(|wishes| {
-            wishes.changed.insert(subnet, wish);
+        let request = mtu.map_or(RouteRequest::Delete, |mtu| RouteRequest::Set(Some(mtu)));
+        self.request(|requests| {
+            requests.changed.insert(subnet, request);
         });
     }
 
     /// A prefix outside of the overlay is, or is no longer, reached through the device.
     pub fn reach(&self, prefix: Prefix, there: bool) {
-        let wish = if there { Wish::There(None) } else { Wish::Gone };
-        self.wish(|wishes| {
-            wishes.changed.insert(prefix, wish);
+        let request = if there {
+            RouteRequest::Set(None)
+        } else {
+            RouteRequest::Delete
+        };
+        self.request(|requests| {
+            requests.changed.insert(prefix, request);
         });
     }
 
     /// These are all that are reached through the device.
     pub fn reach_only(&self, prefixes: BTreeSet<Prefix>) {
-        self.wish(|wishes| {
+        self.request(|requests| {
             for prefix in &prefixes {
-                wishes.changed.insert(*prefix, Wish::There(None));
+                requests.changed.insert(*prefix, RouteRequest::Set(None));
             }
-            wishes.only = Some(prefixes);
+            requests.only = Some(prefixes);
         });
     }
 
-    fn wish(&self, change: impl FnOnce(&mut Wishes)) {
-        change(&mut self.wishes.lock().unwrap_or_else(PoisonError::into_inner));
+    fn request(&self, change: impl FnOnce(&mut Requests)) {
+        change(&mut self.requests.lock().unwrap_or_else(PoisonError::into_inner));
         // One that waits is as good as two.
         let _ = self.wake.try_send(());
     }
@@ -91,33 +95,33 @@ pub fn start(
     report: Arc<Report>,
 ) -> HostRoutes {
     let (wake, woken) = mpsc::channel(1);
-    let wishes = Arc::new(Mutex::new(Wishes::default()));
+    let requests = Arc::new(Mutex::new(Requests::default()));
     let wants_links = Arc::new(AtomicBool::new(false));
-    let keeper = Keeper::new(device, Arc::clone(&wants_links), report);
-    tokio::spawn(keep(keeper, Arc::clone(&wishes), woken, changes));
+    let reconciler = Reconciler::new(device, Arc::clone(&wants_links), report);
+    tokio::spawn(keep(reconciler, Arc::clone(&requests), woken, changes));
     HostRoutes {
-        wishes,
+        requests,
         wake,
         wants_links,
     }
 }
 
 async fn keep(
-    mut keeper: Keeper,
-    wishes: Arc<Mutex<Wishes>>,
+    mut reconciler: Reconciler,
+    requests: Arc<Mutex<Requests>>,
     mut woken: mpsc::Receiver<()>,
     mut changes: broadcast::Receiver<Change>,
 ) {
-    let kernel = match Kernel::connect(&keeper.device.name) {
+    let kernel = match Kernel::connect(&reconciler.device.name) {
         Ok(kernel) => kernel,
         Err(error) => {
-            return keeper
+            return reconciler
                 .report
                 .problem(Some(Problem::Failed(error.to_string())));
         }
     };
     loop {
-        let due = keeper.due;
+        let due = reconciler.due;
         let wait = async {
             match due {
                 Some(at) => tokio::time::sleep(at.since(now())).await,
@@ -127,19 +131,19 @@ async fn keep(
         tokio::select! {
             woken = woken.recv() => {
                 let Some(()) = woken else { return };
-                let wishes =
-                    std::mem::take(&mut *wishes.lock().unwrap_or_else(PoisonError::into_inner));
-                keeper.apply(&kernel, wishes).await;
+                let requests =
+                    std::mem::take(&mut *requests.lock().unwrap_or_else(PoisonError::into_inner));
+                reconciler.apply(&kernel, requests).await;
             }
             change = changes.recv() => match change {
-                Ok(change) => keeper.note(&change),
-                Err(RecvError::Lagged(_)) => keeper.note(&Change::Lost),
+                Ok(change) => reconciler.note(&change),
+                Err(RecvError::Lagged(_)) => reconciler.note(&Change::Lost),
                 // The node ends.
                 Err(RecvError::Closed) => return,
             },
-            () = wait => keeper.check(&kernel).await,
+            () = wait => reconciler.check(&kernel).await,
         }
-        keeper.ask_for_links();
+        reconciler.ask_for_links();
     }
 }
 

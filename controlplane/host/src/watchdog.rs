@@ -10,14 +10,14 @@ use hyphae_time::Nanos;
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 
 /// The engine task's side of the service manager.
-pub struct Vigil {
+pub struct Watchdog {
     notifier: Notifier,
     every: Duration,
     next: Nanos,
     ready: bool,
 }
 
-impl Vigil {
+impl Watchdog {
     /// `notifier` is the socket of the service manager, if the process has one.
     pub fn new(notifier: Notifier) -> Self {
         let asked = notifier.watchdog_interval();

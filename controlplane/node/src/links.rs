@@ -12,7 +12,7 @@ use super::attachment::Attachment;
 use super::neighbours::Step;
 use super::peers::Configured;
 use hyphae_config::endpoint::PeerUrl;
-use hyphae_host::discovery::Found;
+use hyphae_host::discovery::DiscoveryEvent;
 
 /// Interval of the expiry of neighbours.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
@@ -22,10 +22,10 @@ const COUNTERS_IDLE: Duration = Duration::from_millis(500);
 
 impl Node {
     /// Handles an event of discovery.
-    pub(crate) fn found(&mut self, now: Nanos, found: Found) {
+    pub(crate) fn found(&mut self, now: Nanos, found: DiscoveryEvent) {
         let (key, endpoint) = match found {
-            Found::Node { key, endpoint } => (key, endpoint),
-            Found::InterfacesChanged => {
+            DiscoveryEvent::Node { key, endpoint } => (key, endpoint),
+            DiscoveryEvent::InterfacesChanged => {
                 self.overlay.retry_now(now);
                 return;
             }

@@ -8,7 +8,7 @@ use hyphae_overlay::PeerState;
 use hyphae_time::Nanos;
 
 use hyphae_config::endpoint::PeerUrl;
-use hyphae_host::{APART, Name, Names, Resolver};
+use hyphae_host::{APART, LookupSchedule, Name, Resolver};
 
 use super::Node;
 
@@ -23,7 +23,7 @@ pub(super) fn name(url: &PeerUrl) -> Name {
 /// Lookups of names.
 pub(crate) struct Lookups {
     pub(crate) resolver: Resolver,
-    pub(crate) names: Names,
+    pub(crate) names: LookupSchedule,
     /// Next lookup of all names.
     all_at: Nanos,
     /// Next lookup of the names of peers that are down.
@@ -34,7 +34,7 @@ impl Lookups {
     pub(crate) fn new(now: Nanos) -> Self {
         Self {
             resolver: Resolver::default(),
-            names: Names::default(),
+            names: LookupSchedule::default(),
             all_at: now,
             retry_at: Nanos::NEVER,
         }
@@ -88,7 +88,7 @@ impl Node {
             .for_each(|name| self.lookups.names.want(now, name));
     }
 
-    /// Names of configured peers, including addresses with a scope.
+    /// LookupSchedule of configured peers, including addresses with a scope.
     fn names_of(&self, wanted: impl Fn(&PeerUrl) -> bool) -> BTreeSet<Name> {
         let urls = self.peers.configured.values().filter(|it| !it.lan);
         urls.map(|configured| &configured.url)
@@ -97,7 +97,7 @@ impl Node {
             .collect()
     }
 
-    /// Names of configured peers that are not up.
+    /// LookupSchedule of configured peers that are not up.
     fn dead_names(&self) -> BTreeSet<Name> {
         if self.names_of(|_| true).is_empty() {
             return BTreeSet::new();

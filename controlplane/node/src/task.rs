@@ -15,8 +15,8 @@ use super::alarm::Alarm;
 use super::attachment::{ATTACH_RETRY, AttachLog, Attachment};
 use super::request::Command;
 use super::services::Turn;
-use hyphae_host::discovery::Found;
-use hyphae_host::{Resolved, Vigil};
+use hyphae_host::discovery::DiscoveryEvent;
+use hyphae_host::{Resolved, Watchdog};
 
 /// Records of the workers per turn.
 const PUNT_BUDGET: usize = 512;
@@ -35,7 +35,7 @@ const LAST_SENDS: Duration = Duration::from_millis(20);
 pub struct Task {
     node: Node,
     commands: mpsc::Receiver<Command>,
-    vigil: Vigil,
+    watchdog: Watchdog,
     alarm: Alarm,
     attach_log: AttachLog,
     /// Whether the node has been attached and not been notified of the end since.
@@ -49,17 +49,17 @@ enum Wakeup {
     Detached,
     Command(Option<Command>),
     Resolved(Resolved),
-    Found(Found),
+    Found(DiscoveryEvent),
     UnderlayChanged,
 }
 
 impl Task {
     /// A task for `node`, with the receiver of its requests.
-    pub fn new(node: Node, commands: mpsc::Receiver<Command>, vigil: Vigil) -> Self {
+    pub fn new(node: Node, commands: mpsc::Receiver<Command>, watchdog: Watchdog) -> Self {
         Self {
             node,
             commands,
-            vigil,
+            watchdog,
             alarm: Alarm::new(),
             attach_log: AttachLog::default(),
             attached: false,
@@ -123,14 +123,15 @@ impl Task {
         }
         let now = monotonic();
         let Some(attachment) = &mut node.attachment else {
-            self.vigil.round(now, || "waits for a dataplane".to_owned());
+            self.watchdog
+                .round(now, || "waits for a dataplane".to_owned());
             return turn;
         };
         if punts == PUNT_BUDGET || !attachment.sleep() {
             turn = Turn::More;
         }
-        self.vigil.ready();
-        self.vigil.round(now, || node.status_line());
+        self.watchdog.ready();
+        self.watchdog.round(now, || node.status_line());
         turn
     }
 
@@ -147,7 +148,7 @@ impl Task {
             .node
             .poll_timeout()
             .map_or(WAIT_MAX, |at| at.since(now));
-        let due = due.min(self.vigil.at().since(now));
+        let due = due.min(self.watchdog.at().since(now));
         match turn {
             Turn::Idle => due,
             Turn::Blocked => due.min(BACKLOG_RETRY),
@@ -189,7 +190,7 @@ impl Task {
     async fn handle_commands(&mut self, mut command: Command) -> ControlFlow<()> {
         for _ in 0..COMMAND_BUDGET {
             if self.node.handle_command(monotonic(), command) {
-                self.vigil.stopping();
+                self.watchdog.stopping();
                 self.leave().await;
                 return ControlFlow::Break(());
             }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use hyphae_time::monotonic as now;
 
-use super::keeper::{Keeper, RETRY};
+use super::reconciler::{RETRY, Reconciler};
 use crate::error::HostError;
 use crate::kernel::Kernel;
 use crate::rules::{self, Rule};
 
-impl Keeper {
+impl Reconciler {
     /// Rules that are wanted and not there, and that are there and not wanted.
     pub(super) async fn wrong_rules(
         &self,

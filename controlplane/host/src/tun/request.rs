@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use hyphae_wire::Prefix;
 
-/// The device as it is to be.
+/// The desired device.
 #[derive(Clone, Debug)]
 pub struct Device {
     /// Name.
@@ -18,19 +18,19 @@ pub struct Device {
     pub mark: u32,
 }
 
-/// What a route of ours is to be.
+/// Requested change of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
-    /// There, with a limit of the size of packets, bytes.
-    There(Option<u16>),
-    /// Gone.
-    Gone,
+pub(super) enum RouteRequest {
+    /// Add or replace it, with a path MTU in bytes.
+    Set(Option<u16>),
+    /// Delete it.
+    Delete,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Wishes {
-    pub(super) changed: BTreeMap<Prefix, Wish>,
-    /// All that is to be left of the routes outside of the overlay.
+pub(super) struct Requests {
+    pub(super) changed: BTreeMap<Prefix, RouteRequest>,
+    /// The only prefixes outside of the overlay that keep a route.
     pub(super) only: Option<BTreeSet<Prefix>>,
     /// Underlay addresses of peers.
     pub(super) links: Option<BTreeSet<Ipv6Addr>>,

@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use hyphae_wire::Prefix;
 use hyphae_wire::address::OVERLAY_RANGE;
 
-use super::keeper::Keeper;
+use super::reconciler::Reconciler;
 use crate::error::HostError;
 use crate::kernel::{Kernel, TABLE_MAIN};
 use crate::rules;
@@ -19,7 +19,7 @@ pub(super) struct WrongRoutes {
     pub(super) misplaced: Vec<(u32, Prefix)>,
 }
 
-impl Keeper {
+impl Reconciler {
     /// Lengths of the prefixes outside of the overlay that are routed.
     pub(super) fn lengths(&self) -> BTreeSet<u8> {
         let outside = self.routes.keys();

@@ -53,46 +53,46 @@ fn device() -> Device {
 async fn rules_fail_and_are_set_later() {
     let report = Arc::new(Report::default());
     let wants_links = Arc::new(AtomicBool::new(false));
-    let mut keeper = Keeper::new(device(), Arc::clone(&wants_links), Arc::clone(&report));
-    let kernel = Kernel::connect(&keeper.device.name).unwrap();
-    keeper.check(&kernel).await;
+    let mut reconciler = Reconciler::new(device(), Arc::clone(&wants_links), Arc::clone(&report));
+    let kernel = Kernel::connect(&reconciler.device.name).unwrap();
+    reconciler.check(&kernel).await;
     assert_eq!(report.sentence(), None);
-    let index = keeper.index.unwrap();
+    let index = reconciler.index.unwrap();
     let (wide, near) = (prefix("2000::/3"), prefix("fd12::/48"));
     let routes = async || {
         let mut routes = kernel.routes(index).await.unwrap();
         routes.retain(|(_, prefix), route| route.ours && *prefix != OVERLAY_RANGE);
         routes.into_keys().collect::<Vec<_>>()
     };
-    let reach = Wishes {
-        changed: [wide, near].map(|it| (it, Wish::There(None))).into(),
+    let reach = Requests {
+        changed: [wide, near].map(|it| (it, RouteRequest::Set(None))).into(),
         only: Some([wide, near].into()),
         links: None,
     };
     allow(false);
-    keeper.apply(&kernel, reach).await;
-    keeper.ask_for_links();
+    reconciler.apply(&kernel, reach).await;
+    reconciler.ask_for_links();
     allow(true);
-    keeper.check(&kernel).await;
+    reconciler.check(&kernel).await;
     assert_eq!(routes().await, [], "it is not known where the peers are");
     assert!(wants_links.load(Ordering::Relaxed));
-    let links = Wishes {
+    let links = Requests {
         links: Some(["2001:db8::2".parse().unwrap()].into()),
-        ..Wishes::default()
+        ..Requests::default()
     };
-    keeper.apply(&kernel, links).await;
-    keeper.check(&kernel).await;
+    reconciler.apply(&kernel, links).await;
+    reconciler.check(&kernel).await;
     assert_eq!(routes().await, [(TABLE_MAIN, near)]);
     let said = report.sentence().unwrap();
     assert!(said.starts_with("no route to 2000::/3"), "{said}");
     // They are tried again without anything changing.
-    assert_eq!(keeper.due, keeper.rules_at);
-    keeper.rules_at = Some(now());
-    keeper.check(&kernel).await;
-    keeper.ask_for_links();
+    assert_eq!(reconciler.due, reconciler.rules_at);
+    reconciler.rules_at = Some(now());
+    reconciler.check(&kernel).await;
+    reconciler.ask_for_links();
     let own = rules::table(index);
     assert_eq!(routes().await, [(own, wide), (own, near)]);
-    let (missing, excess) = keeper.wrong_rules(&kernel, index).await.unwrap();
+    let (missing, excess) = reconciler.wrong_rules(&kernel, index).await.unwrap();
     assert_eq!((missing, excess), (vec![], vec![]));
     assert_eq!(report.sentence(), None);
     assert!(!wants_links.load(Ordering::Relaxed));

@@ -69,7 +69,7 @@ impl Lab {
                 commands,
                 ports: vec![PORT],
                 aes_hardware: true,
-                discovery: Discovery::start(discovery::Settings {
+                discovery: Discovery::start(discovery::DiscoverySettings {
                     mode: DiscoveryMode::Off,
                     port: 0,
                     node_port: PORT,
@@ -83,7 +83,7 @@ impl Lab {
             },
         );
         Self {
-            task: Task::new(node, receiver, Vigil::new(Notifier::from_environment())),
+            task: Task::new(node, receiver, Watchdog::new(Notifier::from_environment())),
             directory,
             inbox,
             key,

@@ -10,7 +10,7 @@ use hyphae_time::{Nanos, RepairBackoff, monotonic as now};
 use hyphae_wire::Prefix;
 use hyphae_wire::address::OVERLAY_RANGE;
 
-use super::request::{Device, Wish, Wishes};
+use super::request::{Device, Requests, RouteRequest};
 use crate::error::HostError;
 use crate::kernel::{self, Kernel, Link};
 use crate::report::{Part, Problem, Report};
@@ -24,7 +24,7 @@ pub(super) const RETRY: Duration = Duration::from_secs(5);
 const GONE_BRIEFLY: Duration = Duration::from_secs(1);
 
 /// What the task knows.
-pub(super) struct Keeper {
+pub(super) struct Reconciler {
     pub(super) device: Device,
     /// Of the device when it was last seen.
     pub(super) index: Option<u32>,
@@ -53,7 +53,7 @@ pub(super) struct Keeper {
     pub(super) report: Arc<Report>,
 }
 
-impl Keeper {
+impl Reconciler {
     pub(super) fn new(device: Device, wants_links: Arc<AtomicBool>, report: Arc<Report>) -> Self {
         Self {
             unmarked: (device.mark == 0).then(|| "underlay packets are not marked".to_owned()),
@@ -117,12 +117,12 @@ impl Keeper {
     }
 
     /// Carries out what is wished of routes.
-    pub(super) async fn apply(&mut self, kernel: &Kernel, wishes: Wishes) {
-        let Wishes {
+    pub(super) async fn apply(&mut self, kernel: &Kernel, requests: Requests) {
+        let Requests {
             changed,
             only,
             links,
-        } = wishes;
+        } = requests;
         let before = self.lengths();
         let moved = links.is_some() && self.links != links;
         if moved {
@@ -138,10 +138,10 @@ impl Keeper {
                 tracing::warn!(%error, "routes to gateways that have gone are still there");
             }
         }
-        for (prefix, wish) in &changed {
-            match wish {
-                Wish::There(mtu) => self.routes.insert(*prefix, *mtu),
-                Wish::Gone => self.routes.remove(prefix),
+        for (prefix, request) in &changed {
+            match request {
+                RouteRequest::Set(mtu) => self.routes.insert(*prefix, *mtu),
+                RouteRequest::Delete => self.routes.remove(prefix),
             };
         }
         // Without a device all is set when it is there again.
@@ -158,13 +158,13 @@ impl Keeper {
             tracing::warn!(%error, "the host's routes were not changed");
             self.check_after(SETTLE);
         }
-        for (prefix, wish) in changed {
-            let done = match wish {
-                Wish::There(mtu) => match self.table(index, prefix) {
+        for (prefix, request) in changed {
+            let done = match request {
+                RouteRequest::Set(mtu) => match self.table(index, prefix) {
                     Some(table) => kernel.set_route(index, table, prefix, mtu).await,
                     None => Ok(()),
                 },
-                Wish::Gone => self.delete_route(kernel, index, prefix).await,
+                RouteRequest::Delete => self.delete_route(kernel, index, prefix).await,
             };
             if let Err(error) = done {
                 tracing::warn!(%error, %prefix, "the host's route was not changed");

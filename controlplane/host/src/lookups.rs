@@ -29,11 +29,11 @@ struct Entry {
     pause: Duration,
 }
 
-/// Names and when they were looked up.
+/// LookupSchedule and when they were looked up.
 #[derive(Debug, Default)]
-pub struct Names(BTreeMap<Name, Entry>);
+pub struct LookupSchedule(BTreeMap<Name, Entry>);
 
-impl Names {
+impl LookupSchedule {
     fn entry(&mut self, name: Name) -> &mut Entry {
         self.0.entry(name).or_insert(Entry {
             asked: None,
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_name_is_looked_up_once_at_a_time_and_no_sooner_than_five_seconds_later() {
-        let mut names = Names::default();
+        let mut names = LookupSchedule::default();
         names.want(START, name(1));
         assert_eq!(names.poll(START), Some(name(1)));
         names.want(after(1), name(1));
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn eight_look_ups_are_made_at_a_time() {
-        let mut names = Names::default();
+        let mut names = LookupSchedule::default();
         (0..20).for_each(|n| names.want(START, name(n)));
         let begun: Vec<_> = std::iter::from_fn(|| names.poll(START)).collect();
         assert_eq!(begun, (0..8).map(name).collect::<Vec<_>>());
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn retries_of_a_dead_peer_come_more_and_more_seldom_until_something_changes() {
-        let mut names = Names::default();
+        let mut names = LookupSchedule::default();
         let mut asked = Vec::new();
         for second in 0..120 {
             names.retry(after(second), name(1));
