@@ -19,7 +19,7 @@ bench name *args:
 # Regenerate default.toml and the pages of configuration, metrics and RPC methods.
 generate:
     HYPHAE_WRITE_CONFIG=1 cargo test -p hyphae-config
-    HYPHAE_WRITE_METRICS=1 cargo test -p hyphae-controlplane metrics
+    HYPHAE_WRITE_METRICS=1 cargo test -p hyphae-metrics
     HYPHAE_WRITE_OPENRPC=1 cargo test -p hyphae-rpc --test openrpc
 
 # The documentation of all packages, in target/doc.
