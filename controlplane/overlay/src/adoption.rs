@@ -1,4 +1,4 @@
-//! Attach: taking over what the workers have, and the resync that follows.
+//! Attach: adoption of the workers' sessions, and the resynchronisation that follows.
 //!
 //! ```text
 //! begin_attach ──▶ Collecting: SnapshotRequest to all, Snapshot… from all (or the deadline, once more)
@@ -6,9 +6,8 @@
 //! finish_resync ─▶ Attached: end; what was not named is swept
 //! ```
 //!
-//! What the engine knew before counts for nothing against the snapshot: a lane that no worker
-//! names is gone. Sessions are numbered on from the highest number seen, so that new ones are
-//! newer everywhere.
+//! The snapshot replaces the engine's earlier state: a lane that no worker names has ended. Session epochs
+//! continue from the highest one seen, so that new sessions are newer everywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -23,23 +22,24 @@ use hyphae_wire::guard::Token;
 use hyphae_wire::{AddressPair, PublicKey, SessionIndex, Suite, WorkerId};
 use zerocopy::little_endian::{U16, U32, U64};
 
+use crate::association::Association;
 use crate::engine::Timer;
 use crate::event::Direction;
 use crate::handshake::HalfOpens;
+use crate::ids::{LaneRef, Owner};
 use crate::index::Indices;
-use crate::install::LaneRef;
 use crate::keys::Kind;
-use crate::session::{Association, LaneState, Owner, Session};
+use crate::session::{LaneState, Session};
 use crate::{DownReason, Event, Overlay};
 
-/// Wait for the snapshots of all workers. Those that are missing are asked once more, because the
-/// way up may lose records.
+/// Time to wait for the snapshots of all workers. Missing ones are requested once more, because the punt ring
+/// may lose records.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_millis(250);
 const SNAPSHOT_ATTEMPTS: u32 = 2;
-/// Slots whose past is unknown are not used before this much more than the age limit has passed.
+/// Slots with an unknown past rest this much longer than the age limit.
 const UNKNOWN_REST: Duration = Duration::from_secs(20);
 
-/// How far the attach is.
+/// Progress of the attach.
 pub(crate) enum Phase {
     /// No dataplane yet.
     Idle,
@@ -56,11 +56,11 @@ pub(crate) struct Collected {
     peers: BTreeMap<u32, PublicKey>,
     /// Lanes by session: owner and epoch, then by lane number.
     sessions: BTreeMap<(Owner, u32), BTreeMap<u16, Adopted>>,
-    /// Keys of the nodes of end-to-end sessions, and what they take.
+    /// Keys of the nodes of end-to-end sessions, and their MTU.
     remotes: BTreeMap<Owner, (PublicKey, u16)>,
 }
 
-/// What both kinds of snapshot records say of a lane.
+/// Lane of a snapshot record of either kind.
 struct Adopted {
     receive: SessionIndex,
     send: SessionIndex,
@@ -73,9 +73,8 @@ struct Adopted {
 }
 
 impl Overlay {
-    /// Takes over what the workers of a dataplane have: asks for snapshots, keeps what they name,
-    /// and goes through a resync. Call it once per attach, before anything is expected of the
-    /// engine.
+    /// Adopts the sessions of a dataplane: requests snapshots, retains what they name, and resynchronises. Call
+    /// it once per attach, before any other input.
     pub fn begin_attach(&mut self, now: Nanos, generation: u64) {
         let missing: BTreeSet<_> = (0..self.workers).map(WorkerId).collect();
         self.phase = Phase::Collecting(Box::new(Collected {
@@ -99,7 +98,7 @@ impl Overlay {
         self.request_snapshots(now, generation, missing);
     }
 
-    /// Ends the resync: call it when every FIB entry is pushed after [`Event::ResyncFib`].
+    /// Ends the resynchronisation: call it when every FIB entry is pushed after [`Event::ResyncFib`].
     pub fn finish_resync(&mut self, _now: Nanos) {
         if let Phase::Resync(generation) = self.phase {
             self.phase = Phase::Attached;
@@ -111,12 +110,12 @@ impl Overlay {
         }
     }
 
-    /// Whether the workers' state is taken over and the resync has ended.
+    /// Whether the workers' state is adopted and the resynchronisation has ended.
     pub fn is_attached(&self) -> bool {
         matches!(self.phase, Phase::Attached)
     }
 
-    /// Whether peers and sessions are being handled: from the resync on.
+    /// Whether peers and sessions are handled: from the resynchronisation on.
     pub(crate) fn is_active(&self) -> bool {
         matches!(self.phase, Phase::Resync(_) | Phase::Attached)
     }
@@ -132,7 +131,7 @@ impl Overlay {
         self.timers.set(Timer::Attach, now + SNAPSHOT_TIMEOUT);
     }
 
-    /// Takes a snapshot record; false for any other.
+    /// Handles a snapshot record; false for any other.
     pub(crate) fn handle_snapshot(
         &mut self,
         now: Nanos,
@@ -171,7 +170,7 @@ impl Overlay {
         true
     }
 
-    /// Not every worker has answered.
+    /// Handles the deadline of the snapshots.
     pub(crate) fn attach_deadline(&mut self, now: Nanos) {
         let Phase::Collecting(collected) = &mut self.phase else {
             return;
@@ -185,7 +184,7 @@ impl Overlay {
         }
     }
 
-    /// Replaces what the engine knows by what the workers have, and begins the resync.
+    /// Replaces the engine's state by the snapshot, and begins the resynchronisation.
     fn adopt(&mut self, now: Nanos) {
         let generation = match &self.phase {
             Phase::Collecting(collected) => collected.generation,
@@ -231,7 +230,7 @@ impl Overlay {
         for owner in &owners {
             self.retain(*owner);
         }
-        self.tell_lost(&before);
+        self.report_lost(&before);
         for owner in owners {
             self.resume(now, owner, before.get(&owner));
         }
@@ -326,7 +325,7 @@ impl Overlay {
         self.arm_guard(now);
     }
 
-    /// Names a node's entries in the resync.
+    /// Retains a node's entries in the resynchronisation.
     fn retain(&mut self, owner: Owner) {
         let Some(association) = self.associations.get(&owner) else {
             return;
@@ -354,8 +353,8 @@ impl Overlay {
         }
     }
 
-    /// Carries on with an adopted association. The session in use is the newest one whose first
-    /// lane sends; if none does, the newest that may: probes tell soon whether it is any good.
+    /// Resumes an adopted association. The session in use is the newest one whose first lane sends, else the
+    /// newest that may send; probes soon show whether it works.
     fn resume(&mut self, now: Nanos, owner: Owner, before: Option<&Association>) {
         let Some(association) = self.associations.get(&owner) else {
             return;
@@ -403,7 +402,7 @@ impl Overlay {
         }
         association.rekey_at = match owner.kind() {
             Kind::Link => rekey_at,
-            // The worker has said so already, to the control plane before this one.
+            // The worker has reported it to the previous control plane.
             Kind::EndToEnd if overdue => rekey_at,
             Kind::EndToEnd => Nanos::NEVER,
         };
@@ -424,8 +423,8 @@ impl Overlay {
         self.schedule(owner);
     }
 
-    /// Tells of nodes that were up before this attach and are not among the adopted ones.
-    fn tell_lost(&mut self, before: &BTreeMap<Owner, Association>) {
+    /// Reports nodes that were up before this attach and were not adopted.
+    fn report_lost(&mut self, before: &BTreeMap<Owner, Association>) {
         for (owner, association) in before.iter().filter(|(_, a)| a.up) {
             let Some(key) = association.key else { continue };
             let reason = DownReason::Lost;

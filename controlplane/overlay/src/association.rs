@@ -1,492 +1,380 @@
-//! What becomes of the sessions with a node: confirmation, renewal, retirement, going up and down.
+//! All sessions of one kind with one node: which one is in use, which one ends when.
+//!
+//! Invariant: `sessions` is in ascending order of epoch, and what is in it is installed in the
+//! workers.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use hyphae_time::Nanos;
 
-use hyphae_wire::{AddressPair, Endpoint};
+use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SessionIndex};
 
-use crate::engine::Timer;
-use crate::handshake::{CONFIRM_TIMEOUT, Carrier, Goal, Pace};
-use crate::install::FIRST_WORKER;
+use crate::config::Config;
+use crate::duplicate::Starts;
+use crate::handshake::{CONFIRM_TIMEOUT, Carrier};
+use crate::ids::Owner;
 use crate::keys::Kind;
-use crate::pmtu::Search;
-use crate::session::Owner;
-use crate::{DownReason, Event, Overlay};
+use crate::link_mtu::LinkMtuSearch;
+use crate::liveness::{Liveness, MISSED_MAX, PING_RETRY, PING_TIMEOUT, Ping};
+use crate::path::Path;
+use crate::path_mtu::PathLimit;
+use crate::rng::Rng;
+use crate::session::Session;
 
-/// No new attempt at an end-to-end session for this long after one that failed.
-const HOLD: Duration = Duration::from_secs(2);
 /// First interval between attempts to activate the lanes beyond the first.
 const ACTIVATE_MIN: Duration = Duration::from_millis(250);
 /// Attempts before only the regular probes are left.
 const ACTIVATIONS_MAX: u32 = 5;
+/// Sessions with one node, of one kind: in use, replaced, unconfirmed, lost to a glare.
+pub(crate) const SESSIONS_MAX: usize = 4;
 
-impl Overlay {
-    /// Something authentic came on a lane, so the other end uses it.
-    pub(crate) fn heard(&mut self, now: Nanos, kind: Kind, index: u32, received: Nanos) {
-        let Some(lane) = self.lanes.get(&(kind, index)).copied() else {
-            return;
-        };
-        let Some(association) = self.associations.get_mut(&lane.owner) else {
-            return;
-        };
-        association.liveness.alive(received);
-        let outgoing = association.outgoing;
-        let Some(session) = association.session(lane.epoch) else {
-            return;
-        };
-        if let Some(state) = session.lanes.get_mut(usize::from(lane.lane)) {
-            state.active = !session.receive_only;
-            state.heard = state.heard.max(received);
-        }
-        if session.confirmed.is_none() && !session.receive_only {
-            // A handshake that this confirms ends; another one with the same node goes on.
-            let confirms = outgoing.filter(|id| self.outgoing.get(id).is_some_and(|o| {
-                matches!(o.stage, crate::handshake::Stage::Confirm { epoch, .. } if epoch == lane.epoch)
-            }));
-            let ended = confirms.and_then(|id| self.abandon(id));
-            let fresh = ended.is_none_or(|o| match o.goal {
-                Goal::Target(_) | Goal::Probe { .. } => true,
-                Goal::Node { fresh, .. } => fresh,
-            });
-            self.confirmed(now, lane.owner, lane.epoch, fresh);
+/// All sessions of one kind with one node.
+#[derive(Debug)]
+pub(crate) struct Association {
+    /// Its key; for an end-to-end association unknown until the first handshake is through.
+    pub(crate) key: Option<PublicKey>,
+    /// Overlay address that handshakes go to.
+    pub(crate) address: OverlayAddress,
+    /// Underlay address of the node (links).
+    pub(crate) endpoint: Endpoint,
+    pub(crate) sessions: Vec<Session>,
+    epoch_last: u32,
+    /// Arrival number of the first message of the newest handshake of theirs that finished.
+    pub(crate) order: u64,
+    /// Starts of its dataplane that were seen.
+    pub(crate) starts: Starts,
+    /// The neighbour that forwarded its last handshake message (end to end).
+    pub(crate) through: Option<u32>,
+    /// Time until which handshakes that it began inside of a session have used up their rate limit.
+    pub(crate) renewals_paid: Nanos,
+    /// Our handshake in flight.
+    pub(crate) outgoing: Option<u32>,
+    pub(crate) up: bool,
+    /// Since when it is up, or down.
+    pub(crate) since: Option<Nanos>,
+    pub(crate) rekey_at: Nanos,
+    /// Next attempt to activate the lanes beyond the first, and how many there were.
+    pub(crate) activate_at: Nanos,
+    pub(crate) activations: u32,
+    /// No new attempt before this time, after one that failed (end to end).
+    pub(crate) hold_until: Nanos,
+    /// Time until which accepted resets have used up their rate limit.
+    pub(crate) resets_paid: Nanos,
+    pub(crate) liveness: Liveness,
+    pub(crate) pings: VecDeque<Ping>,
+    pub(crate) handshakes: u64,
+    /// Addresses of the entries that lead here (links).
+    pub(crate) paths: Vec<Path>,
+    /// Largest inner packet of the other end, as it offered last; 0 while unknown.
+    pub(crate) mtu: u16,
+    /// MTU search of the link.
+    pub(crate) search: LinkMtuSearch,
+    /// MTU limit of the path (end to end).
+    pub(crate) limit: PathLimit,
+}
+
+impl Association {
+    pub(crate) fn new(key: Option<PublicKey>, address: OverlayAddress, endpoint: Endpoint) -> Self {
+        Self {
+            key,
+            address,
+            endpoint,
+            sessions: Vec::new(),
+            epoch_last: 0,
+            order: 0,
+            starts: Starts::default(),
+            through: None,
+            renewals_paid: Nanos(0),
+            outgoing: None,
+            up: false,
+            since: None,
+            rekey_at: Nanos::NEVER,
+            activate_at: Nanos::NEVER,
+            activations: 0,
+            hold_until: Nanos(0),
+            resets_paid: Nanos(0),
+            liveness: Liveness {
+                probe_at: Nanos::NEVER,
+                ..Liveness::default()
+            },
+            pings: VecDeque::new(),
+            handshakes: 0,
+            paths: Vec::new(),
+            mtu: 0,
+            search: LinkMtuSearch::default(),
+            limit: PathLimit::default(),
         }
     }
 
-    /// Session `epoch` works both ways. `fresh` when it does not renew one that worked.
-    pub(crate) fn confirmed(&mut self, now: Nanos, owner: Owner, epoch: u32, fresh: bool) {
-        let Some(association) = self.associations.get_mut(&owner) else {
-            return;
-        };
-        let newest = association
-            .current()
-            .is_none_or(|current| current.epoch < epoch);
-        let Some(session) = association.session(epoch) else {
-            return;
-        };
+    /// The session that a new frame would be sent on.
+    pub(crate) fn current(&self) -> Option<&Session> {
+        self.sessions
+            .iter()
+            .rev()
+            .find(|s| s.confirmed.is_some() && !s.receive_only)
+    }
+
+    /// Our index of the first lane of that session.
+    pub(crate) fn first_lane(&self) -> Option<SessionIndex> {
+        Some(self.current()?.lanes.first()?.receive)
+    }
+
+    /// The carrier inside of that session.
+    pub(crate) fn sealed(&self, owner: Owner) -> Option<Carrier> {
+        let lane = self.current()?.lanes.first()?;
+        let endpoint = lane.endpoint;
+        Some(Carrier::Sealed { owner, endpoint })
+    }
+
+    pub(crate) fn session(&mut self, epoch: u32) -> Option<&mut Session> {
+        self.sessions.iter_mut().find(|s| s.epoch == epoch)
+    }
+
+    /// The number of the next session.
+    pub(crate) fn epoch_next(&mut self) -> u32 {
+        self.epoch_last = self.epoch_last.saturating_add(1);
+        self.epoch_last
+    }
+
+    /// Takes a session over from a worker's snapshot; those made later are newer.
+    pub(crate) fn adopt(&mut self, session: Session) {
+        self.epoch_last = self.epoch_last.max(session.epoch);
+        self.sessions.push(session);
+        self.sessions.sort_by_key(|s| s.epoch);
+    }
+
+    /// Retires the sessions before `epoch`, which the other end uses: they end at `at`.
+    pub(crate) fn retire_older(&mut self, epoch: u32, at: Nanos) {
+        for session in self
+            .sessions
+            .iter_mut()
+            .filter(|s| s.epoch < epoch && !s.retiring)
+        {
+            session.retiring = true;
+            session.remove_at = session.remove_at.min(at);
+        }
+    }
+
+    /// Earliest deadline.
+    pub(crate) fn deadline(&self) -> Nanos {
+        let sessions = self.sessions.iter().map(|s| s.remove_at);
+        let pings = self
+            .pings
+            .iter()
+            .map(|p| p.retry_at.min(p.asked + PING_TIMEOUT));
+        let hold = Some(self.hold_until).filter(|at| *at > Nanos(0) && self.is_idle());
+        let own = [
+            self.rekey_at,
+            self.activate_at,
+            self.liveness.probe_at,
+            self.search.due(),
+            self.limit.due(),
+        ];
+        own.into_iter()
+            .chain([self.path_deadline()])
+            .chain(sessions)
+            .chain(pings)
+            .chain(hold)
+            .min()
+            .unwrap_or(Nanos::NEVER)
+    }
+
+    /// Whether no session, handshake or ping is left.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.sessions.is_empty() && self.outgoing.is_none() && self.pings.is_empty()
+    }
+
+    /// The oldest session that is not the one in use.
+    pub(crate) fn spare(&self) -> Option<u32> {
+        let current = self.current().map(|session| session.epoch);
+        let mut epochs = self.sessions.iter().map(|session| session.epoch);
+        epochs.find(|epoch| current.is_some_and(|current| current != *epoch))
+    }
+
+    /// Time of the next measurement of an address that is not in use.
+    pub(crate) fn path_deadline(&self) -> Nanos {
+        let idle = self.paths.iter().filter(|p| p.endpoint != self.endpoint);
+        let at = idle.map(|path| path.probe_at).min();
+        at.filter(|_| self.up).unwrap_or(Nanos::NEVER)
+    }
+
+    /// Whether the peer has an address that is not in use.
+    pub(crate) fn has_alternate(&self) -> bool {
+        self.paths.iter().any(|p| p.endpoint != self.endpoint)
+    }
+
+    pub(crate) fn path(&mut self, endpoint: Endpoint) -> Option<&mut Path> {
+        self.paths.iter_mut().find(|path| path.endpoint == endpoint)
+    }
+
+    /// Marks session `epoch` as confirmed. If it is the newest, takes it into use, retires the older ones and
+    /// returns whether this node began it, and when.
+    pub(crate) fn confirm(
+        &mut self,
+        now: Nanos,
+        epoch: u32,
+        config: &Config,
+    ) -> Option<(bool, Nanos)> {
+        let newest = self.current().is_none_or(|current| current.epoch < epoch);
+        let session = self.session(epoch)?;
         session.confirmed = Some(now);
         if !newest {
-            self.schedule(owner);
-            return;
+            return None;
         }
         session.retiring = false;
-        session.remove_at = session.created + self.config.reject_after;
+        session.remove_at = session.created + config.reject_after;
         let (outbound, created) = (session.outbound(), session.created);
-        let through = session.lanes.first().map(|lane| lane.endpoint);
-        let lanes = session.lane_count();
-        // The side that began it may learn only by a repetition that it works, and sends on the
-        // previous one until then.
+        let activate = outbound && session.lane_count() > 1;
+        // The initiator may learn only from a repetition that the session works, and uses the previous one
+        // until then.
         let late = if outbound {
             Duration::ZERO
         } else {
             CONFIRM_TIMEOUT
         };
-        association.retire_older(epoch, now + self.config.grace + late);
-        association.handshakes += 1;
-        self.handshakes.finished += 1;
-        match owner.kind() {
-            Kind::Link => self.handshakes.links_renewed += u64::from(!fresh),
-            Kind::EndToEnd => self.handshakes.sessions_renewed += u64::from(!fresh),
-        }
-        let rekey_at = match owner.kind() {
-            Kind::Link => self.rekey_time(created, outbound),
-            // End to end, only a session that carries traffic is renewed: the workers say which.
-            Kind::EndToEnd => Nanos::NEVER,
-        };
-        let probe_at = now + self.rng.jitter(self.probe_interval(owner.kind()), 50, 100);
-        let Some(association) = self.associations.get_mut(&owner) else {
-            return;
-        };
-        association.rekey_at = rekey_at;
-        association.liveness.missed = 0;
-        association.liveness.outstanding.clear();
-        association.liveness.alive(now);
-        association.liveness.probe_at = probe_at;
-        association.hold_until = Nanos(0);
-        association.activations = 0;
-        association.activate_at = if outbound && lanes > 1 {
-            now
-        } else {
-            Nanos::NEVER
-        };
-        if let (Owner::Peer(_), true, Some(endpoint)) = (owner, outbound, through) {
-            self.use_endpoint(owner, endpoint);
-        }
-        let down = self.associations.get(&owner).is_some_and(|a| !a.up);
-        self.rise(now, owner);
-        if down {
-            self.begin_search(now, owner);
-        }
-        self.search_due(now, owner);
-        self.activate_lanes(now, owner);
-        self.tell_duplicate(now, owner, epoch);
-        if fresh {
-            self.renew_beyond(now, owner);
-        }
-        self.send_pings(now, owner);
-        self.schedule(owner);
+        self.retire_older(epoch, now + config.grace + late);
+        self.handshakes += 1;
+        self.hold_until = Nanos(0);
+        self.activations = 0;
+        self.activate_at = if activate { now } else { Nanos::NEVER };
+        Some((outbound, created))
     }
 
-    /// Says that a node is up, unless it was.
-    pub(crate) fn rise(&mut self, now: Nanos, owner: Owner) {
-        let Some(association) = self.associations.get_mut(&owner) else {
-            return;
-        };
-        let Some(key) = association.key else { return };
-        let endpoint = association.endpoint;
-        if !std::mem::replace(&mut association.up, true) {
-            association.since = Some(now);
-            self.output.event(match owner {
-                Owner::Peer(peer) => Event::PeerUp {
-                    peer,
-                    key,
-                    endpoint,
-                },
-                Owner::Remote(_) => Event::SessionUp {
-                    address: key.address(),
-                    key,
-                },
-            });
-        }
-        if let Owner::Peer(_) = owner {
-            self.satisfy_targets(now, key);
-            self.refresh_paths(now, key);
-        }
+    /// Goes down: no session is in use any more.
+    pub(crate) fn down(&mut self, now: Nanos) {
+        self.up = false;
+        self.since = Some(now);
+        self.rekey_at = Nanos::NEVER;
+        self.activate_at = Nanos::NEVER;
+        self.liveness.probe_at = Nanos::NEVER;
+        self.search = LinkMtuSearch::default();
     }
 
-    /// A peer came back without its link sessions: it will not know its end-to-end session either.
-    fn renew_beyond(&mut self, now: Nanos, owner: Owner) {
-        let Owner::Peer(_) = owner else { return };
-        let Some(key) = self.associations.get(&owner).and_then(|a| a.key) else {
-            return;
-        };
-        let remote = Owner::Remote(key.address().subnet_id());
-        if self.associations.get(&remote).is_some_and(|a| a.up) {
-            self.renew(now, remote, true);
-        }
-    }
-
-    /// When a session is renewed: by the side that began it soon before the age at which lanes
-    /// become due, by the other only if nothing came.
-    pub(crate) fn rekey_time(&mut self, created: Nanos, outbound: bool) -> Nanos {
-        if outbound {
-            created + self.rng.jitter(self.config.rekey_after, 90, 100)
-        } else {
-            created + self.config.rekey_after + self.rng.jitter(self.rekey_margin() / 4, 100, 150)
-        }
-    }
-
-    /// Time between due and dead.
-    pub(crate) fn rekey_margin(&self) -> Duration {
-        self.config.reject_after - self.config.rekey_after
-    }
-
-    /// A worker says that a lane which carries traffic is due.
-    pub(crate) fn rekey_due(&mut self, now: Nanos, kind: Kind, index: u32) {
-        let Some(lane) = self.lanes.get(&(kind, index)).copied() else {
-            return;
-        };
-        let margin = self.rekey_margin();
-        let Some(association) = self.associations.get_mut(&lane.owner) else {
-            return;
-        };
-        let Some(session) = association.current().filter(|s| s.epoch == lane.epoch) else {
-            return;
-        };
-        if session.outbound() {
-            association.rekey_at = Nanos::NEVER;
-            self.renew(now, lane.owner, false);
-        } else {
-            association.rekey_at = association.rekey_at.min(now + margin / 4);
-        }
-        self.schedule(lane.owner);
-    }
-
-    /// Begins a handshake with a known node, unless one is in flight.
-    pub(crate) fn renew(&mut self, now: Nanos, owner: Owner, fresh: bool) {
-        let Some(association) = self.associations.get(&owner) else {
-            return;
-        };
-        let endpoints = match owner {
-            Owner::Peer(_) => {
-                let configured = association.key.map(|key| {
-                    let targets = self.targets_of(key).filter_map(|id| self.targets.get(&id));
-                    targets
-                        .flat_map(|target| target.addresses.iter().copied())
-                        .collect::<Vec<_>>()
-                });
-                let used = association.endpoint;
-                let mut endpoints = Vec::new();
-                for endpoint in [used].into_iter().chain(configured.unwrap_or_default()) {
-                    if !endpoint.is_unset() && !endpoints.contains(&endpoint) {
-                        endpoints.push(endpoint);
-                    }
-                }
-                // What has gone silent is asked last.
-                if association.liveness.missed > 0 && endpoints.first() == Some(&used) {
-                    endpoints.rotate_left(1);
-                }
-                endpoints
-            }
-            Owner::Remote(_) => Vec::new(),
-        };
-        let lively = self
-            .associations
-            .get(&owner)
-            .is_some_and(|a| a.liveness.missed == 0);
-        self.renew_over(now, owner, endpoints, fresh, !fresh && lively);
-    }
-
-    /// The same, for a peer through these addresses only.
-    pub(crate) fn renew_through(
-        &mut self,
-        now: Nanos,
-        owner: Owner,
-        endpoints: Vec<Endpoint>,
-        fresh: bool,
-    ) {
-        self.renew_over(now, owner, endpoints, fresh, false);
-    }
-
-    /// The same; `sealed` inside the session that is renewed before anywhere else, where no stranger's
-    /// flood is in the way.
-    fn renew_over(
-        &mut self,
-        now: Nanos,
-        owner: Owner,
-        endpoints: Vec<Endpoint>,
-        fresh: bool,
-        sealed: bool,
-    ) {
-        let Some(association) = self.associations.get(&owner) else {
-            return;
-        };
-        if association.outgoing.is_some() {
-            return;
-        }
-        // A peer that dialled here may be reachable only from the address that it dialled.
-        let local = association.current().map(|session| session.local);
-        let carrier = |endpoint| {
-            let local = local.filter(|_| endpoint == association.endpoint);
-            let addresses = AddressPair {
-                remote: endpoint,
-                local: local.unwrap_or_default(),
-            };
-            Carrier::back(FIRST_WORKER, addresses)
-        };
-        let inside = sealed.then(|| association.sealed(owner)).flatten();
-        let (outside, pace): (Vec<_>, _) = match owner {
-            Owner::Peer(_) => (endpoints.into_iter().map(carrier).collect(), Pace::BRISK),
-            Owner::Remote(_) => {
-                let carrier = Carrier::Overlay {
-                    worker: FIRST_WORKER,
-                    address: association.address,
-                    through: None,
-                };
-                (vec![carrier], Pace::ROUTED)
-            }
-        };
-        let carriers = inside.into_iter().chain(outside).collect();
-        let outgoing = self.begin(now, Goal::Node { owner, fresh }, carriers, pace);
-        if let Some(association) = self.associations.get_mut(&owner) {
-            association.outgoing = outgoing;
-        }
-    }
-
-    /// A handshake with a known node came to nothing.
-    pub(crate) fn renewal_failed(&mut self, now: Nanos, owner: Owner) {
-        let retry = now + self.rng.jitter(self.rekey_margin() / 8, 75, 125);
-        let Some(association) = self.associations.get_mut(&owner) else {
-            return;
-        };
-        if association.up {
-            association.rekey_at = retry;
-        } else if let Owner::Remote(_) = owner {
-            association.hold_until = now + HOLD;
-            association.pings.clear();
-            let address = association.address;
-            self.drop_pending(address);
-            self.output.event(Event::SessionFailed { address });
-        }
-        self.settle(now, owner, DownReason::Dead);
-    }
-
-    /// Removes all sessions with a node.
-    pub(crate) fn end_sessions(
-        &mut self,
-        now: Nanos,
-        owner: Owner,
-        close: bool,
-        reason: DownReason,
-    ) {
-        let Some(association) = self.associations.get(&owner) else {
-            return;
-        };
-        let epochs: Vec<_> = association.sessions.iter().map(|s| s.epoch).collect();
-        for epoch in epochs {
-            self.remove_session(now, owner, epoch, close);
-        }
-        self.settle(now, owner, reason);
-    }
-
-    /// Draws the consequences of a session or handshake that has ended.
-    pub(crate) fn settle(&mut self, now: Nanos, owner: Owner, reason: DownReason) {
-        let Some(association) = self.associations.get_mut(&owner) else {
-            return;
-        };
-        let key = association.key;
-        if association.up && association.current().is_none() {
-            association.up = false;
-            association.since = Some(now);
-            association.rekey_at = Nanos::NEVER;
-            association.activate_at = Nanos::NEVER;
-            association.liveness.probe_at = Nanos::NEVER;
-            association.search = Search::default();
-            self.clear_limit(owner);
-            // They came inside of a session that is gone.
-            self.forget_renewals(now, owner);
-            if let Some(key) = key {
-                self.output.event(match owner {
-                    Owner::Peer(peer) => Event::PeerDown { peer, key, reason },
-                    Owner::Remote(_) => Event::SessionDown {
-                        address: key.address(),
-                        key,
-                        reason,
-                    },
-                });
-                if let Owner::Peer(_) = owner {
-                    self.reconnect_targets(now, key);
-                }
-            }
-        }
-        let Some(association) = self.associations.get(&owner) else {
-            return;
-        };
-        let forget = association.is_idle()
-            && match owner {
-                Owner::Peer(_) => key.is_none_or(|key| self.targets_of(key).next().is_none()),
-                Owner::Remote(_) => association.hold_until <= now,
-            };
-        if forget {
-            self.forget(now, owner);
-        } else {
-            self.schedule(owner);
-        }
-    }
-
-    /// Drops the memory of a node.
-    fn forget(&mut self, now: Nanos, owner: Owner) {
-        self.forget_renewals(now, owner);
-        self.timers.set(Timer::Association(owner), Nanos::NEVER);
-        let Some(association) = self.associations.remove(&owner) else {
-            return;
-        };
-        if let (Owner::Peer(peer), Some(key)) = (owner, association.key) {
-            self.peer_numbers.remove(&key);
-            self.uninstall_peer(peer);
-        }
-    }
-
-    pub(crate) fn schedule(&mut self, owner: Owner) {
-        let at = self
-            .associations
-            .get(&owner)
-            .map_or(Nanos::NEVER, |a| a.deadline());
-        self.timers.set(Timer::Association(owner), at);
-    }
-
-    /// Does what is due for a node.
-    pub(crate) fn association_due(&mut self, now: Nanos, owner: Owner) {
-        let (grace, reject_after) = (self.config.grace, self.config.reject_after);
-        let Some(association) = self.associations.get_mut(&owner) else {
-            return;
-        };
-        // Some lane of the session in use may still stand by, while its predecessor carries
-        // traffic.
-        let partial = association
+    /// Sessions to remove now: epoch, and whether each was retiring. A replaced one stays while its successor has
+    /// lanes that are not active yet.
+    pub(crate) fn expire(&mut self, now: Nanos, config: &Config) -> Vec<(u32, bool)> {
+        let partial = self
             .current()
             .is_some_and(|s| s.lanes_active() < s.lane_count());
         let mut ended = Vec::new();
-        for session in association
-            .sessions
-            .iter_mut()
-            .filter(|s| s.remove_at <= now)
-        {
-            let limit = session.created + reject_after;
+        for session in self.sessions.iter_mut().filter(|s| s.remove_at <= now) {
+            let limit = session.created + config.reject_after;
             let replaced = session.retiring && session.confirmed.is_some() && !session.receive_only;
             if partial && replaced && now < limit {
-                session.remove_at = limit.min(now + grace);
+                session.remove_at = limit.min(now + config.grace);
             } else {
                 ended.push((session.epoch, session.retiring));
             }
         }
-        for (epoch, retired) in ended {
-            self.remove_session(now, owner, epoch, retired);
-        }
-        self.settle(now, owner, DownReason::Expired);
-        let Some(association) = self.associations.get_mut(&owner) else {
-            return;
-        };
-        if association.rekey_at <= now {
-            association.rekey_at = Nanos::NEVER;
-            self.renew(now, owner, false);
-        }
-        self.activate_lanes(now, owner);
-        self.probe_due(now, owner);
-        self.search_due(now, owner);
-        self.limit_due(now, owner);
-        self.pings_due(now, owner);
-        self.paths_due(now, owner);
-        self.settle(now, owner, DownReason::Dead);
+        ended
     }
 
-    /// Sends a first frame on every lane that stands by, so that both ends use it (and a NAT lets
-    /// the other end's frames pass). The other end's worker answers.
-    pub(crate) fn activate_lanes(&mut self, now: Nanos, owner: Owner) {
-        let Some(association) = self
-            .associations
-            .get(&owner)
-            .filter(|a| a.activate_at <= now)
-        else {
-            return;
-        };
-        let idle: Vec<_> = association.current().map_or_else(Vec::new, |session| {
-            session
-                .lanes
-                .iter()
-                .skip(1)
-                .filter(|l| !l.active)
-                .map(|l| l.receive)
-                .collect()
-        });
-        for receive in &idle {
-            self.send_probe(now, owner, *receive);
+    /// Lanes on standby to send a first frame on now. Schedules the next attempt.
+    pub(crate) fn activate(&mut self, now: Nanos, rng: &mut Rng) -> Vec<SessionIndex> {
+        if self.activate_at > now {
+            return Vec::new();
         }
-        let Some(association) = self.associations.get_mut(&owner) else {
-            return;
-        };
-        association.activations += 1;
-        let done = idle.is_empty() || association.activations > ACTIVATIONS_MAX;
-        association.activate_at = if done {
+        let lanes = self.current().into_iter().flat_map(|s| s.lanes.iter());
+        let idle: Vec<_> = lanes
+            .skip(1)
+            .filter(|lane| !lane.active)
+            .map(|lane| lane.receive)
+            .collect();
+        self.activations += 1;
+        self.activate_at = if idle.is_empty() || self.activations > ACTIVATIONS_MAX {
             Nanos::NEVER
         } else {
-            let wait = ACTIVATE_MIN * (1 << association.activations.min(5)) / 2;
-            now + self.rng.jitter(wait, 75, 125)
+            let wait = ACTIVATE_MIN * (1 << self.activations.min(5)) / 2;
+            now + rng.jitter(wait, 75, 125)
         };
+        idle
+    }
+
+    /// Pings that the session in use has not carried yet, and the lane for them.
+    pub(crate) fn unsent_pings(&self) -> Option<(SessionIndex, Vec<usize>)> {
+        let (session, lane) = (self.current()?, self.first_lane()?);
+        let waits = |ping: &Ping| ping.probe.is_none_or(|(_, sent)| sent < session.created);
+        let pings = (0..).zip(&self.pings).filter(|(_, ping)| waits(ping));
+        Some((lane, pings.map(|(at, _)| at).collect()))
+    }
+
+    /// Ping number `at` was sent as this probe.
+    pub(crate) fn ping_sent(&mut self, now: Nanos, at: usize, probe: u64) {
+        if let Some(ping) = self.pings.get_mut(at) {
+            ping.probe = Some((probe, now));
+            ping.retry_at = now + PING_RETRY;
+        }
+    }
+
+    /// Removes pings that stayed unanswered; true when one calls for a new session.
+    pub(crate) fn expire_pings(&mut self, now: Nanos) -> bool {
+        self.pings.retain(|ping| ping.asked + PING_TIMEOUT > now);
+        let mut overdue = false;
+        for ping in self.pings.iter_mut().filter(|p| p.retry_at <= now) {
+            ping.retry_at = Nanos::NEVER;
+            overdue = true;
+        }
+        overdue
     }
 
     /// A lane's frames come from a new address.
-    pub(crate) fn endpoint_moved(&mut self, peer: u32, lane: u16, endpoint: Endpoint) {
-        let Some(association) = self.associations.get_mut(&Owner::Peer(peer)) else {
-            return;
-        };
-        for session in &mut association.sessions {
+    pub(crate) fn move_lane(&mut self, lane: u16, endpoint: Endpoint) {
+        for session in &mut self.sessions {
             if let Some(state) = session.lanes.get_mut(usize::from(lane)) {
                 state.endpoint = endpoint;
             }
         }
-        if lane == 0 {
-            self.use_endpoint(Owner::Peer(peer), endpoint);
-        }
     }
+
+    /// Evaluates the previous probe and chooses the lanes of the next.
+    pub(crate) fn probe_round(&mut self, now: Nanos, kind: Kind, config: &Config) -> ProbeRound {
+        if self.liveness.probe_at > now {
+            return ProbeRound::Idle;
+        }
+        self.liveness.count_missed();
+        let liveness = &self.liveness;
+        let (missed, silence) = (liveness.missed, now.since(liveness.heard));
+        let lost_after = config.lost_after.min(config.dead_after);
+        let lost = liveness.urgent
+            && missed > MISSED_MAX
+            && liveness.unanswered_for(now) >= lost_after.max(liveness.probe_fast() * 4);
+        let all_lanes = liveness.count.is_multiple_of(2) && !liveness.urgent;
+        let Some(session) = self.current() else {
+            self.liveness.probe_at = Nanos::NEVER;
+            return ProbeRound::Idle;
+        };
+        let (age, outbound) = (now.since(session.created), session.outbound());
+        match kind {
+            Kind::Link if lost || (missed >= MISSED_MAX && silence >= config.dead_after) => {
+                return ProbeRound::Dead;
+            }
+            Kind::EndToEnd if age >= config.rekey_after * 3 / 4 => {
+                self.liveness.stop();
+                return ProbeRound::Idle;
+            }
+            Kind::Link | Kind::EndToEnd => {}
+        }
+        let (mut lanes, mut mute) = (Vec::new(), false);
+        for (number, lane) in (0u16..).zip(&session.lanes) {
+            if number == 0 || (outbound && (all_lanes || !lane.active)) {
+                lanes.push(lane.receive);
+            }
+            let silence = now.since(lane.heard);
+            mute |= number > 0 && outbound && lane.active && silence > config.dead_after * 2;
+        }
+        ProbeRound::Send { lanes, mute }
+    }
+}
+
+/// What a due probe leads to.
+pub(crate) enum ProbeRound {
+    Idle,
+    /// The peer is down.
+    Dead,
+    /// Probes on these lanes; `mute` when an active lane beyond the first is silent.
+    Send {
+        lanes: Vec<SessionIndex>,
+        mute: bool,
+    },
 }

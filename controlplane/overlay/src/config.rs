@@ -1,4 +1,4 @@
-//! What an [`crate::Overlay`] is told: its configuration and its configured peers.
+//! Configuration of an [`crate::Overlay`]: what is fixed, what may change, configured peers.
 
 use std::time::Duration;
 
@@ -7,8 +7,9 @@ use hyphae_wire::index::SLOTS_MAX;
 use hyphae_wire::{Endpoint, Network, PublicKey, SecretKey, SuiteSet};
 
 use crate::Policy;
+use crate::ids::ConfiguredPeer;
 
-/// Lanes that there is room for, however few peers may be had.
+/// Fewest link lanes of one worker, whatever the number of peers.
 const LINK_SLOTS_MIN: u32 = 16_384;
 
 /// Where ephemeral keys of handshakes come from.
@@ -63,7 +64,7 @@ pub struct Config {
     pub inits_per_second: u32,
     /// End-to-end lanes of one worker, at most 65,536: the size of its table.
     pub session_slots: u32,
-    /// Where ephemeral keys come from.
+    /// Source of ephemeral keys.
     pub ephemerals: Ephemerals,
     /// Silence after which a peer with a datagram address is tried over a stream to that address
     /// too; `None` for never.
@@ -102,8 +103,8 @@ impl Config {
     }
 }
 
-/// What an operator may change while the engine runs. It holds for what begins from then on: timers
-/// that are set, sessions that are there and peers that are in stay as they are.
+/// Settings that may change while the engine runs. They apply to what begins from then on: timers that are set,
+/// existing sessions and peers stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Live {
     /// [`Config::suites`]
@@ -137,7 +138,7 @@ impl Config {
         wanted.clamp(LINK_SLOTS_MIN, SLOTS_MAX)
     }
 
-    /// Takes what can change.
+    /// Applies settings that may change.
     pub fn set_live(&mut self, live: &Live) {
         self.suites = live.suites;
         self.rekey_after = live.rekey_after;
@@ -151,7 +152,7 @@ impl Config {
         self.stream_upgrade_every = live.stream_upgrade_every;
     }
 
-    /// Whether times contradict each other.
+    /// Checks that times do not contradict each other.
     pub(crate) fn assert_times(&self) {
         assert!(
             self.rekey_after < self.reject_after,
@@ -167,10 +168,6 @@ impl Config {
         );
     }
 }
-
-/// Handle of a configured peer, given by the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConfiguredPeer(pub u32);
 
 /// A peer that the node keeps connecting to.
 #[derive(Clone, Debug)]

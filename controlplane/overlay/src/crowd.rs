@@ -1,10 +1,10 @@
-//! Full tables of what is established: session slots, inbound peers, end-to-end associations.
+//! Eviction from full tables of established state: session slots, inbound peers, end-to-end associations.
 //!
-//! A newcomer with a proven key gets in as long as somebody holds more than it would: of the group (an address, a
-//! site's /48, the neighbour that an end came through) that holds the most, the node that holds the most gives way,
-//! among equals the one that was silent longest. Its half-open renewals go first, then sessions that are retiring,
-//! then the one in use. Configured peers never give way. A table is only gone through when it is full, and after a
-//! Diffie-Hellman that the newcomer has paid for as well.
+//! A node with a proven key is admitted as long as another holder has a larger share. Of the group with the
+//! most (an address, a site's /48, the neighbour that an end came through), the node with the most gives way;
+//! among equals the one that was silent longest. Its half-open renewals end first, then retiring sessions, then
+//! the one in use. Configured peers never give way. A full scan happens only when a table is full, after a
+//! Diffie-Hellman that the new node had to compute as well.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,17 +13,15 @@ use hyphae_time::Nanos;
 
 use hyphae_wire::{Endpoint, OverlayAddress};
 
+use crate::association::Association;
 use crate::handshake::Carrier;
+use crate::ids::Owner;
 use crate::index::Class;
 use crate::keys::Kind;
-use crate::session::{Association, Owner};
 use crate::source::source_of;
 use crate::{DownReason, Overlay};
 
-/// Sessions with one node, of one kind: in use, replaced, unconfirmed, lost to a glare.
-pub(crate) const SESSIONS_MAX: usize = 4;
-
-/// What is counted.
+/// Unit of the shares.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Measure {
     Slots,
@@ -31,16 +29,16 @@ enum Measure {
 }
 
 impl Overlay {
-    /// Makes room for `lanes` lanes of a session with a node; false when nobody holds more than that node.
+    /// Frees slots for `lanes` lanes of a session; false when no holder has a larger share.
     pub(crate) fn live_room(&mut self, now: Nanos, owner: Owner, lanes: u16, class: Class) -> bool {
         let kind = owner.kind();
-        // Each turn ends a session of somebody.
+        // Each iteration ends a session.
         while !self.indices(kind).fits(lanes, class) {
             let group = self
                 .associations
                 .get(&owner)
                 .map_or(0, |a| group_of(owner, a));
-            if !self.crowd_out(
+            if !self.evict(
                 now,
                 kind,
                 (Some(owner), group, u32::from(lanes)),
@@ -52,14 +50,14 @@ impl Overlay {
         true
     }
 
-    /// Makes room for another peer that connected by itself, which is reached by `carrier`.
+    /// Frees a place for another inbound peer, which is reached by `carrier`.
     pub(crate) fn inbound_room(&mut self, now: Nanos, carrier: Carrier) -> bool {
         let newcomer = (None, carrier.source().site, 1);
-        self.crowd_out(now, Kind::Link, newcomer, Measure::Nodes)
+        self.evict(now, Kind::Link, newcomer, Measure::Nodes)
     }
 
-    /// The end-to-end association of a node's /64, made when there is none; one that came through
-    /// `through` if it came. `None` when there are too many, and nobody is to give way.
+    /// The end-to-end association of a node's /64, created where it is missing. `through` is the neighbour that
+    /// a handshake message came through. `None` when the table is full and no holder has a larger share.
     pub(crate) fn ensure_remote(
         &mut self,
         now: Nanos,
@@ -72,7 +70,7 @@ impl Overlay {
             let count = |s: &Self| s.associations.len() - s.peer_numbers.len();
             if count(self) >= self.config.sessions_max {
                 let newcomer = (None, group_through(through), 1);
-                self.crowd_out(now, Kind::EndToEnd, newcomer, Measure::Nodes);
+                self.evict(now, Kind::EndToEnd, newcomer, Measure::Nodes);
                 if count(self) >= self.config.sessions_max {
                     return None;
                 }
@@ -86,8 +84,8 @@ impl Overlay {
         Some(owner)
     }
 
-    /// Ends what the largest holder can do without; false when that is the newcomer itself.
-    fn crowd_out(
+    /// Ends part of what the largest holder has; false when the new node itself has the most.
+    fn evict(
         &mut self,
         now: Nanos,
         kind: Kind,
@@ -125,7 +123,7 @@ impl Overlay {
         let largest = most
             .filter(|(_, weight)| *weight > own)
             .map_or(group, |most| most.0);
-        // Peers of one address would only take each other's places.
+        // Peers of one address would only replace each other.
         if largest == group && kind == Kind::Link && measure == Measure::Nodes {
             return false;
         }
@@ -146,7 +144,7 @@ impl Overlay {
         true
     }
 
-    /// Ends all there is with a node, for others' sake.
+    /// Ends all sessions and handshakes with an evicted node.
     fn dismiss(&mut self, now: Nanos, owner: Owner) {
         let outgoing = self.associations.get(&owner).and_then(|a| a.outgoing);
         if let Some(id) = outgoing {
@@ -161,15 +159,6 @@ impl Overlay {
             }
         }
         self.end_sessions(now, owner, true, DownReason::Crowded);
-    }
-}
-
-impl Association {
-    /// The oldest session that is not the one in use.
-    pub(crate) fn spare(&self) -> Option<u32> {
-        let current = self.current().map(|session| session.epoch);
-        let mut epochs = self.sessions.iter().map(|session| session.epoch);
-        epochs.find(|epoch| current.is_some_and(|current| current != *epoch))
     }
 }
 

@@ -1,9 +1,9 @@
-//! Two hosts with one key.
+//! Detection of two hosts with one key.
 //!
-//! A dataplane has a number of its own for as long as it runs (of boot, start and process), whichever control
-//! planes come and go; both ends of a handshake advertise theirs, sealed. A node that moves, or is reached at
-//! several addresses, keeps its number; one that is restarted gets another and never has the old one again. So
-//! whoever hears A, then B, then A again under one key hears two hosts, and tells both.
+//! A dataplane has an instance number (of boot, start and process) as long as it runs, under every control
+//! plane; both ends of a handshake exchange theirs, sealed. A node that moves, or has several addresses, keeps
+//! its number; a restart assigns a new one, never an old one. The sequence A, B, A under one key therefore
+//! shows two hosts, and both are notified.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,29 +14,29 @@ use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::Endpoint;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::session::Owner;
+use crate::ids::Owner;
 use crate::{Duplicate, Event, Overlay};
 
-/// Earlier starts of a node that are remembered.
+/// Earlier instance numbers of a node that are remembered.
 const STARTS_MAX: usize = 4;
-/// How long after the last sign of it two hosts are said to have one key.
+/// Time after the last evidence for which two hosts are reported.
 const KEPT: Duration = Duration::from_secs(600);
 
-/// What is known of the starts of a node.
+/// Instance numbers of a node.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Starts {
     current: u64,
-    /// Where frames of that one came from.
+    /// Address that frames of the current instance came from.
     place: Endpoint,
     before: VecDeque<u64>,
-    /// The last sign of two hosts.
+    /// Last evidence of two hosts.
     found: Option<(Nanos, Duplicate)>,
-    /// What the node says of this node's key, which nothing else shows.
+    /// The node's claim that this node's key is duplicated; unproved.
     claim: Option<(Nanos, Duplicate)>,
 }
 
 impl Starts {
-    /// Takes the number of a handshake that finished. True when there are two hosts.
+    /// Records the number of a finished handshake. True when it shows two hosts.
     fn note(&mut self, now: Nanos, instance: u64, place: Endpoint) -> bool {
         if instance == 0 || instance == self.current {
             self.place = place;
@@ -63,8 +63,8 @@ impl Starts {
         known
     }
 
-    /// Takes what the node says of this node's key. It is heard once in a while: saying it again, or of
-    /// other places, changes nothing meanwhile.
+    /// Records a claim about this node's key, at most one per [`KEPT`]: repetitions and other addresses are
+    /// ignored meanwhile.
     fn claim(&mut self, now: Nanos, endpoints: [Endpoint; 2]) -> Option<Duplicate> {
         if fresh(self.claim, now).is_some() {
             return None;
@@ -75,12 +75,12 @@ impl Starts {
         Some(duplicate)
     }
 
-    /// Whether two hosts have the key, as this node has seen.
+    /// Evidence that two hosts have the key.
     fn seen(&self, now: Nanos) -> Option<Duplicate> {
         fresh(self.found, now)
     }
 
-    /// What this node has seen of the key, else what is said of its own.
+    /// Own evidence, else the node's claim about this node's key.
     pub(crate) fn duplicate(&self, now: Nanos) -> Option<Duplicate> {
         self.seen(now).or(fresh(self.claim, now))
     }
@@ -92,14 +92,20 @@ fn fresh(sign: Option<(Nanos, Duplicate)>, now: Nanos) -> Option<Duplicate> {
 }
 
 impl Overlay {
-    /// Number of the dataplane's start. Call it before [`Self::begin_attach`], with the same for as long
-    /// as it is the same dataplane.
+    /// Sets the instance number of the dataplane. Call it before [`Self::begin_attach`], with the same number
+    /// as long as the dataplane runs.
     pub fn set_instance(&mut self, instance: u64) {
         self.instance = instance;
     }
 
-    /// A handshake with a node has finished, which says that its start has this number.
-    pub(crate) fn note_start(&mut self, now: Nanos, owner: Owner, instance: u64, place: Endpoint) {
+    /// Records the instance number of a finished handshake.
+    pub(crate) fn record_instance(
+        &mut self,
+        now: Nanos,
+        owner: Owner,
+        instance: u64,
+        place: Endpoint,
+    ) {
         self.clock = now;
         let Some(association) = self.associations.get_mut(&owner) else {
             return;
@@ -113,8 +119,8 @@ impl Overlay {
         }
     }
 
-    /// Tells both hosts, each over the session that it has.
-    pub(crate) fn tell_duplicate(&mut self, now: Nanos, owner: Owner, epoch: u32) {
+    /// Notifies both hosts, each over its own session.
+    pub(crate) fn notify_duplicate(&mut self, now: Nanos, owner: Owner, epoch: u32) {
         let Some(association) = self.associations.get(&owner) else {
             return;
         };
@@ -140,7 +146,7 @@ impl Overlay {
         }
     }
 
-    /// A node says that another host has this node's key. Nothing but its word shows that.
+    /// Handles a node's claim that another host has this node's key.
     pub(crate) fn own_duplicate(&mut self, now: Nanos, owner: Owner, body: &[u8]) {
         self.clock = now;
         let Ok((endpoints, _)) = <[Endpoint; 2]>::read_from_prefix(body) else {

@@ -1,35 +1,34 @@
 //! The engine: its state, its public calls, and where each input goes.
 //!
-//! The mechanisms are in sibling files, each an `impl Overlay`: `initiate` and `respond`
-//! (handshakes),
-//! `install` (lanes in the workers), `association` (up, down, renewal), `target` (configured
-//! peers),
-//! `remote` (end-to-end sessions on demand), `liveness` (probes and control messages), `adoption`
-//! (attach and resync), `pmtu` and `path` (what links and paths carry, traces), `status`.
+//! Each mechanism is an `impl Overlay` in a file of its own: `initiate` and `respond` (handshakes), `install`
+//! (lanes in the workers), `lifecycle` (confirmation, renewal, up and down), `target` and `paths` (configured peers
+//! and their addresses), `remote` (end-to-end sessions on demand), `probes` (probes and control messages),
+//! `adoption` (attach and resynchronisation), `mtu` and `trace`, `guard`, `policy`, `crowd`, `status`.
 
 use std::collections::BTreeMap;
 
-use hyphae_shm::record::{LANE_LINK, LANE_SESSION, Punt};
+use hyphae_shm::record::{LANE_LINK, LANE_SESSION, Punt, PuntService};
 use hyphae_time::Nanos;
 use hyphae_wire::guard::{self, SessionCookie, SessionReset};
 use hyphae_wire::handshake::Message;
 use hyphae_wire::index::WORKERS_MAX;
 
-use hyphae_wire::{Endpoint, FrameKind, OverlayAddress, PublicKey, Service, WorkerId};
+use hyphae_wire::{AddressPair, Endpoint, FrameKind, OverlayAddress, PublicKey, Service, WorkerId};
 
 use zeroize::Zeroizing;
 
 use crate::adoption::Phase;
+use crate::association::Association;
 use crate::guard::CookieSecrets;
 use crate::handshake::{Carrier, HalfOpens, Outgoing};
+use crate::ids::LaneRef;
+use crate::ids::Owner;
 use crate::index::Indices;
-use crate::install::LaneRef;
 use crate::keys::Kind;
-use crate::limit::Trace;
 use crate::program::Output;
 use crate::rng::Rng;
-use crate::session::{Association, Owner};
 use crate::target::Target;
+use crate::trace::Trace;
 use crate::{Config, ConfiguredPeer, Event, Handshakes, Live, OwnedProgram, PeerConfig};
 use hyphae_time::Timers;
 
@@ -51,25 +50,25 @@ pub struct Overlay {
     pub(crate) associations: BTreeMap<Owner, Association>,
     pub(crate) peer_numbers: BTreeMap<PublicKey, u32>,
     pub(crate) peer_number_last: u32,
-    /// Handshakes begun here, by our number.
+    /// Handshakes begun here, by number.
     pub(crate) outgoing: BTreeMap<u32, Outgoing>,
     pub(crate) half_opens: HalfOpens,
     /// Finished handshakes begun by others, by our number, while their sessions last.
     pub(crate) finished: BTreeMap<u32, (Owner, u32)>,
     pub(crate) probe_last: u64,
-    /// Behind reset tokens and handshake numbers ([`hyphae_wire::guard`]).
+    /// Secret of reset tokens and handshake numbers ([`hyphae_wire::guard`]).
     pub(crate) node_secret: Zeroizing<[u8; 32]>,
     pub(crate) cookies: CookieSecrets,
-    /// Traces that wait for a report, by the number that it will quote.
+    /// Pending traces, by the nonce that the report quotes.
     pub(crate) traces: BTreeMap<u64, Trace>,
     pub(crate) handshakes: Handshakes,
-    /// Number of the dataplane's start.
+    /// Instance number of the dataplane.
     pub(crate) instance: u64,
-    /// When two hosts with one key were last thought of: what is shown of them ages by it.
+    /// Time of the last check for duplicate keys, which ages what status reports.
     pub(crate) clock: Nanos,
 }
 
-/// What has a deadline.
+/// Deadlines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Timer {
     Attach,
@@ -81,8 +80,7 @@ pub(crate) enum Timer {
 }
 
 impl Overlay {
-    /// An engine that knows nobody yet and does nothing before [`Self::begin_attach`]. `seed` must
-    /// be random.
+    /// An engine without peers, idle until [`Self::begin_attach`]. `seed` must be random.
     ///
     /// # Panics
     /// When `config` names no port or more than 64, or times that contradict each other.
@@ -112,7 +110,7 @@ impl Overlay {
             outgoing: BTreeMap::new(),
             half_opens: HalfOpens::new(config.half_open_max, config.half_open_per_source_max),
             finished: BTreeMap::new(),
-            // Unlike those of a control plane before this one, whose answers may still come.
+            // Differs from the previous control plane's, whose answers may still arrive.
             probe_last: u64::from_le_bytes(rng.array()),
             traces: BTreeMap::new(),
             handshakes: Handshakes::default(),
@@ -125,7 +123,7 @@ impl Overlay {
         }
     }
 
-    /// Changes what can change while the engine runs.
+    /// Applies settings that may change while the engine runs.
     ///
     /// # Panics
     /// When times contradict each other.
@@ -137,7 +135,7 @@ impl Overlay {
             .set_per_source_max(live.half_open_per_source_max);
     }
 
-    /// What became of handshakes.
+    /// Counters of handshakes.
     pub fn handshakes(&self) -> Handshakes {
         self.handshakes
     }
@@ -152,12 +150,12 @@ impl Overlay {
         self.address
     }
 
-    /// Keeps connecting to a peer. A known handle replaces the entry.
+    /// Adds a configured peer, which the engine keeps connecting to. A known handle replaces the entry.
     pub fn add_peer(&mut self, now: Nanos, peer: PeerConfig) {
         self.add_target(now, peer);
     }
 
-    /// New addresses of a configured peer: its name resolves differently now.
+    /// Replaces the addresses of a configured peer, after its name resolved differently.
     pub fn set_addresses(&mut self, now: Nanos, id: ConfiguredPeer, addresses: Vec<Endpoint>) {
         self.set_target_addresses(now, id, addresses);
     }
@@ -167,20 +165,19 @@ impl Overlay {
         self.targets_of(key).collect()
     }
 
-    /// Forgets a configured peer; its link ends when no other entry leads to it. False when
-    /// unknown.
+    /// Removes a configured peer; its link ends when no other entry leads to it. False when unknown.
     pub fn remove_peer(&mut self, now: Nanos, id: ConfiguredPeer) -> bool {
         self.remove_target(now, id)
     }
 
-    /// Ends the link with a peer, configured or inbound, and forgets the entries that lead to it.
-    /// It may connect again. False when there is none.
+    /// Ends the link with a peer, configured or inbound, and removes the entries that lead to it. It may
+    /// connect again. False when unknown.
     pub fn remove_peer_by_key(&mut self, now: Nanos, key: &PublicKey) -> bool {
         self.remove_key(now, key)
     }
 
-    /// Takes a record of a worker. Snapshot records count only while attaching, others only
-    /// afterwards. Messages of the bus and packets of the routing protocol are left to others.
+    /// Handles a record of a worker. Snapshot records count only while attaching, others only afterwards.
+    /// Messages of the bus and packets of the routing protocol are ignored.
     pub fn handle_punt(&mut self, now: Nanos, worker: WorkerId, punt: &Punt<'_>) {
         if self.handle_snapshot(now, worker, punt) || !self.is_active() {
             return;
@@ -201,47 +198,12 @@ impl Overlay {
                 }
             }
             Punt::LaneReset(event) => self.on_lane_reset(now, event.receive_index.get()),
-            Punt::Handshake(meta, frame) => {
-                let kind = frame.first().copied().and_then(FrameKind::from_code);
-                let carrier = Carrier::back(worker, meta.addresses);
-                if kind == Some(FrameKind::CookieReply) {
-                    if let Some((number, cookie)) = guard::parse(frame) {
-                        self.on_cookie(carrier, number, cookie);
-                    }
-                    return;
-                }
-                self.handle_handshake(now, carrier, Message::parse_frame(frame));
-            }
+            Punt::Handshake(meta, frame) => self.handle_frame(now, worker, meta.addresses, frame),
             Punt::LinkLocal(meta, bytes) => {
                 let received = Nanos(meta.received.get()).min(now);
                 self.handle_control(now, Kind::Link, meta.receive_index.get(), received, bytes);
             }
-            Punt::Service(meta, bytes) => match Service::from_code(meta.service) {
-                Some(Service::Handshake) => {
-                    let carrier = Carrier::Overlay {
-                        worker,
-                        address: meta.source,
-                        through: Some(meta.peer.get()),
-                    };
-                    if let Some(reset) = SessionReset::parse(bytes) {
-                        self.on_session_reset(now, carrier, &reset);
-                    } else if let Some(cookie) = SessionCookie::parse(bytes) {
-                        self.on_cookie(carrier, cookie.number.get(), cookie.token);
-                    } else {
-                        self.handle_handshake(now, carrier, Message::parse(bytes));
-                    }
-                }
-                Some(Service::Control) => {
-                    let received = Nanos(meta.received.get()).min(now);
-                    let index = meta.receive_index.get();
-                    self.handle_control(now, Kind::EndToEnd, index, received, bytes);
-                }
-                Some(Service::Report) => {
-                    let received = Nanos(meta.received.get()).min(now);
-                    self.trace_reported(meta.source, received, bytes);
-                }
-                Some(Service::Ipv6 | Service::Message | Service::Trace) | None => {}
-            },
+            Punt::Service(meta, bytes) => self.handle_service(now, worker, meta, bytes),
             Punt::LargeFrames(event) => self.large_frames(now, event.peer.get(), false),
             Punt::LinkTooBig(event) => self.large_frames(now, event.peer.get(), true),
             Punt::PathTooBig(limit) => self.path_too_big(now, limit.address, limit.mtu.get()),
@@ -252,11 +214,49 @@ impl Overlay {
         }
     }
 
-    /// Does what is due.
+    /// Handles a handshake frame of a neighbour.
+    fn handle_frame(&mut self, now: Nanos, worker: WorkerId, addresses: AddressPair, frame: &[u8]) {
+        let kind = frame.first().copied().and_then(FrameKind::from_code);
+        let carrier = Carrier::back(worker, addresses);
+        if kind != Some(FrameKind::CookieReply) {
+            self.handle_handshake(now, carrier, Message::parse_frame(frame));
+        } else if let Some((number, cookie)) = guard::parse(frame) {
+            self.on_cookie(carrier, number, cookie);
+        }
+    }
+
+    /// Handles a routed message for a service of this engine.
+    fn handle_service(&mut self, now: Nanos, worker: WorkerId, meta: &PuntService, bytes: &[u8]) {
+        let received = Nanos(meta.received.get()).min(now);
+        match Service::from_code(meta.service) {
+            Some(Service::Handshake) => {
+                let carrier = Carrier::Overlay {
+                    worker,
+                    address: meta.source,
+                    through: Some(meta.peer.get()),
+                };
+                if let Some(reset) = SessionReset::parse(bytes) {
+                    self.on_session_reset(now, carrier, &reset);
+                } else if let Some(cookie) = SessionCookie::parse(bytes) {
+                    self.on_cookie(carrier, cookie.number.get(), cookie.token);
+                } else {
+                    self.handle_handshake(now, carrier, Message::parse(bytes));
+                }
+            }
+            Some(Service::Control) => {
+                let index = meta.receive_index.get();
+                self.handle_control(now, Kind::EndToEnd, index, received, bytes);
+            }
+            Some(Service::Report) => self.trace_reported(meta.source, received, bytes),
+            Some(Service::Ipv6 | Service::Message | Service::Trace) | None => {}
+        }
+    }
+
+    /// Handles expired timers.
     pub fn handle_timeout(&mut self, now: Nanos) {
         self.clock = now;
         for timer in self.timers.take_due(now) {
-            // Without a dataplane nothing can be done; adoption sets every deadline anew.
+            // No action without a dataplane; adoption sets every deadline again.
             if !self.is_active() && timer != Timer::Attach {
                 continue;
             }
@@ -271,7 +271,7 @@ impl Overlay {
         }
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
+    /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Nanos> {
         self.timers.next()
     }
@@ -286,13 +286,13 @@ impl Overlay {
         self.output.poll_event()
     }
 
-    /// Says good-bye to every node: the dataplane is about to stop. Drain the programs afterwards.
-    /// A control plane that ends alone must not call it: its successor takes the sessions over.
+    /// Closes every session: the dataplane is about to stop. Drain the programs afterwards. A control plane
+    /// that ends alone must not call it, because its successor adopts the sessions.
     pub fn shutdown(&mut self, _now: Nanos) {
         // Sessions first: their messages travel over the links.
         let owners: Vec<_> = self.associations.keys().rev().copied().collect();
         for owner in owners {
-            self.say_close(owner);
+            self.close_current(owner);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What an [`crate::Overlay`] tells: events and status.
+//! Output of an [`crate::Overlay`]: events and status.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use hyphae_wire::report::ReportCode;
 
 use hyphae_wire::{Endpoint, NetworkId, OverlayAddress, PublicKey, Suite};
 
-use crate::ConfiguredPeer;
+use crate::ids::ConfiguredPeer;
 
-/// Something that happened. Act on it only after [`crate::Overlay::poll_program`] is drained, so
-/// that a FIB entry never reaches a worker before the peer that it names.
+/// An event. Handle it only after [`crate::Overlay::poll_program`] is drained, so that a FIB entry never
+/// reaches a worker before the peer that it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A link session with a peer is in use; before, there was none.
+    /// A peer is up: its first link session is in use.
     PeerUp {
         /// Its number in program records.
         peer: u32,
@@ -22,7 +22,7 @@ pub enum Event {
         /// Where it is.
         endpoint: Endpoint,
     },
-    /// There is no link session with a peer any more. Its number may be given to another peer.
+    /// A peer is down: its last link session has ended. Its number may be assigned to another peer.
     PeerDown {
         /// Its number in program records.
         peer: u32,
@@ -40,7 +40,7 @@ pub enum Event {
         /// Where it is now.
         endpoint: Endpoint,
     },
-    /// There is an end-to-end session with a node; before, there was none.
+    /// The first end-to-end session with a node is in use.
     SessionUp {
         /// Overlay address of the node.
         address: OverlayAddress,
@@ -56,7 +56,7 @@ pub enum Event {
         /// Why.
         reason: DownReason,
     },
-    /// No session could be made: nobody answers there, or there is no room. What waited is dropped.
+    /// No session could be established: no answer, or no capacity. Packets that waited for it are dropped.
     SessionFailed {
         /// Where to.
         address: OverlayAddress,
@@ -65,16 +65,16 @@ pub enum Event {
     Refused {
         /// Key of the other side, where it was known.
         key: Option<PublicKey>,
-        /// Who it was.
+        /// Origin of the handshake.
         from: Origin,
         /// Why.
         reason: Refusal,
     },
     /// Two hosts have one key.
     Duplicate {
-        /// The key of the peer or end that has it, or that says so of this node's.
+        /// Key of the peer or end: the duplicated one, or that of the node that claims it of this node's key.
         key: PublicKey,
-        /// Which key, and where.
+        /// Which key, and the addresses.
         duplicate: Duplicate,
     },
     /// Answer to [`crate::Overlay::ping`].
@@ -90,22 +90,22 @@ pub enum Event {
     TraceReply {
         /// The caller's number of the trace.
         id: u64,
-        /// What has become of it.
+        /// Outcome.
         code: ReportCode,
-        /// Key of the node that says so.
+        /// Key of the reporting node.
         key: PublicKey,
         /// Round-trip time.
         rtt: Duration,
     },
-    /// What the path to a node carries has changed.
+    /// The path MTU of a node has changed.
     PathMtu {
         /// An address in its /64.
         address: OverlayAddress,
         /// Largest packet of the host, less than the device's MTU; `None` for no such limit.
         mtu: Option<u16>,
     },
-    /// All that the overlay keeps is named in the resync: now push every FIB entry to every worker,
-    /// then call [`crate::Overlay::finish_resync`].
+    /// All adopted entries are retained. Push every FIB entry to every worker, then call
+    /// [`crate::Overlay::finish_resync`].
     ResyncFib {
         /// The generation being attached.
         generation: u64,
@@ -118,7 +118,7 @@ pub enum DownReason {
     /// No answer to probes.
     #[error("no answer to probes")]
     Dead,
-    /// The other side ended it.
+    /// The other end closed it.
     #[error("ended by the other side")]
     Closed,
     /// It reached its age limit and was not renewed.
@@ -127,13 +127,13 @@ pub enum DownReason {
     /// The operator removed the peer.
     #[error("removed from the configuration")]
     Removed,
-    /// The policy does not allow this peer any more.
+    /// The policy no longer allows this peer.
     #[error("its key is not allowed any more")]
     Refused,
     /// The dataplane does not have it (it was restarted).
     #[error("the dataplane was restarted")]
     Lost,
-    /// A full table was needed by others, and this one held the most.
+    /// Evicted from a full table as the largest holder.
     #[error("others needed its place in a full table")]
     Crowded,
 }
@@ -141,11 +141,10 @@ pub enum DownReason {
 /// Two hosts with one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Duplicate {
-    /// It is this node's key, as a peer or end says, which alone proves nothing; else it is theirs, as this
-    /// node has seen.
+    /// Whether it is this node's key, as another node claims without proof; else it is the other node's, as
+    /// this node has observed.
     pub own: bool,
-    /// Where the two are, as far as whoever found it sees: the one in use, or this node, first. Unset end
-    /// to end.
+    /// Addresses of the two, as the observer sees them: the one in use, or this node, first. Unset end to end.
     pub endpoints: [Endpoint; 2],
 }
 
@@ -235,7 +234,7 @@ pub enum PeerState {
     Up,
     /// A first connection is being tried.
     Connecting,
-    /// It was up, or was tried without an answer; it is tried again from time to time.
+    /// It was up, or did not answer; attempts continue.
     Down,
 }
 
@@ -257,7 +256,7 @@ pub struct PeerStatus {
     pub address: Option<OverlayAddress>,
     /// Its number in program records and statistics, once it has one.
     pub peer: Option<u32>,
-    /// Where it is, or where it is looked for; unset while a name does not resolve.
+    /// Its address, or the one being tried; unset while a name does not resolve.
     pub endpoint: Endpoint,
     /// Handles of the configured entries that lead to it; none for an inbound peer.
     pub configured: Vec<ConfiguredPeer>,
@@ -271,7 +270,7 @@ pub struct PeerStatus {
     pub lanes_active: u16,
     /// Smoothed round-trip time.
     pub rtt: Option<Duration>,
-    /// Share of its probes that stayed unanswered lately, in thousandths; `None` before the first.
+    /// Share of recent probes without an answer, thousandths; `None` before the first.
     pub loss_permille: Option<u16>,
     /// Up since, or down since; `None` when it never was up.
     pub since: Option<Nanos>,
@@ -281,7 +280,7 @@ pub struct PeerStatus {
     pub handshakes: u64,
     /// Why its last handshake was refused, if it was.
     pub refusal: Option<Refusal>,
-    /// Two hosts have its key, or this node's as it says.
+    /// Two hosts have its key, or, as it claims, this node's.
     pub duplicate: Option<Duplicate>,
 }
 
@@ -308,18 +307,18 @@ pub struct SessionStatus {
     pub handshakes: u64,
 }
 
-/// Handshakes since the start, links and end to end together, by what became of them.
+/// Handshakes since the start, of links and end to end, by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Handshakes {
     /// The session works; those that renew one included.
     pub finished: u64,
     /// Refused, here or by the other end.
     pub refused: u64,
-    /// Begun here, and given up for want of an answer.
+    /// Begun here and abandoned without an answer.
     pub unanswered: u64,
-    /// Begun by others, who did not go on.
+    /// Begun by others and never finished.
     pub abandoned: u64,
-    /// Begun by others, unfinished when their place was needed.
+    /// Begun by others and evicted unfinished.
     pub crowded: u64,
     /// Links among the finished that renewed a session that worked.
     pub links_renewed: u64,

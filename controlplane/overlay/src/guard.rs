@@ -1,10 +1,9 @@
-//! The control plane's part of the guard: secrets for the workers, cookies for handshakes begun
-//! here, and what a neighbour's or an end's stateless reset leads to.
+//! Control-plane part of the guard: secrets for the workers, cookies for handshakes begun here, and the
+//! handling of stateless resets.
 //!
-//! A reset proves that the other end gave out the index of a lane and does not know it any more. It
-//! costs nothing but a handshake: the session stays as it is until a new one is confirmed. It names
-//! a session, and only the one in use counts, so one that somebody recorded and plays again does no
-//! harm.
+//! A reset proves that the other end issued the index of a lane and no longer knows it. It costs only a
+//! handshake: the session stays until a new one is confirmed. It names a session, and only the one in use
+//! counts, so a recorded and replayed reset has no effect.
 
 use std::time::Duration;
 
@@ -21,22 +20,22 @@ use crate::engine::Timer;
 use crate::handshake::{
     CONFIRM_TIMEOUT, Carrier, HALF_OPEN_LIFE, LINK_TIMEOUT, Outgoing, RETRANSMIT_MIN, Stage,
 };
+use crate::ids::Owner;
 use crate::keys::Kind;
-use crate::session::Owner;
 
-/// How long cookies and handshake numbers are made with a secret; it is checked for as long again.
+/// Period for which a secret makes cookies and handshake numbers; they are accepted for one more.
 const ROTATE: Duration = Duration::from_secs(60);
-// A handshake must be over before its number is no longer taken.
+// A handshake ends before its number is no longer accepted.
 const _: () = assert!(
     ROTATE.as_secs() > LINK_TIMEOUT.as_secs() + CONFIRM_TIMEOUT.as_secs()
         && ROTATE.as_secs() > HALF_OPEN_LIFE.as_secs()
 );
-/// Resets of one node are heeded this often in the long run,
+/// Rate limit of resets of one node: one per this time in the long run,
 const RESET_EVERY: Duration = Duration::from_secs(2);
-/// and this many more at once: a node may be restarted several times in a row.
+/// and a burst of this many more, because a node may restart several times in a row.
 const RESETS_EXTRA: u32 = 3;
-/// A handshake that has waited this long for its confirmation when a reset comes was begun with
-/// what the other end has forgotten.
+/// Age from which a handshake that waits for confirmation is considered to be based on state that the other end
+/// has lost.
 const CONFIRM_STALE: Duration = Duration::from_secs(1);
 /// Fewest first messages per second that a worker takes without a cookie.
 const INITS_MIN: u32 = 10;
@@ -46,12 +45,12 @@ const INITS_MIN: u32 = 10;
 pub(crate) struct CookieSecrets {
     current: [u8; 32],
     previous: [u8; 32],
-    /// When the next one is due; adoption does not put it off.
+    /// Time of the next rotation; adoption does not defer it.
     due: Nanos,
 }
 
 impl CookieSecrets {
-    /// A handshake number that the workers take answers to.
+    /// A handshake number whose answers the workers accept.
     pub(crate) fn number(&self, random: u32) -> u32 {
         guard::number(&self.current, random)
     }
@@ -65,33 +64,33 @@ impl Drop for CookieSecrets {
 }
 
 impl Overlay {
-    /// Gives the workers what they need, at every attach.
+    /// Programs the secrets into the workers, at every attach.
     pub(crate) fn arm_guard(&mut self, now: Nanos) {
         let node = NodeSecret {
             secret: Secret(*self.node_secret),
         };
         self.output
             .program_all(self.workers, &Program::NodeSecret(&node));
-        // Not anew each time: a dataplane that is restarted twice in a row would refuse the answers
-        // to handshakes in flight.
+        // Not regenerated each time: after two restarts of the dataplane in a row the answers to handshakes in
+        // flight would be refused.
         if self.cookies.due <= now {
             self.rotate_cookies(now);
         } else {
-            self.tell_cookies();
+            self.program_cookies();
         }
     }
 
-    /// A new cookie secret; the one before goes on being checked.
+    /// Regenerates the cookie secret; the previous one stays valid.
     pub(crate) fn rotate_cookies(&mut self, now: Nanos) {
         let fresh = self.rng.array();
         let current = std::mem::replace(&mut self.cookies.current, fresh);
-        // Before the first rotation nothing was given out: no handshake begins before adoption.
+        // Before the first rotation no number was issued: no handshake begins before adoption.
         self.cookies.previous = if current == [0; 32] { fresh } else { current };
         self.cookies.due = now + ROTATE;
-        self.tell_cookies();
+        self.program_cookies();
     }
 
-    fn tell_cookies(&mut self) {
+    fn program_cookies(&mut self) {
         let per_worker = self.config.inits_per_second / u32::from(self.workers);
         let inits_per_second = per_worker.max(INITS_MIN);
         let mut record = CookieSecret {
@@ -107,8 +106,8 @@ impl Overlay {
         self.timers.set(Timer::Cookies, self.cookies.due);
     }
 
-    /// A node wants its first message again, with proof of our address. Once for each message that
-    /// was sent: a forger who saw the message gains no more than one repetition of it.
+    /// A node requests the first message again, with proof of our address. Answered once for each message that
+    /// was sent: a forger who saw the message gains at most one repetition.
     pub(crate) fn on_cookie(&mut self, from: Carrier, number: u32, cookie: Token) {
         let Some(outgoing) = self.outgoing.get_mut(&number) else {
             return;
@@ -122,18 +121,18 @@ impl Overlay {
         };
         outgoing.cookie_for = sent;
         outgoing.cookie = Some((from, cookie));
-        // The one before this attempt: it is what was answered.
+        // The previous attempt is what was answered.
         let message = outgoing.message_to(carrier, outgoing.attempts.wrapping_sub(1));
         self.send_handshake(carrier, &message);
     }
 
-    /// Whether a first message may be answered: one that is not padded, only when it proves its
-    /// source, though the workers have looked at that already.
+    /// Whether a first message may be answered: an unpadded one only when its cookie proves the source,
+    /// although the workers have checked that already.
     pub(crate) fn may_answer(&self, carrier: Carrier, message: &Message<'_>) -> bool {
         let short = match carrier {
             Carrier::Underlay { .. } => message.is_short_link(),
             Carrier::Overlay { .. } => message.is_short_session(),
-            // The session that it came in proves who sent it.
+            // The session authenticates the sender.
             Carrier::Sealed { .. } => return true,
         };
         let proves = |secret: &[u8; 32]| {
@@ -147,14 +146,14 @@ impl Overlay {
         !short || proves(&self.cookies.current) || proves(&self.cookies.previous)
     }
 
-    /// A worker holds proof that the neighbour lost the session of a lane.
+    /// A worker received proof that the neighbour has lost the session of a lane.
     pub(crate) fn on_lane_reset(&mut self, now: Nanos, index: u32) {
         if let Some(lane) = self.lanes.get(&(Kind::Link, index)).copied() {
             self.on_reset(now, lane.owner, lane.epoch);
         }
     }
 
-    /// The other end of a session says that it lost it.
+    /// Handles a session reset of the other end.
     pub(crate) fn on_session_reset(&mut self, now: Nanos, carrier: Carrier, reset: &SessionReset) {
         let Carrier::Overlay { address, .. } = carrier else {
             return;
@@ -184,7 +183,7 @@ impl Overlay {
         let flying = association
             .outgoing
             .and_then(|id| Some((id, self.outgoing.get_mut(&id)?)));
-        // One that has just begun is what the reset asks for.
+        // A handshake that has just begun is what the reset asks for.
         if let Some((_, outgoing)) = &flying
             && now.since(outgoing.began) < RETRANSMIT_MIN
         {
@@ -192,7 +191,7 @@ impl Overlay {
         }
         association.resets_paid = association.resets_paid.max(now) + RESET_EVERY;
         match flying {
-            // It may be waiting long for its next repetition, and somebody answers now.
+            // Repeat at once: the next repetition may be far, and the other end answers now.
             Some((id, outgoing)) if matches!(outgoing.stage, Stage::Response(_)) => {
                 outgoing.next_at = now;
                 outgoing.interval = RETRANSMIT_MIN;
@@ -210,9 +209,8 @@ impl Overlay {
 }
 
 impl Outgoing {
-    /// The message as it goes one way at an attempt: with the cookie that came from there, and a first
-    /// message without its padding every other time that it has gone everywhere, for paths that
-    /// carry no more and do not say so.
+    /// The message for a carrier at an attempt: with the cookie that came from there. A first message omits its
+    /// padding in every other round over all carriers, for paths that drop large datagrams silently.
     pub(crate) fn message_to(&self, carrier: Carrier, attempt: u32) -> Vec<u8> {
         let mut message = self.message.clone();
         if !matches!(self.stage, Stage::Response(_)) {
@@ -240,7 +238,7 @@ impl Outgoing {
     }
 }
 
-/// Compares by digest, whose comparison takes the same time wherever a difference is.
+/// Constant-time comparison, by digest.
 fn same(a: &Token, b: &Token) -> bool {
     blake3::hash(a) == blake3::hash(b)
 }

@@ -1,10 +1,9 @@
 //! Handshakes in flight: those begun here ([`Outgoing`]) and those begun by others ([`HalfOpen`]).
 //!
-//! Half-open handshakes are bounded, of each kind by themselves: in number, per source, and by the
-//! slots that they hold. When there is no room the source that holds the most gives way ([`ShareTable`]).
-//! Those that renew a session came inside of it; they are bounded by the sessions that there are, have no
-//! more lanes than it, and count as what its owner holds.
-//! None of this touches a session before a third message has proven who is there.
+//! Half-open handshakes are bounded per kind: in number, per source, and by the slots that they hold. When a
+//! table is full the largest source gives way ([`ShareTable`]). Renewals come inside of a session; they are
+//! bounded by the number of sessions, have no more lanes than theirs, and are charged to the session's owner.
+//! No session is affected before a third message has authenticated the other end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,62 +17,61 @@ use hyphae_wire::{
     AddressPair, Endpoint, LocalAddress, OverlayAddress, SessionIndex, Suite, WorkerId,
 };
 
-use crate::ConfiguredPeer;
+use crate::ids::ConfiguredPeer;
+use crate::ids::FIRST_WORKER;
+use crate::ids::Owner;
 use crate::index::Class;
-use crate::install::FIRST_WORKER;
 use crate::keys::Kind;
 use crate::noise::Noise;
-use crate::session::Owner;
 use crate::source::{Source, source_of};
 
-/// First interval between repetitions of a message.
+/// First retransmission interval.
 pub(crate) const RETRANSMIT_MIN: Duration = Duration::from_millis(250);
-/// Longest interval between repetitions of a message.
+/// Longest retransmission interval.
 pub(crate) const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
 /// Time to the second attempt at a peer.
 pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(150);
-/// Longest time between attempts at a peer that was up a moment ago: one that was restarted is back
-/// in service within a second of its start.
+/// Longest time between attempts at a peer that was up within the last minute: a restarted node is back in
+/// service within a second.
 pub(crate) const RETRY_MAX_JUST_NOW: Duration = Duration::from_millis(600);
 /// Longest time between attempts at a peer that was up lately.
 pub(crate) const RETRY_MAX_RECENT: Duration = Duration::from_secs(2);
-/// Wait for the answer of a peer at another of its addresses.
+/// Timeout of a probe of another address of a peer.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Wait for a second message: of a link, before the next attempt with fresh keys.
+/// Timeout of a first message on a link, before the next attempt with fresh keys.
 pub(crate) const LINK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Wait for a second message end to end, before what waits for the session is dropped.
+/// Timeout of a first message end to end, before packets that wait for the session are dropped.
 pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Wait for the first frame after a third message. Shorter than [`HALF_OPEN_LIFE`], so that a
-/// session given up here is not completed there.
+/// Timeout of a third message. Shorter than [`HALF_OPEN_LIFE`], so that a session abandoned here is not
+/// completed there.
 pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an answered first message is remembered.
+/// Lifetime of an answered first message.
 pub(crate) const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);
 
-/// Way of a handshake message.
+/// Path of a handshake message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Carrier {
     Underlay {
         worker: WorkerId,
         endpoint: Endpoint,
-        /// The address of this host that was asked at, which answers leave from; unset for what
-        /// begins here.
+        /// Local address that the message arrived at and answers leave from; unset for handshakes begun here.
         local: LocalAddress,
     },
     Overlay {
         worker: WorkerId,
         address: OverlayAddress,
-        /// The peer that it came through; `None` for what begins here.
+        /// Neighbour that forwarded it; `None` for handshakes begun here.
         through: Option<u32>,
     },
-    /// Inside the session in use: nobody but the other end of it can send that.
+    /// Inside the session in use, which authenticates the sender.
     Sealed {
         owner: Owner,
-        /// Where the first lane leads (links).
+        /// Underlay address of the first lane (links).
         endpoint: Endpoint,
     },
 }
 
-/// Which bound a half-open handshake is held to.
+/// The table that a half-open handshake is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Queue {
     Link,
@@ -81,11 +79,11 @@ pub(crate) enum Queue {
     Renewal,
 }
 
-/// Half-open handshakes that may renew one session at a time.
+/// Half-open renewals of one session.
 const RENEWALS_MAX: usize = 2;
 
 impl Carrier {
-    /// To an underlay address that nothing has come from yet.
+    /// To an underlay address without earlier traffic.
     pub(crate) fn to(endpoint: Endpoint) -> Self {
         Self::Underlay {
             worker: FIRST_WORKER,
@@ -94,7 +92,7 @@ impl Carrier {
         }
     }
 
-    /// The way back of what came to a worker.
+    /// The reverse path of a frame that a worker received.
     pub(crate) fn back(worker: WorkerId, addresses: AddressPair) -> Self {
         Self::Underlay {
             worker,
@@ -103,7 +101,7 @@ impl Carrier {
         }
     }
 
-    /// The address of this host that answers leave from.
+    /// Local address that answers leave from.
     pub(crate) fn local(self) -> LocalAddress {
         match self {
             Self::Underlay { local, .. } => local,
@@ -119,7 +117,7 @@ impl Carrier {
         }
     }
 
-    /// Whether what is sent this way reaches the place that something came from.
+    /// Whether a message sent on this carrier reaches the sender of one that arrived on `from`.
     pub(crate) fn leads_to(self, from: Self) -> bool {
         match (self, from) {
             (Self::Underlay { endpoint, .. }, Self::Underlay { endpoint: from, .. }) => {
@@ -141,7 +139,7 @@ impl Carrier {
         }
     }
 
-    /// Which slots a handshake that comes this way uses.
+    /// Class of the slots that a handshake on this carrier uses.
     pub(crate) fn class(self) -> Class {
         match self {
             Self::Underlay { .. } | Self::Overlay { .. } => Class::HalfOpen,
@@ -163,7 +161,7 @@ impl Carrier {
         }
     }
 
-    /// Whose session it is inside of.
+    /// The owner of the session that carries it, if any.
     pub(crate) fn sealed_in(self) -> Option<Owner> {
         match self {
             Self::Sealed { owner, .. } => Some(owner),
@@ -171,7 +169,7 @@ impl Carrier {
         }
     }
 
-    /// Names a first message from here: a repetition has the same name.
+    /// Identifies a first message: a repetition has the same digest.
     pub(crate) fn digest(self, sender: u32, noise: &[u8]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         match self {
@@ -197,14 +195,14 @@ impl Carrier {
     }
 }
 
-/// Why a handshake was begun.
+/// Purpose of a handshake begun here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
     /// To reach a configured peer.
     Target(ConfiguredPeer),
-    /// To see whether a peer answers at another of its addresses; goes no further than that.
+    /// To measure another address of a peer; ends with the answer.
     Probe { owner: Owner },
-    /// To renew the session with a known node; `fresh` when the old one seems lost.
+    /// To renew the session with a known node; `fresh` when the old one seems to be lost.
     Node { owner: Owner, fresh: bool },
 }
 
@@ -212,26 +210,26 @@ pub(crate) enum Goal {
 pub(crate) struct Outgoing {
     pub(crate) goal: Goal,
     pub(crate) stage: Stage,
-    /// The message that is repeated, header and all.
+    /// The message that is retransmitted, with its header.
     pub(crate) message: Vec<u8>,
-    /// Where it goes, in turn.
+    /// Carriers, used in turn.
     pub(crate) carriers: Vec<Carrier>,
     pub(crate) attempts: u32,
-    /// The cookie that came last, and whence.
+    /// The last cookie, and the carrier that it came on.
     pub(crate) cookie: Option<(Carrier, Token)>,
-    /// Which attempt was repeated with a cookie; each is once at most.
+    /// The attempt that was repeated with a cookie; each one at most once.
     pub(crate) cookie_for: u32,
     pub(crate) began: Nanos,
     pub(crate) next_at: Nanos,
-    /// Time in which the message goes to every carrier once; doubles up to `interval_max`.
+    /// Time for one round over all carriers; doubles up to `interval_max`.
     pub(crate) interval: Duration,
     pub(crate) interval_max: Duration,
     pub(crate) expires_at: Nanos,
-    /// Streams that the first message goes to as well.
+    /// Streams that the first message is sent on as well.
     pub(crate) fallback: Fallback,
 }
 
-/// Where else a first message goes, in turn, and when next.
+/// Additional carriers of a first message, used in turn, and the time of the next transmission.
 #[derive(Clone, Debug)]
 pub(crate) struct Fallback {
     pub(crate) carriers: Vec<Carrier>,
@@ -240,7 +238,7 @@ pub(crate) struct Fallback {
 }
 
 impl Fallback {
-    /// Nowhere.
+    /// No additional carriers.
     pub(crate) const NONE: Self = Self {
         carriers: Vec::new(),
         sent: 0,
@@ -248,36 +246,36 @@ impl Fallback {
     };
 }
 
-/// How often the first message is repeated.
+/// Retransmission intervals of a first message.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RetransmitSchedule {
     pub(crate) first: Duration,
     pub(crate) max: Duration,
 }
 
-impl Pace {
-    /// The other end was there a moment ago.
-    pub(crate) const BRISK: Self = Self {
+impl RetransmitSchedule {
+    /// The other end was up a moment ago.
+    pub(crate) const NEIGHBOUR: Self = Self {
         first: RETRY_FIRST,
         max: RETRY_MAX_JUST_NOW,
     };
-    /// End to end: every relay on the way carries each repetition.
+    /// End to end: every relay on the path carries each retransmission.
     pub(crate) const ROUTED: Self = Self {
         first: RETRANSMIT_MIN,
         max: RETRANSMIT_MAX,
     };
-    /// Not at all.
+    /// No retransmission.
     pub(crate) const ONCE: Self = Self {
         first: PROBE_TIMEOUT,
         max: PROBE_TIMEOUT,
     };
 }
 
-/// How far a handshake begun here is.
+/// State of a handshake begun here.
 pub(crate) enum Stage {
     /// First message sent.
     Response(Box<Noise>),
-    /// Third message sent, lanes standing by.
+    /// Third message sent, lanes on standby.
     Confirm { owner: Owner, epoch: u32 },
 }
 
@@ -294,11 +292,11 @@ pub(crate) struct HalfOpen {
     pub(crate) indices: Vec<SessionIndex>,
     /// Most slots of one worker among them.
     pub(crate) weight: u32,
-    /// The answer, to be repeated when the first message is.
+    /// The answer, sent again when the first message is repeated.
     pub(crate) response: Vec<u8>,
 }
 
-/// Half-open handshakes by our number.
+/// Half-open handshakes, by our number.
 pub(crate) struct HalfOpens {
     max: usize,
     per_source_max: usize,
@@ -321,7 +319,7 @@ impl HalfOpens {
         }
     }
 
-    /// Those above a lower limit stay until they end.
+    /// Handshakes above a lowered limit stay until they end.
     pub(crate) fn set_per_source_max(&mut self, max: usize) {
         self.per_source_max = max.max(1);
     }
@@ -339,9 +337,9 @@ impl HalfOpens {
         Some(half)
     }
 
-    /// Makes room for one from `carrier` that takes `weight` slots of a worker, of `weight_max` that all
-    /// of its kind may hold. Returns its arrival number, unless it is itself what has to give way, and
-    /// those that had to.
+    /// Makes room for a handshake on `carrier` that takes `weight` slots of one worker, of `weight_max` that
+    /// all of its kind may hold. Returns its arrival number, or `None` when it is itself the one to give way,
+    /// and the evicted ones.
     pub(crate) fn make_room(
         &mut self,
         carrier: Carrier,
@@ -379,7 +377,7 @@ impl HalfOpens {
         (fits.then_some(self.order_last), evicted)
     }
 
-    /// Adds one that there is room for.
+    /// Adds a handshake that [`Self::make_room`] admitted.
     pub(crate) fn insert(&mut self, id: u32, half: HalfOpen) {
         let (queue, source) = (half.carrier.queue(), half.carrier.source());
         let ticket = self.shares[queue as usize].add(source.site, source, half.weight, id);
@@ -403,13 +401,13 @@ impl HalfOpens {
             .sum()
     }
 
-    /// Takes out the half-open renewals of a session.
+    /// Removes the half-open renewals of a session.
     pub(crate) fn remove_renewals(&mut self, owner: Owner) -> Vec<HalfOpen> {
         let source = Source::sealed(owner);
         std::iter::from_fn(|| self.remove_oldest(Queue::Renewal, source)).collect()
     }
 
-    /// Takes out one that is too old.
+    /// Removes an expired handshake.
     pub(crate) fn expire(&mut self, now: Nanos) -> Option<HalfOpen> {
         let (created, id) = self.oldest()?;
         (created + HALF_OPEN_LIFE <= now).then(|| self.remove(id))?
@@ -419,7 +417,7 @@ impl HalfOpens {
         self.oldest().map(|(created, _)| created + HALF_OPEN_LIFE)
     }
 
-    /// How many there are, for tests of the bounds.
+    /// Number of handshakes.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.by_id.len()

@@ -1,17 +1,15 @@
-//! Receiver indices: which slots of the workers' session tables are taken, and for what.
+//! Receiver indices: allocation of slots in the workers' session tables.
 //!
 //! ```text
 //! slots of a worker:  half open 1/4 | live 1/2 | renewals of live ones 1/8 | resting 1/8
 //! ```
 //!
-//! Each class has room of its own, so handshakes of strangers never take that of sessions, and
-//! sessions that renew find some when the rest is full. The classes are numbers, not places: a
-//! handshake that finishes keeps its slots.
+//! Each class has a quota, so unauthenticated sources never take the slots of sessions, and renewals find some
+//! when the rest is full. Classes are quotas, not regions: a handshake that finishes keeps its slots.
 //!
-//! A slot that was used gets the next salt, so an index comes back only after all 1023 salts of its slot.
-//! The slot therefore rests only for so long that this takes longer than anybody may still send to
-//! the old index ([`rest`]). Indices of handshakes that never finished were never usable by anybody
-//! and return at once.
+//! A used slot gets the next salt, so an index repeats only after all 1023 salts of its slot. The slot
+//! therefore rests just long enough for this to exceed the time in which frames to the old index may arrive
+//! ([`rest`]). Indices of handshakes that never finished were never usable and return at once.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,8 +23,7 @@ use crate::rng::Rng;
 
 const SALTS: u16 = 1 << 10;
 
-/// How long a slot rests when frames to its last index may come for `old` more: all salts later
-/// that time is over.
+/// Rest of a slot when frames to its last index may arrive for `old`: all salts later that time has passed.
 pub(crate) fn rest(old: Duration) -> Duration {
     // Salt 0 is never used, so index 0 is never issued.
     old / u32::from(SALTS - 1) + Duration::from_millis(1)
@@ -35,11 +32,11 @@ pub(crate) fn rest(old: Duration) -> Duration {
 /// What slots are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// A handshake of somebody else that is not through.
+    /// A half-open handshake begun by another node.
     HalfOpen,
     /// A session.
     Live,
-    /// A session that replaces one: may use the reserve.
+    /// A session that renews one; may use the reserve.
     Renewal,
 }
 
@@ -52,13 +49,13 @@ pub(crate) struct Indices {
 struct Slots {
     max: u32,
     fresh: u32,
-    /// Usable from when, slot, last salt (0 when it is not known).
+    /// Usable from, slot, last salt (0 when unknown).
     free: BTreeSet<(Nanos, u16, u16)>,
     half_open: u32,
     live: u32,
 }
 
-/// Slots of a worker that has `max` which half-open handshakes may hold.
+/// Quota of half-open handshakes at a worker with `max` slots.
 pub(crate) fn half_open_max(max: u32) -> u32 {
     (max / 4).max(1)
 }
@@ -77,7 +74,7 @@ impl Indices {
         }
     }
 
-    /// Has another number of slots from now on. Those beyond it that are taken stay so.
+    /// Changes the number of slots. Taken slots beyond it stay taken.
     pub(crate) fn set_max(&mut self, slots: u32) {
         for worker in &mut self.workers {
             worker.max = slots.min(SLOTS_MAX);
@@ -109,7 +106,7 @@ impl Indices {
             match taken.and_then(|()| slots.take(now)) {
                 Some((slot, salt_before)) => {
                     *slots.used(class) += 1;
-                    // Where nothing is known of the slot's past it begins anywhere.
+                    // A slot with an unknown past starts at a random salt.
                     let salt = match salt_before {
                         0 => salt(rng.number(|n| salt(n) == 0)),
                         before => before % (SALTS - 1) + 1,
@@ -127,7 +124,7 @@ impl Indices {
         Some(indices)
     }
 
-    /// A handshake has finished: its slots are those of a session now.
+    /// Turns slots of a half-open handshake into those of a session.
     pub(crate) fn promote(&mut self, indices: &[SessionIndex]) {
         for index in indices {
             if let Some(slots) = self.workers.get_mut(index.worker().as_usize()) {
@@ -137,7 +134,7 @@ impl Indices {
         }
     }
 
-    /// Gives an index back; its slot is used again from `usable_at` on.
+    /// Releases an index; its slot is usable again from `usable_at` on.
     pub(crate) fn release(&mut self, index: SessionIndex, class: Class, usable_at: Nanos) {
         if let Some(slots) = self.workers.get_mut(index.worker().as_usize()) {
             let used = slots.used(class);
@@ -148,8 +145,8 @@ impl Indices {
         }
     }
 
-    /// Takes an index that a worker has already, of a session. Slots that it skips have an unknown past, so they
-    /// rest until `rested`.
+    /// Marks an index that a worker already uses as live. Skipped slots have an unknown past and rest until
+    /// `rested`.
     pub(crate) fn adopt(&mut self, index: SessionIndex, rested: Nanos) -> bool {
         let Some(slots) = self.workers.get_mut(index.worker().as_usize()) else {
             return false;
@@ -187,7 +184,7 @@ impl Slots {
                 .insert((rested, u16::try_from(self.fresh).unwrap_or(wanted), 0));
             self.fresh += 1;
         }
-        // Skipped by an adoption of the same takeover, as nearly all are: found without a search.
+        // Fast path: skipped by this adoption, as nearly all are.
         if self.free.remove(&(rested, wanted, 0)) {
             return true;
         }

@@ -1,6 +1,6 @@
-//! Handshakes begun here: first message, its repetition, the answer, and the wait for confirmation.
+//! Handshakes begun here: first message, retransmission, answer, and the wait for confirmation.
 
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 use hyphae_time::Nanos;
 use hyphae_wire::guard;
@@ -14,28 +14,49 @@ use hyphae_wire::{
 use crate::engine::Timer;
 use crate::event::{Direction, Origin};
 use crate::handshake::{
-    CONFIRM_TIMEOUT, Carrier, Fallback, Goal, LINK_TIMEOUT, Outgoing, PROBE_TIMEOUT, Pace,
-    RETRANSMIT_MAX, RETRANSMIT_MIN, SESSION_TIMEOUT, Stage,
+    CONFIRM_TIMEOUT, Carrier, Fallback, Goal, LINK_TIMEOUT, Outgoing, PROBE_TIMEOUT,
+    RETRANSMIT_MAX, RETRANSMIT_MIN, RetransmitSchedule, SESSION_TIMEOUT, Stage,
 };
+use crate::ids::Owner;
 use crate::index::Class;
 use crate::install::NewSession;
 use crate::keys::Kind;
 use crate::noise::Noise;
-use crate::respond::fit_resets;
-use crate::session::Owner;
-use crate::{ConfiguredPeer, Ephemerals, Event, Overlay, Refusal};
+use crate::offer::{fit_resets, lanes_valid, parse_offer};
+use crate::{ConfiguredPeer, DownReason, Ephemerals, Event, Overlay, Refusal};
 
-/// Smallest inner packet that every end must take: the IPv6 minimum.
-const MTU_MIN: u16 = 1280;
+/// A second message that passed all checks.
+struct AcceptedResponse {
+    owner: Owner,
+    key: PublicKey,
+    offer: Offer,
+    suite: Suite,
+    /// Round-trip time; `None` where a repetition makes it ambiguous.
+    rtt: Option<Duration>,
+}
+
+impl Outgoing {
+    /// Repeats the third message from now on, until the other end confirms the session.
+    fn await_confirmation(&mut self, now: Nanos, stage: Stage, carrier: Carrier, message: Vec<u8>) {
+        self.stage = stage;
+        self.message = message;
+        self.carriers = vec![carrier];
+        self.fallback = Fallback::NONE;
+        self.next_at = now;
+        self.interval = RETRANSMIT_MIN;
+        self.interval_max = RETRANSMIT_MAX;
+        self.expires_at = now + CONFIRM_TIMEOUT;
+    }
+}
 
 impl Overlay {
-    /// Begins a handshake. `None` when there is no way to the other side, or no randomness.
+    /// Begins a handshake. `None` without a carrier, or without randomness.
     pub(crate) fn begin(
         &mut self,
         now: Nanos,
         goal: Goal,
         carriers: Vec<Carrier>,
-        pace: Pace,
+        pace: RetransmitSchedule,
     ) -> Option<u32> {
         let kind = carriers.first()?.kind();
         let offer = self.offer(kind, self.config.suites, Vec::new());
@@ -70,7 +91,7 @@ impl Overlay {
         Some(id)
     }
 
-    /// Repeats the message of a handshake, or gives it up.
+    /// Retransmits the message of a handshake, or abandons it.
     pub(crate) fn outgoing_due(&mut self, now: Nanos, id: u32) {
         let Some(outgoing) = self.outgoing.get_mut(&id) else {
             return;
@@ -100,7 +121,7 @@ impl Overlay {
         }
     }
 
-    /// Forgets a handshake begun here without judging it.
+    /// Drops a handshake begun here without further effects.
     pub(crate) fn abandon(&mut self, id: u32) -> Option<Outgoing> {
         self.timers.set(Timer::Outgoing(id), Nanos::NEVER);
         let outgoing = self.outgoing.remove(&id)?;
@@ -127,15 +148,14 @@ impl Overlay {
         Some(outgoing)
     }
 
-    /// A handshake begun here came to nothing.
+    /// A handshake begun here failed.
     pub(crate) fn fail(&mut self, now: Nanos, id: u32, refusal: Option<Refusal>) {
         let Some(outgoing) = self.abandon(id) else {
             return;
         };
         if let Stage::Confirm { owner, epoch } = outgoing.stage {
-            // The third message may have come through and only the confirmations not: then the
-            // other end sends on this session now. So it goes on receiving, and a late frame
-            // confirms it.
+            // Only the confirmation may be lost, and the other end uses this session. So it keeps receiving,
+            // and a late frame confirms it.
             let until = now + self.config.grace;
             if let Some(session) = self
                 .associations
@@ -164,20 +184,19 @@ impl Overlay {
         }
     }
 
-    /// Takes a second message.
+    /// Handles a second message.
     pub(crate) fn on_response(&mut self, now: Nanos, carrier: Carrier, message: &Message<'_>) {
         let id = message.header.receiver.get();
-        let kind = carrier.kind();
         let Some(outgoing) = self.outgoing.get_mut(&id) else {
             return;
         };
         let Stage::Response(noise) = &mut outgoing.stage else {
             return;
         };
-        if outgoing.carriers.first().map(|c| c.kind()) != Some(kind) {
+        if outgoing.carriers.first().map(|c| c.kind()) != Some(carrier.kind()) {
             return;
         }
-        // Nor does the inside of a session answer what was not asked there.
+        // A session carries answers only to what was sent inside of it.
         let asked = |carrier: Carrier| outgoing.carriers.iter().any(|c| c.leads_to(carrier));
         if carrier.sealed_in().is_some() && !asked(carrier) {
             return;
@@ -188,45 +207,95 @@ impl Overlay {
         let Some(key) = noise.remote_key() else {
             return;
         };
-        let goal = outgoing.goal;
-        // A time that a repetition may have blurred says nothing.
-        let once =
-            outgoing.attempts == 1 && outgoing.cookie.is_none() && outgoing.fallback.sent == 0;
-        let rtt = Some(now.since(outgoing.began)).filter(|_| once);
-        if let (Goal::Probe { owner }, Carrier::Underlay { endpoint, .. }) = (goal, carrier) {
-            let (probed, took) = (
-                outgoing.carriers.first().copied(),
-                now.since(outgoing.began),
-            );
-            self.abandon(id);
-            if self.associations.get(&owner).and_then(|a| a.key) != Some(key) {
-                self.path_foreign(now, owner, endpoint);
-            } else if probed.is_some_and(|probed| probed.leads_to(carrier)) {
-                self.path_answered(now, owner, endpoint, took);
-            }
+        if let (Goal::Probe { owner }, Carrier::Underlay { endpoint, .. }) =
+            (outgoing.goal, carrier)
+        {
+            self.probe_response(now, id, owner, (carrier, endpoint), key);
             return;
         }
-        let checked = self.check_response(carrier, goal, key, &payload);
-        let (offer, suite) = match checked {
-            Ok(checked) => checked,
+        match self.accept_response(now, id, carrier, key, &payload) {
+            Ok(Some(accepted)) => self.finish(now, id, carrier, message, accepted),
+            Ok(None) => {
+                self.abandon(id);
+            }
             Err(reason) => {
                 self.refuse(Some(key), carrier, reason);
                 self.fail(now, id, Some(reason));
-                return;
             }
-        };
-        let Some(owner) = self.owner_of(goal, key) else {
-            self.refuse(Some(key), carrier, Refusal::PeersMax);
-            self.fail(now, id, Some(Refusal::PeersMax));
+        }
+    }
+
+    /// Handles the answer to a probe of another address of a peer.
+    fn probe_response(
+        &mut self,
+        now: Nanos,
+        id: u32,
+        owner: Owner,
+        (carrier, endpoint): (Carrier, Endpoint),
+        key: PublicKey,
+    ) {
+        let Some(outgoing) = self.abandon(id) else {
             return;
         };
+        let probed = outgoing.carriers.first().copied();
+        if self.associations.get(&owner).and_then(|a| a.key) != Some(key) {
+            self.path_foreign(now, owner, endpoint);
+        } else if probed.is_some_and(|probed| probed.leads_to(carrier)) {
+            self.path_answered(now, owner, endpoint, now.since(outgoing.began));
+        }
+    }
+
+    /// Checks a second message and finds the association that it is for. `None` when another entry, or the peer
+    /// itself, was faster: one link is enough.
+    fn accept_response(
+        &mut self,
+        now: Nanos,
+        id: u32,
+        carrier: Carrier,
+        key: PublicKey,
+        payload: &[u8],
+    ) -> Result<Option<AcceptedResponse>, Refusal> {
+        let Some(outgoing) = self.outgoing.get(&id) else {
+            return Ok(None);
+        };
+        let goal = outgoing.goal;
+        // The round trip of a repeated message is ambiguous.
+        let once =
+            outgoing.attempts == 1 && outgoing.cookie.is_none() && outgoing.fallback.sent == 0;
+        let rtt = Some(now.since(outgoing.began)).filter(|_| once);
+        let (offer, suite) = self.check_response(carrier, goal, key, payload)?;
+        let owner = self.owner_of(goal, key).ok_or(Refusal::PeersMax)?;
         if let Goal::Target(target) = goal
             && self.bind_target(now, target, key)
         {
-            // Another entry, or the peer itself, was faster: one link is enough.
-            self.abandon(id);
-            return;
+            return Ok(None);
         }
+        Ok(Some(AcceptedResponse {
+            owner,
+            key,
+            offer,
+            suite,
+            rtt,
+        }))
+    }
+
+    /// Installs the session that an accepted answer leads to and sends the third message.
+    fn finish(
+        &mut self,
+        now: Nanos,
+        id: u32,
+        carrier: Carrier,
+        message: &Message<'_>,
+        accepted: AcceptedResponse,
+    ) {
+        let AcceptedResponse {
+            owner,
+            key,
+            offer,
+            suite,
+            rtt,
+        } = accepted;
+        let kind = carrier.kind();
         let lanes = Lane::count(self.workers, offer.workers);
         let class = match self.renews(carrier, lanes) {
             true => Class::Renewal,
@@ -242,68 +311,57 @@ impl Overlay {
         let Some(ours) = ours.and_then(|lanes| self.allocate(now, kind, lanes, class)) else {
             self.refuse(Some(key), carrier, Refusal::Slots);
             self.fail(now, id, Some(Refusal::Slots));
-            self.settle(now, owner, crate::DownReason::Dead);
+            self.settle(now, owner, DownReason::Dead);
             return;
         };
         let mut choice = self.offer(kind, SuiteSet::only(suite), ours.clone());
-        // What came is what the path is known to carry.
+        // The path carries what has just arrived.
         fit_resets(&mut choice, carrier, message.len);
         let Some((mut noise, finish)) = self.third_message(id, owner, &choice) else {
-            self.give_back(now, id, owner, class, &ours);
+            self.release_failed(now, id, owner, class, &ours);
             return;
         };
         let endpoints = self.lane_endpoints(owner, carrier, &offer, lanes, true);
-        let epoch = self.install(
-            now,
-            NewSession {
-                owner,
-                key,
-                direction: Direction::Outbound,
-                receive_only: false,
-                suite,
-                secrets: noise.secrets(),
-                ours: &ours,
-                theirs: &offer.lanes,
-                resets: &offer.resets,
-                endpoints: &endpoints,
-                local: LocalAddress::UNSET,
-                mtu: offer.mtu,
-                handshake: None,
-            },
-        );
-        let Some(epoch) = epoch else {
-            self.give_back(now, id, owner, class, &ours);
+        let session = NewSession {
+            owner,
+            key,
+            direction: Direction::Outbound,
+            receive_only: false,
+            suite,
+            secrets: noise.secrets(),
+            ours: &ours,
+            theirs: &offer.lanes,
+            resets: &offer.resets,
+            endpoints: &endpoints,
+            local: LocalAddress::UNSET,
+            mtu: offer.mtu,
+            handshake: None,
+        };
+        let Some(epoch) = self.install(now, session) else {
+            self.release_failed(now, id, owner, class, &ours);
             return;
         };
+        let endpoint = endpoints.first().copied().unwrap_or_default();
         if let Some(association) = self.associations.get_mut(&owner) {
             association.key = Some(key);
             association.outgoing = Some(id);
             if !association.up {
-                association.endpoint = endpoints.first().copied().unwrap_or_default();
+                association.endpoint = endpoint;
             }
             if let Some(rtt) = rtt {
                 association.liveness.rtt.sample(rtt);
             }
         }
         let message = self.frame(kind, Step::Finish, id, message.header.sender.get(), &finish);
-        let place = endpoints.first().copied().unwrap_or_default();
-        self.note_start(now, owner, offer.instance, place);
-        let Some(outgoing) = self.outgoing.get_mut(&id) else {
-            return;
-        };
-        outgoing.stage = Stage::Confirm { owner, epoch };
-        outgoing.message = message;
-        outgoing.carriers = vec![carrier];
-        outgoing.fallback = Fallback::NONE;
-        outgoing.next_at = now;
-        outgoing.interval = RETRANSMIT_MIN;
-        outgoing.interval_max = RETRANSMIT_MAX;
-        outgoing.expires_at = now + CONFIRM_TIMEOUT;
-        self.schedule(owner);
-        self.outgoing_due(now, id);
+        self.record_instance(now, owner, offer.instance, endpoint);
+        if let Some(outgoing) = self.outgoing.get_mut(&id) {
+            outgoing.await_confirmation(now, Stage::Confirm { owner, epoch }, carrier, message);
+            self.schedule(owner);
+            self.outgoing_due(now, id);
+        }
     }
 
-    /// The third message of a handshake that was answered, which waits for its confirmation from now on.
+    /// Writes the third message; the handshake then waits for confirmation.
     fn third_message(
         &mut self,
         id: u32,
@@ -319,8 +377,8 @@ impl Overlay {
         Some((noise, message))
     }
 
-    /// No session comes of an answer after all: gives back the slots of its lanes.
-    fn give_back(
+    /// Releases the slots of an answer that led to no session.
+    fn release_failed(
         &mut self,
         now: Nanos,
         id: u32,
@@ -330,10 +388,10 @@ impl Overlay {
     ) {
         self.release_unused(now, owner.kind(), class, ours);
         self.fail(now, id, None);
-        self.settle(now, owner, crate::DownReason::Dead);
+        self.settle(now, owner, DownReason::Dead);
     }
 
-    /// Whether a second message is what this handshake may accept.
+    /// Checks a second message against the handshake.
     fn check_response(
         &self,
         carrier: Carrier,
@@ -382,7 +440,7 @@ impl Overlay {
         }
     }
 
-    /// Dispatches a handshake message, or refuses what is not one.
+    /// Dispatches a handshake message.
     pub(crate) fn handle_handshake(
         &mut self,
         now: Nanos,
@@ -415,10 +473,9 @@ impl Overlay {
         }
     }
 
-    /// Refuses a message of another network. One that begins a handshake is answered with the number
-    /// of this node's network and nothing else, so that the other side can say why. Nobody has
-    /// proved anything here: an answer of that kind is noted for the operator, and the handshake
-    /// goes on as if it had not come.
+    /// Refuses a message of another network. A first message is answered with the number of this node's network
+    /// and nothing else, so that the other end can report the cause. Nothing is authenticated here: an answer
+    /// of that kind is reported to the operator, and the handshake continues.
     fn on_foreign(&mut self, carrier: Carrier, message: &Message<'_>, theirs: NetworkId) {
         let (sender, receiver) = (message.header.sender.get(), message.header.receiver.get());
         let reason = Refusal::Network {
@@ -465,7 +522,7 @@ impl Overlay {
         self.output.event(Event::Refused { key, from, reason });
     }
 
-    /// A payload of ours.
+    /// The payload of a message of this node.
     pub(crate) fn offer(&self, kind: Kind, suites: SuiteSet, lanes: Vec<SessionIndex>) -> Offer {
         let ports = match kind {
             Kind::Link => self.config.ports.clone(),
@@ -499,7 +556,7 @@ impl Overlay {
         Noise::new(&self.config.identity, kind, initiator, network, seed)
     }
 
-    /// A random number for a handshake that none of ours has.
+    /// An unused random handshake number.
     pub(crate) fn handshake_number(&mut self) -> u32 {
         loop {
             let n = self.cookies.number(u32::from_le_bytes(self.rng.array()));
@@ -512,9 +569,9 @@ impl Overlay {
         }
     }
 
-    /// Where each lane of a new session leads. Lane 0 follows the handshake. The other lanes follow
-    /// what the peer's own frames have said on the session in use, else the ports that it
-    /// states, moved by as much as a port forwarding moves lane 0.
+    /// Underlay address of each lane of a new session. Lane 0 follows the handshake. The others follow the
+    /// addresses of the session in use, else the ports that the peer advertises, shifted as a port forwarding
+    /// shifts lane 0.
     pub(crate) fn lane_endpoints(
         &self,
         owner: Owner,
@@ -531,7 +588,7 @@ impl Overlay {
             return vec![Endpoint::default(); usize::from(lanes)];
         }
         if from.is_stream() {
-            // One connection carries them all.
+            // One connection carries all lanes.
             return vec![from; usize::from(lanes)];
         }
         let current = self.associations.get(&owner).and_then(|a| a.current());
@@ -560,7 +617,7 @@ impl Overlay {
         (0..lanes).map(lane_endpoint).collect()
     }
 
-    /// The association that a handshake of ours leads to, made when there is none.
+    /// The association of a handshake begun here, created where it is missing.
     fn owner_of(&mut self, goal: Goal, key: PublicKey) -> Option<Owner> {
         match goal {
             Goal::Node { owner, .. } | Goal::Probe { owner } => Some(owner),
@@ -568,37 +625,9 @@ impl Overlay {
         }
     }
 
-    /// The handshake that leads to a configured peer, if it has no answer yet.
+    /// The unanswered handshake of a configured peer.
     pub(crate) fn unanswered(&self, target: ConfiguredPeer) -> Option<u32> {
         let id = self.targets.get(&target)?.outgoing?;
         matches!(self.outgoing.get(&id)?.stage, Stage::Response(_)).then_some(id)
     }
-}
-
-/// Reads a payload and checks what does not depend on its step.
-pub(crate) fn parse_offer(payload: &[u8], kind: Kind) -> Result<Offer, Refusal> {
-    let offer = Offer::parse(payload).map_err(|error| match error {
-        HandshakeError::Version(version) => Refusal::Version(version),
-        HandshakeError::Short | HandshakeError::Step(_) | HandshakeError::Offer => Refusal::Offer,
-    })?;
-    let ports = match kind {
-        Kind::Link => usize::from(offer.workers),
-        Kind::EndToEnd => 0,
-    };
-    let valid = offer.mtu >= MTU_MIN && offer.ports.len() == ports && !offer.ports.contains(&0);
-    if valid {
-        Ok(offer)
-    } else {
-        Err(Refusal::Offer)
-    }
-}
-
-/// Whether an offer lists a distinct index for each lane, at the worker that owns it.
-pub(crate) fn lanes_valid(offer: &Offer, lanes: u16) -> bool {
-    let distinct: BTreeSet<_> = offer.lanes.iter().collect();
-    offer.lanes.len() == usize::from(lanes)
-        && distinct.len() == offer.lanes.len()
-        && (0..lanes)
-            .zip(&offer.lanes)
-            .all(|(lane, index)| index.0 != 0 && index.worker() == Lane(lane).worker(offer.workers))
 }

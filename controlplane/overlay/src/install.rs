@@ -1,4 +1,4 @@
-//! Sessions in the workers: what is installed, removed and injected there.
+//! Sessions in the workers: installation, removal, injected messages.
 
 use hyphae_shm::record::{
     FLAG_INITIATOR, InjectLinkLocal, InjectRaw, InjectRouted, LinkInstall, PeerInstall, PeerRemove,
@@ -13,31 +13,24 @@ use hyphae_wire::handshake::{self, Step, encode_frame_in, encode_session_in};
 
 use hyphae_wire::{
     AddressPair, Endpoint, Lane, LocalAddress, Network, NetworkId, OverlayAddress, PublicKey,
-    Service, SessionIndex, Suite, WorkerId,
+    Service, SessionIndex, Suite,
 };
 use std::time::Duration;
 use zerocopy::little_endian::{U16, U32, U64};
 use zeroize::Zeroize;
 
 use crate::Overlay;
-use crate::crowd::SESSIONS_MAX;
+use crate::association::SESSIONS_MAX;
 use crate::event::Direction;
 use crate::handshake::Carrier;
+use crate::ids::{LaneRef, Owner};
 use crate::index::{self, Class};
 use crate::keys::{Kind, Secrets};
-use crate::session::{LaneState, Owner, Session};
+use crate::session::{LaneState, Session};
 
-/// How much longer than the age limit the other end may go on sending: it finished the handshake a
-/// little later, and frames take time.
+/// Time beyond the age limit for which the other end may still send: it finished the handshake later, and
+/// frames take time.
 const INDEX_REST: Duration = Duration::from_secs(20);
-
-/// Which lane an index of ours is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LaneRef {
-    pub(crate) owner: Owner,
-    pub(crate) epoch: u32,
-    pub(crate) lane: u16,
-}
 
 /// A finished handshake, about to become a session.
 pub(crate) struct NewSession<'a> {
@@ -47,13 +40,13 @@ pub(crate) struct NewSession<'a> {
     pub(crate) receive_only: bool,
     pub(crate) suite: Suite,
     pub(crate) secrets: Secrets,
-    /// Our index of each lane, theirs, and where it leads.
+    /// Receiver index of each lane.
     pub(crate) ours: &'a [SessionIndex],
     pub(crate) theirs: &'a [SessionIndex],
-    /// Their reset tokens, of the first lanes.
+    /// Reset tokens of the other end, for the first lanes.
     pub(crate) resets: &'a [Token],
     pub(crate) endpoints: &'a [Endpoint],
-    /// Where all of them leave from until frames of the other end name another address.
+    /// Local address of all lanes until a frame of the other end names another.
     pub(crate) local: LocalAddress,
     /// Largest inner packet of the other end.
     pub(crate) mtu: u16,
@@ -62,18 +55,10 @@ pub(crate) struct NewSession<'a> {
 
 impl Overlay {
     /// Installs every lane and returns the epoch. Lanes of a session begun here stand by; of one
-    /// begun there the first is active at once, because the other end has shown its keys.
+    /// begun there the first is active at once, because the other end has proved its keys.
     pub(crate) fn install(&mut self, now: Nanos, new: NewSession<'_>) -> Option<u32> {
-        let NewSession {
-            owner,
-            key,
-            direction,
-            receive_only,
-            suite,
-            secrets,
-            ..
-        } = new;
-        // A node that begins one handshake after the other has no more sessions than others.
+        let (owner, receive_only) = (new.owner, new.receive_only);
+        // A node that begins one handshake after the other gets no more sessions than others.
         while let Some(association) = self.associations.get(&owner)
             && association.sessions.len() >= SESSIONS_MAX
             && let Some(spare) = association.spare()
@@ -83,107 +68,32 @@ impl Overlay {
         let association = self.associations.get_mut(&owner)?;
         association.mtu = new.mtu;
         let epoch = association.epoch_next();
-        let rekey_after = self.rng.jitter(self.config.rekey_after, 90, 100);
-        let outbound = direction == Direction::Outbound;
-        let flags = if outbound { FLAG_INITIATOR } else { 0 };
-        let mut lanes = Vec::with_capacity(new.ours.len());
-        for (lane, ((receive, send), endpoint)) in
-            (0u16..).zip(new.ours.iter().zip(new.theirs).zip(new.endpoints))
-        {
-            let role = match (receive_only, outbound, lane) {
-                (true, _, _) => ROLE_RECEIVE_ONLY,
-                (false, false, 0) => ROLE_ACTIVE,
-                (false, _, _) => ROLE_STANDBY,
-            };
-            let reset = new
-                .resets
-                .get(usize::from(lane))
-                .copied()
-                .unwrap_or_default();
-            let mut keys = secrets.lane(owner.kind(), Lane(lane), outbound);
-            let created = U64::new(now.0);
-            let rekey_after_ms = millis(rekey_after);
-            let reject_after_ms = millis(self.config.reject_after);
-            let (receive_index, send_index) = (U32::new(receive.0), U32::new(send.0));
-            let (lane_field, epoch_field) = (U16::new(lane), U32::new(epoch));
-            match owner {
-                Owner::Peer(peer) => {
-                    let mut install = LinkInstall {
-                        peer: U32::new(peer),
-                        receive_index,
-                        send_index,
-                        lane: lane_field,
-                        suite: suite.code(),
-                        role,
-                        epoch: epoch_field,
-                        flags,
-                        reserved: [0; 3],
-                        endpoint: *endpoint,
-                        local: new.local,
-                        created,
-                        rekey_after_ms,
-                        reject_after_ms,
-                        reset,
-                        keys,
-                    };
-                    self.output
-                        .program(receive.worker(), &Program::LinkInstall(&install));
-                    install.keys.zeroize();
-                }
-                Owner::Remote(_) => {
-                    let mut install = SessionInstall {
-                        address: key.address(),
-                        key,
-                        receive_index,
-                        send_index,
-                        lane: lane_field,
-                        suite: suite.code(),
-                        role,
-                        epoch: epoch_field,
-                        flags,
-                        reserved: 0,
-                        mtu: U16::new(new.mtu),
-                        reserved2: U32::ZERO,
-                        created,
-                        rekey_after_ms,
-                        reject_after_ms,
-                        reserved3: U64::ZERO,
-                        reset,
-                        keys,
-                    };
-                    self.output
-                        .program(receive.worker(), &Program::SessionInstall(&install));
-                    install.keys.zeroize();
-                }
-            }
-            keys.zeroize();
-            self.lanes
-                .insert((owner.kind(), receive.0), LaneRef { owner, epoch, lane });
-            lanes.push(LaneState {
-                receive: *receive,
-                send: *send,
-                reset,
-                endpoint: *endpoint,
-                active: role == ROLE_ACTIVE,
-                heard: now,
-            });
+        let rekey_after_ms = millis(self.rng.jitter(self.config.rekey_after, 90, 100));
+        let count = new
+            .ours
+            .len()
+            .min(new.theirs.len())
+            .min(new.endpoints.len());
+        let mut lanes = Vec::with_capacity(count);
+        for lane in (0..).map(Lane).take(count) {
+            lanes.push(self.install_lane(now, &new, epoch, rekey_after_ms, lane));
         }
         if let Some(id) = new.handshake {
             self.finished.insert(id, (owner, epoch));
         }
+        let life = if receive_only {
+            self.config.grace
+        } else {
+            self.config.reject_after
+        };
         let session = Session {
             epoch,
-            direction,
-            suite,
+            direction: new.direction,
+            suite: new.suite,
             created: now,
             confirmed: None,
             receive_only,
-            remove_at: now
-                + if receive_only {
-                    self.config.grace
-                } else {
-                    self.config.reject_after
-                },
+            remove_at: now + life,
             retiring: receive_only,
             lanes,
             local: new.local,
@@ -193,8 +103,96 @@ impl Overlay {
         Some(epoch)
     }
 
-    /// Takes a session out of the workers. With `close` the other end is told, so that an end that
-    /// came to another opinion about which session is in use learns of it at once.
+    /// Installs one lane at the worker that owns our index.
+    fn install_lane(
+        &mut self,
+        now: Nanos,
+        new: &NewSession<'_>,
+        epoch: u32,
+        rekey_after_ms: U32,
+        lane: Lane,
+    ) -> LaneState {
+        let (owner, at) = (new.owner, usize::from(lane.0));
+        let outbound = new.direction == Direction::Outbound;
+        let flags = if outbound { FLAG_INITIATOR } else { 0 };
+        let role = match (new.receive_only, outbound, lane) {
+            (true, _, _) => ROLE_RECEIVE_ONLY,
+            (false, false, Lane(0)) => ROLE_ACTIVE,
+            (false, _, _) => ROLE_STANDBY,
+        };
+        let state = LaneState {
+            receive: new.ours[at],
+            send: new.theirs[at],
+            reset: new.resets.get(at).copied().unwrap_or_default(),
+            endpoint: new.endpoints[at],
+            active: role == ROLE_ACTIVE,
+            heard: now,
+        };
+        let mut keys = new.secrets.lane(owner.kind(), lane, outbound);
+        let reject_after_ms = millis(self.config.reject_after);
+        let (receive_index, send_index) = (U32::new(state.receive.0), U32::new(state.send.0));
+        let (worker, created) = (state.receive.worker(), U64::new(now.0));
+        match owner {
+            Owner::Peer(peer) => {
+                let mut install = LinkInstall {
+                    peer: U32::new(peer),
+                    receive_index,
+                    send_index,
+                    lane: U16::new(lane.0),
+                    suite: new.suite.code(),
+                    role,
+                    epoch: U32::new(epoch),
+                    flags,
+                    reserved: [0; 3],
+                    endpoint: state.endpoint,
+                    local: new.local,
+                    created,
+                    rekey_after_ms,
+                    reject_after_ms,
+                    reset: state.reset,
+                    keys,
+                };
+                self.output.program(worker, &Program::LinkInstall(&install));
+                install.keys.zeroize();
+            }
+            Owner::Remote(_) => {
+                let mut install = SessionInstall {
+                    address: new.key.address(),
+                    key: new.key,
+                    receive_index,
+                    send_index,
+                    lane: U16::new(lane.0),
+                    suite: new.suite.code(),
+                    role,
+                    epoch: U32::new(epoch),
+                    flags,
+                    reserved: 0,
+                    mtu: U16::new(new.mtu),
+                    reserved2: U32::ZERO,
+                    created,
+                    rekey_after_ms,
+                    reject_after_ms,
+                    reserved3: U64::ZERO,
+                    reset: state.reset,
+                    keys,
+                };
+                self.output
+                    .program(worker, &Program::SessionInstall(&install));
+                install.keys.zeroize();
+            }
+        }
+        keys.zeroize();
+        let lane_ref = LaneRef {
+            owner,
+            epoch,
+            lane: lane.0,
+        };
+        self.lanes.insert((owner.kind(), state.receive.0), lane_ref);
+        state
+    }
+
+    /// Removes a session from the workers. With `close` the other end is notified, so that ends that disagree
+    /// about the session in use agree at once.
     pub(crate) fn remove_session(&mut self, now: Nanos, owner: Owner, epoch: u32, close: bool) {
         let Some(association) = self.associations.get_mut(&owner) else {
             return;
@@ -227,7 +225,7 @@ impl Overlay {
     }
 
     /// Sends `Close` on the session in use.
-    pub(crate) fn say_close(&mut self, owner: Owner) {
+    pub(crate) fn close_current(&mut self, owner: Owner) {
         let Some(session) = self.associations.get(&owner).and_then(|a| a.current()) else {
             return;
         };
@@ -355,7 +353,7 @@ impl Overlay {
             .program_all(self.workers, &Program::PeerInstall(&install));
     }
 
-    /// Makes every worker forget a peer.
+    /// Removes a peer from every worker.
     pub(crate) fn uninstall_peer(&mut self, peer: u32) {
         let remove = PeerRemove {
             peer: U32::new(peer),
@@ -365,7 +363,7 @@ impl Overlay {
             .program_all(self.workers, &Program::PeerRemove(&remove));
     }
 
-    /// Makes every worker drop what waits for a session.
+    /// Drops packets that wait for a session, at every worker.
     pub(crate) fn drop_pending(&mut self, address: OverlayAddress) {
         let drop = PendingDrop { address };
         self.output
@@ -393,7 +391,7 @@ impl Overlay {
         indices.allocate(now, lanes, class, &mut self.rng)
     }
 
-    /// Gives back indices that nobody could ever use.
+    /// Releases indices that were never usable.
     pub(crate) fn release_unused(
         &mut self,
         now: Nanos,
@@ -406,9 +404,6 @@ impl Overlay {
         }
     }
 }
-
-/// The worker that sends what no lane decides.
-pub(crate) const FIRST_WORKER: WorkerId = WorkerId(0);
 
 fn millis(duration: Duration) -> U32 {
     U32::new(u32::try_from(duration.as_millis()).unwrap_or(u32::MAX))

@@ -6,8 +6,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 const CONTEXT: &str = "hyphae v1 lane keys";
 
-/// What a handshake or session joins. It is part of every transcript and key derivation, so nothing
-/// of the one kind is of any use for the other.
+/// Scope of a handshake or session. It is part of every transcript and key derivation, so neither kind can be
+/// used as the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// Two neighbours.

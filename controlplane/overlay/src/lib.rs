@@ -1,7 +1,7 @@
-//! Peering, handshakes and the life of sessions, sans-I/O.
+//! Peering, handshakes and session life cycle, sans-I/O.
 //!
-//! An [`Overlay`] is a state machine. Time and randomness come in as arguments; what it wants done
-//! comes out as program records for the workers and as events. One mutation, then drain:
+//! An [`Overlay`] is a state machine. Time and randomness are arguments; effects are program records for the
+//! workers and events. One mutation, then drain:
 //!
 //! ```text
 //! punt records, time ──▶ handle_punt, handle_timeout ──▶ poll_program (push to the worker's ring)
@@ -9,8 +9,8 @@
 //!                                                    ──▶ poll_timeout (call handle_timeout then)
 //! ```
 //!
-//! After attaching to a dataplane call [`Overlay::begin_attach`]; nothing else is sent until the
-//! engine has taken over what the workers have.
+//! After attaching to a dataplane call [`Overlay::begin_attach`]; the engine sends nothing else before it has
+//! adopted the workers' sessions.
 
 #![forbid(unsafe_code)]
 
@@ -23,17 +23,23 @@ mod engine;
 mod event;
 mod guard;
 mod handshake;
+mod ids;
 mod index;
 mod initiate;
 mod install;
 mod keys;
-mod limit;
+mod lifecycle;
+mod link_mtu;
 mod liveness;
+mod mtu;
 mod neighbour;
 mod noise;
+mod offer;
+mod path;
+mod path_mtu;
 mod paths;
-mod pmtu;
 mod policy;
+mod probes;
 mod program;
 mod remote;
 mod respond;
@@ -42,15 +48,17 @@ mod session;
 mod source;
 mod status;
 mod target;
+mod trace;
 mod traffic;
 mod transport;
 
-pub use config::{Config, ConfiguredPeer, Ephemerals, Live, PeerConfig};
+pub use config::{Config, Ephemerals, Live, PeerConfig};
 pub use engine::Overlay;
 pub use event::{
     Direction, DownReason, Duplicate, Event, Handshakes, Origin, PeerState, PeerStatus, Refusal,
     SessionStatus,
 };
+pub use ids::ConfiguredPeer;
 pub use policy::Policy;
 pub use program::OwnedProgram;
 pub use traffic::PeerTraffic;

@@ -3,7 +3,7 @@
 use hyphae_wire::control::{self, ControlKind};
 
 use crate::Overlay;
-use crate::session::Owner;
+use crate::ids::Owner;
 
 impl Overlay {
     /// Sends a packet of the routing protocol to a peer that is up, by its number. False when there

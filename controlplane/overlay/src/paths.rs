@@ -1,12 +1,11 @@
-//! Several underlay addresses of one peer: which are known to work, and when to use another.
+//! Several underlay addresses of one peer: measurement and selection.
 //!
-//! Candidates are the addresses of all entries that lead to a key. While the link is healthy each
-//! one that is not in use gets a first handshake message now and then: the answer proves who is
-//! there and gives a round-trip time; the handshake goes no further. A candidate that is clearly and
-//! repeatedly better is switched to by a handshake through it, during which the old session stays.
-//! A link on a stream moves to the first datagram address that answers, however fast it is; the other
-//! way round only silence leads (see [`crate::transport`]).
-//! When the link goes silent nobody waits for measurements: a handshake goes to all of them at once
+//! Candidates are the addresses of all entries that lead to a key. While the link is healthy, each unused one
+//! regularly gets a first handshake message: the answer authenticates the peer and measures the round-trip
+//! time; the handshake ends there. A candidate that is clearly and repeatedly better is switched to by a
+//! handshake over it, during which the old session stays. A link on a stream moves to the first datagram
+//! address that answers, regardless of its speed; the reverse happens only on silence (see
+//! [`crate::transport`]). When the link is silent, a handshake goes to all candidates at once
 //! (`Overlay::renew`), and the first that answers carries the link.
 
 use std::time::Duration;
@@ -15,53 +14,28 @@ use hyphae_time::Nanos;
 
 use hyphae_wire::{Endpoint, PublicKey};
 
-use crate::handshake::{Carrier, Goal, Pace};
-use crate::session::{Association, Owner, Rtt};
+use crate::handshake::{Carrier, Goal, RetransmitSchedule};
+use crate::ids::Owner;
+use crate::liveness::Rtt;
+use crate::path::Path;
 use crate::{Event, Overlay};
 
-/// Candidates of one peer that are measured.
+/// Candidates of one peer.
 const PATHS_MAX: usize = 16;
 /// Time between two measurements of a candidate.
 const PROBE_EVERY: Duration = Duration::from_secs(30);
 /// Time to the first one.
 const PROBE_FIRST: Duration = Duration::from_secs(2);
-/// Time to the next one where another node has answered.
+/// Time to the next measurement of an address where another node answered.
 const FOREIGN_AGAIN: Duration = Duration::from_secs(600);
 /// Answers in a row before a candidate may replace what is in use.
 const SAMPLES_MIN: u32 = 2;
-/// How much better it must be, beside a fifth: answers to handshakes are slower than those to
-/// probes, and a difference within the noise is not worth a handshake.
+/// Hysteresis, in addition to a fifth: answers to handshakes are slower than those to probes, and differences
+/// within the noise do not justify a handshake.
 const MARGIN: Duration = Duration::from_millis(2);
 
-/// An address of a peer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Path {
-    pub(crate) endpoint: Endpoint,
-    rtt: Rtt,
-    samples: u32,
-    pub(crate) probe_at: Nanos,
-}
-
-impl Association {
-    /// When a candidate that is not in use is to be measured.
-    pub(crate) fn path_deadline(&self) -> Nanos {
-        let idle = self.paths.iter().filter(|p| p.endpoint != self.endpoint);
-        let at = idle.map(|path| path.probe_at).min();
-        at.filter(|_| self.up).unwrap_or(Nanos::NEVER)
-    }
-
-    /// Whether there is another address to go to.
-    pub(crate) fn has_alternate(&self) -> bool {
-        self.paths.iter().any(|p| p.endpoint != self.endpoint)
-    }
-
-    fn path(&mut self, endpoint: Endpoint) -> Option<&mut Path> {
-        self.paths.iter_mut().find(|path| path.endpoint == endpoint)
-    }
-}
-
 impl Overlay {
-    /// Takes the candidates of a key from the entries that lead to it.
+    /// Updates the candidates of a peer from the entries that lead to it.
     pub(crate) fn refresh_paths(&mut self, now: Nanos, key: PublicKey) {
         let Some(owner) = self.peer_numbers.get(&key).map(|peer| Owner::Peer(*peer)) else {
             return;
@@ -93,7 +67,7 @@ impl Overlay {
         self.schedule(owner);
     }
 
-    /// Measures what is due.
+    /// Measures candidates that are due.
     pub(crate) fn paths_due(&mut self, now: Nanos, owner: Owner) {
         let Some(association) = self.associations.get_mut(&owner) else {
             return;
@@ -107,7 +81,7 @@ impl Overlay {
                 (true, true) | (false, _) => PROBE_EVERY,
             };
             if path.endpoint.is_stream() && !used.is_stream() {
-                // No connection only to measure it.
+                // No connection is opened only to measure it.
                 path.probe_at = now + self.rng.jitter(every, 100, 120);
             } else if up && healthy && path.endpoint != used {
                 due.push(path.endpoint);
@@ -118,11 +92,16 @@ impl Overlay {
         }
         for endpoint in due {
             let carriers = vec![Carrier::to(endpoint)];
-            self.begin(now, Goal::Probe { owner }, carriers, Pace::ONCE);
+            self.begin(
+                now,
+                Goal::Probe { owner },
+                carriers,
+                RetransmitSchedule::ONCE,
+            );
         }
     }
 
-    /// A candidate has answered, and it is the peer.
+    /// The peer has answered at a candidate.
     pub(crate) fn path_answered(
         &mut self,
         now: Nanos,
@@ -163,7 +142,7 @@ impl Overlay {
         }
     }
 
-    /// At a candidate lives somebody else: a name may stand for several nodes.
+    /// Another node has answered at a candidate: a name may stand for several nodes.
     pub(crate) fn path_foreign(&mut self, now: Nanos, owner: Owner, endpoint: Endpoint) {
         self.path_failed(owner, endpoint);
         let association = self.associations.get_mut(&owner);
@@ -173,7 +152,7 @@ impl Overlay {
         self.schedule(owner);
     }
 
-    /// A peer's link goes to this address from now on.
+    /// Changes the address of a peer's link.
     pub(crate) fn use_endpoint(&mut self, owner: Owner, endpoint: Endpoint) {
         let Some(association) = self.associations.get_mut(&owner) else {
             return;

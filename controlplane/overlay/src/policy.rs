@@ -1,8 +1,8 @@
-//! Which keys may be peers, and how many.
+//! Admission of peers: allowed keys and limits.
 //!
-//! The policy concerns links only: end-to-end sessions are with whoever owns an address. It is asked
-//! before anything is kept for a key: for a handshake begun by another node once its third message
-//! has proved the key, for one begun here once the second has.
+//! The policy applies to links only; end-to-end sessions are with the owner of an address. It is checked before
+//! any state is created for a key: for a handshake begun by another node once its third message has
+//! authenticated the key, for one begun here once the second has.
 
 use std::collections::BTreeSet;
 
@@ -11,20 +11,20 @@ use hyphae_time::Nanos;
 use hyphae_wire::PublicKey;
 
 use crate::handshake::Carrier;
-use crate::session::Owner;
+use crate::ids::Owner;
 use crate::source::source_of;
 use crate::{DownReason, Overlay, Refusal};
 
 /// Who may be a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// The only keys that may; `None` lets everybody in.
+    /// Allowed keys; `None` allows all.
     pub allow: Option<BTreeSet<PublicKey>>,
-    /// Keys that may not, whatever `allow` says.
+    /// Denied keys; they take precedence over `allow`.
     pub deny: BTreeSet<PublicKey>,
-    /// Most peers that connected by themselves, beside the configured ones.
+    /// Most inbound peers, in addition to the configured ones.
     pub inbound_max: usize,
-    /// The same of one underlay address (IPv6: one /64).
+    /// The same per underlay address (IPv6: per /64).
     pub inbound_per_source_max: usize,
 }
 
@@ -61,8 +61,7 @@ impl Overlay {
         &self.config.policy
     }
 
-    /// Replaces the policy: links with keys that it refuses end, entries that it had refused are
-    /// tried again.
+    /// Replaces the policy: links with keys that it refuses end, entries that it refused are tried again.
     pub fn set_policy(&mut self, now: Nanos, policy: Policy) {
         self.config.policy = policy;
         self.enforce_policy(now);
@@ -78,7 +77,7 @@ impl Overlay {
         }
     }
 
-    /// Ends links that the policy does not allow: with peers that a predecessor let in, too.
+    /// Ends links that the policy does not allow, including those that a predecessor admitted.
     pub(crate) fn enforce_policy(&mut self, now: Nanos) {
         let refused: Vec<_> = self
             .peer_numbers
@@ -94,8 +93,7 @@ impl Overlay {
         }
     }
 
-    /// Whether a node that connected by itself may become a peer.
-    /// Where there is no room, one of the source that has the most of them gives way.
+    /// Admits an inbound peer. In a full table one of the largest source is evicted.
     pub(crate) fn admit(
         &mut self,
         now: Nanos,
@@ -110,7 +108,7 @@ impl Overlay {
         }
     }
 
-    /// The same as things are.
+    /// The same without eviction.
     pub(crate) fn admitted(&self, key: PublicKey, carrier: Carrier) -> Result<(), Refusal> {
         self.config.policy.check(&key)?;
         if self.peer_numbers.contains_key(&key) || self.targets_of(key).next().is_some() {
@@ -124,7 +122,7 @@ impl Overlay {
             .values()
             .filter_map(|target| target.key.or(target.peer))
             .collect();
-        // Each handshake of a stranger asks: one pass over the peers.
+        // One pass over the peers per finished inbound handshake.
         let source = carrier.source();
         let (mut inbound, mut here) = (0, 0);
         for (owner, association) in self.associations.range(Owner::Peer(0)..) {

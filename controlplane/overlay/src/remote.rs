@@ -6,17 +6,19 @@ use hyphae_time::Nanos;
 
 use hyphae_wire::{OverlayAddress, PublicKey};
 
+use crate::association::Association;
+use crate::ids::Owner;
 use crate::keys::Kind;
-use crate::session::{Association, Owner, Ping};
+use crate::liveness::Ping;
 use crate::{Event, Overlay};
 
-/// Pings of one node that wait for their answer; an older one gives way.
+/// Pending pings of one node; the oldest gives way.
 const PINGS_MAX: usize = 64;
-/// A session younger than this may not have reached the worker that asks for one.
+/// Age below which a session may not have reached the worker that requests one.
 const SETTLING: Duration = Duration::from_secs(1);
 
 impl Overlay {
-    /// A worker holds packets for an address without a session.
+    /// A worker queues packets for an address without a session.
     pub(crate) fn need_session(&mut self, now: Nanos, address: OverlayAddress) {
         if !address.is_overlay() || self.address.subnet().contains(address) {
             self.drop_pending(address);
@@ -43,23 +45,23 @@ impl Overlay {
         self.schedule(owner);
     }
 
-    /// Makes an end-to-end session with the node of an address, if there is none. What comes of it
-    /// is [`Event::SessionUp`] or [`Event::SessionFailed`], or nothing while one has just failed:
-    /// ask again then.
+    /// Begins an end-to-end session with the node of an address, unless one exists. The result is
+    /// [`Event::SessionUp`] or [`Event::SessionFailed`], or none while an attempt has just failed: call again
+    /// then.
     pub fn want_session(&mut self, now: Nanos, address: OverlayAddress) {
         if self.is_active() && self.session_key(address).is_none() {
             self.need_session(now, address);
         }
     }
 
-    /// Key of the node that there is an end-to-end session with, by an address of its /64.
+    /// Key of the node with an end-to-end session, by an address of its /64.
     pub fn session_key(&self, address: OverlayAddress) -> Option<PublicKey> {
         let owner = Owner::Remote(address.subnet_id());
         self.associations.get(&owner).filter(|a| a.up)?.key
     }
 
-    /// Bytes of the largest payload that reaches the node of this address, as far as known: what it and this node are
-    /// set up for, and what links and relays on the way have refused.
+    /// Largest payload, bytes, that reaches the node of this address, as far as known: the smaller of both
+    /// ends' configuration and the path MTU.
     pub fn path_mtu(&self, address: OverlayAddress) -> u16 {
         let owner = Owner::Remote(address.subnet_id());
         let known = self.associations.get(&owner).filter(|a| a.up);
@@ -73,8 +75,8 @@ impl Overlay {
         self.associations.get(&lane.owner)?.key
     }
 
-    /// Sends an end-to-end probe, making a session first if there is none. The answer is
-    /// [`Event::EchoReply`] with `id`. There may be none, so the caller keeps a deadline.
+    /// Sends an end-to-end probe, over a new session if none exists. The answer is [`Event::EchoReply`] with
+    /// `id`; it is not guaranteed, so the caller needs a deadline.
     pub fn ping(&mut self, now: Nanos, address: OverlayAddress, id: u64) {
         if self.address.subnet().contains(address) {
             self.output.event(Event::EchoReply {

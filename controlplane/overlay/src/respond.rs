@@ -6,43 +6,26 @@
 
 use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::guard::TOKEN_LEN;
-use hyphae_wire::handshake::{HandshakeHeader, Message, Offer, Step};
+use hyphae_wire::handshake::{Message, Offer, Step};
 
-use hyphae_wire::{Lane, PublicKey, SuiteSet};
+use hyphae_wire::{Lane, PublicKey, SessionIndex, Suite, SuiteSet};
 
+use crate::association::Association;
 use crate::engine::Timer;
 use crate::event::Direction;
 use crate::handshake::{Carrier, HalfOpen, Stage};
+use crate::ids::Owner;
 use crate::index::{Class, half_open_max};
-use crate::initiate::{lanes_valid, parse_offer};
 use crate::install::NewSession;
 use crate::keys::Kind;
-use crate::session::{Association, Owner};
+use crate::offer::{fit_resets, lanes_valid, parse_offer};
 use crate::{DownReason, Overlay, Refusal};
 
 /// A new link session before this share of the renewal age (in percent) is not a renewal: the peer
 /// was restarted, or lost its sessions otherwise.
 const RENEWAL_PERCENT: u32 = 85;
-/// Bytes of a second Noise message beside its payload: a key, a sealed key, the payload's seal. A third
-/// one has no more.
-const ANSWER_OVERHEAD: usize = 32 + 48 + 16;
-
-/// Leaves reset tokens out of an answer until it is no longer than the message that it answers. Inside of
-/// a session, where a first message has no padding, there is nobody whom an answer could be aimed at.
-pub(crate) fn fit_resets(choice: &mut Offer, carrier: Carrier, len: usize) {
-    if let Carrier::Sealed { .. } = carrier {
-        return;
-    }
-    let tokens = choice.resets.len() * TOKEN_LEN;
-    let without = size_of::<HandshakeHeader>() + ANSWER_OVERHEAD + choice.encode().len() - tokens;
-    choice
-        .resets
-        .truncate(len.saturating_sub(without) / TOKEN_LEN);
-}
-
 impl Overlay {
-    /// Takes a first message.
+    /// Handles a first message.
     pub(crate) fn on_init(&mut self, now: Nanos, carrier: Carrier, message: &Message<'_>) {
         let kind = carrier.kind();
         let sender = message.header.sender.get();
@@ -62,13 +45,7 @@ impl Overlay {
         let Some(payload) = noise.read(message.noise) else {
             return;
         };
-        let agreed = parse_offer(&payload, kind).and_then(|offer| {
-            let suite = self.config.suites.agree(offer.suites);
-            suite
-                .map(|suite| (offer.clone(), suite))
-                .ok_or(Refusal::Suite(offer.suites.0))
-        });
-        let (offer, suite) = match agreed {
+        let (offer, suite) = match self.agree(kind, &payload) {
             Ok((offer, _)) if !offer.lanes.is_empty() => return,
             Ok(agreed) => agreed,
             Err(reason) => {
@@ -77,22 +54,12 @@ impl Overlay {
             }
         };
         let (lanes, class) = (Lane::count(self.workers, offer.workers), carrier.class());
-        if class == Class::Renewal && !self.renews(carrier, lanes) {
-            self.refuse(None, carrier, Refusal::Offer);
-            return;
-        }
-        let Some((order, weight)) = self.half_open_room(now, carrier, lanes) else {
-            self.refuse(None, carrier, Refusal::Slots);
-            return;
-        };
-        let room = match carrier {
-            Carrier::Sealed { owner, .. } => self.live_room(now, owner, lanes, class),
-            Carrier::Underlay { .. } | Carrier::Overlay { .. } => true,
-        };
-        let indices = Some(lanes).filter(|_| room);
-        let Some(indices) = indices.and_then(|lanes| self.allocate(now, kind, lanes, class)) else {
-            self.refuse(None, carrier, Refusal::Slots);
-            return;
+        let (order, weight, indices) = match self.reserve(now, carrier, lanes) {
+            Ok(reserved) => reserved,
+            Err(reason) => {
+                self.refuse(None, carrier, reason);
+                return;
+            }
         };
         let mut choice = self.offer(kind, SuiteSet::only(suite), indices.clone());
         fit_resets(&mut choice, carrier, message.len);
@@ -116,22 +83,54 @@ impl Overlay {
             response,
         };
         self.half_opens.insert(id, half);
-        self.timers.set(
-            Timer::HalfOpens,
-            self.half_opens.next_expiry().unwrap_or(Nanos::NEVER),
-        );
+        self.schedule_half_opens();
     }
 
-    /// Whether a handshake with so many lanes renews the session that it travels in: one with more lanes
-    /// is another session, and has no claim to the slots that are kept for renewals.
+    /// The offer of a first message, and the suite to use with it.
+    fn agree(&self, kind: Kind, payload: &[u8]) -> Result<(Offer, Suite), Refusal> {
+        let offer = parse_offer(payload, kind)?;
+        let suite = self.config.suites.agree(offer.suites);
+        let suite = suite.ok_or(Refusal::Suite(offer.suites.0))?;
+        Ok((offer, suite))
+    }
+
+    /// Takes slots for a half-open handshake: its arrival number, slots of one worker, receiver indices.
+    fn reserve(
+        &mut self,
+        now: Nanos,
+        carrier: Carrier,
+        lanes: u16,
+    ) -> Result<(u64, u32, Vec<SessionIndex>), Refusal> {
+        let class = carrier.class();
+        if class == Class::Renewal && !self.renews(carrier, lanes) {
+            return Err(Refusal::Offer);
+        }
+        let room = self.half_open_room(now, carrier, lanes);
+        let (order, weight) = room.ok_or(Refusal::Slots)?;
+        if let Carrier::Sealed { owner, .. } = carrier
+            && !self.live_room(now, owner, lanes, class)
+        {
+            return Err(Refusal::Slots);
+        }
+        let indices = self.allocate(now, carrier.kind(), lanes, class);
+        Ok((order, weight, indices.ok_or(Refusal::Slots)?))
+    }
+
+    fn schedule_half_opens(&mut self) {
+        let at = self.half_opens.next_expiry().unwrap_or(Nanos::NEVER);
+        self.timers.set(Timer::HalfOpens, at);
+    }
+
+    /// Whether a handshake with this number of lanes renews the session that carries it: one with more lanes is
+    /// another session without a claim to the renewal quota.
     pub(crate) fn renews(&self, carrier: Carrier, lanes: u16) -> bool {
         let renewed = carrier.sealed_in().and_then(|o| self.associations.get(&o));
         let session = renewed.and_then(Association::current);
         session.is_some_and(|session| lanes <= session.lane_count())
     }
 
-    /// Makes room for a half-open handshake: its arrival number, and the slots that it takes of a worker.
-    /// `None` when its sender holds the most already.
+    /// Makes room for a half-open handshake: its arrival number, and the slots that it takes of one worker.
+    /// `None` when its source has the largest share.
     fn half_open_room(&mut self, now: Nanos, carrier: Carrier, lanes: u16) -> Option<(u64, u32)> {
         let kind = carrier.kind();
         let weight = u32::from(lanes.div_ceil(self.workers));
@@ -147,7 +146,7 @@ impl Overlay {
         Some((order?, weight))
     }
 
-    /// Ends the half-open renewals of a session: for others' sake, or with the session.
+    /// Ends the half-open renewals of a session, for eviction or with the session.
     pub(crate) fn forget_renewals(&mut self, now: Nanos, owner: Owner) -> u64 {
         let mut count = 0;
         for half in self.half_opens.remove_renewals(owner) {
@@ -157,7 +156,7 @@ impl Overlay {
         count
     }
 
-    /// The same, because somebody else needs their slots.
+    /// The same for eviction.
     pub(crate) fn crowd_renewals(&mut self, now: Nanos, owner: Owner) {
         self.handshakes.crowded += self.forget_renewals(now, owner);
     }
@@ -167,24 +166,22 @@ impl Overlay {
         self.release_unused(now, kind, class, &half.indices);
     }
 
-    /// Forgets first messages that nothing followed.
+    /// Expires first messages without a third one.
     pub(crate) fn expire_half_opens(&mut self, now: Nanos) {
         while let Some(half) = self.half_opens.expire(now) {
             self.handshakes.abandoned += 1;
             self.forget_half_open(now, &half);
         }
-        self.timers.set(
-            Timer::HalfOpens,
-            self.half_opens.next_expiry().unwrap_or(Nanos::NEVER),
-        );
+        self.schedule_half_opens();
     }
 
-    /// Takes a third message.
+    /// Handles a third message.
     pub(crate) fn on_finish(&mut self, now: Nanos, carrier: Carrier, message: &Message<'_>) {
         let id = message.header.receiver.get();
         let kind = carrier.kind();
         if let Some((owner, epoch)) = self.finished.get(&id).copied() {
-            // The confirmation was lost. It goes to the proven end, whoever sent this.
+            // The confirmation was lost. It is sent to the authenticated end, not to the sender of this
+            // message.
             if owner.kind() == kind {
                 self.confirm_again(owner, epoch);
             }
@@ -193,8 +190,8 @@ impl Overlay {
         let Some(half) = self.half_opens.get_mut(id) else {
             return;
         };
-        // What began inside of a session ends there, or whoever finishes it would use what another is
-        // charged for.
+        // A handshake begun inside of a session ends there, or another node could use slots charged to the
+        // first.
         if half.carrier.kind() != kind || half.carrier.sealed_in() != carrier.sealed_in() {
             return;
         }
@@ -213,8 +210,7 @@ impl Overlay {
         }
     }
 
-    /// Makes a session of a finished handshake, unless there is a reason (`None`: a newer handshake
-    /// has overtaken it) not to.
+    /// Installs the session of a finished handshake. `Err(None)`: a newer handshake has overtaken it.
     fn accept(
         &mut self,
         now: Nanos,
@@ -225,17 +221,8 @@ impl Overlay {
         payload: &[u8],
     ) -> Result<(), Option<Refusal>> {
         let kind = carrier.kind();
-        if key == self.key {
-            return Err(Some(Refusal::OwnKey));
-        }
-        let offer = parse_offer(payload, kind).map_err(Some)?;
+        let offer = self.check_finish(&half, key, payload).map_err(Some)?;
         let lanes = Lane::count(self.workers, offer.workers);
-        if offer.workers != half.offer.workers
-            || offer.suites != SuiteSet::only(half.suite)
-            || !lanes_valid(&offer, lanes)
-        {
-            return Err(Some(Refusal::Offer));
-        }
         let owner = self.owner_of_carrier(now, carrier, key).map_err(Some)?;
         let class = half.carrier.class();
         if class == Class::HalfOpen && !self.live_room(now, owner, lanes, Class::Live) {
@@ -262,27 +249,23 @@ impl Overlay {
             self.yield_to(now, owner, key);
         }
         let endpoints = self.lane_endpoints(owner, carrier, &offer, lanes, false);
-        let epoch = self
-            .install(
-                now,
-                NewSession {
-                    owner,
-                    key,
-                    direction: Direction::Inbound,
-                    receive_only,
-                    suite: half.suite,
-                    secrets: half.noise.secrets(),
-                    ours: &half.indices,
-                    theirs: &offer.lanes,
-                    resets: &offer.resets,
-                    endpoints: &endpoints,
-                    local: carrier.local(),
-                    mtu: offer.mtu,
-                    handshake: Some(id),
-                },
-            )
-            .ok_or(None)?;
-        // Not before: whoever called gives back the slots of what came to nothing, as half open.
+        let session = NewSession {
+            owner,
+            key,
+            direction: Direction::Inbound,
+            receive_only,
+            suite: half.suite,
+            secrets: half.noise.secrets(),
+            ours: &half.indices,
+            theirs: &offer.lanes,
+            resets: &offer.resets,
+            endpoints: &endpoints,
+            local: carrier.local(),
+            mtu: offer.mtu,
+            handshake: Some(id),
+        };
+        let epoch = self.install(now, session).ok_or(None)?;
+        // Not earlier: on an error the caller releases the slots as half-open ones.
         if class == Class::HalfOpen {
             self.indices(kind).promote(&half.indices);
         }
@@ -294,13 +277,34 @@ impl Overlay {
             self.use_endpoint(owner, *endpoint);
         }
         let place = endpoints.first().copied().unwrap_or_default();
-        self.note_start(now, owner, offer.instance, place);
+        self.record_instance(now, owner, offer.instance, place);
         self.confirm_again(owner, epoch);
         self.confirmed(now, owner, epoch, fresh);
         Ok(())
     }
 
-    /// Whom a handshake that somebody else has finished is with, made where there is none.
+    /// The payload of a third message, if it agrees with the first one.
+    fn check_finish(
+        &self,
+        half: &HalfOpen,
+        key: PublicKey,
+        payload: &[u8],
+    ) -> Result<Offer, Refusal> {
+        if key == self.key {
+            return Err(Refusal::OwnKey);
+        }
+        let offer = parse_offer(payload, half.carrier.kind())?;
+        let lanes = Lane::count(self.workers, offer.workers);
+        let agrees =
+            offer.workers == half.offer.workers && offer.suites == SuiteSet::only(half.suite);
+        if agrees && lanes_valid(&offer, lanes) {
+            Ok(offer)
+        } else {
+            Err(Refusal::Offer)
+        }
+    }
+
+    /// The association that a handshake begun by another node is for, created where it is missing.
     fn owner_of_carrier(
         &mut self,
         now: Nanos,
@@ -331,9 +335,9 @@ impl Overlay {
         }
     }
 
-    /// A session begun by the other end is taken into use: handshakes of ours with the same end
-    /// give way. One that has no answer yet is forgotten; of one that waits for confirmation, which
-    /// the other end has judged to be the loser, the lanes go on receiving for the grace time.
+    /// The session begun by the other end is used: own handshakes with the same end give way. One without an
+    /// answer is dropped; of one that waits for confirmation, which the other end has judged to lose, the lanes
+    /// keep receiving for the grace time.
     fn yield_to(&mut self, now: Nanos, owner: Owner, key: PublicKey) {
         let ours = self.associations.get(&owner).and_then(|a| a.outgoing);
         let unanswered: Vec<_> = match owner {
@@ -357,7 +361,7 @@ impl Overlay {
         }
     }
 
-    /// Tells the initiator that its session works.
+    /// Confirms the session to the initiator.
     fn confirm_again(&mut self, owner: Owner, epoch: u32) {
         let Some(session) = self
             .associations
@@ -373,9 +377,9 @@ impl Overlay {
     }
 }
 
-/// Whether a handshake of theirs loses against one of ours. One of ours that waits for confirmation
-/// wins when our key is smaller; both ends judge alike. One that was confirmed after theirs began
-/// wins in any case: the other end has used it since, so theirs is a straggler.
+/// Whether a handshake of the other end loses against one of ours. One of ours that waits for confirmation wins
+/// when our key is smaller; both ends decide alike. One confirmed after theirs began always wins: the other end
+/// has used it since, so theirs is late.
 fn loses_glare(
     association: &Association,
     own_key: PublicKey,

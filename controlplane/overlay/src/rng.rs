@@ -1,8 +1,7 @@
-//! Seeded randomness for jitter, indices and handshake numbers (and, in simulations, ephemeral
-//! keys).
+//! Seeded generator for jitter, indices and handshake numbers (and, in simulations, ephemeral keys).
 //!
-//! Each draw replaces the key before it gives bytes out (fast key erasure), so the state at one
-//! time does not tell what was drawn before.
+//! Each draw replaces the key before output is returned (fast key erasure), so a leaked state does not reveal
+//! earlier output. Output guards against off-path attackers, so a statistical generator does not suffice.
 
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ impl Rng {
         out
     }
 
-    /// A number below `bound`, which is small: the bias of the remainder does not matter here.
+    /// A number below `bound`, which is small enough for the modulo bias not to matter.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         u64::from_le_bytes(self.array()) % bound.max(1)
     }

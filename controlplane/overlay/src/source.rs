@@ -2,7 +2,7 @@
 
 use hyphae_wire::Endpoint;
 
-use crate::session::Owner;
+use crate::ids::Owner;
 
 /// A source, coarse and fine: in a full table the largest network of the largest site gives way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

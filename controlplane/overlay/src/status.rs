@@ -1,4 +1,4 @@
-//! What the operator sees.
+//! Status for the operator.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,8 @@ use hyphae_time::Nanos;
 
 use hyphae_wire::{OverlayAddress, PublicKey};
 
-use crate::session::{Association, Owner};
+use crate::association::Association;
+use crate::ids::Owner;
 use crate::target::Target;
 use crate::{ConfiguredPeer, Overlay, PeerState, PeerStatus, SessionStatus};
 

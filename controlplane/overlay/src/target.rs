@@ -1,7 +1,7 @@
-//! Configured peers: who is to be connected, and when the next attempt is due.
+//! Configured peers: connection attempts and their schedule.
 //!
-//! An entry is an address, with or without a key. Until it has answered, nobody knows whom it leads
-//! to; entries that lead to the same key share one peer and one link.
+//! An entry is a list of addresses, with or without a key. Which peer it leads to is unknown until it answers;
+//! entries that lead to the same key share one peer and one link.
 
 use std::time::Duration;
 
@@ -10,18 +10,20 @@ use hyphae_time::Nanos;
 
 use hyphae_wire::{Endpoint, PublicKey};
 
+use crate::association::Association;
 use crate::engine::Timer;
 use crate::handshake::{
-    CONFIRM_TIMEOUT, Carrier, Goal, Pace, RETRY_FIRST, RETRY_MAX_JUST_NOW, RETRY_MAX_RECENT,
+    CONFIRM_TIMEOUT, Carrier, Goal, RETRY_FIRST, RETRY_MAX_JUST_NOW, RETRY_MAX_RECENT,
+    RetransmitSchedule,
 };
-use crate::session::{Association, Owner};
+use crate::ids::Owner;
 use crate::{ConfiguredPeer, DownReason, Overlay, PeerConfig, Refusal};
 
-/// Time to the next attempt at an entry that was refused: it is not going to change soon.
+/// Time to the next attempt at a refused entry, which rarely changes soon.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
-/// A peer that was up within this time is expected any moment.
+/// Time since a peer was up within which it is retried at once.
 const JUST_NOW: Duration = Duration::from_secs(60);
-/// A peer that was up within this time is expected back and tried often.
+/// Time since a peer was up within which it is retried often.
 const RECENT: Duration = Duration::from_secs(600);
 
 /// A configured peer.
@@ -29,10 +31,10 @@ pub(crate) struct Target {
     pub(crate) addresses: Vec<Endpoint>,
     /// Pinned key.
     pub(crate) key: Option<PublicKey>,
-    /// Key of the peer that it was last found to lead to.
+    /// Key of the peer that it last led to.
     pub(crate) peer: Option<PublicKey>,
     pub(crate) outgoing: Option<u32>,
-    /// Attempts that came to nothing since the last success.
+    /// Failed attempts since the last success.
     pub(crate) failures: u32,
     pub(crate) refusal: Option<Refusal>,
     /// Time between attempts, growing.
@@ -42,7 +44,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// An attempt is to follow soon: something has changed.
+    /// Resets the back-off after a change.
     fn start_over(&mut self) {
         self.failures = 0;
         self.backoff = RETRY_FIRST;
@@ -118,7 +120,7 @@ impl Overlay {
         self.end_peer(now, *key) || !targets.is_empty()
     }
 
-    /// The addresses of an entry have changed: its peer has other candidates now.
+    /// Updates the candidates of a peer after the addresses of an entry changed.
     pub(crate) fn refresh_paths_of(
         &mut self,
         now: Nanos,
@@ -131,7 +133,7 @@ impl Overlay {
         }
     }
 
-    /// Tries every entry without a link again at once: the host's network has changed.
+    /// Retries every entry without a link at once, after the host's network changed.
     pub fn retry_now(&mut self, now: Nanos) {
         let waiting: Vec<_> = self.targets.keys().copied().collect();
         for id in waiting {
@@ -155,7 +157,7 @@ impl Overlay {
     fn drop_target(&mut self, id: ConfiguredPeer) -> Option<Target> {
         let target = self.targets.remove(&id)?;
         self.timers.set(Timer::Target(id), Nanos::NEVER);
-        // One that waits for confirmation is about to be the peer's session, and ends with it.
+        // A handshake that waits for confirmation is about to be the peer's session, and ends with it.
         if let Some(outgoing) = target.outgoing {
             self.abandon(outgoing);
         }
@@ -182,12 +184,12 @@ impl Overlay {
             .map(|(id, _)| *id)
     }
 
-    /// Recognises an entry by the address of a peer that is up.
+    /// Finds the peer of an entry among those that are up, by address.
     pub(crate) fn find_target(&mut self, id: ConfiguredPeer) {
         let Some(target) = self.targets.get_mut(&id) else {
             return;
         };
-        // A peer that is given as a datagram address may be connected over a stream.
+        // A peer with a datagram address may be connected over a stream.
         let falls_back = self.config.stream_fallback_after.is_some();
         let leads = |to: Endpoint| {
             target.addresses.contains(&to)
@@ -242,7 +244,12 @@ impl Overlay {
             Some(_) | None => self.config.retry_max.max(RETRY_MAX_RECENT),
         };
         let first = target.backoff.min(max);
-        let outgoing = self.begin(now, Goal::Target(id), carriers, Pace { first, max });
+        let outgoing = self.begin(
+            now,
+            Goal::Target(id),
+            carriers,
+            RetransmitSchedule { first, max },
+        );
         if let Some(target) = self.targets.get_mut(&id) {
             target.outgoing = outgoing;
         }
@@ -251,7 +258,7 @@ impl Overlay {
         }
     }
 
-    /// An attempt came to nothing. The next one is not due before `next_at`.
+    /// An attempt failed. The next one is not due before `next_at`.
     pub(crate) fn target_failed(
         &mut self,
         now: Nanos,
@@ -263,7 +270,7 @@ impl Overlay {
             return;
         };
         target.failures = target.failures.saturating_add(1);
-        // Silence does not refute what an answer of another network has said.
+        // Silence does not clear the refusal of another network.
         target.refusal = refusal.or(target
             .refusal
             .filter(|r| matches!(r, Refusal::Network { .. })));
@@ -276,7 +283,7 @@ impl Overlay {
         self.timers.set(Timer::Target(id), at.max(next_at));
     }
 
-    /// Tries every entry of a peer that went down again, soon but not in step with others.
+    /// Retries every entry of a peer that went down, with jitter.
     pub(crate) fn reconnect_targets(&mut self, now: Nanos, key: PublicKey) {
         let targets: Vec<_> = self.targets_of(key).collect();
         for id in targets {
@@ -289,7 +296,7 @@ impl Overlay {
         }
     }
 
-    /// Learns whom an entry leads to. True when that peer has a link already or is about to.
+    /// Records the peer that an entry leads to. True when that peer has a link or a handshake already.
     pub(crate) fn bind_target(&mut self, now: Nanos, id: ConfiguredPeer, key: PublicKey) -> bool {
         let served = self.is_up(key)
             || self
@@ -307,7 +314,7 @@ impl Overlay {
         served
     }
 
-    /// A peer is up: its entries have reached what they wanted.
+    /// Ends the attempts of a peer that is up.
     pub(crate) fn satisfy_targets(&mut self, now: Nanos, key: PublicKey) {
         let targets: Vec<_> = self.targets_of(key).collect();
         for id in targets {
@@ -327,13 +334,13 @@ impl Overlay {
             .get(&Owner::Peer(*self.peer_numbers.get(&key)?))
     }
 
-    /// Whether there is a link with a peer.
+    /// Whether a peer is up.
     pub fn is_up(&self, key: PublicKey) -> bool {
         self.peer(key).is_some_and(|association| association.up)
     }
 
-    /// The peer of a key, made when there is none. Numbers go round, so that one is not soon given
-    /// to another peer.
+    /// The peer of a key, created where it is missing. Numbers are assigned cyclically, so that one is not soon
+    /// reused.
     pub(crate) fn ensure_peer(&mut self, key: PublicKey) -> Option<Owner> {
         if let Some(peer) = self.peer_numbers.get(&key) {
             return Some(Owner::Peer(*peer));

@@ -1,27 +1,22 @@
-//! What the workers' counters say about a link: frames leave, and nothing comes back.
+//! Detection of silence under traffic, by the workers' counters.
 //!
-//! Probes are rare on purpose, so a link that fails is noticed late by them alone. A link that
-//! carries traffic shows it at once: its counter of sent frames grows while nothing authentic
-//! arrives. Then probes go out fast ([`Overlay::probe_due`]), and the link is given up after
-//! [`crate::Config::lost_after`]. A link on which nothing is sent costs nothing more than before.
+//! Probes are rare on purpose, so they alone detect a failure late. A link with traffic shows it at once: its
+//! counter of sent frames grows while no authentic frame arrives. Then probes are sent fast
+//! ([`crate::probes`]), and the link is abandoned after [`crate::Config::lost_after`]. Idle links cost nothing
+//! more.
 
 use std::time::Duration;
 
 use hyphae_time::Nanos;
 
 use crate::Overlay;
-use crate::session::{Liveness, Owner};
+use crate::ids::Owner;
 
 /// Silence, while frames are sent, after which probes go out fast.
 const QUIET: Duration = Duration::from_secs(1);
 /// The same for a peer that has another address to go to.
 const QUIET_WITH_ALTERNATE: Duration = Duration::from_millis(500);
-/// Time between fast probes.
-pub(crate) const PROBE_FAST: Duration = Duration::from_millis(250);
-/// The same on a path so long that answers need more.
-const PROBE_FAST_MAX: Duration = Duration::from_secs(2);
-
-/// What all workers together have counted for a peer since its number was given out.
+/// Counters of a peer, summed over workers, since its number was assigned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerTraffic {
     /// Frames sent, those of the control plane included.
@@ -30,31 +25,8 @@ pub struct PeerTraffic {
     pub heard: Nanos,
 }
 
-impl Liveness {
-    /// Something authentic came.
-    pub(crate) fn alive(&mut self, at: Nanos) {
-        if at > self.heard {
-            self.heard = at;
-            self.urgent = false;
-            self.unanswered = None;
-        }
-    }
-
-    /// How long frames have gone out without anything coming back.
-    pub(crate) fn unanswered_for(&self, now: Nanos) -> Duration {
-        self.unanswered
-            .map_or(Duration::ZERO, |since| now.since(since.max(self.heard)))
-    }
-
-    /// Time between fast probes: an answer must be able to come in between.
-    pub(crate) fn probe_fast(&self) -> Duration {
-        let rtt = self.rtt.smoothed().unwrap_or_default();
-        (rtt * 2).clamp(PROBE_FAST, PROBE_FAST_MAX)
-    }
-}
-
 impl Overlay {
-    /// Numbers of the peers that are up: those whose traffic is of interest.
+    /// Numbers of the peers that are up, whose traffic is to be read.
     pub fn peers_up(&self) -> impl Iterator<Item = u32> {
         self.associations
             .iter()
@@ -64,8 +36,8 @@ impl Overlay {
             })
     }
 
-    /// Takes a reading of a peer's counters, a few times per second while it carries traffic. True
-    /// while it does; then the next reading should follow soon.
+    /// Records a reading of a peer's counters, a few times per second while it carries traffic. True while it
+    /// does; the next reading should then follow soon.
     pub fn note_traffic(&mut self, now: Nanos, peer: u32, traffic: PeerTraffic) -> bool {
         let owner = Owner::Peer(peer);
         let Some(association) = self.associations.get_mut(&owner).filter(|a| a.up) else {
@@ -77,7 +49,7 @@ impl Overlay {
             QUIET
         };
         let liveness = &mut association.liveness;
-        // What this engine sends itself is no traffic.
+        // Frames of this engine are not traffic.
         let data = traffic.sent.saturating_sub(liveness.own_sent);
         let before = liveness.reading.replace((now, data));
         let Some((read_at, data_before)) = before else {
@@ -92,7 +64,7 @@ impl Overlay {
         if grown {
             liveness.unanswered.get_or_insert(read_at);
         } else {
-            // A frame of our own was noted here before the worker has sent it.
+            // A frame of this engine was counted here before the worker sent it.
             liveness.reading = Some((now, data_before));
         }
         if !liveness.urgent && liveness.unanswered_for(now) >= quiet {

@@ -1,11 +1,10 @@
-//! Which transport a link uses: datagrams where they pass, a stream where they do not.
+//! Transport of a link: datagrams, or a stream where UDP is blocked.
 //!
-//! A peer that is given as a datagram address is tried by datagram first. When nothing answers for a
-//! while, the same first message goes to a stream with that address too, and the first answer
-//! wins: there is no state of a path that has to be right, only what works now. While the link is
-//! on a stream, the datagram address is a candidate like any other address of the peer, and
-//! measured every [`crate::Config::stream_upgrade_every`]; when it answers the link moves over as
-//! it does with every renewal, so nothing is lost (see [`crate::paths`]).
+//! A peer with a datagram address is tried by datagram first. After some silence the same first message is sent
+//! on a stream to that address too, and the first answer wins, so no state of the path is kept. While the link
+//! is on a stream, the datagram address is a candidate like any other and measured every
+//! [`crate::Config::stream_upgrade_every`]; when it answers, the link moves as in every renewal, without loss
+//! (see [`crate::paths`]).
 
 use std::time::Duration;
 
@@ -15,16 +14,16 @@ use hyphae_wire::Endpoint;
 
 use crate::Overlay;
 use crate::handshake::{Carrier, Fallback, Goal, RETRANSMIT_MAX, Stage};
-use crate::session::Owner;
+use crate::ids::Owner;
 
-/// Start of datagrams over streams with a peer that has not answered for long.
+/// Head start of datagrams over streams for a peer that failed to answer before.
 const HEAD_START: Duration = Duration::from_secs(1);
-/// First interval between repetitions over a stream, which repeats what is lost itself: after this
-/// time it is the connection that did not come about.
+/// Shortest retransmission interval on a stream, which retransmits itself: a missing answer means that the
+/// connection was not established.
 const AGAIN: Duration = Duration::from_secs(2);
 
 impl Overlay {
-    /// Streams that a handshake may fall back to, and from when on.
+    /// Streams that a handshake may fall back to, and from which time on.
     pub(crate) fn fallback(&self, now: Nanos, goal: Goal) -> Fallback {
         let Some(after) = self.config.stream_fallback_after else {
             return Fallback::NONE;
@@ -55,7 +54,7 @@ impl Overlay {
         }
     }
 
-    /// Sends the first message of a handshake over a stream, when it is time.
+    /// Sends the first message of a handshake on a stream when it is due.
     pub(crate) fn fall_back(&mut self, now: Nanos, id: u32) {
         let Some(outgoing) = self.outgoing.get_mut(&id) else {
             return;

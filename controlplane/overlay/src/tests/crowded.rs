@@ -520,7 +520,7 @@ fn one_node_that_begins_over_and_over_has_no_more_sessions_than_others() {
         network.run(TICK);
         let lanes = network.nodes[0].workers[0].links.len();
         let each = usize::from(Lane::count(1, WORKERS));
-        assert!(lanes <= crate::crowd::SESSIONS_MAX * each, "{lanes}");
+        assert!(lanes <= crate::association::SESSIONS_MAX * each, "{lanes}");
     }
     assert!(network.overlay(0).is_up(identity.public_key()));
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyphae_wire::SessionIndex;
 
 use super::network::{Network, config};
-use crate::session::Owner;
+use crate::ids::Owner;
 use crate::{Config, ConfiguredPeer, Direction, DownReason, Event, Live, PeerState};
 
 const SECOND: Duration = Duration::from_secs(1);

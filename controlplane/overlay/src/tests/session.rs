@@ -8,7 +8,7 @@ use hyphae_wire::{OverlayAddress, WorkerId};
 use zerocopy::little_endian::U32;
 
 use super::network::{Network, config};
-use crate::session::Owner;
+use crate::ids::Owner;
 use crate::{Config, Direction, DownReason, Event};
 
 const SECOND: Duration = Duration::from_secs(1);
