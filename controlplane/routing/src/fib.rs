@@ -25,7 +25,7 @@ impl FibChange {
         }
     }
 
-    /// Destinations it is about.
+    /// Its destinations.
     pub fn prefix(&self) -> Prefix {
         match self {
             Self::Replace(FibReplace {

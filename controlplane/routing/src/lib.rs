@@ -1,7 +1,7 @@
-//! Routes: candidates, selection, and what the FIB of the workers shall hold.
+//! Routes: candidates, selection, and the entries of the workers' FIB.
 //!
 //! Sans-I/O: mutate a [`Rib`], then drain [`Rib::poll_fib`] into the program rings of all workers.
-//! The routing protocol is [`babel`]; what it chooses goes into the RIB by [`Rib::set_dynamic`].
+//! The routing protocol is [`babel`]; its routes enter the RIB by [`Rib::set_dynamic`].
 
 #![forbid(unsafe_code)]
 

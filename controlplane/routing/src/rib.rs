@@ -3,11 +3,10 @@
 //! Three kinds of candidates: *connected* (the /64 of every peer that is up), *static* (a prefix
 //! via a peer's key or via an overlay address, which is resolved through the other routes) and
 //! *dynamic* (what the routing protocol has chosen, possibly with several next hops). A candidate
-//! whose next hop is not up is kept, but has no FIB entry.
+//! whose next hop is not up stays in the RIB without a FIB entry.
 //!
-//! Of one prefix, a static route wins, because the operator has said so; except over the /64 of a
-//! peer that is up, which is what a static route to that peer would say anyway. Then comes the
-//! dynamic route, which knows better ways to a peer than a bad direct link, then the connected one.
+//! For one prefix a static route is preferred, except over the /64 of a peer that is up, where it would add
+//! nothing. Next is the dynamic route, which may avoid a bad direct link, then the connected one.
 //! Among static routes the lowest metric wins, then the lower [`Via`].
 //!
 //! Invariant: after a mutation, `selected` is what the candidates say, and `dirty` names every
@@ -28,7 +27,7 @@ use crate::{FibChange, fib};
 pub const METRIC_CONNECTED: u16 = 0;
 /// Metric of a static route that states none.
 pub const METRIC_STATIC: u16 = 256;
-/// Static routes that lead from one to the next until a peer is found.
+/// Recursion limit of static routes that resolve through each other.
 const RESOLVE_DEPTH_MAX: u8 = 3;
 
 /// Where a static route leads.
@@ -36,7 +35,7 @@ const RESOLVE_DEPTH_MAX: u8 = 3;
 pub enum Via {
     /// To the peer with this key.
     Peer(PublicKey),
-    /// To where frames for this address go.
+    /// To the next hop of this address.
     Address(OverlayAddress),
 }
 
@@ -45,7 +44,7 @@ pub enum Via {
 pub struct StaticRoute {
     /// Destinations.
     pub prefix: Prefix,
-    /// Where they are reached.
+    /// Next hop.
     pub via: Via,
     /// Lower is better.
     pub metric: u16,
@@ -78,20 +77,20 @@ pub struct NextHop {
 pub struct SelectedRoute {
     /// Destinations.
     pub prefix: Prefix,
-    /// Peers that frames go to, at least one; flows are shared out among them.
+    /// Next hops, at least one; flows are distributed among them.
     pub next_hops: Vec<NextHop>,
     /// Lower is better.
     pub metric: u16,
     /// Sequence number of the routing protocol; 0 for others.
     pub seqno: u16,
-    /// Key of the node that announced it, where the routing protocol says so.
+    /// Key of the node that announced it, for dynamic routes.
     pub announcer: Option<PublicKey>,
     /// Where it comes from.
     pub origin: Origin,
 }
 
 impl SelectedRoute {
-    /// Whether workers do another thing with its packets than with those of the other.
+    /// Whether the FIB entries of the two differ.
     fn differs(&self, other: &Self) -> bool {
         (&self.next_hops, self.announcer) != (&other.next_hops, other.announcer)
     }
@@ -117,7 +116,7 @@ pub struct Rib {
     own: OverlayAddress,
     /// Prefixes outside of the overlay that this node is the gateway of.
     served: BTreeSet<Prefix>,
-    /// Those that the host sends to through other gateways: all that lie in one of these.
+    /// Prefixes within which the host uses other gateways.
     used: Vec<Prefix>,
     /// Peers that are up, by key and by number.
     peers: BTreeMap<PublicKey, u32>,
@@ -125,8 +124,7 @@ pub struct Rib {
     /// /64 of each peer that is up.
     connected: BTreeMap<Prefix, PublicKey>,
     statics: BTreeMap<(Prefix, Via), u16>,
-    /// Static routes that lead to an address, by that: only they depend on other prefixes, those that
-    /// cover it.
+    /// Static routes via an address, by that address: only they depend on other prefixes, those that cover it.
     resolved: BTreeSet<(OverlayAddress, Prefix)>,
     dynamic: BTreeMap<Prefix, DynamicRoute>,
     selected: BTreeMap<Prefix, SelectedRoute>,
@@ -196,11 +194,11 @@ impl Rib {
         self.select(prefix);
     }
 
-    /// Adds a static route, or changes the metric of one with the same prefix and next hop. False
-    /// when it was there already, just so.
+    /// Adds a static route, or changes the metric of one with the same prefix and next hop. False when nothing
+    /// changed.
     ///
     /// # Errors
-    /// When it could never carry anything.
+    /// When it could never resolve.
     pub fn add_static(&mut self, route: StaticRoute) -> Result<bool, RouteError> {
         let StaticRoute {
             prefix,
@@ -230,18 +228,18 @@ impl Rib {
 
     /// Removes the static routes of a prefix, or only the one via `via`. False when there was none.
     pub fn remove_static(&mut self, prefix: Prefix, via: Option<Via>) -> bool {
-        let given = self.statics.range(ways(prefix)).map(|((_, way), _)| *way);
-        let gone: Vec<Via> = given
-            .filter(|way| via.is_none_or(|via| via == *way))
+        let given = self.statics.range(vias(prefix)).map(|((_, via), _)| *via);
+        let removed: Vec<Via> = given
+            .filter(|given| via.is_none_or(|via| via == *given))
             .collect();
-        for way in &gone {
-            self.statics.remove(&(prefix, *way));
-            if let Via::Address(address) = way {
+        for via in &removed {
+            self.statics.remove(&(prefix, *via));
+            if let Via::Address(address) = via {
                 self.resolved.remove(&(*address, prefix));
             }
         }
         self.select(prefix);
-        !gone.is_empty()
+        !removed.is_empty()
     }
 
     /// Static routes as given, in use or not.
@@ -255,7 +253,7 @@ impl Rib {
             })
     }
 
-    /// Routes in use, by prefix.
+    /// Selected routes, by prefix.
     pub fn routes(&self) -> impl Iterator<Item = &SelectedRoute> {
         self.selected.values()
     }
@@ -278,7 +276,7 @@ impl Rib {
         self.peers.contains_key(key)
     }
 
-    /// The peer that has this address, if one that is up does.
+    /// The peer with this address, if it is up.
     pub fn neighbour(&self, address: OverlayAddress) -> Option<PublicKey> {
         let key = self.connected.get(&address.subnet())?;
         (key.address() == address).then_some(*key)
@@ -303,12 +301,12 @@ impl Rib {
             let hops = route.next_hops.iter().map(|hop| (hop.peer, hop.weight));
             return Some(fib::replace(prefix, hops));
         }
-        // Others' packets to it are in frames to its gateway.
+        // Packets of other nodes to it travel in frames to its gateway.
         let gateway = route.announcer.filter(|_| self.uses(prefix))?;
         Some(fib::behind(prefix, gateway.address()))
     }
 
-    /// Every entry, for a resync; what was to be polled is part of it or swept by it.
+    /// Every entry, for a resynchronisation, which includes all pending changes.
     pub fn replay_all(&mut self) -> Vec<FibReplace> {
         self.dirty.clear();
         let prefixes: BTreeSet<_> = self.served.iter().chain(self.selected.keys()).collect();
@@ -318,8 +316,7 @@ impl Rib {
             .collect()
     }
 
-    /// Selects anew for a prefix, and for those with a route that resolves through it. However many
-    /// routes there are, each change concerns but these.
+    /// Selects again for a prefix and for those whose routes resolve through it.
     fn select(&mut self, changed: Prefix) {
         let mut changed = vec![changed];
         for _ in 0..=RESOLVE_DEPTH_MAX {
@@ -336,7 +333,7 @@ impl Rib {
         }
     }
 
-    /// The same after a peer has come or gone, which any static route may be about.
+    /// The same after a peer went up or down, which may affect any static route.
     fn select_all(&mut self, changed: Prefix) {
         let statics = self.statics.keys().map(|(prefix, _)| *prefix);
         let all: BTreeSet<_> = statics.chain([changed]).collect();
@@ -345,7 +342,7 @@ impl Rib {
         }
     }
 
-    /// True when frames to the prefix go another way now.
+    /// True when the FIB entry of the prefix changes.
     fn select_one(&mut self, prefix: Prefix) -> bool {
         let best = self.best(prefix, RESOLVE_DEPTH_MAX);
         let length = &mut self.lengths[usize::from(prefix.len())];
@@ -394,7 +391,7 @@ impl Rib {
         if connected.is_none() {
             let statics = self
                 .statics
-                .range(ways(prefix))
+                .range(vias(prefix))
                 .filter_map(|((_, via), metric)| {
                     let key = match via {
                         Via::Peer(key) => *key,
@@ -438,21 +435,21 @@ impl Rib {
     /// resolve through itself.
     fn resolve(&self, address: OverlayAddress, not: Prefix, depth: u8) -> Option<PublicKey> {
         let depth = depth.checked_sub(1)?;
-        let near = address.subnet();
+        let subnet = address.subnet();
         (0..=128)
             .rev()
             .map(|len| Prefix::new(address, len))
             .filter(|prefix| {
-                let known = *prefix == near
-                    && (self.connected.contains_key(&near) || self.dynamic.contains_key(&near));
-                known || self.statics.range(ways(*prefix)).next().is_some()
+                let known = *prefix == subnet
+                    && (self.connected.contains_key(&subnet) || self.dynamic.contains_key(&subnet));
+                known || self.statics.range(vias(*prefix)).next().is_some()
             })
             .filter(|prefix| *prefix != not)
             .find_map(|prefix| self.best(prefix, depth).map(|route| route.next_hops[0].key))
     }
 }
 
-/// All that may be in a map of static routes under one prefix.
-fn ways(prefix: Prefix) -> RangeInclusive<(Prefix, Via)> {
+/// Keys of all static routes of a prefix.
+fn vias(prefix: Prefix) -> RangeInclusive<(Prefix, Via)> {
     (prefix, Via::Peer(PublicKey([0; 32])))..=(prefix, Via::Address(OverlayAddress([0xff; 16])))
 }

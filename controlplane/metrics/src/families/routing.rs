@@ -55,13 +55,13 @@ pub(super) const FAMILIES: &[Family<RoutingSnapshot>] = &[
         "hyphae_routing_put_off_total",
         &[],
         "Packets put off because signatures wait to be checked; their senders repeat them",
-        |from, it| it.set(&[], from.counters.put_off),
+        |from, it| it.set(&[], from.counters.deferred),
     ),
     counter(
         "hyphae_routing_repeated_total",
         &[],
         "Packets sent again because no acknowledgement came",
-        |from, it| it.set(&[], from.counters.repeated),
+        |from, it| it.set(&[], from.counters.retransmitted),
     ),
     counter(
         "hyphae_routing_seqno_requests_total",

@@ -1,4 +1,4 @@
-//! A set of small numbers: which links a destination was told to.
+//! Sets of links, as bits in the marks of destinations.
 
 /// Grows as needed; numbers are reused, so it stays small.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,11 +46,11 @@ impl Bits {
     }
 }
 
-/// Slots that are not given out again before a sweep.
+/// Released slots that trigger a sweep.
 const STALE_MAX: usize = 64;
 
-/// Numbers of links in [`Bits`]. One that is free again may still stand in many sets, so a number of
-/// them is collected and removed from all sets in one sweep.
+/// Numbers of links in [`Bits`]. A released one may still be in many sets, so several are collected and removed
+/// from all sets in one sweep.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     pub(super) used: Bits,
@@ -69,14 +69,14 @@ impl Slots {
         slot
     }
 
-    /// Gives a slot back. True when it is time to sweep and to call [`Self::swept`].
-    pub(super) fn give_back(&mut self, slot: usize) -> bool {
+    /// Releases a slot. True when it is time to sweep and to call [`Self::swept`].
+    pub(super) fn release(&mut self, slot: usize) -> bool {
         self.used.remove(slot);
         self.stale.push(slot);
         self.stale.len() >= STALE_MAX
     }
 
-    /// All sets have but used slots.
+    /// All sets contain only slots in use.
     pub(super) fn swept(&mut self) {
         self.free.append(&mut self.stale);
     }
@@ -120,7 +120,7 @@ mod tests {
         let mut slots = Slots::default();
         for n in 0..STALE_MAX {
             assert_eq!(slots.take(), n);
-            assert_eq!(slots.give_back(n), n + 1 == STALE_MAX);
+            assert_eq!(slots.release(n), n + 1 == STALE_MAX);
         }
         slots.swept();
         assert!(slots.take() < STALE_MAX);

@@ -1,4 +1,4 @@
-//! What is taken from neighbours, and what is told to them.
+//! Import and export filters: which routes are accepted from neighbours and advertised to them.
 
 use hyphae_time::Nanos;
 use hyphae_wire::address::OVERLAY_RANGE;
@@ -10,9 +10,9 @@ use super::Speaker;
 /// What a rule does with a route that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Takes or tells it.
+    /// Accepts or advertises it.
     Accept,
-    /// Leaves it out.
+    /// Discards it.
     Refuse,
 }
 
@@ -23,14 +23,14 @@ pub struct Rule {
     pub prefix: Option<Prefix>,
     /// Matches announcements of this key.
     pub origin: Option<PublicKey>,
-    /// Matches what comes from, or goes to, this neighbour.
+    /// Matches routes from, or to, this neighbour.
     pub neighbour: Option<PublicKey>,
-    /// What to do.
+    /// Action for matching routes.
     pub action: Action,
 }
 
 impl Rule {
-    /// Whether it matches a route, whoever the neighbour is.
+    /// Whether it matches a route of some neighbour.
     fn is_about(&self, prefix: Prefix, origin: &PublicKey) -> bool {
         self.prefix.is_none_or(|within| within.covers(prefix))
             && self.origin.is_none_or(|key| key == *origin)
@@ -47,8 +47,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Takes the overlay's own range, where a prefix names its owner, and nothing else: whoever
-    /// wants another prefix says from whom.
+    /// Accepts only the overlay's own range, where a prefix names its owner. Other prefixes need a rule.
     pub fn import_default() -> Self {
         let rule = Rule {
             prefix: Some(OVERLAY_RANGE),
@@ -62,7 +61,7 @@ impl Filter {
         }
     }
 
-    /// Takes everything.
+    /// Accepts everything.
     pub const fn accept_all() -> Self {
         Self {
             rules: Vec::new(),
@@ -83,14 +82,14 @@ impl Filter {
         action == Action::Accept
     }
 
-    /// Whether it may accept a route from, or to, any neighbour at all.
+    /// Whether it accepts a route from, or to, at least one neighbour.
     pub(super) fn may_accept(&self, prefix: Prefix, origin: &PublicKey) -> bool {
         for rule in &self.rules {
             match (rule.action, rule.neighbour) {
                 _ if !rule.is_about(prefix, origin) => {}
                 (Action::Accept, _) => return true,
                 (Action::Refuse, None) => return false,
-                // Others remain.
+                // Other neighbours remain.
                 (Action::Refuse, Some(_)) => {}
             }
         }
@@ -99,33 +98,34 @@ impl Filter {
 }
 
 impl Speaker {
-    /// Replaces the filters: what is no longer taken or told ends, and neighbours are asked for what
-    /// was refused before. Routes that both pass stay as they are.
+    /// Replaces the filters: routes that they no longer accept are removed or retracted, and neighbours are
+    /// requested to send what was refused before. Other routes stay as they are.
     pub fn set_filters(&mut self, now: Nanos, import: Filter, export: Filter) {
-        let taken = std::mem::replace(&mut self.config.import, import) != self.config.import;
-        let told = std::mem::replace(&mut self.config.export, export) != self.config.export;
-        if taken {
-            self.drop_refused(now);
-            self.ask_again(now);
+        let import_changed =
+            std::mem::replace(&mut self.config.import, import) != self.config.import;
+        let export_changed =
+            std::mem::replace(&mut self.config.export, export) != self.config.export;
+        if import_changed {
+            self.drop_filtered(now);
+            self.request_tables(now);
         }
-        if told {
+        if export_changed {
             let own = self.own.keys().chain(self.table.keys());
             let all: Vec<Prefix> = own.copied().collect();
-            self.tell_again(now, all.into_iter());
+            self.readvertise(now, all.into_iter());
         }
     }
 
-    /// Changes how many destinations may be known. None is dropped; those that found no room are asked
-    /// for again.
+    /// Changes how many destinations may be known. None is removed; those that were refused are requested again.
     pub fn set_routes_max(&mut self, now: Nanos, max: usize) {
         let before = std::mem::replace(&mut self.config.routes_max, max);
         if max > before {
-            self.ask_again(now);
+            self.request_tables(now);
         }
     }
 
-    /// Routes of neighbours that the filter takes no longer.
-    fn drop_refused(&mut self, now: Nanos) {
+    /// Removes routes that the import filter no longer accepts.
+    fn drop_filtered(&mut self, now: Nanos) {
         let mut refused = Vec::new();
         for (prefix, destination) in &self.table {
             for candidate in destination.candidates() {
@@ -148,12 +148,12 @@ impl Speaker {
         }
     }
 
-    /// Neighbours tell everything again, as to a speaker that has taken over: nothing is withdrawn
-    /// meanwhile, on either side.
-    fn ask_again(&mut self, now: Nanos) {
+    /// Requests the tables of all neighbours, as after a takeover: no route is withdrawn meanwhile, on either
+    /// side.
+    fn request_tables(&mut self, now: Nanos) {
         let links: Vec<u32> = self.links.keys().copied().collect();
         for link in links {
-            self.open_again(now, link);
+            self.reopen(now, link);
         }
     }
 }

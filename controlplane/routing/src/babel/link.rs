@@ -15,27 +15,26 @@ use super::{Speaker, Timer};
 const COST_BASE: u32 = 64;
 /// Round-trip time that adds one to the cost.
 const RTT_STEP: Duration = Duration::from_micros(500);
-/// Taken for the round-trip time until it was measured. Rather too long: a route that turns out
-/// shorter than it was told is feasible everywhere, one that turns out longer is not, and then its
-/// origin is asked for a new number, which goes through the whole mesh.
+/// Assumed round-trip time before the first measurement. An overestimate is cheaper: a route that turns out
+/// shorter than advertised is feasible everywhere, one that turns out longer is not and needs a sequence number
+/// request through the mesh.
 const RTT_UNKNOWN: Duration = Duration::from_millis(100);
-/// A longer round-trip time costs no more.
+/// Round-trip time above which the cost stays constant.
 const RTT_MAX: Duration = Duration::from_secs(5);
 /// Cost of perfect reception, as in RFC 8966 appendix A.2.2.
 const PERFECT: u16 = 256;
-/// Samples of which the lowest counts: queues come and go, the path stays.
+/// Samples of which the lowest counts: queues are transient, the path is not.
 const RTT_SAMPLES: usize = 8;
 /// Every so many hellos carry timestamps and an IHU.
 const IHU_EVERY: u16 = 3;
-/// Beyond so many times the usual interval, nobody is followed in sending hellos seldom.
+/// Longest hello interval that a neighbour is followed to, in multiples of the configured one.
 const FOLLOW_MAX: u32 = 16;
-/// Where there are very many links, hellos are due together at these times rather than each at its
-/// own: what one costs is mostly to be woken for it.
-const TOGETHER: u64 = 100_000_000;
-/// Changes of cost that take effect at once between two hellos: each one selects anew for all that
-/// the neighbour offers.
+/// With very many links, hellos are due together at multiples of this time, nanoseconds, because waking up is
+/// most of the cost of one.
+const HELLO_GRID: u64 = 100_000_000;
+/// Changes of cost that take effect between two hellos, since each selects again for all routes of the neighbour.
 const COST_CHANGES_MAX: u32 = 8;
-/// Hello intervals, in tenths, without a hello until the neighbour is taken for lost.
+/// Silence after which a neighbour counts as lost, in tenths of its hello interval.
 const LOST_AFTER_TENTHS: u32 = 27;
 
 /// One neighbour.
@@ -45,48 +44,48 @@ pub(super) struct Link {
     pub(super) slot: usize,
     hello_seqno: u16,
     hello_interval: Duration,
-    /// The neighbour's hellos: the number expected next, and which of the last 16 came.
+    /// The neighbour's hellos: the next expected number, and which of the last 16 were received.
     expected: Option<u16>,
     history: u16,
     history_len: u32,
-    /// When the neighbour was heard last, and how often it says it sends.
+    /// Arrival of the last hello, and the interval that the neighbour advertises.
     heard: Nanos,
     its_interval: Duration,
-    /// What the neighbour says of our hellos.
+    /// Reception cost of our hellos, as the neighbour reports it.
     txcost: u16,
     /// Last timestamped hello: its sender's clock, and ours.
     pub(super) last_hello: Option<Echo>,
     rtts: [Option<Duration>; RTT_SAMPLES],
     rtt_at: usize,
     pub(super) rtt_smoothed: Option<Duration>,
-    /// In use by routes; follows what is measured with some inertia.
+    /// Cost that routes use; follows the measured one with hysteresis.
     pub(super) cost: u16,
     /// The opening was acknowledged: updates may follow.
     pub(super) open: bool,
-    /// To be put into the next packet.
+    /// Queued for the next packet.
     pub(super) tlvs: Vec<Tlv>,
-    /// Prefixes whose state the neighbour is to be told.
+    /// Prefixes whose state is to be advertised.
     pub(super) pending: Pending,
-    /// Packets that are not acknowledged, by their number.
+    /// Unacknowledged packets, by number.
     pub(super) in_flight: BTreeMap<u16, super::send::InFlight>,
     pub(super) ack_last: u16,
-    /// The latest of our packets that was acknowledged, and of the neighbour's that was taken.
+    /// The newest of our packets that was acknowledged, and of the neighbour's that was accepted.
     pub(super) acknowledged: Option<u16>,
     pub(super) taken: Option<u16>,
-    /// Requests for routes sent for want of a proof, since the last hello.
-    pub(super) proofs_asked: u32,
-    /// Wildcard requests answered since the last hello, and whether another one waits for it.
-    pub(super) told_all: u32,
-    pub(super) tell_all_due: bool,
+    /// Proofs requested since the last hello.
+    pub(super) proof_requests: u32,
+    /// Wildcard requests answered since the last hello, and whether another one waits for the next.
+    pub(super) table_requests: u32,
+    pub(super) table_request_due: bool,
     /// Changes of cost since the last hello.
     cost_changes: u32,
     /// The neighbour's own /64.
     pub(super) subnet: Prefix,
     /// Its routes have preference when the table is full.
     pub(super) preferred: bool,
-    /// Prefixes that it offers.
+    /// Prefixes that the neighbour offers.
     pub(super) offers: BTreeSet<Prefix>,
-    /// Prefixes of it that found no room, newest last.
+    /// Prefixes refused by a full table, newest last.
     pub(super) refused: VecDeque<Prefix>,
 }
 
@@ -99,13 +98,13 @@ pub struct LinkStatus {
     pub key: PublicKey,
     /// Its cost; [`INFINITY`] when the neighbour is not heard.
     pub cost: u16,
-    /// Of the neighbour's last 16 hellos, the share that came, thousandths.
+    /// Share of the neighbour's last 16 hellos that was received, thousandths.
     pub heard_permille: u16,
     /// Smoothed round-trip time.
     pub rtt: Option<Duration>,
-    /// Packets that wait to be acknowledged.
+    /// Unacknowledged packets.
     pub in_flight: usize,
-    /// Prefixes that wait to be told.
+    /// Prefixes that wait to be advertised.
     pub pending: usize,
 }
 
@@ -121,7 +120,7 @@ impl Link {
             history_len: 0,
             heard: now,
             its_interval: interval,
-            // The handshake went both ways.
+            // The session handshake has proved both directions.
             txcost: PERFECT,
             last_hello: None,
             rtts: [None; RTT_SAMPLES],
@@ -135,9 +134,9 @@ impl Link {
             ack_last: 0,
             acknowledged: None,
             taken: None,
-            proofs_asked: 0,
-            told_all: 0,
-            tell_all_due: false,
+            proof_requests: 0,
+            table_requests: 0,
+            table_request_due: false,
             cost_changes: 0,
             subnet: key.address().subnet(),
             preferred: false,
@@ -163,7 +162,7 @@ impl Link {
         }
     }
 
-    /// Bounded: a neighbour that only asks and never acknowledges gets no more than this.
+    /// Queues a TLV. Bounded, for a neighbour that sends requests and acknowledges nothing.
     pub(super) fn enqueue(&mut self, tlv: Tlv) {
         const QUEUE_MAX: usize = 4096;
         if self.tlvs.len() < QUEUE_MAX {
@@ -172,7 +171,7 @@ impl Link {
     }
 
     /// Time after which a packet counts as lost.
-    pub(super) fn patience(&self, tries: u32) -> Duration {
+    pub(super) fn ack_timeout(&self, tries: u32) -> Duration {
         let base = self.rtt_smoothed.map_or(Duration::from_millis(200), |rtt| {
             (rtt * 3).max(Duration::from_millis(100))
         });
@@ -193,16 +192,16 @@ impl Link {
                 self.history = self.history.checked_shl(u32::from(missed) + 1).unwrap_or(0) | 1;
                 self.history_len = (self.history_len + u32::from(missed) + 1).min(16);
             }
-            // Late ones were already counted as missed.
+            // Late ones were counted as missed.
             0xfff0.. => {
                 self.expected = Some(seqno.wrapping_add(missed.wrapping_neg()).wrapping_add(1))
             }
-            // It has started anew.
+            // The neighbour has restarted.
             _ => (self.history, self.history_len) = (1, 1),
         }
     }
 
-    /// Whether a hello of this number can be from the speaker that was heard so far.
+    /// Whether a hello of this number can be of the speaker heard so far.
     pub(super) fn expects(&self, seqno: u16) -> bool {
         self.expected.is_some_and(|expected| {
             let missed = seqno.wrapping_sub(expected);
@@ -249,7 +248,7 @@ impl Link {
         let total = now_micros.wrapping_sub(echo.origin);
         let there = hello.wrapping_sub(echo.receive);
         let micros = total.wrapping_sub(there);
-        // A clock that ran backwards, or an answer to a link before this one.
+        // A clock that ran backwards, or an answer to an earlier link.
         if micros > 60_000_000 || there > 600_000_000 {
             return;
         }
@@ -267,13 +266,13 @@ fn micros(at: Nanos) -> u32 {
 }
 
 impl Speaker {
-    /// A neighbour is there, under this number. It forgets what this node has told it before.
+    /// A link came up. The neighbour discards what this node advertised before.
     pub fn link_up(&mut self, now: Nanos, link: u32, key: PublicKey) {
         self.open_link(now, link, key, false);
     }
 
-    /// A neighbour is there, and frames have gone on flowing to it and from it while this speaker
-    /// was away: the neighbour keeps its routes for a while, until they are told again.
+    /// A link is adopted: the workers have forwarded on it while no speaker ran. The neighbour retains this node's
+    /// routes for a while, until they are advertised again.
     pub fn link_adopted(&mut self, now: Nanos, link: u32, key: PublicKey) {
         self.open_link(now, link, key, true);
     }
@@ -283,27 +282,27 @@ impl Speaker {
         let slot = self.slots.take();
         let interval = self.hello_interval();
         let mut state = Link::new(now, key, slot, interval);
-        // Numbers that an earlier link of this neighbour did not use just now.
+        // Random, so that an earlier link of this neighbour did not use the same numbers.
         state.hello_seqno = u16::try_from(self.rng >> 48).unwrap_or(0);
         self.jitter(interval);
         self.links.insert(link, state);
         self.send_opening(now, link, adopted);
     }
 
-    /// Begins anew on a link that goes on carrying frames.
-    pub(super) fn open_again(&mut self, now: Nanos, link: u32) {
+    /// Sends the opening again on a link that stays in use.
+    pub(super) fn reopen(&mut self, now: Nanos, link: u32) {
         if let Some(state) = self.links.get_mut(&link) {
             state.open = false;
             self.send_opening(now, link, true);
         }
     }
 
-    /// A neighbour is gone.
+    /// A link went down.
     pub fn link_down(&mut self, now: Nanos, link: u32) {
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
-        // Nothing is selected through it from here on.
+        // Excludes it from selection.
         state.cost = INFINITY;
         self.slots.used.remove(state.slot);
         self.drop_candidates(now, link);
@@ -314,7 +313,7 @@ impl Speaker {
         for timer in [Timer::Hello, Timer::Flush, Timer::Ack, Timer::Stale].map(|t| t(link)) {
             self.timers.set(timer, Nanos::NEVER);
         }
-        if self.slots.give_back(state.slot) {
+        if self.slots.release(state.slot) {
             let own = self.own.values_mut().map(|own| &mut own.marks);
             let learnt = self.table.values_mut().map(|d| &mut d.marks);
             own.chain(learnt)
@@ -323,14 +322,14 @@ impl Speaker {
         }
     }
 
-    /// Between hellos: longer where there are very many links.
+    /// Hello interval, longer with very many links.
     fn hello_interval(&self) -> Duration {
         let spread = (self.links.len() / self.config.hello_links.max(1)).max(1);
         self.config.hello * u32::try_from(spread).unwrap_or(u32::MAX)
     }
 
-    /// Between hellos of a link: a neighbour that has very many links, and so sends few hellos, is
-    /// not sent more. A little less than its interval, so that two who follow each other come back.
+    /// Hello interval of a link: a neighbour with very many links, which sends few hellos, receives no more. A
+    /// little less than its own, so that two nodes that follow each other return to the configured one.
     fn hello_interval_of(&self, link: u32) -> Duration {
         let its = self.links.get(&link).map(|state| state.its_interval);
         let most = self.config.hello * FOLLOW_MAX;
@@ -340,19 +339,18 @@ impl Speaker {
 
     /// When the next hello of a link is due.
     fn next_hello(&mut self, now: Nanos, interval: Duration) -> Nanos {
-        // The share of time that is the same for all: a tenth of jitter around it would make a
-        // neighbour that expects the advertised interval nervous.
+        // Never later than the advertised interval, or the neighbour would count a miss.
         let at = now + self.jitter(interval).min(interval);
         if self.links.len() / self.config.hello_links.max(1) > 1 {
-            Nanos(at.0 - at.0 % TOGETHER)
+            Nanos(at.0 - at.0 % HELLO_GRID)
         } else {
             at
         }
     }
 
-    /// The first packet of a link: forget what you had from me, tell me what you have.
+    /// Sends the first packet of a link: a wildcard retraction and a wildcard request.
     fn send_opening(&mut self, now: Nanos, link: u32, adopted: bool) {
-        self.put_hello(now, link, true);
+        self.enqueue_hello(now, link, true);
         let retraction = Tlv::Update(Update {
             prefix: None,
             router_id: None,
@@ -377,15 +375,15 @@ impl Speaker {
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
-        state.proofs_asked = 0;
-        state.told_all = 0;
+        state.proof_requests = 0;
+        state.table_requests = 0;
         state.cost_changes = 0;
-        let tell_all = std::mem::take(&mut state.tell_all_due);
+        let advertise = std::mem::take(&mut state.table_request_due);
         let full = state.hello_seqno.is_multiple_of(IHU_EVERY);
         let lost = state.lost(now);
-        self.put_hello(now, link, full || lost);
-        self.ask_refused(now, link);
-        if tell_all {
+        self.enqueue_hello(now, link, full || lost);
+        self.request_refused(now, link);
+        if advertise {
             self.handle_route_request(now, link, None);
         }
         self.flush(now, link);
@@ -395,7 +393,7 @@ impl Speaker {
         self.timers.set(Timer::Hello(link), next);
     }
 
-    pub(super) fn put_hello(&mut self, now: Nanos, link: u32, full: bool) {
+    pub(super) fn enqueue_hello(&mut self, now: Nanos, link: u32, full: bool) {
         let interval = self.hello_interval_of(link);
         let Some(state) = self.links.get_mut(&link) else {
             return;
@@ -452,7 +450,7 @@ impl Speaker {
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
-        // Worse than perfect at best: nobody makes a link attractive by praising it.
+        // No neighbour can make a link more attractive than a perfect one.
         state.txcost = rxcost.max(PERFECT);
         if let (Some(echo), Some(hello)) = (echo, hello) {
             state.sample_rtt(micros(received), hello, echo);
@@ -460,7 +458,7 @@ impl Speaker {
         self.cost_changed(now, link);
     }
 
-    /// Takes over the measured cost when it differs enough, and selects anew.
+    /// Applies the measured cost when it differs enough, and selects again.
     pub(super) fn cost_changed(&mut self, now: Nanos, link: u32) {
         let Some(state) = self.links.get_mut(&link) else {
             return;

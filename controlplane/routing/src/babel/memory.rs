@@ -1,9 +1,9 @@
 //! Feasible distances of origins without a route, RFC 8966 section 3.7.3, and their proofs.
 //!
-//! A route may leave the table of destinations at any time: withdrawn, expired, or displaced by
-//! another. What this node has advertised of it still bounds what is feasible, or a neighbour that
-//! has learnt the route from here could lead it back. So distances have a bounded table of their
-//! own. When it is full, the neighbour that fills most of it loses its oldest entry.
+//! A route may leave the table of destinations at any time: withdrawn, expired, or displaced. What this node has
+//! advertised of it still bounds what is feasible, because a neighbour that learnt the route here could lead it
+//! back. Distances therefore have a bounded table of their own. When it is full, the neighbour with the largest
+//! share loses its oldest entry.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use hyphae_wire::babel::{Origin, RouterId, Serial};
 
 use hyphae_wire::Prefix;
 
-/// How long a feasible distance is kept without a route, RFC 8966 appendix B.
+/// Lifetime of a feasible distance without a route, RFC 8966 appendix B.
 pub(super) const SOURCE_KEPT: Duration = Duration::from_secs(180);
 
 /// An origin of a prefix.

@@ -3,28 +3,25 @@
 //! ```text
 //! peer up, down   ──▶ link_up, link_down     ──▶ poll_transmit (one packet for one link)
 //! packet, time    ──▶ handle_packet, _timeout──▶ poll_route    (routes gained, changed, lost)
-//! operator        ──▶ announce, withdraw     ──▶ poll_refusal  (announcements not believed)
+//! operator        ──▶ announce, withdraw     ──▶ poll_refusal  (refused announcements)    
 //!                                            ──▶ poll_timeout  (call handle_timeout then)
 //! ```
 //!
-//! A link is a link session with one neighbour, so there are no interfaces and no next hops to speak
-//! of: who sends an update is the next hop. What goes beyond the RFC, or is chosen where it leaves
-//! the choice:
+//! A link is a link session with one neighbour. There are no interfaces, and the sender of an update is the next
+//! hop. Extensions of the RFC, and choices that it leaves open:
 //!
-//! * Every origination is signed ([`hyphae_wire::babel::Origin`]) and believed only when the key may
-//!   announce the prefix; feasibility is decided over 48-bit serials, which do not wrap.
-//! * Updates are acknowledged (section 3.3) and incremental; what was told to a neighbour
-//!   is repeated only every [`REFRESH`], and lives as long as the link. A new link begins
-//!   with a wildcard retraction and a wildcard request, so a neighbour that was restarted without the
-//!   link noticing is told everything again. A speaker that takes over from one that died, while the
-//!   workers went on forwarding, leaves the retraction out; what it does not tell again in time ends.
-//! * All feasible neighbours of nearly the best metric become next hops. Each has a feasible
-//!   distance below ours, which is what makes any of them loop-free (section 2.4).
+//! * Every announcement is signed ([`hyphae_wire::babel::Origin`]) and accepted only when the key is authorized
+//!   for the prefix; feasibility is decided over 48-bit serials, which do not wrap.
+//! * Updates are acknowledged (section 3.3) and incremental; they are refreshed only every [`REFRESH`]. A new link
+//!   begins with a wildcard retraction and a wildcard request, so a neighbour that restarted unnoticed receives
+//!   everything again. A speaker that takes over from a dead one, while the workers forward, omits the
+//!   retraction; what it does not advertise again in time expires.
+//! * All feasible neighbours of nearly the best metric become next hops. Each has a feasible distance below ours,
+//!   which makes each of them loop-free (section 2.4).
 //!
-//! Rooms: `link` (hellos, cost), `table` (routes, feasibility, selection), `room` and `shares` (who
-//! gives way in a full table), `memory` (feasible distances without a route), `receive`, `send`
-//! (updates, acknowledgements), `request` (sequence numbers), `origin` (own announcements, belief),
-//! `filter`.
+//! Files: `link` (hellos, cost), `table` (routes, feasibility, selection), `room` and `shares` (displacement in a
+//! full table), `memory` (feasible distances without a route), `receive`, `send` (updates, acknowledgements),
+//! `request` (sequence numbers), `origin` (own announcements, validation), `filter`.
 
 mod bits;
 mod filter;
@@ -62,9 +59,9 @@ use room::Room;
 use shares::PreferredShares;
 use table::Destination;
 
-/// How often every route is told again, although nothing has changed.
+/// Interval in which every route is advertised again.
 pub const REFRESH: Duration = Duration::from_secs(600);
-/// Turns in which the whole table is looked after once per [`REFRESH`].
+/// Parts in which the table is expired and refreshed once per [`REFRESH`].
 const TURNS: u64 = 60;
 /// Signatures checked between two calls of [`Speaker::handle_timeout`], a few milliseconds.
 const VERIFY_BUDGET: u32 = 64;
@@ -76,16 +73,16 @@ pub struct Config {
     pub identity: SecretKey,
     /// Prefixes to announce besides the node's own /64.
     pub announce: Vec<Prefix>,
-    /// Upper bits of the first serial: higher than at any earlier start of this node. Seconds
-    /// since 1970 do; a clock that was set back is made up for by what neighbours remember.
+    /// Upper bits of the first serial: higher than at any earlier start of this node, such as seconds since 1970.
+    /// After a clock was set back, neighbours return the newest announcement that they know.
     pub epoch: u32,
     /// Time between hellos of a link.
     pub hello: Duration,
-    /// Links from which on hellos are spread out, so that their number per second stays.
+    /// Links beyond which the hello interval grows, so that hellos per second stay constant.
     pub hello_links: usize,
-    /// What is taken from neighbours.
+    /// Filter for routes of neighbours.
     pub import: Filter,
-    /// What is told to neighbours.
+    /// Filter for routes to neighbours.
     pub export: Filter,
     /// Next hops of one route, 1 to 8.
     pub next_hops_max: usize,
@@ -110,7 +107,7 @@ impl Config {
     }
 }
 
-/// What was counted. Every field is a total since the start.
+/// Totals since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Packets sent.
@@ -121,19 +118,19 @@ pub struct Counters {
     pub packets_received: u64,
     /// Bytes in them.
     pub bytes_received: u64,
-    /// Packets that were none, and TLVs that were malformed.
+    /// Malformed packets and TLVs.
     pub malformed: u64,
-    /// TLVs of kinds that are not used here.
+    /// TLVs of unused kinds.
     pub ignored: u64,
-    /// Packets put off because signatures wait to be checked; their senders repeat them.
-    pub put_off: u64,
+    /// Packets deferred because signature checks are queued; their senders retransmit them.
+    pub deferred: u64,
     /// Updates sent, retractions included.
     pub updates_sent: u64,
     /// Updates received.
     pub updates_received: u64,
-    /// Packets sent again because no acknowledgement came.
-    pub repeated: u64,
-    /// Sequence numbers asked for.
+    /// Packets retransmitted for want of an acknowledgement.
+    pub retransmitted: u64,
+    /// Sequence number requests sent.
     pub seqno_requests_sent: u64,
     /// Signatures checked.
     pub verified: u64,
@@ -163,34 +160,34 @@ pub struct RouteChange {
     pub route: Option<DynamicRoute>,
 }
 
-/// What has a deadline.
+/// Deadlines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Timer {
-    /// Signatures wait.
+    /// Queued updates.
     Work,
-    /// Next hello of a link, and the look at the neighbour's.
+    /// Next hello of a link, and the check of the neighbour's.
     Hello(u32),
-    /// What waits for a link is sent.
+    /// Next packet of a link.
     Flush(u32),
     /// The earliest unacknowledged packet of a link.
     Ack(u32),
-    /// What a neighbour has not told again since it started anew ends.
+    /// Expiry of the routes of a neighbour that restarted.
     Stale(u32),
-    /// A question for a sequence number is asked again, or forgotten.
+    /// Retransmission or end of a sequence number request.
     Query(Prefix, RouterId),
-    /// The next part of the table is looked after.
+    /// Expiry and refresh of the next part of the table.
     Turn,
 }
 
-/// Room for packets that is kept when all are sent.
+/// Capacity of the transmit queue that is retained when it is empty.
 const TRANSMITS_KEPT: usize = 256;
-/// What a drained node adds to the cost of its links: more than any sensible way, less than none.
+/// Added to the cost of the links of a drained node: above the metric of any reasonable path, below infinity.
 const DRAIN_COST: u16 = 0x4000;
 
 /// The routing protocol of one node.
 pub struct Speaker {
     config: Config,
-    /// The node wants to carry nothing for others.
+    /// Traffic of others is carried only where no other path exists.
     drained: bool,
     key: PublicKey,
     router_id: RouterId,
@@ -202,7 +199,7 @@ pub struct Speaker {
     slots: Slots,
     table: BTreeMap<Prefix, Destination>,
     room: Room,
-    /// Feasible distances of what is not in the table.
+    /// Feasible distances without a route.
     memory: Memory,
     /// Last serials of own announcements that were withdrawn.
     withdrawn: BTreeMap<Prefix, Serial>,
@@ -221,8 +218,7 @@ pub struct Speaker {
 }
 
 impl Speaker {
-    /// A speaker without neighbours that announces the node's own /64. `seed` spreads timers and
-    /// nothing else.
+    /// A speaker without neighbours that announces the node's own /64. `seed` only spreads timers.
     pub fn new(now: Nanos, config: Config, seed: u64, verifier: Box<dyn Verifier>) -> Self {
         let key = config.identity.public_key();
         let mut speaker = Self {
@@ -259,7 +255,7 @@ impl Speaker {
         speaker
     }
 
-    /// Does what is due.
+    /// Handles expired timers.
     pub fn handle_timeout(&mut self, now: Nanos) {
         self.verify_budget = VERIFY_BUDGET;
         for timer in self.timers.take_due(now) {
@@ -273,10 +269,10 @@ impl Speaker {
                 Timer::Turn => self.turn(now),
             }
         }
-        self.do_work(now);
+        self.process_updates(now);
     }
 
-    /// When [`Self::handle_timeout`] is to be called next.
+    /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Nanos> {
         self.timers.next()
     }
@@ -297,13 +293,13 @@ impl Speaker {
         Some(RouteChange { prefix, route })
     }
 
-    /// The next announcement that was not believed. Only the last few are kept; all are counted.
+    /// The next refused announcement. Only a few are queued; all are counted.
     pub fn poll_refusal(&mut self) -> Option<Refused> {
         self.refusals.pop_front()
     }
 
-    /// Whether the node is to carry others' traffic only where there is no other way. What it
-    /// announces itself stays as near as it was.
+    /// Sets whether the node carries traffic of others only where no other path exists. The metric of its own
+    /// announcements does not change.
     pub fn drain(&mut self, now: Nanos, drained: bool) {
         if std::mem::replace(&mut self.drained, drained) != drained {
             let prefixes: Vec<Prefix> = self.table.keys().copied().collect();
@@ -318,7 +314,7 @@ impl Speaker {
         self.drained
     }
 
-    /// What was counted.
+    /// Totals since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -333,7 +329,7 @@ impl Speaker {
         self.links.get(&link).map(|link| link.key)
     }
 
-    /// Looks after the next part of the table: expiry, telling again.
+    /// Expires and refreshes the next part of the table.
     fn turn(&mut self, now: Nanos) {
         self.expire_ended(now);
         let share = self.table.len() / usize::try_from(TURNS).unwrap_or(1) + 1;
@@ -348,7 +344,7 @@ impl Speaker {
             .take(share)
             .map(|(p, _)| *p)
             .collect();
-        // The own announcements are few: they go with the start of the table.
+        // Own announcements are few and go with the first part.
         let own: Vec<Prefix> = match from {
             None => self.own.keys().copied().collect(),
             Some(_) => Vec::new(),
@@ -356,7 +352,7 @@ impl Speaker {
         for prefix in &part {
             self.expire(now, *prefix);
         }
-        self.tell_again(now, own.iter().chain(&part).copied());
+        self.readvertise(now, own.iter().chain(&part).copied());
         self.turn = if part.len() < share {
             None
         } else {
@@ -366,9 +362,8 @@ impl Speaker {
         self.timers.set(Timer::Turn, now + pause);
     }
 
-    /// A time within a tenth of `around`.
+    /// A time within a tenth of `around`, not cryptographic.
     fn jitter(&mut self, around: Duration) -> Duration {
-        // xorshift64: spreads timers, decides nothing.
         self.rng ^= self.rng << 13;
         self.rng ^= self.rng >> 7;
         self.rng ^= self.rng << 17;
@@ -382,7 +377,7 @@ impl Speaker {
         Some(destination.source(router_id)?.origin)
     }
 
-    /// Puts a TLV into the next packet of a link.
+    /// Queues a TLV for the next packet of a link.
     fn enqueue(&mut self, now: Nanos, link: u32, tlv: Tlv) {
         if let Some(link) = self.links.get_mut(&link) {
             link.enqueue(tlv);

@@ -1,4 +1,4 @@
-//! Own announcements, and whether to believe those of others.
+//! Own announcements, and validation of the origins of others'.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ const REFUSALS_MAX: usize = 16;
 pub(super) struct Own {
     pub(super) origin: Origin,
     pub(super) marks: Marks,
-    /// No new number before: a flood of requests costs one signature per while.
+    /// No new serial before this time, which bounds the signatures that a flood of requests costs.
     pub(super) next_raise: Nanos,
 }
 
@@ -27,7 +27,7 @@ pub trait Verifier: Send {
     fn verify(&mut self, origin: &Origin, message: &[u8]) -> bool;
 }
 
-/// The real thing.
+/// XEdDSA, for production.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Xeddsa;
 
@@ -37,7 +37,7 @@ impl Verifier for Xeddsa {
     }
 }
 
-/// Why an announcement was not believed.
+/// Why an announcement was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum RefusalReason {
     /// In the overlay range, a prefix has one owner.
@@ -46,10 +46,10 @@ pub enum RefusalReason {
     /// Router-id and key do not belong together.
     #[error("the router-id is not the key's")]
     RouterId,
-    /// The signature is not one.
+    /// The signature is invalid.
     #[error("the signature is not valid")]
     Signature,
-    /// No rule takes it.
+    /// No import rule accepts it.
     #[error("no import rule takes it")]
     Filter,
     /// The table is full.
@@ -79,16 +79,16 @@ impl RefusalReason {
     }
 }
 
-/// An announcement that was not believed.
+/// A refused announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// The neighbour that passed it on.
+    /// The neighbour that forwarded it.
     pub neighbour: PublicKey,
-    /// What it is about.
+    /// The prefix.
     pub prefix: Prefix,
-    /// Who is said to have made it.
+    /// The key that it claims as its origin.
     pub origin: PublicKey,
-    /// What is wrong.
+    /// Why it was refused.
     pub reason: RefusalReason,
 }
 
@@ -103,12 +103,12 @@ impl fmt::Display for Refused {
 }
 
 impl Speaker {
-    /// Announces a prefix. Inside the overlay range only the node's own /64 will be believed.
+    /// Announces a prefix. Within the overlay range others accept only the node's own /64.
     pub fn announce(&mut self, now: Nanos, prefix: Prefix) {
         if self.own.contains_key(&prefix) {
             return;
         }
-        // One that was withdrawn is announced anew: with its old number nobody would take it.
+        // Neighbours would refuse a withdrawn prefix under its old serial.
         let first = Serial::new(self.config.epoch, 1);
         let before = self.withdrawn.remove(&prefix);
         let serial = before.map_or(first, |serial| serial.next().max(first));
@@ -121,7 +121,7 @@ impl Speaker {
         if self.remove(prefix).is_some() {
             self.changed.insert(prefix);
         }
-        self.tell_all(now, prefix, true);
+        self.advertise(now, prefix, true);
     }
 
     /// Stops announcing a prefix.
@@ -130,9 +130,9 @@ impl Speaker {
             return;
         };
         self.withdrawn.insert(prefix, own.origin.serial);
-        // Told as a destination without a route.
+        // Retracted as a destination without a route.
         self.table.entry(prefix).or_default().marks = own.marks;
-        self.tell_all(now, prefix, true);
+        self.advertise(now, prefix, true);
         self.end(now, prefix);
     }
 
@@ -143,7 +143,7 @@ impl Speaker {
 
     fn sign(&mut self, prefix: Prefix, serial: Serial) -> Origin {
         let message = Origin::message(prefix, self.router_id, serial);
-        // The nonce depends on key and message; this adds to it and need not be secret.
+        // XEdDSA derives the nonce from key and message; this input need not be secret.
         let mut random = [0; 64];
         for chunk in random.chunks_exact_mut(8) {
             self.jitter(std::time::Duration::ZERO);
@@ -156,7 +156,7 @@ impl Speaker {
         }
     }
 
-    /// Gives an own announcement a new number.
+    /// Gives an own announcement a new serial.
     pub(super) fn raise(&mut self, now: Nanos, prefix: Prefix, serial: Serial) {
         let origin = self.sign(prefix, serial);
         if let Some(own) = self.own.get_mut(&prefix) {
@@ -164,10 +164,10 @@ impl Speaker {
             own.marks.proved.clear();
             own.next_raise = now + std::time::Duration::from_millis(100);
         }
-        self.tell_all(now, prefix, true);
+        self.advertise(now, prefix, true);
     }
 
-    /// Whether this node signed that: then it has forgotten, and goes on from there.
+    /// Continues from an announcement that this node has signed itself and forgotten.
     pub(super) fn recall(&mut self, now: Nanos, prefix: Prefix, origin: &Origin) {
         let serial = origin.serial;
         let newer = self
@@ -186,8 +186,8 @@ impl Speaker {
         self.verifier.verify(origin, &message)
     }
 
-    /// Whether a key may announce a prefix at all, before its signature is looked at.
-    pub(super) fn plausible(
+    /// Whether a key may announce a prefix, before the signature is verified.
+    pub(super) fn authorize(
         &self,
         neighbour: &PublicKey,
         prefix: Prefix,

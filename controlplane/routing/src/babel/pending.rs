@@ -1,14 +1,13 @@
-//! Prefixes that a neighbour is to be told of.
+//! Prefixes to advertise on a link: an ordered set.
 //!
-//! A burst has one of these per link with as many entries as there are routes, for a moment. So it is
-//! two vectors and no tree: what was freed of a thousand trees lies between what lives on, and is of
-//! no use to anybody.
+//! In a burst each link has one with as many entries as there are routes, for a moment. Two vectors instead of a
+//! tree, because the nodes of a thousand freed trees would fragment the heap.
 
 use std::cmp::Ordering;
 
 use hyphae_wire::Prefix;
 
-/// New entries that are taken in before they are sorted, at least.
+/// Fewest new entries that are collected before they are sorted.
 const FRESH_MIN: usize = 1024;
 
 /// In order, each once.
@@ -32,13 +31,13 @@ impl Pending {
         self.sorted.is_empty() && self.fresh.is_empty()
     }
 
-    /// How many there are, at most.
+    /// Upper bound of the number of entries.
     pub(super) fn len(&self) -> usize {
         self.sorted.len() + self.fresh.len()
     }
 
-    /// Takes the first ones out. What came since the last time is not merged with the rest before
-    /// it is much: a neighbour that asks for one prefix after another costs no pass over all.
+    /// Removes the first entries. New ones are merged with the rest only when they are many, so a neighbour that
+    /// requests one prefix after another does not cost a pass over all.
     pub(super) fn take(&mut self, most: usize) -> Vec<Prefix> {
         if self.fresh.len() > FRESH_MIN {
             self.sort();
@@ -66,7 +65,7 @@ impl Pending {
         taken
     }
 
-    /// Takes in again what [`Self::take`] gave, in its order.
+    /// Puts entries back that [`Self::take`] returned, in its order.
     pub(super) fn put_back(&mut self, prefixes: &[Prefix]) {
         let first = self.sorted.last();
         if prefixes
@@ -83,7 +82,7 @@ impl Pending {
         if !self.fresh.is_empty() {
             self.sorted.append(&mut self.fresh);
             self.fresh = Vec::new();
-            // Runs that are in order already are found and merged.
+            // A stable sort merges runs that are in order already.
             self.sorted.sort_by(|a, b| b.cmp(a));
             self.sorted.dedup();
         }

@@ -1,8 +1,8 @@
 //! Packets of neighbours.
 //!
-//! Signatures take time, so updates pass through a queue per link; links take turns, an update each.
-//! While all queues together are long, packets of a link that has more than its share of them are
-//! put off: they are not acknowledged, so they come again.
+//! Signature checks are slow, so updates pass through a queue per link, served round-robin. While all queues
+//! together are long, packets of a link with more than its share are deferred: they are not acknowledged, so
+//! the neighbour retransmits them.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,17 +15,17 @@ use super::origin::{RefusalReason, Refused};
 use super::table::Candidate;
 use super::{Speaker, Timer};
 
-/// Updates that wait for their turn, beyond which links with more than their share are put off.
+/// Queued updates beyond which links with more than their share are deferred.
 const WORK_MAX: usize = 2048;
-/// Proofs asked for between two hellos of a link.
-const PROOFS_ASKED_MAX: u32 = 64;
+/// Proofs requested between two hellos of a link.
+const PROOF_REQUESTS_MAX: u32 = 64;
 
-/// Updates that wait, by link.
+/// Queued updates, by link.
 #[derive(Default)]
 pub(super) struct Work {
     queues: BTreeMap<u32, VecDeque<Update>>,
     waiting: usize,
-    /// The link that had its turn last.
+    /// The link served last.
     last: u32,
 }
 
@@ -34,7 +34,7 @@ impl Work {
         self.waiting == 0
     }
 
-    /// Whether a link has to wait with more.
+    /// Whether packets of a link are to be deferred.
     fn is_busy(&self, link: u32) -> bool {
         let own = self.queues.get(&link).map_or(0, VecDeque::len);
         self.waiting > WORK_MAX && own * self.queues.len() >= WORK_MAX
@@ -45,7 +45,7 @@ impl Work {
         self.waiting += 1;
     }
 
-    /// The next update: of the link after the one that had its turn.
+    /// The next update, round-robin.
     fn pop(&mut self) -> Option<(u32, Update)> {
         let after = (
             std::ops::Bound::Excluded(self.last),
@@ -63,14 +63,14 @@ impl Work {
         Some((link, update))
     }
 
-    /// A link is gone, with all that waits.
+    /// Drops the queue of a link that went down.
     pub(super) fn forget(&mut self, link: u32) {
         self.waiting -= self.queues.remove(&link).map_or(0, |queue| queue.len());
     }
 }
 
 impl Speaker {
-    /// A packet of a neighbour, and when it arrived.
+    /// Handles a packet of a neighbour that arrived at `received`.
     pub fn handle_packet(&mut self, now: Nanos, link: u32, received: Nanos, bytes: &[u8]) {
         if !self.links.contains_key(&link) {
             return;
@@ -83,7 +83,7 @@ impl Speaker {
         };
         let busy = self.work.is_busy(link);
         if busy {
-            self.counters.put_off += 1;
+            self.counters.deferred += 1;
         }
         let mut hello_sent = None;
         let stale = !busy && self.is_stale(link, &packet);
@@ -109,7 +109,7 @@ impl Speaker {
                     hello_sent = transmit;
                     self.handle_hello(now, received, link, (seqno, interval, transmit));
                 }
-                // Hearing the neighbour at all is what a unicast hello is good for here.
+                // Unicast hellos are not used by the cost.
                 Tlv::Hello { unicast: true, .. } => {}
                 Tlv::Ihu { rxcost, echo, .. } => {
                     self.handle_ihu(now, received, link, rxcost, echo, hello_sent);
@@ -117,15 +117,15 @@ impl Speaker {
                 Tlv::Ack { opaque } => self.handle_ack(now, link, opaque),
                 Tlv::AckRequest { .. } | Tlv::Update(_) if busy || stale => {}
                 Tlv::AckRequest { opaque, .. } => self.enqueue(now, link, Tlv::Ack { opaque }),
-                Tlv::Update(update) => self.take_in(link, update),
+                Tlv::Update(update) => self.enqueue_update(link, update),
                 Tlv::RouteRequest { prefix } => self.handle_route_request(now, link, prefix),
                 Tlv::SeqnoRequest(request) => self.handle_seqno_request(now, link, &request),
             }
         }
-        self.do_work(now);
+        self.process_updates(now);
     }
 
-    /// Whether updates of the packet are older than others that were taken already.
+    /// Whether updates of the packet are older than some that were accepted already.
     fn is_stale(&mut self, link: u32, packet: &Packet<'_>) -> bool {
         let (mut asked, mut hello, mut opening) = (None, None, false);
         for tlv in packet.tlvs().flatten() {
@@ -145,13 +145,13 @@ impl Speaker {
         }
     }
 
-    fn take_in(&mut self, link: u32, update: Update) {
+    fn enqueue_update(&mut self, link: u32, update: Update) {
         self.counters.updates_received += 1;
         self.work.push(link, update);
     }
 
-    /// Works off updates in order, as many as the budget allows.
-    pub(super) fn do_work(&mut self, now: Nanos) {
+    /// Processes queued updates, as many as the budget allows.
+    pub(super) fn process_updates(&mut self, now: Nanos) {
         while self.verify_budget > 0 {
             let Some((link, update)) = self.work.pop() else {
                 break;
@@ -181,11 +181,11 @@ impl Speaker {
             self.drop_candidate(now, prefix, link);
             return;
         }
-        // The reader gives none without.
+        // The reader sets it on every update with a finite metric.
         let Some(router_id) = update.router_id else {
             return;
         };
-        match self.believe(now, link, prefix, router_id, update) {
+        match self.validate_origin(now, link, prefix, router_id, update) {
             Ok(Some(serial)) => {
                 let candidate = Candidate {
                     link,
@@ -196,9 +196,9 @@ impl Speaker {
                     expires: now,
                 };
                 self.offer(now, prefix, candidate, update.interval);
-                self.answered(now, prefix, router_id, serial);
+                self.request_answered(now, prefix, router_id, serial);
             }
-            Ok(None) => self.ask_for_proof(now, link, prefix),
+            Ok(None) => self.request_proof(now, link, prefix),
             Err((origin, reason)) => {
                 let Some(state) = self.links.get(&link) else {
                     return;
@@ -210,15 +210,15 @@ impl Speaker {
                     reason,
                 };
                 self.refuse(refused);
-                // What it told before, it tells no longer.
+                // The refused update replaces what the neighbour advertised before.
                 self.drop_candidate(now, prefix, link);
             }
         }
     }
 
-    /// The number of an announcement whose origin is proved, by this update or the neighbour's last;
+    /// The serial of an announcement whose origin is proved, by this update or by the neighbour's last one;
     /// `None` when the proof is missing.
-    fn believe(
+    fn validate_origin(
         &mut self,
         now: Nanos,
         link: u32,
@@ -229,8 +229,8 @@ impl Speaker {
         let destination = self.table.get(&prefix);
         let source = destination.and_then(|d| d.source(router_id));
         let Some(origin) = update.origin else {
-            // Only what this neighbour has proved itself: two announcements may have the same
-            // lower bits, so that its old one would pass for a new one that others have proved.
+            // Only what this neighbour has proved itself counts: two announcements may share the lower bits,
+            // and its old one would be taken for a new one that others have proved.
             let known = destination
                 .and_then(|d| d.candidate(link))
                 .filter(|c| c.router_id == router_id)
@@ -242,13 +242,13 @@ impl Speaker {
             return Ok(None);
         };
         if source.is_some_and(|s| s.origin == origin) {
-            // Known to be true, but perhaps not from this neighbour.
+            // The proof is known, but the filter depends on the neighbour.
             return match self.config.import.accepts(prefix, &origin.key, &neighbour) {
                 true => Ok(Some(serial)),
                 false => Err((origin, RefusalReason::Filter)),
             };
         }
-        self.plausible(&neighbour, prefix, router_id, &origin.key)
+        self.authorize(&neighbour, prefix, router_id, &origin.key)
             .map_err(|reason| (origin, reason))?;
         if !self.signed(prefix, router_id, &origin) {
             return Err((origin, RefusalReason::Signature));
@@ -259,13 +259,13 @@ impl Speaker {
         Ok(Some(serial))
     }
 
-    /// The neighbour takes a proof for known that is not (any more).
-    fn ask_for_proof(&mut self, now: Nanos, link: u32, prefix: Prefix) {
+    /// Requests a proof that the neighbour assumes to be known.
+    fn request_proof(&mut self, now: Nanos, link: u32, prefix: Prefix) {
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
-        if state.proofs_asked < PROOFS_ASKED_MAX {
-            state.proofs_asked += 1;
+        if state.proof_requests < PROOF_REQUESTS_MAX {
+            state.proof_requests += 1;
             let prefix = Some(prefix);
             self.enqueue(now, link, Tlv::RouteRequest { prefix });
         }

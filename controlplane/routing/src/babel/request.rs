@@ -1,8 +1,7 @@
-//! Questions for a higher sequence number, RFC 8966 section 3.8.
+//! Sequence number requests, RFC 8966 section 3.8.
 //!
-//! A node whose only routes are not feasible cannot use them: they might lead back to it. The
-//! origin's next number makes every route feasible again, so that is asked for, along the routes
-//! that are not feasible, with the newest proof at hand.
+//! A node must not use infeasible routes, because they might lead back to it. The origin's next sequence number
+//! makes every route feasible again. It is requested along the infeasible routes, with the newest known proof.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,39 +15,39 @@ use hyphae_wire::Prefix;
 use super::shares::displaced;
 use super::{Speaker, Timer};
 
-/// Hops that a question may go.
+/// Hop limit of a request.
 const HOPS_MAX: u8 = 64;
-/// First pause before it is asked again; doubles.
+/// First retransmission interval; doubles.
 const REPEAT: Duration = Duration::from_millis(300);
-/// Times that it is asked.
+/// Transmissions of a request.
 const TRIES: u32 = 5;
-/// Questions open at a time.
+/// Pending requests.
 const QUERIES_MAX: usize = 16_384;
 
-/// A question that was asked, here or for a neighbour.
+/// A pending request, own or forwarded for a neighbour.
 pub(super) struct Query {
     seqno: u16,
     hop_count: u8,
     tries: u32,
     own: bool,
-    /// Links whose neighbours want to know.
-    askers: BTreeSet<u32>,
+    /// Links of the neighbours that sent it.
+    requesters: BTreeSet<u32>,
     expires: Nanos,
-    /// The link that caused it, a neighbour's question or an infeasible route, and its ticket there.
+    /// The link that caused it, by a request or an infeasible route, and the ticket of its share.
     cause: (u32, Option<Ticket>),
 }
 
-/// A question under way, for status.
+/// A pending request, for status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueryStatus {
-    /// The prefix asked for.
+    /// The requested prefix.
     pub prefix: Prefix,
-    /// When it is given up.
+    /// When it is abandoned.
     pub expires: Nanos,
 }
 
 impl Speaker {
-    /// Questions under way.
+    /// Pending requests.
     pub fn queries(&self) -> impl Iterator<Item = QueryStatus> + '_ {
         self.queries.iter().map(|((prefix, _), query)| QueryStatus {
             prefix: *prefix,
@@ -56,12 +55,12 @@ impl Speaker {
         })
     }
 
-    /// Asks the origin of an infeasible route for a new number.
+    /// Requests a new sequence number of the origin of an infeasible route.
     pub(super) fn query(&mut self, now: Nanos, prefix: Prefix, wanted: (RouterId, Serial, u32)) {
         let (router_id, serial, link) = wanted;
         let seqno = serial.seqno();
         if let Some(query) = self.queries.get_mut(&(prefix, router_id)) {
-            // One at a time; a neighbour's question becomes our own as well.
+            // One at a time; a forwarded request becomes an own one as well.
             if query.own && serial.near(query.seqno) >= serial {
                 return;
             }
@@ -71,14 +70,14 @@ impl Speaker {
             hop_count: HOPS_MAX,
             tries: 0,
             own: true,
-            askers: BTreeSet::new(),
+            requesters: BTreeSet::new(),
             expires: now,
             cause: (link, None),
         };
-        self.ask(now, (prefix, router_id), query, link);
+        self.request_seqno(now, (prefix, router_id), query, link);
     }
 
-    fn ask(&mut self, now: Nanos, name: (Prefix, RouterId), mut query: Query, link: u32) {
+    fn request_seqno(&mut self, now: Nanos, name: (Prefix, RouterId), mut query: Query, link: u32) {
         let before = self.remove_query(name);
         let (cause, _) = query.cause;
         if self.queries.len() >= QUERIES_MAX {
@@ -95,7 +94,7 @@ impl Speaker {
         let pause = self.jitter(REPEAT * (1 << (query.tries - 1)));
         self.timers.set(Timer::Query(name.0, name.1), now + pause);
         if let Some(before) = before {
-            query.askers.extend(before.askers);
+            query.requesters.extend(before.requesters);
         }
         let preferred = self.links.get(&cause).is_some_and(|state| state.preferred);
         let ticket = self.query_shares.add(preferred, cause, 1, name);
@@ -142,34 +141,34 @@ impl Speaker {
         let Some(query) = self.remove_query(name) else {
             return;
         };
-        // The first way did not lead there: now every neighbour that has a route is asked.
-        let ways: Vec<u32> = self.ways(prefix, router_id);
-        for link in ways.iter().skip(1) {
+        // The first neighbour did not answer: now every neighbour that has a route.
+        let neighbours: Vec<u32> = self.neighbours_with(prefix, router_id);
+        for link in neighbours.iter().skip(1) {
             self.send_query(now, name, &query, *link);
         }
-        if let Some(first) = ways.first() {
-            self.ask(now, name, query, *first);
+        if let Some(first) = neighbours.first() {
+            self.request_seqno(now, name, query, *first);
         }
     }
 
-    /// Links whose neighbours have a route of that origin.
-    fn ways(&self, prefix: Prefix, router_id: RouterId) -> Vec<u32> {
+    /// Links whose neighbours have a route of that origin, next hops in use first.
+    fn neighbours_with(&self, prefix: Prefix, router_id: RouterId) -> Vec<u32> {
         let Some(destination) = self.table.get(&prefix) else {
             return Vec::new();
         };
         let used = |link: u32| destination.selected.as_ref().is_some_and(|r| r.uses(link));
-        let mut ways: Vec<u32> = destination
+        let mut neighbours: Vec<u32> = destination
             .candidates
             .iter()
             .filter(|c| c.router_id == router_id)
             .map(|c| c.link)
             .collect();
-        ways.sort_by_key(|link| (!used(*link), *link));
-        ways
+        neighbours.sort_by_key(|link| (!used(*link), *link));
+        neighbours
     }
 
-    /// An announcement has come; whoever asked for it is told.
-    pub(super) fn answered(
+    /// Advertises an announcement that has arrived to the neighbours that requested it.
+    pub(super) fn request_answered(
         &mut self,
         now: Nanos,
         prefix: Prefix,
@@ -183,9 +182,9 @@ impl Speaker {
         if serial < serial.near(query.seqno) {
             return;
         }
-        let askers = self.remove_query(name).map(|q| q.askers);
-        for link in askers.into_iter().flatten() {
-            self.tell_one(now, link, prefix);
+        let requesters = self.remove_query(name).map(|q| q.requesters);
+        for link in requesters.into_iter().flatten() {
+            self.advertise_to(now, link, prefix);
         }
     }
 
@@ -200,10 +199,10 @@ impl Speaker {
         if let Some(own) = self.own.get(&prefix) {
             let (serial, may_raise) = (own.origin.serial, own.next_raise <= now);
             if router_id != self.router_id {
-                self.tell_one(now, link, prefix);
+                self.advertise_to(now, link, prefix);
                 return;
             }
-            // Asked by someone who remembers more than we do.
+            // The requester may know a newer serial than this node, which then restored an old state.
             if let Some(origin) = origin {
                 self.recall(now, prefix, &origin);
             }
@@ -213,12 +212,12 @@ impl Speaker {
             if own.origin.serial == serial && seqno_ahead(serial, seqno) && may_raise {
                 self.raise(now, prefix, serial.next());
             } else {
-                self.tell_one(now, link, prefix);
+                self.advertise_to(now, link, prefix);
             }
             return;
         }
         if self.has(prefix, router_id, seqno) {
-            self.tell_one(now, link, prefix);
+            self.advertise_to(now, link, prefix);
             return;
         }
         if hop_count <= 1 {
@@ -228,17 +227,17 @@ impl Speaker {
         if let Some(query) = self.queries.get_mut(&name)
             && seqno.wrapping_sub(query.seqno) > 0x7fff
         {
-            query.askers.insert(link);
+            query.requesters.insert(link);
             return;
         }
         if let Some(query) = self.queries.get_mut(&name)
             && query.seqno == seqno
         {
-            query.askers.insert(link);
+            query.requesters.insert(link);
             return;
         }
         let Some(next) = self
-            .ways(prefix, router_id)
+            .neighbours_with(prefix, router_id)
             .into_iter()
             .find(|l| *l != link)
         else {
@@ -249,15 +248,15 @@ impl Speaker {
             hop_count: hop_count - 1,
             tries: 0,
             own: false,
-            askers: BTreeSet::from([link]),
+            requesters: BTreeSet::from([link]),
             expires: now,
             cause: (link, None),
         };
-        self.ask(now, name, query, next);
+        self.request_seqno(now, name, query, next);
     }
 }
 
-/// Whether a wanted number is ahead of the one in use.
+/// Whether a requested number is ahead of the one in use.
 fn seqno_ahead(serial: Serial, seqno: u16) -> bool {
     serial.near(seqno) > serial
 }

@@ -1,10 +1,9 @@
-//! Room in the table of destinations: who is charged for one, and what gives way when it is full.
+//! Capacity of the table of destinations: which neighbour is charged for one, and what is displaced when it is full.
 //!
-//! A destination with candidates is charged to one neighbour that offers it. A neighbour's own /64 is
-//! charged to nobody and never displaced, so neighbours reach each other whatever a third one
-//! announces; there is at most one per link. In a full table, [`displaced`] decides. A destination
-//! without candidates is no longer charged: it ends, and is kept only until neighbours that had the
-//! route have acknowledged that, in a number of its own.
+//! A destination with candidates is charged to one neighbour that offers it. A neighbour's own /64 is exempt and
+//! never displaced, so neighbours reach each other whatever a third one announces; there is at most one per link. In a full table, [`displaced`] decides. A destination
+//! without candidates is no longer charged: it ends, and stays only until neighbours that had the route have
+//! acknowledged the retraction. Ending destinations have a capacity of their own.
 
 use hyphae_shares::Ticket;
 use hyphae_time::Nanos;
@@ -17,26 +16,26 @@ use super::memory::SOURCE_KEPT;
 use super::shares::{PreferredShares, displaced};
 use super::table::{Candidate, Destination, Source};
 
-/// Candidates displaced for one newcomer: most make room at once, others also have another's.
+/// Candidates displaced for one new destination: one may not suffice where others offer the same prefix.
 const DISPLACED_MAX: usize = 16;
-/// Prefixes of a link without room that are remembered.
+/// Refused prefixes that a link remembers.
 const REFUSED_MAX: usize = 64;
-/// Those that are asked for again at a time, when there is room.
-const ASKED_AGAIN: usize = 16;
+/// Refused prefixes that are requested again per hello.
+const REREQUESTS_MAX: usize = 16;
 
-/// What a destination takes up.
+/// How a destination is accounted for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// Room that nobody is charged for.
+    /// Charged to no neighbour.
     #[default]
     Free,
-    /// An entry of this link, by its ticket.
+    /// Charged to this link, by the ticket of its share.
     Charged(u32, Ticket),
-    /// Nothing but the wait for acknowledgements of its end.
+    /// Waits for acknowledgements of its retraction.
     Ending(u64),
 }
 
-/// Destinations by what they take up.
+/// Accounting of destinations.
 #[derive(Debug, Default)]
 pub(super) struct Room {
     charged: PreferredShares<Prefix>,
@@ -51,8 +50,7 @@ impl Speaker {
         self.table.len() - self.room.ending.len()
     }
 
-    /// Whether routes of a neighbour have preference when the table is full: those of peers that the
-    /// operator has configured.
+    /// Whether routes of a neighbour have preference in a full table, as those of configured peers have.
     pub fn prefer(&mut self, link: u32, preferred: bool) {
         if let Some(state) = self.links.get_mut(&link) {
             state.preferred = preferred;
@@ -70,8 +68,7 @@ impl Speaker {
         state.is_some_and(|state| state.subnet == prefix)
     }
 
-    /// Makes room for a destination and its origin, which are proved; false when there is none for
-    /// this neighbour.
+    /// Makes room for a destination of a validated origin; false when this neighbour has no share left.
     pub(super) fn admit(
         &mut self,
         now: Nanos,
@@ -94,7 +91,7 @@ impl Speaker {
         if destination.source(router_id).is_some() {
             destination.learn(router_id, origin);
         } else {
-            // Nearly always there is one, and a table has many.
+            // Most destinations have one origin; the table is large.
             destination.sources.reserve_exact(1);
             let before = self.memory.take((prefix, router_id));
             let newest = before.map(|(_, proof)| proof);
@@ -128,11 +125,11 @@ impl Speaker {
                 return true;
             }
         }
-        // There are no more of them than links.
+        // At most one exempt prefix per link exceeds the capacity.
         own
     }
 
-    /// Follows a change of a destination's candidates, after its selection. `gone` is no longer one.
+    /// Updates the accounting after a change of a destination's candidates. `gone` was removed.
     pub(super) fn settle(&mut self, now: Nanos, prefix: Prefix, gone: Option<Candidate>) {
         let Some(destination) = self.table.get_mut(&prefix) else {
             return;
@@ -208,7 +205,7 @@ impl Speaker {
         }
     }
 
-    /// A destination has no candidates any more.
+    /// Ends a destination that has lost its last candidate.
     pub(super) fn end(&mut self, now: Nanos, prefix: Prefix) {
         let Some(destination) = self.table.get_mut(&prefix) else {
             return;
@@ -231,17 +228,18 @@ impl Speaker {
         }
     }
 
-    /// Forgets a destination that has ended when no neighbour has to be told.
+    /// Removes an ended destination when no neighbour awaits its retraction.
     pub(super) fn forget_ended(&mut self, prefix: Prefix) {
         let ended = |d: &Destination| {
-            matches!(d.standing, Standing::Ending(_)) && !d.marks.told.intersects(&self.slots.used)
+            matches!(d.standing, Standing::Ending(_))
+                && !d.marks.advertised.intersects(&self.slots.used)
         };
         if self.table.get(&prefix).is_some_and(ended) {
             self.remove(prefix);
         }
     }
 
-    /// Removes a destination, whatever it takes up.
+    /// Removes a destination and its accounting.
     pub(super) fn remove(&mut self, prefix: Prefix) -> Option<Destination> {
         let destination = self.table.remove(&prefix)?;
         self.release(destination.standing);
@@ -253,8 +251,7 @@ impl Speaker {
         Some(destination)
     }
 
-    /// Neighbours that have not acknowledged the end of a route are told once more, and no longer
-    /// waited for.
+    /// Sends the retraction once more to neighbours that have not acknowledged it, and stops waiting.
     fn abandon(&mut self, now: Nanos, prefix: Prefix) {
         let Some(destination) = self.remove(prefix) else {
             return;
@@ -267,14 +264,17 @@ impl Speaker {
             metric: INFINITY,
             origin: None,
         };
-        let told = |slot| destination.marks.told.contains(slot);
-        let links = self.links.iter().filter(|(_, state)| told(state.slot));
+        let advertised = |slot| destination.marks.advertised.contains(slot);
+        let links = self
+            .links
+            .iter()
+            .filter(|(_, state)| advertised(state.slot));
         for link in links.map(|(link, _)| *link).collect::<Vec<_>>() {
             self.enqueue(now, link, Tlv::Update(retraction));
         }
     }
 
-    /// Forgets what has ended long ago.
+    /// Removes what ended [`SOURCE_KEPT`] ago.
     pub(super) fn expire_ended(&mut self, now: Nanos) {
         self.memory.expire(now);
         while let Some((_, (since, prefix))) = self.room.ending.first_key_value()
@@ -285,7 +285,7 @@ impl Speaker {
         }
     }
 
-    /// Remembers a prefix that found no room, the newest ones.
+    /// Remembers a refused prefix; the oldest one gives way.
     fn note_refused(&mut self, link: u32, prefix: Prefix) {
         if let Some(state) = self.links.get_mut(&link) {
             if state.refused.len() == REFUSED_MAX {
@@ -295,10 +295,10 @@ impl Speaker {
         }
     }
 
-    /// Asks a neighbour for what found no room before, when there is some.
-    pub(super) fn ask_refused(&mut self, now: Nanos, link: u32) {
+    /// Requests refused prefixes again while there is room.
+    pub(super) fn request_refused(&mut self, now: Nanos, link: u32) {
         let room = self.config.routes_max.saturating_sub(self.offered());
-        for _ in 0..room.min(ASKED_AGAIN) {
+        for _ in 0..room.min(REREQUESTS_MAX) {
             let refused = self
                 .links
                 .get_mut(&link)

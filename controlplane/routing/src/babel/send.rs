@@ -1,8 +1,8 @@
-//! What neighbours are told: updates, by packets that they acknowledge.
+//! Updates to neighbours, in packets that they acknowledge (RFC 8966 section 3.3).
 //!
-//! A link has a set of prefixes whose state the neighbour is to be told. A packet takes some of
-//! them, as they are at that moment; if it is not acknowledged they go back into the set. So a lost
-//! packet never brings old news, and what waits is bounded by the table.
+//! A link has a set of pending prefixes. A packet takes some of them with their state at that moment; without
+//! an acknowledgement they return to the set. A retransmission therefore never carries old state, and the set
+//! is bounded by the table.
 
 use std::time::Duration;
 
@@ -17,33 +17,33 @@ use super::{REFRESH, Speaker, Timer, Transmit};
 
 /// Packets that may be unacknowledged on a link.
 const WINDOW: usize = 32;
-/// Packets sent at once, and the pause after them: 8 Mbit/s at most.
+/// Packets sent at once, and the pause after them: at most 8 Mbit/s.
 const BURST: usize = 8;
 const BURST_PAUSE: Duration = Duration::from_millis(10);
-/// Changes that follow one another within this time leave together.
+/// Changes within this time leave in one packet.
 const GATHER_URGENT: Duration = Duration::from_millis(5);
 const GATHER: Duration = Duration::from_millis(200);
 
-/// Wildcard requests answered between two hellos of a link: each goes over the whole table. One more
+/// Wildcard requests answered between two hellos of a link, since each walks the whole table. One more
 /// waits for the next hello.
-const TOLD_ALL_MAX: u32 = 4;
+const TABLE_REQUESTS_MAX: u32 = 4;
 
-/// What a packet says of a prefix.
+/// What a packet advertises of a prefix.
 #[derive(Clone, Copy, Debug)]
-enum Told {
-    /// There is a route, with the serial whose proof is part of it.
+enum Advertised {
+    /// A route, with the serial of the proof in the packet, if any.
     Route(Option<Serial>),
-    /// There is none.
-    End,
+    /// No route.
+    Retraction,
 }
 
-/// A packet that is not acknowledged.
+/// An unacknowledged packet.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    /// Prefixes told in it.
-    told: Vec<(Prefix, Told)>,
-    /// What is sent again as it was: the opening of a link.
-    again: Option<Vec<Tlv>>,
+    /// Prefixes in it.
+    advertised: Vec<(Prefix, Advertised)>,
+    /// TLVs of the opening of a link, which are retransmitted unchanged.
+    opening: Option<Vec<Tlv>>,
     deadline: Nanos,
     tries: u32,
 }
@@ -56,15 +56,14 @@ pub(super) fn newer(opaque: u16, than: u16) -> bool {
 
 impl Link {
     fn is_in_flight(&self, prefix: Prefix) -> bool {
-        let tells = |packet: &InFlight| packet.told.iter().any(|(told, _)| *told == prefix);
-        self.in_flight.values().any(tells)
+        let carries = |packet: &InFlight| packet.advertised.iter().any(|(p, _)| *p == prefix);
+        self.in_flight.values().any(carries)
     }
 
-    /// Whether a packet that asks for an acknowledgement is news: neither a copy of one that was
-    /// taken nor overtaken by a later one, whose contents it would undo. What is overtaken is not
-    /// acknowledged, so the neighbour tells again what is true then. `opening` is the hello of an
-    /// opening, which starts the numbers anew: when it was sent after the last hello, or when its
-    /// number says that it is another speaker's.
+    /// Whether a packet that requests an acknowledgement is newer than all accepted ones: neither a duplicate nor
+    /// reordered, since its contents would undo a later packet's. A reordered packet is not acknowledged, so the
+    /// neighbour sends the current state again. `opening` is the hello of an opening, which restarts the numbers:
+    /// if it was sent after the last hello, or if its number shows another speaker.
     pub(super) fn is_news(&mut self, opaque: u16, opening: Option<(u16, Option<u32>)>) -> bool {
         let later = |(seqno, sent): (u16, Option<u32>)| {
             let last = self.last_hello.map(|hello| hello.origin);
@@ -83,8 +82,8 @@ impl Link {
 }
 
 impl Speaker {
-    /// A route or its end has to be told on every link.
-    pub(super) fn tell_all(&mut self, now: Nanos, prefix: Prefix, urgent: bool) {
+    /// Queues the state of a prefix on every link.
+    pub(super) fn advertise(&mut self, now: Nanos, prefix: Prefix, urgent: bool) {
         let delay = if urgent { GATHER_URGENT } else { GATHER };
         for link in self.audience(prefix) {
             if let Some(state) = self.links.get_mut(&link) {
@@ -94,23 +93,23 @@ impl Speaker {
         }
     }
 
-    /// A route has become, or is no longer, one through this link.
-    pub(super) fn tell_soon(&mut self, now: Nanos, prefix: Prefix, link: u32) {
+    /// Queues a prefix whose route has begun or ceased to use this link.
+    pub(super) fn advertise_soon(&mut self, now: Nanos, prefix: Prefix, link: u32) {
         if let Some(state) = self.links.get_mut(&link) {
             state.pending.insert(prefix);
             self.flush_soon(now, link, GATHER_URGENT);
         }
     }
 
-    /// Routes are told again, for neighbours that only believe in what is repeated.
-    pub(super) fn tell_again(&mut self, now: Nanos, prefixes: impl Iterator<Item = Prefix>) {
+    /// Queues routes again, for neighbours that expire what is not refreshed.
+    pub(super) fn readvertise(&mut self, now: Nanos, prefixes: impl Iterator<Item = Prefix>) {
         for prefix in prefixes {
-            self.tell_all(now, prefix, false);
+            self.advertise(now, prefix, false);
         }
     }
 
-    /// Links that have something to be told of a prefix as it is now. Where `export` tells thousands of
-    /// neighbours next to nothing, each route would otherwise wait in all their sets to be found so.
+    /// Links on which there is something to advertise of a prefix now. Without this, a route that `export` keeps
+    /// from thousands of neighbours would be queued for each of them in vain.
     fn audience(&self, prefix: Prefix) -> Vec<u32> {
         let known = match self.own.get(&prefix) {
             Some(own) => Some((&own.marks, Some(self.key))),
@@ -125,18 +124,18 @@ impl Speaker {
         };
         let export = &self.config.export;
         let origin = origin.filter(|key| export.may_accept(prefix, key));
-        if origin.is_none() && !marks.told.intersects(&self.slots.used) {
+        if origin.is_none() && !marks.advertised.intersects(&self.slots.used) {
             return Vec::new();
         }
         let exported = |to| origin.is_some_and(|key| export.accepts(prefix, &key, to));
         let links = self.links.iter();
-        let concerned =
-            links.filter(|(_, state)| marks.told.contains(state.slot) || exported(&state.key));
+        let concerned = links
+            .filter(|(_, state)| marks.advertised.contains(state.slot) || exported(&state.key));
         concerned.map(|(link, _)| *link).collect()
     }
 
-    /// Everything has to be told on a link, with proofs.
-    fn tell_everything(&mut self, now: Nanos, link: u32) {
+    /// Queues the whole table on a link, with proofs.
+    fn advertise_table(&mut self, now: Nanos, link: u32) {
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
@@ -146,7 +145,7 @@ impl Speaker {
             .map(|own| &mut own.marks)
             .chain(self.table.values_mut().map(|d| &mut d.marks));
         marks.for_each(|marks| marks.forget(state.slot));
-        // Without marks, of what has no route there is nothing to tell.
+        // Without marks, destinations without a route need no retraction.
         let routes = self.table.iter().filter_map(|(prefix, destination)| {
             let route = destination.selected.as_ref()?;
             Some((*prefix, destination.source(route.router_id)?.origin.key))
@@ -169,33 +168,33 @@ impl Speaker {
         }
     }
 
-    /// Sends the opening of a link; nothing else goes out before it is acknowledged.
+    /// Sends the opening of a link; updates wait until it is acknowledged.
     pub(super) fn transmit_opening(&mut self, now: Nanos, link: u32, tlvs: &[Tlv]) {
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
         state.tlvs.extend(tlvs);
-        let again = Some(tlvs.to_vec());
-        self.transmit(now, link, Vec::new(), again, 0);
+        let opening = Some(tlvs.to_vec());
+        self.transmit(now, link, Vec::new(), opening, 0);
     }
 
-    /// Sends what waits for a link, as far as the window allows.
+    /// Sends what is queued for a link, as far as the window allows.
     pub(super) fn flush(&mut self, now: Nanos, link: u32) {
         self.timers.set(Timer::Flush(link), Nanos::NEVER);
         for sent in 0.. {
             let Some(state) = self.links.get_mut(&link) else {
                 return;
             };
-            let may_tell = state.open && state.in_flight.len() < WINDOW;
-            if state.tlvs.is_empty() && (state.pending.is_empty() || !may_tell) {
+            let may_advertise = state.open && state.in_flight.len() < WINDOW;
+            if state.tlvs.is_empty() && (state.pending.is_empty() || !may_advertise) {
                 return;
             }
             if sent == BURST {
                 self.flush_soon(now, link, BURST_PAUSE);
                 return;
             }
-            let taken = if may_tell {
-                // More than fit are taken and put back.
+            let taken = if may_advertise {
+                // More than fit into a packet; the rest is put back.
                 state.pending.take(64)
             } else {
                 Vec::new()
@@ -204,71 +203,51 @@ impl Speaker {
         }
     }
 
-    /// Builds one packet of a link: what waits as TLVs, then updates for as many of `prefixes` as
-    /// fit; the others wait.
+    /// Builds one packet of a link: queued TLVs, then updates for as many of `prefixes` as fit; the others are
+    /// put back.
     fn transmit(
         &mut self,
         now: Nanos,
         link: u32,
         prefixes: Vec<Prefix>,
-        again: Option<Vec<Tlv>>,
+        opening: Option<Vec<Tlv>>,
         tries: u32,
     ) {
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
         let mut writer = Writer::new();
-        let patience = state.patience(tries);
+        let timeout = state.ack_timeout(tries);
         let opaque = state.ack_last.wrapping_add(1);
         let ack = Tlv::AckRequest {
             opaque,
-            interval: u16::try_from(patience.as_millis() / 10).unwrap_or(u16::MAX),
+            interval: u16::try_from(timeout.as_millis() / 10).unwrap_or(u16::MAX),
         };
         let mut waiting = std::mem::take(&mut state.tlvs);
-        let ask = again.is_some() || !prefixes.is_empty();
-        if ask && !writer.push(&ack) {
+        let acknowledged = opening.is_some() || !prefixes.is_empty();
+        if acknowledged && !writer.push(&ack) {
             state.pending.put_back(&prefixes);
             return;
         }
         let fit = waiting.iter().take_while(|tlv| writer.push(tlv)).count();
         state.tlvs = waiting.split_off(fit);
-        let mut told = Vec::new();
-        let mut updates = 0;
-        let mut left = prefixes.into_iter();
-        while let Some(prefix) = left.as_slice().first().copied() {
-            let Some(update) = self.state_of(link, prefix) else {
-                left.next();
-                continue;
-            };
-            if !writer.push(&Tlv::Update(update)) {
-                break;
-            }
-            left.next();
-            updates += 1;
-            let what = match update.metric {
-                INFINITY => Told::End,
-                _ => Told::Route(update.origin.map(|origin| origin.serial)),
-            };
-            told.push((prefix, what));
-            self.note_told(link, prefix, &update);
-        }
-        self.counters.updates_sent += updates;
+        let (advertised, left) = self.fill(link, &mut writer, &prefixes);
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
-        state.pending.put_back(left.as_slice());
-        // With nothing to tell after all, a request alone is no packet.
-        if fit == 0 && told.is_empty() {
+        state.pending.put_back(left);
+        // An acknowledgement request alone is not worth a packet.
+        if fit == 0 && advertised.is_empty() {
             return;
         }
-        if ask {
+        if acknowledged {
             state.ack_last = opaque;
-            let deadline = now + patience;
+            let deadline = now + timeout;
             state.in_flight.insert(
                 opaque,
                 InFlight {
-                    told,
-                    again,
+                    advertised,
+                    opening,
                     deadline,
                     tries,
                 },
@@ -284,7 +263,34 @@ impl Speaker {
         self.transmits.push_back(Transmit { link, packet });
     }
 
-    /// What a neighbour is to be told of a prefix; `None` for nothing.
+    /// Puts updates for as many of `prefixes` as fit into a packet. Returns what it advertises, and the rest.
+    fn fill<'a>(
+        &mut self,
+        link: u32,
+        writer: &mut Writer,
+        prefixes: &'a [Prefix],
+    ) -> (Vec<(Prefix, Advertised)>, &'a [Prefix]) {
+        let mut advertised = Vec::new();
+        let mut left = prefixes;
+        while let [prefix, rest @ ..] = left {
+            if let Some(update) = self.state_of(link, *prefix) {
+                if !writer.push(&Tlv::Update(update)) {
+                    break;
+                }
+                let what = match update.metric {
+                    INFINITY => Advertised::Retraction,
+                    _ => Advertised::Route(update.origin.map(|origin| origin.serial)),
+                };
+                advertised.push((*prefix, what));
+                self.note_advertised(link, *prefix, &update);
+            }
+            left = rest;
+        }
+        self.counters.updates_sent += advertised.len() as u64;
+        (advertised, left)
+    }
+
+    /// The update of a prefix for a neighbour; `None` for none.
     fn state_of(&self, link: u32, prefix: Prefix) -> Option<Update> {
         let state = self.links.get(&link)?;
         // Below 65,536 centiseconds.
@@ -299,8 +305,8 @@ impl Speaker {
         };
         let exported = |key| self.config.export.accepts(prefix, key, &state.key);
         let ended = |marks: &Marks| {
-            let told = marks.told.contains(state.slot);
-            told.then_some(Update {
+            let advertised = marks.advertised.contains(state.slot);
+            advertised.then_some(Update {
                 prefix: Some(prefix),
                 router_id: None,
                 interval,
@@ -322,7 +328,7 @@ impl Speaker {
             return retraction();
         };
         let source = destination.source(route.router_id)?;
-        // Split horizon: where frames go, the route is not told.
+        // Split horizon: a route is not advertised to its next hops.
         if route.uses(link) || !exported(&source.origin.key) {
             return retraction();
         }
@@ -331,36 +337,36 @@ impl Speaker {
         } else if source.origin.serial == route.serial {
             Some(source.origin)
         } else {
-            // The proof at hand is of a newer number, which the route in use will have in a moment.
-            // Without proof, it would be nothing that the neighbour can believe.
+            // The known proof is that of a newer serial, which the selected route will soon have. The
+            // neighbour could not validate the route without its own proof.
             return retraction();
         };
         Some(update(route.router_id, route.serial, route.metric, proof))
     }
 
-    /// Notes what was put into a packet.
-    fn note_told(&mut self, link: u32, prefix: Prefix, update: &Update) {
+    /// Records what was put into a packet.
+    fn note_advertised(&mut self, link: u32, prefix: Prefix, update: &Update) {
         let Some(slot) = self.links.get(&link).map(|state| state.slot) else {
             return;
         };
         if let Some(own) = self.own.get_mut(&prefix) {
             match update.metric {
                 INFINITY => own.marks.proved.remove(slot),
-                _ => own.marks.told.insert(slot),
+                _ => own.marks.advertised.insert(slot),
             }
             return;
         }
         let Some(destination) = self.table.get_mut(&prefix) else {
             return;
         };
-        // The end of a route stays to be told until it was acknowledged. With it the neighbour
-        // forgets what was proved.
+        // A retraction stays pending until it is acknowledged. It also invalidates the proof that the
+        // neighbour has.
         if update.metric == INFINITY {
             destination.marks.proved.remove(slot);
             return;
         }
-        destination.marks.told.insert(slot);
-        destination.told_metric = update.metric;
+        destination.marks.advertised.insert(slot);
+        destination.advertised_metric = update.metric;
         if let Some((router_id, serial, metric)) = destination
             .selected
             .as_ref()
@@ -378,18 +384,18 @@ impl Speaker {
             return;
         };
         let slot = state.slot;
-        let opened = acknowledged.again.is_some() && !state.open;
+        let opened = acknowledged.opening.is_some() && !state.open;
         state.open |= opened;
-        // Of a late acknowledgement nobody knows what was told after it.
+        // After a late acknowledgement the state that the neighbour has is unknown.
         let newest = state.acknowledged.is_none_or(|last| newer(opaque, last));
         if newest {
             state.acknowledged = Some(opaque);
         }
-        for (prefix, what) in acknowledged.told {
+        for (prefix, what) in acknowledged.advertised {
             let serial = match what {
-                Told::Route(Some(serial)) => serial,
-                Told::Route(None) => continue,
-                Told::End => {
+                Advertised::Route(Some(serial)) => serial,
+                Advertised::Route(None) => continue,
+                Advertised::Retraction => {
                     let state = self.links.get(&link);
                     let again = state.is_none_or(|state| state.is_in_flight(prefix));
                     let own = self.own.get_mut(&prefix).map(|own| &mut own.marks);
@@ -398,7 +404,7 @@ impl Speaker {
                         && !again
                         && let Some(marks) = own.or(learnt)
                     {
-                        marks.told.remove(slot);
+                        marks.advertised.remove(slot);
                         self.forget_ended(prefix);
                     }
                     continue;
@@ -416,13 +422,13 @@ impl Speaker {
             }
         }
         if opened {
-            self.tell_everything(now, link);
+            self.advertise_table(now, link);
         } else {
             self.flush_soon(now, link, Duration::ZERO);
         }
     }
 
-    /// Packets that were not acknowledged in time count as lost.
+    /// Retransmits packets whose acknowledgement is overdue.
     pub(super) fn ack_due(&mut self, now: Nanos, link: u32) {
         let Some(state) = self.links.get_mut(&link) else {
             return;
@@ -440,10 +446,10 @@ impl Speaker {
             let Some(lost) = state.in_flight.remove(&opaque) else {
                 continue;
             };
-            self.counters.repeated += 1;
-            match lost.again {
+            self.counters.retransmitted += 1;
+            match lost.opening {
                 Some(tlvs) => {
-                    self.put_hello(now, link, true);
+                    self.enqueue_hello(now, link, true);
                     let Some(state) = self.links.get_mut(&link) else {
                         return;
                     };
@@ -451,8 +457,9 @@ impl Speaker {
                     self.transmit(now, link, Vec::new(), Some(tlvs), lost.tries + 1);
                 }
                 None => {
-                    let prefixes: Vec<Prefix> = lost.told.into_iter().map(|(p, _)| p).collect();
-                    // What is due first goes out at once and alone, so that patience grows.
+                    let prefixes: Vec<Prefix> =
+                        lost.advertised.into_iter().map(|(p, _)| p).collect();
+                    // The oldest is sent at once and alone, so that the timeout grows.
                     self.transmit(now, link, prefixes, None, lost.tries + 1);
                 }
             }
@@ -470,16 +477,16 @@ impl Speaker {
             let Some(state) = self.links.get_mut(&link) else {
                 return;
             };
-            if state.told_all >= TOLD_ALL_MAX {
-                state.tell_all_due = true;
+            if state.table_requests >= TABLE_REQUESTS_MAX {
+                state.table_request_due = true;
                 return;
             }
-            state.told_all += 1;
-            // Both ends know the round-trip time before they tell routes, which depend on it.
-            self.put_hello(now, link, true);
-            self.grow_stale(now, link);
+            state.table_requests += 1;
+            // Metrics depend on the round-trip time, so both ends measure it first.
+            self.enqueue_hello(now, link, true);
+            self.mark_stale(now, link);
             if self.links.get(&link).is_some_and(|state| state.open) {
-                self.tell_everything(now, link);
+                self.advertise_table(now, link);
             }
             return;
         };
@@ -488,8 +495,8 @@ impl Speaker {
         };
         let mark = |marks: &mut Marks| {
             marks.proved.remove(slot);
-            // Asked for a route, one answers even that there is none.
-            marks.told.insert(slot);
+            // A request is answered even without a route.
+            marks.advertised.insert(slot);
         };
         if let Some(own) = self.own.get_mut(&prefix) {
             mark(&mut own.marks);
@@ -507,18 +514,18 @@ impl Speaker {
             self.enqueue(now, link, Tlv::Update(retraction));
             return;
         }
-        self.tell_one(now, link, prefix);
+        self.advertise_to(now, link, prefix);
     }
 
-    /// A prefix has to be told on one link, at once.
-    pub(super) fn tell_one(&mut self, now: Nanos, link: u32, prefix: Prefix) {
+    /// Queues a prefix on one link, to be sent at once.
+    pub(super) fn advertise_to(&mut self, now: Nanos, link: u32, prefix: Prefix) {
         if let Some(state) = self.links.get_mut(&link) {
             state.pending.insert(prefix);
         }
         self.flush_soon(now, link, Duration::ZERO);
     }
 
-    /// Whether this node has a route of that origin with at least that number.
+    /// Whether the selected route is of that origin and has at least that sequence number.
     pub(super) fn has(&self, prefix: Prefix, router_id: RouterId, seqno: u16) -> bool {
         self.table
             .get(&prefix)

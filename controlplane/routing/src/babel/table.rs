@@ -17,30 +17,30 @@ use super::bits::Bits;
 use super::room::Standing;
 use super::{DRAIN_COST, Speaker, Timer};
 
-/// Updates told at this interval may be missing this many times, in tenths of the interval.
+/// Lifetime of an update, in tenths of its interval (RFC 8966 appendix B: 3.5).
 const HOLD_TENTHS: u32 = 35;
 
-/// Life of what a neighbour told before it started anew, and a millisecond more for each route.
+/// Lifetime of the routes of a neighbour that restarted, plus a millisecond for each route.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
-/// What was told to which links.
+/// What was advertised on which links.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Marks {
-    /// The last thing told was a route, not its end.
-    pub(super) told: Bits,
-    /// The neighbour has acknowledged the proof of the serial in use.
+    /// The last advertisement was a route, not a retraction.
+    pub(super) advertised: Bits,
+    /// The neighbour has acknowledged the proof of the selected serial.
     pub(super) proved: Bits,
 }
 
 impl Marks {
     pub(super) fn forget(&mut self, slot: usize) {
-        self.told.remove(slot);
+        self.advertised.remove(slot);
         self.proved.remove(slot);
     }
 
     /// Forgets all slots that are not in use.
     pub(super) fn retain(&mut self, used: &Bits) {
-        self.told.retain(used);
+        self.advertised.retain(used);
         self.proved.retain(used);
     }
 }
@@ -52,14 +52,14 @@ pub struct Candidate {
     pub link: u32,
     /// Its origin.
     pub router_id: RouterId,
-    /// The origin's number of the announcement.
+    /// Serial of the announcement.
     pub serial: Serial,
-    /// As the neighbour tells it.
+    /// Metric that the neighbour advertises.
     pub metric: u16,
-    /// The least that it has told with this number. Its own feasible distance is no more, whatever
-    /// became of its metric since: that is what feasibility is about.
+    /// The least metric that it has advertised with this serial. Its own feasible distance is no greater,
+    /// whatever it advertises now, so feasibility is decided with this one.
     pub least: u16,
-    /// When it is no longer valid unless told again.
+    /// When it expires unless it is refreshed.
     pub expires: Nanos,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Source {
     pub(super) router_id: RouterId,
     /// Proof of the newest announcement seen.
     pub(super) origin: Origin,
-    /// The best that this node has told.
+    /// Feasible distance: the best serial and metric that this node has advertised.
     pub(super) distance: Option<(Serial, u16)>,
 }
 
@@ -92,7 +92,7 @@ pub struct NextHop {
 /// The route in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Selected {
-    /// The next hop whose metric is told.
+    /// The next hop whose metric is advertised.
     link: u32,
     pub(super) router_id: RouterId,
     pub(super) serial: Serial,
@@ -106,14 +106,14 @@ impl Selected {
     }
 }
 
-/// A route as it is handed out.
+/// A selected route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DynamicRoute {
     /// Where frames go, best first.
     pub next_hops: Vec<NextHop>,
     /// Lower is better.
     pub metric: u16,
-    /// The origin's number of the announcement.
+    /// Serial of the announcement.
     pub serial: Serial,
     /// Who announced it.
     pub origin: PublicKey,
@@ -128,8 +128,8 @@ pub(super) struct Destination {
     pub(super) sources: Vec<Source>,
     pub(super) standing: Standing,
     pub(super) selected: Option<Selected>,
-    /// Metric last told to anyone.
-    pub(super) told_metric: u16,
+    /// Metric last advertised on any link.
+    pub(super) advertised_metric: u16,
     pub(super) marks: Marks,
 }
 
@@ -142,7 +142,7 @@ impl Destination {
         self.sources.iter_mut().find(|s| s.router_id == router_id)
     }
 
-    /// What neighbours offer.
+    /// Routes that neighbours offer.
     pub(super) fn candidates(&self) -> impl Iterator<Item = &Candidate> {
         self.candidates.iter()
     }
@@ -151,7 +151,7 @@ impl Destination {
         self.candidates.iter().find(|c| c.link == link)
     }
 
-    /// Notes the newest proof of an origin.
+    /// Records the newest proof of an origin.
     pub(super) fn learn(&mut self, router_id: RouterId, origin: Origin) {
         if let Some(source) = self.source_mut(router_id)
             && origin.serial > source.origin.serial
@@ -160,7 +160,7 @@ impl Destination {
         }
     }
 
-    /// Notes that this metric is told, which bounds what is feasible from now on.
+    /// Records that this metric is advertised, which bounds what is feasible from now on.
     pub(super) fn bind(&mut self, router_id: RouterId, serial: Serial, metric: u16) {
         if let Some(source) = self.source_mut(router_id)
             && source.feasible(serial, metric)
@@ -175,13 +175,13 @@ impl Destination {
     }
 }
 
-/// How far from the best a next hop may be and still be used beside it.
-fn near(best: u16) -> u16 {
+/// Difference from the best metric up to which a next hop is used beside it.
+fn multipath_slack(best: u16) -> u16 {
     (best / 16).max(4)
 }
 
-/// By how much another neighbour must be better to take over.
-fn worth_a_switch(current: u16) -> u16 {
+/// Improvement from which on another neighbour is selected.
+fn switch_hysteresis(current: u16) -> u16 {
     (current / 8).max(8)
 }
 
@@ -205,7 +205,7 @@ impl Speaker {
             .filter_map(|prefix| Some((*prefix, self.route(*prefix)?)))
     }
 
-    /// Routes that neighbours offer and that are not in use, with their metric from here.
+    /// Routes that neighbours offer and that are not selected, with their metric from here.
     pub fn fallbacks(&self) -> impl Iterator<Item = (Prefix, Candidate, u16)> + '_ {
         self.table.iter().flat_map(move |(prefix, destination)| {
             let selected = destination.selected.as_ref();
@@ -228,7 +228,7 @@ impl Speaker {
         offers.into_iter().flatten().copied().collect()
     }
 
-    /// A link offers nothing any more.
+    /// Removes all routes of a link.
     pub(super) fn drop_candidates(&mut self, now: Nanos, link: u32) {
         for prefix in self.prefixes_of(link) {
             self.drop_candidate(now, prefix, link);
@@ -247,7 +247,7 @@ impl Speaker {
         self.settle(now, prefix, Some(gone));
     }
 
-    /// A neighbour offers a route whose origin is proved.
+    /// Takes a route of a neighbour whose origin is validated.
     pub(super) fn offer(
         &mut self,
         now: Nanos,
@@ -255,7 +255,7 @@ impl Speaker {
         mut candidate: Candidate,
         interval: u16,
     ) {
-        // Updates without a schedule, and absurdly short ones, get a sensible life.
+        // Lower bound for updates without an interval or with a very short one.
         let interval = Duration::from_millis(u64::from(interval) * 10).max(Duration::from_secs(1));
         candidate.expires = now + interval * HOLD_TENTHS / 10;
         let Some(destination) = self.table.get_mut(&prefix) else {
@@ -288,7 +288,7 @@ impl Speaker {
         }
     }
 
-    /// Chooses the route of a prefix anew, and says what follows from the choice.
+    /// Selects the route of a prefix, advertises a change, and requests a sequence number where needed.
     pub(super) fn select(&mut self, now: Nanos, prefix: Prefix) {
         let Some(destination) = self.table.get(&prefix) else {
             return;
@@ -302,26 +302,26 @@ impl Speaker {
         let hops = |route: &Option<Selected>| route.iter().flat_map(|r| &r.hops).copied().collect();
         let (hops_before, hops_after): (Vec<NextHop>, Vec<NextHop>) =
             (hops(&before), hops(&destination.selected));
-        let told = |route: Option<&Selected>| route.map(|r| (r.router_id, r.serial));
-        let renewed = told(before.as_ref()) != told(after);
+        let announcement = |route: Option<&Selected>| route.map(|r| (r.router_id, r.serial));
+        let renewed = announcement(before.as_ref()) != announcement(after);
         if renewed {
             destination.marks.proved.clear();
         }
         let metric = after.map_or(INFINITY, |route| route.metric);
-        let told_metric = destination.told_metric;
+        let advertised_metric = destination.advertised_metric;
         if hops_before != hops_after {
             self.counters.route_changes += 1;
             self.changed.insert(prefix);
         }
-        let much = metric.abs_diff(told_metric) > (told_metric / 8).max(16);
+        let much = metric.abs_diff(advertised_metric) > (advertised_metric / 8).max(16);
         if renewed || (much && before != destination.selected) {
-            // Who has a route can wait to hear of a better one: a better one yet may follow.
-            self.tell_all(now, prefix, renewed || metric > told_metric);
+            // A better metric is not urgent: a still better one may follow.
+            self.advertise(now, prefix, renewed || metric > advertised_metric);
         } else {
-            // Only who was a next hop, or has become one, is told anything else than before.
+            // Split horizon changes only for neighbours that became or ceased to be next hops.
             for hop in hops_before.iter().chain(&hops_after) {
                 if hops_before.contains(hop) != hops_after.contains(hop) {
-                    self.tell_soon(now, prefix, hop.link);
+                    self.advertise_soon(now, prefix, hop.link);
                 }
             }
         }
@@ -330,8 +330,8 @@ impl Speaker {
         }
     }
 
-    /// The route to use, and the origin to be asked for a new number because something better, or
-    /// anything at all, is not feasible.
+    /// The route to use, and the origin to request a sequence number of because the only route, or a clearly
+    /// better one, is infeasible.
     fn choose(
         &self,
         destination: &Destination,
@@ -343,9 +343,9 @@ impl Speaker {
             u16::try_from(sum).unwrap_or(INFINITY)
         };
         let current = destination.selected.as_ref();
-        // Of the feasible: metric, link, candidate. The others may be worth a question.
+        // Feasible candidates with their metrics; the best infeasible one may be worth a request.
         let mut usable: Vec<(u16, &Candidate)> = Vec::new();
-        let mut barred: Option<(u16, &Candidate)> = None;
+        let mut infeasible: Option<(u16, &Candidate)> = None;
         for candidate in &destination.candidates {
             let metric = total(candidate);
             if metric == INFINITY {
@@ -353,58 +353,29 @@ impl Speaker {
             }
             if destination.feasible(candidate) {
                 usable.push((metric, candidate));
-            } else if barred.is_none_or(|(best, _)| metric < best) {
-                barred = Some((metric, candidate));
+            } else if infeasible.is_none_or(|(best, _)| metric < best) {
+                infeasible = Some((metric, candidate));
             }
         }
         usable.sort_by_key(|(metric, candidate)| (*metric, candidate.link));
         let Some(&(best, first)) = usable.first() else {
-            let wanted = barred.and_then(|(_, candidate)| self.to_ask(destination, candidate));
+            let wanted = infeasible
+                .and_then(|(_, candidate)| self.seqno_request_for(destination, candidate));
             return (None, wanted);
         };
-        // The one that is told stays, unless another is clearly better.
+        // The advertised one stays unless another is clearly better.
         let kept = current.and_then(|current| {
             usable
                 .iter()
                 .find(|(metric, c)| {
                     c.link == current.link
                         && c.router_id == current.router_id
-                        && best.saturating_add(worth_a_switch(*metric)) >= *metric
+                        && best.saturating_add(switch_hysteresis(*metric)) >= *metric
                 })
                 .copied()
         });
         let (metric, chosen) = kept.unwrap_or((best, first));
-        let mut hops: Vec<NextHop> = usable
-            .iter()
-            .filter(|(m, c)| {
-                // Who carries flows keeps them a little longer than it takes to be given some.
-                let slack = if current.is_some_and(|r| r.uses(c.link)) {
-                    2
-                } else {
-                    1
-                };
-                // Feasible now is not enough: what is told of the chosen one bounds what is
-                // feasible from then on, and the others must be so after that, too.
-                let distance = (chosen.serial, Reverse(metric));
-                let behind =
-                    c.router_id == chosen.router_id && (c.serial, Reverse(c.least)) > distance;
-                c.link == chosen.link || (behind && *m <= best.saturating_add(near(best) * slack))
-            })
-            .take(self.config.next_hops_max)
-            .map(|(_, c)| NextHop {
-                link: c.link,
-                weight: 1,
-            })
-            .collect();
-        if !hops.iter().any(|hop| hop.link == chosen.link) {
-            hops.pop();
-            hops.push(NextHop {
-                link: chosen.link,
-                weight: 1,
-            });
-        }
-        // A stable order: the hash of a flow picks by place.
-        hops.sort_by_key(|hop| hop.link);
+        let hops = self.multipath(&usable, (metric, chosen), current);
         let selected = Selected {
             link: chosen.link,
             router_id: chosen.router_id,
@@ -412,13 +383,51 @@ impl Speaker {
             metric,
             hops,
         };
-        let wanted = barred
-            .filter(|(m, _)| m.saturating_add(worth_a_switch(metric)) < metric)
-            .and_then(|(_, candidate)| self.to_ask(destination, candidate));
+        let wanted = infeasible
+            .filter(|(m, _)| m.saturating_add(switch_hysteresis(metric)) < metric)
+            .and_then(|(_, candidate)| self.seqno_request_for(destination, candidate));
         (Some(selected), wanted)
     }
 
-    fn to_ask(
+    /// Next hops beside the chosen one: of the feasible candidates, best first, those that are nearly as good and
+    /// stay feasible once the chosen metric is advertised.
+    fn multipath(
+        &self,
+        usable: &[(u16, &Candidate)],
+        (metric, chosen): (u16, &Candidate),
+        current: Option<&Selected>,
+    ) -> Vec<NextHop> {
+        let best = usable.first().map_or(metric, |(best, _)| *best);
+        // The advertisement becomes the feasible distance, which the others must stay below.
+        let distance = (chosen.serial, Reverse(metric));
+        let joins = |(metric, c): &&(u16, &Candidate)| {
+            // Hysteresis: a next hop in use stays a little longer than a new one is admitted.
+            let factor = if current.is_some_and(|route| route.uses(c.link)) {
+                2
+            } else {
+                1
+            };
+            let behind = c.router_id == chosen.router_id && (c.serial, Reverse(c.least)) > distance;
+            let near = *metric <= best.saturating_add(multipath_slack(best) * factor);
+            c.link == chosen.link || (behind && near)
+        };
+        let hop = |c: &Candidate| NextHop {
+            link: c.link,
+            weight: 1,
+        };
+        let joined = usable.iter().filter(joins).take(self.config.next_hops_max);
+        let mut hops: Vec<NextHop> = joined.map(|(_, c)| hop(c)).collect();
+        if !hops.iter().any(|hop| hop.link == chosen.link) {
+            hops.pop();
+            hops.push(hop(chosen));
+        }
+        // A stable order: the hash of a flow selects by position.
+        hops.sort_by_key(|hop| hop.link);
+        hops
+    }
+
+    /// The request that would make an infeasible candidate feasible: origin, serial, link.
+    fn seqno_request_for(
         &self,
         destination: &Destination,
         candidate: &Candidate,
@@ -428,18 +437,18 @@ impl Speaker {
         Some((candidate.router_id, serial.next(), candidate.link))
     }
 
-    /// The neighbour has started anew: what it offered lives on only if it is told again soon.
-    pub(super) fn grow_stale(&mut self, now: Nanos, link: u32) {
+    /// The neighbour has restarted: its routes expire soon unless it advertises them again.
+    pub(super) fn mark_stale(&mut self, now: Nanos, link: u32) {
         let prefixes = self.prefixes_of(link);
-        // The more there is, the longer it takes to be told.
-        let patience = STALE_AFTER + Duration::from_millis(prefixes.len() as u64);
+        // A larger table takes longer to advertise.
+        let stale_after = STALE_AFTER + Duration::from_millis(prefixes.len() as u64);
         for prefix in prefixes {
             let candidates = self.table.get_mut(&prefix).map(|d| &mut d.candidates);
             for candidate in candidates.into_iter().flatten().filter(|c| c.link == link) {
-                candidate.expires = candidate.expires.min(now + patience);
+                candidate.expires = candidate.expires.min(now + stale_after);
             }
         }
-        self.timers.set(Timer::Stale(link), now + patience);
+        self.timers.set(Timer::Stale(link), now + stale_after);
     }
 
     pub(super) fn stale_due(&mut self, now: Nanos, link: u32) {
@@ -448,7 +457,7 @@ impl Speaker {
         }
     }
 
-    /// Candidates that were not told again in time end.
+    /// Removes candidates that were not refreshed in time.
     pub(super) fn expire(&mut self, now: Nanos, prefix: Prefix) {
         let late = |c: &&Candidate| c.expires <= now;
         let candidates = self.table.get(&prefix).map(|d| &d.candidates);

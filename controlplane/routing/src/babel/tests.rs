@@ -168,14 +168,14 @@ fn a_line_converges_at_once_and_then_is_nearly_silent() {
         let links = speaker.links().count() as u64;
         let bits = (speaker.counters().bytes_sent - before.bytes_sent) * 8 / 600 / links;
         assert!(bits < 300, "{bits} bit/s of routing packets per idle link");
-        assert_eq!(speaker.counters().repeated, 0);
+        assert_eq!(speaker.counters().retransmitted, 0);
         assert_eq!(speaker.counters().malformed + speaker.counters().ignored, 0);
         assert_eq!(speaker.counters().route_changes, before.route_changes);
     }
 }
 
 #[test]
-fn a_drained_node_is_gone_round_and_stays_reachable() {
+fn a_drained_node_is_bypassed_and_stays_reachable() {
     let mut net = Net::new(4);
     // By 1 the way is short, by 2 it is long.
     for via in [1, 2] {
@@ -246,7 +246,7 @@ fn a_link_that_falls_silent_is_left_within_three_hellos() {
 }
 
 #[test]
-fn what_is_cut_off_has_no_route_and_comes_back() {
+fn a_partitioned_node_has_no_route_until_it_is_connected_again() {
     let mut net = line(5);
     net.run(seconds(5));
     net.part(2, 3);
@@ -259,7 +259,7 @@ fn what_is_cut_off_has_no_route_and_comes_back() {
 }
 
 #[test]
-fn a_neighbour_that_starts_anew_on_the_same_link_is_told_everything() {
+fn a_neighbour_that_restarts_on_the_same_link_receives_all_routes() {
     let mut net = line(4);
     net.run(seconds(5));
     net.start(1, 101, |_| {});
@@ -269,7 +269,7 @@ fn a_neighbour_that_starts_anew_on_the_same_link_is_told_everything() {
 }
 
 #[test]
-fn a_node_restored_with_old_numbers_goes_on_from_the_newest() {
+fn a_node_restored_with_old_serials_continues_from_the_newest() {
     let mut net = line(4);
     net.run(seconds(5));
     // Days before, by a clock that was set back.
@@ -285,7 +285,7 @@ fn a_node_restored_with_old_numbers_goes_on_from_the_newest() {
 }
 
 #[test]
-fn starved_nodes_ask_and_are_answered() {
+fn nodes_without_a_feasible_route_request_a_seqno_and_recover() {
     // 3 is far by one way and near by the other; when the near one breaks, only a new number makes
     // the far one feasible.
     let mut net = Net::new(4);
@@ -435,7 +435,7 @@ fn an_old_route_never_passes_for_a_new_one_with_the_same_lower_bits() {
 }
 
 #[test]
-fn gateways_are_believed_by_those_who_say_so() {
+fn announcements_of_gateways_are_accepted_where_a_rule_allows_them() {
     let outside: Prefix = "fd12:3456::/32".parse().unwrap();
     let mut net = line(1);
     net.start(1, 100, |config| config.announce = vec![outside]);
@@ -510,7 +510,7 @@ fn filters_change_while_it_runs_and_touch_only_what_they_name() {
 }
 
 #[test]
-fn a_filter_knows_what_it_takes_from_nobody() {
+fn a_filter_knows_what_it_accepts_from_no_neighbour() {
     let (neighbour, origin) = (secret(1).public_key(), secret(2).public_key());
     let mut of_one = rule(subnet(1), Action::Refuse);
     of_one.neighbour = Some(neighbour);
@@ -536,7 +536,7 @@ fn a_filter_knows_what_it_takes_from_nobody() {
 }
 
 #[test]
-fn what_is_told_to_nobody_waits_nowhere() {
+fn routes_that_are_exported_to_no_neighbour_are_not_queued() {
     let waiting = |net: &Net| -> usize { net.nodes[&1].links().map(|link| link.pending).sum() };
     let mut net = line(3);
     net.run(seconds(5));
@@ -544,12 +544,12 @@ fn what_is_told_to_nobody_waits_nowhere() {
     let mut export = Filter::accept_all();
     export.rules.push(rule(subnet(1), Action::Accept));
     net.node(1).set_filters(now, import.clone(), export.clone());
-    assert!(waiting(&net) > 0, "all is told again");
+    assert!(waiting(&net) > 0, "all is advertised again");
     net.run(seconds(2));
     export.otherwise = Action::Refuse;
     export.rules.clear();
     net.node(1).set_filters(now, import.clone(), export.clone());
-    assert!(waiting(&net) > 0, "the ends of what was told");
+    assert!(waiting(&net) > 0, "retractions of what was advertised");
     net.run(seconds(2));
     assert_eq!(net.nodes[&0].route(subnet(2)), None);
     // Other rules with the same outcome: there is nothing to tell, and it is not looked for again.
@@ -563,7 +563,7 @@ fn what_is_told_to_nobody_waits_nowhere() {
 }
 
 #[test]
-fn a_neighbour_that_is_filtered_is_not_believed_what_others_have_proved() {
+fn a_filtered_neighbour_gains_nothing_from_the_proofs_of_others() {
     let mut net = line(3);
     net.join(0, 2, Duration::from_millis(50));
     net.run(seconds(5));
@@ -638,7 +638,7 @@ fn hostile_bytes_are_counted_and_change_nothing() {
 }
 
 #[test]
-fn a_speaker_that_takes_over_is_told_everything_and_nothing_is_withdrawn() {
+fn a_speaker_that_takes_over_receives_all_routes_and_none_is_withdrawn() {
     let mut net = line(4);
     net.run(seconds(5));
     let changes = net.nodes[&0].counters().route_changes;
