@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use clap::Args as ClapArgs;
 use hyphae_routing::Rib;
-use hyphae_routing::babel::{DynamicRoute, NextHop};
+use hyphae_routing::babel::{DynamicNextHop, DynamicRoute};
 use hyphae_wire::babel::Serial;
 use hyphae_wire::{OverlayAddress, Prefix, PublicKey, SecretKey};
 use serde::{Deserialize, Serialize};
@@ -91,7 +91,7 @@ fn measure(prefixes: usize) -> anyhow::Result<Row> {
         let link = u32::try_from(n % 1_000_000).unwrap_or(0) + turn;
         let link = link % PEERS + 1;
         let route = DynamicRoute {
-            next_hops: vec![NextHop { link, weight: 1 }],
+            next_hops: vec![DynamicNextHop { link, weight: 1 }],
             metric: 100,
             serial: Serial(1),
             origin,

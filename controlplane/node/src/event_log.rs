@@ -199,7 +199,7 @@ fn refusal_name(reason: &Refusal) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use hyphae_overlay::Origin;
+    use hyphae_overlay::HandshakeSource;
 
     use super::*;
 
@@ -207,7 +207,7 @@ mod tests {
         let from: std::net::SocketAddr = ([192, 0, 2, 1], port).into();
         Event::Refused {
             key: None,
-            from: Origin::Underlay(from.into()),
+            from: HandshakeSource::Underlay(from.into()),
             reason,
         }
     }

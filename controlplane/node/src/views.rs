@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hyphae_config::endpoint::PeerUrl;
 use hyphae_overlay::{PeerState, PeerStatus};
-use hyphae_routing::{Origin, StaticRoute, Via};
+use hyphae_routing::{RouteSource, StaticRoute, Via};
 use hyphae_shm::StatsReader;
 use hyphae_shm::attach::Hello;
 use hyphae_time::Nanos;
@@ -76,7 +76,7 @@ pub struct RouteView {
     pub next_hops: Vec<PublicKey>,
     pub metric: u16,
     pub seqno: u16,
-    pub origin: Origin,
+    pub origin: RouteSource,
 }
 
 /// An address that a route or session is being looked for, and for how long still.
@@ -239,7 +239,7 @@ impl Node {
                 .fallbacks()
                 .filter_map(move |(prefix, candidate, metric)| {
                     let key = speaker.neighbour(candidate.link)?;
-                    let (seqno, origin) = (candidate.serial.seqno(), Origin::Dynamic);
+                    let (seqno, origin) = (candidate.serial.seqno(), RouteSource::Dynamic);
                     let usable = metric < hyphae_wire::babel::INFINITY;
                     usable.then(|| entry(prefix, key, metric, seqno, origin))
                 })
@@ -249,12 +249,11 @@ impl Node {
                 Via::Peer(key) => key,
                 Via::Address(address) => self.rib.neighbour(address)?,
             };
-            let used = self
-                .rib
-                .route(route.prefix)
-                .is_some_and(|used| used.origin == Origin::Static && used.next_hops[0].key == key);
+            let used = self.rib.route(route.prefix).is_some_and(|used| {
+                used.origin == RouteSource::Static && used.next_hops[0].key == key
+            });
             (self.rib.is_up(&key) && !used)
-                .then(|| entry(route.prefix, key, route.metric, 0, Origin::Static))
+                .then(|| entry(route.prefix, key, route.metric, 0, RouteSource::Static))
         });
         offered.chain(fixed).collect()
     }
@@ -275,7 +274,7 @@ impl Node {
             let selected = self.rib.route(route.prefix);
             StaticRouteView {
                 route,
-                in_use: selected.is_some_and(|selected| selected.origin == Origin::Static),
+                in_use: selected.is_some_and(|selected| selected.origin == RouteSource::Static),
             }
         };
         self.rib.static_routes().map(view).collect()

@@ -65,8 +65,8 @@ pub enum Event {
     Refused {
         /// Key of the other side, where it was known.
         key: Option<PublicKey>,
-        /// Origin of the handshake.
-        from: Origin,
+        /// HandshakeSource of the handshake.
+        from: HandshakeSource,
         /// Why.
         reason: Refusal,
     },
@@ -150,14 +150,14 @@ pub struct Duplicate {
 
 /// Where a handshake came from or went to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum HandshakeSource {
     /// A link handshake.
     Underlay(Endpoint),
     /// An end-to-end handshake.
     Overlay(OverlayAddress),
 }
 
-impl std::fmt::Display for Origin {
+impl std::fmt::Display for HandshakeSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Underlay(endpoint) => endpoint.fmt(f),

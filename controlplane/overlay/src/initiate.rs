@@ -3,16 +3,14 @@
 use std::time::Duration;
 
 use hyphae_time::Nanos;
-use hyphae_wire::guard;
-use hyphae_wire::handshake::{HandshakeError, Message, Offer, RESETS_MAX, Step};
+use hyphae_wire::handshake::{HandshakeError, HandshakeStep, Message, Offer};
 
 use hyphae_wire::{
-    Endpoint, Lane, LocalAddress, NetworkId, PublicKey, SessionIndex, Suite, SuiteSet,
-    on_wiped_stack,
+    Endpoint, Lane, LocalAddress, NetworkId, PublicKey, Suite, SuiteSet, on_wiped_stack,
 };
 
 use crate::engine::Timer;
-use crate::event::{Direction, Origin};
+use crate::event::{Direction, HandshakeSource};
 use crate::handshake::{
     CONFIRM_TIMEOUT, Carrier, Fallback, Goal, LINK_TIMEOUT, Outgoing, PROBE_TIMEOUT,
     RETRANSMIT_MAX, RETRANSMIT_MIN, RetransmitSchedule, SESSION_TIMEOUT, Stage,
@@ -23,7 +21,7 @@ use crate::install::NewSession;
 use crate::keys::Kind;
 use crate::noise::Noise;
 use crate::offer::{fit_resets, lanes_valid, parse_offer};
-use crate::{ConfiguredPeer, DownReason, Ephemerals, Event, Overlay, Refusal};
+use crate::{ConfiguredPeer, DownReason, Event, Overlay, Refusal};
 
 /// A second message that passed all checks.
 struct AcceptedResponse {
@@ -74,7 +72,7 @@ impl Overlay {
         let outgoing = Outgoing {
             goal,
             stage: Stage::Response(noise),
-            message: self.frame(kind, Step::Init, id, 0, &message),
+            message: self.frame(kind, HandshakeStep::Init, id, 0, &message),
             carriers,
             attempts: 0,
             cookie: None,
@@ -288,15 +286,9 @@ impl Overlay {
         message: &Message<'_>,
         accepted: AcceptedResponse,
     ) {
-        let AcceptedResponse {
-            owner,
-            key,
-            offer,
-            suite,
-            rtt,
-        } = accepted;
+        let (owner, key) = (accepted.owner, accepted.key);
         let kind = carrier.kind();
-        let lanes = Lane::count(self.workers, offer.workers);
+        let lanes = Lane::count(self.workers, accepted.offer.workers);
         let class = match self.renews(carrier, lanes) {
             true => Class::Renewal,
             false => Class::Live,
@@ -314,31 +306,14 @@ impl Overlay {
             self.settle(now, owner, DownReason::Dead);
             return;
         };
-        let mut choice = self.offer(kind, SuiteSet::only(suite), ours.clone());
+        let mut choice = self.offer(kind, SuiteSet::only(accepted.suite), ours.clone());
         // The path carries what has just arrived.
         fit_resets(&mut choice, carrier, message.len);
-        let Some((mut noise, finish)) = self.third_message(id, owner, &choice) else {
-            self.release_failed(now, id, owner, class, &ours);
-            return;
-        };
-        let endpoints = self.lane_endpoints(owner, carrier, &offer, lanes, true);
-        let session = NewSession {
-            owner,
-            key,
-            direction: Direction::Outbound,
-            receive_only: false,
-            suite,
-            secrets: noise.secrets(),
-            ours: &ours,
-            theirs: &offer.lanes,
-            resets: &offer.resets,
-            endpoints: &endpoints,
-            local: LocalAddress::UNSET,
-            mtu: offer.mtu,
-            handshake: None,
-        };
-        let Some(epoch) = self.install(now, session) else {
-            self.release_failed(now, id, owner, class, &ours);
+        let endpoints = self.lane_endpoints(owner, carrier, &accepted.offer, lanes, true);
+        let Some((epoch, finish)) = self.complete(now, id, &accepted, &choice, &endpoints) else {
+            self.release_unused(now, kind, class, &ours);
+            self.fail(now, id, None);
+            self.settle(now, owner, DownReason::Dead);
             return;
         };
         let endpoint = endpoints.first().copied().unwrap_or_default();
@@ -348,17 +323,52 @@ impl Overlay {
             if !association.up {
                 association.endpoint = endpoint;
             }
-            if let Some(rtt) = rtt {
+            if let Some(rtt) = accepted.rtt {
                 association.liveness.rtt.sample(rtt);
             }
         }
-        let message = self.frame(kind, Step::Finish, id, message.header.sender.get(), &finish);
-        self.record_instance(now, owner, offer.instance, endpoint);
+        let message = self.frame(
+            kind,
+            HandshakeStep::Finish,
+            id,
+            message.header.sender.get(),
+            &finish,
+        );
+        self.record_instance(now, owner, accepted.offer.instance, endpoint);
         if let Some(outgoing) = self.outgoing.get_mut(&id) {
             outgoing.await_confirmation(now, Stage::Confirm { owner, epoch }, carrier, message);
             self.schedule(owner);
             self.outgoing_due(now, id);
         }
+    }
+
+    /// Writes the third message and installs the session. Returns its epoch, and the message.
+    fn complete(
+        &mut self,
+        now: Nanos,
+        id: u32,
+        accepted: &AcceptedResponse,
+        choice: &Offer,
+        endpoints: &[Endpoint],
+    ) -> Option<(u32, Vec<u8>)> {
+        let owner = accepted.owner;
+        let (mut noise, message) = self.third_message(id, owner, choice)?;
+        let session = NewSession {
+            owner,
+            key: accepted.key,
+            direction: Direction::Outbound,
+            receive_only: false,
+            suite: accepted.suite,
+            secrets: noise.secrets(),
+            ours: &choice.lanes,
+            theirs: &accepted.offer.lanes,
+            resets: &accepted.offer.resets,
+            endpoints,
+            local: LocalAddress::UNSET,
+            mtu: accepted.offer.mtu,
+            handshake: None,
+        };
+        Some((self.install(now, session)?, message))
     }
 
     /// Writes the third message; the handshake then waits for confirmation.
@@ -375,20 +385,6 @@ impl Overlay {
         };
         let message = noise.write(&choice.encode())?;
         Some((noise, message))
-    }
-
-    /// Releases the slots of an answer that led to no session.
-    fn release_failed(
-        &mut self,
-        now: Nanos,
-        id: u32,
-        owner: Owner,
-        class: Class,
-        ours: &[SessionIndex],
-    ) {
-        self.release_unused(now, owner.kind(), class, ours);
-        self.fail(now, id, None);
-        self.settle(now, owner, DownReason::Dead);
     }
 
     /// Checks a second message against the handshake.
@@ -461,9 +457,9 @@ impl Overlay {
                 let theirs = NetworkId(message.header.network.get());
                 match message.step {
                     _ if theirs != self.network() => self.on_foreign(carrier, &message, theirs),
-                    Step::Init => self.on_init(now, carrier, &message),
-                    Step::Response => self.on_response(now, carrier, &message),
-                    Step::Finish => self.on_finish(now, carrier, &message),
+                    HandshakeStep::Init => self.on_init(now, carrier, &message),
+                    HandshakeStep::Response => self.on_response(now, carrier, &message),
+                    HandshakeStep::Finish => self.on_finish(now, carrier, &message),
                 }
             }
             Err(HandshakeError::Version(version)) => {
@@ -483,13 +479,14 @@ impl Overlay {
             ours: self.network(),
         };
         match message.step {
-            Step::Init if sender != 0 && receiver == 0 => {
+            HandshakeStep::Init if sender != 0 && receiver == 0 => {
                 self.refuse(None, carrier, reason);
                 let number = self.handshake_number();
-                let answer = self.frame(carrier.kind(), Step::Response, number, sender, &[]);
+                let answer =
+                    self.frame(carrier.kind(), HandshakeStep::Response, number, sender, &[]);
                 self.send_handshake(carrier, &answer);
             }
-            Step::Response => {
+            HandshakeStep::Response => {
                 let waits = |o: &&Outgoing| {
                     let asked = o.carriers.iter().chain(&o.fallback.carriers);
                     matches!(o.stage, Stage::Response(_))
@@ -505,55 +502,23 @@ impl Overlay {
                 }
                 self.refuse(None, carrier, reason);
             }
-            Step::Init | Step::Finish => {}
+            HandshakeStep::Init | HandshakeStep::Finish => {}
         }
     }
 
     pub(crate) fn refuse(&mut self, key: Option<PublicKey>, carrier: Carrier, reason: Refusal) {
         let from = match carrier {
-            Carrier::Underlay { endpoint, .. } => Origin::Underlay(endpoint),
-            Carrier::Overlay { address, .. } => Origin::Overlay(address),
+            Carrier::Underlay { endpoint, .. } => HandshakeSource::Underlay(endpoint),
+            Carrier::Overlay { address, .. } => HandshakeSource::Overlay(address),
             Carrier::Sealed { owner, endpoint } => match self.associations.get(&owner) {
-                Some(end) if owner.kind() == Kind::EndToEnd => Origin::Overlay(end.address),
-                Some(_) | None => Origin::Underlay(endpoint),
+                Some(end) if owner.kind() == Kind::EndToEnd => {
+                    HandshakeSource::Overlay(end.address)
+                }
+                Some(_) | None => HandshakeSource::Underlay(endpoint),
             },
         };
         self.handshakes.refused += 1;
         self.output.event(Event::Refused { key, from, reason });
-    }
-
-    /// The payload of a message of this node.
-    pub(crate) fn offer(&self, kind: Kind, suites: SuiteSet, lanes: Vec<SessionIndex>) -> Offer {
-        let ports = match kind {
-            Kind::Link => self.config.ports.clone(),
-            Kind::EndToEnd => Vec::new(),
-        };
-        let token = match kind {
-            Kind::Link => guard::link_token,
-            Kind::EndToEnd => guard::session_token,
-        };
-        let covered = lanes.iter().take(RESETS_MAX);
-        let resets = covered
-            .map(|lane| token(&self.node_secret, *lane))
-            .collect();
-        Offer {
-            suites,
-            workers: self.workers,
-            mtu: self.config.mtu,
-            ports,
-            instance: if lanes.is_empty() { 0 } else { self.instance },
-            lanes,
-            resets,
-        }
-    }
-
-    pub(crate) fn noise(&mut self, kind: Kind, initiator: bool) -> Box<Noise> {
-        let seed = match self.config.ephemerals {
-            Ephemerals::System => None,
-            Ephemerals::Seeded => Some(self.rng.array()),
-        };
-        let network = self.config.network.as_ref();
-        Noise::new(&self.config.identity, kind, initiator, network, seed)
     }
 
     /// An unused random handshake number.
@@ -567,54 +532,6 @@ impl Overlay {
                 return n;
             }
         }
-    }
-
-    /// Underlay address of each lane of a new session. Lane 0 follows the handshake. The others follow the
-    /// addresses of the session in use, else the ports that the peer advertises, shifted as a port forwarding
-    /// shifts lane 0.
-    pub(crate) fn lane_endpoints(
-        &self,
-        owner: Owner,
-        carrier: Carrier,
-        offer: &Offer,
-        lanes: u16,
-        initiator: bool,
-    ) -> Vec<Endpoint> {
-        let from = match carrier {
-            Carrier::Underlay { endpoint, .. } | Carrier::Sealed { endpoint, .. } => endpoint,
-            Carrier::Overlay { .. } => Endpoint::default(),
-        };
-        if from.is_unset() {
-            return vec![Endpoint::default(); usize::from(lanes)];
-        }
-        if from.is_stream() {
-            // One connection carries all lanes.
-            return vec![from; usize::from(lanes)];
-        }
-        let current = self.associations.get(&owner).and_then(|a| a.current());
-        let known = current.filter(|session| session.lane_count() == lanes);
-        let here = from.port.get();
-        let first = offer.ports.first().copied().unwrap_or(here);
-        let shift = if offer.ports.contains(&here) {
-            0
-        } else {
-            here.wrapping_sub(first)
-        };
-        let lane_endpoint = |lane: u16| {
-            let learnt = known
-                .and_then(|session| session.lanes.get(usize::from(lane)))
-                .filter(|state| state.active && state.endpoint.with_port(here) == from);
-            if let Some(state) = learnt.filter(|_| lane > 0) {
-                return state.endpoint;
-            }
-            if lane == 0 && !initiator {
-                return from;
-            }
-            let worker = Lane(lane).worker(offer.workers).as_usize();
-            let stated = offer.ports.get(worker).copied().unwrap_or(here);
-            from.with_port(stated.wrapping_add(shift))
-        };
-        (0..lanes).map(lane_endpoint).collect()
     }
 
     /// The association of a handshake begun here, created where it is missing.

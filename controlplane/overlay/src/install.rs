@@ -9,13 +9,14 @@ use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::frame::LINK_HEADER_LEN;
 use hyphae_wire::guard::Token;
-use hyphae_wire::handshake::{self, Step, encode_frame_in, encode_session_in};
+use hyphae_wire::handshake::{self, HandshakeStep, encode_frame_in, encode_session_in};
 
 use hyphae_wire::{
     AddressPair, Endpoint, Lane, LocalAddress, Network, NetworkId, OverlayAddress, PublicKey,
     Service, SessionIndex, Suite,
 };
 use std::time::Duration;
+use zerocopy::FromZeros;
 use zerocopy::little_endian::{U16, U32, U64};
 use zeroize::Zeroize;
 
@@ -51,6 +52,16 @@ pub(crate) struct NewSession<'a> {
     /// Largest inner packet of the other end.
     pub(crate) mtu: u16,
     pub(crate) handshake: Option<u32>,
+}
+
+impl NewSession<'_> {
+    fn role(&self, lane: Lane) -> u8 {
+        match (self.receive_only, self.direction, lane) {
+            (true, _, _) => ROLE_RECEIVE_ONLY,
+            (false, Direction::Inbound, Lane(0)) => ROLE_ACTIVE,
+            (false, _, _) => ROLE_STANDBY,
+        }
+    }
 }
 
 impl Overlay {
@@ -115,11 +126,7 @@ impl Overlay {
         let (owner, at) = (new.owner, usize::from(lane.0));
         let outbound = new.direction == Direction::Outbound;
         let flags = if outbound { FLAG_INITIATOR } else { 0 };
-        let role = match (new.receive_only, outbound, lane) {
-            (true, _, _) => ROLE_RECEIVE_ONLY,
-            (false, false, Lane(0)) => ROLE_ACTIVE,
-            (false, _, _) => ROLE_STANDBY,
-        };
+        let role = new.role(lane);
         let state = LaneState {
             receive: new.ours[at],
             send: new.theirs[at],
@@ -128,16 +135,19 @@ impl Overlay {
             active: role == ROLE_ACTIVE,
             heard: now,
         };
+        let worker = state.receive.worker();
+        let times = (
+            U64::new(now.0),
+            rekey_after_ms,
+            millis(self.config.reject_after),
+        );
         let mut keys = new.secrets.lane(owner.kind(), lane, outbound);
-        let reject_after_ms = millis(self.config.reject_after);
-        let (receive_index, send_index) = (U32::new(state.receive.0), U32::new(state.send.0));
-        let (worker, created) = (state.receive.worker(), U64::new(now.0));
         match owner {
             Owner::Peer(peer) => {
                 let mut install = LinkInstall {
                     peer: U32::new(peer),
-                    receive_index,
-                    send_index,
+                    receive_index: U32::new(state.receive.0),
+                    send_index: U32::new(state.send.0),
                     lane: U16::new(lane.0),
                     suite: new.suite.code(),
                     role,
@@ -146,9 +156,9 @@ impl Overlay {
                     reserved: [0; 3],
                     endpoint: state.endpoint,
                     local: new.local,
-                    created,
-                    rekey_after_ms,
-                    reject_after_ms,
+                    created: times.0,
+                    rekey_after_ms: times.1,
+                    reject_after_ms: times.2,
                     reset: state.reset,
                     keys,
                 };
@@ -159,22 +169,20 @@ impl Overlay {
                 let mut install = SessionInstall {
                     address: new.key.address(),
                     key: new.key,
-                    receive_index,
-                    send_index,
+                    receive_index: U32::new(state.receive.0),
+                    send_index: U32::new(state.send.0),
                     lane: U16::new(lane.0),
                     suite: new.suite.code(),
                     role,
                     epoch: U32::new(epoch),
                     flags,
-                    reserved: 0,
                     mtu: U16::new(new.mtu),
-                    reserved2: U32::ZERO,
-                    created,
-                    rekey_after_ms,
-                    reject_after_ms,
-                    reserved3: U64::ZERO,
+                    created: times.0,
+                    rekey_after_ms: times.1,
+                    reject_after_ms: times.2,
                     reset: state.reset,
                     keys,
+                    ..SessionInstall::new_zeroed()
                 };
                 self.output
                     .program(worker, &Program::SessionInstall(&install));
@@ -275,7 +283,7 @@ impl Overlay {
     pub(crate) fn frame(
         &self,
         kind: Kind,
-        step: Step,
+        step: HandshakeStep,
         sender: u32,
         receiver: u32,
         noise: &[u8],

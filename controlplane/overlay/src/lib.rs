@@ -55,8 +55,8 @@ mod transport;
 pub use config::{Config, Ephemerals, Live, PeerConfig};
 pub use engine::Overlay;
 pub use event::{
-    Direction, DownReason, Duplicate, Event, Handshakes, Origin, PeerState, PeerStatus, Refusal,
-    SessionStatus,
+    Direction, DownReason, Duplicate, Event, HandshakeSource, Handshakes, PeerState, PeerStatus,
+    Refusal, SessionStatus,
 };
 pub use ids::ConfiguredPeer;
 pub use policy::Policy;

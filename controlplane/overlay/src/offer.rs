@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use hyphae_wire::Lane;
-use hyphae_wire::guard::TOKEN_LEN;
-use hyphae_wire::handshake::{HandshakeError, HandshakeHeader, Offer};
+use hyphae_wire::guard::{self, TOKEN_LEN};
+use hyphae_wire::handshake::{HandshakeError, HandshakeHeader, Offer, RESETS_MAX};
+use hyphae_wire::{Endpoint, Lane, SessionIndex, SuiteSet};
 
-use crate::Refusal;
 use crate::handshake::Carrier;
+use crate::ids::Owner;
 use crate::keys::Kind;
+use crate::noise::Noise;
+use crate::{Ephemerals, Overlay, Refusal};
 
 /// Smallest inner packet that every end must take: the IPv6 minimum.
 const MTU_MIN: u16 = 1280;
@@ -57,4 +59,88 @@ pub(crate) fn fit_resets(choice: &mut Offer, carrier: Carrier, len: usize) {
     choice
         .resets
         .truncate(len.saturating_sub(without) / TOKEN_LEN);
+}
+
+impl Overlay {
+    /// The payload of a message of this node.
+    pub(crate) fn offer(&self, kind: Kind, suites: SuiteSet, lanes: Vec<SessionIndex>) -> Offer {
+        let ports = match kind {
+            Kind::Link => self.config.ports.clone(),
+            Kind::EndToEnd => Vec::new(),
+        };
+        let token = match kind {
+            Kind::Link => guard::link_token,
+            Kind::EndToEnd => guard::session_token,
+        };
+        let covered = lanes.iter().take(RESETS_MAX);
+        let resets = covered
+            .map(|lane| token(&self.node_secret, *lane))
+            .collect();
+        Offer {
+            suites,
+            workers: self.workers,
+            mtu: self.config.mtu,
+            ports,
+            instance: if lanes.is_empty() { 0 } else { self.instance },
+            lanes,
+            resets,
+        }
+    }
+
+    pub(crate) fn noise(&mut self, kind: Kind, initiator: bool) -> Box<Noise> {
+        let seed = match self.config.ephemerals {
+            Ephemerals::System => None,
+            Ephemerals::Seeded => Some(self.rng.array()),
+        };
+        let network = self.config.network.as_ref();
+        Noise::new(&self.config.identity, kind, initiator, network, seed)
+    }
+
+    /// Underlay address of each lane of a new session. Lane 0 follows the handshake. The others follow the
+    /// addresses of the session in use, else the ports that the peer advertises, shifted as a port forwarding
+    /// shifts lane 0.
+    pub(crate) fn lane_endpoints(
+        &self,
+        owner: Owner,
+        carrier: Carrier,
+        offer: &Offer,
+        lanes: u16,
+        initiator: bool,
+    ) -> Vec<Endpoint> {
+        let from = match carrier {
+            Carrier::Underlay { endpoint, .. } | Carrier::Sealed { endpoint, .. } => endpoint,
+            Carrier::Overlay { .. } => Endpoint::default(),
+        };
+        if from.is_unset() {
+            return vec![Endpoint::default(); usize::from(lanes)];
+        }
+        if from.is_stream() {
+            // One connection carries all lanes.
+            return vec![from; usize::from(lanes)];
+        }
+        let current = self.associations.get(&owner).and_then(|a| a.current());
+        let known = current.filter(|session| session.lane_count() == lanes);
+        let here = from.port.get();
+        let first = offer.ports.first().copied().unwrap_or(here);
+        let shift = if offer.ports.contains(&here) {
+            0
+        } else {
+            here.wrapping_sub(first)
+        };
+        let lane_endpoint = |lane: u16| {
+            let learnt = known
+                .and_then(|session| session.lanes.get(usize::from(lane)))
+                .filter(|state| state.active && state.endpoint.with_port(here) == from);
+            if let Some(state) = learnt.filter(|_| lane > 0) {
+                return state.endpoint;
+            }
+            if lane == 0 && !initiator {
+                return from;
+            }
+            let worker = Lane(lane).worker(offer.workers).as_usize();
+            let stated = offer.ports.get(worker).copied().unwrap_or(here);
+            from.with_port(stated.wrapping_add(shift))
+        };
+        (0..lanes).map(lane_endpoint).collect()
+    }
 }

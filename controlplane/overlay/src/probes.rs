@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind, Probe};
-use hyphae_wire::handshake::{Message, Step};
+use hyphae_wire::handshake::{HandshakeStep, Message};
 
 use hyphae_wire::SessionIndex;
 use zerocopy::FromBytes;
@@ -84,7 +84,7 @@ impl Overlay {
             return;
         };
         let message = Message::parse(body);
-        if message.is_ok_and(|message| message.step == Step::Init) {
+        if message.is_ok_and(|message| message.step == HandshakeStep::Init) {
             if association.renewals_paid > now + RENEWAL_EVERY * RENEWALS_EXTRA {
                 return;
             }

@@ -6,7 +6,7 @@
 
 use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::handshake::{Message, Offer, Step};
+use hyphae_wire::handshake::{HandshakeStep, Message, Offer};
 
 use hyphae_wire::{Lane, PublicKey, SessionIndex, Suite, SuiteSet};
 
@@ -68,7 +68,7 @@ impl Overlay {
             return;
         };
         let id = self.handshake_number();
-        let response = self.frame(kind, Step::Response, id, sender, &answer);
+        let response = self.frame(kind, HandshakeStep::Response, id, sender, &answer);
         self.send_handshake(carrier, &response);
         let half = HalfOpen {
             carrier,
@@ -273,11 +273,9 @@ impl Overlay {
             self.schedule(owner);
             return Ok(());
         }
-        if let Some(endpoint) = endpoints.first() {
-            self.use_endpoint(owner, *endpoint);
-        }
-        let place = endpoints.first().copied().unwrap_or_default();
-        self.record_instance(now, owner, offer.instance, place);
+        let endpoint = endpoints.first().copied().unwrap_or_default();
+        self.use_endpoint(owner, endpoint);
+        self.record_instance(now, owner, offer.instance, endpoint);
         self.confirm_again(owner, epoch);
         self.confirmed(now, owner, epoch, fresh);
         Ok(())

@@ -11,8 +11,8 @@ mod rib;
 
 pub use fib::FibChange;
 pub use rib::{
-    METRIC_CONNECTED, METRIC_STATIC, NextHop, Origin, Rib, RouteError, SelectedRoute, StaticRoute,
-    Via,
+    METRIC_CONNECTED, METRIC_STATIC, NextHop, Rib, RouteError, RouteSource, SelectedRoute,
+    StaticRoute, Via,
 };
 
 #[cfg(test)]

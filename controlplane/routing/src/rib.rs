@@ -52,7 +52,7 @@ pub struct StaticRoute {
 
 /// Where a selected route comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
+pub enum RouteSource {
     /// The /64 of a peer.
     Connected,
     /// The operator.
@@ -86,7 +86,7 @@ pub struct SelectedRoute {
     /// Key of the node that announced it, for dynamic routes.
     pub announcer: Option<PublicKey>,
     /// Where it comes from.
-    pub origin: Origin,
+    pub origin: RouteSource,
 }
 
 impl SelectedRoute {
@@ -387,7 +387,7 @@ impl Rib {
         let connected = self
             .connected
             .get(&prefix)
-            .and_then(|key| route(*key, METRIC_CONNECTED, Origin::Connected));
+            .and_then(|key| route(*key, METRIC_CONNECTED, RouteSource::Connected));
         if connected.is_none() {
             let statics = self
                 .statics
@@ -397,7 +397,7 @@ impl Rib {
                         Via::Peer(key) => *key,
                         Via::Address(address) => self.resolve(*address, prefix, depth)?,
                     };
-                    route(key, *metric, Origin::Static)
+                    route(key, *metric, RouteSource::Static)
                 });
             if let Some(route) = statics.min_by_key(|route| route.metric) {
                 return Some(route);
@@ -427,7 +427,7 @@ impl Rib {
             metric: route.metric,
             seqno: route.serial.seqno(),
             announcer: Some(route.origin),
-            origin: Origin::Dynamic,
+            origin: RouteSource::Dynamic,
         })
     }
 

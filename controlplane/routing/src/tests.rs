@@ -5,7 +5,7 @@ use hyphae_wire::babel::Serial;
 use hyphae_wire::{OverlayAddress, Prefix, PublicKey, SecretKey};
 
 use crate::babel::{DynamicRoute, NextHop};
-use crate::{FibChange, METRIC_STATIC, Origin, Rib, RouteError, StaticRoute, Via};
+use crate::{FibChange, METRIC_STATIC, Rib, RouteError, RouteSource, StaticRoute, Via};
 
 fn key(seed: u8) -> PublicKey {
     SecretKey::from_bytes(&[seed; 32]).unwrap().public_key()
@@ -123,7 +123,10 @@ fn the_longest_prefix_wins_then_the_metric_then_connected() {
     .unwrap();
     let other: OverlayAddress = "500::1".parse::<std::net::Ipv6Addr>().unwrap().into();
     assert_eq!(rib.lookup(other).unwrap().next_hops[0].peer, 2);
-    assert_eq!(rib.lookup(b.address()).unwrap().origin, Origin::Connected);
+    assert_eq!(
+        rib.lookup(b.address()).unwrap().origin,
+        RouteSource::Connected
+    );
     // A host route is more specific than the peer's own subnet.
     rib.add_static(via(Prefix::new(b.address(), 128), Via::Peer(a)))
         .unwrap();

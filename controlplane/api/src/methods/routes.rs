@@ -1,7 +1,7 @@
 //! Routes: lists, and static routes added at run time.
 
 use hyphae_config::endpoint::{RouteSpec, parse_via, via_text};
-use hyphae_routing::{Origin, Rib, Via};
+use hyphae_routing::{Rib, RouteSource, Via};
 use hyphae_rpc::message::Error;
 use hyphae_rpc::method::{QueriedSubnet, Route, RouteParams, StaticRoute};
 use hyphae_wire::Prefix;
@@ -95,9 +95,9 @@ fn via(params: &RouteParams) -> Result<Option<Via>, Error> {
 fn route(view: RouteView) -> Route {
     let next_hops: Vec<_> = view.next_hops.iter().map(ToString::to_string).collect();
     let origin = match view.origin {
-        Origin::Connected => "connected",
-        Origin::Static => "static",
-        Origin::Dynamic => "dynamic",
+        RouteSource::Connected => "connected",
+        RouteSource::Static => "static",
+        RouteSource::Dynamic => "dynamic",
     };
     Route {
         subnet: view.prefix.to_string(),

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use hyphae_shm::record::{Program, Punt, PuntHandshake, PuntService};
-use hyphae_wire::handshake::{Message, Offer, Step, encode, encode_frame, encode_session_in};
+use hyphae_wire::handshake::{
+    HandshakeStep, Message, Offer, encode, encode_frame, encode_session_in,
+};
 use hyphae_wire::{Endpoint, NetworkId, Service, SessionIndex, Suite, SuiteSet, WorkerId};
 use zerocopy::FromZeros;
 
@@ -12,7 +14,7 @@ use super::network::{Network, config, secret};
 use super::worker::Frame;
 use crate::keys::Kind;
 use crate::noise::Noise;
-use crate::{Config, DownReason, Event, Origin, PeerState, Refusal};
+use crate::{Config, DownReason, Event, HandshakeSource, PeerState, Refusal};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -64,7 +66,7 @@ fn init(seed: u8, number: u32) -> Vec<u8> {
         instance: 0,
     };
     encode_frame(
-        Step::Init,
+        HandshakeStep::Init,
         number,
         0,
         &noise.write(&offer.encode()).unwrap(),
@@ -121,7 +123,10 @@ fn a_repeated_third_message_is_answered_with_a_keepalive_to_the_proven_end() {
     let mut network = pair(2);
     network.run(SECOND);
     let finish = network.captured[2].clone();
-    assert_eq!(Message::parse_frame(&finish.2).unwrap().step, Step::Finish);
+    assert_eq!(
+        Message::parse_frame(&finish.2).unwrap().step,
+        HandshakeStep::Finish
+    );
     network.nodes[1].workers[0].out.clear();
     let meta = PuntHandshake {
         addresses: stranger(1).into(),
@@ -198,7 +203,10 @@ fn a_pinned_key_is_the_only_one_accepted() {
     let expected = secret(77).public_key();
     network.with(0, |overlay, now| overlay.add_peer(now, peer.clone()));
     network.run(SECOND * 3);
-    let (key, from) = (Some(network.key(1)), Origin::Underlay(network.endpoint(1)));
+    let (key, from) = (
+        Some(network.key(1)),
+        HandshakeSource::Underlay(network.endpoint(1)),
+    );
     let refused = Event::Refused {
         key,
         from,
@@ -351,7 +359,12 @@ fn an_end_to_end_answer_must_come_from_the_owner_of_the_address() {
         instance: 0,
     };
     let answer = noise.write(&choice.encode()).unwrap();
-    let answer = encode(Step::Response, 5, first.header.sender.get(), &answer);
+    let answer = encode(
+        HandshakeStep::Response,
+        5,
+        first.header.sender.get(),
+        &answer,
+    );
     let mut meta = PuntService::new_zeroed();
     meta.source = address;
     meta.service = Service::Handshake.code();
@@ -359,7 +372,7 @@ fn an_end_to_end_answer_must_come_from_the_owner_of_the_address() {
     let key = Some(secret(66).public_key());
     let refused = Event::Refused {
         key,
-        from: Origin::Overlay(address),
+        from: HandshakeSource::Overlay(address),
         reason: Refusal::Address,
     };
     let events: Vec<_> = std::iter::from_fn(|| overlay.poll_event()).collect();
@@ -383,7 +396,7 @@ fn an_end_to_end_initiator_must_own_its_source_address() {
         instance: 0,
     };
     let first = noise.write(&offer.encode()).unwrap();
-    let first = encode_session_in(NetworkId::PUBLIC, Step::Init, 5, 0, &first);
+    let first = encode_session_in(NetworkId::PUBLIC, HandshakeStep::Init, 5, 0, &first);
     let mut meta = PuntService::new_zeroed();
     meta.source = claimed;
     meta.destination = own;
@@ -400,7 +413,7 @@ fn an_end_to_end_initiator_must_own_its_source_address() {
     offer.suites = SuiteSet::only(Suite::Aes256Gcm);
     offer.lanes = vec![SessionIndex(0x10001)];
     let third = noise.write(&offer.encode()).unwrap();
-    let third = encode(Step::Finish, 5, second.header.sender.get(), &third);
+    let third = encode(HandshakeStep::Finish, 5, second.header.sender.get(), &third);
     overlay.handle_punt(now, WorkerId(0), &Punt::Service(&meta, &third));
     let event = overlay.poll_event().unwrap();
     assert!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyphae_shm::record::{Program, Punt, PuntHandshake, PuntLinkLocal, PuntService};
 use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::frame::LINK_HEADER_LEN;
-use hyphae_wire::handshake::{Message, Offer, Step, encode_frame, encode_session_in};
+use hyphae_wire::handshake::{HandshakeStep, Message, Offer, encode_frame, encode_session_in};
 use hyphae_wire::{
     Endpoint, Lane, NetworkId, PublicKey, SecretKey, Service, SessionIndex, SuiteSet, WorkerId,
 };
@@ -80,7 +80,7 @@ impl Strangers {
         };
         (
             stranger,
-            stranger_frame(kind, Step::Init, number, 0, &first),
+            stranger_frame(kind, HandshakeStep::Init, number, 0, &first),
         )
     }
 
@@ -89,7 +89,13 @@ impl Strangers {
     }
 }
 
-fn stranger_frame(kind: Kind, step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+fn stranger_frame(
+    kind: Kind,
+    step: HandshakeStep,
+    sender: u32,
+    receiver: u32,
+    noise: &[u8],
+) -> Vec<u8> {
     match kind {
         Kind::Link => encode_frame(step, sender, receiver, noise),
         Kind::EndToEnd => encode_session_in(NetworkId::PUBLIC, step, sender, receiver, noise),
@@ -107,7 +113,7 @@ impl Stranger {
     }
 
     fn third(&mut self, message: &Message<'_>) -> Option<Vec<u8>> {
-        if message.step != Step::Response {
+        if message.step != HandshakeStep::Response {
             return None;
         }
         if message.header.receiver.get() != self.number {
@@ -122,7 +128,7 @@ impl Stranger {
         let receiver = message.header.sender.get();
         Some(stranger_frame(
             self.kind,
-            Step::Finish,
+            HandshakeStep::Finish,
             self.number,
             receiver,
             &third,

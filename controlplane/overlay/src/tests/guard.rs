@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyphae_shm::record::{LANE_LINK, LaneEvent, Program, Punt, PuntHandshake, PuntService};
 use hyphae_time::Nanos;
 use hyphae_wire::guard::{self, SessionReset};
-use hyphae_wire::handshake::{INIT_LEN, Message, Step};
+use hyphae_wire::handshake::{HandshakeStep, INIT_LEN, Message};
 
 use hyphae_wire::{FrameKind, Service, SessionIndex, WorkerId};
 use zerocopy::{FromZeros, IntoBytes};
@@ -96,7 +96,10 @@ fn unsolicited_and_repeated_cookies_cost_one_repetition_at_most() {
     }
     assert_eq!(inits_sent(&network, 0), 2, "once per message that was sent");
     let again = Message::parse_frame(&network.captured[1].2).unwrap();
-    assert_eq!((again.step, again.header.cookie), (Step::Init, [7; 16]));
+    assert_eq!(
+        (again.step, again.header.cookie),
+        (HandshakeStep::Init, [7; 16])
+    );
     assert_eq!(network.captured[1].2.len(), INIT_LEN);
     // A forged cookie does not keep the true answer out.
     network.block(0, 1, false);

@@ -108,7 +108,7 @@ fn an_answer_that_claims_another_network_does_not_stop_the_handshake() {
     let (_, to, first) = network.captured.last().cloned().unwrap();
     let first = hyphae_wire::handshake::Message::parse_frame(&first).unwrap();
     let (step, sender) = (
-        hyphae_wire::handshake::Step::Response,
+        hyphae_wire::handshake::HandshakeStep::Response,
         first.header.sender.get(),
     );
     let garden = member("garden", 1).id();

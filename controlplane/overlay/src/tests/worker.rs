@@ -8,7 +8,7 @@ use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind, PROBE_LEN, Probe};
 use hyphae_wire::frame::{LINK_LOCAL_OVERHEAD, OVERHEAD};
 use hyphae_wire::guard::{self, SessionCookie, SessionReset};
-use hyphae_wire::handshake::{Message, Step};
+use hyphae_wire::handshake::{HandshakeStep, Message};
 use hyphae_wire::report::FRAME_MIN_MAX;
 
 use hyphae_wire::{
@@ -644,7 +644,7 @@ impl Worker {
             return;
         }
         if let (1, Some(secrets), Ok(message)) = (service, &self.cookies, Message::parse(&bytes))
-            && message.step == Step::Init
+            && message.step == HandshakeStep::Init
             && (self.overloaded || message.is_short_session())
         {
             let given =
@@ -669,7 +669,7 @@ impl Worker {
 
 /// The number of the handshake that a message answers.
 fn answered(message: &Message<'_>) -> Option<u32> {
-    (message.step != Step::Init).then(|| message.header.receiver.get())
+    (message.step != HandshakeStep::Init).then(|| message.header.receiver.get())
 }
 
 fn probe_reply(message: &[u8]) -> Option<Vec<u8>> {

@@ -20,13 +20,13 @@
 //!   which makes each of them loop-free (section 2.4).
 //!
 //! Files: `link` (hellos, cost), `table` (routes, feasibility, selection), `room` and `shares` (displacement in a
-//! full table), `memory` (feasible distances without a route), `receive`, `send` (updates, acknowledgements),
+//! full table), `distances` (feasible distances without a route), `receive`, `send` (updates, acknowledgements),
 //! `request` (sequence numbers), `origin` (own announcements, validation), `filter`.
 
 mod bits;
+mod distances;
 mod filter;
 mod link;
-mod memory;
 mod origin;
 mod pending;
 mod receive;
@@ -47,11 +47,11 @@ use hyphae_wire::{Prefix, PublicKey, SecretKey};
 pub use filter::{Action, Filter, Rule};
 pub use link::LinkStatus;
 pub use origin::{RefusalReason, Refused, Verifier, Xeddsa};
-pub use table::{Candidate, DynamicRoute, NextHop};
+pub use table::{Candidate, DynamicNextHop, DynamicRoute};
 
 use bits::Slots;
+use distances::FeasibleDistances;
 use link::Link;
-use memory::Memory;
 use origin::Own;
 use receive::Work;
 use request::Query;
@@ -200,7 +200,7 @@ pub struct Speaker {
     table: BTreeMap<Prefix, Destination>,
     room: Room,
     /// Feasible distances without a route.
-    memory: Memory,
+    distances: FeasibleDistances,
     /// Last serials of own announcements that were withdrawn.
     withdrawn: BTreeMap<Prefix, Serial>,
     queries: BTreeMap<(Prefix, RouterId), Query>,
@@ -232,7 +232,7 @@ impl Speaker {
             slots: Slots::default(),
             table: BTreeMap::new(),
             room: Room::default(),
-            memory: Memory::default(),
+            distances: FeasibleDistances::default(),
             withdrawn: BTreeMap::new(),
             queries: BTreeMap::new(),
             query_shares: PreferredShares::default(),

@@ -12,7 +12,7 @@ use hyphae_wire::babel::{INFINITY, Origin, RouterId, Tlv, Update};
 use hyphae_wire::Prefix;
 
 use super::Speaker;
-use super::memory::SOURCE_KEPT;
+use super::distances::SOURCE_KEPT;
 use super::shares::{PreferredShares, displaced};
 use super::table::{Candidate, Destination, Source};
 
@@ -93,7 +93,7 @@ impl Speaker {
         } else {
             // Most destinations have one origin; the table is large.
             destination.sources.reserve_exact(1);
-            let before = self.memory.take((prefix, router_id));
+            let before = self.distances.take((prefix, router_id));
             let newest = before.map(|(_, proof)| proof);
             destination.sources.push(Source {
                 router_id,
@@ -154,7 +154,7 @@ impl Speaker {
                 if let Some(distance) = source.distance {
                     let (name, what) = ((prefix, gone.router_id), (distance, source.origin));
                     let max = self.config.routes_max;
-                    self.memory.insert(now, name, what, teller, max);
+                    self.distances.insert(now, name, what, teller, max);
                 }
             }
         }
@@ -276,7 +276,7 @@ impl Speaker {
 
     /// Removes what ended [`SOURCE_KEPT`] ago.
     pub(super) fn expire_ended(&mut self, now: Nanos) {
-        self.memory.expire(now);
+        self.distances.expire(now);
         while let Some((_, (since, prefix))) = self.room.ending.first_key_value()
             && now.since(*since) >= SOURCE_KEPT
         {

@@ -82,7 +82,7 @@ impl Source {
 
 /// A next hop of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NextHop {
+pub struct DynamicNextHop {
     /// The link.
     pub link: u32,
     /// Its share of the flows.
@@ -97,7 +97,7 @@ pub(super) struct Selected {
     pub(super) router_id: RouterId,
     pub(super) serial: Serial,
     pub(super) metric: u16,
-    hops: Vec<NextHop>,
+    hops: Vec<DynamicNextHop>,
 }
 
 impl Selected {
@@ -110,7 +110,7 @@ impl Selected {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DynamicRoute {
     /// Where frames go, best first.
-    pub next_hops: Vec<NextHop>,
+    pub next_hops: Vec<DynamicNextHop>,
     /// Lower is better.
     pub metric: u16,
     /// Serial of the announcement.
@@ -300,7 +300,7 @@ impl Speaker {
         let before = std::mem::replace(&mut destination.selected, chosen);
         let after = destination.selected.as_ref();
         let hops = |route: &Option<Selected>| route.iter().flat_map(|r| &r.hops).copied().collect();
-        let (hops_before, hops_after): (Vec<NextHop>, Vec<NextHop>) =
+        let (hops_before, hops_after): (Vec<DynamicNextHop>, Vec<DynamicNextHop>) =
             (hops(&before), hops(&destination.selected));
         let announcement = |route: Option<&Selected>| route.map(|r| (r.router_id, r.serial));
         let renewed = announcement(before.as_ref()) != announcement(after);
@@ -396,7 +396,7 @@ impl Speaker {
         usable: &[(u16, &Candidate)],
         (metric, chosen): (u16, &Candidate),
         current: Option<&Selected>,
-    ) -> Vec<NextHop> {
+    ) -> Vec<DynamicNextHop> {
         let best = usable.first().map_or(metric, |(best, _)| *best);
         // The advertisement becomes the feasible distance, which the others must stay below.
         let distance = (chosen.serial, Reverse(metric));
@@ -411,12 +411,12 @@ impl Speaker {
             let near = *metric <= best.saturating_add(multipath_slack(best) * factor);
             c.link == chosen.link || (behind && near)
         };
-        let hop = |c: &Candidate| NextHop {
+        let hop = |c: &Candidate| DynamicNextHop {
             link: c.link,
             weight: 1,
         };
         let joined = usable.iter().filter(joins).take(self.config.next_hops_max);
-        let mut hops: Vec<NextHop> = joined.map(|(_, c)| hop(c)).collect();
+        let mut hops: Vec<DynamicNextHop> = joined.map(|(_, c)| hop(c)).collect();
         if !hops.iter().any(|hop| hop.link == chosen.link) {
             hops.pop();
             hops.push(hop(chosen));

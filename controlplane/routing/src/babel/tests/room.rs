@@ -170,7 +170,7 @@ fn what_was_advertised_bounds_feasibility_after_the_route_was_displaced() {
     net.join_flooder(0);
     net.flood(0, 2000..2001);
     assert_eq!(net.hops(0, 5), [], "displaced");
-    let distance = |net: &Net| net.nodes[&0].memory.len();
+    let distance = |net: &Net| net.nodes[&0].distances.len();
     assert_eq!(distance(&net), 1);
     // 8 may have learnt it from here: it is longer than what was advertised.
     tell(&mut net, 8, 400);
@@ -197,7 +197,7 @@ fn many_origins_of_one_prefix_take_the_room_of_one() {
         net.node(0).handle_timeout(now);
     }
     assert_eq!(net.nodes[&0].table[&outside].sources.len(), 1);
-    assert!(net.nodes[&0].memory.len() <= 50);
+    assert!(net.nodes[&0].distances.len() <= 50);
     net.check_room(0);
 }
 

@@ -33,12 +33,12 @@ struct Entry {
 
 /// Distances by origin, charged to the neighbour whose route was the last.
 #[derive(Default)]
-pub(super) struct Memory {
+pub(super) struct FeasibleDistances {
     entries: BTreeMap<Name, Entry>,
     shares: ShareTable<(), RouterId, Name>,
 }
 
-impl Memory {
+impl FeasibleDistances {
     /// Remembers the distance of an origin whose last route was `neighbour`'s.
     pub(super) fn insert(
         &mut self,
@@ -117,27 +117,27 @@ mod tests {
     fn who_fills_the_memory_forgets_its_own() {
         let (honest, loud) = (RouterId([1; 8]), RouterId([2; 8]));
         let distance = remembered();
-        let mut memory = Memory::default();
-        memory.insert(Nanos(0), name(0, 1), distance, honest, 10);
+        let mut distances = FeasibleDistances::default();
+        distances.insert(Nanos(0), name(0, 1), distance, honest, 10);
         for n in 0..100 {
-            memory.insert(Nanos(1), name(n, 2), distance, loud, 10);
+            distances.insert(Nanos(1), name(n, 2), distance, loud, 10);
         }
-        assert_eq!(memory.len(), 10);
-        assert_eq!(memory.take(name(99, 2)), Some(distance));
-        assert_eq!(memory.take(name(50, 2)), None);
-        assert_eq!(memory.take(name(0, 1)), Some(distance));
-        assert_eq!(memory.take(name(0, 1)), None, "it has left");
+        assert_eq!(distances.len(), 10);
+        assert_eq!(distances.take(name(99, 2)), Some(distance));
+        assert_eq!(distances.take(name(50, 2)), None);
+        assert_eq!(distances.take(name(0, 1)), Some(distance));
+        assert_eq!(distances.take(name(0, 1)), None, "it has left");
     }
 
     #[test]
     fn a_distance_is_forgotten_after_a_while() {
         let (teller, distance) = (RouterId([1; 8]), remembered());
-        let mut memory = Memory::default();
+        let mut distances = FeasibleDistances::default();
         let later = Nanos(0) + SOURCE_KEPT / 2;
-        memory.insert(Nanos(0), name(1, 1), distance, teller, 10);
-        memory.insert(later, name(2, 1), distance, teller, 10);
-        memory.expire(Nanos(0) + SOURCE_KEPT);
-        assert_eq!(memory.len(), 1);
-        assert_eq!(memory.take(name(2, 1)), Some(distance));
+        distances.insert(Nanos(0), name(1, 1), distance, teller, 10);
+        distances.insert(later, name(2, 1), distance, teller, 10);
+        distances.expire(Nanos(0) + SOURCE_KEPT);
+        assert_eq!(distances.len(), 1);
+        assert_eq!(distances.take(name(2, 1)), Some(distance));
     }
 }
