@@ -4,7 +4,7 @@ use hyphae_forward::{Engine, EngineConfig, Verdict};
 use hyphae_shm::record::{CookieSecret, Program};
 use hyphae_time::Nanos;
 use hyphae_wire::frame::MTU_DEFAULT;
-use hyphae_wire::handshake::{Offer, Step, encode_frame};
+use hyphae_wire::handshake::{HandshakeStep, Offer, encode_frame};
 
 use hyphae_wire::{SuiteSet, WorkerId};
 use zerocopy::FromZeros;
@@ -50,7 +50,7 @@ impl FirstMessages {
         let noise = [&[9; 32][..], &offer.encode()].concat();
         Ok(Self {
             engine,
-            frame: encode_frame(Step::Init, 1, 0, &noise),
+            frame: encode_frame(HandshakeStep::Init, 1, 0, &noise),
             spread: Spread(1),
             now: NOW,
         })

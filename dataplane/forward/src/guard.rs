@@ -22,7 +22,7 @@ use hyphae_wire::guard::{
     self, REPLY_LEN, SESSION_RESET_LEN, SessionCookie, SessionReset, TOKEN_LEN, Token, link_token,
     number_is_ours,
 };
-use hyphae_wire::handshake::{HandshakeError, Message, Step};
+use hyphae_wire::handshake::{HandshakeError, HandshakeStep, Message};
 
 use hyphae_wire::{Endpoint, FrameKind, OverlayAddress, Service, SessionIndex};
 use zerocopy::{FromZeros, IntoBytes};
@@ -261,9 +261,13 @@ impl Engine {
         let (receiver, cookie) = (message.header.receiver.get(), message.header.cookie);
         let short = message.is_short_link();
         match step {
-            Step::Init => {}
-            Step::Response => return self.guard_answer(now, Purpose::Answer, from, receiver),
-            Step::Finish => return self.guard_answer(now, Purpose::Finish, from, receiver),
+            HandshakeStep::Init => {}
+            HandshakeStep::Response => {
+                return self.guard_answer(now, Purpose::Answer, from, receiver);
+            }
+            HandshakeStep::Finish => {
+                return self.guard_answer(now, Purpose::Finish, from, receiver);
+            }
         }
         let (place, source) = (place_of(from), source_of(from));
         let proven = self.guard.proves(from, &cookie);
@@ -355,11 +359,11 @@ impl Engine {
         let (sender, receiver) = (message.header.sender.get(), message.header.receiver.get());
         let (short, cookie) = (message.is_short_session(), message.header.cookie);
         match message.step {
-            Step::Init => {}
-            Step::Response => {
+            HandshakeStep::Init => {}
+            HandshakeStep::Response => {
                 return self.guard_numbered(now, Purpose::RoutedAnswer, peer, receiver, punt);
             }
-            Step::Finish => {
+            HandshakeStep::Finish => {
                 return self.guard_numbered(now, Purpose::RoutedFinish, peer, receiver, punt);
             }
         }

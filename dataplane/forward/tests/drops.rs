@@ -22,7 +22,7 @@ use hyphae_shm::stats::DropReason;
 use hyphae_time::Nanos;
 use hyphae_wire::control::{ControlKind, Probe, message, probe};
 use hyphae_wire::frame::SealedHeaders;
-use hyphae_wire::handshake::{Step, encode_frame};
+use hyphae_wire::handshake::{HandshakeStep, encode_frame};
 
 use hyphae_wire::{OverlayAddress, Service, SessionIndex, Suite};
 use zerocopy::little_endian::{U32, U64};
@@ -222,11 +222,11 @@ fn link_cases() -> Vec<Case> {
             link_control(l, &[7, 0, 0, 0, 0, 0, 0, 0])
         }),
         case("handshake cut", R::HandshakeMalformed, |_| {
-            let frame = encode_frame(Step::Init, 1, 0, &[1; 50]);
+            let frame = encode_frame(HandshakeStep::Init, 1, 0, &[1; 50]);
             Feed::Relay(frame[..16 + 32 + 49].to_vec())
         }),
         case("handshake of another kind", R::HandshakeMalformed, |_| {
-            let mut frame = encode_frame(Step::Response, 1, 2, &[1; 50]);
+            let mut frame = encode_frame(HandshakeStep::Response, 1, 2, &[1; 50]);
             frame[0] = 5;
             Feed::Relay(frame)
         }),

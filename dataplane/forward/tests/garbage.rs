@@ -13,7 +13,7 @@ use hyphae_forward::host::TunHeader;
 use hyphae_shm::stats::DropReason;
 use hyphae_wire::control::{ControlKind, Probe, message, probe};
 use hyphae_wire::frame::SealedHeaders;
-use hyphae_wire::handshake::{Step, encode_frame};
+use hyphae_wire::handshake::{HandshakeStep, encode_frame};
 use hyphae_wire::{Service, Suite};
 use proptest::prelude::*;
 use zerocopy::little_endian::U64;
@@ -96,7 +96,7 @@ fn every_other_length_of_a_frame_is_caught() {
         let keepalive = message(ControlKind::Keepalive);
         let short = link_local(&line.first[0][0], FRESH, &keepalive);
         let (transit, _) = line.frame_at_relay(40);
-        let handshake = encode_frame(Step::Init, 1, 0, &noise(100, 3));
+        let handshake = encode_frame(HandshakeStep::Init, 1, 0, &noise(100, 3));
         for (good, longer) in [(short, true), (transit, true), (handshake, false)] {
             let mut lengths: Vec<_> = (1..good.len()).collect();
             if longer {

@@ -21,8 +21,8 @@ use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::frame::{OVERHEAD, PAYLOAD_AT, handshake_trailer};
 use hyphae_wire::guard::{self, REPLY_LEN, SESSION_RESET_LEN, SessionCookie, SessionReset};
 use hyphae_wire::handshake::{
-    INIT_LEN, Step, encode_frame, encode_in, encode_session_in, set_cookie, set_session_cookie,
-    unpad,
+    HandshakeStep, INIT_LEN, encode_frame, encode_in, encode_session_in, set_cookie,
+    set_session_cookie, unpad,
 };
 
 use hyphae_wire::{Endpoint, FrameKind, NetworkId, OverlayAddress, Service, SessionIndex, Suite};
@@ -58,7 +58,7 @@ fn spoofed(n: u32) -> Endpoint {
 }
 
 fn init(number: u32) -> Vec<u8> {
-    encode_frame(Step::Init, number, 0, &noise(90, 1))
+    encode_frame(HandshakeStep::Init, number, 0, &noise(90, 1))
 }
 
 /// Spends what the worker takes without a cookie.
@@ -223,7 +223,7 @@ fn only_answers_to_handshakes_of_this_node_reach_the_control_plane() {
     let engine = line.relay.engine();
     let ours = guard::number(&[1; 32], 0x1234_5678);
     let stray = Verdict::Drop(DropReason::HandshakeStray);
-    for step in [Step::Response, Step::Finish] {
+    for step in [HandshakeStep::Response, HandshakeStep::Finish] {
         let to = |number| encode_frame(step, 5, number, &noise(90, 1));
         let from = endpoint(70 + step.code());
         assert_eq!(
@@ -545,7 +545,13 @@ fn routed(line: &Line, counter: u64, source: OverlayAddress, payload: &[u8]) -> 
 }
 
 fn session_init(number: u32) -> Vec<u8> {
-    encode_session_in(NetworkId::PUBLIC, Step::Init, number, 0, &noise(60, 1))
+    encode_session_in(
+        NetworkId::PUBLIC,
+        HandshakeStep::Init,
+        number,
+        0,
+        &noise(60, 1),
+    )
 }
 
 /// What becomes of a frame that the relay passes on to the server, and the cookie that goes back.
@@ -652,7 +658,7 @@ fn answers_and_resets_have_rates_that_forgers_do_not_exhaust() {
         let mut frame = routed(line, counter, client, payload);
         arrive(line, NOW, &mut frame).0
     };
-    for step in [Step::Response, Step::Finish] {
+    for step in [HandshakeStep::Response, HandshakeStep::Finish] {
         // A number that the forger knows, and numbers that it guesses.
         let passed = (0..1000).filter(|_| punted(&send(&mut line, &answer(step, known))));
         assert_eq!(passed.count(), 40);
@@ -676,7 +682,7 @@ fn a_flood_allocates_nothing() {
         guard::encode(FrameKind::StatelessReset, 5, &[1; 16]).to_vec(),
         guard::encode(FrameKind::CookieReply, 5, &[1; 16]).to_vec(),
         link_local(&line.second[0][1], 1, &[0; 8]),
-        encode_frame(Step::Response, 5, 6, &[0; 80]),
+        encode_frame(HandshakeStep::Response, 5, 6, &[0; 80]),
     ];
     let mut verdicts = Vec::with_capacity(64);
     let mut space = vec![0; INIT_LEN];

@@ -20,7 +20,7 @@ use hyphae_wire::control::{self, ControlKind};
 use hyphae_wire::frame::handshake_trailer;
 use hyphae_wire::guard::{self, SessionReset};
 use hyphae_wire::handshake::{
-    Step, encode_frame, encode_in, encode_session_in, set_cookie, set_session_cookie,
+    HandshakeStep, encode_frame, encode_in, encode_session_in, set_cookie, set_session_cookie,
 };
 
 use hyphae_wire::{
@@ -139,7 +139,7 @@ fn a_handshake_number_outlives_one_secret_and_not_two() {
     let mut seen = |current, previous| {
         arm(net.line.server.engine(), current, previous);
         let mut verdicts = Vec::new();
-        for step in [Step::Response, Step::Finish] {
+        for step in [HandshakeStep::Response, HandshakeStep::Finish] {
             let mut frame = encode_frame(step, 5, number, &noise(90, 1));
             let engine = net.line.server.engine();
             verdicts.push(receive_one(engine, NOW, endpoint(50), &mut frame));
@@ -172,7 +172,7 @@ fn one_address_with_many_numbers_leaves_the_others_their_answers() {
         assert!([Verdict::PuntHandshake, LIMITED].contains(&verdict));
         verdict == Verdict::PuntHandshake
     };
-    for step in [Step::Response, Step::Finish] {
+    for step in [HandshakeStep::Response, HandshakeStep::Finish] {
         // Three seconds of 20,000 per second from one IPv4 address and one IPv6 /48 each.
         let (mut v4, mut v6) = (0, 0);
         for tick in 0..3000u32 {
@@ -201,7 +201,7 @@ fn one_address_with_many_numbers_leaves_the_others_their_answers() {
 fn one_neighbour_with_many_numbers_leaves_the_others_their_answers() {
     let mut net = Net::new();
     let client = net.line.client.address;
-    for step in [Step::Response, Step::Finish] {
+    for step in [HandshakeStep::Response, HandshakeStep::Finish] {
         let message = |n| encode_in(NetworkId::PUBLIC, step, 5, collected(n), &noise(96, 1));
         let loud = (0..8000).filter(|n| net.punted(false, overlay(*n as u16), &message(*n)));
         assert_eq!(loud.count(), 1250, "{step:?}");
@@ -214,7 +214,7 @@ fn proofs_of_many_subnets_of_one_site_leave_the_others_their_share() {
     let mut net = Net::new();
     let engine = net.line.server.engine();
     let mut taken = |from| {
-        let mut frame = encode_frame(Step::Init, 7, 0, &noise(90, 1));
+        let mut frame = encode_frame(HandshakeStep::Init, 7, 0, &noise(90, 1));
         set_cookie(&mut frame, &guard::cookie(&COOKIES, &from));
         receive_one(engine, NOW, from, &mut frame) == Verdict::PuntHandshake
     };
@@ -228,7 +228,8 @@ fn proofs_of_many_subnets_of_one_site_leave_the_others_their_share() {
 fn proofs_of_many_subnets_behind_one_neighbour_leave_the_others_their_share() {
     let mut net = Net::new();
     let init = |source| {
-        let mut init = encode_session_in(NetworkId::PUBLIC, Step::Init, 7, 0, &noise(60, 1));
+        let mut init =
+            encode_session_in(NetworkId::PUBLIC, HandshakeStep::Init, 7, 0, &noise(60, 1));
         set_session_cookie(&mut init, &guard::session_cookie(&COOKIES, source));
         init
     };

@@ -19,7 +19,7 @@ use hyphae_shm::record::{InjectLinkLocal, InjectRouted};
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::control::{ControlKind, Probe, message, probe};
 use hyphae_wire::frame::{HOP_LIMIT_DEFAULT, OVERHEAD, PAYLOAD_AT, PAYLOAD_MAX};
-use hyphae_wire::handshake::{Step, encode_frame};
+use hyphae_wire::handshake::{HandshakeStep, encode_frame};
 use hyphae_wire::{Endpoint, OverlayAddress, Service, Suite};
 use zerocopy::little_endian::{U32, U64};
 
@@ -391,7 +391,11 @@ fn injected_services_reach_the_other_ends_control_plane() {
 #[test]
 fn link_handshakes_are_punted_as_they_came() {
     let mut line = Line::new(1, Suite::ChaCha20Poly1305);
-    for step in [Step::Init, Step::Response, Step::Finish] {
+    for step in [
+        HandshakeStep::Init,
+        HandshakeStep::Response,
+        HandshakeStep::Finish,
+    ] {
         let whole = encode_frame(step, 5, 6, &noise(90, 1));
         let mut frame = whole.clone();
         let verdict = receive_one(line.relay.engine(), NOW, common::endpoint(99), &mut frame);

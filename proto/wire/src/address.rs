@@ -35,9 +35,9 @@ pub const OVERLAY_RANGE: Prefix = Prefix {
 pub struct OverlayAddress(pub [u8; 16]);
 
 impl OverlayAddress {
-    /// The address of a key: the first 16 bytes of BLAKE3's output over the public key, with the
-    /// first byte replaced by 4 plus the parity of its number of one bits. The Mycelium network
-    /// derives addresses in the same way, so an existing key file keeps its address.
+    /// Derives the address of a key: the first 16 bytes of BLAKE3's output over the public key, with the first
+    /// byte replaced by 4 plus the parity of its number of one bits. The Mycelium network derives addresses in
+    /// the same way, so an existing key file keeps its address.
     pub fn from_key(key: &PublicKey) -> Self {
         let mut address = [0; 16];
         blake3::Hasher::new()
@@ -53,7 +53,7 @@ impl OverlayAddress {
         Prefix::new(self, 64)
     }
 
-    /// The first 8 bytes, the key of exact-match lookups.
+    /// The first 8 bytes, big-endian: the key of exact-match lookups.
     pub fn subnet_id(self) -> u64 {
         let mut id = [0; 8];
         id.copy_from_slice(&self.0[..8]);
@@ -65,7 +65,7 @@ impl OverlayAddress {
         self.0[0] & 0xfe == 4
     }
 
-    /// The address as `std` has it.
+    /// The address as [`Ipv6Addr`].
     pub fn ip(self) -> Ipv6Addr {
         Ipv6Addr::from(self.0)
     }
@@ -97,7 +97,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// The prefix of `len` bits (at most 128) that holds `address`.
+    /// The prefix of `len` bits (at most 128) that contains `address`.
     pub fn new(address: OverlayAddress, len: u8) -> Self {
         let len = len.min(128);
         let bits = u128::from_be_bytes(address.0) & Self::mask(len);
@@ -112,7 +112,7 @@ impl Prefix {
         self.address
     }
 
-    /// Bits of the prefix.
+    /// Prefix length, bits.
     #[allow(
         clippy::len_without_is_empty,
         reason = "a prefix length, not a container"
@@ -121,17 +121,17 @@ impl Prefix {
         self.len
     }
 
-    /// Whether `address` lies in it.
+    /// Whether it contains `address`.
     pub fn contains(self, address: OverlayAddress) -> bool {
         u128::from_be_bytes(address.0) & Self::mask(self.len) == u128::from_be_bytes(self.address.0)
     }
 
-    /// Whether all of `other` lies in it.
+    /// Whether it contains all of `other`.
     pub fn covers(self, other: Self) -> bool {
         self.len <= other.len && self.contains(other.address)
     }
 
-    /// Whether any address lies in both.
+    /// Whether the two have an address in common.
     pub fn overlaps(self, other: Self) -> bool {
         self.covers(other) || other.covers(self)
     }
@@ -153,7 +153,7 @@ impl fmt::Debug for Prefix {
     }
 }
 
-/// Text that is not a prefix.
+/// Error of parsing a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPrefix {
     /// Not of the form address/length.
@@ -171,7 +171,7 @@ impl FromStr for Prefix {
         let form = || InvalidPrefix::Form(s.to_owned());
         let (address, len) = s.split_once('/').ok_or_else(form)?;
         let address: Ipv6Addr = address.parse().map_err(|_| form())?;
-        // The integer parser would take a plus sign.
+        // The integer parser accepts a plus sign.
         let digits = !len.starts_with('+');
         let len: u8 = len
             .parse()

@@ -1,10 +1,9 @@
-//! The beacon by which nodes on one local network find each other.
+//! Discovery beacon of nodes on one local network.
 //!
-//! A UDP datagram to a link-local multicast group. It states who the sender is, of which network,
-//! and at which port its worker 0 listens; where it is, the datagram's source address says. The tag
-//! is keyed by the private network, so that only members are dialled; in the public network its key
-//! is known to everyone and it is a checksum. A beacon is an invitation and proves nothing: the
-//! handshake that follows accepts only the key that it names.
+//! A UDP datagram to a link-local multicast group. It names the sender's key, network, and the port of its
+//! worker 0; its address is the source of the datagram. The tag is keyed by the private network, so that nodes
+//! connect only to members; in the public network its key is public and it is a checksum. A beacon proves
+//! nothing: the handshake that follows accepts only the key that it names.
 //!
 //! ```text
 //! | "HYPH" | version | reserved | port u16 | network u32 | reserved u32 | nonce u64 | key 32 | tag 16 |
@@ -43,11 +42,11 @@ pub struct Beacon {
     pub network: U32,
     /// Zero.
     pub reserved2: U32,
-    /// Random, another in every beacon.
+    /// Random in every beacon.
     pub nonce: U64,
     /// The sender's key; its overlay address follows from it.
     pub key: PublicKey,
-    /// Over all of the above.
+    /// Truncated keyed BLAKE3 over all fields above.
     pub tag: [u8; TAG_LEN],
 }
 
@@ -56,7 +55,7 @@ const _: () = assert!(BEACON_LEN == 72);
 /// Why a datagram is not a beacon for this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BeaconError {
-    /// Something else altogether.
+    /// Not a beacon.
     #[error("it is not a beacon")]
     Malformed,
     /// Another version.
@@ -65,7 +64,7 @@ pub enum BeaconError {
     /// A member of another network.
     #[error("it belongs to {0}")]
     Network(NetworkId),
-    /// Damaged, or made by somebody who has not the network's key.
+    /// Corrupted, or made without the network's key.
     #[error("its tag is wrong")]
     Tag,
 }
@@ -88,7 +87,7 @@ impl Beacon {
         beacon
     }
 
-    /// Reads a datagram: exactly one beacon, of this version and network, with a right tag.
+    /// Parses a datagram: exactly one beacon, of this version and network, with a valid tag.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -104,7 +103,7 @@ impl Beacon {
         if theirs != id(network) {
             return Err(BeaconError::Network(theirs));
         }
-        // Compared as `Hash`es, which blake3 does in constant time.
+        // blake3 compares `Hash`es in constant time.
         let (ours, given) = (beacon.authenticate(network), beacon.tag);
         if pad(ours) != pad(given) {
             return Err(BeaconError::Tag);
@@ -148,7 +147,7 @@ mod tests {
         assert_eq!(Beacon::parse(beacon.as_bytes(), Some(&garden)), Ok(beacon));
         let theirs = BeaconError::Network(garden.id());
         assert_eq!(Beacon::parse(beacon.as_bytes(), public), Err(theirs));
-        // A stranger may copy the number but not the tag.
+        // A non-member can copy the number but not the tag.
         let forged = Beacon {
             network: U32::new(garden.id().0),
             ..Beacon::new(KEY, 9670, public, 5)

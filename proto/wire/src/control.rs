@@ -1,24 +1,23 @@
 //! Short control messages between neighbours (in link-local frames) and between the ends of a
 //! session (in transit frames of [`crate::Service::Control`]). One layout serves both.
 //!
-//! Workers answer [`ControlKind::Probe`] themselves, so a neighbour's liveness does not depend on
-//! its control plane being there.
+//! Workers answer [`ControlKind::Probe`] themselves, so liveness does not depend on the control plane.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
 
-/// What a control message says.
+/// Kind of a control message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlKind {
-    /// Nothing: its arrival confirms the session and keeps NAT state alive.
+    /// Confirms the session and keeps NAT mappings open. No body.
     Keepalive,
-    /// Please return the body. Body: [`Probe`].
+    /// Requests the return of its body. Body: [`Probe`].
     Probe,
-    /// A returned probe. Body: the [`Probe`] as it came.
+    /// Answer to a probe. Body: the [`Probe`], unchanged.
     ProbeReply,
     /// A packet of the routing protocol. Body: one RFC 8966 packet.
     Routing,
-    /// The sender has ended this session; it will not answer any more.
+    /// The sender has ended this session and will not answer.
     Close,
     /// A message of a handshake that renews this session. Body: a handshake header and its Noise
     /// message ([`crate::handshake`]).
@@ -57,7 +56,7 @@ impl ControlKind {
     }
 }
 
-/// Start of a control message; a body may follow.
+/// Header of a control message; a body may follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ControlHeader {
@@ -73,25 +72,24 @@ pub struct ControlHeader {
 pub const CONTROL_HEADER_LEN: usize = size_of::<ControlHeader>();
 const _: () = assert!(CONTROL_HEADER_LEN == 8);
 
-/// Body of a probe. The asker fills both; the answerer returns them untouched.
+/// Body of a probe. The sender sets both fields; the answer returns them unchanged.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
 #[repr(C)]
 pub struct Probe {
-    /// Names the probe.
+    /// Number of the probe.
     pub id: U64,
-    /// The asker's clock, nanoseconds.
+    /// Transmission time, nanoseconds of the sender's clock.
     pub sent: U64,
 }
 
 const _: () = assert!(size_of::<Probe>() == 16);
 
-/// Bytes of a probe or its reply. A probe may be padded with zeros behind, to ask whether the size
-/// passes; the reply never is.
+/// Bytes of a probe or its answer. A probe may be padded with zeros to test the path MTU; the answer is not.
 pub const PROBE_LEN: usize = CONTROL_HEADER_LEN + size_of::<Probe>();
 
-/// A control message that carries no body.
+/// A control message without a body.
 pub fn message(kind: ControlKind) -> [u8; CONTROL_HEADER_LEN] {
     [kind.code(), 0, 0, 0, 0, 0, 0, 0]
 }

@@ -1,4 +1,4 @@
-//! Underlay addresses in the form that records, tables and sockets share.
+//! Underlay addresses, in the layout that records, tables and sockets share.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -6,13 +6,13 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// [`Endpoint::transport`]: datagrams. Any value that is no other transport means this one.
+/// [`Endpoint::transport`]: datagrams. Unknown values mean the same.
 pub const TRANSPORT_DATAGRAM: u8 = 0;
-/// [`Endpoint::transport`]: a stream, that is the TCP connection with this remote address.
+/// [`Endpoint::transport`]: a stream, the TCP connection with this remote address.
 pub const TRANSPORT_STREAM: u8 = 1;
 
-/// An underlay address, 24 bytes. IPv4 is kept as an IPv4-mapped IPv6 address, which is also
-/// how a dual-stack socket reports it, so two equal addresses are always equal bytes.
+/// An underlay address, 24 bytes. IPv4 is stored as an IPv4-mapped IPv6 address, as a dual-stack socket reports
+/// it, so equal addresses have equal bytes.
 #[derive(
     Clone,
     Copy,
@@ -43,7 +43,7 @@ pub struct Endpoint {
 const _: () = assert!(size_of::<Endpoint>() == 24);
 
 impl Endpoint {
-    /// The address as `std` has it, IPv4 unmapped.
+    /// The address as [`SocketAddr`], IPv4 unmapped.
     pub fn to_socket_addr(self) -> SocketAddr {
         let ip = Ipv6Addr::from(self.ip);
         match ip.to_ipv4_mapped() {
@@ -60,12 +60,12 @@ impl Endpoint {
         }
     }
 
-    /// Whether frames for it leave on a stream.
+    /// Whether its transport is a stream.
     pub fn is_stream(self) -> bool {
         self.transport == TRANSPORT_STREAM
     }
 
-    /// The stream with this address.
+    /// The same address with a stream.
     pub fn stream(self) -> Self {
         Self {
             transport: TRANSPORT_STREAM,
@@ -73,7 +73,7 @@ impl Endpoint {
         }
     }
 
-    /// Datagrams to this address.
+    /// The same address with datagrams.
     pub fn datagram(self) -> Self {
         Self {
             transport: TRANSPORT_DATAGRAM,
@@ -86,14 +86,14 @@ impl Endpoint {
         if self.is_stream() { "tcp" } else { "udp" }
     }
 
-    /// Whether nothing was ever stored here.
+    /// Whether it is the default, without a port.
     pub fn is_unset(self) -> bool {
         self.port.get() == 0
     }
 }
 
-/// An address of this host, 24 bytes: where a datagram was addressed to, and where its answer leaves
-/// from. All zero when it is not known: the kernel chooses.
+/// A local address, 24 bytes: destination of a received datagram, source of its answer. All zero when unknown:
+/// the kernel chooses.
 #[derive(
     Clone,
     Copy,
@@ -120,15 +120,15 @@ pub struct LocalAddress {
 const _: () = assert!(size_of::<LocalAddress>() == 24);
 
 impl LocalAddress {
-    /// Not known.
+    /// Unknown; the kernel chooses.
     pub const UNSET: Self = Self {
         ip: [0; 16],
         interface: U32::ZERO,
         reserved: U32::ZERO,
     };
 
-    /// The address of a datagram that came in on `interface`, which counts for link-local addresses
-    /// only. Unset for what no datagram can be sent from.
+    /// The destination address of a datagram received on `interface`, which counts for link-local addresses
+    /// only. Unset for an address that is no valid source.
     pub fn new(ip: Ipv6Addr, interface: u32) -> Self {
         let unicast = match ip.to_ipv4_mapped() {
             Some(v4) => !(v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()),
@@ -169,8 +169,7 @@ impl fmt::Debug for LocalAddress {
     }
 }
 
-/// Both addresses of a datagram. One to a remote address whose local address does not matter is
-/// made of the [`Endpoint`] alone.
+/// Both addresses of a datagram. Convert an [`Endpoint`] where the local address does not matter.
 #[derive(
     Clone,
     Copy,
@@ -231,7 +230,7 @@ impl From<SocketAddr> for Endpoint {
     }
 }
 
-/// The address; one of a stream with its scheme before it.
+/// The address, with the scheme of a stream.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_stream() {

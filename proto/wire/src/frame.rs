@@ -1,4 +1,4 @@
-//! Link, routing and session headers: the bytes of every frame but handshakes.
+//! Link, routing and session headers: all frames except handshakes.
 //!
 //! ```text
 //! transit frame (UDP payload), OVERHEAD = 104 bytes around the payload
@@ -35,23 +35,23 @@ pub const SEALED_HEADERS_LEN: usize = size_of::<RoutingHeader>() + size_of::<Ses
 pub const LINK_TAG_AT: usize = SEALED_HEADERS_AT + SEALED_HEADERS_LEN;
 /// Offset of the payload of a transit frame.
 pub const PAYLOAD_AT: usize = LINK_TAG_AT + TAG_LEN;
-/// What a transit frame adds to the packet it carries.
+/// Bytes that a transit frame adds to its payload.
 pub const OVERHEAD: usize = PAYLOAD_AT + TAG_LEN;
-/// What a link-local frame adds to its payload.
+/// Bytes that a link-local frame adds to its payload.
 pub const LINK_LOCAL_OVERHEAD: usize = LINK_HEADER_LEN + TAG_LEN;
-/// Hop limit of frames that no inner packet gives one to.
+/// Hop limit of frames without an inner packet.
 pub const HOP_LIMIT_DEFAULT: u8 = 64;
 /// Largest payload of a transit frame: the datagram must fit 65,507 bytes.
 pub const PAYLOAD_MAX: usize = 65_507 - OVERHEAD;
 /// TUN MTU that fits a 1500-byte underlay over IPv6 and UDP: 1500 - 48 - 104, rounded down to 20.
 pub const MTU_DEFAULT: u16 = 1340;
 
-/// What a UDP payload is: the first byte of the link header.
+/// Kind of a frame: the first byte of the link header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
-    /// Routed, payload sealed end to end.
+    /// Routed frame, payload sealed end to end.
     Transit,
-    /// Between neighbours, payload sealed by the link.
+    /// Frame between neighbours, payload sealed by the link.
     LinkLocal,
     /// First message of a link handshake.
     HandshakeInit,
@@ -59,11 +59,11 @@ pub enum FrameKind {
     HandshakeResponse,
     /// Third message.
     HandshakeFinish,
-    /// Try again with this cookie ([`crate::guard`]).
+    /// Request to repeat the first message with this cookie ([`crate::guard`]).
     CookieReply,
-    /// The receiver index is not known here ([`crate::guard`]).
+    /// Answer to an unknown receiver index ([`crate::guard`]).
     StatelessReset,
-    /// Half of a frame that the link does not carry whole ([`crate::report`]).
+    /// One part of a frame that exceeds the link MTU ([`crate::report`]).
     Fragment,
 }
 
@@ -98,7 +98,7 @@ impl FrameKind {
     }
 }
 
-/// Start of every UDP payload.
+/// Header of every UDP payload.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct LinkHeader {
@@ -108,7 +108,7 @@ pub struct LinkHeader {
     pub flags: u8,
     /// Zero; a receiver refuses anything else.
     pub reserved: U16,
-    /// Index that the receiver gave to this lane; 0 in handshakes.
+    /// Receiver index of the lane; 0 in handshakes.
     pub receiver: U32,
     /// Packet counter of the sender on this lane; 0 in handshakes.
     pub counter: U64,
@@ -128,14 +128,14 @@ impl LinkHeader {
         }
     }
 
-    /// The header at the start of a datagram and the rest of it; `None` when it is too short.
+    /// Splits a datagram into header and rest; `None` when it is too short.
     pub fn split(datagram: &[u8]) -> Option<(&Self, &[u8])> {
         let (header, rest) = Ref::<_, Self>::from_prefix(datagram).ok()?;
         Some((Ref::into_ref(header), rest))
     }
 }
 
-/// What the payload of a transit frame is.
+/// Type of the payload of a transit frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
     /// An IPv6 packet.
@@ -147,10 +147,10 @@ pub enum Service {
     Control,
     /// A packet of the message bus.
     Message,
-    /// What became of a frame on its way; not sealed end to end ([`crate::report::Report`]).
+    /// Report about a forwarded frame; not sealed end to end ([`crate::report::Report`]).
     Report,
-    /// An empty frame that asks whoever it ends at for a report; not sealed end to end. Its session
-    /// header holds a random number as the counter.
+    /// An empty frame that requests a report from the node at which it ends; not sealed end to end. Its session
+    /// header has a random number as the counter.
     Trace,
 }
 
@@ -181,11 +181,11 @@ impl Service {
     }
 }
 
-/// Set in [`RoutingHeader::flags`] when the transport checksum of the inner packet holds no sum and
-/// is to be completed by whoever delivers it (the AEAD guards the bytes meanwhile).
+/// [`RoutingHeader::flags`]: the transport checksum of the inner packet is partial and must be completed on
+/// delivery (the AEAD protects the bytes meanwhile).
 pub const FLAG_PARTIAL_CHECKSUM: u16 = 1;
 
-/// Where a transit frame goes; read and rewritten by every hop.
+/// Routing header of a transit frame; read and rewritten at every hop.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RoutingHeader {
@@ -208,11 +208,11 @@ pub struct RoutingHeader {
 
 const _: () = assert!(size_of::<RoutingHeader>() == 40);
 
-/// Which end-to-end session sealed the payload.
+/// Session header: the end-to-end session that sealed the payload.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SessionHeader {
-    /// Index that the receiver gave to this lane; 0 in handshakes.
+    /// Receiver index of the lane; 0 in handshakes.
     pub receiver: U32,
     /// Zero.
     pub reserved: U32,
@@ -226,9 +226,9 @@ const _: () = assert!(size_of::<SessionHeader>() == 16);
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SealedHeaders {
-    /// Where the frame goes.
+    /// Routing header.
     pub routing: RoutingHeader,
-    /// Who can open its payload.
+    /// Session header.
     pub session: SessionHeader,
 }
 
@@ -244,17 +244,16 @@ impl SealedHeaders {
     }
 }
 
-/// AEAD nonce of a counter: four zero bytes, then the counter in little-endian.
+/// AEAD nonce of a counter: four zero bytes, then the counter, little-endian.
 pub fn nonce(counter: u64) -> [u8; 12] {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_le_bytes());
     nonce
 }
 
-/// The last 16 bytes of a frame that is not sealed end to end ([`Service::Handshake`],
-/// [`Service::Report`], [`Service::Trace`]), in place of an end-to-end tag: a BLAKE3
-/// digest of the payload, so that the link AEAD, which covers these bytes, ties header and payload
-/// together on every hop.
+/// Trailer of a frame that is not sealed end to end ([`Service::Handshake`], [`Service::Report`],
+/// [`Service::Trace`]), in place of the end-to-end tag: a truncated BLAKE3 digest of the payload. The link AEAD
+/// covers it, which binds header and payload at every hop.
 pub fn handshake_trailer(payload: &[u8]) -> [u8; TAG_LEN] {
     let mut trailer = [0; TAG_LEN];
     trailer.copy_from_slice(&blake3::hash(payload).as_bytes()[..TAG_LEN]);

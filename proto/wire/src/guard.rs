@@ -1,7 +1,7 @@
-//! What keeps strangers cheap: cookies, stateless resets, handshake numbers.
+//! Stateless defence against unauthenticated sources: cookies, stateless resets, handshake numbers.
 //!
-//! All of it is computed from a secret and from what a frame says, so it costs no memory, works
-//! before any Diffie-Hellman, and a node that lost its state can still do it.
+//! All values are computed from a secret and the frame, so they cost no memory, work before any Diffie-Hellman,
+//! and survive the loss of state.
 //!
 //! ```text
 //! cookie reply, stateless reset            32 bytes, shorter than anything that earns one
@@ -37,14 +37,13 @@ pub const SESSION_RESET_LEN: usize = size_of::<SessionReset>();
 pub type Token = [u8; TOKEN_LEN];
 
 const CONTEXT: &str = "hyphae v1 guard";
-/// Bits of a handshake number that say whose it is.
+/// Check bits of a handshake number.
 const CHECK_BITS: u32 = 12;
 /// Step codes of a [`SessionReset`] and a [`SessionCookie`]; 1 to 3 are the handshake's.
 const SESSION_RESET_STEP: u8 = 4;
 const SESSION_COOKIE_STEP: u8 = 5;
 
-/// The secret behind reset tokens. It follows from the node's key, so a
-/// restarted node computes the same tokens without having stored any.
+/// Secret of reset tokens. It is derived from the node's key, so a restarted node computes the same tokens.
 pub fn node_secret(identity: &SecretKey) -> [u8; 32] {
     on_wiped_stack(|| blake3::derive_key(CONTEXT, identity.as_bytes()))
 }
@@ -57,7 +56,7 @@ fn keyed(secret: &[u8; 32], what: u8, bytes: &[u8]) -> Token {
     token
 }
 
-/// What proves that whoever resets a link lane gave out its index.
+/// Token that proves that the sender of a reset issued the index of a link lane.
 pub fn link_token(node_secret: &[u8; 32], index: SessionIndex) -> Token {
     keyed(node_secret, 1, &index.0.to_le_bytes())
 }
@@ -67,9 +66,9 @@ pub fn session_token(node_secret: &[u8; 32], index: SessionIndex) -> Token {
     keyed(node_secret, 2, &index.0.to_le_bytes())
 }
 
-/// Makes a handshake number of 20 random bits: the others let a worker tell an answer to a
-/// handshake of this node from one that nobody asked for. The secret is that of cookies: whoever
-/// collects numbers can use them until it has been replaced twice.
+/// Makes a handshake number of 20 random bits and 12 check bits, by which a worker recognises answers to
+/// handshakes of this node. The secret is that of cookies: collected numbers stay usable until it has been
+/// rotated twice.
 pub fn number(secret: &[u8; 32], random: u32) -> u32 {
     let high = random >> CHECK_BITS << CHECK_BITS;
     let check = keyed(secret, 3, &high.to_le_bytes());
@@ -77,22 +76,22 @@ pub fn number(secret: &[u8; 32], random: u32) -> u32 {
     high | check >> (u32::BITS - CHECK_BITS)
 }
 
-/// Whether a handshake number may have been made with a secret; one in 4096 strange ones passes.
+/// Whether a handshake number was made with a secret; one in 4096 others passes.
 pub fn number_is_ours(secret: &[u8; 32], candidate: u32) -> bool {
     candidate != 0 && number(secret, candidate) == candidate
 }
 
-/// Proof that a node receives what is sent to an underlay address.
+/// Cookie: proof that a node receives at an underlay address.
 pub fn cookie(secret: &[u8; 32], address: &Endpoint) -> Token {
     keyed(secret, 4, address.as_bytes())
 }
 
-/// Proof that a node receives what is routed to an overlay /64.
+/// Cookie: proof that a node receives at an overlay /64.
 pub fn session_cookie(secret: &[u8; 32], source: OverlayAddress) -> Token {
     keyed(secret, 5, &source.0[..8])
 }
 
-/// Writes a [`FrameKind::CookieReply`] or [`FrameKind::StatelessReset`].
+/// Encodes a [`FrameKind::CookieReply`] or [`FrameKind::StatelessReset`].
 pub fn encode(kind: FrameKind, receiver: u32, token: &Token) -> [u8; REPLY_LEN] {
     let mut frame = [0; REPLY_LEN];
     frame[..LINK_HEADER_LEN].copy_from_slice(LinkHeader::new(kind, receiver, 0).as_bytes());
@@ -100,16 +99,16 @@ pub fn encode(kind: FrameKind, receiver: u32, token: &Token) -> [u8; REPLY_LEN] 
     frame
 }
 
-/// Takes one apart: the echoed number and the cookie or token. `None` when its length or its
-/// counter is not what [`encode`] writes.
+/// Parses one: the echoed number, and the cookie or token. `None` when length or counter differ from those of
+/// [`encode`].
 pub fn parse(frame: &[u8]) -> Option<(u32, Token)> {
     let (header, token) = LinkHeader::split(frame)?;
     let token: Token = token.try_into().ok()?;
     (header.counter.get() == 0).then_some((header.receiver.get(), token))
 }
 
-/// What a node answers, in place of an end-to-end handshake message, to a frame of an end-to-end
-/// session that it does not know.
+/// Stateless reset of an end-to-end session, sent in place of a handshake message to answer a frame of an
+/// unknown session.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SessionReset {
@@ -119,7 +118,7 @@ pub struct SessionReset {
     pub step: u8,
     /// Zero.
     pub reserved: U16,
-    /// The index that the frame named.
+    /// Receiver index of the frame.
     pub index: U32,
     /// [`session_token`] of it.
     pub token: Token,
@@ -128,7 +127,7 @@ pub struct SessionReset {
 const _: () = assert!(size_of::<SessionReset>() == 24);
 
 impl SessionReset {
-    /// A reset of the lane that the frame named.
+    /// Reset of the lane that the frame named.
     pub fn new(node_secret: &[u8; 32], index: SessionIndex) -> Self {
         Self {
             version: VERSION,
@@ -139,7 +138,7 @@ impl SessionReset {
         }
     }
 
-    /// Reads one; `None` when it is something else.
+    /// Parses one; `None` for anything else.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let reset = Self::read_from_bytes(bytes).ok()?;
         let valid = reset.version == VERSION
@@ -149,8 +148,7 @@ impl SessionReset {
     }
 }
 
-/// What a node answers to a first end-to-end handshake message without proof of its source, when it
-/// wants one.
+/// Cookie for a first end-to-end handshake message without proof of its source.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SessionCookie {
@@ -160,7 +158,7 @@ pub struct SessionCookie {
     pub step: u8,
     /// Zero.
     pub reserved: U16,
-    /// The number of the handshake, as its first message says.
+    /// Sender's number of the handshake.
     pub number: U32,
     /// [`session_cookie`] of the /64 that the message came from.
     pub token: Token,
@@ -180,7 +178,7 @@ impl SessionCookie {
         }
     }
 
-    /// Reads one; `None` when it is something else.
+    /// Parses one; `None` for anything else.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let cookie = Self::read_from_bytes(bytes).ok()?;
         let valid = cookie.version == VERSION

@@ -1,10 +1,9 @@
 //! Framing and payloads of handshakes.
 //!
-//! The same three Noise XX messages serve a link (in frames of their own) and an end-to-end session
-//! (in transit frames of [`crate::Service::Handshake`]). Each is preceded by a [`HandshakeHeader`].
-//! The first message is padded with zeros, to [`INIT_LEN`] of a link and [`SESSION_INIT_LEN`] end to
-//! end, so that no answer is longer than what provoked it. One that is shorter, because a path
-//! carries no more, counts only with a valid cookie.
+//! The same three Noise XX messages serve a link (in frames of their own) and an end-to-end session (in transit
+//! frames of [`crate::Service::Handshake`]), each behind a [`HandshakeHeader`]. The first message is padded
+//! with zeros, to [`INIT_LEN`] on a link and [`SESSION_INIT_LEN`] end to end, so that no answer is longer than
+//! its request. A shorter one, for paths with a small MTU, needs a valid cookie.
 //!
 //! ```text
 //! link:        | link header 16 | handshake header 32 | Noise message | padding (first only) |
@@ -18,10 +17,9 @@
 //! | ports x u16 | lanes x u32 | resets x 16 | instance u64, or nothing |
 //! ```
 //!
-//! Message 1 offers suites and names the worker count. Message 2 chooses one suite and lists the
-//! responder's receiver index for each lane ([`Lane::count`](crate::Lane::count)); message 3 lists the initiator's.
-//! Either adds the reset tokens of its first lanes ([`crate::guard`]), and may add the number of its
-//! start.
+//! Message 1 offers suites and the worker count. Message 2 selects one suite and lists the responder's receiver
+//! index for each lane ([`Lane::count`](crate::Lane::count)); message 3 lists the initiator's. Both add the reset tokens of their
+//! first lanes ([`crate::guard`]), and optionally the instance number.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
@@ -31,17 +29,17 @@ use crate::guard::{TOKEN_LEN, Token};
 use crate::index::{LANES_MAX, WORKERS_MAX};
 use crate::{NetworkId, SessionIndex, SuiteSet};
 
-/// Version of handshake and frames; a node refuses every other.
+/// Protocol version of handshakes and frames; all others are refused.
 pub const VERSION: u8 = 1;
 /// Bytes of a first link message, padding included.
 pub const INIT_LEN: usize = 1200;
 /// Largest Noise message of a handshake.
 pub const NOISE_MAX: usize = INIT_LEN - LINK_HEADER_LEN - size_of::<HandshakeHeader>();
-/// Lanes of a session that have a reset token: as many as leave the second message shorter than the
-/// first, whatever else is in it. Lane 0, which is always probed, is among them.
+/// Reset tokens of a session, limited so that the second message is shorter than the first, whatever else it
+/// contains. Lane 0, which is always probed, has one.
 pub const RESETS_MAX: usize = 32;
-/// Bytes of a first end-to-end message, padding included: as long as the longest second message, a
-/// key, a sealed key and a sealed payload.
+/// Bytes of a first end-to-end message, padding included: the length of the longest second message (a key, a
+/// sealed key and a sealed payload).
 pub const SESSION_INIT_LEN: usize = size_of::<HandshakeHeader>()
     + (32 + 48 + 16)
     + OFFER_FIXED_LEN
@@ -49,12 +47,12 @@ pub const SESSION_INIT_LEN: usize = size_of::<HandshakeHeader>()
     + RESETS_MAX * TOKEN_LEN;
 /// The Noise protocol of both handshakes.
 pub const NOISE_PATTERN: &str = "Noise_XX_25519_ChaChaPoly_BLAKE2s";
-/// The same within a private network: its key goes into the third message.
+/// The same within a private network, whose key enters the third message.
 pub const NOISE_PATTERN_PRIVATE: &str = "Noise_XXpsk3_25519_ChaChaPoly_BLAKE2s";
 
-/// Which of the three messages this is.
+/// Message of the handshake, with its Noise pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
+pub enum HandshakeStep {
     /// `-> e`
     Init,
     /// `<- e, ee, s, es`
@@ -63,7 +61,7 @@ pub enum Step {
     Finish,
 }
 
-impl Step {
+impl HandshakeStep {
     /// Code on the wire.
     pub const fn code(self) -> u8 {
         match self {
@@ -83,7 +81,7 @@ impl Step {
         })
     }
 
-    /// The link frame that carries this step.
+    /// Kind of the link frame that carries it.
     pub const fn frame_kind(self) -> FrameKind {
         match self {
             Self::Init => FrameKind::HandshakeInit,
@@ -93,61 +91,61 @@ impl Step {
     }
 }
 
-/// Precedes every Noise message.
+/// Header before every Noise message.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct HandshakeHeader {
     /// [`VERSION`].
     pub version: u8,
-    /// [`Step`] code.
+    /// [`HandshakeStep`] code.
     pub step: u8,
     /// Bytes of the Noise message.
     pub noise_len: U16,
-    /// Random number by which the sender knows this handshake.
+    /// Sender's random number of the handshake.
     pub sender: U32,
     /// The other side's `sender`; 0 in the first message.
     pub receiver: U32,
-    /// Number of the sender's network ([`NetworkId`]). It only explains refusals: what keeps others
-    /// out is the network's key in the transcript.
+    /// Number of the sender's network ([`NetworkId`]). It only explains refusals; non-members are excluded by
+    /// the network's key in the transcript.
     pub network: U32,
-    /// Proof of address under load, else zero.
+    /// Cookie, else zero.
     pub cookie: [u8; 16],
 }
 
 const _: () = assert!(size_of::<HandshakeHeader>() == 32);
 
-/// A handshake message taken apart.
+/// A parsed handshake message.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
-    /// Which of the three.
-    pub step: Step,
+    /// Which of the three messages.
+    pub step: HandshakeStep,
     /// Its header.
     pub header: &'a HandshakeHeader,
     /// The Noise message.
     pub noise: &'a [u8],
-    /// Bytes from the handshake header on, padding included.
+    /// Bytes from the handshake header to the end, padding included.
     pub len: usize,
 }
 
 /// Why a handshake message was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// Shorter than its headers or than the length they state.
+    /// Shorter than its headers or its stated length.
     #[error("handshake message is cut short")]
     Short,
     /// Another version of the protocol.
     #[error("handshake of protocol version {0}; this node speaks {VERSION}")]
     Version(u8),
-    /// A step that does not exist, or not the one that the frame kind says.
+    /// An unknown step, or one that differs from the frame kind.
     #[error("handshake step {0} is not valid here")]
     Step(u8),
-    /// A payload that contradicts itself or the protocol's limits.
+    /// A payload that is inconsistent or exceeds the protocol's limits.
     #[error("handshake payload is not valid")]
     Offer,
 }
 
 impl<'a> Message<'a> {
-    /// Takes apart handshake header and Noise message; bytes after them are padding.
+    /// Parses handshake header and Noise message; bytes after them are padding.
     ///
     /// # Errors
     /// When it is cut short, of another version, or of an unknown step.
@@ -158,7 +156,8 @@ impl<'a> Message<'a> {
         if header.version != VERSION {
             return Err(HandshakeError::Version(header.version));
         }
-        let step = Step::from_code(header.step).ok_or(HandshakeError::Step(header.step))?;
+        let step =
+            HandshakeStep::from_code(header.step).ok_or(HandshakeError::Step(header.step))?;
         let noise = rest
             .get(..usize::from(header.noise_len.get()))
             .ok_or(HandshakeError::Short)?;
@@ -170,7 +169,7 @@ impl<'a> Message<'a> {
         })
     }
 
-    /// Takes apart a whole link frame.
+    /// Parses a whole link frame.
     ///
     /// # Errors
     /// As [`Self::parse`]; also when frame kind and step differ.
@@ -183,38 +182,38 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
-    /// Whether it is a first message of a link that needs a valid cookie, whatever the load.
+    /// Whether it is an unpadded first message of a link, which needs a valid cookie under any load.
     pub fn is_short_link(&self) -> bool {
-        self.step == Step::Init && self.len + LINK_HEADER_LEN < INIT_LEN
+        self.step == HandshakeStep::Init && self.len + LINK_HEADER_LEN < INIT_LEN
     }
 
     /// The same end to end.
     pub fn is_short_session(&self) -> bool {
-        self.step == Step::Init && self.len < SESSION_INIT_LEN
+        self.step == HandshakeStep::Init && self.len < SESSION_INIT_LEN
     }
 }
 
-/// Bytes of a handshake header and its Noise message, without the padding behind; `None` when it is none.
+/// Length of handshake header and Noise message without padding; `None` when malformed.
 pub fn len(bytes: &[u8]) -> Option<usize> {
     let message = Message::parse(bytes).ok()?;
     Some(size_of::<HandshakeHeader>() + message.noise.len())
 }
 
-/// Writes handshake header and Noise message, in the public network.
+/// Encodes handshake header and Noise message, in the public network.
 ///
 /// # Panics
 /// When `noise` is longer than [`NOISE_MAX`].
-pub fn encode(step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+pub fn encode(step: HandshakeStep, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
     encode_in(NetworkId::PUBLIC, step, sender, receiver, noise)
 }
 
-/// Writes handshake header and Noise message.
+/// Encodes handshake header and Noise message.
 ///
 /// # Panics
 /// When `noise` is longer than [`NOISE_MAX`].
 pub fn encode_in(
     network: NetworkId,
-    step: Step,
+    step: HandshakeStep,
     sender: u32,
     receiver: u32,
     noise: &[u8],
@@ -235,39 +234,39 @@ pub fn encode_in(
     [header.as_bytes(), noise].concat()
 }
 
-/// Writes an end-to-end message, the first one padded.
+/// Encodes an end-to-end message, the first one padded.
 ///
 /// # Panics
 /// As [`encode`].
 pub fn encode_session_in(
     network: NetworkId,
-    step: Step,
+    step: HandshakeStep,
     sender: u32,
     receiver: u32,
     noise: &[u8],
 ) -> Vec<u8> {
     let mut message = encode_in(network, step, sender, receiver, noise);
-    if step == Step::Init {
+    if step == HandshakeStep::Init {
         message.resize(message.len().max(SESSION_INIT_LEN), 0);
     }
     message
 }
 
-/// Writes a whole link frame, the first message padded, in the public network.
+/// Encodes a link frame, the first message padded, in the public network.
 ///
 /// # Panics
 /// As [`encode`].
-pub fn encode_frame(step: Step, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
+pub fn encode_frame(step: HandshakeStep, sender: u32, receiver: u32, noise: &[u8]) -> Vec<u8> {
     encode_frame_in(NetworkId::PUBLIC, step, sender, receiver, noise)
 }
 
-/// Writes a whole link frame, the first message padded.
+/// Encodes a link frame, the first message padded.
 ///
 /// # Panics
 /// As [`encode`].
 pub fn encode_frame_in(
     network: NetworkId,
-    step: Step,
+    step: HandshakeStep,
     sender: u32,
     receiver: u32,
     noise: &[u8],
@@ -275,21 +274,20 @@ pub fn encode_frame_in(
     let link = LinkHeader::new(step.frame_kind(), 0, 0);
     let message = encode_in(network, step, sender, receiver, noise);
     let mut frame = [link.as_bytes(), &message].concat();
-    if step == Step::Init {
+    if step == HandshakeStep::Init {
         frame.resize(INIT_LEN, 0);
     }
     frame
 }
 
-/// Puts a cookie into a first link message. Nothing else of the message changes: the cookie is not
-/// part of the Noise transcript.
+/// Sets the cookie of a first link message. The cookie is not part of the Noise transcript.
 pub fn set_cookie(frame: &mut [u8], cookie: &Token) {
     if let Some(message) = frame.get_mut(LINK_HEADER_LEN..) {
         set_session_cookie(message, cookie);
     }
 }
 
-/// Puts a cookie into a first end-to-end message.
+/// Sets the cookie of a first end-to-end message.
 pub fn set_session_cookie(message: &mut [u8], cookie: &Token) {
     let end = size_of::<HandshakeHeader>();
     if let Some(place) = message.get_mut(end - TOKEN_LEN..end) {
@@ -297,8 +295,8 @@ pub fn set_session_cookie(message: &mut [u8], cookie: &Token) {
     }
 }
 
-/// Takes the padding off a link frame or, with `skip` 0 instead of [`LINK_HEADER_LEN`], an
-/// end-to-end message.
+/// Removes the padding of a link frame or, with `skip` 0 instead of [`LINK_HEADER_LEN`], of an end-to-end
+/// message.
 pub fn unpad(message: &mut Vec<u8>, skip: usize) {
     if let Some(Ok(parsed)) = message.get(skip..).map(Message::parse) {
         let len = skip + size_of::<HandshakeHeader>() + parsed.noise.len();
@@ -306,32 +304,32 @@ pub fn unpad(message: &mut Vec<u8>, skip: usize) {
     }
 }
 
-/// Payload of a handshake message: what a side offers or has chosen.
+/// Payload of a handshake message: offered or selected parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// Suites offered (message 1) or the one chosen (messages 2 and 3).
+    /// Offered suites (message 1) or the selected one (messages 2 and 3).
     pub suites: SuiteSet,
     /// Workers of the sender, 1 to 64.
     pub workers: u16,
-    /// Largest inner packet the sender takes, bytes.
+    /// Largest inner packet of the sender, bytes.
     pub mtu: u16,
-    /// UDP port of each worker, as the sender bound them; empty end to end.
+    /// UDP port of each worker, as bound; empty end to end.
     pub ports: Vec<u16>,
-    /// The sender's receiver index of each lane; empty in message 1.
+    /// Receiver index of each lane; empty in message 1.
     pub lanes: Vec<SessionIndex>,
     /// Reset tokens of the first lanes, at most [`RESETS_MAX`].
     pub resets: Vec<Token>,
-    /// Number of the sender's start, by which two hosts with one key are told apart; 0 for none, as in
-    /// message 1, which anybody can read.
+    /// Instance number of the sender's dataplane, which detects two hosts with one key; 0 for none, as in
+    /// message 1, which is in the clear.
     pub instance: u64,
 }
 
 const OFFER_FIXED_LEN: usize = 8;
 
 impl Offer {
-    /// Bytes of the payload.
+    /// Encodes the payload.
     pub fn encode(&self) -> Vec<u8> {
-        // The fields were checked against their maxima of 64 when the offer was made or parsed.
+        // All fields are at most 64 here.
         let byte = |n: usize| u8::try_from(n).unwrap_or(u8::MAX);
         let mut out = vec![
             VERSION,
@@ -354,7 +352,7 @@ impl Offer {
         out
     }
 
-    /// Reads a payload. It must be exactly as long as it says.
+    /// Parses a payload, whose length must match exactly.
     ///
     /// # Errors
     /// [`HandshakeError::Version`] for another version, [`HandshakeError::Offer`] for anything

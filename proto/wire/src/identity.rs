@@ -1,4 +1,4 @@
-//! A node's key pair and the file it is kept in.
+//! Key pair of a node, and its file.
 //!
 //! A node is an X25519 key pair. The key file holds the 32 secret bytes and nothing else.
 
@@ -36,7 +36,7 @@ pub const KEY_LEN: usize = 32;
 pub struct PublicKey(pub [u8; KEY_LEN]);
 
 impl Hash for PublicKey {
-    /// By its first bytes: nobody finds keys that share these.
+    /// The first 8 bytes; a key that shares those of another costs about 2^64 attempts.
     fn hash<H: Hasher>(&self, state: &mut H) {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         state.write_u64(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
@@ -44,7 +44,7 @@ impl Hash for PublicKey {
 }
 
 impl PublicKey {
-    /// The overlay address that belongs to this key.
+    /// Overlay address of this key.
     ///
     /// ```
     /// use hyphae_wire::PublicKey;
@@ -62,7 +62,7 @@ impl PublicKey {
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Every message that is taken out shows two keys: one write, not 32.
+        // Every message read over RPC prints two keys, so this is one write, not 32.
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 2 * KEY_LEN];
         for (digits, byte) in text.chunks_exact_mut(2).zip(self.0) {
@@ -79,7 +79,7 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// Text that is not a public key.
+/// Error of parsing a public key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not a public key: expected 64 hex digits")]
 pub struct InvalidPublicKey(pub String);
@@ -120,7 +120,7 @@ impl<'de> Deserialize<'de> for PublicKey {
     }
 }
 
-/// Where the bytes of a secret key are: the one place of them, which wipes them when it ends.
+/// Storage of the bytes of a secret key: their only copy, wiped on drop.
 pub trait KeyPlace: Send + Sync {
     /// The bytes.
     fn bytes(&self) -> &[u8; KEY_LEN];
@@ -132,15 +132,14 @@ impl KeyPlace for Zeroizing<[u8; KEY_LEN]> {
     }
 }
 
-/// An X25519 secret key: the content of a key file. Clones share its one place in memory. Never shown
-/// by `Debug`.
+/// An X25519 secret key: the content of a key file. Clones share one copy in memory. `Debug` never shows it.
 #[derive(Clone)]
 pub struct SecretKey {
     place: Arc<dyn KeyPlace>,
     public: PublicKey,
 }
 
-/// The bytes of a key file are not a key.
+/// Why the bytes of a key file are not a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSecretKey {
     /// A key file holds exactly 32 bytes.
@@ -160,7 +159,7 @@ impl SecretKey {
         Self::filled(|bytes| getrandom::fill(bytes))
     }
 
-    /// A key whose random bytes come from `fill`.
+    /// Generates a key with random bytes of `fill`.
     ///
     /// # Errors
     /// Those of `fill`.
@@ -172,7 +171,7 @@ impl SecretKey {
         Ok(Self::of(place))
     }
 
-    /// Reads the content of a key file.
+    /// Parses the content of a key file.
     ///
     /// # Errors
     /// When it is not 32 bytes, or all zero.
@@ -183,7 +182,7 @@ impl SecretKey {
         on_wiped_stack(|| Self::in_place(Arc::new(Zeroizing::new(*key))))
     }
 
-    /// The key whose bytes are already where they are to stay.
+    /// Makes a key of bytes in their final storage.
     ///
     /// # Errors
     /// When they are all zero.
@@ -207,18 +206,18 @@ impl SecretKey {
         self.place.bytes()
     }
 
-    /// The public half (RFC 7748).
+    /// Public key (RFC 7748).
     pub fn public_key(&self) -> PublicKey {
         self.public
     }
 
-    /// The public half's bytes, for as long as the key is there.
+    /// Bytes of the public key.
     pub fn public_bytes(&self) -> &[u8; KEY_LEN] {
         &self.public.0
     }
 
-    /// Writes what this key and the other end's agree on (RFC 7748) into `out`. All zero when theirs is
-    /// a point of small order.
+    /// X25519 (RFC 7748): writes the shared secret into `out`. All zero when `theirs` is a point of small
+    /// order.
     pub fn agree(&self, theirs: &PublicKey, out: &mut [u8; KEY_LEN]) {
         on_wiped_stack(|| *out = x25519_dalek::x25519(*self.as_bytes(), theirs.0));
     }

@@ -1,8 +1,8 @@
-//! Names for the things that a session is made of: workers, lanes and receiver indices.
+//! Identifiers of workers, lanes and receiver indices.
 
 use std::fmt;
 
-/// Most workers one node can have: the width of the worker field of a [`SessionIndex`].
+/// Most workers of a node: the width of the worker field of a [`SessionIndex`].
 pub const WORKERS_MAX: u16 = 64;
 /// Most lanes of one link or end-to-end session.
 pub const LANES_MAX: u16 = WORKERS_MAX;
@@ -47,7 +47,7 @@ impl Lane {
     }
 }
 
-/// Receiver index of a session lane: what a frame names so that its receiver finds the keys.
+/// Receiver index of a lane: selects the keys at the receiver of a frame.
 ///
 /// ```text
 ///  31    26 25        16 15             0
@@ -56,13 +56,13 @@ impl Lane {
 /// +--------+------------+----------------+
 /// ```
 ///
-/// The salt is random and changes whenever a slot is used again, so that a frame for the previous
-/// holder of a slot is unknown instead of badly sealed. Index 0 is never issued.
+/// The salt changes whenever a slot is used again, so a frame for the previous session of a slot has an unknown
+/// index instead of failing authentication. Index 0 is never issued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionIndex(pub u32);
 
 impl SessionIndex {
-    /// Builds an index; the salt is cut to its field.
+    /// Composes an index; the salt is truncated to its field.
     pub fn new(worker: WorkerId, salt: u16, slot: u16) -> Self {
         let worker = u32::from(worker.0 % WORKERS_MAX);
         let salt = u32::from(salt) & ((1 << SALT_BITS) - 1);

@@ -1,8 +1,8 @@
-//! Identity, addresses and every header that Hyphae puts on a wire.
+//! Identity, addresses and all wire formats of Hyphae.
 //!
-//! Nothing here performs I/O or keeps state. Every layout is a `zerocopy` struct with its size
-//! asserted at compile time; parsing is a checked cast, so no input can cause a panic. Integers are
-//! little-endian except inside the IPv6 packets that the overlay carries.
+//! No I/O and no state. Every layout is a `zerocopy` struct whose size is asserted at compile time; parsing is
+//! a checked cast, so no input causes a panic. Integers are little-endian, except in the inner IPv6 packets and
+//! in routing packets (RFC 8966).
 
 #![forbid(unsafe_code)]
 

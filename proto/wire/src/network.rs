@@ -1,10 +1,9 @@
-//! Private networks: a name and a shared key that every member has.
+//! Private networks: a name and a key shared by all members.
 //!
-//! From both come, by BLAKE3's key derivation, the pre-shared key of handshakes, the key that
-//! authenticates discovery beacons, and a short number that stands in handshake headers and beacons
-//! in the clear. The number tells members of different networks apart before any decryption fails;
-//! it says nothing about the name or the key. Nodes without a private network are in the public
-//! one, number 0.
+//! Both are inputs of BLAKE3 key derivations: the pre-shared key of handshakes, the key of discovery beacons,
+//! and a 32-bit number in the clear in handshake headers and beacons. The number distinguishes networks before
+//! a decryption fails; it reveals neither name nor key. Nodes without a private network are in the public one,
+//! number 0.
 
 use std::fmt;
 
@@ -15,12 +14,12 @@ use crate::identity::KEY_LEN;
 /// Longest name of a network, bytes.
 pub const NAME_MAX: usize = 64;
 
-/// Number of a network as it stands in headers; 0 is the public network.
+/// Number of a network in headers; 0 is the public network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetworkId(pub u32);
 
 impl NetworkId {
-    /// The network of every node that names none.
+    /// The network of nodes without a private one.
     pub const PUBLIC: Self = Self(0);
 }
 
@@ -37,7 +36,7 @@ impl fmt::Display for NetworkId {
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct NetworkKey([u8; KEY_LEN]);
 
-/// Text that is not the key of a network.
+/// Error of parsing the key of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidNetworkKey {
     /// Neither 64 hex digits nor 44 characters of base64.
@@ -59,7 +58,7 @@ impl NetworkKey {
         Ok(Self(bytes))
     }
 
-    /// Reads the text of a key file: 64 hex digits or base64; white space around it is ignored.
+    /// Parses the text of a key file: 64 hex digits or base64, surrounded by optional white space.
     ///
     /// # Errors
     /// When it is anything else, or all zero.
@@ -76,7 +75,7 @@ impl NetworkKey {
         Ok(key)
     }
 
-    /// The key as 64 hex digits, as a key file holds it.
+    /// The key as 64 hex digits, the format of a key file.
     pub fn to_hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -118,11 +117,11 @@ fn from_base64(text: &str) -> Option<[u8; KEY_LEN]> {
             at += 1;
         }
     }
-    // The last digit has two bits that mean nothing; only zero is canonical.
+    // The last digit has two unused bits; only zero is canonical.
     (at == KEY_LEN && bits & 0b11 == 0).then_some(key)
 }
 
-/// A private network as a member knows it. Its secrets are wiped on drop.
+/// A private network with its derived keys, which are wiped on drop.
 #[derive(Clone, ZeroizeOnDrop)]
 pub struct Network {
     #[zeroize(skip)]
@@ -176,7 +175,7 @@ impl fmt::Debug for Network {
 }
 
 impl PartialEq for Network {
-    /// The same number and key; not in constant time, so for comparing configurations only.
+    /// Compares number and key, not in constant time: for configurations only.
     fn eq(&self, other: &Self) -> bool {
         self.id == other.id && self.psk == other.psk
     }

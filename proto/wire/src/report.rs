@@ -1,5 +1,5 @@
-//! Reports of a relay to the sender of a frame that it could not pass on, and the fragments that a
-//! frame is cut into where a link does not carry it whole.
+//! Reports of relays to the sender of a frame that could not be forwarded, and fragments of frames that exceed
+//! the link MTU.
 //!
 //! ```text
 //! report: payload of a transit frame of Service::Report, not sealed end to end (its trailer is
@@ -17,8 +17,8 @@
 //! +-----------------------------------------------+-----------------------------------+---------+
 //! ```
 //!
-//! A report is no proof of anything: whoever handles the frame on its way can make one. The
-//! reporter's address is not in it, because it follows from the key.
+//! A report is unauthenticated: any node on the path can forge one. The reporter's address is derived from its
+//! key.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
@@ -28,21 +28,20 @@ use crate::{OverlayAddress, PublicKey};
 
 /// Smallest MTU of an IPv6 path (RFC 8200, section 5).
 pub const INNER_MTU_MIN: u16 = 1280;
-/// Frame that carries a packet of [`INNER_MTU_MIN`] bytes: every link carries it, in two parts if
-/// need be.
+/// Frame of a packet of [`INNER_MTU_MIN`] bytes: every link carries it, in two fragments if necessary.
 pub const FRAME_MIN_MAX: u16 = 1384;
 const _: () = assert!(FRAME_MIN_MAX as usize == INNER_MTU_MIN as usize + OVERHEAD);
 /// Bytes of a datagram that every underlay path is expected to carry (RFC 8899, section 5.1.2).
 pub const DATAGRAM_BASE: u16 = 1200;
 
-/// What a report says.
+/// Code of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportCode {
     /// No route to the destination, or no neighbour to send it to.
     NoRoute,
-    /// The hop limit ran out here.
+    /// Hop limit exceeded.
     HopLimit,
-    /// The frame is larger than the next link carries.
+    /// The frame exceeds the MTU of the next link.
     TooBig,
     /// Not an error: a frame of [`crate::Service::Trace`] has reached its destination.
     Reached,
@@ -79,19 +78,19 @@ pub struct Report {
     pub code: u8,
     /// Zero; receivers ignore it.
     pub reserved: [u8; 3],
-    /// Largest inner packet that the next link takes, bytes; 0 unless the code is "too big".
+    /// Largest inner packet that the next link carries, bytes; 0 for other codes.
     pub mtu: U32,
     /// Key of the reporting node.
     pub reporter: PublicKey,
-    /// Where the frame was to go.
+    /// Destination of the frame.
     pub destination: OverlayAddress,
-    /// Its session header: only who saw the frame knows the index and the counter.
+    /// Session header of the frame: only nodes that received the frame know index and counter.
     pub session: SessionHeader,
-    /// Its service code.
+    /// Service code of the frame.
     pub service: u8,
     /// Zero; receivers ignore it.
     pub reserved2: u8,
-    /// Its flow hash.
+    /// Flow hash of the frame.
     pub flow_hash: U16,
     /// Zero; receivers ignore it.
     pub reserved3: U32,
@@ -102,13 +101,13 @@ pub const REPORT_LEN: usize = size_of::<Report>();
 const _: () = assert!(REPORT_LEN == 80);
 
 impl Report {
-    /// Reads a payload; `None` when it is not exactly as long as a report is.
+    /// Parses a payload; `None` for any other length.
     pub fn parse(payload: &[u8]) -> Option<&Self> {
         Ref::<_, Self>::from_bytes(payload).ok().map(Ref::into_ref)
     }
 }
 
-/// What follows the link header of a fragment.
+/// Header of a fragment, after the link header.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct FragmentHeader {
@@ -122,14 +121,14 @@ pub struct FragmentHeader {
     pub reserved2: U32,
 }
 
-/// Bytes before the part of the frame that a fragment carries.
+/// Bytes before the content of a fragment.
 pub const FRAGMENT_HEADERS_LEN: usize = LINK_HEADER_LEN + size_of::<FragmentHeader>();
 const _: () = assert!(FRAGMENT_HEADERS_LEN == 24);
-// Two parts of what every path carries hold every frame that may be cut.
+// Two fragments of the size that every path carries hold every frame that may be fragmented.
 const _: () =
     assert!(FRAME_MIN_MAX as usize <= 2 * (DATAGRAM_BASE as usize - FRAGMENT_HEADERS_LEN));
 
-/// Where part `part` of a frame of `total` bytes lies in it.
+/// Byte range of part `part` of a frame of `total` bytes.
 pub fn fragment_range(total: usize, part: u8) -> std::ops::Range<usize> {
     let middle = total.div_ceil(2);
     if part == 0 { 0..middle } else { middle..total }

@@ -1,13 +1,11 @@
 //! Signatures by the key pair of an identity: XEdDSA over X25519.
 //!
-//! Follows "The XEdDSA and VXEdDSA Signature Schemes" (Signal, revision 1), with the strictness of
-//! its verifiers raised: besides a `u` that is not below the prime, also an `s` that is not below
-//! the group order and points of small order are refused, so that one message has exactly one valid
-//! encoding per signing. What comes out is an Ed25519 signature under the Edwards form of the
-//! public key with sign bit 0; the tests hold it against an Ed25519 implementation.
+//! Implements "The XEdDSA and VXEdDSA Signature Schemes" (Signal, revision 1) with a stricter verifier: besides
+//! a `u` that is not below the prime, it refuses an `s` that is not below the group order and points of small
+//! order, so that a signature has exactly one valid encoding. The result is an Ed25519 signature under the
+//! Edwards form of the public key with sign bit 0; tests compare it with an Ed25519 implementation.
 //!
-//! Whoever signs prefixes the message with a context string of its own, so that a signature
-//! made for one purpose says nothing in another.
+//! Callers prefix the message with a context string, so that a signature is valid for one purpose only.
 
 use curve25519_dalek::edwards::EdwardsPoint;
 use curve25519_dalek::montgomery::MontgomeryPoint;
@@ -21,8 +19,8 @@ use crate::{PublicKey, SecretKey, on_wiped_stack};
 /// Bytes of a signature.
 pub const SIGNATURE_LEN: usize = 64;
 
-/// First hashed bytes of the derivation of the nonce: 2^256 - 2, which is no valid encoding of a
-/// point, so that this hash is apart from the one over `R`.
+/// Prefix of the nonce derivation: 2^256 - 2, which is no valid encoding of a point, so that this hash is
+/// disjoint from the one over `R`.
 const NONCE_PREFIX: [u8; 32] = {
     let mut prefix = [0xff; 32];
     prefix[0] = 0xfe;
@@ -36,10 +34,10 @@ const NONCE_PREFIX: [u8; 32] = {
 #[repr(transparent)]
 pub struct Signature(pub [u8; SIGNATURE_LEN]);
 
-/// Why a signature is not one.
+/// Why a signature is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
-    /// The key is no canonical point of the curve, or one of small order, for which anybody can sign.
+    /// The key is not a canonical point of the curve, or has small order, under which anyone can sign.
     #[error("the public key is not a usable point of the curve")]
     Key,
     /// The scalar is not below the group order, or the nonce point has small order.
@@ -51,8 +49,8 @@ pub enum SignatureError {
 }
 
 impl SecretKey {
-    /// Signs a message. `random` comes from a cryptographic source; should that source fail, a
-    /// repeated value does no harm, because the nonce depends on key and message as well.
+    /// Signs a message. `random` comes from a cryptographic source; a repeated value is harmless, because the
+    /// nonce depends on key and message as well.
     pub fn sign(&self, message: &[u8], random: &[u8; 64]) -> Signature {
         on_wiped_stack(|| self.sign_here(message, random))
     }
@@ -64,7 +62,7 @@ impl SecretKey {
         let sign = edwards.as_bytes()[31] >> 7;
         let mut public = edwards.to_bytes();
         public[31] &= 0x7f;
-        // The negative of k where the point's sign is 1, without a branch on it.
+        // Negates k where the sign of the point is 1, without a branch.
         let a = Zeroizing::new(*k * (Scalar::ONE - Scalar::from(2 * sign)));
 
         let nonce = Sha512::new()
@@ -84,8 +82,8 @@ impl SecretKey {
 }
 
 impl PublicKey {
-    /// Checks that `signature` was made over `message` by the secret half of this key. Everything
-    /// here is public, so its time depends on its input.
+    /// Verifies that `signature` was made over `message` by the secret half of this key. All inputs are public,
+    /// so the time depends on them.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -105,7 +103,7 @@ impl PublicKey {
             Option::<Scalar>::from(Scalar::from_canonical_bytes(s)).ok_or(SignatureError::Form)?;
         let h = challenge(&nonce, key.compress().as_bytes(), message);
         let expected = EdwardsPoint::vartime_double_scalar_mul_basepoint(&h, &-key, &s);
-        // Comparing encodings refuses every other encoding of the same point.
+        // Comparing encodings refuses other encodings of the same point.
         if expected.compress().to_bytes() != nonce {
             return Err(SignatureError::Mismatch);
         }

@@ -1,20 +1,20 @@
-//! Work that leaves nothing on the stack.
+//! Computation that leaves no secrets on the stack.
 
 use std::hint::black_box;
 
-/// Bytes of stack that are wiped: several times what handshakes and signatures use.
+/// Bytes of stack to wipe: several times the need of handshakes and signatures.
 const DEPTH: usize = 64 * 1024;
 
-/// Does `work`, and wipes the stack that it has used: values that were moved or passed on leave copies
-/// there, which nothing else overwrites for as long as a thread sleeps. What `work` returns must not be
-/// secret. For handshakes and records with keys, not for packets.
+/// Runs `work` and wipes the stack that it used: values that were moved or passed leave copies there, which a
+/// sleeping thread never overwrites. The result must not be secret. For handshakes and records with keys, not
+/// for packets.
 pub fn on_wiped_stack<T>(work: impl FnOnce() -> T) -> T {
     let result = apart(work);
     wipe();
     result
 }
 
-/// A frame of its own, at the same place as that of [`wipe`].
+/// A stack frame at the same place as that of [`wipe`].
 #[inline(never)]
 fn apart<T>(work: impl FnOnce() -> T) -> T {
     work()
@@ -22,6 +22,6 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
 
 #[inline(never)]
 fn wipe() {
-    // Read by nobody as far as the compiler knows, except for this.
+    // Prevents the compiler from removing the write.
     black_box(&mut [0u8; DEPTH]);
 }

@@ -1,15 +1,15 @@
-//! Cipher suites and how two nodes agree on one.
+//! Cipher suites and their negotiation.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// AEAD used for headers of a link and for payloads of an end-to-end session. Both have 32-byte
-/// keys, 12-byte nonces and 16-byte tags, so frames do not depend on the choice.
+/// AEAD of link headers and end-to-end payloads. Both suites have 32-byte keys, 12-byte nonces and 16-byte
+/// tags, so frames do not depend on the choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Suite {
-    /// RFC 8439; every node has it.
+    /// RFC 8439; every node supports it.
     ChaCha20Poly1305,
-    /// NIST SP 800-38D; chosen when both ends have AES in hardware.
+    /// NIST SP 800-38D; selected when both ends have AES in hardware.
     Aes256Gcm,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Suite {
     }
 }
 
-/// A name that is not a suite.
+/// Error of parsing a suite name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown cipher suite '{0}': use chacha20-poly1305 or aes-256-gcm")]
 pub struct UnknownSuite(pub String);
@@ -62,7 +62,7 @@ impl FromStr for Suite {
     }
 }
 
-/// The suites that a node offers, as carried in a handshake payload.
+/// Set of offered suites, as in a handshake payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SuiteSet(pub u8);
 
@@ -72,7 +72,7 @@ impl SuiteSet {
         Self(suite.code())
     }
 
-    /// Both suites: what a node with AES in hardware offers.
+    /// Both suites, the offer of a node with AES in hardware.
     pub const fn all() -> Self {
         Self(Suite::ChaCha20Poly1305.code() | Suite::Aes256Gcm.code())
     }
@@ -82,7 +82,7 @@ impl SuiteSet {
         self.0 & suite.code() != 0
     }
 
-    /// What two offers agree on: AES-256-GCM when both have it, else ChaCha20-Poly1305, else none.
+    /// The suite of two offers: AES-256-GCM when both have it, else ChaCha20-Poly1305, else none.
     pub fn agree(self, other: Self) -> Option<Suite> {
         [Suite::Aes256Gcm, Suite::ChaCha20Poly1305]
             .into_iter()

@@ -1,7 +1,9 @@
 //! What comes in datagrams.
 
 use hyphae_wire::frame::{PAYLOAD_AT, SEALED_HEADERS_AT, SEALED_HEADERS_LEN, SealedHeaders};
-use hyphae_wire::handshake::{INIT_LEN, Message, NOISE_MAX, Offer, Step, encode, encode_frame};
+use hyphae_wire::handshake::{
+    HandshakeStep, INIT_LEN, Message, NOISE_MAX, Offer, encode, encode_frame,
+};
 use hyphae_wire::{Endpoint, FrameKind, LinkHeader, Service, SessionIndex, guard};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -59,7 +61,7 @@ pub fn handshake(data: &[u8]) {
     check_message(&message);
     assert_eq!(
         message.is_short_link(),
-        message.step == Step::Init && data.len() < INIT_LEN
+        message.step == HandshakeStep::Init && data.len() < INIT_LEN
     );
     assert_eq!(data[0], message.step.frame_kind().code());
     if message.noise.len() <= NOISE_MAX {

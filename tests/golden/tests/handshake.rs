@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use hyphae_test_golden::{Case, load};
-use hyphae_wire::handshake::{self, INIT_LEN, Message, NOISE_PATTERN, Offer, Step};
+use hyphae_wire::handshake::{self, HandshakeStep, INIT_LEN, Message, NOISE_PATTERN, Offer};
 use hyphae_wire::{OverlayAddress, PublicKey, SecretKey, SessionIndex, SuiteSet};
 use snow::{Builder, HandshakeState};
 
 #[test]
 fn handshake_frames() {
     for case in load("handshake-frame") {
-        let step = Step::from_code(case.number("step")).unwrap();
+        let step = HandshakeStep::from_code(case.number("step")).unwrap();
         let (sender, receiver) = (case.number("sender"), case.number("receiver"));
         let (noise, written) = (case.bytes("noise"), case.bytes("frame"));
         let mut frame = written.clone();
@@ -25,7 +25,12 @@ fn handshake_frames() {
             handshake::encode(step, sender, receiver, &noise),
             written[16..]
         );
-        assert_eq!(step == Step::Init, frame.len() == INIT_LEN, "{}", case.at());
+        assert_eq!(
+            step == HandshakeStep::Init,
+            frame.len() == INIT_LEN,
+            "{}",
+            case.at()
+        );
 
         let message = Message::parse_frame(&frame).unwrap();
         assert_eq!(

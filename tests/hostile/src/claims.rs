@@ -1,4 +1,4 @@
-//! What a hostile node says of itself in a handshake, and its side of the Noise exchange.
+//! Parameters that a hostile node claims in a handshake, and its side of the Noise exchange.
 
 use anyhow::{Context, ensure};
 use hyphae_wire::frame::MTU_DEFAULT;
@@ -9,7 +9,7 @@ use snow::{Builder, HandshakeState};
 
 use crate::LaneKeys;
 
-/// What a handshake is to make.
+/// Kind of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A link with a neighbour.
@@ -18,7 +18,7 @@ pub enum Purpose {
     EndToEnd,
 }
 
-/// What the offers of a handshake say. Start from [`Claims::default`], which is honest.
+/// Claims in the offers of a handshake. [`Claims::default`] is honest.
 #[derive(Clone, Debug)]
 pub struct Claims {
     /// Workers.
@@ -34,7 +34,7 @@ pub struct Claims {
     pub lanes: Option<Vec<SessionIndex>>,
     /// Reset tokens of the third message.
     pub resets: Vec<Token>,
-    /// Number of the start, in the third message.
+    /// Instance number, in the third message.
     pub instance: u64,
 }
 
@@ -53,7 +53,7 @@ impl Default for Claims {
 }
 
 impl Claims {
-    /// Honest but for the number of workers.
+    /// Honest except for the number of workers.
     pub fn workers(workers: u16) -> Self {
         Self {
             workers,
@@ -113,7 +113,7 @@ pub struct Secrets {
 }
 
 impl Handshake {
-    /// Begins one. `port` is what an honest claim of ports names.
+    /// Begins a handshake. `port` is the one that an honest offer names.
     ///
     /// # Errors
     /// When the Noise pattern is not built in.
@@ -139,7 +139,7 @@ impl Handshake {
         })
     }
 
-    /// The Noise message that begins it.
+    /// The first Noise message.
     ///
     /// # Errors
     /// When it was begun already.
@@ -148,10 +148,9 @@ impl Handshake {
         self.write(&offer)
     }
 
-    /// Takes the answer; returns the third Noise message, and what came of it all.
+    /// Handles the answer; returns the third Noise message and the secrets.
     ///
-    /// # Errors
-    /// When the answer is not one.
+    /// When the answer is invalid.
     pub fn finish(mut self, answer: &[u8]) -> anyhow::Result<(Vec<u8>, Secrets)> {
         let mut payload = vec![0; answer.len()];
         let len = self.noise.read_message(answer, &mut payload)?;

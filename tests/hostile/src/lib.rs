@@ -1,4 +1,4 @@
-//! A node that does as it likes.
+//! Hostile and light nodes for tests.
 //!
 //! ```text
 //! Hostile ── link handshake with any claims ──▶ Link ── control, Babel, routed frames of any source
@@ -6,9 +6,8 @@
 //! Victim:      `hyphae up` on loopback, two processes of their own
 //! ```
 //!
-//! [`Hostile`] speaks the protocol byte by byte, with no engine behind it, so nothing that a node
-//! would never send is out of its reach. It blocks, with a time limit on every wait. What a test
-//! expects of the node that is attacked is said in the tests.
+//! [`Hostile`] implements the protocol byte by byte, without an engine, so it can send anything. It blocks,
+//! with a timeout on every wait. The tests state what they expect of the attacked node.
 
 #![forbid(unsafe_code)]
 
@@ -20,8 +19,8 @@ mod session;
 mod victim;
 
 pub use claims::{Claims, Handshake, Purpose, Secrets};
-pub use link::{Heard, Link, Routed};
-pub use node::{Answer, Hostile};
+pub use link::{Link, Received, Routed};
+pub use node::{FirstReply, Hostile};
 pub use seal::LaneKeys;
 pub use session::Session;
 pub use victim::{Target, Victim};

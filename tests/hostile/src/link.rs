@@ -1,4 +1,4 @@
-//! A link of a hostile node: everything that a neighbour can say.
+//! A link of a hostile node, with every message of a neighbour.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -27,16 +27,16 @@ pub struct Link {
     pub answers: bool,
 }
 
-/// What a frame says of where it goes and comes from.
+/// Routing fields of a frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Routed {
     /// Where to.
     pub destination: OverlayAddress,
-    /// From whom, whether true or not.
+    /// Source, possibly forged.
     pub source: OverlayAddress,
     /// Code of the service.
     pub service: u8,
-    /// Hops that are left.
+    /// Hop limit.
     pub hop_limit: u8,
 }
 
@@ -76,7 +76,7 @@ impl Routed {
 
 /// What came over a link.
 #[derive(Debug)]
-pub enum Heard {
+pub enum Received {
     /// A link-local frame: its payload.
     Local(Vec<u8>),
     /// A transit frame: headers, payload as it was carried, trailer.
@@ -201,7 +201,7 @@ impl Link {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn hear(&mut self, within: Duration) -> anyhow::Result<Option<Heard>> {
+    pub fn receive(&mut self, within: Duration) -> anyhow::Result<Option<Received>> {
         let end = Instant::now() + within;
         let mut room = vec![0; 65_536];
         while let Some(left) = end.checked_duration_since(Instant::now()) {
@@ -233,15 +233,15 @@ impl Link {
                         let reply = lane.link_local(&[&reply, body].concat());
                         self.send(&reply)?;
                     }
-                    Heard::Local(payload)
+                    Received::Local(payload)
                 }
                 (Some(FrameKind::Transit), Some(lane)) => {
                     let Some((headers, payload, trailer)) = lane.open_transit(frame) else {
                         continue;
                     };
-                    Heard::Transit(Box::new(headers), payload, trailer)
+                    Received::Transit(Box::new(headers), payload, trailer)
                 }
-                _ => Heard::Raw(frame.to_vec()),
+                _ => Received::Raw(frame.to_vec()),
             };
             return Ok(Some(heard));
         }
@@ -255,11 +255,11 @@ impl Link {
     pub fn wait<T>(
         &mut self,
         within: Duration,
-        mut wanted: impl FnMut(Heard) -> Option<T>,
+        mut wanted: impl FnMut(Received) -> Option<T>,
     ) -> anyhow::Result<T> {
         let end = Instant::now() + within;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
-            if let Some(found) = self.hear(left)?.and_then(&mut wanted) {
+            if let Some(found) = self.receive(left)?.and_then(&mut wanted) {
                 return Ok(found);
             }
         }

@@ -4,24 +4,24 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use hyphae_wire::handshake::{Message, Step, encode_frame, set_cookie};
+use hyphae_wire::handshake::{HandshakeStep, Message, encode_frame, set_cookie};
 use hyphae_wire::{FrameKind, SecretKey, guard};
 
 use crate::{Claims, Handshake, Link, Purpose, Secrets};
 
-/// How long a hostile node waits for an answer that it needs.
+/// Timeout of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it repeats what has no answer yet.
+/// Retransmission interval.
 const REPEAT: Duration = Duration::from_millis(250);
 
-/// What a first message earned.
+/// Reply to a first message.
 #[derive(Debug)]
-pub enum Answer {
+pub enum FirstReply {
     /// The frame of a second message.
     Response(Vec<u8>),
     /// A cookie.
     Cookie(guard::Token),
-    /// Nothing in time.
+    /// Timeout.
     Silence,
 }
 
@@ -45,7 +45,7 @@ impl Hostile {
         )
     }
 
-    /// A node with a key of somebody's choice.
+    /// A node with a given key.
     ///
     /// # Errors
     /// When the address cannot be had.
@@ -65,7 +65,7 @@ impl Hostile {
     ) -> anyhow::Result<(Handshake, Vec<u8>)> {
         let port = self.socket.local_addr()?.port();
         let mut handshake = Handshake::new(&self.identity, Purpose::Link, claims, port)?;
-        let frame = encode_frame(Step::Init, number, 0, &handshake.first()?);
+        let frame = encode_frame(HandshakeStep::Init, number, 0, &handshake.first()?);
         Ok((handshake, frame))
     }
 
@@ -96,11 +96,11 @@ impl Hostile {
         }
     }
 
-    /// What answers the handshake of this number first, within a time.
+    /// The first reply to the handshake of this number, within a time.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn answer(&self, number: u32, within: Duration) -> anyhow::Result<Answer> {
+    pub fn answer(&self, number: u32, within: Duration) -> anyhow::Result<FirstReply> {
         let end = Instant::now() + within;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
             let Some((frame, _)) = self.receive(left)? else {
@@ -109,23 +109,23 @@ impl Hostile {
             match FrameKind::from_code(frame[0]) {
                 Some(FrameKind::CookieReply) => {
                     if let Some((_, cookie)) = guard::parse(&frame).filter(|(n, _)| *n == number) {
-                        return Ok(Answer::Cookie(cookie));
+                        return Ok(FirstReply::Cookie(cookie));
                     }
                 }
                 Some(FrameKind::HandshakeResponse) => {
                     let ours = Message::parse_frame(&frame)
                         .is_ok_and(|m| m.header.receiver.get() == number);
                     if ours {
-                        return Ok(Answer::Response(frame));
+                        return Ok(FirstReply::Response(frame));
                     }
                 }
                 _ => {}
             }
         }
-        Ok(Answer::Silence)
+        Ok(FirstReply::Silence)
     }
 
-    /// Makes a link, with a cookie if one is asked for.
+    /// Establishes a link, with a cookie if required.
     ///
     /// # Errors
     /// When nothing answers in time, or what answers is no handshake.
@@ -136,9 +136,9 @@ impl Hostile {
         let response = loop {
             self.send(to, &frame)?;
             match self.answer(number, REPEAT)? {
-                Answer::Response(response) => break response,
-                Answer::Cookie(cookie) => set_cookie(&mut frame, &cookie),
-                Answer::Silence => {}
+                FirstReply::Response(response) => break response,
+                FirstReply::Cookie(cookie) => set_cookie(&mut frame, &cookie),
+                FirstReply::Silence => {}
             }
             if Instant::now() > end {
                 bail!("nothing at {to} answers a first message");
@@ -148,16 +148,15 @@ impl Hostile {
         let mut link = Link::new(self.socket.try_clone()?, to, secrets);
         while Instant::now() < end {
             self.send(to, &finish)?;
-            // What the other side says first confirms the link.
-            if link.hear(REPEAT)?.is_some() {
+            // The first frame of the other end confirms the link.
+            if link.receive(REPEAT)?.is_some() {
                 return Ok(link);
             }
         }
         bail!("{to} does not confirm the link")
     }
 
-    /// Takes a second message; returns the frame of the third, which nobody has seen yet, and the
-    /// link that it would make.
+    /// Handles a second message; returns the frame of the third, unsent, and the link that it would establish.
     ///
     /// # Errors
     /// When the second message is not an answer to the first.
@@ -170,7 +169,7 @@ impl Hostile {
         let (third, secrets) = handshake.finish(message.noise)?;
         let receiver = message.header.sender.get();
         Ok((
-            encode_frame(Step::Finish, number, receiver, &third),
+            encode_frame(HandshakeStep::Finish, number, receiver, &third),
             secrets,
         ))
     }

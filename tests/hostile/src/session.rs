@@ -4,17 +4,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use hyphae_wire::guard::SessionCookie;
-use hyphae_wire::handshake::{Message, Step, encode, encode_session_in, set_session_cookie};
+use hyphae_wire::handshake::{
+    HandshakeStep, Message, encode, encode_session_in, set_session_cookie,
+};
 use hyphae_wire::{NetworkId, OverlayAddress, SecretKey, Service};
 
-use crate::{Claims, Handshake, Heard, LaneKeys, Link, Purpose, Routed};
+use crate::{Claims, Handshake, LaneKeys, Link, Purpose, Received, Routed};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const REPEAT: Duration = Duration::from_millis(300);
 
 /// A session with a node, over a link with the same or another one.
 pub struct Session {
-    /// Whose address frames come from.
+    /// Source address of frames.
     pub source: OverlayAddress,
     /// The other end.
     pub destination: OverlayAddress,
@@ -35,7 +37,7 @@ impl Session {
     ) -> anyhow::Result<(Handshake, Vec<u8>)> {
         let mut handshake = Handshake::new(identity, Purpose::EndToEnd, claims, 0)?;
         let first = handshake.first()?;
-        let message = encode_session_in(NetworkId::PUBLIC, Step::Init, number, 0, &first);
+        let message = encode_session_in(NetworkId::PUBLIC, HandshakeStep::Init, number, 0, &first);
         Ok((handshake, message))
     }
 
@@ -56,12 +58,12 @@ impl Session {
             }
             link.unsealed(&routed, &first)?;
             let answer = link.wait(REPEAT, |heard| {
-                let Heard::Transit(headers, payload, _) = heard else {
+                let Received::Transit(headers, payload, _) = heard else {
                     return None;
                 };
                 let ours = headers.routing.service == Service::Handshake.code()
                     && Message::parse(&payload).is_ok_and(|m| {
-                        (m.step, m.header.receiver.get()) == (Step::Response, number)
+                        (m.step, m.header.receiver.get()) == (HandshakeStep::Response, number)
                     });
                 (ours || SessionCookie::parse(&payload).is_some()).then_some(payload)
             });
@@ -74,7 +76,12 @@ impl Session {
         };
         let message = Message::parse(&response)?;
         let (third, secrets) = handshake.finish(message.noise)?;
-        let finish = encode(Step::Finish, number, message.header.sender.get(), &third);
+        let finish = encode(
+            HandshakeStep::Finish,
+            number,
+            message.header.sender.get(),
+            &third,
+        );
         let mut session = Self {
             source,
             destination,
@@ -82,7 +89,7 @@ impl Session {
         };
         while Instant::now() < end {
             link.unsealed(&routed, &finish)?;
-            if session.hear(link, REPEAT)?.is_some() {
+            if session.receive(link, REPEAT)?.is_some() {
                 return Ok(session);
             }
         }
@@ -118,14 +125,14 @@ impl Session {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn hear(
+    pub fn receive(
         &mut self,
         link: &mut Link,
         within: Duration,
     ) -> anyhow::Result<Option<(u8, Vec<u8>)>> {
         let end = Instant::now() + within;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
-            let Some(Heard::Transit(headers, payload, trailer)) = link.hear(left)? else {
+            let Some(Received::Transit(headers, payload, trailer)) = link.receive(left)? else {
                 continue;
             };
             let index = headers.session.receiver.get();

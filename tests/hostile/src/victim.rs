@@ -13,12 +13,12 @@ use hyphae_rpc::method::Status;
 use hyphae_wire::{PublicKey, SecretKey};
 use tempfile::TempDir;
 
-/// How long it may take to come up on a busy machine.
+/// Start-up timeout on a busy machine.
 const START_MAX: Duration = Duration::from_secs(60);
-/// How often that is looked for.
+/// Poll interval of the start-up.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Where a node is, and who.
+/// Address and key of a node.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// Its underlay address.
@@ -55,7 +55,7 @@ impl Victim {
         Self::start_at(program, at, config, peers)
     }
 
-    /// The same at a place of one's choice.
+    /// The same with a given address.
     ///
     /// # Errors
     /// When it does not come up.
@@ -68,7 +68,7 @@ impl Victim {
         Self::start_as(program, at, None, config, peers)
     }
 
-    /// The same with a key of one's choice.
+    /// The same with a given key.
     ///
     /// # Errors
     /// When it does not come up.
@@ -143,7 +143,7 @@ impl Victim {
         }
     }
 
-    /// What it says about itself.
+    /// Its status.
     ///
     /// # Errors
     /// When it does not answer.
@@ -151,7 +151,7 @@ impl Victim {
         Ok(self.client.node_status()?)
     }
 
-    /// What it has logged.
+    /// Its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }

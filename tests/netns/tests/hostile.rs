@@ -12,7 +12,7 @@ use common::{PATIENCE, binary, eventually, own_place};
 use hyphae_rpc::method::{Peer, PingParams, Pong};
 use hyphae_test_hostile::{Claims, Hostile, Routed, Victim};
 use hyphae_wire::babel::Serial;
-use hyphae_wire::handshake::{Step, encode_session_in};
+use hyphae_wire::handshake::{HandshakeStep, encode_session_in};
 use hyphae_wire::{NetworkId, PublicKey, SecretKey, Service};
 use serde_json::json;
 
@@ -89,14 +89,14 @@ fn a_neighbour_with_hundreds_of_prefixes_takes_no_routes_from_others() {
         link.announce(&key, SERIAL).unwrap();
         // Signatures are checked a few at a time.
         if n % 32 == 31 {
-            link.hear(Duration::from_millis(20)).unwrap();
+            link.receive(Duration::from_millis(20)).unwrap();
         }
     }
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                link.hear(Duration::from_millis(50)).unwrap();
+                link.receive(Duration::from_millis(50)).unwrap();
             }
         });
         let _ended = Ends(&done);
@@ -125,10 +125,11 @@ fn garbage_in_the_name_of_a_node_does_not_keep_it_from_a_session() {
             let mut number = 1;
             while !done.load(Ordering::Relaxed) {
                 let noise = [0x5a; 80];
-                let first = encode_session_in(NetworkId::PUBLIC, Step::Init, number, 0, &noise);
+                let first =
+                    encode_session_in(NetworkId::PUBLIC, HandshakeStep::Init, number, 0, &noise);
                 link.unsealed(&routed, &first).unwrap();
                 number += 1;
-                link.hear(Duration::from_millis(2)).unwrap();
+                link.receive(Duration::from_millis(2)).unwrap();
             }
         });
         let _ended = Ends(&done);

@@ -1,4 +1,4 @@
-//! Virtual time: the heap of what happens when, and the clocks of nodes, which disagree.
+//! Virtual time: the event queue, and the clocks of nodes, which differ.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use hyphae_time::Nanos;
 
-/// What is due, in order of time; equal times in order of insertion.
+/// Events in order of time; equal times in order of insertion.
 #[derive(Debug)]
-pub struct Agenda<T> {
+pub struct EventQueue<T> {
     heap: BinaryHeap<Reverse<Due<T>>>,
     inserted: u64,
 }
@@ -40,7 +40,7 @@ impl<T> Ord for Due<T> {
     }
 }
 
-impl<T> Default for Agenda<T> {
+impl<T> Default for EventQueue<T> {
     fn default() -> Self {
         Self {
             heap: BinaryHeap::new(),
@@ -49,8 +49,8 @@ impl<T> Default for Agenda<T> {
     }
 }
 
-impl<T> Agenda<T> {
-    /// Notes something for later.
+impl<T> EventQueue<T> {
+    /// Schedules an event.
     pub fn add(&mut self, at: Nanos, what: T) {
         self.inserted += 1;
         self.heap.push(Reverse(Due {
@@ -60,24 +60,24 @@ impl<T> Agenda<T> {
         }));
     }
 
-    /// Takes the first thing that is due at or before `until`.
+    /// Removes the first event at or before `until`.
     pub fn next(&mut self, until: Nanos) -> Option<(Nanos, T)> {
         self.heap.peek().filter(|first| first.0.at <= until)?;
         self.heap.pop().map(|first| (first.0.at, first.0.what))
     }
 }
 
-/// A node's clock: it started somewhere, and runs a little fast or slow.
+/// A node's clock, with an offset and a skew.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    /// What it shows at the beginning of the world.
+    /// Reading at virtual time 0.
     pub offset: Duration,
-    /// How many millionths it is fast (or slow, when negative).
+    /// Skew in millionths; negative for a slow clock.
     pub skew_ppm: i32,
 }
 
 impl Clock {
-    /// What the clock shows at a time of the world.
+    /// Reading at a virtual time.
     pub fn local(&self, world: Nanos) -> Nanos {
         let offset = u64::try_from(self.offset.as_nanos()).unwrap_or(u64::MAX);
         let drift = i128::from(world.0) * i128::from(self.skew_ppm) / 1_000_000;
@@ -85,7 +85,7 @@ impl Clock {
         Nanos(u64::try_from(shown.max(0)).unwrap_or(u64::MAX))
     }
 
-    /// The first time of the world at which the clock shows `local` or later.
+    /// The first virtual time at which the clock shows `local` or later.
     pub fn world(&self, local: Nanos) -> Nanos {
         if local == Nanos::NEVER {
             return Nanos::NEVER;
@@ -94,7 +94,7 @@ impl Clock {
         let elapsed = (i128::from(local.0) - offset).max(0);
         let world = elapsed * 1_000_000 / (1_000_000 + i128::from(self.skew_ppm));
         let mut world = Nanos(u64::try_from(world).unwrap_or(u64::MAX));
-        // Divisions round; the two do not round alike.
+        // The two divisions round differently.
         while world.0 > 0 && self.local(Nanos(world.0 - 1)) >= local {
             world.0 -= 1;
         }
@@ -111,15 +111,15 @@ mod tests {
 
     #[test]
     fn things_happen_in_order_of_time_then_of_insertion() {
-        let mut agenda = Agenda::default();
+        let mut queue = EventQueue::default();
         for (at, what) in [(5, 'c'), (1, 'a'), (5, 'd'), (2, 'b'), (9, 'e')] {
-            agenda.add(Nanos(at), what);
+            queue.add(Nanos(at), what);
         }
-        let until = |agenda: &mut Agenda<char>, t| {
-            std::iter::from_fn(|| agenda.next(Nanos(t)).map(|(_, what)| what)).collect::<String>()
+        let until = |queue: &mut EventQueue<char>, t| {
+            std::iter::from_fn(|| queue.next(Nanos(t)).map(|(_, what)| what)).collect::<String>()
         };
-        assert_eq!(until(&mut agenda, 8), "abcd");
-        assert_eq!(until(&mut agenda, 9), "e");
+        assert_eq!(until(&mut queue, 8), "abcd");
+        assert_eq!(until(&mut queue, 9), "e");
     }
 
     #[test]

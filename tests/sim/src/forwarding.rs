@@ -1,9 +1,8 @@
-//! What all nodes together would do to a packet: the next hops of every node for every destination,
-//! and the questions asked about them.
+//! FIBs of all nodes, and the checks of forwarding over them.
 
 use crate::topology::NodeId;
 
-/// Next hops that an entry can have.
+/// Most next hops of an entry.
 const HOPS_MAX: usize = 8;
 
 /// The entry of one node for one destination.
@@ -24,7 +23,7 @@ impl Hops {
         hops
     }
 
-    /// Whether a node is among them.
+    /// Whether a node is one of the next hops.
     pub fn leads_to(&self, node: NodeId) -> bool {
         self.nodes().contains(&node)
     }
@@ -39,19 +38,19 @@ impl Hops {
 #[derive(Debug)]
 pub struct Forwarding {
     nodes: usize,
-    /// Of each node that is a destination, its row.
+    /// Row of each destination.
     rows: Vec<usize>,
     /// By row, then by node.
     hops: Vec<Hops>,
     /// Entries with a next hop.
     entries: usize,
-    /// Marks of the search that is running: a node was seen if its mark is the search's number.
+    /// Marks of the running search: a node is visited if its mark is the number of the search.
     seen: Vec<u32>,
     search: u32,
 }
 
 impl Forwarding {
-    /// Empty FIBs. `is_destination` says which nodes there can be entries for.
+    /// Empty FIBs. `is_destination` selects the nodes that have entries.
     pub fn new(nodes: NodeId, is_destination: impl Fn(NodeId) -> bool) -> Self {
         let mut destinations = 0;
         let rows = (0..nodes).map(|node| {
@@ -93,9 +92,9 @@ impl Forwarding {
         self.entries
     }
 
-    /// A way on which a packet for `destination` comes back to `node`, if there is one. Every loop
-    /// goes through the node whose entry closed it, so asking after each change about the changed
-    /// entry misses none. `carries` tells whether what a node sends to another would arrive.
+    /// A path on which a packet for `destination` returns to `node`, if one exists. Every loop contains the
+    /// node whose entry closed it, so checking changed entries after each change finds all. `carries` returns
+    /// whether a packet from one node would arrive at another.
     pub fn loop_through(
         &mut self,
         destination: NodeId,
@@ -103,32 +102,31 @@ impl Forwarding {
         carries: impl Fn(NodeId, NodeId) -> bool,
     ) -> Option<Vec<NodeId>> {
         self.search += 1;
-        // The way to the node that is being looked at, each with the number of next hops tried.
-        let mut way: Vec<(NodeId, usize)> = vec![(node, 0)];
-        while let Some((at, tried)) = way.last_mut() {
+        // Path to the current node, with the number of next hops tried at each.
+        let mut path: Vec<(NodeId, usize)> = vec![(node, 0)];
+        while let Some((at, tried)) = path.last_mut() {
             let (at, index) = (*at, *tried);
             *tried += 1;
             let Some(next) = self.hops(destination, at).nodes().get(index).copied() else {
-                way.pop();
+                path.pop();
                 continue;
             };
             if !carries(at, next) {
                 continue;
             }
             if next == node {
-                return Some(way.iter().map(|(node, _)| *node).collect());
+                return Some(path.iter().map(|(node, _)| *node).collect());
             }
             let seen = &mut self.seen[usize::from(next)];
             if next != destination && *seen != self.search {
                 *seen = self.search;
-                way.push((next, 0));
+                path.push((next, 0));
             }
         }
         None
     }
 
-    /// For one destination: whether a packet of each node arrives there, whichever of several next
-    /// hops it takes.
+    /// Whether a packet of each node arrives at a destination, whichever next hops it takes.
     pub fn arrivals(
         &self,
         destination: NodeId,
@@ -140,23 +138,23 @@ impl Forwarding {
         known[usize::from(destination)] = true;
         for start in 0..self.nodes {
             let start = NodeId::try_from(start).unwrap_or(0);
-            // A node is decided after all its next hops; one met again on the way is a loop.
-            let mut way = vec![start];
-            while let Some(at) = way.last().copied() {
+            // A node is decided after all its next hops; one that is met again on the path closes a loop.
+            let mut path = vec![start];
+            while let Some(at) = path.last().copied() {
                 if known[usize::from(at)] {
-                    way.pop();
+                    path.pop();
                     continue;
                 }
                 let hops = self.hops(destination, at).nodes();
                 let open = hops.iter().find(|next| !known[usize::from(**next)]);
                 match open {
-                    Some(next) if !way.contains(next) => way.push(*next),
+                    Some(next) if !path.contains(next) => path.push(*next),
                     _ => {
                         let arrived =
                             |next: &NodeId| arrives[usize::from(*next)] && carries(at, *next);
                         arrives[usize::from(at)] = !hops.is_empty() && hops.iter().all(arrived);
                         known[usize::from(at)] = true;
-                        way.pop();
+                        path.pop();
                     }
                 }
             }
@@ -186,15 +184,15 @@ mod tests {
         }
         f.set(0, 5, Hops::new([1, 3]));
         for node in [3, 4, 5] {
-            let way = f.loop_through(0, node, all).unwrap();
-            assert_eq!((way.len(), way[0]), (3, node));
+            let path = f.loop_through(0, node, all).unwrap();
+            assert_eq!((path.len(), path[0]), (3, node));
         }
         for node in [1, 2] {
             assert_eq!(f.loop_through(0, node, all), None);
         }
-        // A link that carries nothing closes no loop.
+        // A cut link closes no loop.
         assert_eq!(f.loop_through(0, 3, |from, to| (from, to) != (4, 5)), None);
-        // Not even the destination's own entry is a loop: it keeps what is for it.
+        // The destination's own entry closes no loop, because it delivers.
         f.set(0, 0, Hops::new([1]));
         assert_eq!(f.loop_through(0, 1, all), None);
     }

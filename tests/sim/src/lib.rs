@@ -1,8 +1,8 @@
-//! A mesh of nodes in one thread, with virtual time: many real routing engines, real signatures,
-//! and a network that delays, loses, repeats, reorders and cuts, all decided by one seed.
+//! A mesh of nodes in one thread with virtual time: many real routing engines, real signatures, and a network
+//! that delays, drops, duplicates, reorders and partitions, all decided by one seed.
 //!
-//! Checks run while the world runs, after every event: see [`Violation`]. The world is a library,
-//! so that `hyphae-bench mesh` can measure with it what the tests check.
+//! Invariants are checked after every event, see [`Violation`]. The world is a library, so that `hyphae-bench
+//! mesh` measures with what the tests check.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,7 @@
-//! Links: what happens to a packet between two nodes.
+//! Links: delay, loss, duplication and reordering between two nodes.
 //!
-//! A link is two directions with faults of their own. On top of it is a session, as the overlay
-//! keeps it: it ends when a node restarts, and a new one begins when both are there; packets of
-//! an ended session are never delivered.
+//! A link has two directions with independent faults. It carries a session as the overlay's: it ends when a
+//! node restarts, a new one begins when both nodes are up, and packets of an ended session are never delivered.
 
 use std::time::Duration;
 
@@ -11,18 +10,18 @@ use hyphae_time::Nanos;
 use crate::random::Random;
 use crate::topology::NodeId;
 
-/// How one direction of a link treats packets.
+/// Properties of one direction of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quality {
-    /// Time on the way, at least.
+    /// Shortest delay.
     pub delay: Duration,
-    /// Time on top, at most. Packets stay in order, unless `reorder` says otherwise.
+    /// Largest additional delay. Packets stay in order, except for `reorder`.
     pub jitter: Duration,
     /// Packets lost, per million.
     pub loss: u32,
-    /// Packets that arrive twice, per million.
+    /// Packets duplicated, per million.
     pub duplicate: u32,
-    /// Packets that are overtaken by later ones, per million.
+    /// Packets overtaken by later ones, per million.
     pub reorder: u32,
 }
 
@@ -36,8 +35,8 @@ impl Quality {
         reorder: 0,
     };
 
-    /// The same without any loss, copies or disorder, and with a steady delay: a jitter that
-    /// changes costs is a fault as well.
+    /// The same without loss, duplicates, reordering, and with a steady delay, because jitter that changes
+    /// costs is a fault as well.
     #[must_use]
     pub fn faultless(self) -> Self {
         Self {
@@ -49,7 +48,7 @@ impl Quality {
         }
     }
 
-    /// A link of the Internet, anything from good to bad.
+    /// A random link, from good to bad.
     pub fn random(random: &mut Random) -> Self {
         Self {
             delay: random.between(Duration::from_micros(100), Duration::from_millis(60)),
@@ -64,7 +63,7 @@ impl Quality {
 /// One direction of a link.
 #[derive(Clone, Copy, Debug)]
 pub struct Direction {
-    /// How it treats packets.
+    /// Its properties.
     pub quality: Quality,
     /// Nothing passes.
     pub cut: bool,
@@ -80,7 +79,7 @@ impl Direction {
         }
     }
 
-    /// When copies of a packet that is sent now arrive: none, one or two times.
+    /// Arrival times of a packet that is sent now: none, one or two.
     pub fn arrivals(&mut self, now: Nanos, random: &mut Random) -> [Option<Nanos>; 2] {
         let quality = self.quality;
         if self.cut || random.chance(quality.loss) {
@@ -88,7 +87,7 @@ impl Direction {
         }
         let arrival = now + quality.delay + random.duration(quality.jitter);
         let first = if random.chance(quality.reorder) {
-            // Late, and not holding up what comes after it.
+            // Late, without delaying later packets.
             arrival + quality.delay + random.duration(quality.jitter * 4)
         } else {
             self.last_arrival = arrival.max(self.last_arrival);
@@ -109,10 +108,10 @@ pub struct Link {
     pub directions: [Direction; 2],
     /// Sessions so far.
     pub sessions: u32,
-    /// The session that each end has, as far as it knows. A packet belongs to the one in which it
-    /// was sent, and is opened by that one only.
+    /// The session of each end, as far as it knows. A packet belongs to the session in which it was sent and is
+    /// opened only by that one.
     pub session: [Option<u32>; 2],
-    /// Changes whenever a fault hits the link, so that what was planned before is not done.
+    /// Incremented by every fault, which invalidates events planned before.
     pub faults: u32,
 }
 
@@ -138,7 +137,7 @@ impl Link {
         self.ends[1 - self.end(node)]
     }
 
-    /// Whether both ends have the same session: what one seals, the other opens.
+    /// Whether both ends have the same session.
     pub fn agrees(&self) -> bool {
         self.session[0].is_some() && self.session[0] == self.session[1]
     }

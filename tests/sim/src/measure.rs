@@ -1,20 +1,20 @@
-//! How a mesh of a given size begins: how long until everybody reaches everybody, and at what cost.
+//! Convergence of a mesh of a given size: duration and cost.
 
 use std::time::Duration;
 
 use hyphae_time::Nanos;
 
 use crate::scenario::{setup, speakers};
-use crate::speaker::{Memory, RoutingNode};
+use crate::speaker::{RoutingNode, VerifyCache};
 use crate::topology::{NodeId, Shape};
 use crate::violation::Violation;
 use crate::world::World;
 
-/// Time given to a mesh until everybody has a route to everybody.
+/// Time limit for convergence.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How exactly the time of an event is found.
+/// Resolution of measured times.
 const STEP: Duration = Duration::from_millis(10);
-/// Without a change for that long, routes are as they stay.
+/// Time without a route change after which a mesh counts as settled.
 const CALM: Duration = Duration::from_secs(2);
 
 /// What to measure.
@@ -26,13 +26,13 @@ pub struct Case {
     pub shape: Shape,
     /// Nodes that announce themselves.
     pub announcing: NodeId,
-    /// Decides everything else.
+    /// Seed of everything else.
     pub seed: u64,
-    /// Time over which the calm mesh is watched.
+    /// Observation time of the settled mesh.
     pub idle: Duration,
 }
 
-/// What was sent, by all nodes together.
+/// Traffic of all nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Packets.
@@ -63,7 +63,7 @@ impl Traffic {
     }
 }
 
-/// What was measured. Times are of the world unless named otherwise.
+/// Results. Times are virtual unless stated otherwise.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
     /// Links.
@@ -72,15 +72,15 @@ pub struct Measured {
     pub sessions: Duration,
     /// From the first node's start to the first time that all pairs have routes.
     pub complete: Duration,
-    /// From the first node's start to the last change of a route before the calm.
+    /// From the first node's start to the last route change.
     pub settled: Duration,
     /// Sent until all pairs had routes.
     pub until_complete: Traffic,
-    /// Sent until the calm.
+    /// Sent until the mesh settled.
     pub until_calm: Traffic,
     /// Sent while the mesh was idle.
     pub idle: Traffic,
-    /// Bytes that the process grew by from the empty world to the calm one.
+    /// Growth of the process from the empty world to the settled one, bytes.
     pub memory: u64,
 }
 
@@ -96,15 +96,15 @@ fn elapsed(at: Nanos) -> Duration {
     Duration::from_nanos(at.0)
 }
 
-/// Builds a mesh and measures it. `report` is told what it is doing.
+/// Builds a mesh and measures it. `report` receives progress.
 ///
 /// # Errors
 /// When a promise is broken, or pairs remain without routes.
 pub fn measure(case: &Case, mut report: impl FnMut(&str)) -> Result<Measured, Violation> {
     let mut setup = setup(case.seed, case.nodes, case.shape, None);
     setup.announcing = case.announcing;
-    let memory = Memory::default();
-    let mut world = World::new(&setup, speakers(&setup, &memory));
+    let cache = VerifyCache::default();
+    let mut world = World::new(&setup, speakers(&setup, &cache));
     let empty = resident();
     let mut next_report = Nanos(0);
     let mut tell = |world: &World<RoutingNode>| {
@@ -120,7 +120,7 @@ pub fn measure(case: &Case, mut report: impl FnMut(&str)) -> Result<Measured, Vi
     };
     while world.complete_at().is_none() {
         if elapsed(world.now()) > PATIENCE {
-            // Says which pair has none.
+            // Returns the first pair without a route.
             world.check_reachability()?;
             break;
         }

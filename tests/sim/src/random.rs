@@ -1,8 +1,8 @@
-//! Seeded randomness: the same seed gives the same run on every machine.
+//! Seeded generator: the same seed gives the same run on every machine.
 
 use std::time::Duration;
 
-/// One in this many: the unit of rates.
+/// Denominator of rates.
 pub const PER_MILLION: u32 = 1_000_000;
 
 /// SplitMix64. Not for secrets.
@@ -10,13 +10,13 @@ pub const PER_MILLION: u32 = 1_000_000;
 pub struct Random(u64);
 
 impl Random {
-    /// A stream of numbers.
+    /// A generator with this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// A stream of its own, named by what it is for, so that one more draw here does not change
-    /// what happens there.
+    /// An independent generator, identified by its purpose, so that an additional draw does not change the
+    /// others.
     pub fn fork(&self, label: u64) -> Self {
         let mut fork = Self(self.0 ^ label.wrapping_mul(0xd6e8_feb8_6659_fd93));
         fork.next();
@@ -49,7 +49,7 @@ impl Random {
         self.below(u64::from(PER_MILLION)) < u64::from(per_million)
     }
 
-    /// A time from nothing to `most`.
+    /// A time from zero to `most`.
     pub fn duration(&mut self, most: Duration) -> Duration {
         let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX - 1);
         Duration::from_nanos(self.below(most + 1))

@@ -1,35 +1,35 @@
-//! Whole runs, made of a seed: a mesh is born, suffers, is left in peace, and is examined.
+//! Complete runs from a seed: start, faults, quiet time, final checks.
 
 use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::link::Quality;
 use crate::random::Random;
-use crate::speaker::{Memory, RoutingNode};
+use crate::speaker::{RoutingNode, VerifyCache};
 use crate::topology::{NodeId, Shape};
 use crate::violation::Violation;
 use crate::world::{Factory, Fault, Setup, World};
 
-/// Seconds since 1970 at which worlds begin.
+/// Start of the world, seconds since 1970.
 const EPOCH: u32 = 1_800_000_000;
 
-/// Makes nodes with the real engine. Now and then one starts with a clock that was set back.
-pub fn speakers(setup: &Setup, memory: &Memory) -> Factory<RoutingNode> {
-    let memory = memory.clone();
+/// Makes nodes with the real engine. Some restarts set the clock back.
+pub fn speakers(setup: &Setup, cache: &VerifyCache) -> Factory<RoutingNode> {
+    let cache = cache.clone();
     let mut random = Random::new(setup.seed).fork(3);
     let setup = setup.clone();
     Box::new(move |node, secret, restarts, now| {
         let set_back = restarts > 0 && random.chance(200_000);
         let epoch = EPOCH + restarts * 10 - if set_back { 100_000 } else { 0 };
-        let mut engine = RoutingNode::new(secret, epoch, now, random.next(), &memory);
+        let mut engine = RoutingNode::new(secret, epoch, now, random.next(), &cache);
         if !setup.announces(node) {
-            engine.be_silent(now);
+            engine.withdraw_all(now);
         }
         engine
     })
 }
 
-/// A setup with nothing unusual about it.
+/// A setup with defaults.
 pub fn setup(seed: u64, nodes: NodeId, shape: Shape, quality: Option<Quality>) -> Setup {
     Setup {
         seed,
@@ -42,21 +42,21 @@ pub fn setup(seed: u64, nodes: NodeId, shape: Shape, quality: Option<Quality>) -
     }
 }
 
-/// How badly a world is treated.
+/// Amount of faults.
 #[derive(Clone, Copy, Debug)]
 pub struct Chaos {
     /// Faults.
     pub faults: u32,
-    /// In this time.
+    /// Period in which they begin.
     pub within: Duration,
-    /// A cut of one or both directions ends after this time at most.
+    /// Longest duration of a cut.
     pub cut_max: Duration,
-    /// Nodes that never restart: those numbered below.
+    /// Nodes below this number never restart.
     pub spared: NodeId,
 }
 
-/// Plans faults from now on, beginning with loss, copies and disorder on every link. All of them
-/// end within the time, but for some cuts if `leave` says so: these stay, and may part the mesh.
+/// Plans faults, with loss, duplicates and reordering on every link from the start. All end within the period,
+/// except for `leave` cuts that stay and may partition the mesh.
 pub fn plan<E: Engine>(world: &mut World<E>, random: &mut Random, chaos: &Chaos, leave: u32) {
     let end = world.now() + chaos.within;
     for _ in 0..chaos.faults {
@@ -94,19 +94,19 @@ pub fn plan<E: Engine>(world: &mut World<E>, random: &mut Random, chaos: &Chaos,
     }
 }
 
-/// Time without faults after which everything must be in order: sessions give up after 20 s,
-/// begin again within 3 s, and what was told to a neighbour that has forgotten is told again.
+/// Quiet time after which all invariants hold: sessions end after 20 s and begin again within 3 s, and routes
+/// are then advertised again.
 pub const QUIET: Duration = Duration::from_secs(60);
 
-/// One run with the real engine: birth, faults, peace.
+/// One run with the real engine: start, faults, quiet time.
 ///
 /// # Errors
 /// When a promise was broken at any time.
 pub fn run(seed: u64, nodes: NodeId, shape: Shape, chaos: &Chaos) -> Result<(), Violation> {
-    let memory = Memory::default();
+    let cache = VerifyCache::default();
     let mut random = Random::new(seed).fork(5);
     let setup = setup(seed, nodes, shape, None);
-    let mut world = World::new(&setup, speakers(&setup, &memory));
+    let mut world = World::new(&setup, speakers(&setup, &cache));
     world.run_for(Duration::from_secs(20))?;
     world.await_reachability(40)?;
     let leave = u32::try_from(random.below(4)).unwrap_or(0);

@@ -11,22 +11,21 @@ use hyphae_wire::{PublicKey, SecretKey};
 
 use crate::engine::{Effects, Engine};
 
-/// What a verifier was asked, and what it answered.
+/// Results of signature checks.
 type Answers = HashMap<(PublicKey, [u8; 64], [u8; Origin::MESSAGE_LEN]), bool>;
 
-/// Checks every signature really, but the same one only once for all nodes: a thousand nodes see
-/// the same thousand signatures.
+/// Verifies every distinct signature once for all nodes: a thousand nodes see the same thousand signatures.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<Answers>>);
+pub struct VerifyCache(Arc<Mutex<Answers>>);
 
-impl Memory {
-    /// Signatures that were really checked.
+impl VerifyCache {
+    /// Distinct signatures checked.
     pub fn checked(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-impl Verifier for Memory {
+impl Verifier for VerifyCache {
     fn verify(&mut self, origin: &Origin, message: &[u8]) -> bool {
         let Ok(asked) = message.try_into() else {
             return Xeddsa.verify(origin, message);
@@ -43,25 +42,25 @@ pub struct RoutingNode(Speaker);
 
 impl RoutingNode {
     /// A node with the default configuration. `epoch` is the start's, as in [`Config::epoch`].
-    pub fn new(secret: &SecretKey, epoch: u32, now: Nanos, seed: u64, memory: &Memory) -> Self {
+    pub fn new(secret: &SecretKey, epoch: u32, now: Nanos, seed: u64, cache: &VerifyCache) -> Self {
         let config = Config::new(secret.clone(), epoch);
-        Self(Speaker::new(now, config, seed, Box::new(memory.clone())))
+        Self(Speaker::new(now, config, seed, Box::new(cache.clone())))
     }
 
-    /// Announces nothing: the node is only on the way of others' packets.
-    pub fn be_silent(&mut self, now: Nanos) {
+    /// Withdraws all announcements: the node is only a relay.
+    pub fn withdraw_all(&mut self, now: Nanos) {
         let announced: Vec<_> = self.0.announced().collect();
         for prefix in announced {
             self.0.withdraw(now, prefix);
         }
     }
 
-    /// Knows no more than so many destinations.
+    /// Limits the destinations that it knows.
     pub fn limit_routes(&mut self, now: Nanos, max: usize) {
         self.0.set_routes_max(now, max);
     }
 
-    /// What the engine counted.
+    /// Counters of the engine.
     pub fn counters(&self) -> &Counters {
         self.0.counters()
     }

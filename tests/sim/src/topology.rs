@@ -11,15 +11,15 @@ pub type NodeId = u16;
 /// How nodes are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// A circle.
+    /// A ring.
     Ring,
-    /// A circle in which every node also knows the one after the next: 4 neighbours each.
+    /// A ring with links to the node after the next: 4 neighbours each.
     Lattice,
-    /// A random tree with as many random links on top as there are nodes: 4 neighbours on average.
+    /// A random tree plus as many random links as nodes: 4 neighbours on average.
     Random,
-    /// Every new node joins two that are there, the more likely the more neighbours these have.
+    /// Preferential attachment: each new node links to two others, by their degree.
     ScaleFree,
-    /// Rows and columns.
+    /// A grid.
     Grid,
 }
 
@@ -74,7 +74,7 @@ impl Shape {
                 }
             }
             Self::ScaleFree => {
-                // An end of a random link is a node by its number of neighbours.
+                // The end of a random link is a node with a probability by its degree.
                 let mut ends: Vec<NodeId> = vec![0];
                 for node in 1..nodes {
                     let mut chosen = BTreeSet::new();
@@ -105,7 +105,7 @@ impl Shape {
     }
 }
 
-/// A name that is no shape.
+/// Error of parsing a shape.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is no shape of a mesh; there are ring, lattice, random, scale-free and grid")]
 pub struct InvalidShape(String);

@@ -1,4 +1,4 @@
-//! What must never happen, and what must have happened after some quiet time.
+//! Invariants: at any time, and after a quiet time.
 
 use hyphae_time::Nanos;
 
@@ -6,56 +6,56 @@ use hyphae_wire::Prefix;
 
 use crate::topology::NodeId;
 
-/// A promise of the routing protocol that was broken. Times are those of the world.
+/// A violated invariant. Times are virtual.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A packet would go round.
-    #[error("at {at:?}: packets for node {destination} loop: {way:?}")]
+    /// A packet would loop.
+    #[error("at {at:?}: packets for node {destination} loop: {path:?}")]
     Loop {
         /// When.
         at: Nanos,
-        /// Where the packets should go.
+        /// Destination of the packets.
         destination: NodeId,
-        /// The nodes that they pass, over and over.
-        way: Vec<NodeId>,
+        /// The nodes of the loop.
+        path: Vec<NodeId>,
     },
-    /// An entry of a FIB leads to a peer that there is no session with.
+    /// A FIB entry has a next hop without a session.
     #[error("at {at:?}: node {node} sends packets for node {destination} to {peer}, which is down")]
     DownPeer {
         /// When.
         at: Nanos,
         /// Whose FIB.
         node: NodeId,
-        /// Where the packets should go.
+        /// Destination of the packets.
         destination: NodeId,
-        /// Where they are sent.
+        /// Their next hop.
         peer: NodeId,
     },
-    /// A node that has one link, and lies, is on the way of packets for somebody else.
+    /// A hostile node with one link attracts packets for another node.
     #[error(
         "at {at:?}: node {node} sends packets for node {destination} to {attacker}, the attacker"
     )]
     Attracted {
         /// When.
         at: Nanos,
-        /// Who believed it.
+        /// The node with the route.
         node: NodeId,
-        /// Where the packets should go.
+        /// Destination of the packets.
         destination: NodeId,
-        /// Where they are sent.
+        /// Their next hop.
         attacker: NodeId,
     },
-    /// A route to what no node owns.
-    #[error("at {at:?}: node {node} has a route to {prefix}, which nobody owns")]
+    /// A route to a prefix without an owner.
+    #[error("at {at:?}: node {node} has a route to {prefix}, which has no owner")]
     Invented {
         /// When.
         at: Nanos,
-        /// Who believed it.
+        /// The node with the route.
         node: NodeId,
         /// The prefix.
         prefix: Prefix,
     },
-    /// One event made a node send more than its neighbours and routes can explain.
+    /// One event caused more packets than neighbours and routes explain.
     #[error("at {at:?}: one event made node {node} send {packets} packets, at most {most}")]
     Burst {
         /// When.

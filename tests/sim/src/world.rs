@@ -1,10 +1,9 @@
 //! The world: nodes, links, faults and time.
 //!
-//! One event at a time: something happens to one node, its engine is drained, its packets are
-//! given to the links, its routes to the common picture of all FIBs, and the checks are made.
-//! Sessions behave as the overlay's: silence ends them at both ends, at different times; a restart
-//! ends them at once at that node, and later at the neighbours; a new session is known at one end
-//! before the other.
+//! One event at a time: it is delivered to a node, the engine is drained, packets go to the links, routes to
+//! the FIBs of all nodes, and the invariants are checked. Sessions behave as the overlay's: silence ends them
+//! at both ends, at different times; a restart ends them at once at that node and later at the neighbours; a
+//! new session is known at one end before the other.
 
 mod events;
 mod quiet;
@@ -18,7 +17,7 @@ use hyphae_time::Nanos;
 
 use hyphae_wire::{Prefix, PublicKey, SecretKey};
 
-use crate::clock::{Agenda, Clock};
+use crate::clock::{Clock, EventQueue};
 use crate::engine::{Effects, Engine};
 use crate::forwarding::Forwarding;
 use crate::link::{Link, Quality};
@@ -26,29 +25,29 @@ use crate::random::Random;
 use crate::topology::NodeId;
 use crate::violation::Violation;
 
-/// Silence after which the overlay gives a session up.
+/// Silence after which a session ends.
 const DEAD_AFTER: Duration = Duration::from_secs(15);
-/// Longest time until a session is there after it became possible.
+/// Longest time to establish a session once it is possible.
 const DIAL_MAX: Duration = Duration::from_secs(3);
-/// Timer events of one node at one time that are still taken for work.
+/// Timer events of one node at one time beyond which a timer spins.
 const TIMER_MAX: u32 = 1000;
 
-/// What a world is made of.
+/// Parameters of a world.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Decides everything that is not given here.
+    /// Seed of everything that is not given here.
     pub seed: u64,
     /// Number of nodes.
     pub nodes: NodeId,
     /// The links, by their ends.
     pub links: Vec<(NodeId, NodeId)>,
-    /// The links' quality; random and faultless when there is none.
+    /// Quality of links; `None` for random and faultless.
     pub quality: Option<Quality>,
-    /// How much clocks are fast or slow at most, in millionths.
+    /// Largest clock skew, millionths.
     pub skew_ppm: u32,
-    /// The nodes begin within this time.
+    /// Period in which nodes start.
     pub boot_within: Duration,
-    /// Nodes that announce themselves; the others are only on the way. Evenly spread.
+    /// Nodes that announce themselves, evenly spread; the others are relays.
     pub announcing: NodeId,
 }
 
@@ -60,16 +59,16 @@ impl Setup {
     }
 }
 
-/// Something that goes wrong, or well again.
+/// A fault or its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Directions of a link (forth, back) carry nothing; the sessions end when it lasts.
+    /// Cuts directions of a link (forth, back); sessions end when it lasts.
     Cut(usize, [bool; 2]),
-    /// A link carries packets again.
+    /// Ends a cut.
     Mend(usize),
-    /// A link becomes better or worse.
+    /// Changes the quality of a link.
     Change(usize, Quality),
-    /// A node loses all state and is back after a time.
+    /// Restarts a node without its state after a time.
     Restart(NodeId, Duration),
 }
 
@@ -88,14 +87,14 @@ enum Event {
         link: usize,
         faults: u32,
     },
-    /// An end learns of the session that the other has begun.
+    /// An end learns of a session that the other has begun.
     Begin {
         link: usize,
         end: usize,
         session: u32,
         faults: u32,
     },
-    /// An end gives a session up.
+    /// An end closes a session.
     End {
         link: usize,
         end: usize,
@@ -105,7 +104,7 @@ enum Event {
     Fault(Fault),
 }
 
-/// A node and what is known about it.
+/// A node and its state.
 #[derive(Debug)]
 pub struct Node<E> {
     /// Its engine; none while it is down.
@@ -118,7 +117,8 @@ pub struct Node<E> {
     pub bytes: u64,
     /// Its restarts.
     pub restarts: u32,
-    /// It lies: nothing for others may be sent to it, and what reaches it is kept for it to use.
+    /// It is hostile: no packets for others may be sent to it, and packets that reach it are captured for it to
+    /// use.
     pub hostile: bool,
     clock: Clock,
     wake: Nanos,
@@ -126,19 +126,19 @@ pub struct Node<E> {
     links: BTreeMap<NodeId, usize>,
 }
 
-/// Makes the engine of a node: its number, its key, its restarts so far, its own time.
+/// Makes the engine of a node from its number, key, restarts and local time.
 pub type Factory<E> = Box<dyn FnMut(NodeId, &SecretKey, u32, Nanos) -> E>;
 
 /// A mesh.
 pub struct World<E> {
     now: Nanos,
-    agenda: Agenda<Event>,
+    queue: EventQueue<Event>,
     random: Random,
     nodes: Vec<Node<E>>,
     secrets: Vec<SecretKey>,
     links: Vec<Link>,
     owners: BTreeMap<Prefix, NodeId>,
-    /// Prefixes of no node that are announced by right.
+    /// Prefixes that the caller announces legitimately for no node.
     foreign: BTreeSet<Prefix>,
     forwarding: Forwarding,
     factory: Factory<E>,
@@ -151,15 +151,15 @@ pub struct World<E> {
     trace: bool,
 }
 
-/// Packets for hostile nodes that are kept.
+/// Captured packets for hostile nodes.
 const CAPTURED_MAX: usize = 4096;
 
 impl<E: Engine> World<E> {
-    /// A world at time 0, with nothing running yet.
+    /// A world at time 0; nodes start later.
     pub fn new(setup: &Setup, factory: Factory<E>) -> Self {
         let mut random = Random::new(setup.seed).fork(1);
         let mut keys = Random::new(setup.seed).fork(2);
-        let mut agenda = Agenda::default();
+        let mut queue = EventQueue::default();
         let mut links = Vec::new();
         let mut neighbours = vec![BTreeMap::new(); usize::from(setup.nodes)];
         for (index, (a, b)) in setup.links.iter().enumerate() {
@@ -201,14 +201,14 @@ impl<E: Engine> World<E> {
                 links,
             });
             secrets.push(secret);
-            agenda.add(
+            queue.add(
                 Nanos(0) + random.duration(setup.boot_within),
                 Event::Boot(id),
             );
         }
         Self {
             now: Nanos(0),
-            agenda,
+            queue,
             random,
             nodes,
             secrets,
@@ -242,7 +242,7 @@ impl<E: Engine> World<E> {
         &self.links
     }
 
-    /// The secret key of a node, for those who forge.
+    /// The secret key of a node, for forgeries.
     pub fn secret(&self, node: NodeId) -> &SecretKey {
         &self.secrets[usize::from(node)]
     }
@@ -257,13 +257,13 @@ impl<E: Engine> World<E> {
         self.last_session
     }
 
-    /// Entries of all FIBs that have a next hop, and how many would if all reached all.
+    /// FIB entries with a next hop, and their number at full reachability.
     pub fn routes(&self) -> (usize, usize) {
         let pairs = self.owners.len() * self.nodes.len().saturating_sub(1);
         (self.forwarding.entries(), pairs)
     }
 
-    /// When every node had a route to every other for the first time.
+    /// First time at which every node had a route to every other.
     pub fn complete_at(&self) -> Option<Nanos> {
         self.complete_at
     }
@@ -274,13 +274,13 @@ impl<E: Engine> World<E> {
         (packets, self.nodes.iter().map(|node| node.bytes).sum())
     }
 
-    /// Declares a node hostile: it has one link, and is no way to anybody else.
+    /// Declares a node hostile: it has one link and is on no path to others.
     pub fn distrust(&mut self, node: NodeId) {
         self.nodes[usize::from(node)].hostile = true;
     }
 
-    /// A prefix of no node of this world is announced by its key, honestly signed. Whoever believes that
-    /// is right, and frames for it are nobody's.
+    /// Declares a prefix that the caller announces with a valid signature. Routes to it are legitimate; frames
+    /// to it are not checked.
     pub fn expect(&mut self, prefix: Prefix) {
         self.foreign.insert(prefix);
     }
@@ -292,20 +292,20 @@ impl<E: Engine> World<E> {
 
     /// Plans a fault.
     pub fn plan(&mut self, at: Nanos, fault: Fault) {
-        self.agenda.add(at, Event::Fault(fault));
+        self.queue.add(at, Event::Fault(fault));
     }
 
-    /// Sends a packet of the caller's making over a link, as if the node's engine had sent it.
+    /// Injects a packet into a link as if the node's engine had sent it.
     pub fn inject(&mut self, from: NodeId, to: NodeId, packet: &[u8]) {
         self.transmit(from, to, packet.into());
     }
 
-    /// Lets the world go on until a time.
+    /// Runs until a time.
     ///
     /// # Errors
     /// When a promise is broken.
     pub fn run_until(&mut self, until: Nanos) -> Result<(), Violation> {
-        while let Some((at, event)) = self.agenda.next(until) {
+        while let Some((at, event)) = self.queue.next(until) {
             self.now = at;
             self.happen(event)?;
         }

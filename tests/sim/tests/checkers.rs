@@ -1,5 +1,4 @@
-//! The checkers themselves, with engines that are wrong on purpose: what they are there for, they
-//! find. The real engine is in `mesh.rs`.
+//! Tests of the checkers, with engines that are wrong on purpose. The real engine is in `mesh.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -13,25 +12,24 @@ use hyphae_wire::{OverlayAddress, Prefix, PublicKey};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What is wrong with an engine.
+/// Fault of an engine.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flaw {
-    /// Routes of neighbours are believed whatever their distance: counts to infinity.
+    /// Accepts every route of neighbours: counts to infinity.
     Feasibility,
-    /// Routes stay when their neighbour goes.
+    /// Keeps routes of a neighbour that is down.
     Forgetful,
-    /// Timers in the past.
+    /// Sets timers in the past.
     Restless,
-    /// Everything is said ten times a second.
+    /// Advertises everything ten times a second.
     Talkative,
-    /// One event, many packets.
+    /// Sends many packets for one event.
     Bursting,
-    /// A prefix out of thin air.
+    /// Has a route to a prefix without an owner.
     Inventive,
 }
 
-/// Distance vectors as one would first think of them: 8 bytes of subnet and one of distance each,
-/// all of them every second.
+/// Naive distance vectors: 8 bytes of subnet and one of distance each, all of them every second.
 struct Naive {
     flaw: Flaw,
     own: u64,
@@ -121,7 +119,7 @@ impl Engine for Naive {
     }
 }
 
-/// A circle of six with a tail, node 6, by link 6: 0-1-2-3-4-5-0, 5-6.
+/// A ring of six with a tail, node 6, by link 6: 0-1-2-3-4-5-0, 5-6.
 fn world(seed: u64, flaw: Flaw) -> World<Naive> {
     let mut links: Vec<(u16, u16)> = (0..6).map(|n| (n, (n + 1) % 6)).collect();
     links.push((5, 6));
@@ -169,7 +167,7 @@ fn the_same_seed_is_the_same_run() {
 fn loops_are_found_while_they_exist() {
     let mut world = world(2, Flaw::Feasibility);
     world.run_for(20 * SECOND).unwrap();
-    // The way to node 6 is lost, and the neighbours believe each other.
+    // The path to node 6 is lost, and the neighbours accept each other's routes.
     world.plan(world.now(), Fault::Cut(6, [true, true]));
     let found = world.run_for(60 * SECOND).unwrap_err();
     assert!(
@@ -190,12 +188,12 @@ fn routes_through_a_lost_peer_are_found() {
 #[test]
 fn missing_and_stale_routes_are_found() {
     let mut world = world(4, Flaw::Feasibility);
-    // Every node is there, but not every session.
+    // Every node is up, but not every session.
     world.run_for(SECOND).unwrap();
     let found = world.check_reachability().unwrap_err();
     assert!(matches!(found, Violation::Unreachable { .. }), "{found}");
     world.run_for(20 * SECOND).unwrap();
-    // The sessions have not noticed yet, so the routes are still there.
+    // The sessions are still up, and so are the routes.
     world.plan(world.now(), Fault::Cut(6, [false, true]));
     world.run_for(SECOND).unwrap();
     let found = world.await_reachability(2).unwrap_err();

@@ -1,5 +1,5 @@
-//! A node that lies. It hears what an honest node tells, has one link, and says whatever it likes
-//! over it; the world looks after every event whether anybody sends it packets for others.
+//! A hostile node: it receives what an honest node advertises, has one link, and sends forgeries over it; the
+//! world checks after every event that no node sends it packets for others.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -8,39 +8,39 @@ use std::time::Duration;
 
 use hyphae_routing::babel::RefusalReason;
 use hyphae_test_sim::scenario;
-use hyphae_test_sim::speaker::{Memory, RoutingNode};
+use hyphae_test_sim::speaker::{RoutingNode, VerifyCache};
 use hyphae_test_sim::{Fault, NodeId, Random, Shape, Violation, World};
 use hyphae_wire::babel::{Origin, Packet, RouterId, Serial, Tlv, Update, Writer};
 use hyphae_wire::{Prefix, SecretKey, Signature};
 
 const SECOND: Duration = Duration::from_secs(1);
 const NODES: NodeId = 16;
-/// Destinations that a node may know: all honest ones, and some more.
+/// Capacity of a node's table: all honest destinations, and some more.
 const ROUTES_MAX: usize = 24;
-/// The liar, and the only node that hears it.
-const LIAR: NodeId = 0;
+/// The hostile node, and its only neighbour.
+const ATTACKER: NodeId = 0;
 const NEIGHBOUR: NodeId = 1;
 
-/// Fifteen honest nodes, and a liar that announces nothing of its own.
-fn world(seed: u64, memory: &Memory) -> World<RoutingNode> {
+/// Fifteen honest nodes, and a hostile one without announcements of its own.
+fn world(seed: u64, cache: &VerifyCache) -> World<RoutingNode> {
     let mut setup = scenario::setup(seed, NODES, Shape::Ring, None);
     let honest = Shape::Random.links(NODES - 1, &mut Random::new(seed));
     setup.links = honest.iter().map(|(a, b)| (a + 1, b + 1)).collect();
-    setup.links.push((LIAR, NEIGHBOUR));
+    setup.links.push((ATTACKER, NEIGHBOUR));
     setup.announcing = NODES - 1;
-    assert!(!setup.announces(LIAR) && setup.announces(NEIGHBOUR));
-    let mut speaker = scenario::speakers(&setup, memory);
+    assert!(!setup.announces(ATTACKER) && setup.announces(NEIGHBOUR));
+    let mut speaker = scenario::speakers(&setup, cache);
     let small = move |node, secret: &SecretKey, restarts, now| {
         let mut engine = speaker(node, secret, restarts, now);
         engine.limit_routes(now, ROUTES_MAX);
         engine
     };
     let mut world = World::new(&setup, Box::new(small));
-    world.distrust(LIAR);
+    world.distrust(ATTACKER);
     world
 }
 
-/// The announcements that the liar has heard: of each prefix, the proofs by their numbers.
+/// Announcements that the hostile node has received: the proofs of each prefix by serial.
 fn heard(world: &World<RoutingNode>) -> BTreeMap<Prefix, BTreeMap<Serial, Origin>> {
     let mut heard: BTreeMap<Prefix, BTreeMap<Serial, Origin>> = BTreeMap::new();
     for packet in world.captured() {
@@ -59,7 +59,7 @@ fn heard(world: &World<RoutingNode>) -> BTreeMap<Prefix, BTreeMap<Serial, Origin
     heard
 }
 
-/// Says that the way to the prefix through the liar costs nothing.
+/// Advertises the prefix with metric 0.
 fn claim(world: &mut World<RoutingNode>, prefix: Prefix, router_id: RouterId, origin: Origin) {
     let mut writer = Writer::new();
     let update = Update {
@@ -71,7 +71,7 @@ fn claim(world: &mut World<RoutingNode>, prefix: Prefix, router_id: RouterId, or
         origin: Some(origin),
     };
     assert!(writer.push(&Tlv::Update(update)));
-    world.inject(LIAR, NEIGHBOUR, &writer.take());
+    world.inject(ATTACKER, NEIGHBOUR, &writer.take());
 }
 
 fn owner(world: &World<RoutingNode>, prefix: Prefix) -> NodeId {
@@ -81,8 +81,8 @@ fn owner(world: &World<RoutingNode>, prefix: Prefix) -> NodeId {
     nodes.find(|(_, node)| owns(node)).unwrap().0
 }
 
-/// The number of the route of every honest node to a prefix, lowest and highest; each must be the
-/// owner's announcement.
+/// Serials of the routes of honest nodes to a prefix, lowest and highest; each must be the owner's
+/// announcement.
 fn numbers(world: &World<RoutingNode>, prefix: Prefix) -> (Serial, Serial) {
     let owner = world.nodes()[usize::from(owner(world, prefix))].key;
     let mut numbers = Vec::new();
@@ -114,13 +114,13 @@ fn refused(world: &World<RoutingNode>, node: NodeId, reason: RefusalReason) -> u
 #[test]
 fn old_announcements_lead_nobody_astray() -> Result<(), Violation> {
     for seed in 0..10 {
-        let mut world = world(seed, &Memory::default());
+        let mut world = world(seed, &VerifyCache::default());
         world.run_for(20 * SECOND)?;
         world.await_reachability(20)?;
         let before = heard(&world);
         assert_eq!(before.len(), usize::from(NODES - 1));
         let packets = world.captured().to_vec();
-        // Every victim begins anew, with a new number.
+        // Every victim restarts with a new serial.
         for victim in NEIGHBOUR + 1..NODES {
             let at = world.now() + SECOND * u32::from(victim);
             world.plan(at, Fault::Restart(victim, SECOND));
@@ -141,9 +141,9 @@ fn old_announcements_lead_nobody_astray() -> Result<(), Violation> {
             }
         }
         world.run_for(5 * SECOND)?;
-        // Whole packets as well, hellos and acknowledgements with them.
+        // Complete packets as well, with hellos and acknowledgements.
         for packet in &packets {
-            world.inject(LIAR, NEIGHBOUR, packet);
+            world.inject(ATTACKER, NEIGHBOUR, packet);
         }
         world.run_for(30 * SECOND)?;
         world.await_reachability(5)?;
@@ -160,18 +160,18 @@ fn old_announcements_lead_nobody_astray() -> Result<(), Violation> {
 
 #[test]
 fn forged_announcements_are_refused_and_counted() -> Result<(), Violation> {
-    let memory = Memory::default();
-    let mut world = world(9, &memory);
+    let cache = VerifyCache::default();
+    let mut world = world(9, &cache);
     world.run_for(20 * SECOND)?;
     world.await_reachability(20)?;
     let genuine = heard(&world);
     let before: Vec<(Serial, Serial)> = genuine.keys().map(|p| numbers(&world, *p)).collect();
-    let liar = world.secret(LIAR).clone();
+    let attacker = world.secret(ATTACKER).clone();
     let mut expected: BTreeMap<RefusalReason, u64> = BTreeMap::new();
     let prefixes: Vec<Prefix> = genuine.keys().copied().collect();
     for (index, (prefix, proofs)) in genuine.iter().enumerate() {
         let (serial, origin) = proofs.last_key_value().unwrap();
-        // The neighbour knows better about its own prefix, and does not even look.
+        // The neighbour ignores updates of its own prefix.
         if owner(&world, *prefix) == NEIGHBOUR {
             continue;
         }
@@ -181,7 +181,7 @@ fn forged_announcements_are_refused_and_counted() -> Result<(), Violation> {
         let ahead = Serial(serial.0 + 1000);
         let signed = |prefix: Prefix, key: RouterId, serial: Serial| {
             let message = Origin::message(prefix, key, serial);
-            liar.sign(&message, &[7; 64])
+            attacker.sign(&message, &[7; 64])
         };
         let mut bent = origin.signature;
         bent.0[index % 64] ^= 1 << (index % 8);
@@ -190,16 +190,16 @@ fn forged_announcements_are_refused_and_counted() -> Result<(), Violation> {
             serial,
             signature,
         };
-        let own = liar.public_key();
+        let own = attacker.public_key();
         let lies = [
-            // The victim's name, the liar's signature.
+            // The victim's key with another signature.
             (
                 *prefix,
                 router_id,
                 forge(origin.key, ahead, signed(*prefix, router_id, ahead)),
                 RefusalReason::Signature,
             ),
-            // A higher number under the old signature; a signature that is not quite one.
+            // A higher serial under the old signature; a changed signature.
             (
                 *prefix,
                 router_id,
@@ -212,16 +212,16 @@ fn forged_announcements_are_refused_and_counted() -> Result<(), Violation> {
                 forge(origin.key, *serial, bent),
                 RefusalReason::Signature,
             ),
-            // Somebody else's prefix under the victim's signature.
+            // Another prefix under the victim's signature.
             (other, router_id, *origin, RefusalReason::NotOwner),
-            // The victim's prefix, honestly signed with the liar's own key.
+            // The victim's prefix, signed with the hostile node's key.
             (
                 *prefix,
                 RouterId::of(&own),
                 forge(own, ahead, signed(*prefix, RouterId::of(&own), ahead)),
                 RefusalReason::NotOwner,
             ),
-            // The same in the victim's name.
+            // The same with the victim's router-id.
             (
                 *prefix,
                 router_id,
@@ -241,7 +241,7 @@ fn forged_announcements_are_refused_and_counted() -> Result<(), Violation> {
     for reason in RefusalReason::ALL {
         let expected = expected.get(&reason).copied().unwrap_or(0);
         assert_eq!(refused(&world, NEIGHBOUR, reason), expected, "{reason}");
-        // Nobody passes lies on.
+        // No node forwards forgeries.
         for node in NEIGHBOUR + 1..NODES {
             assert_eq!(refused(&world, node, reason), 0);
         }
@@ -256,7 +256,7 @@ fn forged_announcements_are_refused_and_counted() -> Result<(), Violation> {
 #[test]
 fn a_flood_of_signed_prefixes_parts_nobody_and_makes_no_loop() -> Result<(), Violation> {
     for seed in 0..5 {
-        let mut world = world(seed, &Memory::default());
+        let mut world = world(seed, &VerifyCache::default());
         world.run_for(20 * SECOND)?;
         world.await_reachability(20)?;
         for n in 0..200_u8 {

@@ -1,4 +1,4 @@
-//! Meshes of real routing engines through bad times. The checkers are tested in `checkers.rs`.
+//! Meshes of real routing engines under faults. The checkers are tested in `checkers.rs`.
 //!
 //! A failure names its seed: `HYPHAE_SIM_SEED=<seed> cargo test -p hyphae-test-sim` runs that one
 //! again, `HYPHAE_SIM_TRACE=1` prints its faults and routes. `HYPHAE_SIM_SEEDS=<n>` runs more.
@@ -15,7 +15,7 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// Runs `test` with many seeds, or with the one that was asked for.
+/// Runs `test` with several seeds, or with the requested one.
 fn with_seeds(count: u64, test: impl Fn(u64) -> Result<(), hyphae_test_sim::Violation>) {
     let seeds = match number("HYPHAE_SIM_SEED") {
         Some(seed) => seed..seed + 1,
@@ -46,7 +46,7 @@ fn fifty_nodes_survive_cuts_restarts_and_bad_links() {
 
 #[test]
 fn a_thousand_nodes_converge() {
-    // All in all 400,000 routes; `hyphae-bench mesh` has the million.
+    // 400,000 routes in all; `hyphae-bench mesh` has the million.
     let case = Case {
         nodes: 1000,
         shape: Shape::Random,
@@ -55,8 +55,8 @@ fn a_thousand_nodes_converge() {
         idle: Duration::from_secs(2),
     };
     let measured = measure(&case, |_| {}).unwrap();
-    // Each node tells each of its four neighbours of 400 prefixes; on the way to the best routes
-    // it may tell some of them three times on average.
+    // Each node advertises 400 prefixes to each of its four neighbours, and some of them up to three times on
+    // average until the best routes are known.
     let per_node = measured.until_calm.updates / 1000;
     assert!((400..4800).contains(&per_node), "{per_node} updates");
     let after_sessions = measured.complete.saturating_sub(measured.sessions);

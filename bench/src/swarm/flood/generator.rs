@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use hyphae_test_hostile::Target;
 use hyphae_wire::frame::LINK_HEADER_LEN;
-use hyphae_wire::handshake::{HandshakeHeader, Offer, Step, encode_frame};
+use hyphae_wire::handshake::{HandshakeHeader, HandshakeStep, Offer, encode_frame};
 use hyphae_wire::{SuiteSet, frame::MTU_DEFAULT};
 use nix::errno::Errno;
 use nix::libc::{in_addr, in_pktinfo};
@@ -41,7 +41,7 @@ pub(super) fn flood(relay: Target, rate: u64, time: Duration) -> anyhow::Result<
         instance: 0,
     };
     let noise = [&[0; 32][..], &offer.encode()].concat();
-    let mut frame = encode_frame(Step::Init, 1, 0, &noise);
+    let mut frame = encode_frame(HandshakeStep::Init, 1, 0, &noise);
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let began = Instant::now();
     let (mut sent, mut skipped) = (0, 0);

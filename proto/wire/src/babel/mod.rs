@@ -1,26 +1,25 @@
 //! Packets of the routing protocol: Babel, RFC 8966 section 4, with the RTT sub-TLVs of RFC 9616.
 //!
-//! A packet is the body of a [`crate::control::ControlKind::Routing`] message; what RFC 8966 takes
-//! from the UDP datagram around it, the link frame gives. Integers are big-endian, as the RFC says.
+//! A packet is the body of a [`crate::control::ControlKind::Routing`] message; the link frame takes the place
+//! of the UDP datagram of RFC 8966. Integers are big-endian, as in the RFC.
 //!
 //! ```text
 //! packet: | magic 42 | version 2 | body length u16 | TLV … |
 //! TLV:    | type u8 | length u8 | body | sub-TLV … |
 //! ```
 //!
-//! One sub-TLV is our own, of a type that RFC 8966 leaves to experiments and marks mandatory (who
-//! does not know it ignores the TLV):
+//! One sub-TLV is an extension, of a type that RFC 8966 reserves for experiments and with the mandatory bit set
+//! (a node that does not know it ignores the TLV):
 //!
 //! ```text
 //! origin (240, in Update and Seqno Request): | key 32 | serial u48 | signature 64 |
 //! ```
 //!
-//! The signature is over [`Origin::message`]. The [`Serial`] extends the 16-bit sequence number so
-//! that it never wraps, and an old announcement stays old for ever; in an Update its low bits are the
-//! sequence number.
+//! The signature is over [`Origin::message`]. The [`Serial`] extends the 16-bit sequence number so that it
+//! never wraps and an old announcement stays old; its low bits are the sequence number of the Update.
 //!
-//! [`Packet`] reads, [`Writer`] writes. What the RFC says to ignore (unknown TLVs, malformed TLVs, address
-//! families that the overlay does not carry) comes out of the iterator as such, to be counted.
+//! [`Packet`] parses, [`Writer`] encodes. What the RFC requires to ignore (unknown or malformed TLVs, address
+//! families that the overlay does not carry) is returned by the iterator as an error, to be counted.
 
 mod read;
 mod write;
@@ -36,7 +35,7 @@ pub const MAGIC: u8 = 42;
 pub const VERSION: u8 = 2;
 /// Bytes of a packet before its body.
 pub const HEADER_LEN: usize = 4;
-/// The metric that means unreachable.
+/// Metric of an unreachable destination.
 pub const INFINITY: u16 = 0xffff;
 
 /// Types of TLVs.
@@ -60,7 +59,7 @@ pub(crate) mod sub {
     pub(crate) const TIMESTAMP: u8 = 3;
     /// Experimental and mandatory.
     pub(crate) const ORIGIN: u8 = 240;
-    /// Set in the types of those that make a TLV void for who does not know them.
+    /// Bit of sub-TLV types that invalidate a TLV for a node that does not know them.
     pub(crate) const MANDATORY: u8 = 0x80;
 }
 
@@ -72,20 +71,19 @@ pub(crate) mod ae {
     pub(crate) const LINK_LOCAL: u8 = 3;
 }
 
-/// Hello: it is unicast.
+/// Hello flag: unicast.
 pub(crate) const HELLO_UNICAST: u16 = 0x8000;
-/// Update: its prefix is the one that later ones leave bytes out of.
+/// Update flag: its prefix is the default of later ones, which may omit leading bytes.
 pub(crate) const UPDATE_PREFIX: u8 = 0x80;
-/// Update: the router-id is the last 8 bytes of its prefix.
+/// Update flag: the router-id is the last 8 bytes of the prefix.
 pub(crate) const UPDATE_ROUTER_ID: u8 = 0x40;
 
-/// Names the origin of a route.
+/// Router-id: identifies the origin of a route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RouterId(pub [u8; 8]);
 
 impl RouterId {
-    /// The router-id of a node: the last 8 bytes of its overlay address, so that key and router-id
-    /// are bound to each other.
+    /// The router-id of a node: the last 8 bytes of its overlay address, which binds it to the key.
     pub fn of(key: &PublicKey) -> Self {
         let mut id = [0; 8];
         id.copy_from_slice(&key.address().0[8..]);
@@ -93,12 +91,13 @@ impl RouterId {
     }
 }
 
-/// A sequence number with the epoch that keeps it from wrapping.
+/// A 48-bit sequence number: the origin's start in the upper 32 bits, the sequence number of RFC 8966 in the
+/// lower 16.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Serial(pub u64);
 
 impl Serial {
-    /// From its parts.
+    /// Composes a serial.
     pub fn new(epoch: u32, seqno: u16) -> Self {
         Self(u64::from(epoch) << 16 | u64::from(seqno))
     }
@@ -109,19 +108,19 @@ impl Serial {
         self.0 as u16
     }
 
-    /// The bits above.
+    /// Its upper 32 bits, the origin's start.
     #[allow(clippy::cast_possible_truncation, reason = "a serial has 48 bits")]
     pub fn epoch(self) -> u32 {
         (self.0 >> 16) as u32
     }
 
-    /// The next one.
+    /// The next serial; the maximum stays.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1) & 0xffff_ffff_ffff)
     }
 
-    /// The serial nearest to this one that has the given sequence number.
+    /// The nearest serial with the given sequence number.
     pub fn near(self, seqno: u16) -> Self {
         let up = u64::from(seqno.wrapping_sub(self.seqno()));
         let forward = self.0.saturating_add(up);
@@ -133,25 +132,25 @@ impl Serial {
     }
 }
 
-/// Proof that a key's owner has announced a prefix.
+/// Signed proof that the owner of a key announced a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Origin {
-    /// The owner.
+    /// Public key of the origin.
     pub key: PublicKey,
-    /// Number of the announcement.
+    /// Serial of the announcement.
     pub serial: Serial,
-    /// Over [`Origin::message`].
+    /// Signature over [`Origin::message`].
     pub signature: Signature,
 }
 
-/// Says what the signature of an [`Origin`] is for.
+/// Domain separation of the signature of an [`Origin`].
 const CONTEXT: &[u8; 24] = b"hyphae route origin, v1\0";
 
 impl Origin {
-    /// Bytes of a signed message.
+    /// Length of a signed message, bytes.
     pub const MESSAGE_LEN: usize = CONTEXT.len() + 16 + 1 + 8 + 6;
 
-    /// What is signed: context, prefix, its length, router-id, serial.
+    /// The signed bytes: context, prefix, its length, router-id, serial.
     pub fn message(prefix: Prefix, router_id: RouterId, serial: Serial) -> [u8; Self::MESSAGE_LEN] {
         let mut bytes = [0; Self::MESSAGE_LEN];
         bytes[..24].copy_from_slice(CONTEXT);
@@ -163,75 +162,75 @@ impl Origin {
     }
 }
 
-/// Timestamps of RFC 9616 in an IHU, microseconds of clocks that only their owners read.
+/// Timestamps of an IHU (RFC 9616), microseconds, each of its sender's clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Echo {
-    /// Of the last Hello received: when its sender sent it, by the sender's clock.
+    /// Transmission of the last Hello received, by the clock of its sender.
     pub origin: u32,
-    /// When it arrived, by the clock of the sender of the IHU.
+    /// Its arrival, by the clock of the sender of the IHU.
     pub receive: u32,
 }
 
 /// A TLV.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tlv {
-    /// Please acknowledge this packet within `interval` centiseconds.
+    /// Request to acknowledge this packet within `interval` centiseconds.
     AckRequest {
-        /// To be returned.
+        /// Value to return.
         opaque: u16,
         /// Centiseconds.
         interval: u16,
     },
-    /// A packet has arrived.
+    /// Acknowledgement of a packet.
     Ack {
-        /// From its request.
+        /// Value of the request.
         opaque: u16,
     },
-    /// I am here.
+    /// Hello.
     Hello {
-        /// Counted apart from the others.
+        /// Unicast hellos have a sequence of their own.
         unicast: bool,
-        /// Of this kind of hello on this link.
+        /// Sequence number.
         seqno: u16,
-        /// Centiseconds to the next; 0 for one out of schedule.
+        /// Centiseconds to the next; 0 for an unscheduled one.
         interval: u16,
-        /// When it was sent, microseconds.
+        /// Transmission time, microseconds.
         transmit: Option<u32>,
     },
-    /// I hear you, at this cost.
+    /// IHU: reception report.
     Ihu {
-        /// Cost of reception.
+        /// Reception cost.
         rxcost: u16,
         /// Centiseconds to the next.
         interval: u16,
-        /// For the round-trip time.
+        /// Timestamps for the round-trip time.
         echo: Option<Echo>,
     },
-    /// A route, or its end.
+    /// Route or retraction.
     Update(Update),
-    /// Please tell your route to a prefix, or all of them.
+    /// Request for the route to a prefix, or for all.
     RouteRequest {
         /// `None` for all.
         prefix: Option<Prefix>,
     },
-    /// Please have the origin raise its sequence number.
+    /// Request to the origin for a new sequence number.
     SeqnoRequest(SeqnoRequest),
 }
 
-/// A route, or its end.
+/// Route or retraction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Update {
-    /// Destinations; `None`, with an infinite metric, ends every route told on this link.
+    /// Prefix; `None`, with an infinite metric, retracts every route of this link.
     pub prefix: Option<Prefix>,
-    /// Who announced it; `None` only where the metric is infinite.
+    /// Router-id of the origin; `None` only with an infinite metric.
     pub router_id: Option<RouterId>,
     /// Centiseconds to the next.
     pub interval: u16,
-    /// The origin's.
+    /// Sequence number of the origin.
     pub seqno: u16,
-    /// Of the sender's route; [`INFINITY`] ends it.
+    /// Metric of the sender's route; [`INFINITY`] retracts it.
     pub metric: u16,
-    /// Proof of origin.
+    /// Proof of origin; omitted for a neighbour that has acknowledged it.
     pub origin: Option<Origin>,
 }
 
@@ -242,12 +241,12 @@ pub struct SeqnoRequest {
     pub prefix: Prefix,
     /// Its origin.
     pub router_id: RouterId,
-    /// The least that helps.
+    /// Requested sequence number, at least.
     pub seqno: u16,
-    /// Hops that the request may still go.
+    /// Remaining hops.
     pub hop_count: u8,
-    /// The newest announcement known to who asks: an origin that was restored from an old state
-    /// learns from it, by its own signature, where to go on.
+    /// Newest announcement known to the requester: an origin that was restored from an old state recognises its
+    /// own signature and continues from it.
     pub origin: Option<Origin>,
 }
 

@@ -1,4 +1,4 @@
-//! Reading.
+//! Parser of routing packets.
 
 use super::{
     Echo, HEADER_LEN, HELLO_UNICAST, INFINITY, MAGIC, Origin, RouterId, SeqnoRequest, Serial, Tlv,
@@ -7,13 +7,13 @@ use super::{
 use crate::signature::{SIGNATURE_LEN, Signature};
 use crate::{OverlayAddress, Prefix, PublicKey};
 
-/// A packet that is not one.
+/// Why a packet is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PacketError {
     /// Shorter than its header, or than the length it states.
     #[error("routing packet is cut short")]
     Short,
-    /// Not Babel.
+    /// Another first byte than [`MAGIC`].
     #[error("routing packet begins with {0}, not with 42")]
     Magic(u8),
     /// Another version.
@@ -21,10 +21,10 @@ pub enum PacketError {
     Version(u8),
 }
 
-/// A TLV that is ignored. Those after it are still good.
+/// Why a TLV is ignored. TLVs after it are still valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlvError {
-    /// Shorter than its type needs, or contradicting itself.
+    /// Shorter than its type requires, or inconsistent.
     #[error("TLV of type {0} is malformed")]
     Malformed(u8),
     /// Of a type or address family that this node does not use, or with a mandatory sub-TLV that
@@ -33,14 +33,14 @@ pub enum TlvError {
     Ignored(u8),
 }
 
-/// A packet, its frame checked.
+/// A packet with a valid header.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     body: &'a [u8],
 }
 
 impl<'a> Packet<'a> {
-    /// Checks header and length; bytes after the body are the trailer, which nothing here uses.
+    /// Checks header and length; bytes after the body are the trailer, which is ignored.
     ///
     /// # Errors
     /// When it is not a packet of Babel version 2, or is cut short.
@@ -60,7 +60,7 @@ impl<'a> Packet<'a> {
         Ok(Self { body })
     }
 
-    /// Its TLVs, without padding.
+    /// The TLVs, without padding.
     pub fn tlvs(&self) -> Tlvs<'a> {
         Tlvs {
             rest: self.body,
@@ -70,16 +70,16 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// The TLVs of a packet, with the state that one leaves to the next.
+/// Iterator over the TLVs of a packet, with the parser state of RFC 8966 section 4.5.
 #[derive(Clone, Debug)]
 pub struct Tlvs<'a> {
     rest: &'a [u8],
     router_id: Option<RouterId>,
-    /// The prefix that updates leave bytes out of.
+    /// Default prefix, whose leading bytes updates may omit.
     prefix: Option<[u8; 16]>,
 }
 
-/// Takes fields off the front.
+/// Cursor over big-endian fields.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -110,20 +110,20 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What the sub-TLVs of a TLV say.
+/// Known sub-TLVs of a TLV.
 #[derive(Default)]
 struct Subs {
     timestamps: [Option<u32>; 2],
     origin: Option<Origin>,
 }
 
-/// How a TLV ends when it is no value.
+/// Why a TLV yields no value.
 enum Void {
     Malformed,
     Ignored,
 }
 
-/// Short for the many checks: a field that is missing makes the TLV malformed.
+/// A missing field makes the TLV malformed.
 fn need<T>(field: Option<T>) -> Result<T, Void> {
     field.ok_or(Void::Malformed)
 }
@@ -155,7 +155,7 @@ fn subs(mut fields: Fields<'_>) -> Result<Subs, Void> {
     Ok(subs)
 }
 
-/// Bytes that hold a prefix of so many bits.
+/// Bytes of a prefix of `len` bits.
 pub(super) fn prefix_bytes(len: u8) -> usize {
     usize::from(len).div_ceil(8)
 }
@@ -209,7 +209,7 @@ impl Tlvs<'_> {
                 let encoding = need(f.u8())?;
                 need(f.u8())?;
                 let (rxcost, interval) = (need(f.u16())?, need(f.u16())?);
-                // A link has two ends: whom it is for needs no saying, but may be said.
+                // A link has two ends, so the address is redundant, but allowed.
                 need(f.take(match encoding {
                     ae::WILDCARD => 0,
                     ae::IPV4 => 4,
@@ -234,7 +234,7 @@ impl Tlvs<'_> {
                 self.router_id = Some(id);
                 return Ok(None);
             }
-            // The next hop is the neighbour at the other end of the link.
+            // Ignored: the next hop is always the neighbour.
             tlv::NEXT_HOP => return Ok(None),
             tlv::UPDATE => Tlv::Update(self.update(f)?),
             tlv::ROUTE_REQUEST => {
@@ -283,7 +283,7 @@ impl Tlvs<'_> {
             ae::IPV6 => Some(prefix(&mut f, len, omitted, self.prefix)?),
             _ => return Err(Void::Ignored),
         };
-        // What an update leaves to the next counts even if a sub-TLV makes it void itself.
+        // The defaults apply to later updates even if a sub-TLV invalidates this one.
         if let Some(prefix) = prefix {
             let bytes = prefix.address().0;
             if flags & UPDATE_PREFIX != 0 {

@@ -1,4 +1,4 @@
-//! Writing.
+//! Encoder of routing packets.
 
 use super::read::prefix_bytes;
 use super::{
@@ -6,14 +6,13 @@ use super::{
 };
 use crate::Prefix;
 
-/// Bytes of the longest packet that is written: with every header around it, it fits into a link
-/// frame of a path that carries 1280-byte packets.
+/// Longest packet, bytes: with all headers it fits into a link frame of a path that carries 1280-byte packets.
 pub const PACKET_MAX: usize = 1152;
 
-/// Puts TLVs into a packet, as long as there is room.
+/// Encodes TLVs into a packet of at most [`PACKET_MAX`] bytes.
 ///
-/// Keeps the state that the reader keeps, so that a router-id is said once for all updates that
-/// share it, and a prefix only where it differs from the one before.
+/// Tracks the parser state of the receiver, so that updates omit a router-id and leading prefix bytes that
+/// repeat.
 #[derive(Clone, Debug)]
 pub struct Writer {
     bytes: Vec<u8>,
@@ -37,12 +36,12 @@ impl Writer {
         }
     }
 
-    /// Whether nothing was put in.
+    /// Whether the packet has no TLV.
     pub fn is_empty(&self) -> bool {
         self.bytes.len() == HEADER_LEN
     }
 
-    /// Appends a TLV. False, and nothing is changed, when there is no room for it.
+    /// Appends a TLV. False, without a change, when it does not fit.
     #[must_use]
     pub fn push(&mut self, tlv: &Tlv) -> bool {
         let (len, router_id, prefix) = (self.bytes.len(), self.router_id, self.prefix);
@@ -55,7 +54,7 @@ impl Writer {
         false
     }
 
-    /// The packet; the writer is empty again.
+    /// Returns the packet; the writer is then empty.
     pub fn take(&mut self) -> Vec<u8> {
         let mut bytes = std::mem::take(self).bytes;
         // At most PACKET_MAX.
@@ -151,12 +150,12 @@ impl Writer {
         }
     }
 
-    /// Type and length around a body.
+    /// Appends a TLV with this body.
     fn tlv(&mut self, kind: u8, body: impl FnOnce(&mut Vec<u8>)) {
         let start = self.bytes.len();
         self.bytes.extend([kind, 0]);
         body(&mut self.bytes);
-        // The longest, a seqno request with its origin, has 134.
+        // A seqno request with its origin is the longest, 134 bytes.
         self.bytes[start + 1] = u8::try_from(self.bytes.len() - start - 2).unwrap_or(u8::MAX);
     }
 }

@@ -5,14 +5,18 @@ use proptest::prelude::*;
 use super::config;
 use crate::frame::LINK_HEADER_LEN;
 use crate::handshake::{
-    HandshakeError, INIT_LEN, Message, NOISE_MAX, Offer, RESETS_MAX, Step, VERSION, encode,
-    encode_frame, set_cookie,
+    HandshakeError, HandshakeStep, INIT_LEN, Message, NOISE_MAX, Offer, RESETS_MAX, VERSION,
+    encode, encode_frame, set_cookie,
 };
 use crate::{FrameKind, SessionIndex, SuiteSet};
 
-const STEPS: [Step; 3] = [Step::Init, Step::Response, Step::Finish];
+const STEPS: [HandshakeStep; 3] = [
+    HandshakeStep::Init,
+    HandshakeStep::Response,
+    HandshakeStep::Finish,
+];
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = HandshakeStep> {
     prop::sample::select(&STEPS[..])
 }
 
@@ -40,15 +44,21 @@ fn offer() -> impl Strategy<Value = Offer> {
 #[test]
 fn steps_and_frame_kinds_belong_together() {
     for step in STEPS {
-        assert_eq!(Step::from_code(step.code()), Some(step));
+        assert_eq!(HandshakeStep::from_code(step.code()), Some(step));
         assert_eq!(step.frame_kind().code(), step.code() + 2);
     }
-    assert_eq!((Step::from_code(0), Step::from_code(4)), (None, None));
+    assert_eq!(
+        (HandshakeStep::from_code(0), HandshakeStep::from_code(4)),
+        (None, None)
+    );
 }
 
 #[test]
 fn no_answer_is_longer_than_the_first_message() {
-    assert_eq!(encode_frame(Step::Init, 1, 0, &[0; 32]).len(), INIT_LEN);
+    assert_eq!(
+        encode_frame(HandshakeStep::Init, 1, 0, &[0; 32]).len(),
+        INIT_LEN
+    );
     for step in STEPS {
         assert_eq!(encode_frame(step, 1, 2, &[0; NOISE_MAX]).len(), INIT_LEN);
     }
@@ -58,7 +68,7 @@ fn no_answer_is_longer_than_the_first_message() {
 
 #[test]
 fn a_first_message_without_its_padding_is_short() {
-    let frame = encode_frame(Step::Init, 1, 0, &[0; 32]);
+    let frame = encode_frame(HandshakeStep::Init, 1, 0, &[0; 32]);
     assert!(!Message::parse_frame(&frame).unwrap().is_short_link());
     let cut = Message::parse_frame(&frame[..INIT_LEN - 1]).unwrap();
     assert!(cut.is_short_link(), "only with proof of its source");
@@ -82,7 +92,7 @@ fn frame_kind_and_step_must_agree() {
 
 #[test]
 fn another_version_is_named() {
-    let mut frame = encode_frame(Step::Finish, 1, 2, &[]);
+    let mut frame = encode_frame(HandshakeStep::Finish, 1, 2, &[]);
     frame[LINK_HEADER_LEN] = VERSION + 1;
     let error = Message::parse_frame(&frame).unwrap_err();
     assert_eq!(error, HandshakeError::Version(VERSION + 1));
@@ -142,7 +152,7 @@ fn offers_outside_the_limits_are_refused() {
 
 #[test]
 fn a_cookie_changes_its_own_bytes_only() {
-    let mut frame = encode_frame(Step::Init, 7, 0, &[3; 40]);
+    let mut frame = encode_frame(HandshakeStep::Init, 7, 0, &[3; 40]);
     let before = frame.clone();
     set_cookie(&mut frame, &[9; 16]);
     let message = Message::parse_frame(&frame).unwrap();
@@ -174,7 +184,7 @@ proptest! {
         prop_assert_eq!(FrameKind::from_code(frame[0]), Some(step.frame_kind()));
         let padding = &frame[LINK_HEADER_LEN + bare.len()..];
         prop_assert!(padding.iter().all(|byte| *byte == 0));
-        prop_assert!(padding.is_empty() || step == Step::Init);
+        prop_assert!(padding.is_empty() || step == HandshakeStep::Init);
     }
 
     #[test]

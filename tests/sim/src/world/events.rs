@@ -1,5 +1,4 @@
-//! What happens, one event after the other: packets arrive, timers fire, sessions begin and end,
-//! faults strike.
+//! Processing of events: packets, timers, sessions, faults.
 
 use std::time::Duration;
 
@@ -107,10 +106,10 @@ impl<E: Engine> World<E> {
     fn redial(&mut self, link: usize) {
         let faults = self.links[link].faults;
         let at = self.now + self.random.between(Duration::from_millis(5), DIAL_MAX);
-        self.agenda.add(at, Event::Dial { link, faults });
+        self.queue.add(at, Event::Dial { link, faults });
     }
 
-    /// A handshake succeeds if both nodes are there and the link carries packets.
+    /// A handshake succeeds if both nodes are up and the link carries packets.
     fn dial(&mut self, link: usize, faults: u32) -> Result<(), Violation> {
         let state = &self.links[link];
         let possible = self.alive(link, 0) && self.alive(link, 1) && !state.is_cut();
@@ -130,7 +129,7 @@ impl<E: Engine> World<E> {
             session,
             faults,
         };
-        self.agenda.add(later, begin);
+        self.queue.add(later, begin);
         self.begin(link, first, session)
     }
 
@@ -217,12 +216,12 @@ impl<E: Engine> World<E> {
                 for destination in self.owners.values() {
                     self.forwarding.set(*destination, node, Hops::default());
                 }
-                self.agenda.add(self.now + downtime, Event::Boot(node));
+                self.queue.add(self.now + downtime, Event::Boot(node));
             }
         }
     }
 
-    /// Whoever has a session on the link gives it up after a while, unless a new one begins first.
+    /// Schedules the end of the sessions on a link, unless a new one begins first.
     fn silence(&mut self, link: usize) {
         self.links[link].faults += 1;
         let faults = self.links[link].faults;
@@ -235,7 +234,7 @@ impl<E: Engine> World<E> {
                     session,
                     faults,
                 };
-                self.agenda.add(at, end);
+                self.queue.add(at, end);
             }
         }
     }

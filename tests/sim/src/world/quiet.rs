@@ -1,4 +1,4 @@
-//! Checks that are only true after some quiet time.
+//! Invariants that hold after a quiet time.
 
 use std::time::Duration;
 
@@ -8,12 +8,10 @@ use crate::topology::NodeId;
 use crate::violation::Violation;
 
 impl<E: Engine> World<E> {
-    /// Checks that every node reaches every node that it is connected with, and has no route to
-    /// others. True only some quiet time after the last fault. What a hostile node cannot reach
-    /// is its own doing.
+    /// Checks that every node reaches every node of its partition and has no route to others, some time after
+    /// the last fault. Pairs of a hostile node are exempt.
     ///
-    /// # Errors
-    /// When that is not so.
+    /// The first violation.
     pub fn check_reachability(&self) -> Result<(), Violation> {
         let at = self.now;
         let component = self.components();
@@ -53,8 +51,8 @@ impl<E: Engine> World<E> {
         }
     }
 
-    /// As [`Self::check_reachability`], but waits for it: a route whose metric grew beyond what is
-    /// feasible is missing until its origin has answered, at any time.
+    /// As [`Self::check_reachability`], but waits for it: a route whose metric grew beyond its feasible
+    /// distance is missing until its origin has answered.
     ///
     /// # Errors
     /// When it does not come true in that many seconds, or another promise is broken.
@@ -68,7 +66,7 @@ impl<E: Engine> World<E> {
         self.check_reachability()
     }
 
-    /// A number for each node, the same for those that are connected.
+    /// Number of the partition of each node.
     fn components(&self) -> Vec<usize> {
         let mut component: Vec<usize> = (0..self.nodes.len()).collect();
         let mut changed = true;
@@ -87,8 +85,7 @@ impl<E: Engine> World<E> {
         component
     }
 
-    /// Lets the world go on for a time in which nothing goes wrong, and checks that nodes do not
-    /// chatter: packets per second and session, on average.
+    /// Runs without faults, and checks the average of packets per second and session.
     ///
     /// # Errors
     /// When they do, or another promise is broken.

@@ -1,4 +1,4 @@
-//! After each event: the engine's effects take place, and what must hold at any time is checked.
+//! Execution of effects and checks of the invariants after each event.
 
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ use crate::topology::NodeId;
 use crate::violation::Violation;
 
 impl<E: Engine> World<E> {
-    /// Does what a node's engine wants done, and looks whether all promises still hold.
+    /// Executes a node's effects and checks the invariants.
     pub(super) fn settle(&mut self, node: NodeId) -> Result<(), Violation> {
         let mut effects = std::mem::take(&mut self.effects);
         let state = &mut self.nodes[usize::from(node)];
@@ -26,14 +26,14 @@ impl<E: Engine> World<E> {
             if wake != state.wake {
                 state.wake = wake;
                 if wake != Nanos::NEVER {
-                    self.agenda.add(wake, Event::Wake(node));
+                    self.queue.add(wake, Event::Wake(node));
                 }
             }
         }
         let packets = effects.packets.len();
         let most = self.burst_max(node);
         for (peer, packet) in effects.packets.drain(..) {
-            // A number that is no node's has no link and goes nowhere.
+            // An unknown number has no link.
             let peer = NodeId::try_from(peer).unwrap_or(NodeId::MAX);
             self.transmit(node, peer, packet.into());
         }
@@ -41,7 +41,7 @@ impl<E: Engine> World<E> {
         for (prefix, peers) in effects.routes.drain(..) {
             result = result.and_then(|()| self.route(node, prefix, &peers));
         }
-        // What an event changes is one change: the workers take it as one batch.
+        // Changes of one event are applied as one batch, as by workers.
         let changed = std::mem::take(&mut self.changed);
         for destination in changed {
             result = result.and_then(|()| self.check_loop(destination, node));
@@ -60,8 +60,8 @@ impl<E: Engine> World<E> {
         Ok(())
     }
 
-    /// Packets that one event may cause: every route told to every neighbour, a few to a packet,
-    /// and some for the neighbours themselves.
+    /// Packets that one event may cause: every route to every neighbour, several to a packet, plus some for the
+    /// neighbours themselves.
     fn burst_max(&self, node: NodeId) -> usize {
         let neighbours = self.nodes[usize::from(node)].links.len();
         neighbours * (4 + self.nodes.len() / 4)
@@ -87,7 +87,7 @@ impl<E: Engine> World<E> {
                 session,
                 packet,
             };
-            self.agenda.add(at, arrive);
+            self.queue.add(at, arrive);
         }
     }
 
@@ -127,7 +127,7 @@ impl<E: Engine> World<E> {
     }
 
     fn check_loop(&mut self, destination: NodeId, node: NodeId) -> Result<(), Violation> {
-        // No way leads back to a node that nobody sends to.
+        // No path leads back to a node without incoming traffic.
         let mut neighbours = self.nodes[usize::from(node)].links.keys();
         let sends = |from: &NodeId| self.forwarding.hops(destination, *from).leads_to(node);
         if !neighbours.any(sends) {
@@ -139,10 +139,10 @@ impl<E: Engine> World<E> {
             link.is_some_and(|link| links[*link].agrees())
         };
         match self.forwarding.loop_through(destination, node, carries) {
-            Some(way) => Err(Violation::Loop {
+            Some(path) => Err(Violation::Loop {
                 at: self.now,
                 destination,
-                way,
+                path,
             }),
             None => Ok(()),
         }
