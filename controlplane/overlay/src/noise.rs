@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_another_network_key_never_finishes() {
+    fn a_node_with_another_network_key_never_finishes() {
         let (garden, other) = (network(1), network(2));
         let networks = [(None, Some(&garden)), (Some(&garden), None)];
         for networks in networks {

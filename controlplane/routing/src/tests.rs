@@ -4,7 +4,7 @@ use hyphae_shm::record::{ACTION_FORWARD, ACTION_GATEWAY};
 use hyphae_wire::babel::Serial;
 use hyphae_wire::{OverlayAddress, Prefix, PublicKey, SecretKey};
 
-use crate::babel::{DynamicRoute, NextHop};
+use crate::babel::{DynamicNextHop, DynamicRoute};
 use crate::{FibChange, METRIC_STATIC, Rib, RouteError, RouteSource, StaticRoute, Via};
 
 fn key(seed: u8) -> PublicKey {
@@ -178,7 +178,7 @@ fn a_replay_names_everything_and_leaves_nothing_to_poll() {
 fn prefixes_behind_gateways_are_entries_only_where_they_are_used() {
     let (site, own) = (prefix("fd12:3456::/48"), prefix("fd99::/48"));
     let announced = |seed: u8| DynamicRoute {
-        next_hops: vec![NextHop { link: 7, weight: 1 }],
+        next_hops: vec![DynamicNextHop { link: 7, weight: 1 }],
         metric: 96,
         serial: Serial::default(),
         origin: key(seed),

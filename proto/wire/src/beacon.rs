@@ -140,7 +140,7 @@ mod tests {
     const KEY: PublicKey = PublicKey([7; 32]);
 
     #[test]
-    fn members_read_each_other_and_nobody_else() {
+    fn members_parse_only_beacons_of_members() {
         let key = NetworkKey::parse(&"17".repeat(32)).unwrap();
         let (garden, public) = (Network::new("garden", &key), None);
         let beacon = Beacon::new(KEY, 9670, Some(&garden), 5);

@@ -201,7 +201,7 @@ fn missing_and_stale_routes_are_found() {
 }
 
 #[test]
-fn a_node_that_lies_is_no_way_to_others() {
+fn a_hostile_node_is_on_no_path_to_others() {
     let mut world = world(5, Flaw::Feasibility);
     world.distrust(5);
     let found = world.run_for(20 * SECOND).unwrap_err();

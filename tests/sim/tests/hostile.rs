@@ -112,7 +112,7 @@ fn refused(world: &World<RoutingNode>, node: NodeId, reason: RefusalReason) -> u
 }
 
 #[test]
-fn old_announcements_lead_nobody_astray() -> Result<(), Violation> {
+fn replayed_announcements_attract_no_traffic() -> Result<(), Violation> {
     for seed in 0..10 {
         let mut world = world(seed, &VerifyCache::default());
         world.run_for(20 * SECOND)?;
@@ -254,7 +254,7 @@ fn forged_announcements_are_refused_and_counted() -> Result<(), Violation> {
 }
 
 #[test]
-fn a_flood_of_signed_prefixes_parts_nobody_and_makes_no_loop() -> Result<(), Violation> {
+fn a_flood_of_signed_prefixes_makes_no_partition_and_no_loop() -> Result<(), Violation> {
     for seed in 0..5 {
         let mut world = world(seed, &VerifyCache::default());
         world.run_for(20 * SECOND)?;

@@ -64,7 +64,7 @@ fn a_thousand_nodes_converge() {
 }
 
 #[test]
-fn a_long_way_round_a_thousand_nodes_is_found() {
+fn a_long_path_around_a_thousand_nodes_is_found() {
     // 250 hops from one side to the other.
     let case = Case {
         nodes: 1000,

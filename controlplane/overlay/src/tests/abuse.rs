@@ -1,4 +1,4 @@
-//! What must not work: strangers, replays, floods, wrong keys, wrong versions, oneself.
+//! What must not work: unauthenticated sources, replays, floods, wrong keys, wrong versions, oneself.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -38,7 +38,7 @@ fn refusals(network: &Network, node: usize) -> Vec<Refusal> {
         .collect()
 }
 
-fn stranger(n: u32) -> Endpoint {
+fn unknown_source(n: u32) -> Endpoint {
     SocketAddr::from((Ipv4Addr::from(0xc000_0200 + n), 5000)).into()
 }
 
@@ -94,7 +94,7 @@ fn replayed_handshakes_never_disturb_a_session() {
             let from = if round % 2 == 0 {
                 *from
             } else {
-                stranger(round)
+                unknown_source(round)
             };
             network.transmit(from, *to, &Frame::Raw(frame.clone()));
             network.run(Duration::from_millis(50));
@@ -129,7 +129,7 @@ fn a_repeated_third_message_is_answered_with_a_keepalive_to_the_proven_end() {
     );
     network.nodes[1].workers[0].out.clear();
     let meta = PuntHandshake {
-        addresses: stranger(1).into(),
+        addresses: unknown_source(1).into(),
     };
     let now = network.now;
     let overlay = network.nodes[1].overlay.as_mut().unwrap();
@@ -151,11 +151,11 @@ fn a_flood_of_first_messages_leaves_bounded_state_and_room_for_others() {
     };
     let mut network = Network::new(3, vec![config(1, 1), limited]);
     for number in 1..=200 {
-        receive(&mut network, 1, stranger(7), &init(9, number));
+        receive(&mut network, 1, unknown_source(7), &init(9, number));
         assert!(network.overlay(1).half_opens.len() <= 4);
     }
     for number in 1..=200 {
-        receive(&mut network, 1, stranger(number), &init(9, number));
+        receive(&mut network, 1, unknown_source(number), &init(9, number));
         assert!(network.overlay(1).half_opens.len() <= 40);
     }
     network.connect(0, 1);
@@ -167,7 +167,12 @@ fn a_flood_of_first_messages_leaves_bounded_state_and_room_for_others() {
     // Unfinished handshakes have cost no slots.
     assert_eq!(network.overlay(1).peers().count(), 1);
     for number in 1000..1300 {
-        receive(&mut network, 1, stranger(number % 40), &init(9, number));
+        receive(
+            &mut network,
+            1,
+            unknown_source(number % 40),
+            &init(9, number),
+        );
     }
     assert!(!refusals(&network, 1).contains(&Refusal::Slots));
 }
@@ -176,8 +181,8 @@ fn a_flood_of_first_messages_leaves_bounded_state_and_room_for_others() {
 fn a_repeated_first_message_gets_the_same_answer() {
     let mut network = Network::new(4, vec![config(1, 1)]);
     let frame = init(9, 5);
-    receive(&mut network, 0, stranger(1), &frame);
-    receive(&mut network, 0, stranger(1), &frame);
+    receive(&mut network, 0, unknown_source(1), &frame);
+    receive(&mut network, 0, unknown_source(1), &frame);
     assert_eq!(network.overlay(0).half_opens.len(), 1);
     assert_eq!(network.captured.len(), 2);
     assert_eq!(network.captured[0].2, network.captured[1].2);
@@ -191,7 +196,7 @@ fn a_repeated_first_message_gets_the_same_answer() {
 fn the_largest_answer_is_no_longer_than_a_first_message() {
     let mut network = Network::new(5, vec![config(1, 64)]);
     let frame = init(9, 5);
-    receive(&mut network, 0, stranger(1), &frame);
+    receive(&mut network, 0, unknown_source(1), &frame);
     assert!(network.captured[0].2.len() <= frame.len());
 }
 
@@ -268,12 +273,12 @@ fn other_versions_and_suites_are_refused_by_name() {
     );
     let mut frame = init(9, 1);
     frame[16] = 2;
-    receive(&mut network, 0, stranger(1), &frame);
+    receive(&mut network, 0, unknown_source(1), &frame);
     assert_eq!(refusals(&network, 0), [Refusal::Version(2)]);
 }
 
 #[test]
-fn strangers_are_admitted_up_to_the_bound_and_configured_peers_beyond() {
+fn inbound_peers_are_admitted_up_to_the_bound_and_configured_peers_beyond() {
     let limited = Config {
         peers_max: 2,
         ..config(1, 1)
@@ -320,8 +325,12 @@ fn garbage_changes_nothing() {
         for at in (0..frame.len().min(300)).step_by(3) {
             let mut bent = frame.clone();
             bent[at] ^= 1 << (at % 8);
-            network.transmit(stranger(number), *to, &Frame::Raw(bent));
-            network.transmit(stranger(number), *to, &Frame::Raw(frame[..at].to_vec()));
+            network.transmit(unknown_source(number), *to, &Frame::Raw(bent));
+            network.transmit(
+                unknown_source(number),
+                *to,
+                &Frame::Raw(frame[..at].to_vec()),
+            );
         }
         network.run(Duration::from_millis(100));
     }

@@ -102,7 +102,7 @@ fn a_new_control_plane_carries_on_without_a_handshake() {
 }
 
 #[test]
-fn what_nobody_owns_is_swept() {
+fn incomplete_sessions_are_swept() {
     let mut network = running(30, 1);
     // Lanes of a session without its first lane, as an interrupted installation leaves them.
     let mut stray = SessionInstall::new_zeroed();

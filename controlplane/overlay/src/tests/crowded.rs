@@ -1,4 +1,4 @@
-//! Tables that strangers fill: who gives way, and who does not notice. Single forged messages are in
+//! Tables that unauthenticated sources fill: eviction, and what stays unaffected. Single forged messages are in
 //! `abuse.rs`; what the workers hold back before is tested in dataplane/forward.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,11 +22,11 @@ use crate::{Config, Event, Policy, Refusal};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(50);
-/// What a stranger claims: the most that there can be.
+/// What an initiator claims: the most that there can be.
 const WORKERS: u16 = 64;
 
-/// Handshakes of strangers, each with a key of its own.
-struct Strangers {
+/// Handshakes of initiators, each with a key of its own.
+struct Initiators {
     rng: Rng,
     number: u32,
     /// What they claim.
@@ -34,14 +34,14 @@ struct Strangers {
 }
 
 /// One of them, before its third message.
-struct Stranger {
+struct Initiator {
     noise: Box<Noise>,
     number: u32,
     kind: Kind,
     workers: u16,
 }
 
-impl Strangers {
+impl Initiators {
     fn new(seed: u8) -> Self {
         Self {
             rng: Rng::new([seed; 32]),
@@ -65,22 +65,22 @@ impl Strangers {
         }
     }
 
-    fn begin(&mut self, kind: Kind, identity: &hyphae_wire::SecretKey) -> (Stranger, Vec<u8>) {
+    fn begin(&mut self, kind: Kind, identity: &hyphae_wire::SecretKey) -> (Initiator, Vec<u8>) {
         self.number += 1;
         let number = self.number;
         let mut noise = Noise::new(identity, kind, true, None, Some(self.rng.array()));
         let first = noise
             .write(&Self::offer(kind, self.workers, Vec::new()).encode())
             .unwrap();
-        let stranger = Stranger {
+        let initiator = Initiator {
             noise,
             number,
             kind,
             workers: self.workers,
         };
         (
-            stranger,
-            stranger_frame(kind, HandshakeStep::Init, number, 0, &first),
+            initiator,
+            initiator_frame(kind, HandshakeStep::Init, number, 0, &first),
         )
     }
 
@@ -89,7 +89,7 @@ impl Strangers {
     }
 }
 
-fn stranger_frame(
+fn initiator_frame(
     kind: Kind,
     step: HandshakeStep,
     sender: u32,
@@ -102,7 +102,7 @@ fn stranger_frame(
     }
 }
 
-impl Stranger {
+impl Initiator {
     /// The third message, where the second is for this one.
     fn finish(&mut self, answer: &[u8]) -> Option<Vec<u8>> {
         let message = match self.kind {
@@ -122,11 +122,11 @@ impl Stranger {
         let theirs = Offer::parse(&self.noise.read(message.noise)?).unwrap();
         let index = |n: u16| SessionIndex::new(Lane(n).worker(self.workers), 1, n);
         let lanes = (0..u16::try_from(theirs.lanes.len()).unwrap()).map(index);
-        let mut choice = Strangers::offer(self.kind, self.workers, lanes.collect());
+        let mut choice = Initiators::offer(self.kind, self.workers, lanes.collect());
         choice.suites = theirs.suites;
         let third = self.noise.write(&choice.encode()).unwrap();
         let receiver = message.header.sender.get();
-        Some(stranger_frame(
+        Some(initiator_frame(
             self.kind,
             HandshakeStep::Finish,
             self.number,
@@ -155,26 +155,26 @@ fn knock(network: &mut Network, node: usize, from: Endpoint, frame: &[u8]) {
     });
 }
 
-/// A whole link handshake of a stranger.
-fn join(network: &mut Network, node: usize, from: Endpoint, strangers: &mut Strangers) {
-    let identity = strangers.identity();
-    join_as(network, node, from, strangers, &identity);
+/// A whole link handshake of an initiator.
+fn join(network: &mut Network, node: usize, from: Endpoint, initiators: &mut Initiators) {
+    let identity = initiators.identity();
+    join_as(network, node, from, initiators, &identity);
 }
 
 fn join_as(
     network: &mut Network,
     node: usize,
     from: Endpoint,
-    strangers: &mut Strangers,
+    initiators: &mut Initiators,
     identity: &SecretKey,
 ) {
-    let (mut stranger, first) = strangers.begin(Kind::Link, identity);
+    let (mut initiator, first) = initiators.begin(Kind::Link, identity);
     let before = network.captured.len();
     knock(network, node, from, &first);
     let answers: Vec<_> = network.captured.drain(before..).collect();
     let third = answers
         .iter()
-        .find_map(|(_, _, answer)| stranger.finish(answer));
+        .find_map(|(_, _, answer)| initiator.finish(answer));
     if let Some(third) = third {
         knock(network, node, from, &third);
     }
@@ -253,13 +253,13 @@ fn endures(seed: u64, victim: Config, mut attack: impl FnMut(&mut Network)) -> N
 }
 
 #[test]
-fn first_messages_that_claim_the_most_workers_keep_nobody_out() {
-    let mut strangers = Strangers::new(1);
-    let identity = strangers.identity();
+fn first_messages_that_claim_the_most_workers_exclude_no_source() {
+    let mut initiators = Initiators::new(1);
+    let identity = initiators.identity();
     let mut turn = 0;
     endures(31, brisk(1), |network| {
         for from in [v4(1), v4(1), v4(1), site(turn), site(turn + 1)] {
-            let (_, first) = strangers.begin(Kind::Link, &identity);
+            let (_, first) = initiators.begin(Kind::Link, &identity);
             knock(network, 0, from, &first);
         }
         turn += 2;
@@ -267,8 +267,8 @@ fn first_messages_that_claim_the_most_workers_keep_nobody_out() {
 }
 
 #[test]
-fn finished_handshakes_that_claim_the_most_workers_keep_nobody_out() {
-    let mut strangers = Strangers::new(2);
+fn finished_handshakes_that_claim_the_most_workers_exclude_no_source() {
+    let mut initiators = Initiators::new(2);
     let mut turn = 0;
     let policy = Policy {
         inbound_max: 40,
@@ -277,7 +277,7 @@ fn finished_handshakes_that_claim_the_most_workers_keep_nobody_out() {
     let victim = Config { policy, ..brisk(1) };
     let network = endures(32, victim, |network| {
         let from = if turn % 4 == 0 { v4(1) } else { site(turn) };
-        join(network, 0, from, &mut strangers);
+        join(network, 0, from, &mut initiators);
         turn += 1;
     });
     // As many as there may be, and not one more.
@@ -285,23 +285,23 @@ fn finished_handshakes_that_claim_the_most_workers_keep_nobody_out() {
 }
 
 #[test]
-fn renewals_that_claim_more_lanes_than_their_session_keep_nobody_out() {
-    let mut strangers = Strangers::new(5);
+fn renewals_that_claim_more_lanes_than_their_session_exclude_no_source() {
+    let mut initiators = Initiators::new(5);
     // As many keys as one address may have.
     let most = Policy::default().inbound_per_source_max;
-    let identities: Vec<_> = (0..most).map(|_| strangers.identity()).collect();
+    let identities: Vec<_> = (0..most).map(|_| initiators.identity()).collect();
     let mut turn = 0;
     let network = endures(36, brisk(1), |network| {
         for (n, identity) in identities.iter().enumerate() {
             let key = identity.public_key();
-            strangers.workers = 1;
+            initiators.workers = 1;
             if !network.overlay(0).is_up(key) {
-                join_as(network, 0, v4(1), &mut strangers, identity);
+                join_as(network, 0, v4(1), &mut initiators, identity);
             }
             if turn % most == n {
-                strangers.workers = WORKERS;
+                initiators.workers = WORKERS;
                 for _ in 0..2 {
-                    let (_, first) = strangers.begin(Kind::Link, identity);
+                    let (_, first) = initiators.begin(Kind::Link, identity);
                     say_inside(network, 0, key, &first);
                 }
             }
@@ -334,12 +334,12 @@ fn a_claim_of_the_most_workers_takes_eight_slots_of_a_single_worker() {
 #[test]
 fn half_open_renewals_are_charged_to_their_owner_and_give_way_before_its_session() {
     let mut network = Network::new(37, vec![config(1, 1)]);
-    let mut strangers = Strangers::new(7);
-    strangers.workers = 1;
-    let identity = strangers.identity();
-    join_as(&mut network, 0, v4(1), &mut strangers, &identity);
+    let mut initiators = Initiators::new(7);
+    initiators.workers = 1;
+    let identity = initiators.identity();
+    join_as(&mut network, 0, v4(1), &mut initiators, &identity);
     for _ in 0..2 {
-        let (_, first) = strangers.begin(Kind::Link, &identity);
+        let (_, first) = initiators.begin(Kind::Link, &identity);
         say_inside(&mut network, 0, identity.public_key(), &first);
     }
     assert_eq!(network.overlay(0).half_opens.len(), 2);
@@ -347,8 +347,8 @@ fn half_open_renewals_are_charged_to_their_owner_and_give_way_before_its_session
     let now = network.now;
     let overlay = network.nodes[0].overlay.as_mut().unwrap();
     while overlay.allocate(now, Kind::Link, 1, Class::Live).is_some() {}
-    let newcomer = strangers.identity();
-    join_as(&mut network, 0, site(1), &mut strangers, &newcomer);
+    let newcomer = initiators.identity();
+    join_as(&mut network, 0, site(1), &mut initiators, &newcomer);
     assert!(network.overlay(0).is_up(newcomer.public_key()));
     assert!(network.overlay(0).is_up(identity.public_key()));
     assert_eq!(network.overlay(0).half_opens.len(), 0);
@@ -357,11 +357,11 @@ fn half_open_renewals_are_charged_to_their_owner_and_give_way_before_its_session
 #[test]
 fn a_handshake_that_was_begun_inside_of_a_session_ends_in_it_and_nowhere_else() {
     let mut network = Network::new(39, vec![config(1, 1)]);
-    let mut strangers = Strangers::new(8);
-    strangers.workers = 1;
-    let [one, other, third] = [(); 3].map(|()| strangers.identity());
+    let mut initiators = Initiators::new(8);
+    initiators.workers = 1;
+    let [one, other, third] = [(); 3].map(|()| initiators.identity());
     for (n, identity) in [(1, &one), (2, &other)] {
-        join_as(&mut network, 0, v4(n), &mut strangers, identity);
+        join_as(&mut network, 0, v4(n), &mut initiators, identity);
     }
     let keys = [&one, &other, &third].map(SecretKey::public_key);
     let sessions = |n: &Network, key| {
@@ -370,10 +370,10 @@ fn a_handshake_that_was_begun_inside_of_a_session_ends_in_it_and_nowhere_else() 
         known.map_or(0, |a| a.sessions.len())
     };
     let mut begin = |network: &mut Network, identity: &SecretKey| {
-        let (mut stranger, first) = strangers.begin(Kind::Link, identity);
+        let (mut initiator, first) = initiators.begin(Kind::Link, identity);
         let answers = ask_inside(network, 0, keys[0], &first);
         let mut answers = answers.iter().filter_map(|body| Message::parse(body).ok());
-        answers.find_map(|m| stranger.third(&m)).unwrap()
+        answers.find_map(|m| initiator.third(&m)).unwrap()
     };
     // Under another key, outside.
     let finish = begin(&mut network, &third);
@@ -419,13 +419,13 @@ fn an_answer_that_no_third_message_can_follow_holds_no_slots_and_is_asked_for_ag
 #[test]
 fn half_open_renewals_end_with_their_session_and_give_their_slots_back() {
     let mut network = Network::new(38, vec![config(1, 1)]);
-    let mut strangers = Strangers::new(6);
-    strangers.workers = 1;
-    let identity = strangers.identity();
+    let mut initiators = Initiators::new(6);
+    initiators.workers = 1;
+    let identity = initiators.identity();
     let before = room(&mut network, 0);
-    join_as(&mut network, 0, v4(1), &mut strangers, &identity);
+    join_as(&mut network, 0, v4(1), &mut initiators, &identity);
     for _ in 0..2 {
-        let (_, first) = strangers.begin(Kind::Link, &identity);
+        let (_, first) = initiators.begin(Kind::Link, &identity);
         say_inside(&mut network, 0, identity.public_key(), &first);
     }
     assert_eq!(network.overlay(0).half_opens.len(), 2);
@@ -450,12 +450,12 @@ fn many_keys_behind_one_neighbour_do_not_keep_others_out_nor_those_behind_it() {
         network.connect(node, 0);
     }
     network.wait(SECOND, "links", |n| n.is_up(0, 1) && n.is_up(0, 2));
-    let mut strangers = Strangers::new(3);
+    let mut initiators = Initiators::new(3);
     let through = network.nodes[0].peers_up[&network.key(1)];
     let mut finished = 0;
     for turn in 0..100 {
-        let identity = strangers.identity();
-        let (mut stranger, first) = strangers.begin(Kind::EndToEnd, &identity);
+        let identity = initiators.identity();
+        let (mut initiator, first) = initiators.begin(Kind::EndToEnd, &identity);
         let mut meta = PuntService::new_zeroed();
         meta.source = identity.public_key().address();
         meta.destination = network.address(0);
@@ -467,7 +467,7 @@ fn many_keys_behind_one_neighbour_do_not_keep_others_out_nor_those_behind_it() {
         let mut third = None;
         while let Some((_, program)) = overlay.poll_program() {
             if let Program::InjectRouted(_, answer) = program.program() {
-                third = third.or_else(|| stranger.finish(answer));
+                third = third.or_else(|| initiator.finish(answer));
             }
         }
         finished += u32::from(third.is_some());
@@ -507,21 +507,21 @@ fn a_renewal_travels_inside_the_session_and_needs_no_first_message_outside() {
     assert_eq!(
         network.captured.len(),
         0,
-        "nothing that a stranger could send"
+        "nothing that a initiator could send"
     );
 }
 
 #[test]
 fn one_node_that_begins_over_and_over_has_no_more_sessions_than_others() {
     let mut network = Network::new(35, vec![config(1, 1)]);
-    let mut strangers = Strangers::new(4);
-    let identity = strangers.identity();
+    let mut initiators = Initiators::new(4);
+    let identity = initiators.identity();
     for _ in 0..20 {
-        let (mut stranger, first) = strangers.begin(Kind::Link, &identity);
+        let (mut initiator, first) = initiators.begin(Kind::Link, &identity);
         network.captured.clear();
         knock(&mut network, 0, v4(1), &first);
         let answer = network.captured.last().unwrap().2.clone();
-        let third = stranger.finish(&answer).unwrap();
+        let third = initiator.finish(&answer).unwrap();
         knock(&mut network, 0, v4(1), &third);
         network.run(TICK);
         let lanes = network.nodes[0].workers[0].links.len();

@@ -172,7 +172,7 @@ fn renewal_never_leaves_an_end_without_a_lane_that_the_other_has() {
 }
 
 #[test]
-fn a_handshake_that_nobody_answers_is_counted() {
+fn an_unanswered_handshake_is_counted() {
     let mut network = pair(8, (1, 1));
     network.block(0, 1, true);
     network.connect(0, 1);

@@ -23,15 +23,18 @@ fn pair(seed: u64, carries: Option<usize>) -> Network {
     network
 }
 
-/// What the workers of a node were told about its only peer; all the same.
-fn told(network: &Network, node: usize) -> Option<u16> {
+/// Link MTU that the workers of a node have for its only peer; equal at all workers.
+fn link_mtu(network: &Network, node: usize) -> Option<u16> {
     let workers = &network.nodes[node].workers;
-    let told: Vec<_> = workers
+    let link_mtu: Vec<_> = workers
         .iter()
         .map(|w| w.link_mtus.values().next().copied())
         .collect();
-    assert!(told.iter().all(|mtu| *mtu == told[0]), "{told:?}");
-    told[0]
+    assert!(
+        link_mtu.iter().all(|mtu| *mtu == link_mtu[0]),
+        "{link_mtu:?}"
+    );
+    link_mtu[0]
 }
 
 fn large_frames(network: &mut Network, node: usize) {
@@ -62,10 +65,10 @@ fn probes(network: &Network, node: usize) -> u64 {
 fn one_probe_shows_that_an_ordinary_link_carries_all() {
     let mut network = pair(1, None);
     network.wait(SECOND, "search", |n| {
-        told(n, 0).is_some() && told(n, 1).is_some()
+        link_mtu(n, 0).is_some() && link_mtu(n, 1).is_some()
     });
     assert_eq!(
-        (told(&network, 0), told(&network, 1)),
+        (link_mtu(&network, 0), link_mtu(&network, 1)),
         (Some(FULL), Some(FULL))
     );
     network.run(SECOND * 30);
@@ -80,7 +83,7 @@ fn the_search_ends_just_below_what_a_link_carries() {
             network.loss_percent = if seed % 2 == 0 { 0 } else { 5 };
             network.run(SECOND * 20);
             for node in [0, 1] {
-                let found = told(&network, node).unwrap();
+                let found = link_mtu(&network, node).unwrap();
                 assert!(found <= carries, "seed {seed}: {found} of {carries}");
                 // A lost probe may cost precision, never safety.
                 let near = found + 8 >= carries;
@@ -95,8 +98,8 @@ fn traffic_is_not_held_up_while_a_small_link_is_searched() {
     let mut network = pair(3, Some(1252));
     network.wait(SECOND, "link", |n| n.is_up(0, 1));
     let started = network.now;
-    network.wait(SECOND, "base", |n| told(n, 0).is_some());
-    assert_eq!(told(&network, 0), Some(DATAGRAM_BASE));
+    network.wait(SECOND, "base", |n| link_mtu(n, 0).is_some());
+    assert_eq!(link_mtu(&network, 0), Some(DATAGRAM_BASE));
     assert!(network.now.since(started) < SECOND * 3 / 4);
 }
 
@@ -104,19 +107,19 @@ fn traffic_is_not_held_up_while_a_small_link_is_searched() {
 fn a_black_hole_is_found_within_three_seconds_of_traffic() {
     for seed in 0..20 {
         let mut network = pair(seed, None);
-        network.wait(SECOND, "search", |n| told(n, 0).is_some());
+        network.wait(SECOND, "search", |n| link_mtu(n, 0).is_some());
         network.run(SECOND * 5);
         network.carries.insert((0, 1), 1300);
         let started = network.now;
         // The workers look twice a second.
-        while told(&network, 0) == Some(FULL) {
+        while link_mtu(&network, 0) == Some(FULL) {
             large_frames(&mut network, 0);
             network.run(SECOND / 2);
             assert!(network.now.since(started) < SECOND * 3, "seed {seed}");
         }
-        assert_eq!(told(&network, 0), Some(DATAGRAM_BASE), "seed {seed}");
+        assert_eq!(link_mtu(&network, 0), Some(DATAGRAM_BASE), "seed {seed}");
         network.run(SECOND * 10);
-        let found = told(&network, 0).unwrap();
+        let found = link_mtu(&network, 0).unwrap();
         assert!((1292..=1300).contains(&found), "seed {seed}: {found}");
     }
 }
@@ -131,7 +134,7 @@ fn proofs_cost_one_probe_a_second_and_only_under_large_frames() {
     }
     let sent = probes(&network, 0);
     assert!((10..=12).contains(&sent), "{sent}");
-    assert_eq!(told(&network, 0), Some(FULL));
+    assert_eq!(link_mtu(&network, 0), Some(FULL));
 }
 
 #[test]
@@ -143,20 +146,20 @@ fn a_dead_link_is_not_taken_for_a_small_one() {
         large_frames(&mut network, 0);
         network.run(SECOND / 2);
     }
-    assert_eq!(told(&network, 0), Some(FULL));
+    assert_eq!(link_mtu(&network, 0), Some(FULL));
     network.block(0, 1, false);
     network.run(SECOND * 5);
-    assert_eq!(told(&network, 0), Some(FULL));
+    assert_eq!(link_mtu(&network, 0), Some(FULL));
 }
 
 #[test]
 fn a_link_that_carries_more_again_is_found_out() {
     let mut network = pair(7, Some(1300));
     network.run(SECOND * 20);
-    assert!(told(&network, 0).unwrap() <= 1300);
+    assert!(link_mtu(&network, 0).unwrap() <= 1300);
     network.carries.clear();
     network.run(SECOND * 620);
-    assert_eq!(told(&network, 0), Some(FULL));
+    assert_eq!(link_mtu(&network, 0), Some(FULL));
 }
 
 #[test]
@@ -164,7 +167,7 @@ fn what_the_kernel_refuses_needs_no_waiting() {
     let mut network = pair(8, Some(1252));
     network.wait(SECOND, "link", |n| n.is_up(0, 1));
     punt(&mut network, 0, |event| Punt::LinkTooBig(event));
-    assert_eq!(told(&network, 0), Some(DATAGRAM_BASE));
+    assert_eq!(link_mtu(&network, 0), Some(DATAGRAM_BASE));
 }
 
 /// Client, relay, server in a row, with a session between the ends.
@@ -268,7 +271,7 @@ fn a_false_hint_is_refuted_at_once_and_its_repetition_is_not_fought_over() {
 }
 
 #[test]
-fn hints_below_the_least_mtu_and_of_strangers_are_bounded() {
+fn reports_below_the_least_mtu_and_of_unknown_nodes_are_bounded() {
     let mut network = row(3);
     network.carries.insert((1, 2), 1400);
     let (server, relay) = (network.address(2), network.address(1));

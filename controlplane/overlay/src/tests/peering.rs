@@ -464,7 +464,7 @@ fn an_address_not_in_use_is_asked_seldom_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_clearly_shorter_way_is_taken_once_and_lossless() {
+fn a_clearly_shorter_path_is_taken_once_and_without_loss() {
     let (mut network, [first, second]) = two_ways(16, 2);
     network.wait(SECOND * 3, "link", |n| n.is_up(0, 1) && n.is_up(1, 0));
     network.checked.push((0, 1));
@@ -481,7 +481,7 @@ fn a_clearly_shorter_way_is_taken_once_and_lossless() {
 }
 
 #[test]
-fn an_address_where_somebody_else_lives_is_left_alone() {
+fn an_address_of_another_node_is_not_used() {
     let mut network = Network::new(17, vec![config(1, 1), config(2, 1), config(3, 1)]);
     let mut both = network.peer_config(1, 1);
     both.addresses.push(network.endpoint(2));

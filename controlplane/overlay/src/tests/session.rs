@@ -174,7 +174,7 @@ fn an_idle_session_ends_at_its_age_and_is_made_again() {
 }
 
 #[test]
-fn nobody_there_means_that_nothing_waits_for_ever() {
+fn packets_for_an_unreachable_node_do_not_wait_for_ever() {
     let mut network = plain(5);
     let server = network.key(2);
     network.nodes[1].peers_up.remove(&server);
@@ -339,7 +339,7 @@ fn a_ping_makes_a_session_and_measures_the_way() {
 }
 
 #[test]
-fn many_pings_to_nobody_are_forgotten() {
+fn many_pings_to_an_unreachable_node_expire() {
     let mut network = plain(11);
     let server = network.key(2);
     network.nodes[1].peers_up.remove(&server);
@@ -378,7 +378,7 @@ fn the_other_end_renews_what_its_initiator_does_not() {
 }
 
 #[test]
-fn the_bound_on_sessions_holds_and_whoever_was_silent_longest_gives_way() {
+fn the_bound_on_sessions_holds_and_the_longest_silent_node_gives_way() {
     let mut limited = config(1, 1);
     limited.sessions_max = 1;
     let mut network = relayed(13, vec![limited, config(2, 1), config(3, 1)]);

@@ -106,15 +106,15 @@ mod tests {
         ((serial, 96), proof)
     }
 
-    fn name(n: u8, teller: u8) -> Name {
+    fn name(n: u8, neighbour: u8) -> Name {
         let mut address = [4; 16];
-        (address[6], address[7]) = (teller, n);
+        (address[6], address[7]) = (neighbour, n);
         let prefix = Prefix::new(OverlayAddress(address), 64);
         (prefix, RouterId([n; 8]))
     }
 
     #[test]
-    fn who_fills_the_memory_forgets_its_own() {
+    fn a_neighbour_that_fills_the_table_loses_its_own_entries() {
         let (honest, loud) = (RouterId([1; 8]), RouterId([2; 8]));
         let distance = remembered();
         let mut distances = FeasibleDistances::default();
@@ -126,16 +126,16 @@ mod tests {
         assert_eq!(distances.take(name(99, 2)), Some(distance));
         assert_eq!(distances.take(name(50, 2)), None);
         assert_eq!(distances.take(name(0, 1)), Some(distance));
-        assert_eq!(distances.take(name(0, 1)), None, "it has left");
+        assert_eq!(distances.take(name(0, 1)), None, "taken already");
     }
 
     #[test]
     fn a_distance_is_forgotten_after_a_while() {
-        let (teller, distance) = (RouterId([1; 8]), remembered());
+        let (neighbour, distance) = (RouterId([1; 8]), remembered());
         let mut distances = FeasibleDistances::default();
         let later = Nanos(0) + SOURCE_KEPT / 2;
-        distances.insert(Nanos(0), name(1, 1), distance, teller, 10);
-        distances.insert(later, name(2, 1), distance, teller, 10);
+        distances.insert(Nanos(0), name(1, 1), distance, neighbour, 10);
+        distances.insert(later, name(2, 1), distance, neighbour, 10);
         distances.expire(Nanos(0) + SOURCE_KEPT);
         assert_eq!(distances.len(), 1);
         assert_eq!(distances.take(name(2, 1)), Some(distance));
