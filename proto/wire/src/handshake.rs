@@ -18,8 +18,8 @@
 //! ```
 //!
 //! Message 1 offers suites and the worker count. Message 2 selects one suite and lists the responder's receiver
-//! index for each lane ([`Lane::count`](crate::Lane::count)); message 3 lists the initiator's. Both add the reset tokens of their
-//! first lanes ([`crate::guard`]), and optionally the instance number.
+//! index for each lane ([`Lane::count`](crate::Lane::count)); message 3 lists the initiator's. Both add the
+//! reset tokens of their first lanes ([`crate::guard`]), and optionally the instance number.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};

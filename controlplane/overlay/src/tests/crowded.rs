@@ -324,9 +324,9 @@ fn renewals_that_claim_more_lanes_than_their_session_exclude_no_source() {
 #[test]
 fn a_claim_of_the_most_workers_takes_eight_slots_of_a_single_worker() {
     let mut network = Network::new(38, vec![config(1, 1)]);
-    let mut strangers = Strangers::new(8);
-    assert_eq!(strangers.workers, 64);
-    join(&mut network, 0, v4(1), &mut strangers);
+    let mut initiators = Initiators::new(8);
+    assert_eq!(initiators.workers, 64);
+    join(&mut network, 0, v4(1), &mut initiators);
     assert_eq!(network.overlay(0).peers().count(), 1);
     assert_eq!(network.nodes[0].workers[0].links.len(), 8);
 }
