@@ -1,9 +1,11 @@
-//! Capacity of the table of destinations: which neighbour is charged for one, and what is displaced when it is full.
+//! Capacity of the table of destinations: which neighbour is charged for one, and what is displaced when it is
+//! full.
 //!
-//! A destination with candidates is charged to one neighbour that offers it. A neighbour's own /64 is exempt and
-//! never displaced, so neighbours reach each other whatever a third one announces; there is at most one per link. In a full table, [`displaced`] decides. A destination
-//! without candidates is no longer charged: it ends, and stays only until neighbours that had the route have
-//! acknowledged the retraction. Ending destinations have a capacity of their own.
+//! A destination with candidates is charged to one neighbour that offers it. A neighbour's own /64 is exempt
+//! and never displaced, so neighbours reach each other whatever a third one announces; there is at most one per
+//! link. In a full table, [`displaced`] decides. A destination without candidates is no longer charged: it
+//! ends, and stays only until neighbours that had the route have acknowledged the retraction. Ending
+//! destinations have a capacity of their own.
 
 use hyphae_shares::Ticket;
 use hyphae_time::Nanos;
