@@ -88,7 +88,7 @@ impl Node {
             .for_each(|name| self.lookups.names.want(now, name));
     }
 
-    /// LookupSchedule of configured peers, including addresses with a scope.
+    /// Names of configured peers, including addresses with a scope.
     fn names_of(&self, wanted: impl Fn(&PeerUrl) -> bool) -> BTreeSet<Name> {
         let urls = self.peers.configured.values().filter(|it| !it.lan);
         urls.map(|configured| &configured.url)
@@ -97,7 +97,7 @@ impl Node {
             .collect()
     }
 
-    /// LookupSchedule of configured peers that are not up.
+    /// Names of configured peers that are not up.
     fn dead_names(&self) -> BTreeSet<Name> {
         if self.names_of(|_| true).is_empty() {
             return BTreeSet::new();
