@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use hyphae::lab::Namespace;
 use hyphae_driver::{
-    Driver, DriverKind, Event, Parts, RECEIVE_BUFFERS, Span, TRANSMIT_BUFFERS, udp,
+    Driver, DriverKind, DriverParts, Event, RECEIVE_BUFFERS, Span, TRANSMIT_BUFFERS, udp,
 };
 use hyphae_wire::Endpoint;
 
@@ -215,7 +215,7 @@ impl Plain {
 
 pub(super) fn open(socket: OwnedFd, kind: DriverKind) -> anyhow::Result<hyphae_driver::AnyDriver> {
     let doorbell = hyphae_shm::Doorbell::new()?.into_fd();
-    let parts = Parts {
+    let parts = DriverParts {
         socket,
         tun: None,
         doorbell,

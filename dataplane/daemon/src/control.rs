@@ -1,4 +1,4 @@
-//! A worker's side of the control plane: takes program records, hands over punts and events.
+//! A worker's ends of the segment's rings: pops program records, pushes punts and events.
 
 use std::sync::Arc;
 
@@ -11,20 +11,19 @@ use hyphae_wire::AddressPair;
 
 use crate::punts;
 
-/// Neighbours that shares are kept of, by their number; those that fall together share.
+/// Counted shares, by neighbour number modulo this; neighbours that collide have one share.
 const SHARES: usize = 1024;
 /// Of a punt ring that is more than half full, one neighbour gets this part.
 const SHARE: usize = 16;
 
-/// What neighbours have taken of a punt ring while it was more than half full. Up to there nobody
-/// is held back; beyond it, one neighbour's messages leave room for those of others, and
-/// for what the worker itself has to tell.
-struct Shares {
+/// Bytes that each neighbour's punts occupy of a punt ring that is more than half full. Below that nothing is
+/// limited; above it, one neighbour's messages leave room for those of others and for the worker's own events.
+struct PuntShares {
     taken: Box<[u32; SHARES]>,
     crowded: bool,
 }
 
-impl Shares {
+impl PuntShares {
     fn new() -> Self {
         Self {
             taken: Box::new([0; SHARES]),
@@ -55,7 +54,7 @@ impl Shares {
 pub(crate) struct Control {
     program: Consumer,
     punt: Producer,
-    shares: Shares,
+    shares: PuntShares,
     /// Rings in the control plane.
     bell: Arc<Doorbell>,
     /// Something was pushed since the last publish.
@@ -65,8 +64,8 @@ pub(crate) struct Control {
     pub(crate) snapshot: Option<(SnapshotCursor, Generation)>,
 }
 
-/// What the program ring has.
-pub(crate) enum Taken {
+/// Outcome of reading the program ring.
+pub(crate) enum Popped {
     /// A record of this code and length is in the scratch memory.
     Record(u16, usize),
     Nothing,
@@ -80,7 +79,7 @@ impl Control {
         Self {
             program,
             punt,
-            shares: Shares::new(),
+            shares: PuntShares::new(),
             bell,
             dirty: false,
             scratch,
@@ -88,18 +87,18 @@ impl Control {
         }
     }
 
-    pub(crate) fn take(&mut self) -> Taken {
+    pub(crate) fn pop(&mut self) -> Popped {
         if self.program.is_corrupt() {
-            return Taken::Nothing;
+            return Popped::Nothing;
         }
         match self.program.pop(&mut self.scratch) {
-            Ok(Some((code, len))) => Taken::Record(code, len),
-            Ok(None) => Taken::Nothing,
-            Err(_) => Taken::Corrupt,
+            Ok(Some((code, len))) => Popped::Record(code, len),
+            Ok(None) => Popped::Nothing,
+            Err(_) => Popped::Corrupt,
         }
     }
 
-    /// Gives the room of taken records back.
+    /// Frees the space of popped records.
     pub(crate) fn release(&mut self) {
         self.program.release();
     }
@@ -112,7 +111,7 @@ impl Control {
         self.program.wake();
     }
 
-    /// Hands a record over; false when the ring is full.
+    /// Pushes a record; false when the ring is full.
     pub(crate) fn push(&mut self, punt: &Punt<'_>) -> bool {
         let (code, fixed, tail) = punt.parts();
         let pushed = self.punt.push(code, &[fixed, tail]).is_ok();
@@ -131,8 +130,7 @@ impl Control {
         punts::of_event(event, |punt| self.push(punt))
     }
 
-    /// Hands over what a punt verdict names in `frame`; false when the ring is full or the verdict
-    /// is another.
+    /// Pushes what a punt verdict refers to in `frame`; false when the ring is full or the verdict is no punt.
     pub(crate) fn push_verdict(
         &mut self,
         now: Nanos,
@@ -140,24 +138,10 @@ impl Control {
         verdict: &Verdict,
         frame: &[u8],
     ) -> bool {
-        let neighbour = match *verdict {
-            Verdict::PuntLinkLocal { peer, len, .. } | Verdict::PuntService { peer, len, .. } => {
-                Some((peer, len))
-            }
-            // Handshakes have rates of their own.
-            Verdict::PuntHandshake
-            | Verdict::Drop(_)
-            | Verdict::Done
-            | Verdict::Transmit(_)
-            | Verdict::TransmitPart(..)
-            | Verdict::Reply { .. }
-            | Verdict::HandoffAll { .. }
-            | Verdict::Deliver { .. }
-            | Verdict::Handoff(_)
-            | Verdict::HandoffOpened { .. }
-            | Verdict::HandoffEgress { .. } => None,
-        };
-        if let Some((peer, len)) = neighbour {
+        // Handshakes have rates of their own.
+        if let Verdict::PuntLinkLocal { peer, len, .. } | Verdict::PuntService { peer, len, .. } =
+            *verdict
+        {
             let (half_free, capacity) = (self.punt.is_half_free(), self.punt.capacity_bytes());
             if !self.shares.admit(half_free, capacity, peer, len) {
                 return false;
@@ -197,7 +181,7 @@ mod tests {
         assert!((60..80).contains(&loud), "half of it and a share: {loud}");
         let others = (2..6).filter(|peer| punted(&mut control, *peer)).count();
         assert_eq!(others, 4);
-        // It is as before when the control plane has come after.
+        // No limit applies once the control plane has drained the ring.
         control.publish();
         let mut scratch = vec![0; RECORD_MAX];
         while consumer.pop(&mut scratch).unwrap().is_some() {}

@@ -1,7 +1,8 @@
-//! Frames that reached a worker which does not own their session.
+//! Handoff between workers: frames received by a worker that does not own their session, and packets to send of a
+//! worker without a lane to the next hop or of the session.
 //!
-//! Every pair of workers has a ring in ordinary memory; a frame is copied into it and the owner's
-//! doorbell is rung if it sleeps. This is the only thing workers share, and no flow between nodes
+//! Every pair of workers has a ring in ordinary memory; a frame is copied into it, and the other worker's
+//! doorbell is rung if it sleeps. Workers share nothing else, and no flow between nodes
 //! of equal worker counts uses it.
 
 use std::sync::Arc;
@@ -25,7 +26,7 @@ const EGRESS: u16 = 4;
 /// A packet of the host, with its TUN header, for a session of which only the other worker has a lane.
 const HOST: u16 = 5;
 
-/// What precedes the frame in a handoff record.
+/// What precedes the frame in a record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(crate) struct Header {
@@ -35,7 +36,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Of a frame as received from, or to be sent to, an underlay address.
+    /// Header of a frame received from, or to be sent to, an underlay address.
     pub(crate) fn raw(addresses: impl Into<AddressPair>) -> Self {
         Self {
             from: addresses.into(),
@@ -44,14 +45,14 @@ impl Header {
         }
     }
 
-    /// That address, and ours.
+    /// That address, and the local one.
     pub(crate) fn from(&self) -> AddressPair {
         self.from
     }
 }
 
-/// A frame taken over from another worker.
-pub(crate) enum Taken<'a> {
+/// A record of another worker or of the stream thread.
+pub(crate) enum Handed<'a> {
     /// As received, with these addresses.
     Raw {
         from: AddressPair,
@@ -67,12 +68,16 @@ pub(crate) enum Taken<'a> {
     Host(&'a [u8]),
 }
 
-/// One worker's ends of all handoff rings.
+/// One worker's ends of all rings.
 #[derive(Default)]
 pub(crate) struct Handoff {
-    to: Vec<Option<Outlet>>,
-    from: Vec<Consumer>,
+    outlets: Vec<Option<Outlet>>,
+    pub(crate) inlets: Inlets,
 }
+
+/// The consuming ends. Apart, because executing a record may push others.
+#[derive(Default)]
+pub(crate) struct Inlets(Vec<Consumer>);
 
 /// One ring's producing end.
 pub(crate) struct Outlet {
@@ -93,14 +98,14 @@ impl Outlet {
         (outlet, consumer)
     }
 
-    /// Adds a record; false when there is no room.
+    /// Pushes a record; false when the ring is full.
     pub(crate) fn push(&mut self, code: u16, header: &Header, frame: &[u8]) -> bool {
         let pushed = self.ring.push(code, &[header.as_bytes(), frame]).is_ok();
         self.dirty |= pushed;
         pushed
     }
 
-    /// Makes what was added visible, ringing if the consumer sleeps.
+    /// Publishes what was pushed, and rings the doorbell if the consumer sleeps.
     pub(crate) fn publish(&mut self) {
         if std::mem::take(&mut self.dirty) && self.ring.publish() {
             self.bell.ring();
@@ -115,22 +120,22 @@ pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handoff> {
         for (to, bell) in bells.iter().enumerate() {
             let outlet = (from != to).then(|| {
                 let (outlet, consumer) = Outlet::connect(RING_BYTES, bell);
-                ends[to].from.push(consumer);
+                ends[to].inlets.0.push(consumer);
                 outlet
             });
-            ends[from].to.push(outlet);
+            ends[from].outlets.push(outlet);
         }
     }
     ends
 }
 
 impl Handoff {
-    /// Hands over a datagram as received. False when it could not be.
+    /// Hands off a datagram as received; false when the ring is full.
     pub(crate) fn raw(&mut self, to: WorkerId, from: &AddressPair, frame: &[u8]) -> bool {
         self.push(to, RAW, &Header::raw(from), frame)
     }
 
-    /// Hands over a frame whose link part is open. False when it could not be.
+    /// Hands off a frame whose link part is open; false likewise.
     pub(crate) fn opened(&mut self, to: WorkerId, peer: u32, frame: &[u8]) -> bool {
         let header = Header {
             from: AddressPair::default(),
@@ -140,7 +145,7 @@ impl Handoff {
         self.push(to, OPENED, &header, frame)
     }
 
-    /// Hands off frames of `segment` bytes to be sealed for their next hop. False when it could not be.
+    /// Hands off frames of `segment` bytes to be sealed for their next hop; false likewise.
     pub(crate) fn egress(&mut self, to: WorkerId, segment: u32, frames: &[u8]) -> bool {
         let header = Header {
             from: AddressPair::default(),
@@ -150,44 +155,46 @@ impl Handoff {
         self.push(to, EGRESS, &header, frames)
     }
 
-    /// Hands off a packet of the host with its TUN header. False when it could not be.
+    /// Hands off a packet of the host with its TUN header; false likewise.
     pub(crate) fn host(&mut self, to: WorkerId, packet: &[u8]) -> bool {
         self.push(to, HOST, &Header::raw(AddressPair::default()), packet)
     }
 
-    /// The workers that frames can be handed to.
+    /// The other workers.
     pub(crate) fn others(&self) -> Vec<WorkerId> {
-        let outlets = (0u16..).zip(&self.to);
+        let outlets = (0u16..).zip(&self.outlets);
         outlets
             .filter(|(_, outlet)| outlet.is_some())
             .map(|(worker, _)| WorkerId(worker))
             .collect()
     }
 
-    /// One more ring to take frames from.
+    /// Adds a ring to take frames from.
     pub(crate) fn also_from(&mut self, ring: Consumer) {
-        self.from.push(ring);
+        self.inlets.0.push(ring);
     }
 
     fn push(&mut self, to: WorkerId, code: u16, header: &Header, frame: &[u8]) -> bool {
-        let outlet = self.to.get_mut(to.as_usize()).and_then(Option::as_mut);
+        let outlet = self.outlets.get_mut(to.as_usize()).and_then(Option::as_mut);
         outlet.is_some_and(|outlet| outlet.push(code, header, frame))
     }
 
-    /// Makes what was handed over visible, ringing those who sleep.
+    /// Publishes what was pushed, and rings the doorbells of consumers that sleep.
     pub(crate) fn publish(&mut self) {
-        self.to.iter_mut().flatten().for_each(Outlet::publish);
+        self.outlets.iter_mut().flatten().for_each(Outlet::publish);
     }
+}
 
-    /// Takes at most `budget` frames per ring. Returns whether any was there.
+impl Inlets {
+    /// Takes at most `budget` records per ring; true when there were any.
     pub(crate) fn take(
         &mut self,
         budget: usize,
         scratch: &mut [u8],
-        mut each: impl FnMut(Taken<'_>),
+        mut each: impl FnMut(Handed<'_>),
     ) -> bool {
         let mut any = false;
-        for ring in &mut self.from {
+        for ring in &mut self.0 {
             for _ in 0..budget {
                 // These rings live in this process: a corrupt one is a bug, not an input.
                 let Ok(Some((code, len))) = ring.pop(scratch) else {
@@ -198,17 +205,17 @@ impl Handoff {
                     continue;
                 };
                 each(match code {
-                    RAW => Taken::Raw {
+                    RAW => Handed::Raw {
                         from: header.from,
                         frame,
                     },
-                    COUNTS => Taken::Counts(frame),
-                    EGRESS => Taken::Egress {
+                    COUNTS => Handed::Counts(frame),
+                    EGRESS => Handed::Egress {
                         segment: header.segment.get(),
                         frames: frame,
                     },
-                    HOST => Taken::Host(frame),
-                    _ => Taken::Opened {
+                    HOST => Handed::Host(frame),
+                    _ => Handed::Opened {
                         peer: header.peer.get(),
                         frame,
                     },
@@ -221,11 +228,11 @@ impl Handoff {
 
     /// Announces sleep on every ring; false when one of them has frames.
     pub(crate) fn sleep(&mut self) -> bool {
-        self.from.iter_mut().all(Consumer::sleep)
+        self.0.iter_mut().all(Consumer::sleep)
     }
 
-    /// Takes the announcement back.
+    /// Revokes the announcement.
     pub(crate) fn wake(&mut self) {
-        self.from.iter_mut().for_each(Consumer::wake);
+        self.0.iter_mut().for_each(Consumer::wake);
     }
 }

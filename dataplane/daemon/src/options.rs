@@ -27,6 +27,6 @@ pub struct Options {
     pub poll_max: Duration,
     /// Directory of `dataplane.sock`.
     pub socket_dir: Directory,
-    /// How long a port or device may still be held by this process's predecessor.
-    pub patience: Duration,
+    /// Timeout for a port or device that this process's predecessor still holds.
+    pub busy_timeout: Duration,
 }

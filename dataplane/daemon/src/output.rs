@@ -1,4 +1,4 @@
-//! The last step of a frame's way: joins the train that leaves for the same lane.
+//! The last step of the transmit path: each frame joins the train that leaves on its lane.
 //!
 //! A train is what one `sendmsg` with `UDP_SEGMENT` carries: equal segments, only the last may be
 //! shorter, bounded in segments and bytes. Frames of one turn that leave on one
@@ -8,7 +8,7 @@
 //!
 //! Frames for a stream leave through the ring to the stream thread instead, one by one.
 //!
-//! Owned by one worker. Buffers stay referenced by the turn (see [`crate::turn`]) until `flush`.
+//! Owned by one worker. Buffers stay referenced by the turn (see [`crate::worker`]) until `flush`.
 
 use hyphae_driver::{BufferId, Driver, SEGMENTS_MAX, SLOT_BYTES, SendError, Span, TRAIN_BYTES_MAX};
 use hyphae_shm::stats::FRAME_BUCKETS;
@@ -19,7 +19,7 @@ use crate::stream::StreamOutlet;
 /// Trains that can be open at once; one more closes the oldest.
 const OPEN_MAX: usize = 16;
 
-/// Outcome of what was handed to the driver since the last look.
+/// Outcome of what was passed to the driver since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sent {
     pub(crate) trains: u64,
@@ -29,21 +29,21 @@ pub(crate) struct Sent {
     pub(crate) by_length: [u64; FRAME_BUCKETS.len()],
     /// Trains that the driver had no room for.
     pub(crate) refused: u64,
-    /// Frames that the ring to the stream thread had no room for, since the last look.
+    /// Frames that the ring to the stream thread had no room for, since the counters were last published.
     pub(crate) stream_refused: u64,
 }
 
 /// Frames gathered per lane.
 pub(crate) struct Output {
     /// Open trains, oldest first.
-    open: Vec<Train>,
+    open: Vec<OpenTrain>,
     /// Trains not in use, with their preallocated span lists.
-    spare: Vec<Train>,
+    spare: Vec<OpenTrain>,
     stream: StreamOutlet,
     pub(crate) sent: Sent,
 }
 
-struct Train {
+struct OpenTrain {
     lane: u32,
     to: AddressPair,
     segment: u32,
@@ -56,7 +56,7 @@ struct Train {
 
 impl Output {
     pub(crate) fn new(stream: StreamOutlet) -> Self {
-        let train = || Train {
+        let train = || OpenTrain {
             lane: 0,
             to: AddressPair::default(),
             segment: 0,
@@ -167,7 +167,7 @@ impl Output {
     }
 }
 
-impl Train {
+impl OpenTrain {
     fn start(&mut self, lane: u32, to: AddressPair, segment: u32) {
         self.lane = lane;
         self.to = to;
@@ -206,7 +206,7 @@ fn adjoins(last: &Span, next: &Span) -> bool {
 /// Bytes of a buffer.
 pub(crate) const BUFFER_BYTES: u32 = SLOT_BYTES as u32;
 
-/// Room for frames that this worker builds itself: transmit buffers filled one after the other.
+/// Space for frames that this worker builds: transmit buffers filled one after the other.
 /// The buffer in use is referenced until the end of the turn.
 pub(crate) struct Arena {
     current: Option<(BufferId, u32)>,
@@ -217,33 +217,38 @@ impl Arena {
         Self { current: None }
     }
 
-    /// A buffer with at least `wanted` bytes free, and where they begin. A new buffer is added to
-    /// `held`, to be released at the end of the turn. `None` when no buffer is free.
+    /// `len` free bytes. A new buffer is added to `held`, to be released at the end of the turn.
+    /// `None` when no buffer is free.
     pub(crate) fn space<D: Driver>(
         &mut self,
         driver: &mut D,
-        wanted: u32,
+        len: u32,
         held: &mut Vec<BufferId>,
-    ) -> Option<(BufferId, u32)> {
-        if let Some((buffer, used)) = self.current
-            && BUFFER_BYTES - used >= wanted
-        {
-            return Some((buffer, used));
-        }
-        let buffer = driver.allocate()?;
-        held.push(buffer);
-        self.current = Some((buffer, 0));
-        self.current
+    ) -> Option<Span> {
+        let (buffer, offset) = match self.current {
+            Some((buffer, used)) if BUFFER_BYTES - used >= len => (buffer, used),
+            Some(_) | None => {
+                let buffer = driver.allocate()?;
+                held.push(buffer);
+                self.current = Some((buffer, 0));
+                (buffer, 0)
+            }
+        };
+        Some(Span {
+            buffer,
+            offset,
+            len,
+        })
     }
 
-    /// Takes `len` bytes from the space given last.
+    /// Uses `len` bytes of the space returned last.
     pub(crate) fn take(&mut self, len: u32) {
         if let Some((_, used)) = &mut self.current {
             *used += len;
         }
     }
 
-    /// Ends the turn: the buffers go back with the turn's references.
+    /// Ends the turn: the buffers are released with the turn's references.
     pub(crate) fn reset(&mut self) {
         self.current = None;
     }

@@ -1,5 +1,5 @@
-//! What the engine has to tell, as records for the control plane. A worker pushes them into its
-//! punt ring; whoever drives an engine without one hands them to the control plane's engine itself.
+//! Events and punt verdicts of the engine as records for the control plane. A worker pushes them into its
+//! punt ring; a program that drives an engine without a ring passes them to the control plane's engine directly.
 
 use hyphae_forward::{EngineEvent, Verdict};
 use hyphae_shm::record::{
@@ -50,8 +50,7 @@ pub fn of_event<T>(event: &EngineEvent, give: impl FnOnce(&Punt<'_>) -> T) -> T 
     }
 }
 
-/// Calls `give` with the record of what a punt verdict names in `frame`; `None` when the verdict is
-/// another.
+/// Calls `give` with the record of what a punt verdict refers to in `frame`; `None` when the verdict is no punt.
 pub fn of_verdict<T>(
     now: Nanos,
     from: impl Into<AddressPair>,

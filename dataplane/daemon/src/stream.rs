@@ -33,7 +33,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 
 pub(crate) use connection::Times;
 pub(crate) use rings::{COUNTERS, DROPS, OVERRUNS_AT, StreamOutlet, connect, parse_counts};
-pub(crate) use serve::{Seat, run};
+pub(crate) use serve::{StreamContext, run};
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: i32 = 128;

@@ -24,71 +24,62 @@ use crate::handoff::Handoff;
 use crate::output::{Arena, Output};
 use crate::polling::Polling;
 use crate::stream::StreamOutlet;
-use crate::vigil::Pulse;
+use crate::watchdog::Heartbeat;
 
-/// Frames taken over per other worker in one turn.
+/// Records taken per handoff ring in one turn.
 const HANDOFF_BUDGET: usize = 64;
 /// Longest sleep: how late an expiry that nothing else announces may be noticed.
 const SLEEP_MAX: Duration = Duration::from_secs(10);
 /// Sleep while a snapshot waits for room.
 const SNAPSHOT_RETRY: Duration = Duration::from_millis(1);
-/// How often expiries are looked for.
+/// Interval of the engine's timeouts.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 
-/// A turn with more trains and TUN packets is followed by a look for others.
+/// A turn with more trains and TUN packets than this is followed by a poll for others.
 const LIGHT_EVENTS: usize = 4;
-/// Work that has been waited for less than that was there already.
-const REST: Duration = Duration::from_micros(10);
+/// A wait shorter than this was no sleep: work had arrived before it.
+const SLEEP_MIN: Duration = Duration::from_micros(10);
+/// Interval of reports that the kernel refuses datagrams as too large.
+const TOO_BIG_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often the control plane hears that the kernel refuses datagrams as too large.
-const TOO_BIG_AGAIN: Duration = Duration::from_millis(100);
-
-/// One worker and all it owns.
-pub(crate) struct Worker<D: Driver> {
-    pub(crate) driver: D,
+/// A worker's engine and its connections to the rest of the process; the driver is opened on the
+/// worker's own thread.
+pub(crate) struct WorkerContext {
     pub(crate) engine: Engine,
     pub(crate) control: Control,
     pub(crate) handoff: Handoff,
     pub(crate) stats: StatsWriter,
+    pub(crate) device: Watch,
+    pub(crate) polling: Polling,
+    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) heartbeat: Arc<Heartbeat>,
+}
+
+/// One worker and all it owns.
+pub(crate) struct Worker<D: Driver> {
+    pub(crate) driver: D,
+    pub(crate) context: WorkerContext,
     pub(crate) turn: Turn,
     pub(crate) verdicts: Vec<hyphae_forward::Verdict>,
-    pub(crate) stop: Arc<AtomicBool>,
-    pulse: Arc<Pulse>,
-    pub(crate) housekeeping: Nanos,
-    /// A corrupt program ring is counted once.
+    housekeeping: Nanos,
+    /// The program ring is corrupt, which is counted once.
     pub(crate) detached: bool,
-    /// Refusals of the kernel that were told, and when the next may be.
-    too_big_told: (u64, Nanos),
-    /// Refusals of source addresses that the engine knows of.
+    /// Refusals of the kernel reported so far, and the time of the next report.
+    too_big_reported: (u64, Nanos),
+    /// Refusals of source addresses applied to the engine.
     sources_refused: u64,
-    /// Time not asleep, up to the last sleep, and since when it is awake.
+    /// Time awake up to the last sleep, and the end of that sleep.
     busy: Duration,
     awake_since: Nanos,
     /// Frames received, and bytes sent, by the end of the last turn.
     received: u64,
     sent: u64,
-    /// The last turn left little to the kernel, and the last sleep was one.
+    /// The last turn left little to the kernel, and the worker slept before it.
     light: bool,
     rested: bool,
-    device: Watch,
-    polling: Polling,
 }
 
-/// What a worker is made of, beside its driver.
-pub(crate) struct WorkerParts {
-    pub(crate) engine: Engine,
-    pub(crate) control: Control,
-    pub(crate) handoff: Handoff,
-    pub(crate) stream: StreamOutlet,
-    pub(crate) stats: StatsWriter,
-    pub(crate) udp_segmentation: bool,
-    pub(crate) device: Watch,
-    pub(crate) polling: Polling,
-    pub(crate) stop: Arc<AtomicBool>,
-    pub(crate) pulse: Arc<Pulse>,
-}
-
-/// What a turn gathers and lets go of at its end.
+/// What a turn gathers; released at its end.
 pub(crate) struct Turn {
     pub(crate) output: Output,
     pub(crate) arena: Arena,
@@ -97,39 +88,32 @@ pub(crate) struct Turn {
     pub(crate) held: Vec<BufferId>,
 }
 
-impl<D: Driver> Worker<D> {
-    pub(crate) fn new(driver: D, parts: WorkerParts) -> Self {
-        let WorkerParts {
-            engine,
-            control,
-            handoff,
-            stream,
-            stats,
-            udp_segmentation,
-            device,
-            polling,
-            stop,
-            pulse,
-        } = parts;
-        let turn = Turn {
+impl Turn {
+    pub(crate) fn new(stream: StreamOutlet, udp_segmentation: bool) -> Self {
+        Self {
             output: Output::new(stream),
             arena: Arena::new(),
             coalescer: Coalescer::new(udp_segmentation),
             held: Vec::with_capacity(256),
-        };
+        }
+    }
+
+    /// `len` free bytes in a buffer of this turn; `None` when no buffer is free.
+    pub(crate) fn space(&mut self, driver: &mut impl Driver, len: u32) -> Option<Span> {
+        self.arena.space(driver, len, &mut self.held)
+    }
+}
+
+impl<D: Driver> Worker<D> {
+    pub(crate) fn new(driver: D, context: WorkerContext, turn: Turn) -> Self {
         Self {
             driver,
-            engine,
-            control,
-            handoff,
-            stats,
+            context,
             turn,
             verdicts: Vec::with_capacity(1024),
-            stop,
-            pulse,
             housekeeping: Nanos(0),
             detached: false,
-            too_big_told: (0, Nanos(0)),
+            too_big_reported: (0, Nanos(0)),
             sources_refused: 0,
             busy: Duration::ZERO,
             awake_since: monotonic(),
@@ -137,22 +121,20 @@ impl<D: Driver> Worker<D> {
             sent: 0,
             light: false,
             rested: false,
-            device,
-            polling,
         }
     }
 
-    /// Runs until told to stop.
+    /// Runs until `stop` is set.
     ///
     /// # Errors
-    /// When the driver cannot wait or submit any more: nothing a worker could mend.
+    /// When the driver cannot wait or submit any more, which a worker cannot fix.
     pub(crate) fn run(&mut self) -> std::io::Result<()> {
-        while !self.stop.load(Ordering::Relaxed) {
-            self.pulse.beat();
+        while !self.context.stop.load(Ordering::Relaxed) {
+            self.context.heartbeat.beat();
             let busy = self.turn(monotonic());
-            // After little work there is hardly more: what it leaves to the kernel is submitted by the
+            // After little work more is unlikely: what it leaves to the kernel is submitted by the
             // same call that sleeps.
-            let done = self.light && self.rested && self.polling.is_off();
+            let done = self.light && self.rested && self.context.polling.is_off();
             if busy && !done {
                 self.driver.wait(Some(Duration::ZERO))?;
             } else if busy || !self.poll()? {
@@ -164,84 +146,89 @@ impl<D: Driver> Worker<D> {
 
     /// One turn; true when there was something to do, so that there may be more.
     pub(crate) fn turn(&mut self, now: Nanos) -> bool {
-        let mut busy = self.take_program(now);
+        let mut busy = self.apply_program(now);
         busy |= self.take_handoffs(now);
         while let Some(event) = self.driver.next() {
             busy = true;
-            match event {
-                Event::Datagrams {
-                    buffer,
-                    offset,
-                    len,
-                    segment,
-                    from,
-                    local,
-                } => {
-                    self.turn.held.push(buffer);
-                    self.receive(
-                        now,
-                        &AddressPair {
-                            remote: from,
-                            local,
-                        },
-                        Span {
-                            buffer,
-                            offset,
-                            len,
-                        },
-                        segment,
-                    );
-                }
-                Event::Tun {
-                    buffer,
-                    offset,
-                    len,
-                } => {
-                    self.turn.held.push(buffer);
-                    self.host_packet(
-                        now,
-                        Span {
-                            buffer,
-                            offset,
-                            len,
-                        },
-                    );
-                }
-            }
+            self.handle_event(now, event);
         }
-        busy |= self.take_wholes(now);
-        while let Some(ready) = self.engine.next_ready() {
+        busy |= self.receive_reassembled(now);
+        while let Some(ready) = self.context.engine.next_ready() {
             busy = true;
             self.send_ready(now, &ready);
         }
-        self.send_errors(now);
+        self.send_reports(now);
+        self.write_host_errors();
         if now >= self.housekeeping {
             self.housekeeping = now + HOUSEKEEPING;
-            self.engine.handle_timeout(now);
+            self.context.engine.handle_timeout(now);
         }
-        self.device.poll(&mut self.driver);
-        let stats = self.driver.stats();
-        if let Some(to) = stats.too_big_to
-            && stats.tx_too_big > self.too_big_told.0
-            && now >= self.too_big_told.1
-        {
-            self.too_big_told = (stats.tx_too_big, now + TOO_BIG_AGAIN);
-            self.engine.note_too_big(&to);
-        }
-        if let Some(local) = stats.refused_source
-            && stats.tx_source_refused > self.sources_refused
-        {
-            self.sources_refused = stats.tx_source_refused;
-            self.engine.forget_source(&local);
-        }
-        self.report(now);
+        self.context.device.poll(&mut self.driver);
+        self.note_refusals(now);
+        self.publish_rings();
         if busy {
             self.finish();
         }
         busy
     }
 
-    /// Sends what the turn gathered and lets its buffers go.
+    fn handle_event(&mut self, now: Nanos, event: Event) {
+        match event {
+            Event::Datagrams {
+                buffer,
+                offset,
+                len,
+                segment,
+                from,
+                local,
+            } => {
+                self.turn.held.push(buffer);
+                let from = AddressPair {
+                    remote: from,
+                    local,
+                };
+                let span = Span {
+                    buffer,
+                    offset,
+                    len,
+                };
+                self.receive(now, &from, span, segment);
+            }
+            Event::Tun {
+                buffer,
+                offset,
+                len,
+            } => {
+                self.turn.held.push(buffer);
+                let span = Span {
+                    buffer,
+                    offset,
+                    len,
+                };
+                self.host_packet(now, span);
+            }
+        }
+    }
+
+    /// Passes refusals of the kernel on to the engine: datagrams too large, source addresses removed.
+    fn note_refusals(&mut self, now: Nanos) {
+        let stats = self.driver.stats();
+        if let Some(to) = stats.too_big_to
+            && stats.tx_too_big > self.too_big_reported.0
+            && now >= self.too_big_reported.1
+        {
+            self.too_big_reported = (stats.tx_too_big, now + TOO_BIG_INTERVAL);
+            self.context.engine.note_too_big(&to);
+        }
+        if let Some(local) = stats.refused_source
+            && stats.tx_source_refused > self.sources_refused
+        {
+            self.sources_refused = stats.tx_source_refused;
+            self.context.engine.forget_source(&local);
+        }
+    }
+
+    /// Sends what the turn gathered and releases its buffers.
     fn finish(&mut self) {
         self.flush_host();
         self.turn.output.flush(&mut self.driver);
@@ -253,38 +240,43 @@ impl<D: Driver> Worker<D> {
         for buffer in self.turn.held.drain(..) {
             self.driver.release(buffer);
         }
-        let received = self.engine.counters.total(Counter::UnderlayRxPackets);
+        let received = self
+            .context
+            .engine
+            .counters
+            .total(Counter::UnderlayRxPackets);
         let before = std::mem::replace(&mut self.received, received);
-        self.engine.counters.add(Counter::Turns, 1);
-        self.engine
+        self.context.engine.counters.add(Counter::Turns, 1);
+        self.context
+            .engine
             .counters
             .observe(Counter::Turns1, received - before);
         self.publish();
     }
 
-    /// Looks for work for as long as that is allowed; true when there was some. The time of looking does
+    /// Polls for work within the polling budget; true when there was some. Time of polls that find nothing does
     /// not count as busy.
     fn poll(&mut self) -> std::io::Result<bool> {
         let begun = monotonic();
-        let budget = self.polling.budget(begun);
+        let budget = self.context.polling.budget(begun);
         if budget.is_zero() {
             return Ok(false);
         }
         let (mut found, mut now) = (false, begun);
-        while !found && now.since(begun) < budget && !self.stop.load(Ordering::Relaxed) {
+        while !found && now.since(begun) < budget && !self.context.stop.load(Ordering::Relaxed) {
             let offered = monotonic();
             std::thread::yield_now();
             let last = std::mem::replace(&mut now, monotonic());
-            // Before a turn that finds work publishes it: what has gone by since the last look was no work.
+            // Before a turn that finds work publishes it: the time since the last poll was no work.
             self.awake_since = self.awake_since + now.since(last);
-            if self.polling.gave_way(now, now.since(offered)) {
+            if self.context.polling.gave_way(now, now.since(offered)) {
                 break;
             }
             self.driver.wait(Some(Duration::ZERO))?;
             found = self.turn(now);
         }
-        self.polling.note(found);
-        let counters = &mut self.engine.counters;
+        self.context.polling.note(found);
+        let counters = &mut self.context.engine.counters;
         counters.add(Counter::Polls, 1);
         counters.add(Counter::PollsFound, u64::from(found));
         Ok(found)
@@ -293,39 +285,37 @@ impl<D: Driver> Worker<D> {
     fn sleep(&mut self) -> std::io::Result<()> {
         let before = monotonic();
         self.busy += before.since(self.awake_since);
-        let idle = self.control.sleep() && self.handoff.sleep();
-        let timeout = match (idle, self.control.snapshot.is_some()) {
+        let idle = self.context.control.sleep() && self.context.handoff.inlets.sleep();
+        let timeout = match (idle, self.context.control.snapshot.is_some()) {
             (false, _) => Duration::ZERO,
             (true, true) => SNAPSHOT_RETRY,
-            (true, false) => self.engine.idle_for().unwrap_or(SLEEP_MAX),
+            (true, false) => self.context.engine.idle_for().unwrap_or(SLEEP_MAX),
         };
         let result = self.driver.wait(Some(timeout));
         self.awake_since = monotonic();
-        self.rested = self.awake_since.since(before) >= REST;
-        self.control.wake();
-        self.handoff.wake();
+        self.rested = self.awake_since.since(before) >= SLEEP_MIN;
+        self.context.control.wake();
+        self.context.handoff.inlets.wake();
         result
     }
 
     fn take_handoffs(&mut self, now: Nanos) -> bool {
-        let mut handoff = std::mem::take(&mut self.handoff);
-        let mut scratch = std::mem::take(&mut self.control.scratch);
-        let any = handoff.take(HANDOFF_BUDGET, &mut scratch, |taken| {
-            self.take_handoff(now, taken)
+        let mut inlets = std::mem::take(&mut self.context.handoff.inlets);
+        let mut scratch = std::mem::take(&mut self.context.control.scratch);
+        let any = inlets.take(HANDOFF_BUDGET, &mut scratch, |handed| {
+            self.execute_handed(now, handed);
         });
-        self.control.scratch = scratch;
-        // A frame that would have to be handed on a second time is lost and counted: that takes a
-        // peer that sends to another worker's port than it was told.
-        self.handoff = handoff;
+        self.context.control.scratch = scratch;
+        self.context.handoff.inlets = inlets;
         any
     }
 
-    /// Makes counters and traffic visible.
+    /// Publishes counters and traffic.
     pub(crate) fn publish(&mut self) {
         let driver = *self.driver.stats();
         let sent = self.turn.output.sent;
         let stream_refused = std::mem::take(&mut self.turn.output.sent.stream_refused);
-        let counters = &mut self.engine.counters;
+        let counters = &mut self.context.engine.counters;
         counters.drop_many(DropReason::StreamQueue, stream_refused);
         for (counter, total) in [
             (Counter::BufferExhausted, driver.buffer_exhausted),
@@ -351,11 +341,11 @@ impl<D: Driver> Worker<D> {
         let (used, all) = self.driver.buffers();
         counters.set(Counter::Buffers, all.into());
         counters.set(Counter::BuffersUsed, used.into());
-        let (stats, now) = (&mut self.stats, monotonic());
+        let (stats, now) = (&mut self.context.stats, monotonic());
         let busy = self.busy + now.since(self.awake_since);
         // 584 years.
         counters.set(Counter::BusyNanoseconds, busy.as_nanos() as u64);
-        self.engine.drain_traffic(|peer, traffic| {
+        self.context.engine.drain_traffic(|peer, traffic| {
             if traffic.rx_packets > 0 {
                 stats.add_rx(peer, traffic.rx_packets, traffic.rx_bytes, now);
             }
@@ -363,10 +353,12 @@ impl<D: Driver> Worker<D> {
                 stats.add_tx(peer, traffic.tx_packets, traffic.tx_bytes);
             }
         });
-        self.stats.publish(self.engine.counters.all());
+        self.context
+            .stats
+            .publish(self.context.engine.counters.all());
     }
 
-    /// A span of an event's buffer.
+    /// A part of a span.
     pub(crate) fn part(span: Span, offset: u32, len: u32) -> Span {
         Span {
             buffer: span.buffer,

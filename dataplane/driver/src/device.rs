@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::address::Family;
 use crate::driver::{BufferId, DriverStats, EVENTS_PER_TURN, Event, TUN_HEADER_LEN, TUN_SLOTS};
-use crate::open::{OpenError, Parts};
+use crate::open::{DriverParts, OpenError};
 use crate::pool::{Pool, length};
 use crate::tun::set_nonblocking;
 use crate::udp::local_address;
@@ -18,7 +18,7 @@ const BUFFERS_MAX: u16 = 32_768;
 const FAILURES_MAX: u32 = 1_000;
 
 /// Checks `parts`, makes their descriptors what a driver needs and maps the buffers.
-pub(crate) fn prepare(parts: &Parts, slot_bytes: usize) -> Result<(Family, Pool), OpenError> {
+pub(crate) fn prepare(parts: &DriverParts, slot_bytes: usize) -> Result<(Family, Pool), OpenError> {
     let (receive, transmit) = (parts.receive_buffers, parts.transmit_buffers);
     if !(1..=BUFFERS_MAX).contains(&receive) || !(1..=BUFFERS_MAX).contains(&transmit) {
         return Err(OpenError::Count { receive, transmit });
@@ -54,7 +54,7 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    pub(crate) fn new(parts: &Parts) -> Self {
+    pub(crate) fn new(parts: &DriverParts) -> Self {
         let capacity = usize::from(parts.receive_buffers) + usize::from(TUN_SLOTS);
         Self {
             events: VecDeque::with_capacity(capacity),

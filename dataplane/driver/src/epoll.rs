@@ -20,7 +20,7 @@ use crate::driver::{
     TUN_HEADER_LEN,
 };
 use crate::message::{CONTROL_ROOM, Intake};
-use crate::open::{OpenError, Parts};
+use crate::open::{DriverParts, OpenError};
 use crate::pool::{Pool, SLOT_BYTES, length};
 use crate::train::{Segmentation, Send, Write, empty_header, send_messages};
 
@@ -70,11 +70,11 @@ impl EpollDriver {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(parts: Parts) -> Result<Self, OpenError> {
+    pub fn open(parts: DriverParts) -> Result<Self, OpenError> {
         Self::with_slots(parts, SLOT_BYTES)
     }
 
-    pub(crate) fn with_slots(parts: Parts, slot_bytes: usize) -> Result<Self, OpenError> {
+    pub(crate) fn with_slots(parts: DriverParts, slot_bytes: usize) -> Result<Self, OpenError> {
         let (family, pool) = prepare(&parts, slot_bytes)?;
         let call = |call| {
             move |source: rustix::io::Errno| OpenError::Call {

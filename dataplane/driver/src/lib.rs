@@ -35,6 +35,6 @@ pub use driver::{
     BufferId, Driver, DriverStats, Event, RECEIVE_BUFFERS, SEGMENTS_MAX, SPANS_MAX, SendError,
     Span, TRAIN_BYTES_MAX, TRANSMIT_BUFFERS, TUN_HEADER_LEN,
 };
-pub use open::{AnyDriver, DriverKind, OpenError, Parts, UnknownDriver, open};
+pub use open::{AnyDriver, DriverKind, DriverParts, OpenError, UnknownDriver, open};
 pub use pool::SLOT_BYTES;
 pub use uring::{ProbeError, probe};

@@ -70,7 +70,7 @@ pub struct UnknownDriver {
 
 /// What a driver works on. It owns the descriptors from `open` on.
 #[derive(Debug)]
-pub struct Parts {
+pub struct DriverParts {
     /// The underlay socket, from [`crate::udp::bind`].
     pub socket: OwnedFd,
     /// A queue of the TUN device, from [`crate::tun::open`].
@@ -125,7 +125,7 @@ pub enum OpenError {
 ///
 /// # Errors
 /// [`OpenError`], worded for the operator.
-pub fn open(kind: DriverKind, parts: Parts) -> Result<AnyDriver, OpenError> {
+pub fn open(kind: DriverKind, parts: DriverParts) -> Result<AnyDriver, OpenError> {
     match kind.resolve().0 {
         DriverKind::Epoll => Ok(AnyDriver::Epoll(Box::new(EpollDriver::open(parts)?))),
         DriverKind::Auto | DriverKind::Uring => {

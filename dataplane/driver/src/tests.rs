@@ -15,21 +15,21 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::epoll::EpollDriver;
 use crate::uring::UringDriver;
-use crate::{Driver, Event, Parts, SLOT_BYTES, Span, probe, udp};
+use crate::{Driver, DriverParts, Event, SLOT_BYTES, Span, probe, udp};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the tests need beyond the contract.
 trait Subject: Driver + Sized {
-    fn open_with(parts: Parts, slot_bytes: usize) -> Self;
+    fn open_with(parts: DriverParts, slot_bytes: usize) -> Self;
     /// References of all buffers together.
     fn references(&self) -> u64;
     fn is_offloaded(&self) -> bool;
 }
 
 impl Subject for UringDriver {
-    fn open_with(parts: Parts, slot_bytes: usize) -> Self {
+    fn open_with(parts: DriverParts, slot_bytes: usize) -> Self {
         Self::with_slots(parts, slot_bytes).unwrap()
     }
     fn references(&self) -> u64 {
@@ -41,7 +41,7 @@ impl Subject for UringDriver {
 }
 
 impl Subject for EpollDriver {
-    fn open_with(parts: Parts, slot_bytes: usize) -> Self {
+    fn open_with(parts: DriverParts, slot_bytes: usize) -> Self {
         Self::with_slots(parts, slot_bytes).unwrap()
     }
     fn references(&self) -> u64 {
@@ -101,7 +101,7 @@ impl<D: Subject> Rig<D> {
     ) -> Self {
         let (socket, report) = udp::bind(address.parse().unwrap(), options).unwrap();
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let parts = Parts {
+        let parts = DriverParts {
             socket,
             tun: None,
             doorbell: doorbell.try_clone().unwrap(),
@@ -204,7 +204,7 @@ fn the_probe_agrees_with_open() {
     assert_eq!(why.is_none(), result.is_ok());
     let (socket, _) = udp::bind("127.0.0.1:0".parse().unwrap(), Default::default()).unwrap();
     let doorbell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    let parts = Parts {
+    let parts = DriverParts {
         socket,
         tun: None,
         doorbell,
@@ -278,7 +278,7 @@ fn a_driver_without_buffers_is_refused() {
     for (receive_buffers, transmit_buffers) in [(0, 1), (1, 0), (40_000, 1)] {
         let (socket, _) = udp::bind("127.0.0.1:0".parse().unwrap(), Default::default()).unwrap();
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let parts = Parts {
+        let parts = DriverParts {
             socket,
             tun: None,
             doorbell,

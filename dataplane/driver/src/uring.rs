@@ -38,7 +38,7 @@ pub use ring::{ProbeError, probe};
 use crate::address::Family;
 use crate::device::{Ready, clear_doorbell, prepare};
 use crate::driver::{BufferId, Driver, DriverStats, Event, SendError, Span, TUN_HEADER_LEN};
-use crate::open::{OpenError, Parts};
+use crate::open::{DriverParts, OpenError};
 use crate::pool::{Pool, SLOT_BYTES};
 use receive::Receive;
 use ring::Ring;
@@ -119,11 +119,11 @@ impl UringDriver {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(parts: Parts) -> Result<Self, OpenError> {
+    pub fn open(parts: DriverParts) -> Result<Self, OpenError> {
         Self::with_slots(parts, SLOT_BYTES)
     }
 
-    pub(crate) fn with_slots(parts: Parts, slot_bytes: usize) -> Result<Self, OpenError> {
+    pub(crate) fn with_slots(parts: DriverParts, slot_bytes: usize) -> Result<Self, OpenError> {
         let (family, mut pool) = prepare(&parts, slot_bytes)?;
         let ready = Ready::new(&parts);
         let mut ring = Ring::open()?;

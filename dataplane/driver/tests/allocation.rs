@@ -12,7 +12,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use hyphae_driver::{
-    AnyDriver, Driver, DriverKind, Event, Parts, Span, TUN_HEADER_LEN, open, probe, udp,
+    AnyDriver, Driver, DriverKind, DriverParts, Event, Span, TUN_HEADER_LEN, open, probe, udp,
 };
 use hyphae_wire::{AddressPair, Endpoint};
 use rustix::event::{EventfdFlags, eventfd};
@@ -44,7 +44,7 @@ static COUNTING: Counting = Counting;
 fn driver(kind: DriverKind) -> (AnyDriver, Endpoint) {
     let (socket, report) = udp::bind("127.0.0.1:0".parse().unwrap(), Default::default()).unwrap();
     let doorbell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    let parts = Parts {
+    let parts = DriverParts {
         socket,
         tun: None,
         doorbell,

@@ -25,7 +25,7 @@ use super::outbox::Outbox;
 use super::rings::{COUNTERS, COUNTS_LEN, Counts, DROPS, OVERRUNS_AT, Rings};
 use super::socket::{Plain, Socket, Uring};
 use super::table::{Limits, Refused, Table, Way};
-use crate::vigil::Pulse;
+use crate::watchdog::Heartbeat;
 
 /// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -36,12 +36,12 @@ const COUNT_INTERVAL: Duration = Duration::from_millis(100);
 /// Wait after accepting has failed: most likely the process has no descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long the last frames may take to leave when the process stops.
-const FAREWELL: Duration = Duration::from_millis(200);
+const LAST_FRAMES_TIMEOUT: Duration = Duration::from_millis(200);
 /// Entries of the ring that reads and writes are submitted through.
 const URING_ENTRIES: u32 = 1024;
 
 /// What the thread is started with.
-pub(crate) struct Seat {
+pub(crate) struct StreamContext {
     pub(crate) rings: Rings,
     pub(crate) bell: Arc<Doorbell>,
     /// Not when nothing is to be accepted.
@@ -52,7 +52,7 @@ pub(crate) struct Seat {
     pub(crate) uring: bool,
     pub(crate) times: Times,
     pub(crate) stop: Arc<AtomicBool>,
-    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) heartbeat: Arc<Heartbeat>,
 }
 
 /// What tasks share.
@@ -69,12 +69,12 @@ pub(crate) struct Shared {
 ///
 /// # Errors
 /// When there is no runtime to be had.
-pub(crate) fn run(seat: Seat) -> io::Result<()> {
-    if seat.uring {
+pub(crate) fn run(context: StreamContext) -> io::Result<()> {
+    if context.uring {
         let mut builder = tokio_uring::builder();
         builder.entries(URING_ENTRIES);
         match tokio_uring::Runtime::new(&builder) {
-            Ok(runtime) => return runtime.block_on(serve::<Uring>(seat)),
+            Ok(runtime) => return runtime.block_on(serve::<Uring>(context)),
             Err(error) => {
                 tracing::warn!(%error, "no io_uring for stream links; they use plain sockets");
             }
@@ -83,28 +83,28 @@ pub(crate) fn run(seat: Seat) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, serve::<Plain>(seat))
+    tokio::task::LocalSet::new().block_on(&runtime, serve::<Plain>(context))
 }
 
-async fn serve<S: Socket>(seat: Seat) -> io::Result<()> {
+async fn serve<S: Socket>(context: StreamContext) -> io::Result<()> {
     let shared = Rc::new(Shared {
-        mark: seat.mark,
-        rings: RefCell::new(seat.rings),
+        mark: context.mark,
+        rings: RefCell::new(context.rings),
         table: RefCell::new(Table::new(Limits::default())),
         counts: [const { Cell::new(0) }; COUNTS_LEN],
         counted: Notify::new(),
-        times: seat.times,
+        times: context.times,
     });
-    if let Some(listener) = seat.listener {
+    if let Some(listener) = context.listener {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         tokio::task::spawn_local(accept::<S>(listener, Rc::clone(&shared)));
     }
     tokio::task::spawn_local(report(Rc::clone(&shared)));
-    let bell = watch(seat.bell)?;
+    let bell = watch(context.bell)?;
     let mut scratch = vec![0; RECORD_MAX];
-    while !seat.stop.load(Ordering::Relaxed) {
-        seat.pulse.beat();
+    while !context.stop.load(Ordering::Relaxed) {
+        context.heartbeat.beat();
         if shared.take::<S>(&mut scratch) {
             // The connections write what they were given, and read.
             tokio::task::yield_now().await;
@@ -119,13 +119,13 @@ async fn serve<S: Socket>(seat: Seat) -> io::Result<()> {
     }
     shared.take::<S>(&mut scratch);
     let open = shared.table.borrow().outboxes();
-    let farewell = async {
+    let last_frames = async {
         for outbox in &open {
             outbox.written().await;
         }
     };
     // Whoever does not take them in time does not get them.
-    let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    let _ = tokio::time::timeout(LAST_FRAMES_TIMEOUT, last_frames).await;
     for outbox in &open {
         outbox.close();
     }

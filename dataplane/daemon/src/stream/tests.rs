@@ -24,9 +24,9 @@ use rustix::time::Timespec;
 use zerocopy::IntoBytes;
 
 use super::rings::{COUNTERS, COUNTS_LEN, DROPS};
-use super::{Seat, StreamOutlet, Times, connect, listen_at, parse_counts, run};
-use crate::handoff::{self, Handoff, Taken};
-use crate::vigil::Pulse;
+use super::{StreamContext, StreamOutlet, Times, connect, listen_at, parse_counts, run};
+use crate::handoff::{self, Handed, Handoff};
+use crate::watchdog::Heartbeat;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Ends no connection, however long a test takes.
@@ -62,7 +62,7 @@ impl Rig {
         let listener = listen_at("[::]:0".parse().unwrap(), 0).unwrap();
         let port = listener.local_addr().unwrap().port();
         let stop = Arc::new(AtomicBool::new(false));
-        let seat = Seat {
+        let context = StreamContext {
             rings,
             bell: Arc::clone(&bell),
             listener: Some(listener),
@@ -70,7 +70,7 @@ impl Rig {
             uring,
             times,
             stop: Arc::clone(&stop),
-            pulse: Arc::new(Pulse::new(doorbell())),
+            heartbeat: Arc::new(Heartbeat::new(doorbell())),
         };
         Self {
             workers,
@@ -81,7 +81,7 @@ impl Rig {
             listens_at: SocketAddr::from(([127, 0, 0, 1], port)),
             stop,
             bell,
-            thread: Some(std::thread::spawn(move || run(seat))),
+            thread: Some(std::thread::spawn(move || run(context))),
         }
     }
 
@@ -89,16 +89,18 @@ impl Rig {
         let mut scratch = vec![0; RECORD_MAX];
         for (n, worker) in self.workers.iter_mut().enumerate() {
             let (received, counts) = (&mut self.received, &mut self.counts);
-            worker.take(usize::MAX, &mut scratch, |taken| match taken {
-                Taken::Raw { from, frame } => received.push((n, from.remote, frame.to_vec())),
-                Taken::Counts(bytes) => {
-                    let news = parse_counts(bytes).unwrap();
-                    counts.iter_mut().zip(news).for_each(|(c, n)| *c += n.get());
-                }
-                Taken::Opened { .. } | Taken::Egress { .. } | Taken::Host(_) => {
-                    panic!("a stream passes frames on as it received them")
-                }
-            });
+            worker
+                .inlets
+                .take(usize::MAX, &mut scratch, |handed| match handed {
+                    Handed::Raw { from, frame } => received.push((n, from.remote, frame.to_vec())),
+                    Handed::Counts(bytes) => {
+                        let news = parse_counts(bytes).unwrap();
+                        counts.iter_mut().zip(news).for_each(|(c, n)| *c += n.get());
+                    }
+                    Handed::Opened { .. } | Handed::Egress { .. } | Handed::Host(_) => {
+                        panic!("a stream passes frames on as it received them")
+                    }
+                });
         }
     }
 
@@ -111,13 +113,15 @@ impl Rig {
                 return;
             }
             assert!(Instant::now() < deadline, "in time: {what}");
-            if self.workers.iter_mut().all(Handoff::sleep) {
+            if self.workers.iter_mut().all(|worker| worker.inlets.sleep()) {
                 let mut fds = [PollFd::new(&*self.bells[0], PollFlags::IN)];
                 let timeout = Timespec::try_from(Duration::from_secs(1)).unwrap();
                 poll(&mut fds, Some(&timeout)).unwrap();
             }
             self.bells[0].clear();
-            self.workers.iter_mut().for_each(Handoff::wake);
+            self.workers
+                .iter_mut()
+                .for_each(|worker| worker.inlets.wake());
         }
     }
 

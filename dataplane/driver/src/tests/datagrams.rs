@@ -10,7 +10,7 @@ use hyphae_wire::Endpoint;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{PATIENCE, Rig, Subject, for_both, pattern, skip};
-use crate::{BufferId, Event, Parts, SLOT_BYTES, SendError, Span, udp};
+use crate::{BufferId, DriverParts, Event, SLOT_BYTES, SendError, Span, udp};
 
 for_both! {
     a_full_train_arrives_whole,
@@ -559,7 +559,7 @@ pub(super) fn unsegmented<D: Subject>(address: &str) -> Rig<D> {
     };
     assert_eq!(set, 0);
     let doorbell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    let parts = Parts {
+    let parts = DriverParts {
         socket,
         tun: None,
         doorbell: doorbell.try_clone().unwrap(),

@@ -11,7 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::{PATIENCE, Subject, for_both, pattern, skip};
 use crate::tun::{Tun, TunError, open};
-use crate::{Event, Parts, SLOT_BYTES, SendError, Span, TUN_HEADER_LEN, udp};
+use crate::{DriverParts, Event, SLOT_BYTES, SendError, Span, TUN_HEADER_LEN, udp};
 
 for_both! {
     packets_of_the_host_arrive_in_order,
@@ -74,10 +74,10 @@ fn rig<D: Subject>() -> (D, String) {
     )
 }
 
-fn parts(tun: Option<OwnedFd>) -> Parts {
+fn parts(tun: Option<OwnedFd>) -> DriverParts {
     let (socket, _) = udp::bind("0.0.0.0:0".parse().unwrap(), Default::default()).unwrap();
     let doorbell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    Parts {
+    DriverParts {
         socket,
         tun,
         doorbell,

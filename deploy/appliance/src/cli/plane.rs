@@ -44,7 +44,7 @@ pub(crate) fn dataplane(args: &NodeArgs) -> anyhow::Result<()> {
         driver: config.driver.parse().context("--driver")?,
         poll_max: config.poll_max,
         socket_dir: sockets,
-        patience: match std::env::var_os(RESTARTED) {
+        busy_timeout: match std::env::var_os(RESTARTED) {
             Some(_) => Duration::from_secs(10),
             None => Duration::from_secs(3),
         },

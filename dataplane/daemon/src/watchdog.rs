@@ -1,8 +1,8 @@
-//! Watches that every thread that serves packets makes progress, and tells the service manager.
+//! Watchdog: checks that every thread that serves packets makes progress, and notifies the service manager.
 //!
-//! The main thread, which has nothing else to do, asks: it rings a thread's doorbell, and looks a while later
-//! whether that thread has gone round its loop. So the watchdog is fed by the workers' progress: one
-//! worker that hangs is enough for it to starve, however well the others and the main thread are.
+//! The main thread rings a thread's doorbell and checks one interval later whether its loop has made a round since.
+//! So the service manager's watchdog is fed by progress of the workers: one worker that hangs starves it, whatever
+//! the main thread and the others do.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,19 +13,19 @@ use hyphae_shm::Doorbell;
 
 /// Counts the rounds of one thread's loop.
 #[derive(Debug)]
-pub(crate) struct Pulse {
+pub(crate) struct Heartbeat {
     rounds: AtomicU64,
     /// Rung in the first round.
     begun: Arc<Doorbell>,
 }
 
-impl Pulse {
+impl Heartbeat {
     pub(crate) fn new(begun: Arc<Doorbell>) -> Self {
         let rounds = AtomicU64::new(0);
         Self { rounds, begun }
     }
 
-    /// One more round. Only the thread itself calls this: a store, no read-modify-write.
+    /// Counts a round. Only the thread itself calls this: a store, no read-modify-write.
     pub(crate) fn beat(&self) {
         let rounds = self.rounds.load(Ordering::Relaxed);
         self.rounds.store(rounds.wrapping_add(1), Ordering::Relaxed);
@@ -39,28 +39,32 @@ impl Pulse {
     }
 }
 
-/// A thread that is watched.
-pub(crate) struct Watched {
+/// A thread under supervision.
+pub(crate) struct WatchedThread {
     pub(crate) name: String,
-    pub(crate) pulse: Arc<Pulse>,
-    /// Makes it go round.
+    pub(crate) heartbeat: Arc<Heartbeat>,
+    /// Wakes it for a round.
     pub(crate) bell: Arc<Doorbell>,
 }
 
-/// What the main thread knows of the others.
-pub(crate) struct Vigil {
+/// The main thread's view of the others.
+pub(crate) struct Watchdog {
     notifier: Notifier,
-    watched: Vec<(Watched, u64)>,
+    watched: Vec<(WatchedThread, u64)>,
     begun: Arc<Doorbell>,
     ready: bool,
-    /// When to look again, where a watchdog wants to be fed.
+    /// Next check; `None` without a watchdog.
     next: Option<Instant>,
-    /// Threads that were found stuck the last time.
+    /// Threads without progress at the last check.
     stuck: Vec<usize>,
 }
 
-impl Vigil {
-    pub(crate) fn new(notifier: Notifier, watched: Vec<Watched>, begun: Arc<Doorbell>) -> Self {
+impl Watchdog {
+    pub(crate) fn new(
+        notifier: Notifier,
+        watched: Vec<WatchedThread>,
+        begun: Arc<Doorbell>,
+    ) -> Self {
         Self {
             notifier,
             watched: watched.into_iter().map(|watched| (watched, 0)).collect(),
@@ -71,21 +75,24 @@ impl Vigil {
         }
     }
 
-    /// Readable when a thread has begun.
+    /// Readable when a thread has started its loop.
     pub(crate) fn begun(&self) -> &Doorbell {
         &self.begun
     }
 
-    /// How long the main thread may wait for other things; `None` for ever.
+    /// Time until the next check; `None` without a watchdog.
     pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
         self.next.map(|at| at.saturating_duration_since(now))
     }
 
-    /// Something happened, or the wait is over.
-    pub(crate) fn look(&mut self, now: Instant) {
+    /// Checks progress if that is due; reports READY once all threads have started.
+    pub(crate) fn poll(&mut self, now: Instant) {
         self.begun.clear();
         if !self.ready {
-            self.ready = self.watched.iter().all(|(it, _)| it.pulse.rounds() > 0);
+            self.ready = self
+                .watched
+                .iter()
+                .all(|(thread, _)| thread.heartbeat.rounds() > 0);
             if !self.ready {
                 return;
             }
@@ -99,7 +106,7 @@ impl Vigil {
         self.next = Some(now + every);
         let mut stuck = Vec::new();
         for (n, (watched, seen)) in self.watched.iter_mut().enumerate() {
-            let rounds = watched.pulse.rounds();
+            let rounds = watched.heartbeat.rounds();
             if rounds == *seen {
                 stuck.push(n);
                 if !self.stuck.contains(&n) {
@@ -119,7 +126,7 @@ impl Vigil {
     }
 
     pub(crate) fn status(&mut self, text: &str) {
-        // A status before READY would be one of a service that does not work yet.
+        // A status before READY would describe a service that does not work yet.
         if self.ready {
             self.notifier.status(text);
         }
