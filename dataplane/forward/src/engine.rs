@@ -15,6 +15,7 @@ use hyphae_wire::report::DATAGRAM_BASE;
 use hyphae_wire::{AddressPair, Endpoint, LocalAddress, OverlayAddress, PublicKey, WorkerId};
 use zerocopy::IntoBytes;
 
+use crate::TRAIN_MAX;
 use crate::counters::Counters;
 use crate::event::EngineEvent;
 use crate::fib::{Fib, Target};
@@ -23,6 +24,7 @@ use crate::guard::Guard;
 use crate::limit::Limiter;
 use crate::peer::{Peer, Traffic};
 use crate::pending::{Pending, PendingPacket};
+use crate::receive::Progress;
 use crate::reports::{Due, Heads, Reported};
 use crate::session::{LaneSet, LinkLane, Role, SessionLane, Slots};
 use crate::verdict::LinkSlot;
@@ -111,6 +113,8 @@ pub struct Engine {
     pub(crate) taken_limit: Limiter,
     /// Generation that marks what is installed now.
     pub(crate) generation: u64,
+    /// Scratch of [`Self::receive`].
+    pub(crate) steps: Vec<Progress>,
     /// Counters, to be published by the worker.
     pub counters: Counters,
 }
@@ -139,6 +143,7 @@ impl Engine {
             report_limit: Limiter::new(ERRORS_PER_SECOND),
             taken_limit: Limiter::new(10 * ERRORS_PER_SECOND),
             generation: 0,
+            steps: Vec::with_capacity(TRAIN_MAX),
             counters: Counters::default(),
         }
     }

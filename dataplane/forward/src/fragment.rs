@@ -79,6 +79,7 @@ impl Halves {
 
 impl Engine {
     /// A part of a frame.
+    #[inline(never)]
     pub(crate) fn receive_fragment(
         &mut self,
         from: &AddressPair,

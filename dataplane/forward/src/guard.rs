@@ -248,6 +248,7 @@ fn reply(frame: &mut [u8], reply: &[u8; REPLY_LEN], reason: DropReason) -> Verdi
 
 impl Engine {
     /// A link handshake frame: whether it reaches the control plane.
+    #[inline(never)]
     pub(crate) fn guard_handshake(
         &mut self,
         now: Nanos,
@@ -298,6 +299,7 @@ impl Engine {
     }
 
     /// A cookie reply for a handshake begun here.
+    #[inline(never)]
     pub(crate) fn guard_cookie(&mut self, now: Nanos, from: &Endpoint, frame: &[u8]) -> Verdict {
         match guard::parse(frame) {
             Some((receiver, _)) => self.guard_answer(now, Purpose::Answer, from, receiver),
@@ -318,6 +320,7 @@ impl Engine {
 
     /// A frame of the handshake service that was routed here, from a neighbour: `punt` when it reaches the
     /// control plane.
+    #[inline(never)]
     pub(crate) fn guard_routed(
         &mut self,
         now: Nanos,
@@ -414,6 +417,7 @@ impl Engine {
 
     /// A frame of a link session that no worker of this node knows: its sender may not know yet
     /// that we were restarted.
+    #[inline(never)]
     pub(crate) fn reset_link(
         &mut self,
         now: Nanos,
@@ -438,6 +442,7 @@ impl Engine {
 
     /// A neighbour says that it does not know our session. The token is checked before anything is
     /// counted against anybody, so forged ones cannot use up the right of the true one.
+    #[inline(never)]
     pub(crate) fn take_reset(&mut self, now: Nanos, from: &Endpoint, frame: &[u8]) -> Verdict {
         let refused = Verdict::Drop(DropReason::ResetRefused);
         let Some((index, token)) = guard::parse(frame) else {
@@ -466,6 +471,7 @@ impl Engine {
 
     /// A frame of an end-to-end session that this node does not know goes back to its source as a
     /// reset, in place and not longer than it came.
+    #[inline(never)]
     pub(crate) fn reset_session(
         &mut self,
         now: Nanos,

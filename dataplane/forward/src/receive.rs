@@ -21,9 +21,10 @@ use crate::verdict::{LinkSlot, Verdict};
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// What the passes know of one segment.
+/// Progress of one segment through the passes. Whatever a pass does for few frames only is not inlined into
+/// [`Engine::receive`]: the compiler would compute its inputs for every train.
 #[derive(Clone, Copy)]
-enum Step {
+pub(crate) enum Progress {
     /// Its verdict is final.
     Final,
     /// A transit frame that came on this lane.
@@ -80,18 +81,23 @@ impl Engine {
         verdicts: &mut Vec<Verdict>,
     ) {
         warm(part, segment);
-        let mut steps = [Step::Final; TRAIN_MAX];
+        let count = part.len().div_ceil(segment);
+        // A member, because a local array is initialized for the longest train.
+        let mut steps = std::mem::take(&mut self.steps);
+        steps.clear();
+        steps.resize(count, Progress::Final);
         let first = verdicts.len();
-        verdicts.resize(first + part.len().div_ceil(segment), Verdict::Done);
+        verdicts.resize(first + count, Verdict::Done);
         let verdicts = &mut verdicts[first..];
         self.open_train(now, from, part, segment, &mut steps, verdicts);
         self.route_opened(now, part, segment, &mut steps, verdicts);
         self.forward_routed(now, part, segment, &steps, verdicts);
         for (n, frame) in part.chunks_mut(segment).enumerate() {
-            if let Step::Local { peer } = steps[n] {
+            if let Progress::Local { peer } = steps[n] {
                 verdicts[n] = self.receive_local(now, peer, frame, false);
             }
         }
+        self.steps = steps;
         verdicts.iter().for_each(|verdict| self.count(verdict));
     }
 

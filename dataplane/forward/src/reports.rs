@@ -114,6 +114,7 @@ impl Heads {
 impl Engine {
     /// Notes that the sender of a frame, whose headers are open, is to be told about it.
     /// It came from the neighbour `from`; 0 when that is not known.
+    #[inline(never)]
     pub(crate) fn tell_sender(
         &mut self,
         now: Nanos,
@@ -204,6 +205,7 @@ impl Engine {
     }
 
     /// A report has come. `handed` when another worker has tried it before.
+    #[inline(never)]
     pub(crate) fn take_report(
         &mut self,
         now: Nanos,

@@ -5,7 +5,7 @@ use hyphae_time::Nanos;
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::report::ReportCode;
 
-use super::{Step, transmit};
+use super::{Progress, transmit};
 use crate::engine::Engine;
 use crate::session::LinkLane;
 use crate::verdict::Verdict;
@@ -19,7 +19,7 @@ impl Engine {
         now: Nanos,
         part: &mut [u8],
         segment: usize,
-        steps: &[Step],
+        steps: &[Progress],
         verdicts: &mut [Verdict],
     ) {
         let (mut packets, mut bytes) = (0, 0);
@@ -29,7 +29,7 @@ impl Engine {
         while next < count {
             let first = next;
             next += 1;
-            let Step::Forward { egress } = steps[first] else {
+            let Progress::Forward { egress } = steps[first] else {
                 continue;
             };
             let slot = egress as usize;
@@ -46,7 +46,8 @@ impl Engine {
                 continue;
             }
             // Neighbours that leave on one lane are sealed at once.
-            let same = |step| matches!(step, Step::Forward { egress: other } if other == egress);
+            let same =
+                |step| matches!(step, Progress::Forward { egress: other } if other == egress);
             while next < count && same(steps[next]) && fits(next) {
                 next += 1;
             }
@@ -67,13 +68,16 @@ impl Engine {
 
     /// Reads something of every lane that frames of a train leave on, and of its key. The loads do not depend on each
     /// other and overlap, where sealing would wait for one after the other.
-    fn warm_lanes(&self, steps: &[Step]) {
+    fn warm_lanes(&self, steps: &[Progress]) {
         if self.links.slots() <= CACHED_LANES {
             return;
         }
         let egress = steps.iter().filter_map(|step| match step {
-            Step::Forward { egress } => Some(*egress as usize),
-            Step::Final | Step::Sealed { .. } | Step::Opened { .. } | Step::Local { .. } => None,
+            Progress::Forward { egress } => Some(*egress as usize),
+            Progress::Final
+            | Progress::Sealed { .. }
+            | Progress::Opened { .. }
+            | Progress::Local { .. } => None,
         });
         let (mut last, mut sum) = (None, 0);
         for slot in egress {

@@ -184,6 +184,7 @@ impl Engine {
     }
 
     /// Sends a probe back to the end of the session that asked, in the frame it came in.
+    #[inline(never)]
     fn answer_probe(
         &mut self,
         now: Nanos,

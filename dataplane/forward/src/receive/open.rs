@@ -8,7 +8,7 @@ use hyphae_wire::frame::{LINK_HEADER_LEN, LINK_LOCAL_OVERHEAD, OVERHEAD};
 use hyphae_wire::{AddressPair, FrameKind, LinkHeader, SessionIndex};
 use zerocopy::IntoBytes;
 
-use super::{Step, transmit};
+use super::{Progress, transmit};
 use crate::TRAIN_MAX;
 use crate::engine::Engine;
 use crate::event::EngineEvent;
@@ -16,7 +16,7 @@ use crate::session::Role;
 use crate::verdict::{LinkSlot, Verdict};
 
 impl Engine {
-    /// Opens the link parts of a train. What passes becomes [`Step::Opened`]; for anything else there
+    /// Opens the link parts of a train. What passes becomes [`Progress::Opened`]; for anything else there
     /// is a verdict.
     pub(super) fn open_train(
         &mut self,
@@ -24,12 +24,12 @@ impl Engine {
         from: &AddressPair,
         part: &mut [u8],
         segment: usize,
-        steps: &mut [Step],
+        steps: &mut [Progress],
         verdicts: &mut [Verdict],
     ) {
         for (n, frame) in part.chunks_mut(segment).enumerate() {
             match self.classify(now, from, frame) {
-                Ok(ingress) => steps[n] = Step::Sealed { ingress },
+                Ok(ingress) => steps[n] = Progress::Sealed { ingress },
                 Err(verdict) => verdicts[n] = verdict,
             }
         }
@@ -38,11 +38,12 @@ impl Engine {
         while next < count {
             let first = next;
             next += 1;
-            let Step::Sealed { ingress } = steps[first] else {
+            let Progress::Sealed { ingress } = steps[first] else {
                 continue;
             };
             // Neighbours that came on one lane are opened at once.
-            let same = |step| matches!(step, Step::Sealed { ingress: other } if other == ingress);
+            let same =
+                |step| matches!(step, Progress::Sealed { ingress: other } if other == ingress);
             while next < count && same(steps[next]) {
                 next += 1;
             }
@@ -128,7 +129,7 @@ impl Engine {
         ingress: u32,
         run: &mut [u8],
         segment: usize,
-        steps: &mut [Step],
+        steps: &mut [Progress],
         verdicts: &mut [Verdict],
     ) {
         let slot = ingress as usize;
@@ -149,12 +150,12 @@ impl Engine {
             };
             match accepted {
                 Ok(()) => {
-                    steps[n] = Step::Opened { ingress };
+                    steps[n] = Progress::Opened { ingress };
                     packets += 1;
                     bytes += frame.len() as u64;
                 }
                 Err(reason) => {
-                    steps[n] = Step::Final;
+                    steps[n] = Progress::Final;
                     verdicts[n] = drop(reason);
                 }
             }
@@ -162,6 +163,7 @@ impl Engine {
         self.note_received(slot, packets, bytes);
     }
 
+    #[inline(never)]
     fn open_link_local(
         &mut self,
         now: Nanos,
@@ -244,6 +246,7 @@ impl Engine {
     }
 
     /// A frame whose link lane is not known at the worker that would own it may earn a reset.
+    #[inline(never)]
     fn answer_unknown(
         &mut self,
         now: Nanos,
@@ -270,6 +273,7 @@ impl Engine {
     }
 
     /// A neighbour's control message: probes are answered here, keepalives have done their work.
+    #[inline(never)]
     fn receive_link_local(&mut self, now: Nanos, slot: usize, frame: &mut [u8]) -> Verdict {
         let end = frame.len() - hyphae_wire::frame::TAG_LEN;
         let Some((kind, _)) = control::parse(&frame[LINK_HEADER_LEN..end]) else {

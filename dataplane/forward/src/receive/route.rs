@@ -10,7 +10,7 @@ use hyphae_wire::report::ReportCode;
 use hyphae_wire::{OverlayAddress, Service, SessionIndex};
 use zerocopy::FromBytes;
 
-use super::Step;
+use super::Progress;
 use crate::engine::Engine;
 use crate::verdict::{LinkSlot, Verdict};
 
@@ -29,18 +29,18 @@ impl Engine {
         now: Nanos,
         part: &mut [u8],
         segment: usize,
-        steps: &mut [Step],
+        steps: &mut [Progress],
         verdicts: &mut [Verdict],
     ) {
         let mut recent = None;
         for (n, frame) in part.chunks_mut(segment).enumerate() {
-            let Step::Opened { ingress } = steps[n] else {
+            let Progress::Opened { ingress } = steps[n] else {
                 continue;
             };
             match self.route_frame(frame, ingress, &mut recent) {
                 Ok(step) => steps[n] = step,
                 Err(reason) => {
-                    steps[n] = Step::Final;
+                    steps[n] = Progress::Final;
                     verdicts[n] = self.refuse_routed(now, ingress, reason, frame);
                 }
             }
@@ -74,7 +74,7 @@ impl Engine {
         frame: &mut [u8],
         ingress: u32,
         recent: &mut Option<Recent>,
-    ) -> Result<Step, DropReason> {
+    ) -> Result<Progress, DropReason> {
         let len = frame.len();
         let headers = SealedHeaders::mut_from_bytes(&mut frame[SEALED_HEADERS_AT..LINK_TAG_AT])
             .map_err(|_| DropReason::FrameTooShort)?;
@@ -92,7 +92,7 @@ impl Engine {
                 .links
                 .get(ingress as usize)
                 .ok_or(DropReason::LinkUnknown)?;
-            return Ok(Step::Local { peer: link.peer });
+            return Ok(Progress::Local { peer: link.peer });
         }
         if routing.hop_limit <= 1 {
             return Err(DropReason::HopLimit);
@@ -119,7 +119,7 @@ impl Engine {
             }
         };
         // Slots have 16 bits.
-        egress.map(|slot| Step::Forward {
+        egress.map(|slot| Progress::Forward {
             egress: slot as u32,
         })
     }
