@@ -86,11 +86,11 @@ struct Dataplane {
 }
 
 impl Dataplane {
-    /// Starts a control plane that sends `records`, or for ever.
-    fn attach(&self, records: Option<u64>) -> (Child, UnixStream) {
+    /// Starts a control plane that sends `records`, or for ever: `test` again, in a process of its own.
+    fn attach(&self, test: &str, records: Option<u64>) -> (Child, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_process", "--nocapture"])
+            .args(["--exact", test, "--nocapture"])
             .env(CHILD, records.unwrap_or(u64::MAX).to_string())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
@@ -116,13 +116,17 @@ impl Dataplane {
     }
 }
 
-/// The control plane: attaches, waits for the word, and sends numbered records.
-#[test]
-fn child_process() {
+/// Whether this process is the child of a test, which is then done.
+fn is_child() -> bool {
     let Ok(records) = std::env::var(CHILD) else {
-        return;
+        return false;
     };
-    let records: u64 = records.parse().unwrap();
+    control_plane(records.parse().unwrap());
+    true
+}
+
+/// The control plane: attaches, waits for the start record, and sends numbered records.
+fn control_plane(records: u64) {
     let (hello, fds) = accept(std::io::stdin().as_fd()).unwrap();
     let [memory, control_bell, bell] = <[OwnedFd; 3]>::try_from(fds).unwrap();
     let (control_bell, bell) = (Doorbell::from_fd(control_bell), Doorbell::from_fd(bell));
@@ -153,6 +157,10 @@ fn child_process() {
 
 #[test]
 fn a_killed_control_plane_leaves_whole_records_and_the_next_one_resumes() {
+    if is_child() {
+        return;
+    }
+    let name = "a_killed_control_plane_leaves_whole_records_and_the_next_one_resumes";
     let (segment, memory) = Segment::create(Layout::new(1)).unwrap();
     let mut dataplane = Dataplane {
         program: segment.program_consumer(W0),
@@ -164,7 +172,7 @@ fn a_killed_control_plane_leaves_whole_records_and_the_next_one_resumes() {
     };
     let mut scratch = vec![0; RECORD_MAX];
     for round in 0..4 {
-        let (mut child, _lease) = dataplane.attach(None);
+        let (mut child, _lease) = dataplane.attach(name, None);
         dataplane.go();
         let pid = child.id();
         let mut n = 0;
@@ -188,7 +196,7 @@ fn a_killed_control_plane_leaves_whole_records_and_the_next_one_resumes() {
         dataplane.program.release();
     }
     let records = 3000;
-    let (mut child, _lease) = dataplane.attach(Some(records));
+    let (mut child, _lease) = dataplane.attach(name, Some(records));
     dataplane.go();
     for n in 0..records {
         let (code, len) = next(&mut dataplane.program, &dataplane.bell, &mut scratch);
@@ -207,6 +215,10 @@ fn a_killed_control_plane_leaves_whole_records_and_the_next_one_resumes() {
 
 #[test]
 fn records_that_wait_are_taken_by_the_next_control_plane() {
+    if is_child() {
+        return;
+    }
+    let name = "records_that_wait_are_taken_by_the_next_control_plane";
     let (segment, memory) = Segment::create(Layout::new(1)).unwrap();
     let mut dataplane = Dataplane {
         program: segment.program_consumer(W0),
@@ -219,7 +231,7 @@ fn records_that_wait_are_taken_by_the_next_control_plane() {
     // Nobody is attached; the record waits in the ring.
     dataplane.go();
     let mut scratch = vec![0; RECORD_MAX];
-    let (mut child, _lease) = dataplane.attach(Some(0));
+    let (mut child, _lease) = dataplane.attach(name, Some(0));
     assert_eq!(
         next(&mut dataplane.program, &dataplane.bell, &mut scratch),
         (LAST, 0)

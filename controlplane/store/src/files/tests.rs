@@ -142,13 +142,9 @@ fn a_second_node_is_refused() {
 
 const NUMBERS: &str = "numbers.toml";
 
-/// Run in a process of its own by the next test; without the variable it has nothing to do.
-#[test]
-fn writes_on_and_on_in_a_process_of_its_own() {
-    let Some(path) = std::env::var_os("HYPHAE_TEST_WRITE_ON") else {
-        return;
-    };
-    let directory = Directory::open(Path::new(&path)).unwrap();
+/// Writes until it is killed.
+fn write_until_killed(directory: &Path) {
+    let directory = Directory::open(directory).unwrap();
     for n in 0u64.. {
         let all: std::collections::BTreeMap<String, u64> =
             (0..200).map(|key| (format!("key{key}"), n)).collect();
@@ -158,6 +154,10 @@ fn writes_on_and_on_in_a_process_of_its_own() {
 
 #[test]
 fn a_kill_at_any_instant_leaves_the_old_file_or_the_new() {
+    // This test again, in a process of its own.
+    if let Some(directory) = std::env::var_os("HYPHAE_TEST_WRITE_ON") {
+        return write_until_killed(Path::new(&directory));
+    }
     type Numbers = std::collections::BTreeMap<String, u64>;
     let (_kept, directory) = place();
     let path = directory.path_of(NUMBERS);
@@ -169,7 +169,7 @@ fn a_kill_at_any_instant_leaves_the_old_file_or_the_new() {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "files::tests::writes_on_and_on_in_a_process_of_its_own",
+                "files::tests::a_kill_at_any_instant_leaves_the_old_file_or_the_new",
             ])
             .env("HYPHAE_TEST_WRITE_ON", directory.path())
             .stdout(std::process::Stdio::null())
