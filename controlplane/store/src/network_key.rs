@@ -156,7 +156,7 @@ mod tests {
         std::os::unix::fs::symlink(&path, &link).unwrap();
         read(&link).unwrap();
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: only root can give a file to another user");
+            hyphae_test_skip::lacks("root, to give a file to another user");
             return;
         }
         std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();

@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn a_token_of_another_user_is_refused_also_through_a_link() {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: only root can give a file to another user");
+            hyphae_test_skip::lacks("root, to give a file to another user");
             return;
         }
         let directory = tempfile::tempdir().unwrap();

@@ -52,15 +52,6 @@ impl Subject for EpollDriver {
     }
 }
 
-/// Says loudly that a test did not run; in CI that is a failure.
-fn skip(why: &str) {
-    assert!(
-        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-        "{why}"
-    );
-    eprintln!("SKIPPED: {why}");
-}
-
 /// Runs each test for each driver.
 macro_rules! for_both {
     ($($name:ident),* $(,)?) => {
@@ -68,7 +59,7 @@ macro_rules! for_both {
             $(#[test] fn $name() {
                 match crate::probe() {
                     Ok(()) => super::$name::<crate::uring::UringDriver>(),
-                    Err(error) => crate::tests::skip(&error.to_string()),
+                    Err(error) => hyphae_test_skip::lacks(&error.to_string()),
                 }
             })*
         }

@@ -171,7 +171,7 @@ fn another_user_gets_sockets_in_directories_of_that_user_only() {
     assert!(matches!(error, GateError::Directory { .. }), "{error}");
     assert!(!path.exists());
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can give a directory to another user");
+        hyphae_test_skip::lacks("root, to give a directory to another user");
         return;
     }
     chown(lab.path(), Some(stranger()), None).unwrap();

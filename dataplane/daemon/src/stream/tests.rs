@@ -176,7 +176,7 @@ fn both(test: impl Fn(bool)) {
     test(false);
     match hyphae_driver::probe() {
         Ok(()) => test(true),
-        Err(error) => eprintln!("SKIPPED with io_uring: {error}"),
+        Err(error) => hyphae_test_skip::lacks(&format!("io_uring: {error}")),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hyphae_wire::Endpoint;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{PATIENCE, Rig, Subject, for_both, pattern, skip};
+use super::{PATIENCE, Rig, Subject, for_both, pattern};
 use crate::{BufferId, DriverParts, Event, SLOT_BYTES, SendError, Span, udp};
 
 for_both! {
@@ -612,7 +612,7 @@ fn a_refused_destination_does_not_end_segmentation<D: Subject>() {
 
 fn a_dual_stack_socket_speaks_both<D: Subject>() {
     if UdpSocket::bind("[::1]:0").is_err() {
-        return skip("no IPv6 on this host");
+        return hyphae_test_skip::lacks("IPv6");
     }
     let mut rig = Rig::<D>::with("[::]:0", 4, SLOT_BYTES, udp::SocketOptions::default());
     let port = rig.address.port();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{PATIENCE, Subject, for_both, pattern, skip};
+use super::{PATIENCE, Subject, for_both, pattern};
 use crate::tun::{Tun, TunError, open};
 use crate::{DriverParts, Event, SLOT_BYTES, SendError, Span, TUN_HEADER_LEN, udp};
 
@@ -28,12 +28,12 @@ fn in_namespace(body: impl FnOnce() + Send + 'static) {
     thread::spawn(move || {
         // SAFETY: takes flags only, and changes the network of this thread alone.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            return skip("a network namespace needs CAP_SYS_ADMIN");
+            return hyphae_test_skip::lacks("CAP_SYS_ADMIN, for a network namespace");
         }
         let output = start(Command::new("ip").arg("-V").stdout(Stdio::null()));
         match output {
             Ok(mut child) => assert!(child.wait().unwrap().success()),
-            Err(_) => return skip("no `ip` command"),
+            Err(_) => return hyphae_test_skip::lacks("`ip`"),
         }
         body();
     })

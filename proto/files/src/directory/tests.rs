@@ -8,12 +8,8 @@ const NOBODY: u32 = 65534;
 /// Whether this process can change owners.
 pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
-    assert!(
-        root || std::env::var_os("CI").is_none(),
-        "CI runs this test as root"
-    );
     if !root {
-        eprintln!("SKIPPED: only root can change the owner of a file");
+        hyphae_test_skip::lacks("root, to change the owner of a file");
     }
     root
 }
@@ -182,7 +178,9 @@ fn an_access_list_with_write_permission_is_not_accepted_as_group_permission() {
         rustix::fs::setxattr(lab.path(), ACCESS_LIST, &list, flags)
     };
     match lets(7) {
-        Err(Errno::OPNOTSUPP) => return eprintln!("SKIPPED: no access lists in {lab:?}"),
+        Err(Errno::OPNOTSUPP) => {
+            return hyphae_test_skip::skip(&format!("no access lists in {lab:?}"));
+        }
         set => set.unwrap(),
     }
     let error = Directory::open(lab.path()).unwrap_err();
