@@ -1,4 +1,4 @@
-//! What comes through the RPC doors.
+//! Requests and answers of JSON-RPC.
 
 use hyphae_rpc::{Request, Response};
 

@@ -10,7 +10,7 @@ use hyphae_wire::{FrameKind, SecretKey, guard};
 use crate::{Claims, Handshake, Link, Purpose, Secrets};
 
 /// Timeout of an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Retransmission interval.
 const REPEAT: Duration = Duration::from_millis(250);
 
@@ -132,7 +132,7 @@ impl Hostile {
     pub fn link(&self, to: SocketAddr, claims: &Claims) -> anyhow::Result<Link> {
         let number = 1;
         let (handshake, mut frame) = self.first_message(claims, number)?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let response = loop {
             self.send(to, &frame)?;
             match self.answer(number, REPEAT)? {

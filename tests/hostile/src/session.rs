@@ -11,7 +11,7 @@ use hyphae_wire::{NetworkId, OverlayAddress, SecretKey, Service};
 
 use crate::{Claims, Handshake, LaneKeys, Link, Purpose, Received, Routed};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const REPEAT: Duration = Duration::from_millis(300);
 
 /// A session with a node, over a link with the same or another one.
@@ -51,7 +51,7 @@ impl Session {
         let routed = Routed::new(source, destination, Service::Handshake);
         let number = u32::from_le_bytes(identity.public_key().0[..4].try_into()?) | 1;
         let (handshake, mut first) = Self::first_message(identity, claims, number)?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let response = loop {
             if Instant::now() > end {
                 bail!("{destination} does not answer a first message");

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 /// Start-up timeout on a busy machine.
 const START_MAX: Duration = Duration::from_secs(60);
 /// Poll interval of the start-up.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Address and key of a node.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +95,7 @@ impl Victim {
         let mut command = Command::new(program);
         command
             .args(["up", "--no-tun", "--discovery", "none", "--rpc", "off"])
-            .args(["--metrics", "off", "--cores", "any:1"])
+            .args(["--cores", "any:1"])
             .args(["--listen", &at.to_string()])
             .arg("--config")
             .arg(&file)
@@ -103,6 +103,10 @@ impl Victim {
             .arg(directory.path().join("state"))
             .arg("--socket-dir")
             .arg(&sockets);
+        // A flag would hide the setting of a file.
+        if !config.contains("metrics = ") {
+            command.args(["--metrics", "off"]);
+        }
         for peer in peers {
             command.arg("--peer").arg(format!("udp://{peer}"));
         }
@@ -139,7 +143,7 @@ impl Victim {
             if ended.is_some() || began.elapsed() > START_MAX {
                 bail!("the node did not come up ({ended:?}): {}", self.log());
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -159,5 +163,10 @@ impl Victim {
     /// Its state directory.
     pub fn state(&self) -> PathBuf {
         self.directory.path().join("state")
+    }
+
+    /// Its socket directory.
+    pub fn sockets(&self) -> PathBuf {
+        self.directory.path().join("run")
     }
 }

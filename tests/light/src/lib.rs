@@ -182,7 +182,7 @@ impl Node {
         let len = frame.len();
         self.engine.receive(now, from, frame, len, &mut verdicts);
         for verdict in verdicts.drain(..) {
-            self.carry_out(now, from, &verdict, frame, out);
+            self.execute(now, from, &verdict, frame, out);
         }
         self.verdicts = verdicts;
     }

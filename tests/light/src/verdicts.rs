@@ -13,7 +13,7 @@ use crate::{Node, WORKER};
 
 impl Node {
     /// Carries the verdict about a frame out; `out` is room for what is built on the way.
-    pub(super) fn carry_out(
+    pub(super) fn execute(
         &mut self,
         now: Nanos,
         from: &Endpoint,
@@ -119,7 +119,7 @@ impl Node {
         let (frames, rest) = space.split_at_mut(len);
         for frame in frames.chunks(segment) {
             if whole {
-                self.hand_out(lane, frame);
+                self.enqueue_tx(lane, frame);
             } else {
                 self.transmit(lane, frame, rest);
             }
@@ -129,7 +129,7 @@ impl Node {
     /// Sends a frame, in two parts where the link does not carry it whole.
     fn transmit(&mut self, lane: LinkSlot, frame: &[u8], out: &mut [u8]) {
         if frame.len() <= self.engine.link_mtu(lane) {
-            self.hand_out(lane, frame);
+            self.enqueue_tx(lane, frame);
             return;
         }
         let room = FRAME_MIN_MAX as usize + 2 * FRAGMENT_HEADERS_LEN;
@@ -139,11 +139,11 @@ impl Node {
             return;
         };
         for part in out[..len].chunks(size) {
-            self.hand_out(lane, part);
+            self.enqueue_tx(lane, part);
         }
     }
 
-    fn hand_out(&mut self, lane: LinkSlot, frame: &[u8]) {
+    fn enqueue_tx(&mut self, lane: LinkSlot, frame: &[u8]) {
         // A frame fits a datagram.
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         self.engine.note_sent(lane, 1, u64::from(len), len);

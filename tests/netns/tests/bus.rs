@@ -1,7 +1,7 @@
 //! Covers: the message layer end to end, with real nodes without TUN devices and privileges, once as a
 //! triangle of peers and once across a relay that is no end: messages in all directions, sources of
 //! topics, administration over the bus, socket proxies with many connections, kill and restart. Part
-//! of it goes through the command line, part through the typed client. Doors and errors of single
+//! of it goes through the command line, part through the typed client. Listeners and errors of single
 //! methods are tested with the control plane; loss and reordering with the bus engine.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
@@ -108,9 +108,9 @@ fn messages(mesh: &Mesh) {
                 "--topic",
                 "greetings",
             ];
-            from.told(&[&send[..], &["--wait"]].concat());
+            from.printed(&[&send[..], &["--wait"]].concat());
             let receive = ["message", "receive", "--topic", "greetings", "--json"];
-            let received: Value = serde_json::from_str(&to.told(&receive)).unwrap();
+            let received: Value = serde_json::from_str(&to.printed(&receive)).unwrap();
             assert_eq!(received["srcPk"], from.key.as_str());
             assert_eq!(received["payload"], Base64::encode(&greeting));
 
@@ -154,8 +154,8 @@ fn reply(from: &Node, to: &Node) {
 
 /// Only one of two senders is listed.
 fn sources(mesh: &Mesh) {
-    let [listed, stranger, receiver] = [0, 1, 2].map(|n| &mesh.nodes[n]);
-    receiver.told(&["topic", "add", "letters"]);
+    let [listed, unlisted, receiver] = [0, 1, 2].map(|n| &mesh.nodes[n]);
+    receiver.printed(&["topic", "add", "letters"]);
     let send = [
         "message",
         "send",
@@ -164,24 +164,28 @@ fn sources(mesh: &Mesh) {
         "letters",
         "--wait",
     ];
-    for sender in [listed, stranger] {
+    for sender in [listed, unlisted] {
         let output = sender.hyphae(&[&send[..], &["nobody is listed"]].concat());
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(error.contains("rejected"), "{error}");
     }
-    receiver.told(&["topic", "pubkey-source", "add", "letters", &listed.key]);
-    listed.told(&[&send[..], &["listed"]].concat());
-    let id = stranger.push(receiver, "letters", b"stranger");
-    let info = stranger.settled(&id);
+    receiver.printed(&["topic", "pubkey-source", "add", "letters", &listed.key]);
+    listed.printed(&[&send[..], &["listed"]].concat());
+    let id = unlisted.push(receiver, "letters", b"unlisted");
+    let info = unlisted.settled(&id);
     assert_eq!(info.state, MessageState::Aborted);
     assert_eq!(info.reason.as_deref(), Some("rejected"));
     let raw = ["message", "receive", "--topic", "letters", "--raw"];
-    assert_eq!(receiver.told(&raw), "listed");
-    assert_eq!(receiver.pop(None, None), None, "of the stranger's nothing");
+    assert_eq!(receiver.printed(&raw), "listed");
+    assert_eq!(
+        receiver.pop(None, None),
+        None,
+        "nothing of the unlisted sender"
+    );
     // Taken off the list: like any other topic again.
-    receiver.told(&["topic", "remove", "letters"]);
-    stranger.told(&[&send[..], &["open"]].concat());
-    assert_eq!(receiver.told(&raw), "open");
+    receiver.printed(&["topic", "remove", "letters"]);
+    unlisted.printed(&[&send[..], &["open"]].concat());
+    assert_eq!(receiver.printed(&raw), "open");
 }
 
 fn bus_call(from: &Node, to: &Node, method: &str, params: Value) -> Response {
@@ -206,10 +210,10 @@ fn refusal(response: Response) -> i64 {
 fn administration(admin: &Node, node: &Node, other: &Node) {
     let call = ["admin", "call", &node.key, "getInfo"];
     assert_eq!(admin.refused(&call), code::DENIED, "nobody is, at first");
-    node.told(&["admin", "add", &admin.key]);
+    node.printed(&["admin", "add", &admin.key]);
     assert_eq!(admin.refused(&call), code::DENIED, "no method is allowed");
-    node.told(&["admin", "patterns", "get*", "add*Topic", "admin.*"]);
-    let info: Value = serde_json::from_str(&admin.told(&call)).unwrap();
+    node.printed(&["admin", "patterns", "get*", "add*Topic", "admin.*"]);
+    let info: Value = serde_json::from_str(&admin.printed(&call)).unwrap();
     assert_eq!(info["nodePubkey"], node.key.as_str());
     assert_eq!(other.refused(&call), code::DENIED, "another key");
 
@@ -218,8 +222,8 @@ fn administration(admin: &Node, node: &Node, other: &Node) {
     assert_eq!(refusal(denied), code::DENIED, "another method");
     let added = bus_call(admin, node, "addTopic", topic.clone());
     assert_eq!(added.result, Some(json!(true)));
-    assert!(node.told(&["topic", "list"]).contains("remote"));
-    node.told(&["topic", "remove", "remote"]);
+    assert!(node.printed(&["topic", "list"]).contains("remote"));
+    node.printed(&["topic", "remove", "remote"]);
 
     let further = bus_call(
         admin,
@@ -243,14 +247,14 @@ fn administration(admin: &Node, node: &Node, other: &Node) {
     ];
     assert_eq!(admin.refused(&push), code::PUSH_REFUSED);
     assert_eq!(node.pop(None, None), None);
-    node.told(&["admin", "remove", &admin.key]);
-    node.told(&["admin", "patterns", "--clear"]);
+    node.printed(&["admin", "remove", &admin.key]);
+    node.printed(&["admin", "patterns", "--clear"]);
 }
 
 /// What the bus must not do, and the operator may.
 fn lock_out(admin: &Node, node: &Node) {
-    node.told(&["admin", "add", &admin.key]);
-    node.told(&["admin", "patterns", "admin.*"]);
+    node.printed(&["admin", "add", &admin.key]);
+    node.printed(&["admin", "patterns", "admin.*"]);
     let itself = json!({ "pubkey": admin.key });
     let empty = json!({ "patterns": [] });
     for (method, params) in [
@@ -273,8 +277,8 @@ fn lock_out(admin: &Node, node: &Node) {
     );
     let left = node.client.admin_list().unwrap();
     assert_eq!(left.as_slice(), std::slice::from_ref(&node.key));
-    node.told(&["admin", "remove", &node.key]);
-    node.told(&["admin", "patterns", "--clear"]);
+    node.printed(&["admin", "remove", &node.key]);
+    node.printed(&["admin", "patterns", "--clear"]);
     assert!(node.client.admin_list().unwrap().is_empty());
     assert!(node.client.admin_get_method_patterns().unwrap().is_empty());
 }
@@ -286,19 +290,19 @@ fn tunnel(mesh: &Mesh, [from, to]: [usize; 2], framing: &'static str, together: 
     let socket = mesh.path(&format!("remote-{from}-{framing}-{together}"));
     echo(&server, framing, together);
     let [from, to] = [from, to].map(|n| &mesh.nodes[n]);
-    to.told(&["topic", "add", &topic]);
-    to.told(&["topic", "pubkey-source", "add", &topic, &from.key]);
+    to.printed(&["topic", "add", &topic]);
+    to.printed(&["topic", "pubkey-source", "add", &topic, &from.key]);
     let forward = ["topic", "forward", "set", &topic, text(&server)];
-    to.told(
+    to.printed(
         &[
             &forward[..],
             &["--framing", framing, "--reply-timeout", "90"],
         ]
         .concat(),
     );
-    from.told(&["topic", "add", &topic]);
+    from.printed(&["topic", "add", &topic]);
     let outbound = ["topic", "outbound", "set", &topic, &to.key, text(&socket)];
-    from.told(&[&outbound[..], &["--framing", framing]].concat());
+    from.printed(&[&outbound[..], &["--framing", framing]].concat());
     socket
 }
 
@@ -318,10 +322,10 @@ fn sockets(mesh: &Mesh, [from, to]: [usize; 2]) {
             }
         });
         let topic = format!("echo {framing}");
-        mesh.nodes[from].told(&["topic", "outbound", "remove", &topic]);
+        mesh.nodes[from].printed(&["topic", "outbound", "remove", &topic]);
         assert!(!socket.exists(), "the socket goes with its setting");
         for node in [from, to] {
-            mesh.nodes[node].told(&["topic", "remove", &topic]);
+            mesh.nodes[node].printed(&["topic", "remove", &topic]);
         }
     }
     assert_eq!(mesh.nodes[to].pop(None, None), None, "all were answered");
@@ -351,8 +355,8 @@ fn restart(mesh: &mut Mesh) {
             .add_topic_source(TopicSubnetParams { topic, subnet })
             .unwrap();
     }
-    node.told(&["admin", "add", &first.key]);
-    node.told(&["admin", "patterns", "get*"]);
+    node.printed(&["admin", "add", &first.key]);
+    node.printed(&["admin", "patterns", "get*"]);
     node.add_peer("udp://127.0.0.1:9");
     let taken = client.set_topic_outbound_socket(OutboundSocketParams {
         topic: Base64::encode("letters"),
@@ -403,7 +407,7 @@ fn restart(mesh: &mut Mesh) {
     waiting.join().unwrap();
     ask(&socket, "http", &[pattern(1, 10), pattern(2, 70_000)]);
     let call = ["admin", "call", &node.key, "getInfo"];
-    assert!(first.told(&call).contains(&node.key));
+    assert!(first.printed(&call).contains(&node.key));
 
     let mut popped = BTreeSet::new();
     while let Some(message) = node.pop(Some("letters"), None) {
@@ -431,7 +435,7 @@ fn restart(mesh: &mut Mesh) {
     ];
     assert_eq!(node.refused(&set), code::OUTBOUND_BIND_FAILED);
     std::fs::remove_file(&socket).unwrap();
-    node.told(&set);
+    node.printed(&set);
     ask(&socket, "http", &[pattern(3, 10)]);
     assert_eq!(node.settings(), settings);
 }

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
-use common::{PATIENCE, binary, eventually, own_place, scrape_at};
+use common::{TIMEOUT, binary, eventually, own_place, scrape_at};
 use hyphae_rpc::method::{
     Destination, ExtendMessagesParams, InboxList, IncomingMessage, ListMessagesParams,
     MessageIdParams, MessageState, OutgoingMessage, PopMessagesParams, PushMessageParams,
@@ -46,7 +46,7 @@ fn run(directory: &TempDir, [rpc, rest, metrics]: [SocketAddr; 3]) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().unwrap();
     let client = Client::new(directory.path().join("run/rpc.sock"));
-    eventually("the node answers", PATIENCE, || {
+    eventually("the node answers", TIMEOUT, || {
         let open = [rpc, rest, metrics]
             .iter()
             .all(|at| TcpStream::connect(at).is_ok());
@@ -109,7 +109,7 @@ impl Node {
         let PushMessageResult::Id { id } = pushed.unwrap() else {
             panic!("no reply was asked for");
         };
-        eventually("the message is received", PATIENCE, || {
+        eventually("the message is received", TIMEOUT, || {
             self.state(&id) != MessageState::Pending
                 && !matches!(self.state(&id), MessageState::Sending { .. })
         });
@@ -216,37 +216,37 @@ fn a_client_that_hangs_up_while_it_waits_takes_nothing() {
         for _ in 0..4 {
             let (mut client, request) = connect();
             client.write_all(request.as_bytes()).unwrap();
-            eventually(what, PATIENCE, || node.waiting() == 1);
+            eventually(what, TIMEOUT, || node.waiting() == 1);
             drop(client);
-            eventually(what, PATIENCE, || node.waiting() == 0);
+            eventually(what, TIMEOUT, || node.waiting() == 0);
             let id = node.send(b"x");
             assert_eq!(node.state(&id), MessageState::Received, "{what}");
             let popped = node.pop(None, None);
             assert_eq!(popped.len(), 1, "{what}: it is still there");
             assert_eq!((&popped[0].id, popped[0].deliveries), (&id, None), "{what}");
-            eventually("its sender hears of it", PATIENCE, || {
+            eventually("its sender hears of it", TIMEOUT, || {
                 node.state(&id) == MessageState::Read
             });
         }
     }
-    eventually("the inbox is empty", PATIENCE, || node.list().total == 0);
+    eventually("the inbox is empty", TIMEOUT, || node.list().total == 0);
 }
 
 #[test]
 fn a_client_that_has_only_finished_sending_gets_its_answer() {
     let node = Node::start();
     let stream = UnixStream::connect(node.socket()).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let request = call("popMessages", &json!({ "count": 5, "timeout": 600 }));
     (&stream).write_all(request.as_bytes()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
-    eventually("it waits", PATIENCE, || node.waiting() == 1);
+    eventually("it waits", TIMEOUT, || node.waiting() == 1);
     let id = node.send(b"x");
     let mut answer = String::new();
     BufReader::new(&stream).read_line(&mut answer).unwrap();
     let answer: Value = serde_json::from_str(&answer).unwrap();
     assert_eq!(answer["result"][0]["id"], *id, "{answer}");
-    eventually("its sender hears of it", PATIENCE, || {
+    eventually("its sender hears of it", TIMEOUT, || {
         node.state(&id) == MessageState::Read
     });
     assert_eq!(node.list().total, 0);
@@ -270,7 +270,7 @@ fn a_long_message_whose_reader_closes_in_the_middle_stays() {
         stream.read_exact(&mut [0; 1000]).unwrap();
         assert_eq!(node.list().handed_out, 1);
         drop(stream);
-        eventually("it goes back", PATIENCE, || node.list().handed_out == 0);
+        eventually("it goes back", TIMEOUT, || node.list().handed_out == 0);
         assert_eq!(node.state(&id), MessageState::Received);
     }
     let popped = node.pop(None, None);
@@ -339,7 +339,7 @@ fn a_lease_hides_a_message_until_it_is_acknowledged_returned_or_over() {
         (acked.done, acked.ended),
         (of(&third).tokens, of(&second).tokens)
     );
-    eventually("its sender hears of it", PATIENCE, || {
+    eventually("its sender hears of it", TIMEOUT, || {
         node.state(&id) == MessageState::Read
     });
     assert_eq!(node.list().total, 0);
@@ -406,7 +406,7 @@ fn a_leased_message_is_there_again_after_a_kill_and_its_deliveries_are_counted()
         assert_eq!(list.messages[0].deliveries, round);
     }
     assert_eq!(node.pop(None, None)[0].deliveries, Some(4));
-    eventually("the inbox is empty", PATIENCE, || node.list().total == 0);
+    eventually("the inbox is empty", TIMEOUT, || node.list().total == 0);
 }
 
 #[test]

@@ -10,105 +10,14 @@ mod common;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
-use common::{PATIENCE, binary, eventually, own_place, privileged, scrape_at};
+use common::local::LocalNode;
+use common::{TIMEOUT, binary, eventually, own_place, privileged, scrape_at};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
-use tempfile::TempDir;
-
-struct Node {
-    directory: TempDir,
-    metrics: String,
-    child: Option<Child>,
-}
-
-impl Node {
-    fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-            metrics: "off".to_owned(),
-            child: None,
-        }
-    }
-
-    fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
-    }
-
-    fn sockets(&self) -> PathBuf {
-        self.directory.path().join("run")
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
-    }
-
-    fn command(&self, line: &[&str]) -> Command {
-        let mut command = Command::new(binary());
-        command.args(line).arg("--socket-dir").arg(self.sockets());
-        command.arg("--state-dir").arg(self.state());
-        command
-    }
-
-    fn up(&self) -> Command {
-        let mut command = self.command(&["up", "--no-tun", "--rpc", "off", "--cores", "any:1"]);
-        command.args(["--listen", "127.0.0.1:0", "--metrics", &self.metrics]);
-        command
-    }
-
-    fn start(&mut self) {
-        let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
-        let mut command = self.up();
-        command.stdout(Stdio::null()).stderr(log);
-        self.child = Some(command.spawn().unwrap());
-        self.answers();
-    }
-
-    fn answers(&self) {
-        eventually("the node answers", PATIENCE, || {
-            self.run(&["status"]).status.success()
-        });
-    }
-
-    fn run(&self, line: &[&str]) -> Output {
-        self.command(line).output().unwrap()
-    }
-
-    /// The error of a command that has to fail.
-    fn refused(&self, mut command: Command) -> String {
-        let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!said.contains("panicked"), "{said}");
-        said
-    }
-
-    fn stop(&mut self) {
-        let mut child = self.child.take().unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-        kill(pid, Signal::SIGTERM).unwrap();
-        assert!(child.wait().unwrap().success(), "{}", self.log());
-    }
-
-    fn peers(&self) -> String {
-        let output = self.run(&["peer", "list"]);
-        assert!(output.status.success());
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // The planes end with it.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
 
 /// A file system of its own at a place, for as long as this is there.
 struct Mounted(PathBuf);
@@ -173,9 +82,9 @@ fn private_mounts() {
 }
 
 /// A node that runs with its state on a file system of its own, and has been given [`PEER`].
-fn with_a_peer_on(options: &str) -> (Node, Mounted) {
+fn with_a_peer_on(options: &str) -> (LocalNode, Mounted) {
     private_mounts();
-    let mut node = Node::new();
+    let mut node = LocalNode::new();
     node.metrics = own_place().to_string();
     let mounted = Mounted::new(&node.state(), options);
     node.start();
@@ -189,7 +98,7 @@ const KEY: &str = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4
 
 #[test]
 fn a_full_disk_refuses_changes_and_loses_nothing() {
-    if !privileged("a_full_disk_refuses_changes_and_loses_nothing") {
+    if !privileged() {
         return;
     }
     let (mut node, mounted) = with_a_peer_on("size=4m,mode=0700");
@@ -226,7 +135,7 @@ fn a_full_disk_refuses_changes_and_loses_nothing() {
     node.stop();
 
     // A first start on a full disk: no key can be made.
-    let fresh = Node::new();
+    let fresh = LocalNode::new();
     let other = Mounted::new(&fresh.state(), "size=64k,mode=0700");
     let _ = std::fs::write(fresh.state().join("filler"), vec![7; 1 << 20]);
     let said = fresh.refused(fresh.up());
@@ -239,7 +148,7 @@ fn a_full_disk_refuses_changes_and_loses_nothing() {
 
 #[test]
 fn a_read_only_state_directory_is_named_with_the_way_out() {
-    if !privileged("a_read_only_state_directory_is_named_with_the_way_out") {
+    if !privileged() {
         return;
     }
     let (mut node, mounted) = with_a_peer_on("size=8m,mode=0700");
@@ -259,13 +168,11 @@ fn a_read_only_state_directory_is_named_with_the_way_out() {
 
 #[test]
 fn a_state_directory_that_becomes_immutable_under_a_node_stops_changes_and_nothing_else() {
-    if !privileged(
-        "a_state_directory_that_becomes_immutable_under_a_node_stops_changes_and_nothing_else",
-    ) {
+    if !privileged() {
         return;
     }
     let (mut node, _mounted) = with_a_peer_on("size=8m,mode=0700");
-    let failures = |node: &Node| {
+    let failures = |node: &LocalNode| {
         let text = scrape_at(&node.metrics);
         let name = "hyphae_state_write_failures_total ";
         let value = text.lines().find_map(|line| line.strip_prefix(name));
@@ -274,7 +181,7 @@ fn a_state_directory_that_becomes_immutable_under_a_node_stops_changes_and_nothi
     let own = node.run(&["status", "--json"]).stdout;
     let own: serde_json::Value = serde_json::from_slice(&own).unwrap();
     let own = own["info"]["nodeIp"].as_str().unwrap().to_owned();
-    let send = |node: &Node, text: &str| {
+    let send = |node: &LocalNode, text: &str| {
         let sent = node.run(&["message", "send", &own, text, "--topic", "t"]);
         assert!(
             sent.status.success(),
@@ -330,12 +237,12 @@ fn a_state_directory_that_becomes_immutable_under_a_node_stops_changes_and_nothi
 
 #[test]
 fn a_tun_device_whose_file_is_closed_is_no_matter_of_capabilities() {
-    if !privileged("a_tun_device_whose_file_is_closed_is_no_matter_of_capabilities") {
+    if !privileged() {
         return;
     }
     private_mounts();
     let device = Path::new("/dev/net/tun");
-    let node = Node::new();
+    let node = LocalNode::new();
     let closed = node.directory.path().join("closed");
     std::fs::write(&closed, "").unwrap();
     std::fs::set_permissions(&closed, Permissions::from_mode(0o000)).unwrap();
@@ -359,7 +266,7 @@ fn a_tun_device_whose_file_is_closed_is_no_matter_of_capabilities() {
 
 #[test]
 fn a_key_that_others_can_read_is_refused_until_that_is_put_right() {
-    let mut node = Node::new();
+    let mut node = LocalNode::new();
     node.start();
     node.stop();
     let key = node.state().join("priv_key.bin");
@@ -379,9 +286,9 @@ fn a_key_that_others_can_read_is_refused_until_that_is_put_right() {
 
 #[test]
 fn a_socket_directory_that_is_deleted_comes_back() {
-    let mut node = Node::new();
+    let mut node = LocalNode::new();
     node.start();
-    let pid = |node: &Node| {
+    let pid = |node: &LocalNode| {
         let status = node.run(&["status", "--json"]).stdout;
         let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
         Pid::from_raw(i32::try_from(status["pid"].as_i64().unwrap()).unwrap())
@@ -402,7 +309,7 @@ fn a_socket_directory_that_is_deleted_comes_back() {
     // A plane that dies finds the other one again.
     let pid = pid(&node);
     kill(pid, Signal::SIGKILL).unwrap();
-    eventually("another control plane", PATIENCE, || {
+    eventually("another control plane", TIMEOUT, || {
         let now = node.run(&["status", "--json"]).stdout;
         let now: serde_json::Value = serde_json::from_slice(&now).unwrap_or_default();
         now["pid"]
@@ -415,7 +322,7 @@ fn a_socket_directory_that_is_deleted_comes_back() {
 
 #[test]
 fn a_second_node_is_refused_and_the_first_goes_on() {
-    let mut node = Node::new();
+    let mut node = LocalNode::new();
     node.start();
     let said = node.refused(node.up());
     let names = |said: &str| said.contains("another node") || said.contains("in use by");
@@ -445,12 +352,12 @@ fn a_second_node_is_refused_and_the_first_goes_on() {
 
 #[test]
 fn the_doctor_looks_at_this_host_and_says_what_it_is_told_to_say() {
-    let mut node = Node::new();
+    let mut node = LocalNode::new();
     let file = node.directory.path().join("hyphae.toml");
     let config = "cores = \"any:1\"\nlisten = \"127.0.0.1:0\"\nmetrics = \"off\"\nrpc = \"off\"\n\
                   peers = [\"udp://127.0.0.1:9\"]\n[tun]\nenabled = false\n[inbox]\nbytes_max = 1048576\n";
     std::fs::write(&file, config).unwrap();
-    let doctor = |node: &Node, file: &Path| {
+    let doctor = |node: &LocalNode, file: &Path| {
         let output = node.run(&["doctor", "--json", "--config", file.to_str().unwrap()]);
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         (output.status.code().unwrap(), json)

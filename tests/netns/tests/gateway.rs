@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use common::mesh::Mesh;
-use common::{PATIENCE, command, eventually, forward_packets, privileged, transfer};
+use common::{TIMEOUT, command, eventually, forward_packets, privileged, transfer};
 use hyphae::lab::Namespace;
 use hyphae_rpc::method::Peer;
 use serde_json::json;
@@ -33,7 +33,7 @@ fn has_route(inside: &Namespace) -> bool {
 
 #[test]
 fn a_subnet_behind_a_gateway_is_reached_across_a_relay() {
-    if !privileged("a_subnet_behind_a_gateway_is_reached_across_a_relay") {
+    if !privileged() {
         return;
     }
     let mut mesh = Mesh::new(3, &[(0, 1), (1, 2)]);
@@ -44,13 +44,13 @@ fn a_subnet_behind_a_gateway_is_reached_across_a_relay() {
     mesh.start_with(2, "[routing]\nreach = [\"fd12::/16\"]\n");
     let (site, host) = site(&mesh.namespaces[0]);
     let user = mesh.keys[2].address().ip();
-    eventually("the route is there", PATIENCE, || {
+    eventually("the route is there", TIMEOUT, || {
         has_route(&mesh.namespaces[2])
     });
     assert!(!has_route(&mesh.namespaces[1]), "the relay's host");
     let route = mesh.routes(2).into_iter().find(|r| r.subnet == SITE);
     assert_eq!(route.unwrap().next_hop, mesh.keys[1].to_string());
-    eventually("duplicate address detection is over", PATIENCE, || {
+    eventually("duplicate address detection is over", TIMEOUT, || {
         !command(&site, "ip -6 address show").contains("tentative")
     });
     transfer(&mesh.namespaces[2], &site, host, 1 << 20);
@@ -73,7 +73,7 @@ fn a_subnet_behind_a_gateway_is_reached_across_a_relay() {
     let control = mesh.node(2).status().unwrap().pid;
     mesh.node(2).kill(control).unwrap();
     transfer(&mesh.namespaces[2], &site, host, 1 << 20);
-    eventually("another control plane", PATIENCE, || {
+    eventually("another control plane", TIMEOUT, || {
         let status = mesh.node(2).status();
         status.is_ok_and(|status| status.pid != control)
     });
@@ -81,14 +81,14 @@ fn a_subnet_behind_a_gateway_is_reached_across_a_relay() {
     transfer(&mesh.namespaces[2], &site, host, 1 << 20);
 
     mesh.kill(0);
-    eventually("the route goes with the gateway", PATIENCE, || {
+    eventually("the route goes with the gateway", TIMEOUT, || {
         !has_route(&mesh.namespaces[2])
     });
 }
 
 #[test]
 fn a_node_behind_nat_is_reached_and_stays_so_when_its_public_address_changes() {
-    if !privileged("a_node_behind_nat_is_reached_and_stays_so_when_its_public_address_changes") {
+    if !privileged() {
         return;
     }
     // Between the nodes 0 and 2 is a host without a node that translates: 0 has no route to 2.
@@ -112,7 +112,7 @@ fn a_node_behind_nat_is_reached_and_stays_so_when_its_public_address_changes() {
         };
         from(0, 2) && from(2, 0)
     };
-    eventually("they reach each other", PATIENCE, reached);
+    eventually("they reach each other", TIMEOUT, reached);
     let seen = || -> Vec<Peer> { mesh.node(0).client.call("getPeers", json!({})).unwrap() };
     let endpoints = |peers: Vec<Peer>| format!("{peers:?}");
     assert!(endpoints(seen()).contains("198.18.1.2:"), "{:?}", seen());
@@ -123,10 +123,10 @@ fn a_node_behind_nat_is_reached_and_stays_so_when_its_public_address_changes() {
     // The provider gives another address; what was translated to the old one is forgotten.
     command(nat_of(&mesh), "ip address del 198.18.1.2/24 dev plug1");
     command(nat_of(&mesh), "ip address add 198.18.1.3/24 dev plug1");
-    eventually("the new address is learnt", PATIENCE, || {
+    eventually("the new address is learnt", TIMEOUT, || {
         endpoints(seen()).contains("198.18.1.3:")
     });
-    eventually("they reach each other again", PATIENCE, reached);
+    eventually("they reach each other again", TIMEOUT, reached);
     transfer(a, b, mesh.node(2).address(), 1 << 20);
 }
 

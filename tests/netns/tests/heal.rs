@@ -11,12 +11,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, PATIENT_LINKS, eventually, file, lab, privileged};
+use common::{TIMEOUT, UNTIMED_LINKS, eventually, file, lab, privileged};
 use hyphae::lab::{LabNode, Spec};
 use hyphae_rpc::method::Peer;
 use serde_json::json;
 
 const ROUNDS: u32 = 3;
+/// Neighbours dial at intervals of at most 0.6 s; the rest is for the start of three processes.
+const HEALED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Labs are heavy: one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -29,12 +31,12 @@ fn heal(spec: &Spec) -> Vec<Duration> {
     for round in 0..ROUNDS {
         lab.relay.crash().unwrap();
         let (client, server) = (lab.client.address(), lab.server.address());
-        eventually("the relay is gone", PATIENCE, || {
+        eventually("the relay is gone", TIMEOUT, || {
             lab.client.ping(server, Duration::from_millis(100)).is_err()
         });
-        // Gone for a moment, or until the ends have noticed and ask for it in vain.
+        // Gone for a moment, or until the ends have noticed, and their requests time out.
         if spec.config.is_none() {
-            eventually("the ends have noticed", PATIENCE, || {
+            eventually("the ends have noticed", TIMEOUT, || {
                 let _ = lab.client.ping(server, Duration::from_millis(100));
                 let _ = lab.server.ping(client, Duration::from_millis(100));
                 [&lab.client, &lab.server].iter().all(|end| !has_peer(end))
@@ -51,7 +53,7 @@ fn heal(spec: &Spec) -> Vec<Duration> {
                 }
             });
             while lab.client.ping(server, Duration::from_millis(500)).is_err() {
-                if began.elapsed() > PATIENCE {
+                if began.elapsed() > TIMEOUT {
                     break;
                 }
             }
@@ -59,9 +61,9 @@ fn heal(spec: &Spec) -> Vec<Duration> {
             began.elapsed()
         });
         eprintln!("round {round}: healed after {took:?}");
-        assert!(took <= PATIENCE, "the relay says: {}", lab.relay.log());
+        assert!(took <= TIMEOUT, "the relay says: {}", lab.relay.log());
         times.push(took);
-        eventually("the relay is joined", PATIENCE, || {
+        eventually("the relay is joined", TIMEOUT, || {
             lab.relay.status().is_ok()
         });
     }
@@ -75,18 +77,26 @@ fn has_peer(node: &LabNode) -> bool {
 
 /// Both with links that nobody gives up, and with such as are noticed to be dead.
 fn heal_both_ways(spec: &Spec) {
-    let file = file(PATIENT_LINKS);
-    let patient = Spec {
+    let file = file(UNTIMED_LINKS);
+    let untimed = Spec {
         config: Some(file.path().to_owned()),
         ..spec.clone()
     };
-    eprintln!("gone for a moment: {:?}", heal(&patient));
-    eprintln!("noticed to be gone: {:?}", heal(spec));
+    for (case, spec) in [
+        ("gone for a moment", &untimed),
+        ("noticed to be gone", spec),
+    ] {
+        let times = heal(spec);
+        eprintln!("{case}: {times:?}");
+        // A busy machine delays some rounds, not all.
+        let best = times.iter().min().unwrap();
+        assert!(*best < HEALED_WITHIN, "{case}: {times:?}");
+    }
 }
 
 #[test]
-fn a_relay_that_nobody_told_its_peers_is_found_by_them() {
-    if !privileged("a_relay_that_nobody_told_its_peers_is_found_by_them") {
+fn a_relay_without_peers_of_its_own_is_reached_within_seconds() {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -94,8 +104,8 @@ fn a_relay_that_nobody_told_its_peers_is_found_by_them() {
 }
 
 #[test]
-fn a_relay_that_dials_its_peers_is_back_as_soon() {
-    if !privileged("a_relay_that_dials_its_peers_is_back_as_soon") {
+fn a_relay_that_dials_its_peers_is_reached_within_seconds() {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();

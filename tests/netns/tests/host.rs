@@ -9,7 +9,7 @@ mod common;
 use std::process::Command;
 
 use common::mesh::Mesh;
-use common::{PATIENCE, command, eventually, privileged, scrape};
+use common::{TIMEOUT, command, eventually, privileged, scrape};
 use hyphae::lab::Namespace;
 use nix::mount::{MsFlags, mount};
 
@@ -36,7 +36,7 @@ fn problem(mesh: &Mesh, n: usize) -> Option<String> {
 
 /// Waits until the node says that something is wrong, in words that contain these.
 fn reported(mesh: &Mesh, n: usize, words: &str) {
-    eventually(words, PATIENCE, || {
+    eventually(words, TIMEOUT, || {
         problem(mesh, n).is_some_and(|problem| problem.contains(words))
     });
 }
@@ -44,7 +44,7 @@ fn reported(mesh: &Mesh, n: usize, words: &str) {
 /// Waits until all is well again: as the node says, and as a ping says.
 fn recovers(mesh: &Mesh, n: usize, after: &str) {
     let began = std::time::Instant::now();
-    eventually(after, PATIENCE, || {
+    eventually(after, TIMEOUT, || {
         problem(mesh, n).is_none() && reaches(mesh, n, 1 - n)
     });
     eprintln!("{after}: {:?}", began.elapsed());
@@ -62,7 +62,7 @@ fn repaired(mesh: &Mesh, n: usize, line: &str, part: &str) {
     let inside = &mesh.namespaces[n];
     let before = repairs(inside, part);
     command(inside, line);
-    eventually(line, PATIENCE, || repairs(inside, part) == before + 1);
+    eventually(line, TIMEOUT, || repairs(inside, part) == before + 1);
     recovers(mesh, n, line);
 }
 
@@ -75,7 +75,7 @@ fn switch(inside: &Namespace, path: &'static str, value: &'static str) {
 
 #[test]
 fn what_others_change_on_the_host_is_repaired_and_counted() {
-    if !privileged("what_others_change_on_the_host_is_repaired_and_counted") {
+    if !privileged() {
         return;
     }
     let mesh = Mesh::started(2, &[(0, 1)]);
@@ -103,7 +103,7 @@ fn what_others_change_on_the_host_is_repaired_and_counted() {
 
 #[test]
 fn ipv6_that_is_switched_off_is_switched_on_again_at_the_start_too() {
-    if !privileged("ipv6_that_is_switched_off_is_switched_on_again_at_the_start_too") {
+    if !privileged() {
         return;
     }
     let mut mesh = Mesh::new(2, &[(0, 1)]);
@@ -116,7 +116,7 @@ fn ipv6_that_is_switched_off_is_switched_on_again_at_the_start_too() {
     mesh.start(1, &[]);
     recovers(&mesh, 0, "off at the start");
     switch(&mesh.namespaces[0], OFF, "1");
-    eventually("a repair", PATIENCE, || {
+    eventually("a repair", TIMEOUT, || {
         repairs(&mesh.namespaces[0], "ipv6") == 1
     });
     recovers(&mesh, 0, "switched off");
@@ -124,7 +124,7 @@ fn ipv6_that_is_switched_off_is_switched_on_again_at_the_start_too() {
 
 #[test]
 fn a_switch_that_the_node_may_not_write_is_reported_until_others_write_it() {
-    if !privileged("a_switch_that_the_node_may_not_write_is_reported_until_others_write_it") {
+    if !privileged() {
         return;
     }
     let mut mesh = Mesh::new(2, &[(0, 1)]);
@@ -160,7 +160,7 @@ fn a_switch_that_the_node_may_not_write_is_reported_until_others_write_it() {
 
 #[test]
 fn a_device_that_is_set_down_is_reported_and_works_again_when_it_is_up() {
-    if !privileged("a_device_that_is_set_down_is_reported_and_works_again_when_it_is_up") {
+    if !privileged() {
         return;
     }
     let mesh = Mesh::started(2, &[(0, 1)]);
@@ -187,7 +187,7 @@ fn a_device_that_is_set_down_is_reported_and_works_again_when_it_is_up() {
 
 #[test]
 fn a_device_in_another_namespace_is_reported_and_works_again_when_it_is_back() {
-    if !privileged("a_device_in_another_namespace_is_reported_and_works_again_when_it_is_back") {
+    if !privileged() {
         return;
     }
     let mesh = Mesh::started(2, &[(0, 1)]);
@@ -208,7 +208,7 @@ fn a_device_in_another_namespace_is_reported_and_works_again_when_it_is_back() {
 
 #[test]
 fn something_that_changes_the_device_again_and_again_is_reported_and_not_fought() {
-    if !privileged("something_that_changes_the_device_again_and_again_is_reported_and_not_fought") {
+    if !privileged() {
         return;
     }
     let mesh = Mesh::started(2, &[(0, 1)]);

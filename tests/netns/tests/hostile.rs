@@ -5,10 +5,13 @@
 
 mod common;
 
+use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, binary, eventually, own_place};
+use common::{TIMEOUT, binary, command, eventually, own_place, privileged, scrape_at};
+use hyphae::lab::Namespace;
 use hyphae_rpc::method::{Peer, PingParams, Pong};
 use hyphae_test_hostile::{Claims, Hostile, Routed, Victim};
 use hyphae_wire::babel::Serial;
@@ -21,7 +24,7 @@ const SERIAL: Serial = Serial(1 << 16);
 /// Everything that the hostile node can do is understood as long as it behaves: what a test finds
 /// refused is refused for what it says, and not because it says it wrongly.
 #[test]
-fn a_stranger_that_behaves_is_treated_as_a_node() {
+fn an_unknown_node_that_conforms_is_admitted() {
     let victim = Victim::start_at(&binary(), own_place(), "", &[]).unwrap();
     let hostile = Hostile::new(own_place()).unwrap();
     let mut link = hostile.link(victim.target.at, &Claims::default()).unwrap();
@@ -80,7 +83,7 @@ fn routes(of: &Victim) -> usize {
 fn a_neighbour_with_hundreds_of_prefixes_takes_no_routes_from_others() {
     let relay = node("[routing]\nroutes_max = 300\n", &[]);
     let first = node("", &[&relay]);
-    eventually("a link", PATIENCE, || relay.status().unwrap().peers_up == 1);
+    eventually("a link", TIMEOUT, || relay.status().unwrap().peers_up == 1);
     let hostile = Hostile::new(own_place()).unwrap();
     let mut link = hostile.link(relay.target.at, &Claims::default()).unwrap();
     link.greet(1).unwrap();
@@ -100,10 +103,10 @@ fn a_neighbour_with_hundreds_of_prefixes_takes_no_routes_from_others() {
             }
         });
         let _ended = Ends(&done);
-        eventually("the table is full", PATIENCE, || routes(&relay) >= 290);
+        eventually("the table is full", TIMEOUT, || routes(&relay) >= 290);
         // It comes when there is no room any more.
         let second = node("", &[&relay]);
-        eventually("each reaches the other", PATIENCE, || {
+        eventually("each reaches the other", TIMEOUT, || {
             reaches(&first, &second, 2) && reaches(&second, &first, 2)
         });
         assert!(routes(&relay) >= 290, "it is still full");
@@ -116,7 +119,7 @@ fn garbage_in_the_name_of_a_node_does_not_keep_it_from_a_session() {
     let (target, honest) = (node("", &[&relay]), node("", &[&relay]));
     let hostile = Hostile::new(own_place()).unwrap();
     let mut link = hostile.link(relay.target.at, &Claims::default()).unwrap();
-    eventually("links", PATIENCE, || relay.status().unwrap().peers_up == 3);
+    eventually("links", TIMEOUT, || relay.status().unwrap().peers_up == 3);
     let (name, to) = (honest.target.key.address(), target.target.key.address());
     let routed = Routed::new(name, to, Service::Handshake);
     let done = AtomicBool::new(false);
@@ -133,7 +136,7 @@ fn garbage_in_the_name_of_a_node_does_not_keep_it_from_a_session() {
             }
         });
         let _ended = Ends(&done);
-        eventually("the target is under load", PATIENCE, || {
+        eventually("the target is under load", TIMEOUT, || {
             let counters = target.status().unwrap().counters;
             counters.get("cookies_sent").copied().unwrap_or(0) > 100
         });
@@ -151,25 +154,33 @@ fn peer_of(node: &Victim, key: PublicKey) -> Option<Peer> {
         .find(|peer| peer.pubkey.as_deref() == Some(&key))
 }
 
-/// Sixteen strangers and more knock and join, each with a key of its own and with all the workers that can be
-/// claimed, as fast as they are let.
-#[test]
-fn strangers_that_claim_the_most_workers_keep_neither_peers_nor_newcomers_out() {
+/// Addresses of a node, its peer, a newcomer, and of unknown nodes.
+struct Places {
+    target: SocketAddr,
+    peer: SocketAddr,
+    newcomer: SocketAddr,
+    others: Vec<SocketAddr>,
+}
+
+/// Four threads of unknown nodes send first messages and join, each with a key of its own and with all the workers that
+/// can be claimed, as fast as they are admitted: the peer renews its link meanwhile, and a newcomer joins.
+fn admit_beside_unknown_nodes(places: &Places) {
     let program = binary();
     let brisk = "[session]\nrekey_after_seconds = 10\n[peering]\ninbound_max = 32\n";
-    let victim = Victim::start_at(&program, own_place(), brisk, &[]).unwrap();
+    let victim = Victim::start_at(&program, places.target, brisk, &[]).unwrap();
     let target = victim.target;
-    let peer = Victim::start_at(&program, own_place(), brisk, &[target.at]).unwrap();
+    let peer = Victim::start_at(&program, places.peer, brisk, &[target.at]).unwrap();
     let alive = || peer_of(&peer, target.key).filter(|p| p.connection_state == "alive");
-    eventually("the link", PATIENCE, || alive().is_some());
+    eventually("the link", TIMEOUT, || alive().is_some());
     let before = alive().unwrap();
     let (done, joined) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let turns = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        // Of one address: 127.0.0.1.
         let attack = || {
             let claims = Claims::workers(64);
             while !done.load(Ordering::Relaxed) {
-                let hostile = Hostile::new(([127, 0, 0, 1], 0).into()).unwrap();
+                let turn = turns.fetch_add(1, Ordering::Relaxed);
+                let hostile = Hostile::new(places.others[turn % places.others.len()]).unwrap();
                 for number in 2..5 {
                     let (_, first) = hostile.first_message(&claims, number).unwrap();
                     hostile.send(target.at, &first).unwrap();
@@ -179,35 +190,72 @@ fn strangers_that_claim_the_most_workers_keep_neither_peers_nor_newcomers_out() 
             }
         };
         (0..4).for_each(|_| drop(scope.spawn(attack)));
-        eventually("the peer has renewed its link twice", PATIENCE, || {
+        eventually("the peer has renewed its link twice", TIMEOUT, || {
             let now = alive().map_or(0, |peer| peer.handshakes);
             now >= before.handshakes + 2
         });
-        eventually("as many have joined as there may be", PATIENCE, || {
+        eventually("as many have joined as there may be", TIMEOUT, || {
             joined.load(Ordering::Relaxed) > 32
         });
         let began = Instant::now();
-        let newcomer = Hostile::new(own_place()).unwrap();
+        let newcomer = Hostile::new(places.newcomer).unwrap();
         newcomer.link(target.at, &Claims::default()).unwrap();
         let took = began.elapsed();
         done.store(true, Ordering::Relaxed);
-        eprintln!("joined in {took:?}, beside {joined:?} strangers");
+        eprintln!("joined in {took:?}, beside {joined:?} others");
         assert!(took < Duration::from_secs(10));
     });
     assert!(!peer.log().contains("peer is down"), "{}", peer.log());
 }
 
 #[test]
-fn two_hosts_with_one_key_are_told_and_the_node_between_them_says_so() {
+fn nodes_of_one_address_that_claim_the_most_workers_keep_nobody_out() {
+    admit_beside_unknown_nodes(&Places {
+        target: own_place(),
+        peer: own_place(),
+        newcomer: own_place(),
+        others: vec![([127, 0, 0, 1], 0).into()],
+    });
+}
+
+#[test]
+fn nodes_of_sixteen_subnets_of_one_48_that_claim_the_most_workers_keep_nobody_out() {
+    if !privileged() {
+        return;
+    }
+    let inside = Namespace::new().unwrap();
+    command(&inside, "ip link set lo up");
+    for prefix in ["fd18:1:2::/48", "fd18:9::/48"] {
+        command(&inside, &format!("ip -6 route add local {prefix} dev lo"));
+    }
+    let at = |text: String| -> SocketAddr { text.parse().unwrap() };
+    let places = Places {
+        target: at("[fd18:9::1]:9670".to_owned()),
+        peer: at("[fd18:9::2]:9670".to_owned()),
+        newcomer: at("[fd18:9::3]:9670".to_owned()),
+        others: (1..=16)
+            .map(|n| at(format!("[fd18:1:2:{n}::1]:0")))
+            .collect(),
+    };
+    // Threads and processes that start in the namespace are in it.
+    inside
+        .run(move || admit_beside_unknown_nodes(&places))
+        .unwrap();
+}
+
+#[test]
+fn two_hosts_with_one_key_are_notified_and_the_relay_reports_them() {
     let program = binary();
-    let relay = Victim::start_at(&program, own_place(), "", &[]).unwrap();
+    let metrics = own_place().to_string();
+    let config = format!("metrics = \"{metrics}\"\n");
+    let relay = Victim::start_at(&program, own_place(), &config, &[]).unwrap();
     let key = SecretKey::generate().unwrap();
     let places = [own_place(), own_place()];
     let hosts = places.map(|place| {
         Victim::start_as(&program, place, Some(&key), "", &[relay.target.at]).unwrap()
     });
     let found = |node: &Victim, of: PublicKey| peer_of(node, of).and_then(|peer| peer.duplicate);
-    eventually("the relay sees two", PATIENCE, || {
+    eventually("the relay sees two", TIMEOUT, || {
         found(&relay, key.public_key()).is_some()
     });
     let seen = found(&relay, key.public_key()).unwrap();
@@ -217,7 +265,7 @@ fn two_hosts_with_one_key_are_told_and_the_node_between_them_says_so() {
     expected.sort();
     assert_eq!((seen.own, named), (false, expected.clone()));
     for (host, place) in hosts.iter().zip(places) {
-        eventually("both hosts are told", PATIENCE, || {
+        eventually("both hosts are told", TIMEOUT, || {
             found(host, relay.target.key).is_some()
         });
         let said = found(host, relay.target.key).unwrap();
@@ -225,6 +273,27 @@ fn two_hosts_with_one_key_are_told_and_the_node_between_them_says_so() {
         assert_eq!(said.places[0], place.to_string(), "its own place first");
         assert!(expected.contains(&said.places[1]));
     }
+    let listed = |node: &Victim| {
+        let mut list = Command::new(&program);
+        list.args(["peer", "list", "--socket-dir"])
+            .arg(node.sockets());
+        String::from_utf8(list.output().unwrap().stdout).unwrap()
+    };
+    for (node, mark) in [
+        (&relay, "DUPLICATE: this key is on two hosts"),
+        (
+            &hosts[0],
+            "DUPLICATE, reported by the peer: this node's key",
+        ),
+    ] {
+        let list = listed(node);
+        assert!(list.contains(mark), "{list}");
+    }
+    let text = scrape_at(&metrics);
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("hyphae_duplicate_keys_total "));
+    assert!(line.unwrap().parse::<u64>().unwrap() > 0);
     let said = "a peer says that another host has this node's key";
     for (node, line) in [
         (&relay, "two hosts have one key"),

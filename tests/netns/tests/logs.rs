@@ -10,7 +10,7 @@ use std::net::{Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
 use common::mesh::Mesh;
-use common::{PATIENCE, eventually, privileged};
+use common::{TIMEOUT, eventually, privileged};
 use hyphae_rpc::Base64;
 use hyphae_rpc::method::{Destination, OutgoingMessage, PopMessageParams, PushMessageParams};
 use serde_json::Value;
@@ -50,7 +50,7 @@ fn forms(bytes: &[u8]) -> Vec<String> {
 
 #[test]
 fn a_node_that_logs_everything_tells_neither_keys_nor_payloads() {
-    if !privileged("a_node_that_logs_everything_tells_neither_keys_nor_payloads") {
+    if !privileged() {
         return;
     }
     let mut mesh = Mesh::new(3, &[(0, 1), (1, 2)]);
@@ -75,7 +75,7 @@ fn a_node_that_logs_everything_tells_neither_keys_nor_payloads() {
         mesh.start_with(n, config);
     }
     let far = mesh.node(2).address();
-    eventually("the ends reach each other", PATIENCE, || {
+    eventually("the ends reach each other", TIMEOUT, || {
         mesh.node(0).ping(far, Duration::from_secs(1)).is_ok()
     });
 
@@ -92,7 +92,7 @@ fn a_node_that_logs_everything_tells_neither_keys_nor_payloads() {
     let sender = mesh.namespaces[0].run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)));
     let sender = sender.unwrap().unwrap();
     let mut received = [0; 64];
-    eventually("the packet arrives", PATIENCE, || {
+    eventually("the packet arrives", TIMEOUT, || {
         let to = receiver.local_addr().unwrap();
         sender.send_to(&packet, to).unwrap();
         receiver
@@ -117,7 +117,7 @@ fn a_node_that_logs_everything_tells_neither_keys_nor_payloads() {
     let popped = mesh.node(2).client.pop_message(params).unwrap().unwrap();
     assert_eq!(popped.payload.0, body);
     // Until sessions have been renewed, too.
-    eventually("the relay's links have new keys", PATIENCE, || {
+    eventually("the relay's links have new keys", TIMEOUT, || {
         let text = common::scrape(&mesh.namespaces[1]);
         let line = "hyphae_rekeys_total{kind=\"link\"} ";
         let renewed = text.lines().find_map(|other| other.strip_prefix(line));

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use common::mesh::Mesh;
-use common::{PATIENCE, eventually, privileged, scrape, transfer};
+use common::{TIMEOUT, eventually, privileged, scrape, transfer};
 
 const PAGE: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -58,13 +58,13 @@ fn family(name: &str) -> &str {
 
 #[test]
 fn what_is_shown_is_what_is_documented_and_moves() {
-    if !privileged("what_is_shown_is_what_is_documented_and_moves") {
+    if !privileged() {
         return;
     }
     let began = Instant::now();
     let mut mesh = Mesh::new(3, &[(0, 1), (1, 2)]);
     (0..3).for_each(|n| mesh.start_with(n, "metrics_peers_max = 1\n"));
-    eventually("all reach all", PATIENCE, || mesh.is_connected());
+    eventually("all reach all", TIMEOUT, || mesh.is_connected());
     let far = mesh.node(2).address();
     let documented = documented();
     let mut shown = BTreeSet::new();
@@ -75,7 +75,7 @@ fn what_is_shown_is_what_is_documented_and_moves() {
         "hyphae_proxy_requests_total",
     ];
     let mut left = String::new();
-    let deadline = began + 2 * PATIENCE;
+    let deadline = began + 2 * TIMEOUT;
     // Some is shown from the first probe, reading or train on; each look is whole in itself.
     while Instant::now() < deadline {
         let before = relay_trains(&mesh);
@@ -216,13 +216,13 @@ fn prefer_worker(mesh: &Mesh, n: usize) {
 
 #[test]
 fn a_worker_that_may_poll_finds_work_without_sleeping() {
-    if !privileged("a_worker_that_may_poll_finds_work_without_sleeping") {
+    if !privileged() {
         return;
     }
     let mut mesh = Mesh::new(2, &[(0, 1)]);
     mesh.start_with(0, "poll_max_microseconds = 500\n");
     mesh.start_with(1, "");
-    eventually("all reach all", PATIENCE, || mesh.is_connected());
+    eventually("all reach all", TIMEOUT, || mesh.is_connected());
     let counts = |n: usize| {
         let found = samples(&scrape(&mesh.namespaces[n]));
         let count = |name: &str| {
@@ -233,7 +233,7 @@ fn a_worker_that_may_poll_finds_work_without_sleeping() {
     };
     prefer_worker(&mesh, 0);
     let far = mesh.node(1).address();
-    eventually("a look finds work", PATIENCE, || {
+    eventually("a look finds work", TIMEOUT, || {
         transfer(&mesh.namespaces[0], &mesh.namespaces[1], far, 1 << 20);
         counts(0)[1] > 0.0
     });

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, binary, eventually};
+use common::{TIMEOUT, binary, eventually};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -123,7 +123,7 @@ impl Manager {
 
     /// Waits until a line with this text is heard, and gives it.
     fn hears(&self, what: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             let mut kept = self.kept.borrow_mut();
             if let Some(at) = kept.iter().position(|line| line.contains(what)) {
@@ -143,7 +143,7 @@ impl Manager {
     /// Waits until the watchdog has not been fed for a while, twice as long as allowed. What was on its way, or
     /// earned just before, may still come first.
     fn starves(&self, who: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let lines = self.listen(2 * WATCHDOG);
             if !lines.iter().any(|line| line == "WATCHDOG=1") {
@@ -241,7 +241,7 @@ fn the_watchdog_starves_when_one_worker_hangs_and_no_other_thread_does() {
         // The others are not stopped: the main thread still takes control planes in, and says who it is.
         let probe = std::os::unix::net::UnixStream::connect(manager.at("run/dataplane.sock"));
         assert!(probe.is_ok());
-        eventually("the log names it", PATIENCE, || {
+        eventually("the log names it", TIMEOUT, || {
             let log = std::fs::read_to_string(manager.at("dataplane.log")).unwrap();
             let mut lines = log.lines();
             lines.any(|line| line.contains(name) && line.contains("no progress"))
@@ -332,12 +332,12 @@ fn a_node_started_as_one_service_tells_once_and_feeds_the_watchdog_for_both_plan
     );
     let ear = variable(dataplane, "NOTIFY_SOCKET");
     let ear = SocketAddr::from_abstract_name(ear.strip_prefix('@').unwrap()).unwrap();
-    let stranger = UnixDatagram::unbound().unwrap();
+    let other = UnixDatagram::unbound().unwrap();
     for stuck in [thread(dataplane, "worker-1"), controlplane] {
         freeze(stuck);
         manager.starves(&stuck.to_string());
         // What others say for a plane counts for nothing.
-        stranger.send_to_addr(b"WATCHDOG=1\nREADY=1", &ear).unwrap();
+        other.send_to_addr(b"WATCHDOG=1\nREADY=1", &ear).unwrap();
         let lines = manager.listen(2 * WATCHDOG);
         assert!(!lines.iter().any(|line| line == "WATCHDOG=1"), "{lines:?}");
         ptrace::detach(stuck, None).unwrap();
@@ -428,18 +428,18 @@ fn a_dataplane_that_dies_again_and_again_does_not_end_the_node() {
     manager.hears("READY=1");
     for killed in 1..=7 {
         let mut victim = None;
-        eventually("it runs", PATIENCE, || {
+        eventually("it runs", TIMEOUT, || {
             victim = child(up.pid(), "dataplane");
             victim.is_some()
         });
         kill(victim.unwrap(), Signal::SIGKILL).unwrap();
-        eventually("its end is noticed", PATIENCE, || {
+        eventually("its end is noticed", TIMEOUT, || {
             let log = std::fs::read_to_string(manager.at("up.log")).unwrap();
             log.matches("plane ended; restarting it").count() >= killed
         });
     }
     let status = || ask(&manager, &["status", "--json"]);
-    eventually("it works again", PATIENCE, || status().status.success());
+    eventually("it works again", TIMEOUT, || status().status.success());
     assert!(is_running(up.pid()));
     let document: serde_json::Value = serde_json::from_slice(&status().stdout).unwrap();
     assert!(

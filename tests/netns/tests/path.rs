@@ -12,7 +12,7 @@ mod common;
 use std::net::Ipv6Addr;
 use std::process::{Command, Output};
 
-use common::{PATIENCE, eventually, file, lab, nft, privileged, transfer};
+use common::{TIMEOUT, eventually, file, lab, nft, privileged, transfer};
 use hyphae::lab::{LabNode, Namespace, Spec};
 use hyphae_rpc::Base64;
 use hyphae_rpc::method::{
@@ -54,7 +54,7 @@ fn message(from: &LabNode, to: &LabNode, len: usize) {
     });
     sent.unwrap();
     let pop = PopMessageParams {
-        timeout: Some(PATIENCE.as_secs()),
+        timeout: Some(TIMEOUT.as_secs()),
         ..PopMessageParams::default()
     };
     let came = to.client.pop_message(pop).unwrap().unwrap();
@@ -79,7 +79,7 @@ fn packets_are_as_large_as_links_carry_and_smaller_when_one_carries_less() {
     let address = lab.server.address();
     // 40 bytes of IPv6 and 8 of ICMPv6.
     let whole = |size: u32| ping(client, address, size - 48).0;
-    eventually("the largest packets pass", PATIENCE, || whole(8848));
+    eventually("the largest packets pass", TIMEOUT, || whole(8848));
     transfer(client, server, address, 4 << 20);
     let relayed = || -> u64 {
         let status = lab.relay.status().unwrap();
@@ -96,7 +96,7 @@ fn packets_are_as_large_as_links_carry_and_smaller_when_one_carries_less() {
         inside.set_mtu(device, 1500).unwrap();
     }
     message(&lab.client, &lab.server, 4 << 20);
-    eventually("what fits passes", PATIENCE, || whole(1340));
+    eventually("what fits passes", TIMEOUT, || whole(1340));
     transfer(client, server, address, 4 << 20);
     // And now the first link.
     for (inside, device) in [(client, "to-relay"), (relay, "to-client")] {
@@ -108,7 +108,7 @@ fn packets_are_as_large_as_links_carry_and_smaller_when_one_carries_less() {
 
 #[test]
 fn a_way_whose_middle_is_small_carries_everything_and_says_so() {
-    if !privileged("a_way_whose_middle_is_small_carries_everything_and_says_so") {
+    if !privileged() {
         return;
     }
     let lab = lab(&Spec::default());
@@ -123,10 +123,10 @@ fn a_way_whose_middle_is_small_carries_everything_and_says_so() {
         let status = lab.relay.status().unwrap();
         status.counters.get(name).copied().unwrap_or(0)
     };
-    eventually("frames pass in two parts", PATIENCE, || {
+    eventually("frames pass in two parts", TIMEOUT, || {
         ping(client, address, 1200).0 && counter("frames_split") > 0
     });
-    eventually("the largest packets pass too", PATIENCE, || {
+    eventually("the largest packets pass too", TIMEOUT, || {
         ping(client, address, 1340).0
     });
     transfer(client, server, address, 4 << 20);
@@ -177,14 +177,14 @@ fn links_and_sessions_come_up_where_large_datagrams_are_dropped_silently() {
     for node in [&lab.client, &lab.server] {
         let plane = node.status().unwrap().dataplane.unwrap();
         node.kill(plane.pid).unwrap();
-        eventually("the node begins anew", PATIENCE, || {
+        eventually("the node restarts its search", TIMEOUT, || {
             let now = node.status();
             now.is_ok_and(|now| now.dataplane.is_some_and(|now| now.pid != plane.pid))
         });
     }
-    lab.wait_until_connected(PATIENCE).unwrap();
+    lab.wait_until_connected(TIMEOUT).unwrap();
     let [client, _, server] = lab.namespaces.as_ref().unwrap();
-    eventually("packets pass", PATIENCE, || {
+    eventually("packets pass", TIMEOUT, || {
         ping(client, lab.server.address(), 600).0 && ping(server, lab.client.address(), 600).0
     });
 }

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, PATIENT_LINKS, binary, command, eventually, privileged, scrape};
+use common::{TIMEOUT, UNTIMED_LINKS, binary, command, eventually, privileged, scrape};
 use hyphae::lab::{LabNode, Namespace};
 use hyphae_rpc::method::Peer;
 use hyphae_store::files;
@@ -100,7 +100,7 @@ fn peers(node: &LabNode) -> Vec<Peer> {
 /// The line about a refused handshake, as soon as it is whole.
 fn refusal(node: &LabNode) -> String {
     let mut found = None;
-    eventually("the log says so", PATIENCE, || {
+    eventually("the log says so", TIMEOUT, || {
         let log = node.log();
         let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let mut lines = whole.lines().map(str::to_owned);
@@ -117,7 +117,7 @@ fn connected_to(node: &LabNode, key: PublicKey) -> Option<Peer> {
 
 #[test]
 fn nodes_on_one_cable_find_each_other() {
-    if !privileged("nodes_on_one_cable_find_each_other") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -125,13 +125,13 @@ fn nodes_on_one_cable_find_each_other() {
     let mut nodes = [0, 1].map(|host| hosts.start(host, &[]));
     for (node, other) in [(0, 1), (1, 0)] {
         let found = || connected_to(&nodes[node], hosts.keys[other]);
-        eventually("found, once", PATIENCE, || {
+        eventually("found, once", TIMEOUT, || {
             found().is_some_and(|peer| peer.kind == "lan") && peers(&nodes[node]).len() == 1
         });
         let peer = found().unwrap();
         assert!(peer.endpoint.socket_addr.starts_with("[fe80:"), "{peer:?}");
     }
-    let round_trip = nodes[0].ping(nodes[1].address(), PATIENCE);
+    let round_trip = nodes[0].ping(nodes[1].address(), TIMEOUT);
     assert!(round_trip.is_ok(), "{round_trip:?}");
     assert!(nodes[0].stop().unwrap());
     // Not found by a member of another network, nor by one that does not search.
@@ -144,21 +144,21 @@ fn nodes_on_one_cable_find_each_other() {
         key.to_str().unwrap(),
     ];
     nodes[0] = hosts.start(0, &flags);
-    eventually("gone", PATIENCE, || {
+    eventually("gone", TIMEOUT, || {
         connected_to(&nodes[1], hosts.keys[0]).is_none()
     });
     assert!(nodes[1].stop().unwrap());
     nodes[1] = hosts.start(1, &[&flags[..], &["--discovery", "none"]].concat());
     assert!(nodes[1].stop().unwrap());
     nodes[1] = hosts.start(1, &[&flags[..], &["--discovery", "plug1"]].concat());
-    eventually("members find each other", PATIENCE, || {
+    eventually("members find each other", TIMEOUT, || {
         connected_to(&nodes[0], hosts.keys[1]).is_some()
     });
 }
 
 #[test]
 fn another_network_is_refused_with_a_clear_line_at_both_ends() {
-    if !privileged("another_network_is_refused_with_a_clear_line_at_both_ends") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -177,7 +177,7 @@ fn another_network_is_refused_with_a_clear_line_at_both_ends() {
         &["--peer", "udp://198.18.1.2:9670", "--discovery", "none"],
     );
     for (host, node) in [(0, &one), (1, &two)] {
-        eventually("counted", PATIENCE, || hosts.refused(host, "network") > 0);
+        eventually("counted", TIMEOUT, || hosts.refused(host, "network") > 0);
         let line = refusal(node);
         assert!(
             line.contains("the public network") && line.contains("private network"),
@@ -185,7 +185,7 @@ fn another_network_is_refused_with_a_clear_line_at_both_ends() {
         );
         assert!(line.contains("198.18.1."), "{line}");
     }
-    eventually("the peer's state says so", PATIENCE, || {
+    eventually("the peer's state says so", TIMEOUT, || {
         let refusal = peers(&one).remove(0).refusal;
         refusal.is_some_and(|refusal| refusal.contains("[network]"))
     });
@@ -194,7 +194,7 @@ fn another_network_is_refused_with_a_clear_line_at_both_ends() {
 
 #[test]
 fn a_key_that_is_not_allowed_stays_out() {
-    if !privileged("a_key_that_is_not_allowed_stays_out") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -206,7 +206,7 @@ fn a_key_that_is_not_allowed_stays_out() {
         0,
         &["--peer", "udp://198.18.1.2:9670", "--discovery", "none"],
     );
-    eventually("counted", PATIENCE, || hosts.refused(1, "not_allowed") > 0);
+    eventually("counted", TIMEOUT, || hosts.refused(1, "not_allowed") > 0);
     let line = refusal(&two);
     assert!(
         line.contains(&hosts.keys[0].to_string()) && line.contains("allow-list"),
@@ -220,7 +220,7 @@ fn a_key_that_is_not_allowed_stays_out() {
     hosts.file("two.toml", &format!("[peering]\nallow = [{entry}]\n"));
     let two = hosts.start(1, &flags);
     // The other end asks less and less often.
-    eventually("let in", 2 * PATIENCE, || {
+    eventually("let in", 2 * TIMEOUT, || {
         connected_to(&two, hosts.keys[0]).is_some()
     });
     let peer = connected_to(&two, hosts.keys[0]).unwrap();
@@ -241,20 +241,20 @@ impl Drop for Over<'_> {
 
 #[test]
 fn a_link_moves_to_the_other_cable_when_one_is_pulled() {
-    if !privileged("a_link_moves_to_the_other_cable_when_one_is_pulled") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
     let hosts = Hosts::new(2);
     // Only that nothing comes back for what is sent can move the link as long as this test waits, and nothing ends it.
-    let config = hosts.file("patient.toml", PATIENT_LINKS);
-    let patient = ["--discovery", "none", "--config", config.to_str().unwrap()];
-    let two = hosts.start(1, &patient);
+    let config = hosts.file("untimed.toml", UNTIMED_LINKS);
+    let untimed = ["--discovery", "none", "--config", config.to_str().unwrap()];
+    let two = hosts.start(1, &untimed);
     let ways = ["udp://198.18.1.2:9670", "udp://198.18.2.2:9670"];
     let flags = ["--peer", ways[0], "--peer", ways[1]];
-    let one = hosts.start(0, &[&patient[..], &flags].concat());
+    let one = hosts.start(0, &[&untimed[..], &flags].concat());
     let place = || connected_to(&one, hosts.keys[1]).map(|peer| peer.endpoint.socket_addr);
-    eventually("connected", PATIENCE, || place().is_some());
+    eventually("connected", TIMEOUT, || place().is_some());
     let first = place().unwrap();
     let cable = if first == "198.18.1.2:9670" { 1 } else { 2 };
     let other = format!("198.18.{}.2:9670", 3 - cable);
@@ -270,13 +270,13 @@ fn a_link_moves_to_the_other_cable_when_one_is_pulled() {
             }
         });
         // Both ways are known to the engine once the other was asked.
-        eventually("carrying traffic", PATIENCE, || {
-            one.ping(address, PATIENCE).is_ok()
+        eventually("carrying traffic", TIMEOUT, || {
+            one.ping(address, TIMEOUT).is_ok()
         });
         hosts.ip(0, &format!("link set cable{cable} down"));
         let pulled = Instant::now();
         let mut alive = true;
-        eventually("moved", PATIENCE, || {
+        eventually("moved", TIMEOUT, || {
             let now = place();
             alive &= now.is_some();
             now.as_deref() == Some(&other)
@@ -285,7 +285,7 @@ fn a_link_moves_to_the_other_cable_when_one_is_pulled() {
         drop(over);
         assert!(alive, "it was never down");
     });
-    let answer = one.ping(address, PATIENCE);
+    let answer = one.ping(address, TIMEOUT);
     assert!(answer.is_ok(), "{answer:?}");
 }
 
@@ -304,13 +304,13 @@ fn answers_only(hosts: &Hosts, host: usize) {
 
 #[test]
 fn a_node_answers_from_the_address_that_was_asked() {
-    if !privileged("a_node_answers_from_the_address_that_was_asked") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
     for driver in ["io_uring", "epoll"] {
         let hosts = Hosts::new(1);
-        let config = hosts.file("patient.toml", PATIENT_LINKS);
+        let config = hosts.file("untimed.toml", UNTIMED_LINKS);
         let usual = ["--discovery", "none", "--config", config.to_str().unwrap()];
         let usual = [&usual[..], &["--driver", driver]].concat();
         hosts.ip(0, "address add fd18::1/64 dev cable1 nodad");
@@ -322,12 +322,12 @@ fn a_node_answers_from_the_address_that_was_asked() {
         for place in ["[fd18::2]:9670", "[fd18::3]:9670", "198.18.1.3:9670"] {
             let url = format!("udp://{place}");
             let mut one = hosts.start(0, &[&usual[..], &["--peer", &url]].concat());
-            eventually("connected over UDP", PATIENCE, || {
+            eventually("connected over UDP", TIMEOUT, || {
                 connected_to(&one, hosts.keys[1]).is_some_and(|peer| peer.endpoint.proto == "udp")
             });
             let found = connected_to(&one, hosts.keys[1]).unwrap();
             assert_eq!(found.endpoint.socket_addr, place);
-            assert!(one.ping(two.address(), PATIENCE).is_ok());
+            assert!(one.ping(two.address(), TIMEOUT).is_ok());
             if place != "198.18.1.3:9670" {
                 assert!(one.stop().unwrap());
                 continue;
@@ -335,13 +335,13 @@ fn a_node_answers_from_the_address_that_was_asked() {
             // A restarted node's resets leave from there too.
             assert!(two.stop().unwrap());
             two = hosts.start(1, &usual);
-            eventually("connected again", PATIENCE, || {
+            eventually("connected again", TIMEOUT, || {
                 one.ping(two.address(), Duration::from_millis(500)).is_ok()
             });
             // With the address gone the link goes on from another.
             command(&hosts.namespaces[0], "nft delete table inet guard");
             hosts.ip(1, "address del 198.18.1.3/24 dev plug1");
-            let answer = two.ping(one.address(), PATIENCE);
+            let answer = two.ping(one.address(), TIMEOUT);
             assert!(answer.is_ok(), "{answer:?}");
             let refused = scrape(&hosts.namespaces[1]);
             let refused = refused.lines().any(|line| {
@@ -355,28 +355,28 @@ fn a_node_answers_from_the_address_that_was_asked() {
 
 #[test]
 fn a_peer_whose_address_changes_keeps_its_link() {
-    if !privileged("a_peer_whose_address_changes_keeps_its_link") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
     let hosts = Hosts::new(1);
-    let config = hosts.file("patient.toml", PATIENT_LINKS);
-    let patient = ["--discovery", "none", "--config", config.to_str().unwrap()];
-    let two = hosts.start(1, &patient);
+    let config = hosts.file("untimed.toml", UNTIMED_LINKS);
+    let untimed = ["--discovery", "none", "--config", config.to_str().unwrap()];
+    let two = hosts.start(1, &untimed);
     let flags = ["--peer", "udp://198.18.1.2:9670"];
-    let one = hosts.start(0, &[&patient[..], &flags].concat());
+    let one = hosts.start(0, &[&untimed[..], &flags].concat());
     let seen = || connected_to(&two, hosts.keys[0]);
     let at = |ip: &str| seen().is_some_and(|peer| peer.endpoint.socket_addr.starts_with(ip));
-    eventually("connected", PATIENCE, || at("198.18.1.1:"));
+    eventually("connected", TIMEOUT, || at("198.18.1.1:"));
     // Of another prefix, so that it does not go with the first one: there is no time without any.
     hosts.ip(0, "address add 198.18.1.77/25 dev cable1");
     hosts.ip(0, "address del 198.18.1.1/24 dev cable1");
-    eventually("moved", PATIENCE, || {
+    eventually("moved", TIMEOUT, || {
         let _ = one.ping(two.address(), Duration::from_millis(500));
         at("198.18.1.77:")
     });
     let peer = seen().unwrap();
     assert_eq!(peer.handshakes, 1, "the session moved with it");
-    let answer = one.ping(two.address(), PATIENCE);
+    let answer = one.ping(two.address(), TIMEOUT);
     assert!(answer.is_ok(), "{answer:?}");
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use common::{PATIENCE, eventually, privileged};
+use common::{TIMEOUT, eventually, privileged};
 use hyphae::lab::Namespace;
 use panels::Panels;
 use serde_json::Value;
@@ -30,8 +30,8 @@ fn deploy(path: &str) -> PathBuf {
     all.canonicalize().unwrap().join(path)
 }
 
-/// Whether Prometheus and its tool are there. A failure under CI, a loud skip elsewhere.
-fn installed(test: &str) -> bool {
+/// Whether Prometheus and its tool are there.
+fn installed() -> bool {
     let there = |program| {
         let run = Command::new(program).arg("--version").output();
         run.is_ok_and(|output| output.status.success())
@@ -39,12 +39,7 @@ fn installed(test: &str) -> bool {
     if there("prometheus") && there("promtool") {
         return true;
     }
-    let ci = std::env::var_os("CI").is_some();
-    assert!(
-        !ci,
-        "{test} needs the package `prometheus`, which CI installs"
-    );
-    eprintln!("SKIPPED: {test} needs the package `prometheus`");
+    hyphae_test_skip::lacks("the package `prometheus`");
     false
 }
 
@@ -97,7 +92,7 @@ fn the_dashboard_explains_itself_and_its_panels_do_not_overlap() {
 
 #[test]
 fn the_alerts_do_what_their_cases_say() {
-    if !installed("the_alerts_do_what_their_cases_say") {
+    if !installed() {
         return;
     }
     promtool(&["check", "config"], "prometheus/prometheus.yml");
@@ -145,7 +140,7 @@ fn every_panel_moves_and_every_alert_is_evaluated() {
     }
     let targets = ["198.18.20.1:9469", "198.18.21.1:9469", "198.18.22.1:9469"];
     let prometheus = Prometheus::start(&outside, directory.path(), &targets);
-    eventually("Prometheus scrapes three nodes", PATIENCE, || {
+    eventually("Prometheus scrapes three nodes", TIMEOUT, || {
         prometheus.values("up == 1").is_some_and(|up| up.len() == 3)
     });
     let dashboard = dashboard();
@@ -154,7 +149,7 @@ fn every_panel_moves_and_every_alert_is_evaluated() {
     causes::usual(&mut mesh, &mut panels);
     while !panels.done() {
         // Each cause has a minute and more of its own.
-        assert!(began.elapsed() < 10 * PATIENCE, "{}", panels.missing());
+        assert!(began.elapsed() < 10 * TIMEOUT, "{}", panels.missing());
         for (titles, cause) in causes::SPECIAL {
             if titles.iter().any(|title| panels.waits_for(title)) {
                 cause(&mut mesh, &mut panels);
@@ -176,7 +171,7 @@ fn alerts(prometheus: &Prometheus<'_>) {
         "HyphaeNoPeers",
     ];
     let mut rules = Vec::new();
-    eventually("every rule is evaluated", PATIENCE, || {
+    eventually("every rule is evaluated", TIMEOUT, || {
         let answer = prometheus.ask("/api/v1/rules?type=alert".to_owned());
         let groups = list(&answer["data"], "groups").iter();
         rules = groups

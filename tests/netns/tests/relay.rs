@@ -19,7 +19,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, PATIENT_LINKS, eventually, file, lab, privileged, transfer};
+use common::{TIMEOUT, UNTIMED_LINKS, eventually, file, lab, privileged, transfer};
 use hyphae::lab::{Lab, LabNode, Namespace, Spec};
 use hyphae_rpc::method::Peer;
 use serde_json::json;
@@ -84,7 +84,7 @@ fn both_ways(lab: &Lab) {
 
 #[test]
 fn hosts_talk_through_the_relay_in_packets_of_every_size() {
-    if !privileged("hosts_talk_through_the_relay_in_packets_of_every_size") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -105,7 +105,7 @@ fn hosts_talk_through_the_relay_in_packets_of_every_size() {
         "more than the MTU does not fit"
     );
     both_ways(&lab);
-    eventually("they were counted", PATIENCE, || {
+    eventually("they were counted", TIMEOUT, || {
         counter(&lab.relay, "transit_packets") > 10_000
     });
     assert_eq!(
@@ -116,7 +116,7 @@ fn hosts_talk_through_the_relay_in_packets_of_every_size() {
     // Super-packets go through whole: far fewer reads than packets. How large the sender makes them depends on how fast
     // it is, so once is enough.
     let read = || ["tun_rx_reads", "tun_rx_packets"].map(|name| counter(&lab.client, name));
-    eventually("super-packets go through whole", PATIENCE, || {
+    eventually("super-packets go through whole", TIMEOUT, || {
         let before = read();
         transfer(client, server, lab.server.address(), 1 << 20);
         let now = read();
@@ -126,7 +126,7 @@ fn hosts_talk_through_the_relay_in_packets_of_every_size() {
 
 #[test]
 fn both_drivers_and_both_suites_carry_traffic() {
-    if !privileged("both_drivers_and_both_suites_carry_traffic") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -159,7 +159,7 @@ fn both_drivers_and_both_suites_carry_traffic() {
 
 #[test]
 fn nodes_with_different_numbers_of_workers_understand_each_other() {
-    if !privileged("nodes_with_different_numbers_of_workers_understand_each_other") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -171,7 +171,7 @@ fn nodes_with_different_numbers_of_workers_understand_each_other() {
     for _ in 0..5 {
         both_ways(&lab);
     }
-    eventually("all lanes of both links are active", PATIENCE, || {
+    eventually("all lanes of both links are active", TIMEOUT, || {
         let peers: Vec<Peer> = lab.relay.client.call("getPeers", json!({})).unwrap();
         let lanes = peers.iter().map(|peer| (peer.lanes, peer.lanes_active));
         let lanes: Vec<_> = lanes.collect();
@@ -218,11 +218,11 @@ fn drops(node: &LabNode) -> BTreeMap<String, u64> {
 
 #[test]
 fn a_long_connection_lives_through_renewals_of_all_keys() {
-    if !privileged("a_long_connection_lives_through_renewals_of_all_keys") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
-    let file = file(&format!("{PATIENT_LINKS}rekey_after_seconds = 2\n"));
+    let file = file(&format!("{UNTIMED_LINKS}rekey_after_seconds = 2\n"));
     let lab = lab(&Spec {
         config: Some(file.path().to_owned()),
         ..Spec::default()
@@ -240,7 +240,7 @@ fn a_long_connection_lives_through_renewals_of_all_keys() {
         .unwrap();
     let (mut far, _) = listener.accept().unwrap();
     for stream in [&near, &far] {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
     }
     let all = [&lab.client, &lab.relay, &lab.server];
@@ -249,7 +249,7 @@ fn a_long_connection_lives_through_renewals_of_all_keys() {
     let mut slowest = Duration::ZERO;
     // A shell session: a key, its echo. A machine that is slow renews later.
     while handshakes(&lab.client) - before < 3 {
-        assert!(started.elapsed() < PATIENCE, "keys are renewed");
+        assert!(started.elapsed() < TIMEOUT, "keys are renewed");
         let sent = Instant::now();
         near.write_all(b"k").unwrap();
         let mut byte = [0];
@@ -264,12 +264,12 @@ fn a_long_connection_lives_through_renewals_of_all_keys() {
 
 #[test]
 fn killing_the_control_plane_loses_nothing_and_the_next_one_takes_over() {
-    if !privileged("killing_the_control_plane_loses_nothing_and_the_next_one_takes_over") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
     // However long a slow machine takes to start a process: whoever gives up a link does it for another reason.
-    let file = file(PATIENT_LINKS);
+    let file = file(UNTIMED_LINKS);
     let lab = lab(&Spec {
         config: Some(file.path().to_owned()),
         ..Spec::default()
@@ -282,12 +282,12 @@ fn killing_the_control_plane_loses_nothing_and_the_next_one_takes_over() {
     std::thread::scope(|scope| {
         let address = lab.server.address();
         let flow = scope.spawn(move || transfer(client, server, address, 256 << 20));
-        eventually("the transfer runs", PATIENCE, || {
+        eventually("the transfer runs", TIMEOUT, || {
             counter(&lab.relay, "transit_packets") > 5000
         });
         lab.relay.kill(before.pid).unwrap();
         let killed = Instant::now();
-        eventually("the next control plane has attached", PATIENCE, || {
+        eventually("the next control plane has attached", TIMEOUT, || {
             let plane = lab.relay.status().ok().and_then(|status| status.dataplane);
             plane.is_some_and(|plane| plane.generation == generation + 1)
         });
@@ -311,14 +311,14 @@ fn killing_the_control_plane_loses_nothing_and_the_next_one_takes_over() {
 
 #[test]
 fn a_dataplane_that_dies_is_replaced_and_traffic_comes_back() {
-    if !privileged("a_dataplane_that_dies_is_replaced_and_traffic_comes_back") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
     let lab = lab(&Spec::default());
     let pid = lab.client.status().unwrap().dataplane.unwrap().pid;
     lab.client.kill(pid).unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let replaced = || {
         let plane = lab.client.status().ok()?.dataplane?;
         (plane.pid != pid).then_some(())
@@ -331,13 +331,13 @@ fn a_dataplane_that_dies_is_replaced_and_traffic_comes_back() {
         );
         std::thread::sleep(Duration::from_millis(10));
     }
-    lab.wait_until_connected(PATIENCE).unwrap();
+    lab.wait_until_connected(TIMEOUT).unwrap();
     both_ways(&lab);
 }
 
 #[test]
 fn garbage_at_the_port_is_counted_and_costs_no_memory() {
-    if !privileged("garbage_at_the_port_is_counted_and_costs_no_memory") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -403,14 +403,14 @@ fn garbage_at_the_port_is_counted_and_costs_no_memory() {
         "link_unknown",
         "handshake_malformed",
     ] {
-        eventually(reason, PATIENCE, || dropped(&lab.relay, reason) > 0);
+        eventually(reason, TIMEOUT, || dropped(&lab.relay, reason) > 0);
     }
     both_ways(&lab);
 }
 
 #[test]
 fn an_idle_node_sleeps() {
-    if !privileged("an_idle_node_sleeps") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -442,11 +442,11 @@ fn an_idle_node_sleeps() {
 
 #[test]
 fn a_node_that_is_told_to_stop_leaves_nothing_behind() {
-    if !privileged("a_node_that_is_told_to_stop_leaves_nothing_behind") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
-    let file = file(PATIENT_LINKS);
+    let file = file(UNTIMED_LINKS);
     let mut lab = lab(&Spec {
         config: Some(file.path().to_owned()),
         ..Spec::default()
@@ -463,7 +463,7 @@ fn a_node_that_is_told_to_stop_leaves_nothing_behind() {
         lab.client.log()
     );
     // The kernel takes a ring that held it apart when it finds the time.
-    eventually("the device is gone", PATIENCE, || {
+    eventually("the device is gone", TIMEOUT, || {
         !device(&namespaces(&lab)[0]).contains("hyphae0")
     });
     let left: Vec<_> = std::fs::read_dir(lab.client.directory().join("run"))
@@ -471,7 +471,7 @@ fn a_node_that_is_told_to_stop_leaves_nothing_behind() {
         .collect();
     assert!(left.is_empty(), "{left:?}");
     // The relay was told: it would wait for minutes of silence.
-    eventually("the relay knows", PATIENCE, || {
+    eventually("the relay knows", TIMEOUT, || {
         lab.relay.status().unwrap().peers_up == 1
     });
 }

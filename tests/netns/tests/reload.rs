@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::flow::Flow;
 use common::mesh::Mesh;
-use common::{PATIENCE, binary, command, eventually, privileged, scrape, transfer};
+use common::{TIMEOUT, binary, command, eventually, privileged, scrape, transfer};
 use hyphae_rpc::method::{Peer, ReloadParams, ReloadResult, Status};
 use hyphae_rpc::{ClientError, code};
 use nix::sys::signal::{Signal, kill};
@@ -63,7 +63,7 @@ fn parent(pid: u32) -> u32 {
 
 #[test]
 fn a_relay_is_reconfigured_under_traffic_and_loses_none_of_it() {
-    if !privileged("a_relay_is_reconfigured_under_traffic_and_loses_none_of_it") {
+    if !privileged() {
         return;
     }
     let mut mesh = Mesh::new(4, &[(HUB, 0), (HUB, 2)]);
@@ -85,7 +85,7 @@ fn a_relay_is_reconfigured_under_traffic_and_loses_none_of_it() {
         let address = mesh.keys[to].address().ip();
         mesh.node(0).ping(address, Duration::from_secs(1)).is_ok()
     };
-    eventually("both ends reach each other", PATIENCE, || reached(&mesh, 2));
+    eventually("both ends reach each other", TIMEOUT, || reached(&mesh, 2));
     let start = mesh.node(HUB).status().unwrap();
     let flow = Flow::start(
         &mesh.namespaces[0],
@@ -111,8 +111,8 @@ fn a_relay_is_reconfigured_under_traffic_and_loses_none_of_it() {
         (keys(&done.applied), keys(&done.restart)),
         (vec!["peers"], vec!["stream.listen"])
     );
-    eventually("the new peer is up", PATIENCE, || has_peer(&mesh, "alive"));
-    eventually("it is reached", PATIENCE, || reached(&mesh, NEWCOMER));
+    eventually("the new peer is up", TIMEOUT, || has_peer(&mesh, "alive"));
+    eventually("it is reached", TIMEOUT, || reached(&mesh, NEWCOMER));
     assert_eq!(
         keys(&reload(&mesh, false).unwrap().restart),
         ["stream.listen"],
@@ -137,13 +137,11 @@ fn a_relay_is_reconfigured_under_traffic_and_loses_none_of_it() {
         keys(&reload(&mesh, false).unwrap().applied),
         ["routing.export"]
     );
-    eventually("the route ends at the neighbour", PATIENCE, || {
-        !known(&mesh)
-    });
+    eventually("the route ends at the neighbour", TIMEOUT, || !known(&mesh));
     assert!(has_peer(&mesh, "alive"));
     mesh.configure(HUB, &format!("peers = [\"{peer}\"]\n{COMMON}"));
     reload(&mesh, false).unwrap();
-    eventually("the route is told again", PATIENCE, || known(&mesh));
+    eventually("the route is told again", TIMEOUT, || known(&mesh));
     flow.goes_on();
 
     // Topics and the deny-list, by SIGHUP to the supervisor, which nothing else notices.
@@ -154,14 +152,14 @@ fn a_relay_is_reconfigured_under_traffic_and_loses_none_of_it() {
     mesh.configure(HUB, &denied);
     let before = reloads(&mesh, "done");
     hang_up(parent(start.pid));
-    eventually("SIGHUP reloads", PATIENCE, || {
+    eventually("SIGHUP reloads", TIMEOUT, || {
         reloads(&mesh, "done") == before + 1
     });
     let client = &mesh.node(HUB).client;
     assert!(!client.get_default_topic_action().unwrap());
     assert_eq!(client.get_topics().unwrap().len(), 1);
-    eventually("the peer is gone", PATIENCE, || !has_peer(&mesh, "alive"));
-    eventually("the log says old → new", PATIENCE, || {
+    eventually("the peer is gone", TIMEOUT, || !has_peer(&mesh, "alive"));
+    eventually("the log says old → new", TIMEOUT, || {
         let log = mesh.node(HUB).log();
         let mut lines = log.lines();
         let from_to = |line: &str| {
@@ -189,7 +187,7 @@ fn a_relay_is_reconfigured_under_traffic_and_loses_none_of_it() {
         assert!(error.message.contains(expected), "{}", error.message);
     }
     hang_up(start.pid);
-    eventually("both refusals are counted", PATIENCE, || {
+    eventually("both refusals are counted", TIMEOUT, || {
         reloads(&mesh, "refused") == before + 2
     });
     mesh.configure(HUB, &denied);
@@ -221,7 +219,7 @@ fn a_relay_is_reconfigured_under_traffic_and_loses_none_of_it() {
     assert!(said.contains("log_level: \"info\" → \"debug\""), "{said}");
     let dataplane = start.dataplane.as_ref().unwrap().pid;
     hang_up(dataplane);
-    eventually("the dataplane has read it", PATIENCE, || {
+    eventually("the dataplane has read it", TIMEOUT, || {
         let log = mesh.node(HUB).log();
         log.lines()
             .any(|line| line.contains("log level") && line.contains("debug"))
@@ -235,7 +233,7 @@ fn a_relay_is_reconfigured_under_traffic_and_loses_none_of_it() {
 
 #[test]
 fn a_gateway_comes_and_goes_by_reloads_of_gateway_relay_and_host() {
-    if !privileged("a_gateway_comes_and_goes_by_reloads_of_gateway_relay_and_host") {
+    if !privileged() {
         return;
     }
     const SITE: &str = "fd12:3456::/48";
@@ -268,7 +266,7 @@ fn a_gateway_comes_and_goes_by_reloads_of_gateway_relay_and_host() {
             1 << 16,
         )
     };
-    eventually("the ends know each other", PATIENCE, || {
+    eventually("the ends know each other", TIMEOUT, || {
         mesh.node(host)
             .ping(mesh.keys[gateway].address().ip(), Duration::from_secs(1))
             .is_ok()
@@ -278,25 +276,25 @@ fn a_gateway_comes_and_goes_by_reloads_of_gateway_relay_and_host() {
     set(gateway, "announce", &announced);
     let rule = "[{ action = \"accept\", prefix = \"fd12::/16\" }]";
     set(relay, "import", rule);
-    eventually("the relay passes it on", PATIENCE, || known(relay));
+    eventually("the relay passes it on", TIMEOUT, || known(relay));
     assert!(!routed(), "the host has not asked for it");
     set(host, "reach", "[\"fd12::/16\"]");
-    eventually("the host has a route", PATIENCE, routed);
+    eventually("the host has a route", TIMEOUT, routed);
     reached();
 
     set(host, "reach", "[]");
-    eventually("it does not want it any more", PATIENCE, || !routed());
+    eventually("it does not want it any more", TIMEOUT, || !routed());
     assert!(known(relay), "the others are not asked");
     set(host, "reach", &announced);
-    eventually("it wants it again", PATIENCE, routed);
+    eventually("it wants it again", TIMEOUT, routed);
     reached();
 
     set(gateway, "announce", "[]");
-    eventually("the gateway takes it back", PATIENCE, || {
+    eventually("the gateway takes it back", TIMEOUT, || {
         !routed() && !known(relay) && !known(host)
     });
     set(gateway, "announce", &announced);
-    eventually("and gives it again", PATIENCE, routed);
+    eventually("and gives it again", TIMEOUT, routed);
     reached();
     for (n, before) in before.iter().enumerate() {
         let now = mesh.node(n).status().unwrap();

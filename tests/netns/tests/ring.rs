@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
-use common::{PATIENCE, binary, eventually};
+use common::{TIMEOUT, binary, eventually};
 use hyphae_shm::record::{Generation, Program};
 use hyphae_shm::stats::{Counter, counter_at};
 use hyphae_shm::{Doorbell, Segment};
@@ -40,7 +40,7 @@ fn records_that_are_none_are_refused_and_counted() {
         .stdin(Stdio::null());
     let mut dataplane = Dataplane(command.spawn().unwrap());
     let mut stream = None;
-    eventually("the dataplane listens", PATIENCE, || {
+    eventually("the dataplane listens", TIMEOUT, || {
         stream = UnixStream::connect(run.join("dataplane.sock")).ok();
         stream.is_some()
     });
@@ -61,7 +61,7 @@ fn records_that_are_none_are_refused_and_counted() {
     if ring.publish() {
         bell.ring();
     }
-    eventually("both are refused", PATIENCE, || {
+    eventually("both are refused", TIMEOUT, || {
         count(Counter::ProgramRefused) == 2
     });
     // The next one counts.
@@ -69,7 +69,7 @@ fn records_that_are_none_are_refused_and_counted() {
     if ring.publish() {
         bell.ring();
     }
-    eventually("a good one is taken", PATIENCE, || {
+    eventually("a good one is taken", TIMEOUT, || {
         count(Counter::ProgramRecords) == 3
     });
     assert_eq!(count(Counter::ProgramRefused), 2);

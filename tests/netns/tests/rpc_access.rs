@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::node::{Node, exchange, request};
-use common::{PATIENCE, binary, eventually, file, privileged};
+use common::{TIMEOUT, binary, eventually, file, privileged};
 use hyphae::lab::Namespace;
 use hyphae_rpc::{Base64, Client, code};
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
@@ -58,13 +58,13 @@ fn get_info() -> String {
 
 fn over_tcp(at: SocketAddr, request: &str) -> (u16, String) {
     let stream = TcpStream::connect(at).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     exchange(stream, request)
 }
 
 fn over_unix(at: &Path, request: &str) -> (u16, String) {
     let stream = UnixStream::connect(at).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     exchange(stream, request)
 }
 
@@ -77,14 +77,14 @@ fn many_descriptors() {
 
 #[test]
 fn other_users_of_the_host_are_refused_unless_named() {
-    if !privileged("other_users_of_the_host_are_refused_unless_named") {
+    if !privileged() {
         return;
     }
     let config = format!("[rpc]\nallow_uids = [{SOMEBODY}, {NOBODY}]\n");
     for (config, named) in [("", false), (config.as_str(), true)] {
         let node = Node::with(None, config);
         open_to_others(&node);
-        let [rpc, rest, metrics] = node.doors;
+        let [rpc, rest, metrics] = node.listeners;
         let socket = node.socket();
         let admin = || request("GET", "/api/v1/admin", "");
         let asked = move |uid: u32| {
@@ -119,11 +119,11 @@ fn other_users_of_the_host_are_refused_unless_named() {
 
 #[test]
 fn a_caller_that_has_closed_its_socket_changes_nothing() {
-    if !privileged("a_caller_that_has_closed_its_socket_changes_nothing") {
+    if !privileged() {
         return;
     }
     let node = Node::start();
-    let [rpc, rest, _] = node.doors;
+    let [rpc, rest, _] = node.listeners;
     let status = node.client().node_status().unwrap();
     let plane = Pid::from_raw(i32::try_from(status.pid).unwrap()).unwrap();
     // All of it is in the accept queue before the node looks at it.
@@ -151,7 +151,7 @@ fn a_caller_that_has_closed_its_socket_changes_nothing() {
 
 #[test]
 fn beyond_loopback_only_the_token_admits() {
-    if !privileged("beyond_loopback_only_the_token_admits") {
+    if !privileged() {
         return;
     }
     let token = "0123456789abcdef0123456789abcdef";
@@ -193,12 +193,12 @@ fn beyond_loopback_only_the_token_admits() {
     let path = token_file.path().display();
     let (mut node, _config) = start(&format!("[rpc]\ntoken_file = \"{path}\"\n"));
     let client = Client::new(state.path().join("run/rpc.sock"));
-    eventually("the node answers", PATIENCE, || client.get_info().is_ok());
+    eventually("the node answers", TIMEOUT, || client.get_info().is_ok());
     let ask = |inside: &Namespace, header: &'static str| {
         let request = get_info().replacen("Connection", &format!("{header}Connection"), 1);
         inside.run(move || over_tcp(place, &request).0).unwrap()
     };
-    eventually("it listens", PATIENCE, || {
+    eventually("it listens", TIMEOUT, || {
         there
             .run(move || TcpStream::connect(place).is_ok())
             .unwrap()
@@ -216,7 +216,7 @@ fn beyond_loopback_only_the_token_admits() {
 #[test]
 fn requests_of_pages_are_refused_at_every_listener() {
     let node = Node::start();
-    let [rpc, rest, metrics] = node.doors;
+    let [rpc, rest, metrics] = node.listeners;
     let get = |path: &str, headers: &str| {
         format!("GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n")
     };
@@ -252,12 +252,12 @@ fn requests_of_pages_are_refused_at_every_listener() {
 
 #[test]
 fn idle_connections_keep_nobody_out() {
-    if !privileged("idle_connections_keep_nobody_out") {
+    if !privileged() {
         return;
     }
     many_descriptors();
     let node = Node::with(Some(1024), "");
-    let [rpc, rest, metrics] = node.doors;
+    let [rpc, rest, metrics] = node.listeners;
     let socket = node.socket();
     // Of root, on its own socket, and of another user on the others, all at once.
     let silent = |_| UnixStream::connect(&socket);
@@ -279,14 +279,14 @@ fn idle_connections_keep_nobody_out() {
 #[test]
 fn bodies_that_never_end_hold_back_no_other_listener_and_end() {
     let node = Node::start();
-    let [rpc, ..] = node.doors;
+    let [rpc, ..] = node.listeners;
     let head = "POST /rpc HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                 Transfer-Encoding: chunked\r\n\r\n";
     // Long enough to hold the room for long requests, and then nothing more.
     let mut endless: Vec<_> = (0..4)
         .map(|_| {
             let mut stream = TcpStream::connect(rpc).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             let chunk = "x".repeat((1 << 20) + 1);
             write!(stream, "{head}{:x}\r\n{chunk}\r\n", chunk.len()).unwrap();
             stream
@@ -321,7 +321,7 @@ fn a_batch_stops_where_its_answer_is_long_and_loses_nothing() {
     let mut batch = vec![discover; 999];
     batch.push(serde_json::from_str(&call("popMessage", &pop(0))).unwrap());
     let body = request("POST", "/rpc", &json!(batch).to_string());
-    let (status, answer) = over_tcp(node.doors[0], &body);
+    let (status, answer) = over_tcp(node.listeners[0], &body);
     assert_eq!(status, 200);
     assert!(answer.len() < 6 << 20, "{} bytes", answer.len());
     let answers: Vec<Value> = serde_json::from_str(&answer).unwrap();

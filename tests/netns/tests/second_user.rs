@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use common::{PATIENCE, binary, eventually, privileged};
+use common::{TIMEOUT, binary, eventually, privileged};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -71,7 +71,7 @@ impl Node {
             command.uid(self.uid).gid(self.uid);
         }
         self.child = Some(command.spawn().unwrap());
-        eventually("the node answers", PATIENCE, || {
+        eventually("the node answers", TIMEOUT, || {
             self.run(self.uid, &["status"]).status.success()
         });
     }
@@ -125,7 +125,7 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn root_starts_no_node_in_a_directory_that_another_user_owns_or_may_write() {
-    if !privileged("root_starts_no_node_in_a_directory_that_another_user_owns_or_may_write") {
+    if !privileged() {
         return;
     }
     for place in ["state", "run"] {
@@ -157,9 +157,7 @@ fn root_starts_no_node_in_a_directory_that_another_user_owns_or_may_write() {
 
 #[test]
 fn state_and_sockets_have_their_modes_whatever_the_umask_of_whoever_starts_the_node() {
-    if !privileged(
-        "state_and_sockets_have_their_modes_whatever_the_umask_of_whoever_starts_the_node",
-    ) {
+    if !privileged() {
         return;
     }
     let mut node = Node::new();
@@ -190,7 +188,7 @@ fn state_and_sockets_have_their_modes_whatever_the_umask_of_whoever_starts_the_n
 
 #[test]
 fn a_topic_leads_nowhere_that_its_setter_does_not_reach_also_after_a_restart() {
-    if !privileged("a_topic_leads_nowhere_that_its_setter_does_not_reach_also_after_a_restart") {
+    if !privileged() {
         return;
     }
     let mut node = Node::new();
@@ -230,7 +228,7 @@ fn a_topic_leads_nowhere_that_its_setter_does_not_reach_also_after_a_restart() {
 /// The planes of `hyphae up` are started as `/proc/self/exe` and show their program to nobody who lacks CAP_SYS_PTRACE.
 #[test]
 fn a_node_without_privileges_leads_no_topic_to_a_node_of_the_same_user() {
-    if !privileged("a_node_without_privileges_leads_no_topic_to_a_node_of_the_same_user") {
+    if !privileged() {
         return;
     }
     let (mut node, mut other) = (Node::theirs(), Node::theirs());

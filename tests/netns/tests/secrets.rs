@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{PATIENCE, binary, eventually, own_place, privileged};
+use common::{TIMEOUT, binary, eventually, own_place, privileged};
 use hyphae::lab::LabNode;
 use hyphae_store::files;
 
@@ -77,7 +77,7 @@ fn parent(pid: u32) -> u32 {
 
 #[test]
 fn a_key_is_in_one_place_only() {
-    if !privileged("a_key_is_in_one_place_only") {
+    if !privileged() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -110,7 +110,7 @@ fn a_key_is_in_one_place_only() {
     // A link and a session, again and again, begun by either end.
     for round in 0..3 {
         let (one, two) = (&nodes[0], &nodes[1]);
-        eventually("connected", PATIENCE, || {
+        eventually("connected", TIMEOUT, || {
             one.ping(two.address(), Duration::from_secs(1)).is_ok()
                 && two.ping(one.address(), Duration::from_secs(1)).is_ok()
         });
@@ -167,7 +167,7 @@ impl Drop for Ends {
 
 #[test]
 fn other_processes_of_the_nodes_user_cannot_look_into_either_plane() {
-    if !privileged("other_processes_of_the_nodes_user_cannot_look_into_either_plane") {
+    if !privileged() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -182,7 +182,7 @@ fn other_processes_of_the_nodes_user_cannot_look_into_either_plane() {
     up.stdout(Stdio::null()).stderr(Stdio::inherit());
     let _node = Ends(up.uid(USER).gid(USER).spawn().unwrap());
     let mut planes = None;
-    eventually("the node answers", PATIENCE, || {
+    eventually("the node answers", TIMEOUT, || {
         let mut status = Command::new(binary());
         status.args(["status", "--json", "--socket-dir"]);
         let output = status.arg(path("run")).output().unwrap();

@@ -11,7 +11,7 @@ use std::net::UdpSocket;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, PATIENT_LINKS, eventually, file, lab, nft, privileged, transfer};
+use common::{TIMEOUT, UNTIMED_LINKS, eventually, file, lab, nft, privileged, transfer};
 use hyphae::lab::{Lab, LabNode, Namespace, Spec};
 use hyphae_rpc::method::{Peer, ReloadResult};
 use nix::sys::signal::{Signal, kill};
@@ -46,8 +46,8 @@ impl Streams {
     }
 
     /// From now on only an event ends a link.
-    fn be_patient(&self) {
-        std::fs::write(self.config.path(), format!("{CONFIG}{PATIENT_LINKS}")).unwrap();
+    fn use_long_timeouts(&self) {
+        std::fs::write(self.config.path(), format!("{CONFIG}{UNTIMED_LINKS}")).unwrap();
         for node in [&self.lab.client, &self.lab.relay, &self.lab.server] {
             let params = json!({ "dryRun": false });
             let _: ReloadResult = node.client.call("config.reload", params).unwrap();
@@ -82,7 +82,7 @@ impl Streams {
     }
 
     fn wait_for(&self, transport: &str) {
-        eventually(transport, PATIENCE, || {
+        eventually(transport, TIMEOUT, || {
             let used = self.transports();
             used.len() == 4 && used.iter().all(|used| used == transport)
         });
@@ -107,7 +107,7 @@ fn both_ways(streams: &Streams) {
 
 #[test]
 fn links_move_to_tcp_and_back_to_udp_and_carry_traffic_all_the_time() {
-    if !privileged("links_move_to_tcp_and_back_to_udp_and_carry_traffic_all_the_time") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -121,11 +121,11 @@ fn links_move_to_tcp_and_back_to_udp_and_carry_traffic_all_the_time() {
         assert_eq!(counter(&lab.relay, "stream_accepted"), 0);
         streams.block_udp();
         streams.wait_for("tcp");
-        lab.wait_until_connected(PATIENCE).unwrap();
+        lab.wait_until_connected(TIMEOUT).unwrap();
         let before = counter(&lab.relay, "stream_rx_frames");
         both_ways(&streams);
         // What the thread counts is shown a moment later.
-        eventually("all frames came over TCP", PATIENCE, || {
+        eventually("all frames came over TCP", TIMEOUT, || {
             counter(&lab.relay, "stream_rx_frames") - before > 3000
         });
         assert!(counter(&lab.client, "stream_connected") >= 1);
@@ -133,11 +133,11 @@ fn links_move_to_tcp_and_back_to_udp_and_carry_traffic_all_the_time() {
         // From nothing, without UDP.
         let plane = lab.client.status().unwrap().dataplane.unwrap();
         lab.client.kill(plane.pid).unwrap();
-        eventually("the client's links are gone", PATIENCE, || {
+        eventually("the client's links are gone", TIMEOUT, || {
             let now = lab.client.status();
             now.is_ok_and(|now| now.dataplane.is_some_and(|now| now.pid != plane.pid))
         });
-        lab.wait_until_connected(PATIENCE).unwrap();
+        lab.wait_until_connected(TIMEOUT).unwrap();
         streams.wait_for("tcp");
         both_ways(&streams);
 
@@ -147,14 +147,14 @@ fn links_move_to_tcp_and_back_to_udp_and_carry_traffic_all_the_time() {
         let took = began.elapsed();
         // Without this configuration nobody would look before.
         assert!(took < Duration::from_secs(48), "back to UDP after {took:?}");
-        lab.wait_until_connected(PATIENCE).unwrap();
+        lab.wait_until_connected(TIMEOUT).unwrap();
         both_ways(&streams);
     }
 }
 
 #[test]
 fn a_tcp_peer_uses_tcp_only() {
-    if !privileged("a_tcp_peer_uses_tcp_only") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -171,7 +171,7 @@ fn a_tcp_peer_uses_tcp_only() {
     let removed: bool = client.client.call("deletePeer", params).unwrap();
     assert!(removed);
     add("tcp");
-    streams.lab.wait_until_connected(PATIENCE).unwrap();
+    streams.lab.wait_until_connected(TIMEOUT).unwrap();
     let at_client = peers(client);
     assert!(
         at_client.iter().all(|peer| peer.endpoint.proto == "tcp"),
@@ -183,7 +183,7 @@ fn a_tcp_peer_uses_tcp_only() {
 
 #[test]
 fn a_receiver_that_stands_still_does_not_hold_up_the_others() {
-    if !privileged("a_receiver_that_stands_still_does_not_hold_up_the_others") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -191,9 +191,9 @@ fn a_receiver_that_stands_still_does_not_hold_up_the_others() {
     let lab = &streams.lab;
     streams.block_udp();
     streams.wait_for("tcp");
-    lab.wait_until_connected(PATIENCE).unwrap();
+    lab.wait_until_connected(TIMEOUT).unwrap();
     // The relay does not get rid of the receiver: whoever is held up by it stays so.
-    streams.be_patient();
+    streams.use_long_timeouts();
     let [_, _, server] = streams.namespaces();
     let stopped = lab.client.status().unwrap().dataplane.unwrap().pid;
     let stopped = Pid::from_raw(i32::try_from(stopped).unwrap());
@@ -203,7 +203,7 @@ fn a_receiver_that_stands_still_does_not_hold_up_the_others() {
         .unwrap()
         .unwrap();
     let full = || counter(&lab.relay, "stream_queue") > 0;
-    eventually("the queue is full", PATIENCE, || {
+    eventually("the queue is full", TIMEOUT, || {
         kill(stopped, Signal::SIGSTOP).unwrap();
         // Until the relay's routing gives the neighbour up; if that comes first, once more.
         let began = Instant::now();
@@ -212,11 +212,11 @@ fn a_receiver_that_stands_still_does_not_hold_up_the_others() {
                 socket.send_to(&[0; 1200], (to, 9)).unwrap();
             }
             // The server's link is the way of these frames to the relay.
-            let answer = lab.relay.ping(from, PATIENCE);
+            let answer = lab.relay.ping(from, TIMEOUT);
             answer.expect("the other peer answers");
         }
         kill(stopped, Signal::SIGCONT).unwrap();
-        lab.wait_until_connected(PATIENCE).unwrap();
+        lab.wait_until_connected(TIMEOUT).unwrap();
         full()
     });
 }

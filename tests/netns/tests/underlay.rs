@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{
-    PATIENCE, binary, command, eventually, forward_packets, host_up, privileged, transfer,
+    TIMEOUT, binary, command, eventually, forward_packets, host_up, privileged, transfer,
 };
 use hyphae::lab::{LabNode, Namespace};
 use hyphae_store::files;
@@ -64,7 +64,7 @@ impl Two {
             directory,
             nodes: [None, None],
         };
-        eventually("the underlay works", PATIENCE, || {
+        eventually("the underlay works", TIMEOUT, || {
             pings(&two.ends[0], "2001:db8:1::2")
         });
         two
@@ -121,9 +121,7 @@ impl Two {
         );
         two.start(0, ANNOUNCE, dial[0]);
         two.start(1, REACH, dial[1]);
-        eventually("the site is reached", PATIENCE, || {
-            pings(&two.ends[1], SITE)
-        });
+        eventually("the site is reached", TIMEOUT, || pings(&two.ends[1], SITE));
         two
     }
 }
@@ -143,7 +141,7 @@ fn route(inside: &Namespace, to: &str) -> String {
 
 #[test]
 fn a_route_that_covers_the_addresses_of_peers_leaves_underlay_packets_alone() {
-    if !privileged("a_route_that_covers_the_addresses_of_peers_leaves_underlay_packets_alone") {
+    if !privileged() {
         return;
     }
     let two = Two::with_site([None, Some("udp://[2001:db8:0::2]:9670")]);
@@ -172,16 +170,16 @@ fn a_route_that_covers_the_addresses_of_peers_leaves_underlay_packets_alone() {
         let (priority, _) = rule.split_once(':').unwrap();
         command(user, &format!("ip -6 rule del pref {priority}"));
     }
-    eventually("the rules are there again", PATIENCE, || rules() == before);
-    eventually("the site is reached", PATIENCE, || pings(user, SITE));
+    eventually("the rules are there again", TIMEOUT, || rules() == before);
+    eventually("the site is reached", TIMEOUT, || pings(user, SITE));
     // So are routes in a table of their own.
     command(user, "ip -6 route flush proto 96 table all");
-    eventually("the site is reached", PATIENCE, || pings(user, SITE));
+    eventually("the site is reached", TIMEOUT, || pings(user, SITE));
 }
 
 #[test]
 fn stream_links_are_not_captured_either_whoever_dials() {
-    if !privileged("stream_links_are_not_captured_either_whoever_dials") {
+    if !privileged() {
         return;
     }
     for dial in [
@@ -196,7 +194,7 @@ fn stream_links_are_not_captured_either_whoever_dials() {
 
 #[test]
 fn without_a_mark_routes_that_cover_the_address_of_a_peer_are_left_out() {
-    if !privileged("without_a_mark_routes_that_cover_the_address_of_a_peer_are_left_out") {
+    if !privileged() {
         return;
     }
     let mut two = Two::new();
@@ -205,20 +203,20 @@ fn without_a_mark_routes_that_cover_the_address_of_a_peer_are_left_out() {
     let reach = "underlay_mark = 0\n[routing]\nreach = [\"2000::/3\", \"fd12::/16\"]\n";
     two.start(1, reach, Some("udp://[2001:db8:0::2]:9670"));
     let user = &two.ends[1];
-    eventually("the other route is there", PATIENCE, || {
+    eventually("the other route is there", TIMEOUT, || {
         command(user, "ip -6 route show").contains("fd12::/48 dev hyphae0")
     });
-    eventually("it is said", PATIENCE, || {
+    eventually("it is said", TIMEOUT, || {
         let problem = two.node(1).status().unwrap().host_problem;
         problem.is_some_and(|problem| problem.contains("no route to 2000::/3"))
     });
     assert!(!command(user, "ip -6 route show").contains("2000::/3"));
-    eventually("the link stands", PATIENCE, || two.is_linked());
+    eventually("the link stands", TIMEOUT, || two.is_linked());
 }
 
 #[test]
 fn a_scoped_address_is_dialled_on_an_interface_that_is_made_again() {
-    if !privileged("a_scoped_address_is_dialled_on_an_interface_that_is_made_again") {
+    if !privileged() {
         return;
     }
     let mut two = Two::new();
@@ -231,9 +229,9 @@ fn a_scoped_address_is_dialled_on_an_interface_that_is_made_again() {
     cable(&two);
     two.start(0, "", None);
     two.start(1, "", Some("udp://[fe80::1%plug]:9670"));
-    eventually("they are linked", PATIENCE, || two.is_linked());
+    eventually("they are linked", TIMEOUT, || two.is_linked());
     command(&two.ends[1], "ip link del plug");
-    eventually("the link is gone", PATIENCE, || !two.is_linked());
+    eventually("the link is gone", TIMEOUT, || !two.is_linked());
     cable(&two);
     let began = std::time::Instant::now();
     eventually("they are linked again", Duration::from_secs(30), || {
@@ -244,7 +242,7 @@ fn a_scoped_address_is_dialled_on_an_interface_that_is_made_again() {
 
 #[test]
 fn a_name_that_has_moved_is_found_by_the_retries_of_its_dead_peer() {
-    if !privileged("a_name_that_has_moved_is_found_by_the_retries_of_its_dead_peer") {
+    if !privileged() {
         return;
     }
     let mut two = Two::new();

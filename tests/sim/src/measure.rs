@@ -11,7 +11,7 @@ use crate::violation::Violation;
 use crate::world::World;
 
 /// Time limit for convergence.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 /// Resolution of measured times.
 const STEP: Duration = Duration::from_millis(10);
 /// Time without a route change after which a mesh counts as settled.
@@ -119,7 +119,7 @@ pub fn measure(case: &Case, mut report: impl FnMut(&str)) -> Result<Measured, Vi
         }
     };
     while world.complete_at().is_none() {
-        if elapsed(world.now()) > PATIENCE {
+        if elapsed(world.now()) > TIMEOUT {
             // Returns the first pair without a route.
             world.check_reachability()?;
             break;
@@ -129,7 +129,7 @@ pub fn measure(case: &Case, mut report: impl FnMut(&str)) -> Result<Measured, Vi
     }
     let complete = elapsed(world.complete_at().unwrap_or(world.now()));
     let until_complete = Traffic::of(&world);
-    while world.now().since(world.last_change()) < CALM && elapsed(world.now()) < PATIENCE {
+    while world.now().since(world.last_change()) < CALM && elapsed(world.now()) < TIMEOUT {
         world.run_for(STEP)?;
         tell(&world);
     }

@@ -66,8 +66,8 @@ pub fn plan<E: Engine>(world: &mut World<E>, random: &mut Random, chaos: &Chaos,
             0..5 => {
                 let directions = [[true, true], [true, false], [false, true]][random.index(3)];
                 world.plan(at, Fault::Cut(link, directions));
-                let mended = (at + random.duration(chaos.cut_max)).min(end);
-                world.plan(mended, Fault::Mend(link));
+                let repaired = (at + random.duration(chaos.cut_max)).min(end);
+                world.plan(repaired, Fault::Mend(link));
             }
             5..8 => {
                 let nodes = u64::try_from(world.nodes().len()).unwrap_or(1);

@@ -133,8 +133,8 @@ fn replayed_announcements_attract_no_traffic() -> Result<(), Violation> {
             .collect();
         for (prefix, proofs) in &before {
             let newest = after[prefix];
-            let begun_anew = owner(&world, *prefix) != NEIGHBOUR;
-            assert!(!begun_anew || *proofs.last_key_value().unwrap().0 < newest);
+            let restarted = owner(&world, *prefix) != NEIGHBOUR;
+            assert!(!restarted || *proofs.last_key_value().unwrap().0 < newest);
             for (serial, origin) in proofs.iter().filter(|(serial, _)| **serial < newest) {
                 assert!(*serial < newest);
                 claim(&mut world, *prefix, RouterId::of(&origin.key), *origin);

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub(crate) use super::common::PATIENCE;
+pub(crate) use super::common::TIMEOUT;
 use super::common::{binary, eventually, own_place};
 
 /// Who peers with whom; listening needs no entry.
@@ -65,7 +65,7 @@ impl Mesh {
     pub(crate) fn wait_until_connected(&self) {
         for from in &self.nodes {
             for to in self.nodes.iter().filter(|to| to.key != from.key) {
-                eventually("the nodes reach each other", PATIENCE, || from.pings(to));
+                eventually("the nodes reach each other", TIMEOUT, || from.pings(to));
             }
         }
     }
@@ -118,7 +118,7 @@ impl Node {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.stderr(log.unwrap()).spawn().unwrap();
         self.child = Some(child);
-        eventually("the node answers", PATIENCE, || {
+        eventually("the node answers", TIMEOUT, || {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             assert_eq!(ended, None, "{}", self.log());
             let status = self.client.node_status();
@@ -143,7 +143,7 @@ impl Node {
     }
 
     /// The same where it has to succeed; what it prints.
-    pub(crate) fn told(&self, line: &[&str]) -> String {
+    pub(crate) fn printed(&self, line: &[&str]) -> String {
         let output = self.hyphae(line);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{line:?}: {error}");
@@ -227,7 +227,7 @@ impl Node {
     /// Waits until a message that was sent is settled.
     pub(crate) fn settled(&self, id: &str) -> MessageInfo {
         let mut found = None;
-        eventually("the message is settled", PATIENCE, || {
+        eventually("the message is settled", TIMEOUT, || {
             let id = id.to_owned();
             let info = self
                 .client
@@ -319,10 +319,10 @@ pub(crate) fn outgoing(to: &Node, topic: &str, payload: &[u8]) -> OutgoingMessag
 
 /// Waits for the end of a process.
 fn wait_for(process: &OwnedFd) {
-    let patience = Timespec::try_from(PATIENCE).unwrap();
+    let timeout = Timespec::try_from(TIMEOUT).unwrap();
     let mut fds = [PollFd::new(process, PollFlags::IN)];
     assert_eq!(
-        poll(&mut fds, Some(&patience)).unwrap(),
+        poll(&mut fds, Some(&timeout)).unwrap(),
         1,
         "the process ends"
     );

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use serde_json::{Value, json};
 
-use super::mesh::PATIENCE;
+use super::mesh::TIMEOUT;
 
 pub(crate) const FRAMINGS: [&str; 3] = ["eof", "http", "json-lines"];
 
@@ -23,7 +23,7 @@ impl Gate {
         *count += 1;
         changed.notify_all();
         let full = |count: &mut usize| *count / self.1 <= round;
-        let (_count, waited) = changed.wait_timeout_while(count, PATIENCE, full).unwrap();
+        let (_count, waited) = changed.wait_timeout_while(count, TIMEOUT, full).unwrap();
         assert!(!waited.timed_out(), "{} requests at once", self.1);
     }
 }
@@ -118,7 +118,7 @@ pub(crate) fn ask(path: &Path, framing: &str, requests: &[Vec<u8>]) {
 
 fn connect(path: &Path) -> UnixStream {
     let stream = UnixStream::connect(path).unwrap();
-    stream.set_read_timeout(Some(2 * PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(2 * TIMEOUT)).unwrap();
     stream
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hyphae::lab::Namespace;
 
-use super::{PATIENCE, eventually};
+use super::{TIMEOUT, eventually};
 
 /// Datagrams that are sent one after the other and have to come back: one that is lost ends it.
 pub(crate) struct Flow {
@@ -54,7 +54,7 @@ impl Flow {
                     break;
                 }
                 asking.send(&n.to_le_bytes()).map_err(|e| e.to_string())?;
-                let deadline = Instant::now() + PATIENCE;
+                let deadline = Instant::now() + TIMEOUT;
                 while asking.recv(&mut buffer).is_err() {
                     if Instant::now() > deadline {
                         return Err(format!("datagram {n} did not come back"));
@@ -77,7 +77,7 @@ impl Flow {
     /// Waits until it has gone on for a while.
     pub(crate) fn goes_on(&self) {
         let from = self.done.load(Ordering::Relaxed);
-        eventually("the flow goes on", 2 * PATIENCE, || {
+        eventually("the flow goes on", 2 * TIMEOUT, || {
             self.done.load(Ordering::Relaxed) > from + 50
         });
     }

@@ -11,7 +11,7 @@ use hyphae_wire::PublicKey;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{PATIENCE, binary, command, eventually, host_up};
+use super::{TIMEOUT, binary, command, eventually, host_up};
 
 const NAMES: [&str; 8] = [
     "node0", "node1", "node2", "node3", "node4", "node5", "node6", "node7",
@@ -122,7 +122,8 @@ impl Mesh {
         std::fs::write(self.file(n), config).unwrap();
     }
 
-    fn file(&self, n: usize) -> PathBuf {
+    /// The configuration file of a node.
+    pub(crate) fn file(&self, n: usize) -> PathBuf {
         self.directory.path().join(format!("{}.toml", NAMES[n]))
     }
 
@@ -136,7 +137,7 @@ impl Mesh {
         node.crash().unwrap();
         // A process that was killed lets go of its files only when the kernel has taken it apart.
         let state = files::prepare_directory(node.directory()).unwrap();
-        eventually("the dead lets go", PATIENCE, || files::lock(&state).is_ok());
+        eventually("the dead lets go", TIMEOUT, || files::lock(&state).is_ok());
     }
 
     /// Pulls or plugs in the cable with this number, from 1.

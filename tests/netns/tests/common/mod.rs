@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 
 pub(crate) mod flow;
+pub(crate) mod local;
 pub(crate) mod mesh;
 pub(crate) mod node;
 
@@ -18,10 +19,10 @@ use hyphae::lab::{Lab, Namespace, Spec};
 use tempfile::NamedTempFile;
 
 /// How long anything may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Links that only an event ends: their timers give nothing up as long as any test waits.
-pub(crate) const PATIENT_LINKS: &str =
+pub(crate) const UNTIMED_LINKS: &str =
     "[session]\nkeepalive_seconds = 60\ndead_after_seconds = 600\nlost_after_ms = 600000\n";
 
 /// The `hyphae` binary, built if needed with the profile of this test.
@@ -78,7 +79,7 @@ pub(crate) fn own_place() -> SocketAddr {
 /// Waits until the host in a namespace has its address of the overlay, and the route that comes with it: the control
 /// plane sets its device up after it has begun to answer.
 pub(crate) fn host_up(inside: &Namespace, address: Ipv6Addr) {
-    eventually("the host has its address and route", PATIENCE, || {
+    eventually("the host has its address and route", TIMEOUT, || {
         let reach = move || UdpSocket::bind((address, 0))?.connect("[400::1]:9");
         inside.run(reach).unwrap().is_ok()
     });
@@ -93,7 +94,7 @@ const TOOLS: [(&str, &str); 3] = [
 
 /// Whether this process may make namespaces, and has what it takes to set them up. A failure under CI, a loud skip
 /// elsewhere.
-pub(crate) fn privileged(test: &str) -> bool {
+pub(crate) fn privileged() -> bool {
     let mut lacks = Vec::new();
     if !rustix::process::geteuid().is_root() {
         lacks.push("root, for network namespaces".to_owned());
@@ -106,9 +107,7 @@ pub(crate) fn privileged(test: &str) -> bool {
     if lacks.is_empty() {
         return true;
     }
-    let ci = std::env::var_os("CI").is_some();
-    assert!(!ci, "{test} needs {}, which CI has", lacks.join(", "));
-    eprintln!("SKIPPED: {test} needs {}", lacks.join(", "));
+    hyphae_test_skip::lacks(&lacks.join(", "));
     false
 }
 
@@ -155,7 +154,7 @@ pub(crate) fn lab(spec: &Spec) -> Lab {
         ..spec.clone()
     })
     .unwrap();
-    lab.wait_until_connected(PATIENCE).unwrap();
+    lab.wait_until_connected(TIMEOUT).unwrap();
     let namespaces = lab.namespaces.as_ref().unwrap();
     for (inside, node) in namespaces
         .iter()
@@ -183,7 +182,7 @@ pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, byte
     let connect = move || TcpStream::connect_timeout(&place, Duration::from_secs(10));
     let mut sending = None;
     // Right after a link has changed, the way may be gone for a moment.
-    eventually("a connection", PATIENCE, || {
+    eventually("a connection", TIMEOUT, || {
         sending = from.run(connect).unwrap().ok();
         sending.is_some()
     });
@@ -195,7 +194,7 @@ pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, byte
             break accepted;
         }
     };
-    receiving.set_read_timeout(Some(PATIENCE)).unwrap();
+    receiving.set_read_timeout(Some(TIMEOUT)).unwrap();
     let pattern = |at: usize| at.wrapping_mul(2_654_435_761).to_le_bytes()[1];
     let sender = std::thread::spawn(move || {
         let all: Vec<u8> = (0..bytes).map(pattern).collect();

@@ -10,12 +10,12 @@ use hyphae_rpc::Client;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{PATIENCE, binary, eventually, own_place};
+use super::{TIMEOUT, binary, eventually, own_place};
 
 pub(crate) struct Node {
     pub(crate) directory: TempDir,
     /// JSON-RPC, REST, metrics.
-    pub(crate) doors: [SocketAddr; 3],
+    pub(crate) listeners: [SocketAddr; 3],
     child: Option<Child>,
     /// Text of its configuration.
     config: String,
@@ -32,7 +32,7 @@ impl Node {
     pub(crate) fn with(descriptors: Option<u64>, config: &str) -> Self {
         let mut node = Self {
             directory: tempfile::tempdir().unwrap(),
-            doors: [own_place(), own_place(), own_place()],
+            listeners: [own_place(), own_place(), own_place()],
             child: None,
             config: config.to_owned(),
             descriptors,
@@ -54,8 +54,8 @@ impl Node {
         let config = self.directory.path().join("config.toml");
         std::fs::write(&config, &self.config).unwrap();
         command.args(["up", "--no-tun", "--listen", "127.0.0.1:0"]);
-        for (flag, door) in ["--rpc", "--rest", "--metrics"].iter().zip(self.doors) {
-            command.args([*flag, &door.to_string()]);
+        for (flag, listener) in ["--rpc", "--rest", "--metrics"].iter().zip(self.listeners) {
+            command.args([*flag, &listener.to_string()]);
         }
         command.arg("--config").arg(config);
         command.arg("--state-dir").arg(self.state());
@@ -65,8 +65,11 @@ impl Node {
         command.stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(command.spawn().unwrap());
         let client = self.client();
-        eventually("the node answers", PATIENCE, || {
-            let open = self.doors.iter().all(|at| TcpStream::connect(at).is_ok());
+        eventually("the node answers", TIMEOUT, || {
+            let open = self
+                .listeners
+                .iter()
+                .all(|at| TcpStream::connect(at).is_ok());
             client.get_info().is_ok() && open
         });
     }
@@ -90,8 +93,8 @@ impl Node {
         Client::new(self.socket())
     }
 
-    pub(crate) fn http(&self, door: usize, request: &str) -> (u16, String) {
-        let stream = TcpStream::connect(self.doors[door]).unwrap();
+    pub(crate) fn http(&self, listener: usize, request: &str) -> (u16, String) {
+        let stream = TcpStream::connect(self.listeners[listener]).unwrap();
         exchange(stream, request)
     }
 
@@ -135,7 +138,7 @@ pub(crate) struct Lines {
 impl Lines {
     pub(crate) fn connect(node: &Node) -> Self {
         let stream = UnixStream::connect(node.socket()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self {
             reader: BufReader::new(stream),
         }

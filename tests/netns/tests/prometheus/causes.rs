@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use super::panels::Panels;
 use crate::common::mesh::Mesh;
 use crate::common::{command, eventually, nft, scrape, transfer};
@@ -83,12 +83,12 @@ pub(crate) fn connect(mesh: &Mesh) {
         let ping = mesh.node(from).ping(address, Duration::from_millis(500));
         ping.is_ok()
     };
-    eventually("client and server reach each other", PATIENCE, || {
+    eventually("client and server reach each other", TIMEOUT, || {
         reaches(0, 2) && reaches(2, 0)
     });
     // The hosts too: their devices get address and route a moment later.
     let far = mesh.node(2).address().to_string();
-    eventually("the hosts reach each other", PATIENCE, || {
+    eventually("the hosts reach each other", TIMEOUT, || {
         answers(mesh, &far)
     });
 }
@@ -127,7 +127,7 @@ fn traffic(mesh: &Mesh) {
     }
     // A session that there was not before.
     let near = mesh.node(1).address();
-    mesh.node(0).ping(near, PATIENCE).unwrap();
+    mesh.node(0).ping(near, TIMEOUT).unwrap();
     // A call that fails.
     let nonsense = json!({ "endpoint": "nonsense" });
     let refused: Result<Value, _> = mesh.node(1).client.call("deletePeer", nonsense);
@@ -182,17 +182,17 @@ fn arrived(mesh: &Mesh, id: &str) -> bool {
 /// A message stands still between its ends, because its cable is pulled when a part of it is there.
 fn cut_a_message(mesh: &mut Mesh, panels: &mut Panels<'_>) {
     let mut len = 4 << 20;
-    eventually("a message stands still", PATIENCE * 2, || {
+    eventually("a message stands still", TIMEOUT * 2, || {
         let content: Vec<u8> = (0..len)
             .map(|at: u32| at.to_le_bytes()[at as usize % 3])
             .collect();
         let id = push(mesh, "large", &content);
-        eventually("a part of it is there", PATIENCE, || {
+        eventually("a part of it is there", TIMEOUT, || {
             value(mesh, 2, "hyphae_messages_incoming") > 0.0 || arrived(mesh, &id)
         });
         mesh.cable(2, "down");
         let mut seen = false;
-        eventually("it is seen, or was too fast", PATIENCE, || {
+        eventually("it is seen, or was too fast", TIMEOUT, || {
             let moves = |gauge: &str| {
                 let values = panels
                     .prometheus
@@ -209,7 +209,7 @@ fn cut_a_message(mesh: &mut Mesh, panels: &mut Panels<'_>) {
             panels.look();
         }
         mesh.cable(2, "up");
-        eventually("the whole message arrives", PATIENCE, || arrived(mesh, &id));
+        eventually("the whole message arrives", TIMEOUT, || arrived(mesh, &id));
         let params = PopMessageParams {
             peek: None,
             timeout: Some(60),
@@ -292,7 +292,7 @@ fn flood(mesh: &mut Mesh, _: &mut Panels<'_>) {
     }
     signal(pid, Signal::SIGCONT);
     // The kernel tells with the next datagram.
-    eventually("the relay knows of its loss", PATIENCE, || {
+    eventually("the relay knows of its loss", TIMEOUT, || {
         junk(64);
         counter(mesh, 1, "socket_overruns") > 0
     });
@@ -310,7 +310,7 @@ fn shrink_a_cable(mesh: &mut Mesh, panels: &mut Panels<'_>) {
     };
     set(1280);
     let far = mesh.node(2).address().to_string();
-    eventually("frames pass in two parts", PATIENCE, || {
+    eventually("frames pass in two parts", TIMEOUT, || {
         // The first of them only tells how much fits.
         ping(mesh, 0, &["-s", "1200", &far]);
         panels.look();
@@ -327,12 +327,12 @@ fn lose_probes(mesh: &mut Mesh, panels: &mut Panels<'_>) {
     };
     let loses = || peer().loss_permille.is_some_and(|loss| loss > 0);
     mesh.cable(2, "down");
-    eventually("a probe is missed", PATIENCE, || {
+    eventually("a probe is missed", TIMEOUT, || {
         loses() || peer().connection_state != "alive"
     });
     mesh.cable(2, "up");
-    // A peer that was given up meanwhile begins anew, and so does this.
-    eventually("the loss is seen", PATIENCE, || {
+    // A peer that was given up meanwhile restarts, and so does this.
+    eventually("the loss is seen", TIMEOUT, || {
         panels.look();
         !panels.waits_for("Loss by peer") || !loses()
     });
@@ -345,7 +345,7 @@ fn cross_workers(mesh: &mut Mesh, _: &mut Panels<'_>) {
     let (from, far) = (mesh.node(0).address(), mesh.node(2).address());
     eventually(
         "one worker is told what concerns the other",
-        PATIENCE,
+        TIMEOUT,
         || {
             let flows = mesh.namespaces[0].run(move || -> std::io::Result<Vec<UdpSocket>> {
                 (0..32).map(|_| UdpSocket::bind((from, 0))).collect()

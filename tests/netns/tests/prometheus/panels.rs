@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::server::Prometheus;
-use super::{PATIENCE, list, text};
+use super::{TIMEOUT, list, text};
 use crate::common::eventually;
 
 /// Full rings cannot be had at will from outside: that their series are there is enough. One of them moves in
@@ -77,7 +77,7 @@ impl<'a> Panels<'a> {
 
     /// Waits until a panel has been seen, for as long as its cause lasts.
     pub(crate) fn see(&mut self, title: &str) {
-        eventually(title, PATIENCE, || {
+        eventually(title, TIMEOUT, || {
             self.look();
             !self.waits_for(title)
         });
