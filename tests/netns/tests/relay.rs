@@ -182,7 +182,7 @@ fn nodes_with_different_numbers_of_workers_understand_each_other() {
 
 #[test]
 fn a_node_with_far_more_workers_than_its_peer_sends_from_all_of_them() {
-    if !privileged("a_node_with_far_more_workers_than_its_peer_sends_from_all_of_them") {
+    if !privileged() {
         return;
     }
     let _guard = ONE_AT_A_TIME.lock();
@@ -191,14 +191,14 @@ fn a_node_with_far_more_workers_than_its_peer_sends_from_all_of_them() {
         cores,
         ..Spec::default()
     });
-    eventually("eight lanes to the large node", PATIENCE, || {
+    eventually("eight lanes to the large node", TIMEOUT, || {
         let peers: Vec<Peer> = lab.relay.client.call("getPeers", json!({})).unwrap();
         peers
             .iter()
             .any(|peer| (peer.lanes, peer.lanes_active) == (8, 8))
     });
     // Each flow leaves by the TUN queue of its hash: some by that of a worker without a lane.
-    eventually("flows of workers without a lane", PATIENCE, || {
+    eventually("flows of workers without a lane", TIMEOUT, || {
         both_ways(&lab);
         counter(&lab.client, "handovers") > 0
     });

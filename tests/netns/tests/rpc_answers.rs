@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use common::node::{Lines, Node};
-use common::{PATIENCE, eventually};
+use common::{TIMEOUT, eventually};
 use hyphae_rpc::method::Peer;
 use hyphae_rpc::{Base64, METHODS};
 use serde_json::{Value, json};
@@ -247,11 +247,11 @@ fn peers(recorder: &mut Recorder, node: &Node, endpoint: &str) {
     recorder.call("deletePeer", json!({ "endpoint": endpoint }));
     recorder.call("addPeer", json!({ "endpoint": endpoint }));
     recorder.call("addPeer", json!({ "endpoint": endpoint }));
-    eventually("the peer is up", PATIENCE, || {
+    eventually("the peer is up", TIMEOUT, || {
         let peers: Vec<Peer> = node.client().get_peers().unwrap();
         peers.iter().any(|peer| peer.connection_state == "alive")
     });
-    eventually("a route is learnt", PATIENCE, || {
+    eventually("a route is learnt", TIMEOUT, || {
         let mut routes = node.client().get_selected_routes().unwrap().into_iter();
         routes.any(|route| route.next_hop == other && route.origin == "dynamic")
     });
@@ -411,7 +411,7 @@ fn pops(
     recorder.call("listMessages", json!({ "after": 1_000_000 }));
     recorder.call("popMessage", json!({ "topic": topic, "timeout": 60 }));
     let id = id.as_str().unwrap();
-    eventually("its sender has learnt that it was read", PATIENCE, || {
+    eventually("its sender has learnt that it was read", TIMEOUT, || {
         let asked = node.client().call::<Value>("getMessageInfo", json!([id]));
         asked.unwrap()["state"] == "read"
     });
