@@ -124,8 +124,7 @@ fn every_alert_has_a_case_and_a_way_out() {
 
 #[test]
 fn every_panel_moves_and_every_alert_is_evaluated() {
-    let name = "every_panel_moves_and_every_alert_is_evaluated";
-    if !privileged(name) || !installed(name) {
+    if !privileged() || !installed() {
         return;
     }
     let mut mesh = causes::start();
