@@ -153,7 +153,7 @@ fn peer_of(node: &Victim, key: PublicKey) -> Option<Peer> {
 }
 
 /// Four threads of unknown nodes of one address send first messages and join, each with a key of its own and with all
-/// the workers that can be claimed, as fast as they are admitted: the peer renews its link meanwhile, and a newcomer joins.
+/// the workers that can be claimed, as fast as they are admitted: the peer renews its link meanwhile, a newcomer joins.
 #[test]
 fn nodes_of_one_address_that_claim_the_most_workers_keep_nobody_out() {
     let program = binary();
