@@ -67,8 +67,7 @@ fn message(from: &LabNode, to: &LabNode, len: usize) {
 
 #[test]
 fn packets_are_as_large_as_links_carry_and_smaller_when_one_carries_less() {
-    const NAME: &str = "packets_are_as_large_as_links_carry_and_smaller_when_one_carries_less";
-    if !privileged(NAME) {
+    if !privileged() {
         return;
     }
     let lab = lab(&Spec {
@@ -156,8 +155,7 @@ fn a_way_whose_middle_is_small_carries_everything_and_says_so() {
 
 #[test]
 fn links_and_sessions_come_up_where_large_datagrams_are_dropped_silently() {
-    const NAME: &str = "links_and_sessions_come_up_where_large_datagrams_are_dropped_silently";
-    if !privileged(NAME) {
+    if !privileged() {
         return;
     }
     let config = file("[stream]\nfallback = false\n");
