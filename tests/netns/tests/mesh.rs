@@ -216,7 +216,7 @@ fn a_drained_relay_can_be_stopped_without_anybody_noticing() {
     let flow = Flow::start(&mesh.namespaces[0], &mesh.namespaces[3], far.ip());
     flow.goes_on();
     let said = drain(&mesh, &["--timeout", "60"]);
-    assert!(said.contains(" 0 frames/s"), "{said}");
+    assert!(said.contains(" 0 transit frames/s"), "{said}");
     assert_eq!(ways(&mesh), [by[1].clone()]);
     flow.goes_on();
     // It stays so when its control plane dies.
