@@ -109,7 +109,7 @@ impl Speaker {
     }
 
     /// Links on which there is something to advertise of a prefix now. Without this, a route that `export` keeps
-    /// from thousands of neighbours would be queued for each of them in vain.
+    /// from thousands of neighbours would be queued for each of them without use.
     fn audience(&self, prefix: Prefix) -> Vec<u32> {
         let known = match self.own.get(&prefix) {
             Some(own) => Some((&own.marks, Some(self.key))),
