@@ -12,7 +12,7 @@ use super::NEXT_HOPS_MAX;
 record! {
     /// A peer: a directly reachable node.
     PeerInstall[40] {
-        /// Its number, below [`PEERS_MAX`]; the same on every worker.
+        /// Its number, below [`PEERS_MAX`](crate::record::PEERS_MAX); the same on every worker.
         peer: U32,
         /// Zero.
         reserved: U32,
@@ -121,7 +121,7 @@ record! {
         local: LocalAddress,
         /// Monotonic time of the handshake, nanoseconds.
         created: U64,
-        /// Age in milliseconds after which a lane in use reports [`Punt::RekeyDue`].
+        /// Age in milliseconds after which a lane in use reports [`Punt::RekeyDue`](crate::record::Punt::RekeyDue).
         rekey_after_ms: U32,
         /// Age in milliseconds after which the lane neither sends nor receives.
         reject_after_ms: U32,
