@@ -35,7 +35,7 @@ use crate::stats::{COUNTERS, Counter, DropReason};
 use crate::stats_block::{PeerLine, StatsReader, StatsWriter};
 
 /// Version of everything in the segment; raised with every change of a record or of the layout.
-pub const ABI_VERSION: u64 = 3;
+pub const ABI_VERSION: u64 = 4;
 
 const COOKIE: u64 = u64::from_ne_bytes(*b"hyphae\0\x01");
 const PAGE: usize = 4096;
