@@ -41,7 +41,7 @@ impl Overlay {
             if !self.evict(
                 now,
                 kind,
-                (Some(owner), group, u32::from(lanes)),
+                (Some(owner), group, self.slots_per_worker(lanes)),
                 Measure::Slots,
             ) {
                 return false;
@@ -84,6 +84,12 @@ impl Overlay {
         Some(owner)
     }
 
+    /// Slots that a session of this number of lanes takes of each worker. What runs out is a worker's slots, so they
+    /// are what shares compare: a peer with fewer workers has fewer lanes and takes as many of them.
+    fn slots_per_worker(&self, lanes: u16) -> u32 {
+        lanes.div_ceil(self.workers).into()
+    }
+
     /// Ends part of what the largest holder has; false when the new node itself has the most.
     fn evict(
         &mut self,
@@ -106,9 +112,11 @@ impl Overlay {
             let slots = association
                 .sessions
                 .iter()
-                .map(|s| u32::from(s.lane_count()));
+                .map(|s| self.slots_per_worker(s.lane_count()));
             let mut weight = match measure {
-                Measure::Slots => slots.sum::<u32>() + self.half_opens.renewal_slots(*owner),
+                Measure::Slots => {
+                    slots.sum::<u32>() + self.half_opens.renewal_slots(*owner, self.workers)
+                }
                 Measure::Nodes => 1,
             };
             let place = group_of(*owner, association);
@@ -131,7 +139,7 @@ impl Overlay {
         let Some((_, _, _, victim)) = nodes.max().filter(|node| node.1 > 0) else {
             return false;
         };
-        if measure == Measure::Slots && self.half_opens.renewal_slots(victim) > 0 {
+        if measure == Measure::Slots && self.half_opens.renewal_slots(victim, self.workers) > 0 {
             self.crowd_renewals(now, victim);
             return true;
         }

@@ -393,11 +393,12 @@ impl HalfOpens {
     }
 
     /// Slots of all workers that the half-open renewals of a session hold.
-    pub(crate) fn renewal_slots(&self, owner: Owner) -> u32 {
+    pub(crate) fn renewal_slots(&self, owner: Owner, workers: u16) -> u32 {
         let ids = self.shares[Queue::Renewal as usize].entries(Source::sealed(owner));
         let halves = ids.filter_map(|(_, id)| self.by_id.get(id));
         halves
-            .map(|(_, half)| u32::try_from(half.indices.len()).unwrap_or(u32::MAX))
+            .map(|(_, half)| half.indices.len().div_ceil(workers.into()))
+            .map(|slots| u32::try_from(slots).unwrap_or(u32::MAX))
             .sum()
     }
 

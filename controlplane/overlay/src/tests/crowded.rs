@@ -332,6 +332,31 @@ fn a_claim_of_the_most_workers_takes_eight_slots_of_a_single_worker() {
 }
 
 #[test]
+fn sessions_of_small_peers_weigh_as_much_as_the_slots_that_they_take_of_a_worker() {
+    let mut network = Network::new(40, vec![config(1, 64)]);
+    let mut initiators = Initiators::new(9);
+    let honest = initiators.identity();
+    join_as(&mut network, 0, v4(1), &mut initiators, &honest);
+    initiators.workers = 1;
+    let crowd: Vec<_> = (0..7).map(|_| initiators.identity()).collect();
+    for identity in &crowd {
+        join_as(&mut network, 0, v4(2), &mut initiators, identity);
+        assert!(network.overlay(0).is_up(identity.public_key()));
+    }
+    // The rest belongs to others.
+    let now = network.now;
+    let overlay = network.nodes[0].overlay.as_mut().unwrap();
+    while overlay.allocate(now, Kind::Link, 1, Class::Live).is_some() {}
+    let newcomer = initiators.identity();
+    join_as(&mut network, 0, v4(3), &mut initiators, &newcomer);
+    // Eight lanes of a peer with one worker and 64 of a peer with 64 take one slot of each worker that they use.
+    assert!(network.overlay(0).is_up(newcomer.public_key()));
+    assert!(network.overlay(0).is_up(honest.public_key()));
+    let up = |key: &&SecretKey| network.overlay(0).is_up(key.public_key());
+    assert_eq!(crowd.iter().filter(up).count(), 6);
+}
+
+#[test]
 fn half_open_renewals_are_charged_to_their_owner_and_give_way_before_its_session() {
     let mut network = Network::new(37, vec![config(1, 1)]);
     let mut initiators = Initiators::new(7);
