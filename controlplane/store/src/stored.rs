@@ -85,6 +85,7 @@ impl<T: Content> Stored<T> {
             _guard: guard,
             new: T::clone(&old),
             old,
+            is_stale: false,
         }
     }
 
@@ -98,6 +99,7 @@ impl<T: Content> Stored<T> {
         if self.directory.contains(self.name) {
             change.new = files::read_toml(&self.directory, self.name)?;
         }
+        change.is_stale = *change.old != change.new || !self.directory.contains(self.name);
         Ok(change)
     }
 
@@ -113,12 +115,19 @@ pub struct Change<'a, T> {
     old: Arc<T>,
     /// What shall hold.
     pub new: T,
+    /// The file may be missing or differ from `old`, so that it is written even if `new` equals `old`.
+    is_stale: bool,
 }
 
 impl<T: Content> Change<'_, T> {
     /// What holds until then.
     pub fn old(&self) -> &T {
         &self.old
+    }
+
+    /// Has the file written even if the change changes nothing: it may be missing or edited.
+    pub fn overwrite(&mut self) {
+        self.is_stale = true;
     }
 
     /// Puts in force what is on disk already.
@@ -133,7 +142,7 @@ impl<T: Content> Change<'_, T> {
     /// # Errors
     /// When the file cannot be written; memory and disk are then unchanged.
     pub async fn commit(self) -> Result<Arc<T>, CommitError> {
-        if *self.old == self.new {
+        if *self.old == self.new && !self.is_stale {
             return Ok(self.old);
         }
         let (directory, name) = (self.stored.directory.clone(), self.stored.name);
@@ -201,6 +210,35 @@ mod tests {
         change.commit().await.unwrap();
         let again = Stored::<Numbers>::open(&directory, FILE).unwrap();
         assert_eq!((again.read().all.len(), stored.read().all.len()), (2, 2));
+    }
+
+    #[tokio::test]
+    async fn an_edited_or_missing_file_is_written_although_memory_stays() {
+        let kept = tempfile::tempdir().unwrap();
+        let directory = Directory::open(kept.path()).unwrap();
+        let file = kept.path().join(FILE);
+        let stored = Stored::<Numbers>::open(&directory, FILE).unwrap();
+        let mut change = stored.change().await;
+        change.new.all.insert("one".to_owned(), 1);
+        change.commit().await.unwrap();
+        let on_disk = || files::read_toml::<Numbers>(&directory, FILE).unwrap();
+
+        // Somebody removed the entry from the file; adding it again has to bring it back.
+        files::write_toml(&directory, FILE, &Numbers::default()).unwrap();
+        let mut change = stored.reread().await.unwrap();
+        change.new.all.insert("one".to_owned(), 1);
+        change.commit().await.unwrap();
+        assert_eq!(on_disk(), *stored.read());
+
+        std::fs::remove_file(&file).unwrap();
+        stored.reread().await.unwrap().commit().await.unwrap();
+        assert_eq!(on_disk(), *stored.read());
+
+        std::fs::remove_file(&file).unwrap();
+        let mut change = stored.change().await;
+        change.overwrite();
+        change.commit().await.unwrap();
+        assert_eq!(on_disk(), *stored.read());
     }
 
     #[test]

@@ -81,10 +81,18 @@ impl Dispatcher {
         let mut result = configuration.changes(&new, dry_run)?;
         if !dry_run {
             let _peers = self.files.peers.change().await;
-            let routes = self.files.routes.change().await;
             let old = configuration.settings.config().map_err(not_reloaded)?;
+            // Routes of the file stay, also those added to it by hand.
+            let file = self.files.routes.reread().await;
+            let stored = match &file {
+                Ok(file) => file.new.routes.clone(),
+                Err(error) => {
+                    tracing::warn!(%error, "routes of the configuration are kept, as some may be stored too");
+                    old.routes.clone()
+                }
+            };
             let level = Some(config.log_level.clone()).filter(|level| *level != old.log_level);
-            let apply = |reply| Request::Apply(Box::new(config), routes.new.routes.clone(), reply);
+            let apply = |reply| Request::Apply(Box::new(config), stored, reply);
             self.ask(apply).await?;
             // Checked when the file was read.
             if let Some(level) = level

@@ -116,6 +116,7 @@ impl Dispatcher {
 
     pub(crate) async fn drain(&self, params: DrainParams) -> Outcome {
         let mut change = self.files.drain.change().await;
+        change.overwrite();
         if !self.ask(Request::IsRouting).await? {
             return Err(not_routing());
         }

@@ -59,12 +59,14 @@ impl Dispatcher {
         let prefix = prefix(&params)?;
         let via = via(&params)?;
         let matches = |p: Prefix, v: Via| p == prefix && via.is_none_or(|via| via == v);
+        // The guard comes first, so that of two removals at once the second finds no route. A file that cannot be
+        // read matters only if there is a route to remove.
+        let change = self.files.routes.reread().await;
         let routes = self.ask(Request::StaticRoutes).await?;
         let mut routes = routes.iter().map(|view| view.route);
         if !routes.any(|route| matches(route.prefix, route.via)) {
             return Err(no_route(prefix));
         }
-        let change = self.files.routes.reread().await;
         let mut change = change.map_err(not_stored)?;
         let kept = |route: &RouteSpec| !matches(route.prefix, route.via);
         change.new.routes.retain(kept);
