@@ -127,7 +127,8 @@ impl Task {
                 .round(now, || "waits for a dataplane".to_owned());
             return turn;
         };
-        if punts == PUNT_BUDGET || !attachment.sleep() {
+        // Sleep is announced only when nothing is left: it costs a fence per worker.
+        if turn == Turn::More || punts == PUNT_BUDGET || !attachment.sleep() {
             turn = Turn::More;
         }
         self.watchdog.ready();
