@@ -12,8 +12,15 @@ use hyphae_wire::{AddressPair, WorkerId};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref, Unaligned};
 
-/// Bytes of one ring; pages that are never used are never resident.
+/// Bytes of a ring for received frames; pages that are never used are never resident.
 const RING_BYTES: usize = 256 * 1024;
+/// Bytes of a ring to the worker that sends in place of another: some thirty packets of the host of 64 KiB.
+const EGRESS_RING_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of a record from which on it is published at once, so that the other worker starts before this turn ends.
+const LARGE: usize = 16 * 1024;
+
+/// Workers below this number have a lane of every session.
+const LANES: usize = hyphae_wire::index::LANES_PER_WORKER_MAX as usize;
 
 /// A datagram as received: link index of another worker.
 pub(crate) const RAW: u16 = 1;
@@ -102,6 +109,9 @@ impl Outlet {
     pub(crate) fn push(&mut self, code: u16, header: &Header, frame: &[u8]) -> bool {
         let pushed = self.ring.push(code, &[header.as_bytes(), frame]).is_ok();
         self.dirty |= pushed;
+        if pushed && frame.len() >= LARGE {
+            self.publish();
+        }
         pushed
     }
 
@@ -119,7 +129,13 @@ pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handoff> {
     for from in 0..bells.len() {
         for (to, bell) in bells.iter().enumerate() {
             let outlet = (from != to).then(|| {
-                let (outlet, consumer) = Outlet::connect(RING_BYTES, bell);
+                let substitutes = from >= LANES && to == from % LANES;
+                let bytes = if substitutes {
+                    EGRESS_RING_BYTES
+                } else {
+                    RING_BYTES
+                };
+                let (outlet, consumer) = Outlet::connect(bytes, bell);
                 ends[to].inlets.0.push(consumer);
                 outlet
             });

@@ -18,15 +18,11 @@ impl<D: Driver> Worker<D> {
     /// A packet or super-packet of the host, behind its TUN header.
     pub(crate) fn host_packet(&mut self, now: Nanos, span: Span) {
         let engine = &mut self.context.engine;
-        engine.counters.add(Counter::TunRxReads, 1);
         let bytes = self.driver.spans(span);
         let Ok((header, packet)) = TunHeader::read_from_prefix(bytes) else {
             engine.counters.drop(DropReason::TunMalformed);
             return;
         };
-        engine
-            .counters
-            .add(Counter::TunRxBytes, packet.len() as u64);
         let departure = match engine.route_host(now, &header, packet) {
             HostVerdict::Depart(departure) => departure,
             HostVerdict::Handoff(worker) => {

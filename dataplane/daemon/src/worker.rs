@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hyphae_driver::{BufferId, Driver, Event, Span};
 use hyphae_forward::Engine;
-use hyphae_forward::host::Coalescer;
+use hyphae_forward::host::{Coalescer, TUN_HEADER_LEN};
 use hyphae_shm::StatsWriter;
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_time::{Nanos, monotonic};
@@ -200,6 +200,10 @@ impl<D: Driver> Worker<D> {
                 len,
             } => {
                 self.turn.held.push(buffer);
+                let counters = &mut self.context.engine.counters;
+                counters.add(Counter::TunRxReads, 1);
+                let bytes = u64::from(len).saturating_sub(TUN_HEADER_LEN as u64);
+                counters.add(Counter::TunRxBytes, bytes);
                 let span = Span {
                     buffer,
                     offset,

@@ -20,6 +20,7 @@ use crate::host::{self, Splitter, TunHeader};
 use crate::icmp::HostError;
 use crate::pending::Queued;
 use crate::reports::Heads;
+use crate::verdict::LinkSlot;
 
 /// Segments and bytes that one send takes.
 const SEGMENTS_MAX: usize = 64;
@@ -142,7 +143,16 @@ impl Engine {
             .get(slot as usize)
             .ok_or(DropReason::SessionUnknown)?;
         let (mtu, remote) = (session.mtu, session.lane.send_index);
-        let egress = self.egress_or_handoff(destination, inner.flow_hash, remote)?;
+        // Handed off unsealed: the other worker has a lane of the session too, knows the MTU of its link lane and
+        // answers the host when the link is down.
+        let egress = match self.egress(destination, inner.flow_hash, remote) {
+            // Slots have 16 bits.
+            Ok(lane) => Egress::Lane(LinkSlot(lane as u32)),
+            Err(reason) => {
+                let worker = self.handoff_for(reason).ok_or(reason)?;
+                return Ok(HostVerdict::Handoff(worker));
+            }
+        };
         let link_mtu = self.egress_inner_max(egress, destination, inner.flow_hash);
         Ok(HostVerdict::Depart(Departure {
             session: slot,

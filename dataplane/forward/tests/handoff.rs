@@ -152,7 +152,7 @@ fn packets_of_the_host_go_to_a_worker_that_has_a_lane_of_the_session() {
 }
 
 #[test]
-fn frames_with_a_session_here_and_no_link_lane_are_sealed_by_the_other_worker() {
+fn packets_with_a_session_here_and_no_link_lane_go_to_a_worker_that_has_both() {
     let mut net = Net::new();
     // A session beyond the single worker: both ends have sixteen workers.
     let far = Node::new(4, WORKERS);
@@ -163,29 +163,59 @@ fn frames_with_a_session_here_and_no_link_lane_are_sealed_by_the_other_worker() 
     net.single.route(far.address, &[(1, 1)]);
     let packet = Host::udp(net.large.address, far.address).packet(usize::from(MTU) - 48);
     let header = TunHeader::default();
-    let departure = depart(net.without(), NOW, &header, &packet);
+    let verdict = net.without().route_host(NOW, &header, &packet);
+    assert!(
+        matches!(verdict, HostVerdict::Handoff(SUBSTITUTE)),
+        "{verdict:?}"
+    );
+    let departure = depart(net.substitute(), NOW, &header, &packet);
     let mut splitter = Splitter::new(&header, &packet, departure.mtu()).unwrap();
     let mut space = vec![0; 65_507];
     let train = net
-        .without()
+        .substitute()
         .originate(NOW, &departure, &mut splitter, &mut space);
     let train = train.unwrap();
-    assert_eq!(train.egress, Egress::Handoff(SUBSTITUTE));
-    let frames = &mut space[..train.len];
-    let lane = net.substitute().forward_handed(NOW, frames, train.segment);
-    assert_eq!(lane, Some(LinkSlot(2)));
-    let headers = open_headers(&net.second[1][1], frames);
+    assert_eq!(train.egress, Egress::Lane(LinkSlot(2)));
+    let headers = open_headers(&net.second[1][1], &space[..train.len]);
     assert_eq!(
         headers.session.receiver.get(),
-        net.through[WITHOUT][0].send.0
+        net.through[SUBSTITUTE.as_usize()][0].send.0
     );
     assert_eq!(net.substitute().counters.total(Counter::TransitPackets), 0);
-    // The MTU of the link bounds packets although the lane is elsewhere.
+    // The MTU of the link bounds packets although their first worker has no lane of it.
     for engine in &mut net.large.engines {
         link_mtu(engine, 2, 1400);
     }
-    let departure = depart(net.without(), NOW, &header, &packet);
+    let departure = depart(net.substitute(), NOW, &header, &packet);
     assert_eq!(usize::from(departure.mtu()), 1400 - OVERHEAD);
+}
+
+#[test]
+fn the_host_hears_of_a_link_that_is_down_from_the_worker_that_would_send() {
+    let mut net = Net::new();
+    let far = Node::new(4, WORKERS);
+    for (k, [a, _]) in net.through.clone().iter().enumerate() {
+        install_session(&mut net.large.engines[k], a, far.key);
+        // The peer is known, its link is down.
+        install_peer(&mut net.large.engines[k], 3, Node::new(9, 1).key);
+        install_route(&mut net.large.engines[k], far.address, &[(3, 1)]);
+    }
+    let packet = Host::udp(net.large.address, far.address).packet(100);
+    let header = TunHeader::default();
+    let verdict = net.without().route_host(NOW, &header, &packet);
+    assert!(
+        matches!(verdict, HostVerdict::Handoff(SUBSTITUTE)),
+        "{verdict:?}"
+    );
+    let verdict = net.substitute().route_host(NOW, &header, &packet);
+    assert!(
+        matches!(verdict, HostVerdict::Drop(DropReason::AdjacencyDown)),
+        "{verdict:?}"
+    );
+    assert!(
+        net.substitute().next_host_reply().is_some(),
+        "an ICMPv6 error for the host"
+    );
 }
 
 #[test]
