@@ -54,7 +54,7 @@ counters! {
         ProgramRecords = "program_records", "records taken from the control plane";
         ProgramRefused = "program_refused", "records from the control plane that were malformed or could not be applied";
         RingDetached = "ring_detached", "times a corrupt ring made the worker let go of the control plane";
-        Handoffs = "handovers", "frames, trains and packets of the host handed off to a worker that owns their session or has a lane for them";
+        Handoffs = "handovers", "records handed off to the worker that owns their session or has a lane";
         HandoffOverruns = "handover_overruns", "frames lost because the other worker's handoff ring was full";
         Wakeups = "wakeups", "times the worker went to sleep and woke";
         Polls = "polls", "times the worker looked for work before going to sleep";
