@@ -1,7 +1,9 @@
 //! Covers: dependencies between the packages of the control plane point in one direction, and the node needs neither
 //! JSON nor files. The compiler enforces what the manifests declare; this test checks the manifests.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use hyphae_test_tidy::root;
 
 /// Packages of the control plane, and those of them that each may depend on. `daemon` may depend on all; what is not a
 /// package yet is part of it.
@@ -26,8 +28,7 @@ const RESERVED: [(&str, &[&str]); 3] = [
 const NOT_IN_NODE: [&str; 3] = ["std::fs", "hyphae_store::files", "hyphae_store::stored"];
 
 fn room(package: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    root.join("controlplane").join(package)
+    root().join("controlplane").join(package)
 }
 
 /// Names of the dependencies of a package, without those of its tests.

@@ -2,26 +2,12 @@
 //! about files, words that do not belong here. Lints cover the code itself.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use hyphae_test_tidy::{files, read, root};
 
 const LINES_MAX: usize = 600;
 /// Of test files.
 const TEST_LINES_MAX: usize = 800;
-/// Ends of paths of files over the limit that are still to be divided.
-const LONG: &[&str] = &[
-    "/config/src/keys.rs",
-    "/discovery.rs",
-    "/host.rs",
-    "/inbox/store.rs",
-    "/messages.rs",
-    "/methods.rs",
-    "/node.rs",
-    "/overlay/src/initiate.rs",
-    "/record.rs",
-    "/tun.rs",
-    "/turn.rs",
-];
 const MAIN_LINES_MAX: usize = 60;
 /// Comments are wrapped by hand; code is rustfmt's, which leaves macros and long strings alone.
 const COMMENT_COLUMNS_MAX: usize = 120;
@@ -41,28 +27,6 @@ const TOP_LEVEL: [&str; 12] = [
     "tests",
     "deploy",
 ];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// Files that git tracks, or would.
-fn files() -> Vec<String> {
-    let output = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
-        .current_dir(root())
-        .output()
-        .expect("git is there");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let all: BTreeSet<_> = text.lines().map(str::to_owned).collect();
-    all.into_iter()
-        .filter(|file| root().join(file).exists())
-        .collect()
-}
-
-fn read(file: &str) -> String {
-    std::fs::read_to_string(root().join(file)).unwrap_or_default()
-}
 
 fn sources() -> Vec<String> {
     files()
@@ -88,7 +52,7 @@ fn files_and_lines_are_short() {
             file.starts_with("tests/") || file.contains("/tests/") || file.ends_with("/tests.rs");
         let most = if file.ends_with("main.rs") {
             MAIN_LINES_MAX
-        } else if test || LONG.iter().any(|end| file.ends_with(end)) {
+        } else if test {
             TEST_LINES_MAX
         } else {
             LINES_MAX
