@@ -203,8 +203,8 @@ pub struct Lock(#[allow(dead_code, reason = "holding the descriptor is the point
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Acquires a resource that a process killed a moment ago may still hold. Blocks up to `BUSY_TIMEOUT`, so it is
-/// for start-up only.
+/// Acquires a resource that a process killed a moment ago may still hold. Blocks up to `BUSY_TIMEOUT`: not for the
+/// thread of a runtime.
 ///
 /// # Errors
 /// The last one of `attempt`.
@@ -452,7 +452,7 @@ pub fn write_failures() -> u64 {
     WRITE_FAILURES.load(Ordering::Relaxed)
 }
 
-fn replace(directory: &Directory, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(directory: &Directory, name: &str, bytes: &[u8]) -> io::Result<()> {
     directory.replace(name, bytes).inspect_err(|_| {
         WRITE_FAILURES.fetch_add(1, Ordering::Relaxed);
     })

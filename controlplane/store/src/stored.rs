@@ -140,7 +140,7 @@ impl<T: Content> Change<'_, T> {
     /// Writes the change to disk, then puts it in force. Not cancel-safe: the future must run to completion.
     ///
     /// # Errors
-    /// When the file cannot be written; memory and disk are then unchanged.
+    /// When the file cannot be written; memory and disk are then unchanged, also where somebody has edited the file.
     pub async fn commit(self) -> Result<Arc<T>, CommitError> {
         if *self.old == self.new && !self.is_stale {
             return Ok(self.old);
@@ -148,14 +148,7 @@ impl<T: Content> Change<'_, T> {
         let (directory, name) = (self.stored.directory.clone(), self.stored.name);
         let (old, new) = (self.old, Arc::new(self.new));
         let writing = tokio::task::spawn_blocking(move || {
-            let Err(error) = files::write_toml(&directory, name, &*new) else {
-                return (new, None);
-            };
-            // Where the rename was done and only the last sync failed, the new file is there.
-            let on_disk = files::read_toml::<T>(&directory, name).ok();
-            let undone = on_disk.as_ref() == Some(&*new)
-                && files::write_toml(&directory, name, &*old).is_err();
-            (if undone { new } else { old }, Some(error))
+            write_or_restore(&directory, name, (old, new), files::write_toml)
         });
         let (now, failure) = writing.await?;
         self.stored.set(Arc::clone(&now));
@@ -167,6 +160,29 @@ impl<T: Content> Change<'_, T> {
             }
         }
     }
+}
+
+/// Writes the new one of two values. Where only the last sync failed, the new file exists: then the file gets the
+/// content that it had before, which an operator may have edited. Returns the value that holds, and the failure.
+fn write_or_restore<T: Content>(
+    directory: &Directory,
+    name: &str,
+    (old, new): (Arc<T>, Arc<T>),
+    write: impl FnOnce(&Directory, &str, &T) -> Result<(), StateError>,
+) -> (Arc<T>, Option<StateError>) {
+    let before = directory.read_to_string(name);
+    let Err(error) = write(directory, name, &new) else {
+        return (new, None);
+    };
+    let on_disk = files::read_toml::<T>(directory, name).ok();
+    if on_disk.as_ref() != Some(&*new) {
+        return (old, Some(error));
+    }
+    let restored = match before {
+        Ok(text) => files::replace(directory, name, text.as_bytes()),
+        Err(_) => directory.remove(name),
+    };
+    (if restored.is_ok() { old } else { new }, Some(error))
 }
 
 #[cfg(test)]
@@ -239,6 +255,35 @@ mod tests {
         change.overwrite();
         change.commit().await.unwrap();
         assert_eq!(on_disk(), *stored.read());
+    }
+
+    #[test]
+    fn a_write_that_fails_restores_the_file_as_it_was_edited() {
+        let kept = tempfile::tempdir().unwrap();
+        let directory = Directory::open(kept.path()).unwrap();
+        let file = kept.path().join(FILE);
+        let numbers = |n| Numbers {
+            all: [("one".to_owned(), n)].into(),
+        };
+        let (old, new) = (Arc::new(numbers(1)), Arc::new(numbers(2)));
+        // The rename succeeds, the sync after it fails.
+        let unsynced = |directory: &Directory, name: &str, value: &Numbers| {
+            files::write_toml(directory, name, value)?;
+            Err(StateError::NoHome)
+        };
+        let write = || {
+            let values = (Arc::clone(&old), Arc::clone(&new));
+            write_or_restore(&directory, FILE, values, unsynced)
+        };
+        let edited = "# edited\n[all]\none = 3\n";
+        std::fs::write(&file, edited).unwrap();
+        let (holds, failure) = write();
+        assert!(holds == old && failure.is_some());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), edited);
+        std::fs::remove_file(&file).unwrap();
+        let (holds, failure) = write();
+        assert!(holds == old && failure.is_some());
+        assert!(!file.exists());
     }
 
     #[test]
