@@ -31,15 +31,15 @@ pub(crate) struct Head<Name = &'static str> {
 }
 
 impl<Name: AsRef<str>> Head<Name> {
-    /// Writes the series of the family. Without any, nothing is written.
+    /// Begins a family: `HELP` and `TYPE`, also of one without series, so that the set of families is constant.
     pub(crate) fn series<'a>(&'a self, text: &'a mut String) -> Series<'a> {
+        let (name, help, kind) = (self.name.as_ref(), self.help, self.kind.name());
+        // Writing into memory does not fail, here and below.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         Series {
-            name: self.name.as_ref(),
-            kind: self.kind,
+            name,
             labels: self.labels,
-            help: self.help,
             text,
-            is_empty: true,
         }
     }
 }
@@ -102,22 +102,17 @@ pub(crate) const fn histogram<Source>(
 /// The series of a family, in the text format. Values of labels need no escapes.
 pub(crate) struct Series<'a> {
     name: &'a str,
-    kind: Kind,
     labels: &'static [&'static str],
-    help: &'static str,
     text: &'a mut String,
-    is_empty: bool,
 }
 
 impl Series<'_> {
     /// One series: the values of its labels in their order, and its own.
     pub(crate) fn set(&mut self, labels: &[&str], value: impl Display) {
         debug_assert_eq!(labels.len(), self.labels.len(), "{}", self.name);
-        self.start();
         self.text.push_str(self.name);
         for (n, (label, value)) in self.labels.iter().zip(labels).enumerate() {
             let before = if n == 0 { '{' } else { ',' };
-            // Writing into memory does not fail, here and below.
             let _ = write!(self.text, "{before}{label}=\"{value}\"");
         }
         let after = if labels.is_empty() { "" } else { "}" };
@@ -150,7 +145,6 @@ impl Series<'_> {
         sum: u64,
         count: u64,
     ) {
-        self.start();
         let name = self.name;
         for (bound, below) in buckets {
             let _ = writeln!(
@@ -164,13 +158,5 @@ impl Series<'_> {
              {name}_sum{{worker=\"{worker}\"}} {sum}\n\
              {name}_count{{worker=\"{worker}\"}} {count}"
         );
-    }
-
-    fn start(&mut self) {
-        if std::mem::take(&mut self.is_empty) {
-            let Self { name, help, .. } = self;
-            let kind = self.kind.name();
-            let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        }
     }
 }

@@ -179,3 +179,24 @@ pub(crate) fn total(counter: Counter) -> Option<Head<String>> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_listed_also_without_workers() {
+        let (workers, mut text) = (Workers::read(&[]), String::new());
+        for family in FAMILIES {
+            family.render(&workers, &mut text);
+        }
+        render_totals(&workers, &mut text);
+        let totals = Counter::ALL.iter().filter_map(|counter| total(*counter));
+        let names = FAMILIES.iter().map(|family| family.head.name.to_owned());
+        for name in names.chain(totals.map(|head| head.name)) {
+            assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+            assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
+        }
+        assert!(text.lines().all(|line| line.starts_with('#')));
+    }
+}
