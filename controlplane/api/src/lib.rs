@@ -86,22 +86,24 @@ pub enum ListenError {
     },
 }
 
-/// Listens on an address.
+/// Listens on an address. Waits on the blocking pool for one that a process killed a moment ago still holds.
 ///
 /// # Errors
 /// When it cannot be bound.
-pub fn listen_tcp(
+pub async fn listen_tcp(
     address: std::net::SocketAddr,
     flag: &'static str,
 ) -> Result<TcpListener, ListenError> {
-    let fail = |source| ListenError::Tcp {
+    let fail = move |source| ListenError::Tcp {
         address,
         flag,
         source,
     };
     let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-    let listener = retry_while_busy(in_use, || std::net::TcpListener::bind(address));
-    let listener = listener.map_err(fail)?;
+    let bind =
+        move || retry_while_busy(in_use, || std::net::TcpListener::bind(address)).map_err(fail);
+    let bound = tokio::task::spawn_blocking(bind).await;
+    let listener = bound.map_err(|error| fail(error.into()))??;
     listener.set_nonblocking(true).map_err(fail)?;
     TcpListener::from_std(listener).map_err(fail)
 }

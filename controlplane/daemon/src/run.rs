@@ -70,7 +70,15 @@ impl StopSignals {
 async fn serve(options: Options) -> Result<Exit, RunError> {
     rpc::raise_descriptor_limit();
     let mut stop = StopSignals::watch()?;
-    let opened = open(&options)?;
+    let opened = {
+        let options = options.clone();
+        // Reads the inbox, and waits for what a killed process still holds.
+        tokio::task::spawn_blocking(move || open(&options))
+    };
+    let opened = opened.await.map_err(|error| RunError::System {
+        what: "start",
+        source: error.into(),
+    })??;
     let _lock = opened.lock;
     let config = opened.config;
     let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
@@ -144,7 +152,7 @@ async fn serve(options: Options) -> Result<Exit, RunError> {
         router,
     ));
     let metrics = rpc::metrics_router(commands.clone(), Arc::clone(&dispatcher), stats);
-    serve_tcp(&config, opened.token, &dispatcher, metrics)?;
+    serve_tcp(&config, opened.token, &dispatcher, metrics).await?;
     tokio::spawn(reload_on_request(Arc::clone(&dispatcher), reload_requests));
     tokio::spawn(async move {
         stop.received().await;
@@ -180,7 +188,7 @@ async fn reload_on_request(dispatcher: Arc<Dispatcher>, requests: Arc<Notify>) {
 }
 
 /// Serves RPC, REST and metrics at the configured addresses.
-fn serve_tcp(
+async fn serve_tcp(
     config: &hyphae_config::Config,
     token: Option<Token>,
     dispatcher: &Arc<Dispatcher>,
@@ -193,26 +201,26 @@ fn serve_tcp(
     };
     if let Some(address) = config.rpc {
         let router = rpc::router(Arc::clone(dispatcher));
-        serve_on(address, "--rpc", router, callers(rpc::Listener::Tcp))?;
+        serve_on(address, "--rpc", router, callers(rpc::Listener::Tcp)).await?;
     }
     if let Some(address) = config.rest {
         let router = rpc::rest_router(Arc::clone(dispatcher));
-        serve_on(address, "--rest", router, callers(rpc::Listener::Rest))?;
+        serve_on(address, "--rest", router, callers(rpc::Listener::Rest)).await?;
     }
     if let Some(address) = config.metrics {
-        serve_on(address, "--metrics", metrics, rpc::Access::Open)?;
+        serve_on(address, "--metrics", metrics, rpc::Access::Open).await?;
     }
     Ok(())
 }
 
 /// Serves HTTP at an address that a flag sets.
-fn serve_on(
+async fn serve_on(
     address: SocketAddr,
     flag: &'static str,
     router: axum::Router,
     access: rpc::Access,
 ) -> Result<(), RunError> {
-    let listener = rpc::listen_tcp(address, flag)?;
+    let listener = rpc::listen_tcp(address, flag).await?;
     let router = rpc::checked(router, Some(address));
     tokio::spawn(rpc::serve_tcp(listener, router, access, flag));
     Ok(())
