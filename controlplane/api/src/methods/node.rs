@@ -195,3 +195,14 @@ fn rendered(hello: &Hello, uptime: Duration) -> Dataplane {
         aes_hardware: hello.aes_hardware != 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_is_rendered_once() {
+        assert!(document().get().contains("\"openrpc\""));
+        assert!(std::ptr::eq(document(), document()));
+    }
+}
