@@ -388,6 +388,22 @@ fn rest_has_the_status_codes_of_the_reference_and_browsers_are_kept_out() {
 }
 
 #[test]
+fn of_several_additions_of_a_peer_at_once_one_succeeds() {
+    let node = Node::start();
+    let params = json!(["udp://127.0.0.1:9"]);
+    let add = || node.client().call::<bool>("addPeer", &params);
+    let added = std::thread::scope(|scope| {
+        let adding: Vec<_> = (0..8).map(|_| scope.spawn(add)).collect();
+        let results = adding.into_iter().map(|adding| adding.join().unwrap());
+        results.filter(Result::is_ok).count()
+    });
+    assert_eq!(added, 1);
+    assert_eq!(node.client().get_peers().unwrap().len(), 1);
+    let stored = std::fs::read_to_string(node.state().join("peers.toml")).unwrap();
+    assert_eq!(stored.matches("127.0.0.1:9").count(), 1, "{stored}");
+}
+
+#[test]
 fn settings_survive_a_kill() {
     let mut node = Node::start();
     let key = node.client().get_info().unwrap().node_pubkey;
