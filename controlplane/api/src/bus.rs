@@ -39,7 +39,9 @@ async fn answer(dispatcher: &Arc<Dispatcher>, inbound: Inbound) {
         let message = "a request over the bus has at most 1 MiB";
         Some(refusal(Error::new(code::INVALID_REQUEST, message)).into())
     } else {
-        let call = Parsed::new(&inbound.payload);
+        let call = Parsed::new(&inbound.payload, &|method| {
+            dispatcher.authorize(&caller, method)
+        });
         call.answer(dispatcher, &caller, &Disconnect::never()).await
     };
     // Notifications get none.

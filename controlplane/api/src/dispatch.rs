@@ -28,6 +28,11 @@ use super::reply::{Outcome, Reply};
 const LOG_DENIED_EVERY: Duration = Duration::from_secs(1);
 
 impl Dispatcher {
+    /// Whether a caller may call a method.
+    pub(crate) fn authorize(&self, caller: &Caller, method: &str) -> Result<(), Error> {
+        self.files.admins.read().check(caller, method)
+    }
+
     /// Answers a call. `attach`: payloads may follow its result.
     ///
     /// If this future is dropped, waits end with it; a durable change completes in a task of its own, so that memory
@@ -44,7 +49,7 @@ impl Dispatcher {
             call,
             attached,
         } = incoming;
-        let checked = self.files.admins.read().check(caller, &method);
+        let checked = self.authorize(caller, &method);
         let result = match (checked, call) {
             (Err(denied), _) => {
                 self.log_denied(caller, &method, &denied);
@@ -72,7 +77,7 @@ impl Dispatcher {
         calls: Vec<PushMessageParams>,
     ) -> Vec<Outcome> {
         let (method, started) = ("pushMessage", Instant::now());
-        let results = match self.files.admins.read().check(caller, method) {
+        let results = match self.authorize(caller, method) {
             Ok(()) => self.push_messages(calls).await,
             Err(denied) => {
                 self.log_denied(caller, method, &denied);

@@ -89,6 +89,9 @@ impl Response {
     }
 }
 
+/// Whether the caller of a request may call a method.
+type Authorize<'a> = &'a dyn Fn(&str) -> Result<(), Error>;
+
 /// One call of a request.
 struct Item {
     call: Incoming,
@@ -146,17 +149,17 @@ enum Shape {
 
 impl Parsed {
     /// Reads a request.
-    pub(crate) fn new(body: &[u8]) -> Self {
+    pub(crate) fn new(body: &[u8], authorize: Authorize<'_>) -> Self {
         Self {
-            shape: Shape::new(body, Attached::default()),
+            shape: Shape::new(body, Attached::default(), authorize),
             attaches: false,
         }
     }
 
     /// Reads a request with what is attached to it; its answer may have something attached, too.
-    pub(crate) fn with(body: &[u8], attached: Attached) -> Self {
+    pub(crate) fn with(body: &[u8], attached: Attached, authorize: Authorize<'_>) -> Self {
         Self {
-            shape: Shape::new(body, attached),
+            shape: Shape::new(body, attached, authorize),
             attaches: true,
         }
     }
@@ -176,11 +179,11 @@ impl Parsed {
 }
 
 impl Shape {
-    fn new(body: &[u8], attached: Attached) -> Self {
+    fn new(body: &[u8], attached: Attached, authorize: Authorize<'_>) -> Self {
         let body = body.trim_ascii();
         let large = body.len() > SMALL_MAX;
         if body.first() != Some(&b'[') {
-            return Self::One(Box::new(read_call(body, large, attached)));
+            return Self::One(Box::new(read_call(body, large, attached, authorize)));
         }
         let refuse = |error| Self::One(Box::new(Err(error)));
         if !attached.bytes.is_empty() {
@@ -196,10 +199,10 @@ impl Shape {
                 refuse(Error::new(code::INVALID_REQUEST, message))
             }
             Ok(calls) => {
-                let calls = calls
-                    .iter()
-                    .map(|call| read_call(call.get().as_bytes(), false, Attached::default()));
-                Self::Batch(calls.collect())
+                let read = |call: &&RawValue| {
+                    read_call(call.get().as_bytes(), false, Attached::default(), authorize)
+                };
+                Self::Batch(calls.iter().map(read).collect())
             }
         }
     }
@@ -352,7 +355,12 @@ fn nothing_attached() -> Error {
     Error::new(code::INVALID_REQUEST, message)
 }
 
-fn read_call(body: &[u8], large: bool, attached: Attached) -> Result<Item, Error> {
+fn read_call(
+    body: &[u8],
+    large: bool,
+    attached: Attached,
+    authorize: Authorize<'_>,
+) -> Result<Item, Error> {
     let raw: RawCall<'_> = serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             let message = format!("not a JSON-RPC 2.0 request: {error}");
@@ -382,7 +390,7 @@ fn read_call(body: &[u8], large: bool, attached: Attached) -> Result<Item, Error
     Ok(Item {
         call: Incoming {
             attached,
-            ..Incoming::read(&raw.method, params)
+            ..Incoming::read(&raw.method, params, authorize)
         },
         id: raw.id,
     })
@@ -451,4 +459,30 @@ fn text(json: serde_json::Result<Vec<u8>>) -> Vec<u8> {
         tracing::error!(%error, "a response was not written");
         Vec::new()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_not_parsed_for_a_caller_that_is_not_authorized() {
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"addPeer","params":[[]]}"#;
+        let batch = format!("[{call},{call}]");
+        let codes = |body: &str, authorize: Authorize<'_>| -> Vec<_> {
+            let calls = match Shape::new(body.as_bytes(), Attached::default(), authorize) {
+                Shape::One(call) => vec![*call],
+                Shape::Batch(calls) => calls,
+            };
+            let code = |item: Result<Item, Error>| item.unwrap().call.call.unwrap_err().code;
+            calls.into_iter().map(code).collect()
+        };
+        let denied = |method: &str| {
+            assert_eq!(method, "addPeer");
+            Err(Error::new(code::DENIED, ""))
+        };
+        assert_eq!(codes(call, &denied), [code::DENIED]);
+        assert_eq!(codes(&batch, &denied), [code::DENIED; 2]);
+        assert_eq!(codes(&batch, &|_| Ok(())), [code::INVALID_PARAMS; 2]);
+    }
 }

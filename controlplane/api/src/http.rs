@@ -53,7 +53,7 @@ async fn handle(
 ) -> Response {
     let parsed = match read_body(&dispatcher, caller.listener, request).await {
         // The bytes go, and with them the permit for a long request, before anything waits.
-        Ok((body, _permit)) => Parsed::new(&body),
+        Ok((body, _permit)) => Parsed::new(&body, &|method| dispatcher.authorize(&caller, method)),
         Err(refused) => return refused.into_response(),
     };
     // This future is dropped when the client disconnects. That ends the waits of its calls, and nothing else.

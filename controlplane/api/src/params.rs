@@ -21,7 +21,7 @@ pub(crate) struct Attached {
     pub(crate) digest: Option<Box<[u8; 32]>>,
 }
 
-/// A call as a listener has read it. An error in it is answered once its caller is authorized.
+/// A call as a listener has read it. An error in it is answered after its caller was authorized.
 pub(crate) struct Incoming {
     /// Name of the method, which may not exist.
     pub(crate) method: Cow<'static, str>,
@@ -31,12 +31,17 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Reads the parameters of a method.
-    pub(crate) fn read(method: &str, params: &str) -> Self {
+    /// Reads a call. Parameters are parsed only if `authorize` accepts the method: they are up to 1 MiB, and the
+    /// thread is that of the engines.
+    pub(crate) fn read(
+        method: &str,
+        params: &str,
+        authorize: impl FnOnce(&str) -> Result<(), Error>,
+    ) -> Self {
         match hyphae_rpc::find(method) {
             Some(method) => Self {
                 method: method.name.into(),
-                call: Call::parse(method.id, params),
+                call: authorize(method.name).and_then(|()| Call::parse(method.id, params)),
                 attached: Attached::default(),
             },
             None => {

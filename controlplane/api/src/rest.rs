@@ -156,7 +156,7 @@ impl Api {
 
 /// The result of a call with these parameters.
 async fn call(node: &Api, method: &str, params: Value) -> Result<Value, Refused> {
-    let call = Incoming::read(method, &params.to_string());
+    let call = Incoming::read(method, &params.to_string(), |_| Ok(()));
     let reply = (node.dispatcher).call(&node.caller, call, false).await?;
     tree(&reply.result)
 }

@@ -301,7 +301,9 @@ async fn read_lines<R: AsyncRead + Unpin>(
                 break;
             }
         };
-        let parsed = Parsed::with(json, attached);
+        let parsed = Parsed::with(json, attached, &|method| {
+            dispatcher.authorize(caller, method)
+        });
         drop((line, large, more));
         let (answers, dispatcher) = (answers.clone(), Arc::clone(dispatcher));
         let (caller, disconnect) = (caller.clone(), disconnect.clone());
