@@ -266,29 +266,33 @@ impl Slots {
     }
 }
 
-/// Descriptors that are given up when there are no others.
-#[derive(Debug, Default)]
-pub(super) struct Reserve(Vec<OwnedFd>);
+/// Descriptors that are closed when no others are left. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reserve(Arc<Mutex<Vec<OwnedFd>>>);
 
 impl Reserve {
-    /// Sets descriptors aside until it is full, as far as there are any.
-    pub(super) fn fill(&mut self) {
-        while self.0.len() < RESERVED {
+    /// Opens descriptors until it is full or the process is out of them.
+    pub(super) fn fill(&self) {
+        let mut reserve = self.lock();
+        while reserve.len() < RESERVED {
             match File::open("/dev/null") {
-                Ok(file) => self.0.push(file.into()),
+                Ok(file) => reserve.push(file.into()),
                 Err(_) => return,
             }
         }
     }
 
-    /// Gives one up; false when none is left.
-    pub(super) fn release(&mut self) -> bool {
-        self.0.pop().is_some()
+    /// Closes one if `error` reports that the process, or the host, is out of them. True when trying again may succeed.
+    pub(super) fn helps(&self, error: &io::Error) -> bool {
+        out_of_descriptors(error) && self.lock().pop().is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether the process, or the host, is out of descriptors.
-pub(super) fn out_of_descriptors(error: &io::Error) -> bool {
+fn out_of_descriptors(error: &io::Error) -> bool {
     let errors = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
     error.raw_os_error().is_some_and(|it| errors.contains(&it))
 }

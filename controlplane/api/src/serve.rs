@@ -19,6 +19,7 @@ use super::authorizer::{Authority, Caller, Listener};
 use super::connections::{Holder, REFUSED_AT_ONCE, Slots, Unaccepted, within_descriptors};
 use super::gate::Admission;
 use super::peer_uid::PeerUids;
+use hyphae_proxy::Hangup;
 use hyphae_store::token::Token;
 
 /// How long a connection may take for a head, and be idle between requests.
@@ -85,7 +86,7 @@ pub async fn serve_tcp(listener: TcpListener, router: Router, access: Access, wh
             };
             let router = router.clone();
             tokio::spawn(async move {
-                let told = serve_connection(stream, router, admission);
+                let told = serve_connection(stream, router, admission, None);
                 // The caller may not read the answer.
                 let _ = tokio::time::timeout(REFUSED_WITHIN, told).await;
                 drop(permit);
@@ -104,7 +105,7 @@ pub async fn serve_tcp(listener: TcpListener, router: Router, access: Access, wh
         let router = router.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = serve_connection(stream, router, admission) => {}
+                () = serve_connection(stream, router, admission, None) => {}
                 () = slot.taken() => {}
             }
         });
@@ -178,9 +179,14 @@ impl Gate {
     }
 }
 
-/// Serves the requests of one connection.
-pub(super) async fn serve_connection<S>(stream: S, router: Router, admission: Option<Admission>)
-where
+/// Serves the requests of one connection. A caller that has only finished sending gets its answers where `hangup`
+/// detects the difference; over TCP there is none before something is written, and it has disconnected.
+pub(super) async fn serve_connection<S>(
+    stream: S,
+    router: Router,
+    admission: Option<Admission>,
+    hangup: Option<Hangup>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let router = TowerToHyperService::new(router);
@@ -193,7 +199,17 @@ where
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
-        .max_header_size(HEAD_MAX);
-    // A connection that breaks is the caller's to notice.
-    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+        .max_header_size(HEAD_MAX)
+        .half_close(hangup.is_some());
+    let hung_up = async {
+        match &hangup {
+            Some(hangup) => hangup.happened().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        // A connection that breaks is the caller's to notice.
+        _ = http.serve_connection(TokioIo::new(stream), service) => {}
+        () = hung_up => {}
+    }
 }

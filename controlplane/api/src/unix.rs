@@ -35,9 +35,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::authorizer::Caller;
-use super::connections::{
-    Holder, REFUSED_AT_ONCE, Reserve, Slots, Unaccepted, out_of_descriptors, within_descriptors,
-};
+use super::connections::{Holder, REFUSED_AT_ONCE, Reserve, Slots, Unaccepted, within_descriptors};
 use super::context::Dispatcher;
 use super::credentials;
 use super::disconnect::{Connected, Disconnect};
@@ -55,8 +53,8 @@ use hyphae_proxy::Hangup;
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);
 /// Time in which a caller that is refused may read why.
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
-/// Connections that have said something, and their share of the process's descriptors.
-const CONNECTIONS: (usize, usize) = (2048, 4);
+/// Connections that have sent something, of two descriptors each, and their share of the process's descriptors.
+const CONNECTIONS: (usize, usize) = (2048, 8);
 /// Connections that have not said anything.
 const SILENT: (usize, usize) = (512, 8);
 /// Bytes that are read at once.
@@ -76,14 +74,16 @@ pub async fn serve_unix(
 ) {
     let group = |path: &Path| std::fs::metadata(path).map_or(u32::MAX, |file| file.gid());
     let mut file_gid = group(socket.path());
+    let reserve = Reserve::default();
     let serving = Serving {
         dispatcher,
         router,
+        reserve: reserve.clone(),
         slots: Slots::new(within_descriptors(CONNECTIONS.0, CONNECTIONS.1)),
     };
     let mut silent = Silent::new(within_descriptors(SILENT.0, SILENT.1));
     let mut silent_refused = Silent::new(REFUSED_AT_ONCE);
-    let (mut reserve, mut unaccepted) = (Reserve::default(), Unaccepted::new(super::SOCKET_NAME));
+    let mut unaccepted = Unaccepted::new(super::SOCKET_NAME);
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -100,7 +100,7 @@ pub async fn serve_unix(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             // Whatever has used up the others: an operator gets through.
-            Err(error) if out_of_descriptors(&error) && reserve.release() => continue,
+            Err(error) if reserve.helps(&error) => continue,
             Err(error) => {
                 unaccepted.failed(&error).await;
                 continue;
@@ -168,6 +168,7 @@ struct Serving {
     dispatcher: Arc<Dispatcher>,
     router: axum::Router,
     slots: Slots,
+    reserve: Reserve,
 }
 
 impl Serving {
@@ -182,16 +183,23 @@ impl Serving {
             let message = "too many connections to this socket are open; close some";
             return refuse(stream, speaks_http, Error::new(code::BUSY, message)).await;
         };
+        let hangup = loop {
+            match Hangup::watch(&stream) {
+                Ok(hangup) => break hangup,
+                Err(error) if self.reserve.helps(&error) => {}
+                Err(_) => return,
+            }
+        };
         let stream = Rewound {
             read: VecDeque::from([first]),
             stream,
         };
         if speaks_http {
             let admission = Admission::of(caller);
-            serve_connection(stream, self.router, Some(admission)).await;
+            serve_connection(stream, self.router, Some(admission), Some(hangup)).await;
         } else {
             // As above.
-            let _ = serve_lines(stream, &self.dispatcher, &caller).await;
+            let _ = serve_lines(stream, hangup, &self.dispatcher, &caller).await;
         }
     }
 }
@@ -226,10 +234,10 @@ async fn refuse(mut stream: UnixStream, speaks_http: bool, cause: Error) {
 
 async fn serve_lines(
     stream: Rewound,
+    hangup: Hangup,
     dispatcher: &Arc<Dispatcher>,
     caller: &Caller,
 ) -> io::Result<()> {
-    let hangup = Hangup::watch(&stream.stream)?;
     let (connected, disconnect) = Connected::new();
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(READ_AHEAD, reader);

@@ -6,7 +6,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -235,20 +235,24 @@ fn a_client_that_hangs_up_while_it_waits_takes_nothing() {
 #[test]
 fn a_client_that_has_only_finished_sending_gets_its_answer() {
     let node = Node::start();
-    let stream = UnixStream::connect(node.socket()).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let request = call("popMessages", &json!({ "count": 5, "timeout": 600 }));
-    (&stream).write_all(request.as_bytes()).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    eventually("it waits", TIMEOUT, || node.waiting() == 1);
-    let id = node.send(b"x");
-    let mut answer = String::new();
-    BufReader::new(&stream).read_line(&mut answer).unwrap();
-    let answer: Value = serde_json::from_str(&answer).unwrap();
-    assert_eq!(answer["result"][0]["id"], *id, "{answer}");
-    eventually("its sender hears of it", TIMEOUT, || {
-        node.state(&id) == MessageState::Read
-    });
+    let lines = call("popMessages", &json!({ "count": 5, "timeout": 600 }));
+    for request in [post("/rpc", &lines), lines] {
+        let mut stream = UnixStream::connect(node.socket()).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        eventually("it waits", TIMEOUT, || node.waiting() == 1);
+        let id = node.send(b"x");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        // Over HTTP the body is the last line.
+        let answer = answer.lines().next_back().unwrap();
+        let answer: Value = serde_json::from_str(answer).unwrap();
+        assert_eq!(answer["result"][0]["id"], *id, "{answer}");
+        eventually("its sender receives the acknowledgement", TIMEOUT, || {
+            node.state(&id) == MessageState::Read
+        });
+    }
     assert_eq!(node.list().total, 0);
 }
 

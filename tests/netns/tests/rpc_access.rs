@@ -10,14 +10,15 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::node::{Node, exchange, request};
+use common::node::{Lines, Node, exchange, request};
 use common::{TIMEOUT, binary, eventually, file, privileged};
 use hyphae::lab::Namespace;
 use hyphae_rpc::{Base64, Client, code};
+use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
 use serde_json::{Value, json};
 
@@ -274,6 +275,53 @@ fn idle_connections_keep_nobody_out() {
     assert_eq!(over_tcp(rpc, &get_info()).0, 200);
     assert_eq!(over_tcp(rest, &request("GET", "/api/v1/admin", "")).0, 200);
     assert!(unix.iter().any(Result::is_ok) && tcp.iter().any(Result::is_ok));
+}
+
+#[test]
+fn a_caller_is_answered_when_no_descriptors_are_left() {
+    let node = Node::start();
+    let listening = UnixStream::connect(node.socket()).unwrap();
+    let pid = socket_peercred(&listening).unwrap().pid;
+    drop(listening);
+    let process = pid.as_raw_nonzero();
+    let open = || -> Vec<(u64, PathBuf)> {
+        let all = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+        let all = all.filter_map(|entry| {
+            let entry = entry.ok()?;
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            Some((number, entry.path().read_link().ok()?))
+        });
+        all.collect()
+    };
+    let reserved = || {
+        let open = open().into_iter();
+        open.filter(|(number, target)| *number > 2 && target == Path::new("/dev/null"))
+            .count()
+    };
+    let reserve = 16;
+    eventually("the reserve is full", TIMEOUT, || reserved() >= reserve);
+    let before = reserved();
+    let last = open().into_iter().map(|(number, _)| number).max();
+    let limit = |current| {
+        let all = rustix::process::getrlimit(Resource::Nofile);
+        let new = Rlimit { current, ..all };
+        rustix::process::prlimit(Some(pid), Resource::Nofile, new).unwrap()
+    };
+    let limits = limit(last.map(|last| last + 1));
+    // Descriptors below the limit may be free: until one of the reserve is used.
+    let mut connections = Vec::new();
+    while reserved() == before {
+        assert!(connections.len() < 512, "the reserve was not used");
+        connections.push(Lines::connect(&node));
+        let lines = connections.last_mut().unwrap();
+        let answer = lines.ask(&call("getInfo", &json!({})));
+        assert!(answer["result"].is_object(), "{answer}");
+    }
+    drop(connections);
+    eventually("the reserve is full again", TIMEOUT, || {
+        reserved() == before
+    });
+    limit(limits.current);
 }
 
 #[test]
