@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod claims;
+mod flood;
 mod link;
 mod node;
 mod seal;
@@ -19,6 +20,7 @@ mod session;
 mod victim;
 
 pub use claims::{Claims, Handshake, Purpose, Secrets};
+pub use flood::FirstMessages;
 pub use link::{Link, Received, Routed};
 pub use node::{FirstReply, Hostile};
 pub use seal::LaneKeys;
