@@ -5,7 +5,7 @@
 //! match a pattern there. The caller over the bus is the key that the session has proven, never
 //! anything that a message says.
 
-pub(super) use hyphae_bus::topics::Authority;
+pub(crate) use hyphae_bus::topics::Authority;
 use hyphae_rpc::Access;
 use hyphae_rpc::message::{Error, code};
 use hyphae_wire::PublicKey;
@@ -18,7 +18,7 @@ pub(crate) const ENTRIES_MAX: usize = 1024;
 
 /// Listener that a call came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listener {
+pub(crate) enum Listener {
     /// `rpc.sock`.
     Unix,
     /// JSON-RPC over TCP.

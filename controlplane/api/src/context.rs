@@ -8,15 +8,16 @@ use hyphae_bus::Pool;
 use hyphae_bus::topics::Topics;
 use hyphae_rpc::message::{Error, code};
 use hyphae_wire::PublicKey;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::authorizer::{Admins, Listener};
-use super::error::stopping;
-use super::methods::Configuration;
+use super::error::internal;
+use super::reloader::Configuration;
 use hyphae_metrics::CallLatency;
 use hyphae_metrics::{ReloadCounts, Reloads, unix_seconds};
 use hyphae_node as bus;
-use hyphae_node::request::{Command, Request};
+use hyphae_node::NodeClient;
+use hyphae_node::request::{Reply, Request};
 use hyphae_proxy::Gate;
 use hyphae_proxy::outbound::Outbound;
 use hyphae_store::files::{DrainFile, PeersFile, RoutesFile};
@@ -43,8 +44,8 @@ pub struct Files {
 
 /// What the dispatcher is made of.
 pub struct Parts {
-    /// Sender of commands to the node task.
-    pub commands: mpsc::Sender<Command>,
+    /// The node.
+    pub node: NodeClient,
     /// The message bus.
     pub bus: bus::Client,
     /// State files.
@@ -59,15 +60,13 @@ pub struct Parts {
     pub bus_call: bool,
     /// Check of the sockets that callers name.
     pub gate: Gate,
-    /// Reloads, to be counted.
-    pub reloads: Arc<Reloads>,
     /// Whether `node.shutdown` is offered, or else how the node is stopped.
     pub shutdown: Result<(), String>,
 }
 
 /// Answers calls.
 pub struct Dispatcher {
-    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) node: NodeClient,
     pub(super) bus: bus::Client,
     pub(super) files: Files,
     pub(super) configuration: tokio::sync::Mutex<Configuration>,
@@ -79,7 +78,7 @@ pub struct Dispatcher {
     pub(super) sockets: Outbound<bus::Client>,
     pub(super) bus_call: bool,
     pub(super) gate: Gate,
-    pub(super) reloads: Arc<Reloads>,
+    pub(super) reloads: Reloads,
     pub(super) shutdown: Result<(), String>,
     pub(super) shut_down: AtomicBool,
     pub(super) latency: CallLatency,
@@ -92,7 +91,7 @@ impl Dispatcher {
     /// A dispatcher that works with these parts.
     pub fn new(parts: Parts, latency: CallLatency) -> Self {
         Self {
-            commands: parts.commands,
+            node: parts.node,
             bus: parts.bus,
             files: parts.files,
             configuration: parts.configuration.into(),
@@ -102,7 +101,7 @@ impl Dispatcher {
             sockets: parts.sockets,
             bus_call: parts.bus_call,
             gate: parts.gate,
-            reloads: parts.reloads,
+            reloads: Reloads::new(),
             shutdown: parts.shutdown,
             shut_down: AtomicBool::new(false),
             latency,
@@ -116,16 +115,16 @@ impl Dispatcher {
         }
     }
 
+    pub(crate) fn node(&self) -> &NodeClient {
+        &self.node
+    }
+
     /// Sends a request to the node task and waits for the reply.
     pub(super) async fn ask<T>(
         &self,
-        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+        request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, Error> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Request(request(reply));
-        let sent = self.commands.send(command).await;
-        sent.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())
+        self.node.ask(request).await.map_err(internal)
     }
 
     /// Room for one more call that waits.
@@ -134,6 +133,10 @@ impl Dispatcher {
             let message = format!("{WAITS_MAX} calls wait already; try again later");
             Error::new(code::BUSY, message)
         })
+    }
+
+    pub(crate) fn bus(&self) -> &bus::Client {
+        &self.bus
     }
 
     /// Memory for long payloads.

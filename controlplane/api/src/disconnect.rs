@@ -4,17 +4,17 @@
 use tokio::sync::watch;
 
 /// Held while the caller is connected; dropped or closed, the caller has disconnected.
-pub(super) struct Connected(watch::Sender<bool>);
+pub(crate) struct Connected(watch::Sender<bool>);
 
 impl Connected {
     /// A caller that is connected, and the event of its disconnect.
-    pub(super) fn new() -> (Self, Disconnect) {
+    pub(crate) fn new() -> (Self, Disconnect) {
         let (sender, receiver) = watch::channel(false);
         (Self(sender), Disconnect(Some(receiver)))
     }
 
     /// The caller has disconnected.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.0.send_replace(true);
     }
 }

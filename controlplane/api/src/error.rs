@@ -16,11 +16,6 @@ pub(super) fn internal(error: impl Display) -> Error {
     Error::new(code::INTERNAL, error.to_string())
 }
 
-/// The node task has ended.
-pub(super) fn stopping() -> Error {
-    internal("the node is shutting down")
-}
-
 /// Parameters that are of the right types and out of bounds.
 pub(super) fn invalid(message: impl Display) -> Error {
     Error::new(code::INVALID_PARAMS, message.to_string())

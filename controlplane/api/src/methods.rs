@@ -9,5 +9,4 @@ mod peers;
 mod routes;
 mod topics;
 
-pub use config::Configuration;
 pub(super) use node::document;

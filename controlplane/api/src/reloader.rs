@@ -1,9 +1,10 @@
-//! How settings are read again.
+//! The settings in force, and how they are read again.
 
 use std::fmt;
 use std::sync::Arc;
 
 use hyphae_config::{ConfigError, Settings};
+use hyphae_wire::NetworkId;
 
 type Read = dyn Fn() -> Result<Settings, ConfigError> + Send + Sync;
 type SetLogLevel = dyn Fn(&str) -> Result<(), String> + Send + Sync;
@@ -23,4 +24,14 @@ impl fmt::Debug for Reloader {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("Reloader")
     }
+}
+
+/// The settings in force, and how they are read again.
+pub struct Configuration {
+    /// Settings.
+    pub settings: Settings,
+    /// How they are read again.
+    pub reloader: Reloader,
+    /// The private network that the node was started in.
+    pub network: Option<NetworkId>,
 }

@@ -34,4 +34,4 @@ pub use peering::{
     DISCOVERY_PORT_DEFAULT, DiscoveryConfig, DiscoveryMode, NetworkConfig, PeeringConfig,
 };
 pub use routing::RoutingConfig;
-pub use settings::{Change, Settings};
+pub use settings::{SettingChange, Settings};

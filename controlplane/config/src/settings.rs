@@ -19,7 +19,7 @@ use crate::raw::Raw;
 
 /// A value that is another one now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Change {
+pub struct SettingChange {
     /// Key.
     pub key: &'static str,
     /// Before, as TOML; `None` where it was not set.
@@ -30,7 +30,7 @@ pub struct Change {
     pub live: bool,
 }
 
-impl std::fmt::Display for Change {
+impl std::fmt::Display for SettingChange {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "(not set)".to_owned());
         let (old, new) = (text(&self.old), text(&self.new));
@@ -152,9 +152,9 @@ impl Settings {
     }
 
     /// What differs in `new`.
-    pub fn changes(&self, new: &Self) -> Vec<Change> {
+    pub fn changes(&self, new: &Self) -> Vec<SettingChange> {
         let differs = |key: &&Key| self.values.get(key.path) != new.values.get(key.path);
-        let change = |key: &Key| Change {
+        let change = |key: &Key| SettingChange {
             key: key.path,
             old: self.show(key.path),
             new: new.show(key.path),

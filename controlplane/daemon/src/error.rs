@@ -4,8 +4,6 @@ use hyphae_config::ConfigError;
 use hyphae_store::files::StateError;
 use hyphae_store::inbox::InboxError;
 
-use hyphae_api as rpc;
-
 /// Why a control plane could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -23,18 +21,13 @@ pub enum RunError {
     NetworkKey(#[from] hyphae_store::network_key::NetworkKeyError),
     /// Listening sockets.
     #[error(transparent)]
-    Listen(#[from] rpc::ListenError),
+    Listen(#[from] hyphae_api::ListenError),
     /// Bearer token.
     #[error(transparent)]
     Token(#[from] hyphae_store::token::TokenError),
     /// A configured route.
-    #[error("route {route}: {source}")]
-    Route {
-        /// As configured.
-        route: String,
-        /// Why not.
-        source: hyphae_routing::RouteError,
-    },
+    #[error(transparent)]
+    Route(#[from] hyphae_node::UnusableRoute),
     /// The system failed.
     #[error("{what}: {source}")]
     System {

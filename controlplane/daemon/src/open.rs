@@ -7,12 +7,12 @@ use hyphae_store::files::{
 use hyphae_store::inbox::{Found, Inbox, InboxError};
 use hyphae_store::stored::Stored;
 use hyphae_store::token::Token;
-use hyphae_wire::SecretKey;
+use hyphae_wire::{Network, SecretKey};
 use tokio::net::UnixListener;
 
 use crate::error::RunError;
 use crate::options::Options;
-use hyphae_api::{self as rpc, Files};
+use hyphae_api::{Files, ListenError, SocketFile};
 
 /// State and sockets of a node.
 pub(crate) struct Opened {
@@ -24,8 +24,19 @@ pub(crate) struct Opened {
     pub(crate) inbox: Inbox,
     /// What the inbox held.
     pub(crate) found: Found,
-    pub(crate) unix: (rpc::SocketFile, UnixListener),
+    pub(crate) unix: (SocketFile, UnixListener),
     pub(crate) token: Option<Token>,
+    /// The private network.
+    pub(crate) network: Option<Network>,
+}
+
+/// The private network of a configuration.
+fn network(config: &Config) -> Result<Option<Network>, RunError> {
+    let Some(network) = &config.peering.network else {
+        return Ok(None);
+    };
+    let key = hyphae_store::network_key::read(&network.key_file)?;
+    Ok(Some(Network::new(&network.name, &key)))
 }
 
 pub(crate) fn open(options: &Options) -> Result<Opened, RunError> {
@@ -48,11 +59,12 @@ pub(crate) fn open(options: &Options) -> Result<Opened, RunError> {
         (Inbox::in_memory(limits)?, Found::default())
     };
     let unix = retry_while_busy(
-        |error| matches!(error, rpc::ListenError::InUse(_)),
-        || rpc::SocketFile::listen(&options.socket_directory, &config.rpc_allowed),
+        |error| matches!(error, ListenError::InUse(_)),
+        || SocketFile::listen(&options.socket_directory, &config.rpc_allowed),
     )?;
     let token = config.rpc_token.as_deref().map(Token::read).transpose()?;
     Ok(Opened {
+        network: network(&config)?,
         lock,
         identity,
         files,

@@ -35,7 +35,7 @@ impl Node {
         if new.peering.policy != old.peering.policy {
             self.overlay.set_policy(now, new.peering.policy.clone());
         }
-        self.overlay.set_live(&live(&new, self.aes_hardware));
+        self.overlay.set_live(&live(&new, self.setup.aes_hardware));
         self.apply_peers(now, &old.peers, &new.peers);
         self.apply_routes(&old.routes, &new.routes, stored);
         self.apply_routing(now, &old, &new);
@@ -68,12 +68,12 @@ impl Node {
         for route in old.iter().filter(|route| !after.contains(route)) {
             if !stored.contains(route) {
                 let via: Via = route.route().via;
-                self.rib.remove_static(route.prefix, Some(via));
+                self.routes.rib.remove_static(route.prefix, Some(via));
             }
         }
         for route in new.iter().filter(|route| !before.contains(route)) {
             // Tried before.
-            if let Err(error) = self.rib.add_static(route.route()) {
+            if let Err(error) = self.routes.rib.add_static(route.route()) {
                 tracing::error!(%error, %route, "route was not added");
             }
         }
@@ -84,7 +84,7 @@ impl Node {
         if old == new {
             return;
         }
-        if let Some(routing) = &mut self.routing {
+        if let Some(routing) = &mut self.routes.protocol {
             let speaker = &mut routing.speaker;
             for prefix in old
                 .announce
@@ -106,9 +106,11 @@ impl Node {
         if (&old.announce, &old.reach) == (&new.announce, &new.reach) {
             return;
         }
-        self.rib.set_gateways(&new.announce, &new.reach);
-        let prefixes = self.rib.routes().map(|route| route.prefix);
-        let reached: BTreeSet<_> = prefixes.filter(|prefix| self.rib.uses(*prefix)).collect();
+        self.routes.rib.set_gateways(&new.announce, &new.reach);
+        let prefixes = self.routes.rib.routes().map(|route| route.prefix);
+        let reached: BTreeSet<_> = prefixes
+            .filter(|prefix| self.routes.rib.uses(*prefix))
+            .collect();
         if let Some(routes) = &self.host.routes {
             routes.reach_only(reached);
         }

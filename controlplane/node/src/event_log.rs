@@ -34,6 +34,8 @@ pub struct Totals {
     pub controlplane_restarts: u64,
     /// Dataplanes attached to after the first.
     pub dataplane_restarts: u64,
+    /// Process of the last dataplane.
+    dataplane: Option<u32>,
     /// Reports of two hosts with one key.
     pub duplicate_keys: u64,
     /// Refused handshakes by reason.
@@ -60,10 +62,11 @@ impl Logged {
 }
 
 impl Totals {
-    pub(crate) fn new(controlplane_restarts: u64) -> Self {
-        Self {
-            controlplane_restarts,
-            ..Self::default()
+    /// Counts an attach to the dataplane with this process number.
+    pub(crate) fn note_dataplane(&mut self, pid: u32) {
+        let before = self.dataplane.replace(pid);
+        if before.is_some_and(|before| before != pid) {
+            self.dataplane_restarts += 1;
         }
     }
 

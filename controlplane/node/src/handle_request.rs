@@ -34,12 +34,12 @@ impl Node {
             Request::Searches(reply) => answer(reply, self.searches(now)),
             Request::StaticRoutes(reply) => answer(reply, self.static_routes()),
             Request::AddRoute(route, reply) => {
-                answer(reply, self.rib.add_static(route.route()));
+                answer(reply, self.routes.rib.add_static(route.route()));
             }
             Request::RemoveRoute(prefix, via, reply) => {
-                answer(reply, self.rib.remove_static(prefix, via));
+                answer(reply, self.routes.rib.remove_static(prefix, via));
             }
-            Request::IsRouting(reply) => answer(reply, self.routing.is_some()),
+            Request::IsRouting(reply) => answer(reply, self.routes.protocol.is_some()),
             Request::SetDrained(on, reply) => {
                 self.set_drained(now, on);
                 answer(reply, ());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hyphae_host::discovery::Discovery;
-use hyphae_host::{Change, Device, HostRoutes, Report, Underlay, start};
+use hyphae_host::{Change, Device, HostRoutes, Part, Report, Underlay, start};
 use tokio::sync::broadcast;
 
 /// The host's side of a node.
@@ -52,7 +52,10 @@ impl HostSide {
         routes.map(|_| self.report.sentence().is_none())
     }
 
-    pub(crate) fn report(&self) -> &Report {
-        &self.report
+    /// Repairs of each part of the TUN device's configuration.
+    pub(crate) fn repairs(&self) -> Vec<(&'static str, u64)> {
+        let repairs = self.report.repairs();
+        let of = |part: &Part| (part.name(), repairs.get(part).copied().unwrap_or(0));
+        Part::ALL.iter().map(of).collect()
     }
 }

@@ -1,18 +1,22 @@
 //! The node: a task that drives the engines of the control plane (overlay, routing, message bus).
 //!
-//! Other tasks send it [requests](request) and receive plain values ([`views`], [`snapshot`]); [`Client`] is their
-//! access to the message bus. [`Builder`] has the parts of a [`Node`], [`Task`] runs one. It parses no JSON, knows no
-//! RPC and opens no state files but the inbox.
+//! A [`Builder`] builds the [`Task`] and hands out clients: a [`NodeClient`] sends [requests](request) and receives
+//! plain values ([`views`], [`snapshot`]), a [`Client`] uses the message bus. The node parses no JSON, knows no RPC and
+//! opens no state files but the inbox.
 
 #![forbid(unsafe_code)]
 
 mod alarm;
 mod apply;
 mod attachment;
+mod builder;
+mod client;
+mod command;
 mod event_log;
 mod fib_hold;
 mod handle_request;
 mod host_side;
+mod inspect;
 mod links;
 mod memory;
 mod neighbours;
@@ -29,9 +33,10 @@ pub mod views;
 
 pub use apply::live;
 pub use attachment::{Attachment, DATAPLANE_SOCKET, wait_for_dataplane};
-pub use node::{Builder, Node};
+pub use builder::{Builder, Built, StoredSettings, UnusableRoute};
+pub use client::{NodeClient, NodeStopped};
+use node::Node;
 pub use services::bus::{
-    BusError, BusParts, BusService, Client, DIGEST_APART, Delivery, Handed, Note, ReplyOutcome,
-    Token,
+    BusError, BusParts, Client, DIGEST_APART, Delivery, Handed, Note, ReplyOutcome, Token,
 };
 pub use task::Task;

@@ -34,7 +34,7 @@ impl Node {
             tracing::debug!(%key, %endpoint, "found on the local network, but not allowed");
             return;
         }
-        self.neighbours_at = self.neighbours_at.min(now + EXPIRE_INTERVAL);
+        self.upkeep.neighbours_at = self.upkeep.neighbours_at.min(now + EXPIRE_INTERVAL);
         let (own, interface) = (self.overlay.key(), endpoint.scope.get());
         let overlay = &self.overlay;
         let up = |key| overlay.is_up(key);
@@ -73,7 +73,7 @@ impl Node {
         for id in self.neighbours.expire(now, |key| overlay.is_up(key)) {
             self.remove_peer(now, id);
         }
-        self.neighbours_at = now + EXPIRE_INTERVAL;
+        self.upkeep.neighbours_at = now + EXPIRE_INTERVAL;
     }
 
     /// Reads the workers' counters of every peer that is up.
@@ -90,7 +90,7 @@ impl Node {
             busy |= self.overlay.note_traffic(now, peer, traffic);
         }
         let wait = if busy { COUNTERS_BUSY } else { COUNTERS_IDLE };
-        self.counters_at = now + wait;
+        self.upkeep.counters_at = now + wait;
         if let Some(routes) = self.host.routes.as_ref().filter(|it| it.wants_links()) {
             routes.links(self.link_addresses());
         }

@@ -31,15 +31,15 @@ impl Memory {
 
 impl Node {
     pub(super) fn trim(&mut self, now: Nanos) {
-        if now < self.memory.at {
+        if now < self.upkeep.memory.at {
             return;
         }
-        self.memory.at = now + INTERVAL;
-        self.bus.trim();
-        let counters = self.routing.as_ref().map(|r| *r.speaker.counters());
+        self.upkeep.memory.at = now + INTERVAL;
+        self.services.bus.trim();
+        let counters = self.routes.protocol.as_ref().map(|r| *r.speaker.counters());
         let updates = counters.map_or(0, |c| c.updates_sent + c.updates_received);
-        if updates - self.memory.updates >= UPDATES {
-            self.memory.updates = updates;
+        if updates - self.upkeep.memory.updates >= UPDATES {
+            self.upkeep.memory.updates = updates;
             hyphae_shm::give_back_free_memory();
         }
     }

@@ -2,18 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyphae_overlay::{ConfiguredPeer, Event, Overlay, PeerConfig, PeerState};
-use hyphae_routing::Rib;
 use hyphae_shm::attach::Hello;
 use hyphae_shm::record::{Program, Punt};
 use hyphae_time::Nanos;
 
 use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SecretKey, WorkerId};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 
 use crate::attachment::Attachment;
+use crate::command::Command;
 use crate::event_log::Totals;
 use crate::fib_hold::FibHold;
 use crate::host_side::HostSide;
@@ -21,145 +20,95 @@ use crate::memory::Memory;
 use crate::neighbours::Neighbours;
 use crate::peers::{Configured, Peers};
 use crate::probes::Probes;
-use crate::request::{Command, TraceAnswer};
+use crate::request::TraceAnswer;
 use crate::resolve::{Lookups, name};
-use crate::routing::Routing;
-use crate::services::bus::BusService;
+use crate::routing::Routes;
+use crate::services::bus::{BusRequest, BusService};
 use crate::services::context::NodeContext;
-use crate::services::{Input, Service, Session, Turn};
+use crate::services::{Input, NodeService, Session, Turn};
 use hyphae_config::Config;
-use hyphae_config::endpoint::{PeerUrl, RouteSpec};
+use hyphae_config::endpoint::PeerUrl;
 use hyphae_host as host;
 use hyphae_host::Resolved;
-use hyphae_host::discovery::Discovery;
 
 /// Datagrams of the message bus per turn.
 const BUS_SHARE: usize = 180;
 
-/// Parts of a [`Node`].
-pub struct Builder {
-    /// Configuration.
-    pub config: Config,
-    /// Key of the node.
-    pub identity: SecretKey,
-    /// Engine of the overlay.
-    pub overlay: Overlay,
-    /// Service of the message bus.
-    pub bus: BusService,
-    /// Sender of requests to the node.
-    pub commands: mpsc::Sender<Command>,
-    /// UDP port of each worker.
-    pub ports: Vec<u16>,
-    /// Whether the workers' processor has AES instructions.
-    pub aes_hardware: bool,
-    /// Discovery on local networks.
-    pub discovery: Discovery,
-    /// Changes of links and addresses, as the kernel reports them.
-    pub kernel_changes: broadcast::Sender<host::Change>,
-    /// Directory of the dataplane socket.
-    pub socket_directory: PathBuf,
-    /// Restarts of this control plane by its supervisor.
-    pub restarts: u64,
-}
-
-/// The node.
-pub struct Node {
-    pub(crate) config: Config,
+/// Properties that a node has from its start to its end.
+pub(crate) struct Setup {
     pub(crate) identity: SecretKey,
     pub(crate) socket_directory: PathBuf,
-    pub(crate) overlay: Overlay,
     /// UDP port of each worker.
     pub(crate) ports: Vec<u16>,
-    pub(crate) rib: Rib,
+    /// Whether the workers' processor has AES instructions.
+    pub(crate) aes_hardware: bool,
+    pub(crate) started: Nanos,
+}
+
+/// Services, and the senders of requests to them, for outputs of jobs.
+pub(crate) struct Services {
     pub(crate) bus: BusService,
-    /// Sender of requests to this node, for outputs of jobs.
-    pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) routing: Option<Routing>,
-    pub(crate) hold: FibHold,
-    pub(crate) peers: Peers,
-    pub(crate) attachment: Option<Attachment>,
-    /// Process of the last dataplane.
-    pub(crate) dataplane_pid: Option<u32>,
-    pub(crate) neighbours: Neighbours,
+    pub(crate) bus_requests: mpsc::Sender<BusRequest>,
+}
+
+/// Deadlines of periodic work.
+pub(crate) struct Upkeep {
     pub(crate) neighbours_at: Nanos,
     pub(crate) counters_at: Nanos,
     pub(crate) memory: Memory,
+}
+
+/// The node.
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) setup: Setup,
+    pub(crate) overlay: Overlay,
+    pub(crate) routes: Routes,
+    pub(crate) services: Services,
+    pub(crate) peers: Peers,
+    pub(crate) lookups: Lookups,
+    pub(crate) neighbours: Neighbours,
+    pub(crate) attachment: Option<Attachment>,
     /// Pings and traces that wait for an answer.
     pub(crate) probes: Probes,
     pub(crate) host: HostSide,
-    pub(crate) lookups: Lookups,
+    pub(crate) upkeep: Upkeep,
     pub(crate) totals: Totals,
-    pub(crate) started: Nanos,
-    /// Whether the workers' processor has AES instructions.
-    pub(crate) aes_hardware: bool,
 }
 
 impl Node {
-    /// Builds a node; it is not attached yet.
-    pub fn new(now: Nanos, builder: Builder) -> Self {
-        let Builder {
-            config,
-            identity,
-            overlay,
-            bus,
-            commands,
-            ports,
-            aes_hardware,
-            discovery,
-            kernel_changes,
-            socket_directory,
-            restarts,
-        } = builder;
-        let own = identity.public_key().address();
-        let unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        // Spreads timers; not secret.
-        let seed = now.0 ^ u64::from_le_bytes(own.0[8..].try_into().unwrap_or_default());
-        let routing = Routing::new(now, &config.routing, &identity, unix.as_secs(), seed);
-        let host = HostSide::new(kernel_changes, config.tun.clone(), discovery);
-        let mut rib = Rib::new(own);
-        rib.set_gateways(&config.routing.announce, &config.routing.reach);
+    /// A node without peers and routes, not attached.
+    pub(crate) fn new(
+        now: Nanos,
+        config: Config,
+        setup: Setup,
+        overlay: Overlay,
+        services: Services,
+        host: HostSide,
+    ) -> Self {
         Self {
-            config,
-            identity,
-            socket_directory,
-            overlay,
-            ports,
-            rib,
-            bus,
-            commands,
-            routing,
-            hold: FibHold::default(),
-            peers: Peers::default(),
-            attachment: None,
-            dataplane_pid: None,
-            neighbours: Neighbours::default(),
-            neighbours_at: Nanos::NEVER,
-            counters_at: now,
-            memory: Memory::new(now),
-            probes: Probes::default(),
+            routes: Routes::new(now, &config.routing, &setup.identity),
             host,
+            config,
+            setup,
+            overlay,
+            services,
+            peers: Peers::default(),
             lookups: Lookups::new(now),
-            totals: Totals::new(restarts),
-            started: now,
-            aes_hardware,
+            neighbours: Neighbours::default(),
+            attachment: None,
+            probes: Probes::default(),
+            upkeep: Upkeep {
+                neighbours_at: Nanos::NEVER,
+                counters_at: now,
+                memory: Memory::new(now),
+            },
+            totals: Totals::default(),
         }
     }
 
-    /// Adds a static route.
-    ///
-    /// # Errors
-    /// When the route could never be used.
-    pub fn add_static_route(
-        &mut self,
-        route: &RouteSpec,
-    ) -> Result<(), hyphae_routing::RouteError> {
-        self.rib.add_static(route.route()).map(|_| ())
-    }
-
     /// Adds a configured peer; `stored` if it is in peers.toml.
-    pub fn add_peer(&mut self, now: Nanos, url: PeerUrl, stored: bool) {
+    pub(crate) fn add_peer(&mut self, now: Nanos, url: PeerUrl, stored: bool) {
         let configured = Configured {
             url,
             stored,
@@ -257,7 +206,9 @@ impl Node {
     /// Whether a dataplane has the workers and ports that the engines were built for.
     pub(crate) fn fits(&self, hello: &Hello) -> bool {
         let ports = hello.ports.iter().take(hello.workers.get().into());
-        ports.map(|port| port.get()).eq(self.ports.iter().copied())
+        ports
+            .map(|port| port.get())
+            .eq(self.setup.ports.iter().copied())
     }
 
     /// Starts with a dataplane: adopts its sessions and routes.
@@ -270,14 +221,11 @@ impl Node {
             pid = hello.pid.get(),
             "attached"
         );
-        let before = self.dataplane_pid.replace(hello.pid.get());
-        if before.is_some_and(|before| before != hello.pid.get()) {
-            self.totals.dataplane_restarts += 1;
-        }
+        self.totals.note_dataplane(hello.pid.get());
         if let (Some(name), Some(_)) = (hello.tun_name(), &self.config.tun) {
             let device = host::Device {
                 name: name.to_owned(),
-                address: self.identity.public_key().address().ip(),
+                address: self.setup.identity.public_key().address().ip(),
                 mtu: self.config.mtu,
                 mark: attachment.hello.underlay_mark.get(),
             };
@@ -285,7 +233,7 @@ impl Node {
         }
         self.overlay.set_instance(instance_of(hello));
         self.attachment = Some(attachment);
-        self.hold = FibHold::Adopting;
+        self.routes.hold = FibHold::Adopting;
         self.overlay.begin_attach(now, generation);
         self.drain();
     }
@@ -298,16 +246,16 @@ impl Node {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Nanos) {
-        if now >= self.counters_at {
+        if now >= self.upkeep.counters_at {
             self.read_counters(now);
         }
-        if now >= self.neighbours_at {
+        if now >= self.upkeep.neighbours_at {
             self.expire_neighbours(now);
         }
         self.trim(now);
         self.overlay.handle_timeout(now);
-        self.bus.handle_timeout(now);
-        if let Some(routing) = &mut self.routing {
+        self.services.bus.handle_timeout(now);
+        if let Some(routing) = &mut self.routes.protocol {
             routing.speaker.handle_timeout(now);
         }
         self.release_routes(now);
@@ -316,20 +264,24 @@ impl Node {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Nanos> {
-        let bus = self.bus.poll_timeout();
-        let routing = self.routing.as_ref().and_then(|r| r.speaker.poll_timeout());
-        let memory = self.memory.at();
+        let bus = self.services.bus.poll_timeout();
+        let routing = self
+            .routes
+            .protocol
+            .as_ref()
+            .and_then(|r| r.speaker.poll_timeout());
+        let memory = self.upkeep.memory.at();
         let own = [
             self.lookups.due(),
-            self.neighbours_at,
-            self.counters_at,
+            self.upkeep.neighbours_at,
+            self.upkeep.counters_at,
             memory,
         ];
         let engines = [self.overlay.poll_timeout(), bus, routing];
         engines
             .into_iter()
             .chain([
-                self.hold.deadline(),
+                self.routes.hold.deadline(),
                 self.probes.poll_timeout(),
                 self.lookups.names.poll_timeout(),
             ])
@@ -346,8 +298,8 @@ impl Node {
                 idle = false;
                 self.push(worker, program);
             }
-            while self.hold.is_off()
-                && let Some(change) = self.rib.poll_fib()
+            while self.routes.hold.is_off()
+                && let Some(change) = self.routes.rib.poll_fib()
             {
                 idle = false;
                 self.push_all(&change.program());
@@ -371,7 +323,9 @@ impl Node {
             && hyphae_wire::Service::from_code(meta.service) == Some(hyphae_wire::Service::Message)
         {
             let (key, source) = (self.overlay.lane_key(meta.receive_index.get()), meta.source);
-            self.bus.handle(now, Input::Datagram { key, source, bytes });
+            self.services
+                .bus
+                .handle(now, Input::Datagram { key, source, bytes });
             return;
         }
         self.overlay.handle_punt(now, worker, punt);
@@ -386,16 +340,18 @@ impl Node {
         let mut context = NodeContext {
             overlay: &mut self.overlay,
             attachment: &mut self.attachment,
-            commands: &self.commands,
+            requests: &self.services.bus_requests,
             sent: 0,
         };
-        self.bus.turn(now, BUS_SHARE, &mut context)
+        self.services.bus.turn(now, BUS_SHARE, &mut context)
     }
 
     fn bus_session_up(&mut self, now: Nanos, address: OverlayAddress, key: PublicKey) {
         let mtu = self.overlay.path_mtu(address).into();
         let session = Session { key, mtu };
-        self.bus.handle(now, Input::SessionUp { address, session });
+        self.services
+            .bus
+            .handle(now, Input::SessionUp { address, session });
     }
 
     fn push(&mut self, worker: WorkerId, program: hyphae_overlay::OwnedProgram) {
@@ -423,11 +379,11 @@ impl Node {
         match event {
             Event::PeerUp { peer, key, .. } => {
                 self.peers.note_up(now, key);
-                self.rib.peer_up(peer, key);
+                self.routes.rib.peer_up(peer, key);
                 self.routing_link_up(now, peer, key);
             }
             Event::PeerDown { peer, key, .. } => {
-                self.rib.peer_down(&key);
+                self.routes.rib.peer_down(&key);
                 // Its name may resolve to another address.
                 self.lookups.retry_at = now;
                 self.routing_link_down(now, peer);
@@ -439,7 +395,7 @@ impl Node {
             }
             Event::PathMtu { address, mtu } => {
                 let carries = self.overlay.path_mtu(address);
-                self.bus.handle(
+                self.services.bus.handle(
                     now,
                     Input::PathMtu {
                         address,
@@ -453,7 +409,7 @@ impl Node {
             Event::ResyncFib { .. } => self.hold_routes(now),
             Event::SessionUp { address, key } => self.bus_session_up(now, address, key),
             Event::SessionDown { address, .. } => {
-                self.bus.handle(now, Input::SessionDown(address));
+                self.services.bus.handle(now, Input::SessionDown(address));
             }
             Event::PeerMoved { .. }
             | Event::SessionFailed { .. }
@@ -468,10 +424,6 @@ impl Node {
             Command::Request(request) => {
                 self.handle_request(now, request);
                 self.drain();
-                false
-            }
-            Command::Bus(command) => {
-                self.bus.handle(now, Input::Request(command));
                 false
             }
             Command::Snapshot(reply) => {
@@ -489,7 +441,10 @@ impl Node {
             peers += 1;
             alive += usize::from(peer.state == PeerState::Up);
         }
-        let (sessions, routes) = (self.overlay.sessions().count(), self.rib.routes().count());
+        let (sessions, routes) = (
+            self.overlay.sessions().count(),
+            self.routes.rib.routes().count(),
+        );
         let drained = if self.is_drained() { "; drained" } else { "" };
         format!("{alive} of {peers} peers alive, {routes} routes, {sessions} sessions{drained}")
     }

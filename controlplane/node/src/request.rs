@@ -9,30 +9,10 @@ use hyphae_wire::report::ReportCode;
 use hyphae_wire::{OverlayAddress, Prefix, PublicKey};
 use tokio::sync::oneshot;
 
-use super::services::bus::BusRequest;
-use super::snapshot::Snapshot;
 use super::views::{PacketCounts, PeerView, RouteView, SearchView, StaticRouteView, StatusView};
 
 /// Where a reply goes.
 pub type Reply<T> = oneshot::Sender<T>;
-
-/// A command to the node task.
-pub enum Command {
-    /// A request with a reply.
-    Request(Request),
-    /// A request to the message bus.
-    Bus(BusRequest),
-    /// State and counters for metrics.
-    Snapshot(Reply<Snapshot>),
-    /// Ends the task.
-    Shutdown,
-}
-
-impl From<BusRequest> for Command {
-    fn from(request: BusRequest) -> Self {
-        Self::Bus(request)
-    }
-}
 
 /// A request of another task. Changes of peers and routes are on disk when they are requested.
 pub enum Request {

@@ -2,11 +2,11 @@
 //! sessions, routes into the RIB.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyphae_overlay::ConfiguredPeer;
-use hyphae_routing::FibChange;
 use hyphae_routing::babel::{Config, Speaker, Xeddsa};
+use hyphae_routing::{FibChange, Rib};
 use hyphae_shm::record::{Program, PuntLinkLocal};
 use hyphae_time::Nanos;
 use hyphae_wire::babel::INFINITY;
@@ -41,8 +41,7 @@ impl Routing {
         }
     }
 
-    /// `None` when dynamic routing is disabled.
-    pub(crate) fn new(
+    fn new(
         now: Nanos,
         config: &RoutingConfig,
         identity: &SecretKey,
@@ -68,12 +67,37 @@ impl Routing {
     }
 }
 
+/// Routes of a node.
+pub(crate) struct Routes {
+    pub(crate) rib: Rib,
+    /// The routing protocol; `None` when dynamic routing is disabled.
+    pub(crate) protocol: Option<Routing>,
+    pub(crate) hold: FibHold,
+}
+
+impl Routes {
+    pub(crate) fn new(now: Nanos, config: &RoutingConfig, identity: &SecretKey) -> Self {
+        let own = identity.public_key().address();
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+        // Spreads timers; not secret.
+        let seed = now.0 ^ u64::from_le_bytes(own.0[8..].try_into().unwrap_or_default());
+        let mut rib = Rib::new(own);
+        rib.set_gateways(&config.announce, &config.reach);
+        let unix = unix.unwrap_or_default().as_secs();
+        Self {
+            rib,
+            protocol: Routing::new(now, config, identity, unix, seed),
+            hold: FibHold::default(),
+        }
+    }
+}
+
 impl Node {
     pub(crate) fn routing_link_up(&mut self, now: Nanos, peer: u32, key: PublicKey) {
-        let Some(routing) = &mut self.routing else {
+        let Some(routing) = &mut self.routes.protocol else {
             return;
         };
-        if self.hold == FibHold::Adopting {
+        if self.routes.hold == FibHold::Adopting {
             routing.speaker.link_adopted(now, peer, key);
         } else {
             routing.speaker.link_up(now, peer, key);
@@ -86,14 +110,14 @@ impl Node {
         let configured = self.overlay.entries_of(key);
         let chosen = |id: &ConfiguredPeer| self.peers.configured.get(&id.0).is_some_and(|c| !c.lan);
         let preferred = configured.iter().any(chosen);
-        if let Some(routing) = &mut self.routing {
+        if let Some(routing) = &mut self.routes.protocol {
             routing.speaker.prefer(peer, preferred);
         }
     }
 
     /// Updates the preference of every link after a change of the configured peers.
     pub(crate) fn prefer_links(&mut self) {
-        let links = self.routing.iter().flat_map(|r| r.speaker.links());
+        let links = self.routes.protocol.iter().flat_map(|r| r.speaker.links());
         let links: Vec<_> = links.map(|l| (l.link, l.key)).collect();
         for (link, key) in links {
             self.prefer_link(link, key);
@@ -101,36 +125,40 @@ impl Node {
     }
 
     pub(crate) fn routing_link_down(&mut self, now: Nanos, peer: u32) {
-        if let Some(routing) = &mut self.routing {
+        if let Some(routing) = &mut self.routes.protocol {
             routing.speaker.link_down(now, peer);
         }
     }
 
     /// The overlay has replayed its records: replays the FIB now, or holds it until the routes are learnt.
     pub(crate) fn hold_routes(&mut self, now: Nanos) {
-        let links = self.routing.as_ref().map(|r| r.speaker.links().count());
+        let links = self
+            .routes
+            .protocol
+            .as_ref()
+            .map(|r| r.speaker.links().count());
         if links.unwrap_or(0) == 0 {
             self.replay_routes(now);
         } else {
             let (since, changed) = (now, now);
-            self.hold = FibHold::Learning { since, changed };
+            self.routes.hold = FibHold::Learning { since, changed };
         }
     }
 
     /// Ends the hold when the routes are learnt.
     pub(crate) fn release_routes(&mut self, now: Nanos) {
-        if self.hold.deadline().is_some_and(|at| at <= now) {
+        if self.routes.hold.deadline().is_some_and(|at| at <= now) {
             self.replay_routes(now);
         }
     }
 
     fn replay_routes(&mut self, now: Nanos) {
-        self.hold = FibHold::Off;
+        self.routes.hold = FibHold::Off;
         let mut reached = BTreeSet::new();
-        for entry in self.rib.replay_all() {
+        for entry in self.routes.rib.replay_all() {
             self.push_all(&Program::FibReplace(&entry));
             let prefix = Prefix::new(entry.prefix, entry.prefix_len);
-            if self.rib.uses(prefix) {
+            if self.routes.rib.uses(prefix) {
                 reached.insert(prefix);
             }
         }
@@ -143,15 +171,15 @@ impl Node {
     /// Routes a prefix into the TUN device while it has a gateway.
     pub(crate) fn reach_gateway(&self, change: &FibChange) {
         if let Some(routes) = &self.host.routes
-            && self.rib.uses(change.prefix())
+            && self.routes.rib.uses(change.prefix())
         {
             routes.reach(change.prefix(), matches!(change, FibChange::Replace(_)));
         }
     }
 
     /// Starts or ends the drain of this node.
-    pub fn set_drained(&mut self, now: Nanos, on: bool) {
-        if let Some(routing) = &mut self.routing
+    pub(crate) fn set_drained(&mut self, now: Nanos, on: bool) {
+        if let Some(routing) = &mut self.routes.protocol
             && routing.speaker.is_drained() != on
         {
             tracing::info!(on, "drain");
@@ -160,7 +188,8 @@ impl Node {
     }
 
     pub(crate) fn is_drained(&self) -> bool {
-        self.routing
+        self.routes
+            .protocol
             .as_ref()
             .is_some_and(|r| r.speaker.is_drained())
     }
@@ -168,7 +197,7 @@ impl Node {
     /// Handles a control message of a neighbour, if it is of the routing protocol.
     pub(crate) fn handle_routing(&mut self, now: Nanos, punt: &PuntLinkLocal, message: &[u8]) {
         if let Some((ControlKind::Routing, packet)) = control::parse(message)
-            && let Some(routing) = &mut self.routing
+            && let Some(routing) = &mut self.routes.protocol
         {
             let (peer, received) = (punt.peer.get(), Nanos(punt.received.get()));
             routing.speaker.handle_packet(now, peer, received, packet);
@@ -177,7 +206,7 @@ impl Node {
 
     /// Moves the output of the speaker into the other engines; false when there was none.
     pub(crate) fn drain_routing(&mut self, now: Nanos) -> bool {
-        let Some(routing) = &mut self.routing else {
+        let Some(routing) = &mut self.routes.protocol else {
             return false;
         };
         let mut any = false;
@@ -188,8 +217,8 @@ impl Node {
         }
         while let Some(change) = routing.speaker.poll_route() {
             any = true;
-            self.rib.set_dynamic(change.prefix, change.route);
-            if let FibHold::Learning { changed, .. } = &mut self.hold {
+            self.routes.rib.set_dynamic(change.prefix, change.route);
+            if let FibHold::Learning { changed, .. } = &mut self.routes.hold {
                 *changed = now;
             }
         }

@@ -79,7 +79,7 @@ pub(crate) trait Context<R> {
 }
 
 /// An engine that the node runs.
-pub(crate) trait Service {
+pub(crate) trait NodeService {
     /// Requests of clients, and outputs of jobs.
     type Request;
 

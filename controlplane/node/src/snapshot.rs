@@ -15,7 +15,6 @@ use hyphae_shm::StatsReader;
 use hyphae_wire::{Endpoint, PublicKey};
 
 pub use super::event_log::Totals;
-use hyphae_host as host;
 
 /// State and counters of a node, copied for metrics.
 pub struct Snapshot {
@@ -35,7 +34,8 @@ pub struct Snapshot {
     pub handshakes: Handshakes,
     /// Whether the host's traffic passes the TUN device; `None` without one.
     pub host: Option<bool>,
-    pub host_repairs: BTreeMap<host::Part, u64>,
+    /// Repairs of each part of the host's side of the TUN device.
+    pub host_repairs: Vec<(&'static str, u64)>,
     pub bus: BusSnapshot,
     pub routing: Option<RoutingSnapshot>,
     /// All peers whose key is known, and how many of them may have families of their own; `None` when

@@ -13,8 +13,9 @@ use tokio::sync::mpsc;
 use super::Node;
 use super::alarm::Alarm;
 use super::attachment::{ATTACH_RETRY, AttachLog, Attachment};
-use super::request::Command;
-use super::services::Turn;
+use super::command::Command;
+use super::services::bus::BusRequest;
+use super::services::{Input, NodeService, Turn};
 use hyphae_host::discovery::DiscoveryEvent;
 use hyphae_host::{Resolved, Watchdog};
 
@@ -34,12 +35,18 @@ const LAST_SENDS: Duration = Duration::from_millis(20);
 /// The engine task.
 pub struct Task {
     node: Node,
-    commands: mpsc::Receiver<Command>,
+    requests: Requests,
     watchdog: Watchdog,
     alarm: Alarm,
     attach_log: AttachLog,
     /// Whether the node has been attached and not been notified of the end since.
     attached: bool,
+}
+
+/// Receivers of requests.
+pub(crate) struct Requests {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) bus: mpsc::Receiver<BusRequest>,
 }
 
 /// Why the wait between two turns has ended.
@@ -48,17 +55,17 @@ enum Wakeup {
     Due,
     Detached,
     Command(Option<Command>),
+    Bus(BusRequest),
     Resolved(Resolved),
     Found(DiscoveryEvent),
     UnderlayChanged,
 }
 
 impl Task {
-    /// A task for `node`, with the receiver of its requests.
-    pub fn new(node: Node, commands: mpsc::Receiver<Command>, watchdog: Watchdog) -> Self {
+    pub(crate) fn new(node: Node, requests: Requests, watchdog: Watchdog) -> Self {
         Self {
             node,
-            commands,
+            requests,
             watchdog,
             alarm: Alarm::new(),
             attach_log: AttachLog::default(),
@@ -103,7 +110,7 @@ impl Task {
         if std::mem::take(&mut self.attached) {
             self.node.detached();
         }
-        match Attachment::connect(&self.node.socket_directory) {
+        match Attachment::connect(&self.node.setup.socket_directory) {
             Ok(attachment) => self.attach(attachment),
             Err(error) => {
                 self.attach_log.refused(&error);
@@ -164,7 +171,8 @@ impl Task {
         tokio::select! {
             biased;
             () = lease_ended(attachment) => Wakeup::Detached,
-            command = self.commands.recv() => Wakeup::Command(command),
+            command = self.requests.commands.recv() => Wakeup::Command(command),
+            Some(request) = self.requests.bus.recv() => Wakeup::Bus(request),
             resolved = node.lookups.resolver.next(), if attached => Wakeup::Resolved(resolved),
             found = node.host.discovery.next(), if attached => Wakeup::Found(found),
             () = node.host.underlay.changed(), if attached => Wakeup::UnderlayChanged,
@@ -180,6 +188,7 @@ impl Task {
             Wakeup::Detached => node.attachment = None,
             Wakeup::Command(Some(command)) => return self.handle_commands(command).await,
             Wakeup::Command(None) => return ControlFlow::Break(()),
+            Wakeup::Bus(request) => self.handle_bus(request),
             Wakeup::Resolved(resolved) => node.resolved(now, resolved),
             Wakeup::Found(found) => node.found(now, found),
             Wakeup::UnderlayChanged => node.underlay_changed(now),
@@ -195,12 +204,24 @@ impl Task {
                 self.leave().await;
                 return ControlFlow::Break(());
             }
-            let Ok(next) = self.commands.try_recv() else {
+            let Ok(next) = self.requests.commands.try_recv() else {
                 break;
             };
             command = next;
         }
         ControlFlow::Continue(())
+    }
+
+    /// The same for requests to the message bus.
+    fn handle_bus(&mut self, mut request: BusRequest) {
+        for _ in 0..COMMAND_BUDGET {
+            let bus = &mut self.node.services.bus;
+            bus.handle(monotonic(), Input::Request(request));
+            let Ok(next) = self.requests.bus.try_recv() else {
+                break;
+            };
+            request = next;
+        }
     }
 
     /// Closes all sessions and leaves the dataplane.

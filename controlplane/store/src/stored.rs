@@ -77,10 +77,10 @@ impl<T: Content> Stored<T> {
     }
 
     /// Begins a change; nobody else can until it is committed or dropped.
-    pub async fn change(&self) -> Change<'_, T> {
+    pub async fn change(&self) -> StoredChange<'_, T> {
         let guard = self.changing.lock().await;
         let old = self.read();
-        Change {
+        StoredChange {
             stored: self,
             _guard: guard,
             new: T::clone(&old),
@@ -94,7 +94,7 @@ impl<T: Content> Stored<T> {
     ///
     /// # Errors
     /// When it is malformed or cannot be read; then nothing changes.
-    pub async fn reread(&self) -> Result<Change<'_, T>, StateError> {
+    pub async fn reread(&self) -> Result<StoredChange<'_, T>, StateError> {
         let mut change = self.change().await;
         if self.directory.contains(self.name) {
             change.new = files::read_toml(&self.directory, self.name)?;
@@ -109,7 +109,7 @@ impl<T: Content> Stored<T> {
 }
 
 /// A change that nobody sees yet.
-pub struct Change<'a, T> {
+pub struct StoredChange<'a, T> {
     stored: &'a Stored<T>,
     _guard: MutexGuard<'a, ()>,
     old: Arc<T>,
@@ -119,7 +119,7 @@ pub struct Change<'a, T> {
     is_stale: bool,
 }
 
-impl<T: Content> Change<'_, T> {
+impl<T: Content> StoredChange<'_, T> {
     /// What holds until then.
     pub fn old(&self) -> &T {
         &self.old

@@ -12,7 +12,6 @@
 #![forbid(unsafe_code)]
 
 mod claims;
-mod flood;
 mod link;
 mod node;
 mod seal;
@@ -20,7 +19,6 @@ mod session;
 mod victim;
 
 pub use claims::{Claims, Handshake, Purpose, Secrets};
-pub use flood::FirstMessages;
 pub use link::{Link, Received, Routed};
 pub use node::{FirstReply, Hostile};
 pub use seal::LaneKeys;

@@ -130,13 +130,13 @@ impl Link {
         self.control(ControlKind::Routing, packet)
     }
 
-    /// Sends a hello and an IHU, both valid for minutes: the neighbour accepts routes from now on.
+    /// Says hello, and that the neighbour is heard: it takes routes from now on.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn greet(&mut self, seqno: u16) -> anyhow::Result<()> {
         let hello = Tlv::Hello {
-            unicast: false,
+            unicast: true,
             seqno,
             interval: 6000,
             transmit: None,

@@ -8,7 +8,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use hyphae_bus::topics::Topics;
-use hyphae_config::{Change, Config, Settings};
+use hyphae_config::{Config, SettingChange, Settings};
 use hyphae_rpc::message::Error;
 use hyphae_rpc::method::{ConfigChange, ReloadParams, ReloadResult};
 use hyphae_wire::{Network, NetworkId};
@@ -16,21 +16,11 @@ use hyphae_wire::{Network, NetworkId};
 use crate::authorizer::Admins;
 use crate::context::Dispatcher;
 use crate::error::{internal, not_reloaded};
-use crate::reloader::Reloader;
+use crate::reloader::Configuration;
 use crate::reply::{Outcome, value};
 use hyphae_node::request::Request;
 use hyphae_store::files::{ADMIN_FILE, TOPICS_FILE};
 use hyphae_store::network_key;
-
-/// The settings in force, and how they are read again.
-pub struct Configuration {
-    /// Settings.
-    pub settings: Settings,
-    /// How they are read again.
-    pub reloader: Reloader,
-    /// The private network that the node was started in.
-    pub network: Option<NetworkId>,
-}
 
 /// Number of the private network that a configuration is about.
 fn network_id(config: &Config) -> Result<Option<NetworkId>, impl Display + use<>> {
@@ -46,11 +36,21 @@ impl Dispatcher {
         value(self.reload(params).await?)
     }
 
+    /// Reloads whenever the reloader asks for it, for ever.
+    pub async fn reload_when_asked(self: Arc<Self>) {
+        let asked = Arc::clone(&self.configuration.lock().await.reloader.asked);
+        loop {
+            asked.notified().await;
+            // The outcome is logged.
+            let _ = self.reload(ReloadParams::default()).await;
+        }
+    }
+
     /// Reads everything again and puts it in force, or refuses all of it. Log and metrics show the outcome.
     ///
     /// # Errors
     /// When something is refused; nothing has changed then.
-    pub async fn reload(&self, params: ReloadParams) -> Result<ReloadResult, Error> {
+    async fn reload(&self, params: ReloadParams) -> Result<ReloadResult, Error> {
         let result = self.reload_all(params).await;
         if params.dry_run {
             return result;
@@ -129,7 +129,7 @@ impl Configuration {
             restart: restart.iter().map(rendered).collect(),
         };
         let network = network_id(&new.config().map_err(not_reloaded)?).map_err(not_reloaded)?;
-        let named = |change: &Change| change.key.starts_with("network.");
+        let named = |change: &SettingChange| change.key.starts_with("network.");
         if network != self.network && !restart.iter().any(named) {
             result.restart.push(ConfigChange {
                 key: "network.key_file".to_owned(),
@@ -141,7 +141,7 @@ impl Configuration {
     }
 }
 
-fn rendered(change: &Change) -> ConfigChange {
+fn rendered(change: &SettingChange) -> ConfigChange {
     ConfigChange {
         key: change.key.to_owned(),
         old: change.old.clone(),

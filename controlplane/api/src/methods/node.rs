@@ -21,7 +21,7 @@ use crate::context::Dispatcher;
 use crate::error::{invalid, no_answer, not_committed, not_routing};
 use crate::params::overlay_address;
 use crate::reply::{Outcome, ok_true, value};
-use hyphae_node::request::{Command, Request};
+use hyphae_node::request::Request;
 
 /// Longest wait of a ping or trace.
 const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
@@ -134,11 +134,10 @@ impl Dispatcher {
         }
         if !self.shut_down.swap(true, Ordering::Relaxed) {
             tracing::info!("node is shut down by a call");
-            let commands = self.commands.clone();
+            let node = self.node.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(SHUTDOWN_DELAY).await;
-                // The node task may have ended already.
-                let _ = commands.send(Command::Shutdown).await;
+                node.shut_down().await;
             });
         }
         ok_true()

@@ -18,7 +18,7 @@ use crate::context::Dispatcher;
 use crate::error::{bind_failed, internal, invalid, not_committed, reserved, topic_not_found};
 use crate::params::{any_topic, destination, public_key};
 use crate::reply::{Outcome, ok_true, rows, value};
-use hyphae_store::stored::Change;
+use hyphae_store::stored::StoredChange;
 
 /// Most topics that are listed.
 const TOPICS_MAX: usize = 16_384;
@@ -139,7 +139,10 @@ impl Dispatcher {
     }
 
     /// Puts in force topics that somebody has written to the file, with their sockets.
-    pub(super) async fn accept_topics(&self, change: Change<'_, Topics>) -> Result<(), Error> {
+    pub(super) async fn accept_topics(
+        &self,
+        change: StoredChange<'_, Topics>,
+    ) -> Result<(), Error> {
         let outbound = |topics: &Topics| -> Vec<(Topic, PathBuf, Authority)> {
             let socket = |(topic, config): (&Topic, &TopicConfig)| {
                 let socket = config.outbound_socket.as_ref()?;
@@ -285,7 +288,7 @@ impl Dispatcher {
         value(socket.is_some())
     }
 
-    async fn commit(&self, change: Change<'_, Topics>) -> Result<(), Error> {
+    async fn commit(&self, change: StoredChange<'_, Topics>) -> Result<(), Error> {
         let committed = change.commit().await;
         // Also when it failed: whatever the file holds now is what the engine goes by.
         let topics = Topics::clone(&self.files.topics.read());

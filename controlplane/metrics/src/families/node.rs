@@ -1,6 +1,5 @@
 //! The node as a whole.
 
-use hyphae_host::Part;
 use hyphae_shm::StatsReader;
 use hyphae_shm::stats::{Counter, counter_at};
 
@@ -151,9 +150,8 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
         &["part"],
         "Repairs of the TUN device, its addresses and routes after something else had changed them",
         |from, it| {
-            for part in Part::ALL {
-                let total = from.node.host_repairs.get(&part).copied();
-                it.set(&[part.name()], total.unwrap_or(0));
+            for (part, total) in &from.node.host_repairs {
+                it.set(&[part], total);
             }
         },
     ),

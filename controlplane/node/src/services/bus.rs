@@ -23,8 +23,7 @@ use hyphae_bus::{Bus, Config, Event, Inbound, MessageId, MessageState, Room};
 use hyphae_time::Nanos;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Context, Input, RingRoom, Service, Turn};
-use crate::request::Command;
+use super::{Context, Input, NodeService, RingRoom, Turn};
 use crate::snapshot::BusSnapshot;
 pub use client::{BusError, Client, DIGEST_APART};
 use hyphae_store::inbox::{Found, Inbox};
@@ -36,7 +35,12 @@ pub use request::ReplyOutcome;
 use request::RequestResult;
 use waitlist::Waitlist;
 
-/// Parts of a [`BusService`].
+/// Calls of other nodes that wait for a worker; more are refused, and their senders retransmit.
+const ADMIN_MAX: usize = 256;
+/// Messages that wait for the forward proxy; more are refused, and their senders retransmit.
+const FORWARDED_MAX: usize = 1024;
+
+/// Parts of the message bus.
 pub struct BusParts {
     /// Configuration of the engine.
     pub config: Config,
@@ -48,14 +52,18 @@ pub struct BusParts {
     pub inbox: Inbox,
     /// What the inbox held at start.
     pub found: Found,
-    /// Receives messages on the administration topic, which count as received; without it they are refused.
-    pub admin: Option<mpsc::Sender<Inbound>>,
-    /// Receives messages on topics with a forward socket, and settles each; without it they go into the inbox.
-    pub forward: Option<mpsc::Sender<Inbound>>,
+}
+
+/// Receivers of messages that do not go into the inbox.
+pub(crate) struct BusOutputs {
+    /// Messages on the administration topic, which count as received; refused once the receiver is dropped.
+    pub(crate) admin: mpsc::Receiver<Inbound>,
+    /// Messages on topics with a forward socket. The receiver settles each; once it is dropped, they go into the inbox.
+    pub(crate) forwarded: mpsc::Receiver<Inbound>,
 }
 
 /// The message bus of a node.
-pub struct BusService {
+pub(crate) struct BusService {
     bus: Bus,
     inbox: Inbox,
     /// Messages without a verdict of the inbox yet.
@@ -63,8 +71,8 @@ pub struct BusService {
     /// Those that no job stores yet.
     unstored: Vec<Inbound>,
     replies: BTreeMap<MessageId, oneshot::Sender<RequestResult>>,
-    admin: Option<mpsc::Sender<Inbound>>,
-    forward: Option<mpsc::Sender<Inbound>>,
+    admin: mpsc::Sender<Inbound>,
+    forward: mpsc::Sender<Inbound>,
     unknown_sources: u64,
     inbox_failures: u64,
     /// The settings of topics, for other tasks.
@@ -77,7 +85,9 @@ pub struct BusService {
 
 impl BusService {
     /// A bus without sessions.
-    pub fn new(now: Nanos, parts: BusParts) -> Self {
+    pub(crate) fn new(now: Nanos, parts: BusParts) -> (Self, BusOutputs) {
+        let (admin, admin_receiver) = mpsc::channel(ADMIN_MAX);
+        let (forward, forwarded) = mpsc::channel(FORWARDED_MAX);
         let (shared, _) = watch::channel(Arc::new(parts.topics.clone()));
         let mut bus = Bus::new(parts.config, parts.topics, parts.seed);
         bus.seed_completed(now, parts.found.completed);
@@ -90,8 +100,8 @@ impl BusService {
             },
             unstored: Vec::new(),
             replies: BTreeMap::new(),
-            admin: parts.admin,
-            forward: parts.forward,
+            admin,
+            forward,
             unknown_sources: 0,
             inbox_failures: 0,
             topics: shared,
@@ -100,13 +110,17 @@ impl BusService {
             tickets: Arc::default(),
         };
         service.update_room();
-        service
+        let outputs = BusOutputs {
+            admin: admin_receiver,
+            forwarded,
+        };
+        (service, outputs)
     }
 
     /// A client that sends its requests to an engine task.
-    pub fn client(&self, commands: mpsc::Sender<Command>) -> Client {
+    pub(crate) fn client(&self, requests: mpsc::Sender<BusRequest>) -> Client {
         Client::new(
-            commands,
+            requests,
             self.inbox.clone(),
             self.topics.subscribe(),
             self.bus.pool().clone(),
@@ -232,7 +246,7 @@ impl BusService {
     }
 }
 
-impl Service for BusService {
+impl NodeService for BusService {
     type Request = BusRequest;
 
     fn handle(&mut self, now: Nanos, input: Input<'_, BusRequest>) {

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 
 use super::{Context, Job, RingRoom, Session};
 use crate::attachment::{self, Attachment};
-use crate::request::Command;
 
 /// Datagrams per flush of the ring: as many of the usual size as one train carries.
 const TRAIN: usize = 45;
@@ -17,15 +16,16 @@ const TRAIN: usize = 45;
 const WORKER: WorkerId = WorkerId(0);
 
 /// The node during the turn of a service.
-pub(crate) struct NodeContext<'a> {
+pub(crate) struct NodeContext<'a, R> {
     pub(crate) overlay: &'a mut Overlay,
     pub(crate) attachment: &'a mut Option<Attachment>,
-    pub(crate) commands: &'a mpsc::Sender<Command>,
+    /// Takes the outputs of jobs.
+    pub(crate) requests: &'a mpsc::Sender<R>,
     /// Datagrams sent in this turn.
     pub(crate) sent: usize,
 }
 
-impl<R: Into<Command> + Send + 'static> Context<R> for NodeContext<'_> {
+impl<R: Send + 'static> Context<R> for NodeContext<'_, R> {
     fn session(&mut self, now: Nanos, address: OverlayAddress) -> Option<Session> {
         let Some(key) = self.overlay.session_key(address) else {
             self.overlay.want_session(now, address);
@@ -71,10 +71,10 @@ impl<R: Into<Command> + Send + 'static> Context<R> for NodeContext<'_> {
         if let Some(output) = (&mut job).now_or_never() {
             return Some(output);
         }
-        let commands = self.commands.clone();
+        let requests = self.requests.clone();
         tokio::spawn(async move {
             // The engine task may be ending.
-            let _ = commands.send(job.await.into()).await;
+            let _ = requests.send(job.await).await;
         });
         None
     }

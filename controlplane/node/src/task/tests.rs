@@ -17,10 +17,9 @@ use tempfile::TempDir;
 use tokio::sync::{broadcast, oneshot};
 
 use super::*;
-use crate::Builder;
 use crate::attachment::DATAPLANE_SOCKET;
-use crate::services::bus::{BusParts, BusRequest, BusService};
-use crate::services::{Input, Service};
+use crate::builder::{Builder, Built, StoredSettings};
+use crate::services::bus::BusParts;
 use hyphae_host::discovery::{self, Discovery};
 
 const PORT: u16 = 9670;
@@ -29,7 +28,7 @@ const UNKNOWN: u16 = 0xffff;
 
 struct Lab {
     directory: TempDir,
-    task: Task,
+    built: Built,
     inbox: Inbox,
     key: PublicKey,
 }
@@ -37,7 +36,6 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (commands, receiver) = mpsc::channel(8);
         let identity = SecretKey::generate().unwrap();
         let key = identity.public_key();
         let settings = Settings::load(None, &Overrides::default()).unwrap();
@@ -47,43 +45,36 @@ impl Lab {
             completed_max: 8,
         });
         let inbox = inbox.unwrap();
-        let bus = BusParts {
-            config: hyphae_bus::Config::new(key),
-            seed: [7; 32],
-            topics: Topics::default(),
-            inbox: inbox.clone(),
-            found: Found::default(),
-            admin: None,
-            forward: None,
-        };
-        let node = Node::new(
-            monotonic(),
-            Builder {
-                config: settings.config().unwrap(),
-                overlay: Overlay::new(
-                    hyphae_overlay::Config::new(identity.clone(), vec![PORT]),
-                    [1; 32],
-                ),
-                identity,
-                bus: BusService::new(monotonic(), bus),
-                commands,
-                ports: vec![PORT],
-                aes_hardware: true,
-                discovery: Discovery::start(discovery::DiscoverySettings {
-                    mode: DiscoveryMode::Off,
-                    port: 0,
-                    node_port: PORT,
-                    key,
-                    network: None,
-                    tun: None,
-                }),
-                kernel_changes: broadcast::channel(1).0,
-                socket_directory: directory.path().to_owned(),
-                restarts: 0,
+        let overlay = hyphae_overlay::Config::new(identity.clone(), vec![PORT]);
+        let builder = Builder {
+            config: settings.config().unwrap(),
+            overlay: Overlay::new(overlay, [1; 32]),
+            identity,
+            bus: BusParts {
+                config: hyphae_bus::Config::new(key),
+                seed: [7; 32],
+                topics: Topics::default(),
+                inbox: inbox.clone(),
+                found: Found::default(),
             },
-        );
+            ports: vec![PORT],
+            aes_hardware: true,
+            discovery: Discovery::start(discovery::DiscoverySettings {
+                mode: DiscoveryMode::Off,
+                port: 0,
+                node_port: PORT,
+                key,
+                network: None,
+                tun: None,
+            }),
+            kernel_changes: broadcast::channel(1).0,
+            socket_directory: directory.path().to_owned(),
+            restarts: 0,
+            watchdog: Watchdog::new(Notifier::from_environment()),
+            stored: StoredSettings::default(),
+        };
         Self {
-            task: Task::new(node, receiver, Watchdog::new(Notifier::from_environment())),
+            built: builder.build(monotonic()).unwrap(),
             directory,
             inbox,
             key,
@@ -104,7 +95,7 @@ impl Lab {
             lease
         });
         let attachment = Attachment::connect(self.directory.path()).unwrap();
-        assert!(self.task.attach(attachment).is_continue());
+        assert!(self.built.task.attach(attachment).is_continue());
         (segment, offering.join().unwrap())
     }
 
@@ -119,8 +110,9 @@ impl Lab {
             reply_within: None,
             failure: None,
         };
-        let request = Input::Request(BusRequest::Push { message, reply });
-        self.task.node.bus.handle(monotonic(), request);
+        self.built
+            .task
+            .handle_bus(BusRequest::Push { message, reply });
     }
 }
 
@@ -133,22 +125,22 @@ async fn a_turn_takes_records_up_to_its_budget() {
         records.push(UNKNOWN, &[b"record"]).unwrap();
     }
     let _ = records.publish();
-    assert_eq!(lab.task.turn(), Turn::More);
-    assert_eq!(lab.task.pause(Turn::More), Duration::ZERO);
-    assert_eq!(lab.task.turn(), Turn::Idle);
-    assert!(lab.task.pause(Turn::Blocked) <= BACKLOG_RETRY);
-    assert!(lab.task.pause(Turn::Idle) <= WAIT_MAX);
+    assert_eq!(lab.built.task.turn(), Turn::More);
+    assert_eq!(lab.built.task.pause(Turn::More), Duration::ZERO);
+    assert_eq!(lab.built.task.turn(), Turn::Idle);
+    assert!(lab.built.task.pause(Turn::Blocked) <= BACKLOG_RETRY);
+    assert!(lab.built.task.pause(Turn::Idle) <= WAIT_MAX);
 }
 
 #[tokio::test]
 async fn services_run_with_and_without_a_dataplane() {
     let mut lab = Lab::new();
     lab.message_to_itself();
-    assert_eq!(lab.task.turn(), Turn::Idle);
+    assert_eq!(lab.built.task.turn(), Turn::Idle);
     assert_eq!(lab.inbox.depth().0, 1);
     let (_segment, _lease) = lab.attach();
     lab.message_to_itself();
-    assert_eq!(lab.task.turn(), Turn::Idle);
+    assert_eq!(lab.built.task.turn(), Turn::Idle);
     assert_eq!(lab.inbox.depth().0, 2);
 }
 
@@ -157,22 +149,22 @@ async fn a_dataplane_that_ends_is_detached_from_and_retried() {
     let mut lab = Lab::new();
     let (_segment, lease) = lab.attach();
     drop(lease);
-    let wakeup = lab.task.wait(WAIT_MAX).await;
+    let wakeup = lab.built.task.wait(WAIT_MAX).await;
     assert!(matches!(wakeup, Wakeup::Detached));
-    assert!(lab.task.handle(wakeup).await.is_continue());
-    assert!(lab.task.node.attachment.is_none());
+    assert!(lab.built.task.handle(wakeup).await.is_continue());
+    assert!(lab.built.task.node.attachment.is_none());
     // The first attempt follows at once, others after an interval.
-    assert_eq!(lab.task.pause(Turn::Idle), Duration::ZERO);
-    assert!(lab.task.reattach().is_continue());
-    assert_eq!(lab.task.pause(Turn::Idle), ATTACH_RETRY);
+    assert_eq!(lab.built.task.pause(Turn::Idle), Duration::ZERO);
+    assert!(lab.built.task.reattach().is_continue());
+    assert_eq!(lab.built.task.pause(Turn::Idle), ATTACH_RETRY);
 }
 
 #[tokio::test]
 async fn a_dataplane_with_other_ports_ends_the_task() {
     let mut lab = Lab::new();
     let (_segment, _lease) = lab.attach();
-    let attachment = lab.task.node.attachment.take();
+    let attachment = lab.built.task.node.attachment.take();
     let mut attachment = attachment.unwrap();
     attachment.hello.ports[0] = (PORT + 1).into();
-    assert!(lab.task.attach(attachment).is_break());
+    assert!(lab.built.task.attach(attachment).is_break());
 }

@@ -14,7 +14,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::leases::{Leases, Token};
 use super::request::{BusRequest, Completion, ReplyOutcome, RequestId, Waiter};
-use crate::request::Command;
 use hyphae_store::inbox::{Inbox, InboxError};
 
 /// Payload size in bytes from which digests are computed on the blocking pool, or while the payload is read.
@@ -46,7 +45,7 @@ pub enum BusError {
 /// Client of the message bus of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
-    commands: mpsc::Sender<Command>,
+    requests: mpsc::Sender<BusRequest>,
     pub(super) inbox: Inbox,
     topics: watch::Receiver<Arc<Topics>>,
     pool: Pool,
@@ -56,7 +55,7 @@ pub struct Client {
 
 impl Client {
     pub(super) fn new(
-        commands: mpsc::Sender<Command>,
+        requests: mpsc::Sender<BusRequest>,
         inbox: Inbox,
         topics: watch::Receiver<Arc<Topics>>,
         pool: Pool,
@@ -64,7 +63,7 @@ impl Client {
         tickets: Arc<AtomicU64>,
     ) -> Self {
         Self {
-            commands,
+            requests,
             inbox,
             topics,
             pool,
@@ -130,7 +129,7 @@ impl Client {
         self.send(BusRequest::PushWaiting { ticket, waiter })
             .await?;
         let mut withdraw = SendOnDrop {
-            commands: &self.commands,
+            requests: &self.requests,
             request: Some(BusRequest::Withdraw(ticket)),
         };
         let results = match tokio::time::timeout(wait, &mut results).await {
@@ -184,7 +183,7 @@ impl Client {
     ) -> Result<ReplyOutcome, BusError> {
         let id = RequestId::default();
         let mut cancel = CancelOnDrop {
-            commands: &self.commands,
+            requests: &self.requests,
             id: Some(Arc::clone(&id)),
         };
         // Dropped before `cancel`: an id set after that finds the reply channel closed.
@@ -270,7 +269,7 @@ impl Client {
     }
 
     pub(super) async fn send(&self, request: BusRequest) -> Result<(), BusError> {
-        let sent = self.commands.send(Command::Bus(request)).await;
+        let sent = self.requests.send(request).await;
         sent.map_err(|_| BusError::Stopping)
     }
 
@@ -306,7 +305,7 @@ async fn digest(mut message: Outgoing) -> Outgoing {
 
 /// Sends a request when dropped with one.
 struct SendOnDrop<'a> {
-    commands: &'a mpsc::Sender<Command>,
+    requests: &'a mpsc::Sender<BusRequest>,
     request: Option<BusRequest>,
 }
 
@@ -317,17 +316,17 @@ impl Drop for SendOnDrop<'_> {
         else {
             return;
         };
-        let commands = self.commands.clone();
+        let requests = self.requests.clone();
         runtime.spawn(async move {
             // The engine task may have ended.
-            let _ = commands.send(Command::Bus(request)).await;
+            let _ = requests.send(request).await;
         });
     }
 }
 
 /// Cancels a message and the wait for its reply when dropped with an id.
 struct CancelOnDrop<'a> {
-    commands: &'a mpsc::Sender<Command>,
+    requests: &'a mpsc::Sender<BusRequest>,
     id: Option<RequestId>,
 }
 
@@ -335,7 +334,7 @@ impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         let id = self.id.as_ref().and_then(|id| id.get().copied());
         drop(SendOnDrop {
-            commands: self.commands,
+            requests: self.requests,
             request: id.map(BusRequest::Cancel),
         });
     }

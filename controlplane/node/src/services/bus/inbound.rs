@@ -38,10 +38,7 @@ impl BusService {
 
     fn deliver_admin(&mut self, now: Nanos, inbound: Inbound) {
         let key = inbound.key();
-        let Some(admin) = &self.admin else {
-            return self.bus.refused(now, key, Refuse::Rejected);
-        };
-        match admin.try_send(inbound) {
+        match self.admin.try_send(inbound) {
             Ok(()) => self.bus.accepted_for_reply(now, key),
             Err(mpsc::error::TrySendError::Full(_)) => self.bus.refused(now, key, Refuse::Full),
             Err(mpsc::error::TrySendError::Closed(_)) => {
@@ -54,16 +51,14 @@ impl BusService {
         let key = inbound.key();
         let config = self.bus.topics().topics.get(&inbound.topic);
         let forwarded = config.is_some_and(|config| config.forward_socket.is_some());
-        match self.forward.as_ref().filter(|_| forwarded) {
-            Some(forward) => match forward.try_send(inbound) {
-                // The proxy settles it.
-                Ok(()) => {}
-                Err(mpsc::error::TrySendError::Full(_)) => {
-                    self.bus.refused(now, key, Refuse::Full);
-                }
-                Err(mpsc::error::TrySendError::Closed(inbound)) => self.store(inbound),
-            },
-            None => self.store(inbound),
+        if !forwarded {
+            return self.store(inbound);
+        }
+        match self.forward.try_send(inbound) {
+            // The proxy settles it.
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => self.bus.refused(now, key, Refuse::Full),
+            Err(mpsc::error::TrySendError::Closed(inbound)) => self.store(inbound),
         }
     }
 

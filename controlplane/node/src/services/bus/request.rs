@@ -11,7 +11,7 @@ use hyphae_bus::{
 use tokio::sync::oneshot;
 
 /// A request to the bus.
-pub enum BusRequest {
+pub(crate) enum BusRequest {
     /// Sends a message.
     Push {
         message: Outgoing,
@@ -80,7 +80,7 @@ pub enum ReplyOutcome {
 
 /// Verdict of the inbox on a message.
 #[derive(Clone, Copy, Debug)]
-pub enum InboxVerdict {
+pub(crate) enum InboxVerdict {
     Stored,
     Full,
     Failed,
@@ -90,7 +90,7 @@ pub enum InboxVerdict {
 pub(super) type Ticket = u64;
 
 /// Reply channel of a call that waits for room.
-pub enum Completion {
+pub(crate) enum Completion {
     /// The result of each message, in order.
     Each(oneshot::Sender<Vec<Result<MessageId, PushError>>>),
     /// The reply to one message.
@@ -110,14 +110,17 @@ impl Completion {
 }
 
 /// Messages of one call to one node.
-pub struct Waiter {
+pub(crate) struct Waiter {
     pub(super) messages: VecDeque<Outgoing>,
     pub(super) results: Vec<Result<MessageId, PushError>>,
     pub(super) completion: Completion,
 }
 
 impl Waiter {
-    pub fn new(messages: impl IntoIterator<Item = Outgoing>, completion: Completion) -> Self {
+    pub(crate) fn new(
+        messages: impl IntoIterator<Item = Outgoing>,
+        completion: Completion,
+    ) -> Self {
         Self {
             messages: messages.into_iter().collect(),
             results: Vec::new(),

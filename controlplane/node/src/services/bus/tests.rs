@@ -11,18 +11,14 @@ use super::*;
 use crate::services::{Job, Session};
 use hyphae_store::inbox::{Limits, ONE};
 
-/// The next command of a node whose task is this test.
-async fn command(receiver: &mut mpsc::Receiver<Command>) -> BusRequest {
-    match receiver.recv().await.unwrap() {
-        Command::Bus(command) => command,
-        Command::Request(_) | Command::Snapshot(_) | Command::Shutdown => {
-            panic!("a command of the bus")
-        }
-    }
-}
-
 /// A bus that sends so many messages at once; nobody is reached.
-fn service(outgoing_max: usize) -> (BusService, mpsc::Sender<Command>, mpsc::Receiver<Command>) {
+fn service(
+    outgoing_max: usize,
+) -> (
+    BusService,
+    mpsc::Sender<BusRequest>,
+    mpsc::Receiver<BusRequest>,
+) {
     let (commands, receiver) = mpsc::channel(64);
     let limits = Limits {
         messages_max: 8,
@@ -40,10 +36,8 @@ fn service(outgoing_max: usize) -> (BusService, mpsc::Sender<Command>, mpsc::Rec
         topics: Topics::default(),
         inbox,
         found: Found::default(),
-        admin: None,
-        forward: None,
     };
-    let service = BusService::new(Nanos(1), parts);
+    let (service, _) = BusService::new(Nanos(1), parts);
     (service, commands, receiver)
 }
 
@@ -71,20 +65,20 @@ async fn a_client_that_goes_away_leaves_no_message_behind() {
     let (early, late) = (request(), request());
 
     // One goes before it knows the id.
-    let push = command(&mut receiver).await;
+    let push = receiver.recv().await.unwrap();
     early.abort();
     assert!(early.await.unwrap_err().is_cancelled());
     service.handle_request(now, push);
     assert!(service.replies.is_empty());
 
     // The other while it waits.
-    let push = command(&mut receiver).await;
+    let push = receiver.recv().await.unwrap();
     service.handle_request(now, push);
     let id = *service.replies.keys().next().unwrap();
     tokio::task::yield_now().await;
     late.abort();
     assert!(late.await.unwrap_err().is_cancelled());
-    let cancel = command(&mut receiver).await;
+    let cancel = receiver.recv().await.unwrap();
     service.handle_request(now, cancel);
     assert!(service.replies.is_empty());
     let info = service.bus.info(id).unwrap();
@@ -127,7 +121,7 @@ async fn messages_wait_for_room_in_order_and_whoever_hangs_up_withdraws_his() {
     let b = wait(2, &[13], LONG);
     let other = wait(3, &[14], LONG);
     for _ in 0..4 {
-        service.handle_request(now, command(&mut receiver).await);
+        service.handle_request(now, receiver.recv().await.unwrap());
     }
     assert_eq!(
         (service.waitlist.len(), service.waitlist.has(4)),
@@ -135,7 +129,7 @@ async fn messages_wait_for_room_in_order_and_whoever_hangs_up_withdraws_his() {
     );
     gone.abort();
     assert!(gone.await.unwrap_err().is_cancelled());
-    service.handle_request(now, command(&mut receiver).await);
+    service.handle_request(now, receiver.recv().await.unwrap());
     assert_eq!(service.waitlist.len(), 3);
     // Nobody overtakes them, not even when there is room.
     assert!(service.push(now, message(2, 0)).is_err());
@@ -175,9 +169,9 @@ async fn a_wait_for_room_ends_in_time_and_says_what_has_left() {
         let messages = vec![message(2, 1), message(2, 2), message(2, 3)];
         client.push_waiting(messages, within).await.unwrap()
     });
-    service.handle_request(now, command(&mut receiver).await);
+    service.handle_request(now, receiver.recv().await.unwrap());
     // The wait is over.
-    service.handle_request(now, command(&mut receiver).await);
+    service.handle_request(now, receiver.recv().await.unwrap());
     let results = waiting.await.unwrap();
     assert!(results[0].is_ok() && results.len() == 3);
     assert!(
@@ -199,11 +193,11 @@ async fn a_request_waits_for_room_and_then_for_its_reply() {
     };
     let (asking, gone) = (ask(), ask());
     for _ in 0..2 {
-        service.handle_request(now, command(&mut receiver).await);
+        service.handle_request(now, receiver.recv().await.unwrap());
     }
     gone.abort();
     assert!(gone.await.unwrap_err().is_cancelled());
-    service.handle_request(now, command(&mut receiver).await);
+    service.handle_request(now, receiver.recv().await.unwrap());
     leaves(&mut service, first);
     assert_eq!(service.replies.len(), 1);
     let id = *service.replies.keys().next().unwrap();
@@ -236,7 +230,7 @@ fn inbound(id: u8) -> Inbound {
 /// A bus with one message in its inbox.
 async fn with_message(
     service: &mut BusService,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<BusRequest>,
 ) -> (Client, DeliveryKey) {
     let inbound = inbound(7);
     let key = inbound.key();
@@ -259,7 +253,7 @@ async fn a_message_whose_answer_was_not_written_goes_back() {
     assert_eq!(service.inbox.depth().0, 1, "until it was written");
     handed.delivery.written().await;
     assert_eq!(service.inbox.depth().0, 0);
-    let BusRequest::Read(keys) = command(&mut receiver).await else {
+    let BusRequest::Read(keys) = receiver.recv().await.unwrap() else {
         panic!("its sender learns that it was read");
     };
     assert_eq!(keys, [key]);
@@ -299,7 +293,10 @@ async fn a_lease_ends_in_time_and_is_extended_or_given_up_before() {
     let near = [number(next) + 1, number(last) - 1].map(|it| format!("{it:032x}").parse().unwrap());
     assert_eq!(client.acknowledge(&near).await.unwrap(), near);
     assert_eq!(client.acknowledge(&[next, last]).await.unwrap(), [next]);
-    assert!(matches!(command(&mut receiver).await, BusRequest::Read(_)));
+    assert!(matches!(
+        receiver.recv().await.unwrap(),
+        BusRequest::Read(_)
+    ));
     assert_eq!(service.inbox.depth().0, 0);
 }
 

@@ -34,17 +34,17 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::authorizer::Caller;
 use super::connections::{Holder, REFUSED_AT_ONCE, Reserve, Slots, Unaccepted, within_descriptors};
-use super::context::Dispatcher;
 use super::credentials;
-use super::disconnect::{Connected, Disconnect};
-use super::envelope::{Answer, LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
 use super::gate::Admission;
 use super::http::BODY_WITHIN;
-use super::params::Attached;
-use super::serve::serve_connection;
-use super::socket_file::SocketFile;
+use super::socket_file::{SOCKET_NAME, SocketFile};
+use super::tcp::serve_connection;
+use crate::authorizer::Caller;
+use crate::context::Dispatcher;
+use crate::disconnect::{Connected, Disconnect};
+use crate::envelope::{Answer, LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
+use crate::params::Attached;
 use hyphae_config::Allowed;
 use hyphae_node::DIGEST_APART;
 use hyphae_proxy::Hangup;
@@ -66,7 +66,7 @@ const LINES_AT_ONCE: usize = 64;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Accepts connections for ever, and serves each in the protocol that it speaks.
-pub async fn serve_unix(
+pub(super) async fn serve_unix(
     (socket, mut listener): (SocketFile, UnixListener),
     allowed: Allowed,
     dispatcher: Arc<Dispatcher>,
@@ -83,7 +83,7 @@ pub async fn serve_unix(
     };
     let mut silent = Silent::new(within_descriptors(SILENT.0, SILENT.1));
     let mut silent_refused = Silent::new(REFUSED_AT_ONCE);
-    let mut unaccepted = Unaccepted::new(super::SOCKET_NAME);
+    let mut unaccepted = Unaccepted::new(SOCKET_NAME);
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use hyphae_shm::peer_groups;
 use tokio::net::UnixStream;
 
-use super::authorizer::{Caller, Listener};
 use super::peer_uid::{is_overflow_gid, is_overflow_uid};
+use crate::authorizer::{Caller, Listener};
 use hyphae_config::Allowed;
 
 /// What the kernel recorded: `SO_PEERCRED` and `SO_PEERGROUPS`.

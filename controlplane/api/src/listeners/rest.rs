@@ -8,6 +8,8 @@
 //! | POST /messages | 201 with an id, 200 with a reply | 408 when no reply came in time |
 //! | POST, PUT, DELETE | 201, 204 | 400, 404, 409 |
 
+pub(crate) mod peers;
+
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -20,7 +22,8 @@ use axum::{Extension, Router};
 use hyphae_rpc::Call;
 use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::method::{
-    EndpointParams, PopMessageParams, PushMessageParams, PushMessageReplyParams,
+    AcceptParams, EndpointParams, ForwardSocketParams, IpParams, MessageIdParams, PopMessageParams,
+    PushMessageParams, PushMessageReplyParams, TopicParams, TopicSubnetParams,
 };
 use hyphae_rpc::{Base64, method};
 use serde::Deserialize;
@@ -28,12 +31,11 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::authorizer::Caller;
-use super::context::Dispatcher;
+use self::peers::{Peer, spellings};
 use super::http::{JSON, handing_out, read_body};
-use super::params::Incoming;
-use super::reply::Reply;
-use super::rest_peers::{Peer, spellings};
+use crate::authorizer::Caller;
+use crate::context::Dispatcher;
+use crate::reply::Reply;
 
 /// The node, as the caller of a request may use it.
 struct Api {
@@ -85,7 +87,7 @@ impl From<Error> for Refused {
 }
 
 /// REST, for a listener of its own.
-pub fn router(dispatcher: Arc<Dispatcher>) -> Router {
+pub(super) fn router(dispatcher: Arc<Dispatcher>) -> Router {
     let api = Router::new()
         .route("/admin", get(|node: Api| plain(node, Call::GetInfo)))
         .route("/admin/peers", get(peers).post(add_peer))
@@ -154,11 +156,9 @@ impl Api {
     }
 }
 
-/// The result of a call with these parameters.
-async fn call(node: &Api, method: &str, params: Value) -> Result<Value, Refused> {
-    let call = Incoming::read(method, &params.to_string(), |_| Ok(()));
-    let reply = (node.dispatcher).call(&node.caller, call, false).await?;
-    tree(&reply.result)
+/// The result of a call.
+async fn call(node: &Api, call: Call) -> Result<Value, Refused> {
+    tree(&node.call(call).await?.result)
 }
 
 fn tree(result: &RawValue) -> Result<Value, Refused> {
@@ -193,8 +193,9 @@ fn no_proxies(status: StatusCode) -> Refused {
     )
 }
 
-async fn done(node: &Api, status: StatusCode, method: &str, params: Value) -> Answer {
-    call(node, method, params).await?;
+/// Makes a change.
+async fn change(node: &Api, status: StatusCode, call: Call) -> Answer {
+    node.call(call).await?;
     Ok(status.into_response())
 }
 
@@ -233,8 +234,9 @@ struct EndpointBody {
 async fn add_peer(node: Api, request: Request<Body>) -> Answer {
     let given: EndpointBody = body_or_answer!(node, request);
     let endpoint = spellings(&given.endpoint).into_iter().next();
-    let params = json!({ "endpoint": endpoint });
-    done(&node, StatusCode::NO_CONTENT, "addPeer", params).await
+    let endpoint = endpoint.unwrap_or(given.endpoint);
+    let call = Call::AddPeer(EndpointParams { endpoint });
+    change(&node, StatusCode::NO_CONTENT, call).await
 }
 
 async fn delete_peer(node: Api, Path(endpoint): Path<String>) -> Answer {
@@ -252,7 +254,7 @@ async fn delete_peer(node: Api, Path(endpoint): Path<String>) -> Answer {
 }
 
 async fn public_key(node: Api, Path(ip): Path<String>) -> Answer {
-    let key = call(&node, "getPublicKeyFromIp", json!({ "ip": ip })).await?;
+    let key = call(&node, Call::GetPublicKeyFromIp(IpParams { ip })).await?;
     Ok(json_answer(StatusCode::OK, &json!({ "publicKey": key })))
 }
 
@@ -312,7 +314,7 @@ async fn push_reply(node: Api, Path(id): Path<String>, request: Request<Body>) -
 }
 
 async fn message_info(node: Api, Path(id): Path<String>) -> Answer {
-    let info = call(&node, "getMessageInfo", json!({ "id": id })).await?;
+    let info = call(&node, Call::GetMessageInfo(MessageIdParams { id })).await?;
     Ok(json_answer(StatusCode::OK, &info))
 }
 
@@ -322,20 +324,16 @@ struct AcceptBody {
 }
 
 async fn default_action(node: Api) -> Answer {
-    let accept = call(&node, "getDefaultTopicAction", json!({})).await?;
+    let accept = call(&node, Call::GetDefaultTopicAction).await?;
     Ok(json_answer(StatusCode::OK, &json!({ "accept": accept })))
 }
 
 async fn set_default_action(node: Api, request: Request<Body>) -> Answer {
     let given: AcceptBody = body_or_answer!(node, request);
-    let params = json!({ "accept": given.accept });
-    done(
-        &node,
-        StatusCode::NO_CONTENT,
-        "setDefaultTopicAction",
-        params,
-    )
-    .await
+    let call = Call::SetDefaultTopicAction(AcceptParams {
+        accept: given.accept,
+    });
+    change(&node, StatusCode::NO_CONTENT, call).await
 }
 
 /// The reference takes a topic here as an array of byte values, and as base64 everywhere else.
@@ -351,28 +349,17 @@ async fn add_topic(node: Api, request: Request<Body>) -> Answer {
         TopicBody::Bytes(bytes) => Base64::encode(bytes),
         TopicBody::Text(text) => text,
     };
-    done(
-        &node,
-        StatusCode::CREATED,
-        "addTopic",
-        json!({ "topic": topic }),
-    )
-    .await
+    let call = Call::AddTopic(TopicParams { topic });
+    change(&node, StatusCode::CREATED, call).await
 }
 
 async fn remove_topic(node: Api, Path(topic): Path<String>) -> Answer {
-    done(
-        &node,
-        StatusCode::NO_CONTENT,
-        "removeTopic",
-        json!({ "topic": topic }),
-    )
-    .await
+    let call = Call::RemoveTopic(TopicParams { topic });
+    change(&node, StatusCode::NO_CONTENT, call).await
 }
 
 async fn sources(node: Api, Path(topic): Path<String>) -> Answer {
-    let sources = call(&node, "getTopicSources", json!({ "topic": topic })).await?;
-    Ok(json_answer(StatusCode::OK, &sources))
+    plain(node, Call::GetTopicSources(TopicParams { topic })).await
 }
 
 #[derive(Deserialize)]
@@ -382,13 +369,14 @@ struct SubnetBody {
 
 async fn add_source(node: Api, Path(topic): Path<String>, request: Request<Body>) -> Answer {
     let given: SubnetBody = body_or_answer!(node, request);
-    let params = json!({ "topic": topic, "subnet": given.subnet });
-    done(&node, StatusCode::CREATED, "addTopicSource", params).await
+    let subnet = given.subnet;
+    let call = Call::AddTopicSource(TopicSubnetParams { topic, subnet });
+    change(&node, StatusCode::CREATED, call).await
 }
 
 async fn remove_source(node: Api, Path((topic, subnet)): Path<(String, String)>) -> Answer {
-    let params = json!({ "topic": topic, "subnet": subnet });
-    done(&node, StatusCode::NO_CONTENT, "removeTopicSource", params).await
+    let call = Call::RemoveTopicSource(TopicSubnetParams { topic, subnet });
+    change(&node, StatusCode::NO_CONTENT, call).await
 }
 
 #[derive(Deserialize)]
@@ -398,29 +386,22 @@ struct ForwardBody {
 }
 
 async fn forward(node: Api, Path(topic): Path<String>) -> Answer {
-    let path = call(&node, "getTopicForwardSocket", json!({ "topic": topic })).await?;
-    Ok(json_answer(StatusCode::OK, &path))
+    plain(node, Call::GetTopicForwardSocket(TopicParams { topic })).await
 }
 
 async fn set_forward(node: Api, Path(topic): Path<String>, request: Request<Body>) -> Answer {
     let given: ForwardBody = body_or_answer!(node, request);
-    let params = json!({ "topic": topic, "socket_path": given.socket_path });
-    done(
-        &node,
-        StatusCode::NO_CONTENT,
-        "setTopicForwardSocket",
-        params,
-    )
-    .await
+    let call = Call::SetTopicForwardSocket(ForwardSocketParams {
+        topic,
+        socket_path: given.socket_path,
+        framing: None,
+        reply_timeout: None,
+        keep_alive: None,
+    });
+    change(&node, StatusCode::NO_CONTENT, call).await
 }
 
 async fn remove_forward(node: Api, Path(topic): Path<String>) -> Answer {
-    let params = json!({ "topic": topic });
-    done(
-        &node,
-        StatusCode::NO_CONTENT,
-        "removeTopicForwardSocket",
-        params,
-    )
-    .await
+    let call = Call::RemoveTopicForwardSocket(TopicParams { topic });
+    change(&node, StatusCode::NO_CONTENT, call).await
 }

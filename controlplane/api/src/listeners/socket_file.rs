@@ -7,9 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hyphae_files::{BindError, Directory, Socket};
 use tokio::net::UnixListener;
 
-use super::{ListenError, SOCKET_NAME};
+use super::error::ListenError;
 use hyphae_config::Allowed;
 use hyphae_store::files::prepare_directory;
+
+/// File name of the Unix socket.
+pub const SOCKET_NAME: &str = "rpc.sock";
 
 /// The socket file. Clones share it.
 #[derive(Clone)]

@@ -7,48 +7,30 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyphae_node::request::Command;
 use hyphae_proxy::Stats;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::Semaphore;
 
-use super::context::Dispatcher;
+use crate::context::Dispatcher;
 
-type Sources = (
-    mpsc::Sender<Command>,
-    Arc<Dispatcher>,
-    Stats,
-    Arc<Semaphore>,
-);
+/// The dispatcher, requests of the socket proxies, and the permit of a scrape.
+type Sources = (Arc<Dispatcher>, Stats, Arc<Semaphore>);
 
 /// Metrics, for a listener of their own.
-pub fn router(
-    commands: mpsc::Sender<Command>,
-    dispatcher: Arc<Dispatcher>,
-    proxies: Stats,
-) -> Router {
-    Router::new().route("/metrics", get(scrape)).with_state((
-        commands,
-        dispatcher,
-        proxies,
-        Arc::new(Semaphore::new(1)),
-    ))
+pub(super) fn router(dispatcher: Arc<Dispatcher>, proxies: Stats) -> Router {
+    let sources = (dispatcher, proxies, Arc::new(Semaphore::new(1)));
+    Router::new()
+        .route("/metrics", get(scrape))
+        .with_state(sources)
 }
 
-async fn scrape(State((commands, dispatcher, proxies, turn)): State<Sources>) -> Response {
+async fn scrape(State((dispatcher, proxies, turn)): State<Sources>) -> Response {
     // One at a time: each holds the text of thousands of peers.
     let turn = turn.acquire_owned().await;
-    let (reply, answer) = oneshot::channel();
-    let asked = commands.send(Command::Snapshot(reply)).await;
-    let Ok(scrape) = answer
-        .await
-        .map_err(|_| ())
-        .and_then(|s| asked.map(|()| s).map_err(|_| ()))
-    else {
-        return (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the node is shutting down\n",
-        )
-            .into_response();
+    let scrape = match dispatcher.node().snapshot().await {
+        Ok(scrape) => scrape,
+        Err(stopped) => {
+            return (StatusCode::SERVICE_UNAVAILABLE, format!("{stopped}\n")).into_response();
+        }
     };
     // Not on the thread of the engines: hellos would wait for the text of thousands of peers.
     let written = tokio::task::spawn_blocking(move || {

@@ -28,7 +28,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
 
-use super::authorizer::Authority;
+use crate::authorizer::Authority;
 
 /// Callers of a listener that are being refused at once.
 pub(super) const REFUSED_AT_ONCE: usize = 16;

@@ -15,11 +15,11 @@ use bytes::BytesMut;
 use futures_util::{StreamExt, stream};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::authorizer::{Caller, Listener};
-use super::context::Dispatcher;
-use super::disconnect::Connected;
-use super::envelope::{LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
-use super::methods::document;
+use crate::authorizer::{Caller, Listener};
+use crate::context::Dispatcher;
+use crate::disconnect::Connected;
+use crate::envelope::{LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refusal};
+use crate::methods::document;
 use hyphae_node::Delivery;
 
 /// How long a body may take to be received.
@@ -33,7 +33,7 @@ pub(super) const JSON: [(header::HeaderName, &str); 1] =
     [(header::CONTENT_TYPE, "application/json")];
 
 /// JSON-RPC, for every listener that speaks HTTP.
-pub fn router(dispatcher: Arc<Dispatcher>) -> Router {
+pub(super) fn router(dispatcher: Arc<Dispatcher>) -> Router {
     Router::new()
         .route("/rpc", post(handle))
         .route("/", post(handle))

@@ -7,18 +7,19 @@ use hyphae_bus::{Destination, Inbound, Outgoing, Topic};
 use hyphae_rpc::message::{Error, code};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::authorizer::Caller;
-use super::context::Dispatcher;
-use super::disconnect::Disconnect;
-use super::envelope::{Parsed, SMALL_MAX, delivered, refusal};
+use crate::authorizer::Caller;
+use crate::context::Dispatcher;
+use crate::disconnect::Disconnect;
+use crate::envelope::{Parsed, SMALL_MAX, delivered, refusal};
 
-/// Calls of other nodes that wait to be worked on; more are pushed back to their senders.
-pub const REMOTE_CALLS_QUEUED: usize = 256;
-/// Calls of other nodes that are worked on at once.
+/// Calls of other nodes that are answered at once.
 const AT_ONCE: usize = 64;
 
 /// Answers calls of other nodes, each by a reply to the message that it came in.
-pub async fn answer_remote_calls(mut calls: mpsc::Receiver<Inbound>, dispatcher: Arc<Dispatcher>) {
+pub(super) async fn answer_remote_calls(
+    mut calls: mpsc::Receiver<Inbound>,
+    dispatcher: Arc<Dispatcher>,
+) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
     // Never closed.
     while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
@@ -55,7 +56,7 @@ async fn answer(dispatcher: &Arc<Dispatcher>, inbound: Inbound) {
         reply_within: None,
         failure: None,
     };
-    match dispatcher.bus.reply(inbound.id, reply).await {
+    match dispatcher.bus().reply(inbound.id, reply).await {
         Ok(()) => delivered(answer.deliveries).await,
         Err(error) => {
             tracing::warn!(%error, to = %inbound.source_key, "answer was not sent");

@@ -1,5 +1,6 @@
 //! HTTP/1.1 connections: accepting those over TCP, finding out who calls, time limits.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +16,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::authorizer::{Authority, Caller, Listener};
 use super::connections::{Holder, REFUSED_AT_ONCE, Slots, Unaccepted, within_descriptors};
+use super::error::ListenError;
 use super::gate::Admission;
 use super::peer_uid::PeerUids;
+use crate::authorizer::{Authority, Caller, Listener};
 use hyphae_proxy::Hangup;
+use hyphae_store::files::retry_while_busy;
 use hyphae_store::token::Token;
 
 /// How long a connection may take for a head, and be idle between requests.
@@ -34,7 +37,7 @@ const CONNECTIONS: (usize, usize) = (512, 8);
 const METRICS_CONNECTIONS: (usize, usize) = (64, 32);
 
 /// Who may call through a TCP listener.
-pub enum Access {
+pub(super) enum Access {
     /// All callers: it is read-only.
     Open,
     /// Local users on loopback, holders of the token everywhere.
@@ -48,8 +51,35 @@ pub enum Access {
     },
 }
 
+/// Listens on an address. Waits on the blocking pool for one that a process killed a moment ago still holds.
+///
+/// # Errors
+/// When it cannot be bound.
+pub(super) async fn listen_tcp(
+    address: SocketAddr,
+    flag: &'static str,
+) -> Result<TcpListener, ListenError> {
+    let fail = move |source| ListenError::Tcp {
+        address,
+        flag,
+        source,
+    };
+    let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    let bind =
+        move || retry_while_busy(in_use, || std::net::TcpListener::bind(address)).map_err(fail);
+    let bound = tokio::task::spawn_blocking(bind).await;
+    let listener = bound.map_err(|error| fail(error.into()))??;
+    listener.set_nonblocking(true).map_err(fail)?;
+    TcpListener::from_std(listener).map_err(fail)
+}
+
 /// Serves a TCP listener for ever.
-pub async fn serve_tcp(listener: TcpListener, router: Router, access: Access, what: &'static str) {
+pub(super) async fn serve_tcp(
+    listener: TcpListener,
+    router: Router,
+    access: Access,
+    what: &'static str,
+) {
     let slots = match &access {
         Access::Open => Slots::open(within_descriptors(
             METRICS_CONNECTIONS.0,

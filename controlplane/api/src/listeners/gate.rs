@@ -17,9 +17,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyphae_rpc::message::{Error, code};
 
-use super::authorizer::{Caller, Listener};
 use super::connections::Slot;
-use super::envelope::refusal;
+use crate::authorizer::{Caller, Listener};
+use crate::envelope::refusal;
 use hyphae_store::token::Token;
 
 /// Names of hosts that a loopback listener is called by.
@@ -91,7 +91,7 @@ impl Admission {
 }
 
 /// Puts the checks in front of a router; `at` is where it listens, if that is an address.
-pub fn checked(router: Router, at: Option<SocketAddr>) -> Router {
+pub(super) fn checked(router: Router, at: Option<SocketAddr>) -> Router {
     let loopback = at.is_some_and(|at| at.ip().to_canonical().is_loopback());
     router.layer(axum::middleware::from_fn(
         move |mut request: Request<Body>, next: Next| async move {

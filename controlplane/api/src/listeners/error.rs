@@ -1,0 +1,28 @@
+//! Errors of listening.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use hyphae_files::BindError;
+
+/// A listener could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Unix socket.
+    #[error(transparent)]
+    Unix(BindError),
+    /// Another node.
+    #[error("{0}: another node answers there; stop it or use another --socket-dir")]
+    InUse(PathBuf),
+    /// TCP socket.
+    #[error("cannot listen on {address}: {source}; choose another address with {flag}, or 'off'")]
+    Tcp {
+        /// Which.
+        address: SocketAddr,
+        /// The flag that sets it.
+        flag: &'static str,
+        /// How.
+        source: io::Error,
+    },
+}
