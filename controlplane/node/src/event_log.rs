@@ -187,6 +187,7 @@ fn refusal_name(reason: &Refusal) -> &'static str {
         Refusal::OwnKey => "own_key",
         Refusal::Version(_) => "version",
         Refusal::Suite(_) => "suite",
+        Refusal::Lanes { .. } => "lanes",
         Refusal::Offer => "offer",
         Refusal::Address => "address",
         Refusal::Network { .. } => "network",

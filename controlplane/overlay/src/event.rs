@@ -186,6 +186,18 @@ pub enum Refusal {
     /// No cipher suite in common.
     #[error("no cipher suite in common: it offers {0:#04x}; check --suite on both sides")]
     Suite(u8),
+    /// Its number of lanes is not the one that both ends compute.
+    #[error(
+        "it lists {listed} lanes where this release of protocol version {version} requires {required}: it runs \
+         another release; upgrade the older one",
+        version = hyphae_wire::handshake::VERSION
+    )]
+    Lanes {
+        /// Lanes in its message.
+        listed: usize,
+        /// Lanes required ([`hyphae_wire::Lane::count`]).
+        required: u16,
+    },
     /// Its payload contradicts the protocol.
     #[error("its handshake payload is not valid")]
     Offer,

@@ -20,7 +20,7 @@ use crate::index::Class;
 use crate::install::NewSession;
 use crate::keys::Kind;
 use crate::noise::Noise;
-use crate::offer::{fit_resets, lanes_valid, parse_offer};
+use crate::offer::{check_lanes, fit_resets, parse_offer};
 use crate::{ConfiguredPeer, DownReason, Event, Overlay, Refusal};
 
 /// A second message that passed all checks.
@@ -428,12 +428,11 @@ impl Overlay {
             .agree(offer.suites)
             .ok_or(Refusal::Suite(offer.suites.0))?;
         let lanes = Lane::count(self.workers, offer.workers);
-        let valid = offer.suites == SuiteSet::only(suite) && lanes_valid(&offer, lanes);
-        if valid {
-            Ok((offer, suite))
-        } else {
-            Err(Refusal::Offer)
+        if offer.suites != SuiteSet::only(suite) {
+            return Err(Refusal::Offer);
         }
+        check_lanes(&offer, lanes)?;
+        Ok((offer, suite))
     }
 
     /// Dispatches a handshake message.

@@ -37,14 +37,18 @@ pub(crate) fn parse_offer(payload: &[u8], kind: Kind) -> Result<Offer, Refusal> 
     }
 }
 
-/// Whether an offer lists a distinct index for each lane, at the worker that owns it.
-pub(crate) fn lanes_valid(offer: &Offer, lanes: u16) -> bool {
+/// Checks that an offer lists a distinct index for each lane, at the worker that owns it.
+pub(crate) fn check_lanes(offer: &Offer, required: u16) -> Result<(), Refusal> {
+    let listed = offer.lanes.len();
+    if listed != usize::from(required) {
+        return Err(Refusal::Lanes { listed, required });
+    }
     let distinct: BTreeSet<_> = offer.lanes.iter().collect();
-    offer.lanes.len() == usize::from(lanes)
-        && distinct.len() == offer.lanes.len()
-        && (0..lanes)
-            .zip(&offer.lanes)
-            .all(|(lane, index)| index.0 != 0 && index.worker() == Lane(lane).worker(offer.workers))
+    let owned = |(lane, index): (u16, &SessionIndex)| {
+        index.0 != 0 && index.worker() == Lane(lane).worker(offer.workers)
+    };
+    let valid = distinct.len() == listed && (0..).zip(&offer.lanes).all(owned);
+    if valid { Ok(()) } else { Err(Refusal::Offer) }
 }
 
 /// Drops reset tokens from an answer until it is no longer than the message that it answers, so that it cannot

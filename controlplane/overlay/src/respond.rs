@@ -18,7 +18,7 @@ use crate::ids::Owner;
 use crate::index::{Class, half_open_max};
 use crate::install::NewSession;
 use crate::keys::Kind;
-use crate::offer::{fit_resets, lanes_valid, parse_offer};
+use crate::offer::{check_lanes, fit_resets, parse_offer};
 use crate::{DownReason, Overlay, Refusal};
 
 /// A new link session before this share of the renewal age (in percent) is not a renewal: the peer
@@ -295,11 +295,11 @@ impl Overlay {
         let lanes = Lane::count(self.workers, offer.workers);
         let agrees =
             offer.workers == half.offer.workers && offer.suites == SuiteSet::only(half.suite);
-        if agrees && lanes_valid(&offer, lanes) {
-            Ok(offer)
-        } else {
-            Err(Refusal::Offer)
+        if !agrees {
+            return Err(Refusal::Offer);
         }
+        check_lanes(&offer, lanes)?;
+        Ok(offer)
     }
 
     /// The association that a handshake begun by another node is for, created where it is missing.

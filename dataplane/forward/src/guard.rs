@@ -255,8 +255,21 @@ impl Engine {
         from: &Endpoint,
         frame: &mut [u8],
     ) -> Verdict {
-        let Ok(message) = Message::parse_frame(frame) else {
-            return Verdict::Drop(DropReason::HandshakeMalformed);
+        let (place, source) = (place_of(from), source_of(from));
+        let message = match Message::parse_frame(frame) {
+            Ok(message) => message,
+            // The control plane reports the version, at the rate of unproven sources.
+            Err(HandshakeError::Version(_)) => {
+                let taken = self.guard.take(now, Purpose::Init, place, source);
+                return if taken {
+                    Verdict::PuntHandshake
+                } else {
+                    Verdict::Drop(DropReason::HandshakeLimited)
+                };
+            }
+            Err(HandshakeError::Short | HandshakeError::Step(_) | HandshakeError::Offer) => {
+                return Verdict::Drop(DropReason::HandshakeMalformed);
+            }
         };
         let (step, sender) = (message.step, message.header.sender.get());
         let (receiver, cookie) = (message.header.receiver.get(), message.header.cookie);
@@ -270,7 +283,6 @@ impl Engine {
                 return self.guard_answer(now, Purpose::Finish, from, receiver);
             }
         }
-        let (place, source) = (place_of(from), source_of(from));
         let proven = self.guard.proves(from, &cookie);
         if proven == Some(true) {
             return if self.guard.take(now, Purpose::Proven, place, source) {
@@ -350,7 +362,7 @@ impl Engine {
         }
         let message = match Message::parse(payload) {
             Ok(message) => message,
-            // The operator is told, at the rate of the neighbour.
+            // The same, at the rate of the neighbour.
             Err(HandshakeError::Version(_)) => {
                 let taken = self.guard.take(now, Purpose::RoutedInit, peer, peer);
                 return if taken { punt } else { limited };

@@ -18,10 +18,10 @@ use hyphae_shm::record::{CookieSecret, NodeSecret, Program, Secret};
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_time::Nanos;
 use hyphae_wire::control::{self, ControlKind};
-use hyphae_wire::frame::{OVERHEAD, PAYLOAD_AT, handshake_trailer};
+use hyphae_wire::frame::{LINK_HEADER_LEN, OVERHEAD, PAYLOAD_AT, handshake_trailer};
 use hyphae_wire::guard::{self, REPLY_LEN, SESSION_RESET_LEN, SessionCookie, SessionReset};
 use hyphae_wire::handshake::{
-    HandshakeStep, INIT_LEN, encode_frame, encode_in, encode_session_in, set_cookie,
+    HandshakeStep, INIT_LEN, VERSION, encode_frame, encode_in, encode_session_in, set_cookie,
     set_session_cookie, unpad,
 };
 
@@ -253,6 +253,26 @@ fn only_answers_to_handshakes_of_this_node_reach_the_control_plane() {
         receive_one(engine, NOW, from, &mut [&cookie(ours)[..], &[0]].concat()),
         malformed
     );
+}
+
+#[test]
+fn handshakes_of_other_versions_reach_the_control_plane_at_the_rate_of_unproven_sources() {
+    let mut line = guarded();
+    let engine = line.relay.engine();
+    for (n, step) in [HandshakeStep::Init, HandshakeStep::Response]
+        .iter()
+        .enumerate()
+    {
+        let from = endpoint(90 + n as u8);
+        let mut frame = encode_frame(*step, 5, 7, &noise(90, 1));
+        frame[LINK_HEADER_LEN] = VERSION + 1;
+        let verdicts = (0..1000).map(|_| receive_one(engine, NOW, from, &mut frame.clone()));
+        let (punted, limited): (Vec<_>, Vec<_>) =
+            verdicts.partition(|verdict| *verdict == Verdict::PuntHandshake);
+        assert_eq!(punted.len(), 40);
+        let reason = Verdict::Drop(DropReason::HandshakeLimited);
+        assert!(limited.iter().all(|verdict| *verdict == reason));
+    }
 }
 
 /// A relay that was restarted: it knows nobody, and has its secret.

@@ -19,8 +19,8 @@ use hyphae_shm::record::{InjectLinkLocal, InjectRouted};
 use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_wire::control::{ControlKind, Probe, message, probe};
 use hyphae_wire::frame::{HOP_LIMIT_DEFAULT, OVERHEAD, PAYLOAD_AT, PAYLOAD_MAX};
-use hyphae_wire::handshake::{HandshakeStep, encode_frame};
-use hyphae_wire::{Endpoint, OverlayAddress, Service, Suite};
+use hyphae_wire::handshake::{HandshakeStep, encode_frame, encode_session_in};
+use hyphae_wire::{Endpoint, NetworkId, OverlayAddress, Service, Suite};
 use zerocopy::little_endian::{U32, U64};
 
 /// Slots at the relay.
@@ -362,7 +362,9 @@ fn injected_services_reach_the_other_ends_control_plane() {
             let mut line = Line::new(1, Suite::ChaCha20Poly1305);
             let mut record = routed(line.server.address, service);
             record.receive_index = U32::new(chosen * line.session[0][0].receive.0);
-            let payload = noise(700, 8);
+            let payload =
+                encode_session_in(NetworkId::PUBLIC, HandshakeStep::Init, 5, 0, &noise(90, 8));
+            let len = payload.len();
             let mut space = vec![0; 2000];
             let engine = line.client.engine();
             let train = engine.inject_routed(NOW, &record, &payload, &mut space);
@@ -380,10 +382,10 @@ fn injected_services_reach_the_other_ends_control_plane() {
                 service,
                 hop_limit: HOP_LIMIT_DEFAULT - 1,
                 offset: 88,
-                len: 700,
+                len: u32::try_from(len).unwrap_or(u32::MAX),
             };
             assert_eq!(verdict, expected);
-            assert_eq!(frame[PAYLOAD_AT..PAYLOAD_AT + 700], payload);
+            assert_eq!(frame[PAYLOAD_AT..PAYLOAD_AT + len], payload);
         }
     }
 }

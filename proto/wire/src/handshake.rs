@@ -148,16 +148,16 @@ impl<'a> Message<'a> {
     /// Parses handshake header and Noise message; bytes after them are padding.
     ///
     /// # Errors
-    /// When it is cut short, of another version, or of an unknown step.
+    /// When it is cut short, of an unknown step or, if nothing else is wrong so far, of another version.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, HandshakeError> {
         let (header, rest) =
             Ref::<_, HandshakeHeader>::from_prefix(bytes).map_err(|_| HandshakeError::Short)?;
         let header = Ref::into_ref(header);
+        let step =
+            HandshakeStep::from_code(header.step).ok_or(HandshakeError::Step(header.step))?;
         if header.version != VERSION {
             return Err(HandshakeError::Version(header.version));
         }
-        let step =
-            HandshakeStep::from_code(header.step).ok_or(HandshakeError::Step(header.step))?;
         let noise = rest
             .get(..usize::from(header.noise_len.get()))
             .ok_or(HandshakeError::Short)?;
@@ -175,11 +175,13 @@ impl<'a> Message<'a> {
     /// As [`Self::parse`]; also when frame kind and step differ.
     pub fn parse_frame(datagram: &'a [u8]) -> Result<Self, HandshakeError> {
         let (link, rest) = LinkHeader::split(datagram).ok_or(HandshakeError::Short)?;
-        let message = Self::parse(rest)?;
-        if message.step.frame_kind().code() != link.kind {
-            return Err(HandshakeError::Step(message.header.step));
+        let parsed = Ref::<_, HandshakeHeader>::from_prefix(rest);
+        let (header, _) = parsed.map_err(|_| HandshakeError::Short)?;
+        let kind = HandshakeStep::from_code(header.step).map(|step| step.frame_kind().code());
+        if kind != Some(link.kind) {
+            return Err(HandshakeError::Step(header.step));
         }
-        Ok(message)
+        Self::parse(rest)
     }
 
     /// Whether it is an unpadded first message of a link, which needs a valid cookie under any load.

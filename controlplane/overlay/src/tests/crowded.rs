@@ -31,6 +31,8 @@ struct Initiators {
     number: u32,
     /// What they claim.
     workers: u16,
+    /// Lanes that third messages list; `None` for as many as the second one.
+    lanes: Option<u16>,
 }
 
 /// One of them, before its third message.
@@ -39,6 +41,7 @@ struct Initiator {
     number: u32,
     kind: Kind,
     workers: u16,
+    lanes: Option<u16>,
 }
 
 impl Initiators {
@@ -47,6 +50,7 @@ impl Initiators {
             rng: Rng::new([seed; 32]),
             number: 0,
             workers: WORKERS,
+            lanes: None,
         }
     }
 
@@ -77,6 +81,7 @@ impl Initiators {
             number,
             kind,
             workers: self.workers,
+            lanes: self.lanes,
         };
         (
             initiator,
@@ -121,7 +126,8 @@ impl Initiator {
         }
         let theirs = Offer::parse(&self.noise.read(message.noise)?).unwrap();
         let index = |n: u16| SessionIndex::new(Lane(n).worker(self.workers), 1, n);
-        let lanes = (0..u16::try_from(theirs.lanes.len()).unwrap()).map(index);
+        let listed = u16::try_from(theirs.lanes.len()).unwrap();
+        let lanes = (0..self.lanes.unwrap_or(listed)).map(index);
         let mut choice = Initiators::offer(self.kind, self.workers, lanes.collect());
         choice.suites = theirs.suites;
         let third = self.noise.write(&choice.encode()).unwrap();
@@ -329,6 +335,25 @@ fn a_claim_of_the_most_workers_takes_eight_slots_of_a_single_worker() {
     join(&mut network, 0, v4(1), &mut initiators);
     assert_eq!(network.overlay(0).peers().count(), 1);
     assert_eq!(network.nodes[0].workers[0].links.len(), 8);
+}
+
+#[test]
+fn a_release_with_another_number_of_lanes_is_refused_with_both_numbers() {
+    let mut network = Network::new(41, vec![config(1, 1)]);
+    let mut initiators = Initiators::new(10);
+    // As in releases that take the maximum of both worker counts.
+    initiators.lanes = Some(WORKERS);
+    join(&mut network, 0, v4(1), &mut initiators);
+    assert_eq!(network.overlay(0).peers().count(), 0);
+    let refusal = network.nodes[0].events.iter().find_map(|e| match e {
+        Event::Refused { reason, .. } => Some(*reason),
+        _ => None,
+    });
+    let refusal = refusal.unwrap();
+    let (listed, required) = (64, 8);
+    assert_eq!(refusal, Refusal::Lanes { listed, required });
+    let text = refusal.to_string();
+    assert!(text.contains("protocol version 1 requires 8"), "{text}");
 }
 
 #[test]
