@@ -7,7 +7,7 @@ use hyphae_time::Nanos;
 use hyphae_wire::report::{FRAGMENT_HEADERS_LEN, FRAME_MIN_MAX};
 use hyphae_wire::{AddressPair, WorkerId};
 
-use crate::handoff::Handed;
+use crate::handoff::{self, Handed};
 use crate::stream;
 use crate::worker::Worker;
 
@@ -66,29 +66,32 @@ impl<D: Driver> Worker<D> {
             Verdict::Handoff(worker) => {
                 let bytes = self.driver.spans(frame);
                 let pushed = context.handoff.raw(worker, from, bytes);
-                self.count_handoff(pushed);
+                self.count_handoff(pushed, 1);
             }
             Verdict::HandoffOpened { worker, peer } => {
                 let bytes = self.driver.spans(frame);
                 let pushed = context.handoff.opened(worker, peer, bytes);
-                self.count_handoff(pushed);
+                self.count_handoff(pushed, 1);
             }
             Verdict::HandoffAll { peer } => {
+                // One frame, however many workers miss it.
+                let mut packets = 1;
                 for worker in self.context.handoff.others() {
                     let bytes = self.driver.spans(frame);
                     let pushed = self.context.handoff.opened(worker, peer, bytes);
-                    self.count_handoff(pushed);
+                    self.count_handoff(pushed, packets);
+                    packets *= u64::from(pushed);
                 }
             }
-            Verdict::HandoffEgress { worker, len } => {
-                self.hand_off_egress(worker, Self::part(frame, 0, len), len);
+            Verdict::HandoffEgress { worker, peer, len } => {
+                self.hand_off_egress(worker, peer, Self::part(frame, 0, len), len);
             }
             Verdict::PuntHandshake
             | Verdict::PuntLinkLocal { .. }
             | Verdict::PuntService { .. } => {
                 let bytes = self.driver.spans(frame);
                 let pushed = context.control.push_verdict(now, from, verdict, bytes);
-                self.count_punt(pushed);
+                self.count_punt(pushed, 1);
             }
         }
     }
@@ -111,11 +114,15 @@ impl<D: Driver> Worker<D> {
                     self.execute(now, &AddressPair::default(), &verdict, span);
                 }
             }
-            Handed::Egress { segment, frames } => {
+            Handed::Egress {
+                peer,
+                segment,
+                frames,
+            } => {
                 if let Some(span) = self.copy(frames) {
                     let frames = self.driver.spans(span);
                     let engine = &mut self.context.engine;
-                    if let Some(lane) = engine.forward_handed(now, frames, segment as usize) {
+                    if let Some(lane) = engine.forward_handed(now, peer, frames, segment as usize) {
                         self.transmit(lane, span, segment);
                     }
                 }
@@ -136,7 +143,9 @@ impl<D: Driver> Worker<D> {
         for (reason, n) in stream::DROPS.into_iter().zip(drops) {
             counters.drop_many(reason, n.get());
         }
-        counters.add(Counter::HandoffOverruns, counts[stream::OVERRUNS_AT].get());
+        let lost = counts[stream::OVERRUNS_AT].get();
+        counters.add(Counter::HandoffOverruns, lost);
+        counters.drop_many(DropReason::HandoffFull, lost);
     }
 
     /// Receives reassembled frames like any others.
@@ -175,14 +184,14 @@ impl<D: Driver> Worker<D> {
                     self.transmit(lane, frames, segment);
                 }
             }
-            Egress::Handoff(worker) => self.hand_off_egress(worker, frames, segment),
+            Egress::Handoff(worker) => self.hand_off_egress(worker, 0, frames, segment),
         }
     }
 
-    fn hand_off_egress(&mut self, worker: WorkerId, frames: Span, segment: u32) {
+    fn hand_off_egress(&mut self, worker: WorkerId, peer: u32, frames: Span, segment: u32) {
         let bytes = self.driver.spans(frames);
-        let pushed = self.context.handoff.egress(worker, segment, bytes);
-        self.count_handoff(pushed);
+        let pushed = self.context.handoff.egress(worker, peer, segment, bytes);
+        self.count_handoff(pushed, u64::from(frames.len.div_ceil(segment)));
     }
 
     fn transmit(&mut self, lane: LinkSlot, span: Span, segment: u32) {
@@ -257,21 +266,18 @@ impl<D: Driver> Worker<D> {
         Some(span)
     }
 
-    pub(crate) fn count_handoff(&mut self, pushed: bool) {
-        let counter = if pushed {
-            Counter::Handoffs
-        } else {
-            Counter::HandoffOverruns
-        };
-        self.context.engine.counters.add(counter, 1);
+    pub(crate) fn count_handoff(&mut self, pushed: bool, packets: u64) {
+        handoff::count(&mut self.context.engine.counters, pushed, packets);
     }
 
-    pub(crate) fn count_punt(&mut self, pushed: bool) {
-        let counter = if pushed {
-            Counter::Punts
+    /// Counts a record for the control plane, which has `packets` packets: 1, or 0 for an event.
+    pub(crate) fn count_punt(&mut self, pushed: bool, packets: u64) {
+        let counters = &mut self.context.engine.counters;
+        if pushed {
+            counters.add(Counter::Punts, 1);
         } else {
-            Counter::PuntOverruns
-        };
-        self.context.engine.counters.add(counter, 1);
+            counters.add(Counter::PuntOverruns, 1);
+            counters.drop_many(DropReason::PuntFull, packets);
+        }
     }
 }

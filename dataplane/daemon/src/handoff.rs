@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use hyphae_forward::Counters;
+use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_shm::{Consumer, Doorbell, Producer};
 use hyphae_wire::{AddressPair, WorkerId};
 use zerocopy::little_endian::U32;
@@ -69,8 +71,13 @@ pub(crate) enum Handed<'a> {
     Opened { peer: u32, frame: &'a mut [u8] },
     /// What the stream thread has counted.
     Counts(&'a [u8]),
-    /// Frames of this many bytes (the last may be shorter) to seal for their next hop.
-    Egress { segment: u32, frames: &'a [u8] },
+    /// Frames of this many bytes (the last may be shorter) to seal for their next hop, from this peer (0 for frames
+    /// of this node).
+    Egress {
+        peer: u32,
+        segment: u32,
+        frames: &'a [u8],
+    },
     /// A TUN header and a packet of the host.
     Host(&'a [u8]),
 }
@@ -123,6 +130,16 @@ impl Outlet {
     }
 }
 
+/// Counts a record: handed off, or lost to a full ring with its packets.
+pub(crate) fn count(counters: &mut Counters, pushed: bool, packets: u64) {
+    if pushed {
+        counters.add(Counter::Handoffs, 1);
+    } else {
+        counters.add(Counter::HandoffOverruns, 1);
+        counters.drop_many(DropReason::HandoffFull, packets);
+    }
+}
+
 /// Makes the rings between all pairs of workers.
 pub(crate) fn connect(bells: &[Arc<Doorbell>]) -> Vec<Handoff> {
     let mut ends: Vec<_> = bells.iter().map(|_| Handoff::default()).collect();
@@ -161,11 +178,11 @@ impl Handoff {
         self.push(to, OPENED, &header, frame)
     }
 
-    /// Hands off frames of `segment` bytes to be sealed for their next hop; false likewise.
-    pub(crate) fn egress(&mut self, to: WorkerId, segment: u32, frames: &[u8]) -> bool {
+    /// Hands off frames of `segment` bytes, received from `peer`, to be sealed for their next hop; false likewise.
+    pub(crate) fn egress(&mut self, to: WorkerId, peer: u32, segment: u32, frames: &[u8]) -> bool {
         let header = Header {
             from: AddressPair::default(),
-            peer: U32::ZERO,
+            peer: U32::new(peer),
             segment: U32::new(segment),
         };
         self.push(to, EGRESS, &header, frames)
@@ -227,6 +244,7 @@ impl Inlets {
                     },
                     COUNTS => Handed::Counts(frame),
                     EGRESS => Handed::Egress {
+                        peer: header.peer.get(),
                         segment: header.segment.get(),
                         frames: frame,
                     },
@@ -250,5 +268,75 @@ impl Inlets {
     /// Revokes the announcement.
     pub(crate) fn wake(&mut self) {
         self.0.iter_mut().for_each(Consumer::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rings of nine workers, the ninth of which sends through the first.
+    fn workers() -> Vec<Handoff> {
+        let bells: Vec<_> = (0..9).map(|_| Arc::new(Doorbell::new().unwrap())).collect();
+        connect(&bells)
+    }
+
+    #[test]
+    fn packets_for_a_full_ring_are_dropped_with_one_reason_each_and_room_is_used_again() {
+        const SEGMENT: u32 = 1400;
+        const FRAMES: u32 = 46;
+        let mut workers = workers();
+        let mut counters = Counters::default();
+        let train = vec![7; (SEGMENT * FRAMES) as usize];
+        let push = |from: &mut Handoff, counters: &mut Counters| {
+            let pushed = from.egress(WorkerId(0), 3, SEGMENT, &train);
+            count(counters, pushed, FRAMES.into());
+            pushed
+        };
+        let mut fit = 0;
+        while push(&mut workers[8], &mut counters) {
+            fit += 1;
+        }
+        assert!(fit >= 30, "{fit} trains of 64 KiB");
+        push(&mut workers[8], &mut counters);
+        assert_eq!(counters.total(Counter::Handoffs), fit);
+        assert_eq!(counters.total(Counter::HandoffOverruns), 2);
+        let dropped = counters.dropped(DropReason::HandoffFull);
+        assert_eq!(dropped, 2 * u64::from(FRAMES));
+        let mut scratch = vec![0; hyphae_shm::RECORD_MAX];
+        let mut taken = 0;
+        workers[0].inlets.take(usize::MAX, &mut scratch, |handed| {
+            let Handed::Egress {
+                peer,
+                segment,
+                frames,
+            } = handed
+            else {
+                panic!("another record")
+            };
+            assert_eq!((peer, segment, frames.len()), (3, SEGMENT, train.len()));
+            taken += 1;
+        });
+        assert_eq!(taken, fit);
+        assert!(push(&mut workers[8], &mut counters));
+        assert_eq!(counters.dropped(DropReason::HandoffFull), dropped);
+    }
+
+    #[test]
+    fn a_full_ring_of_received_frames_loses_only_what_it_has_no_room_for() {
+        let mut workers = workers();
+        let mut counters = Counters::default();
+        let frame = [1; 1400];
+        for _ in 0..1000 {
+            let pushed = workers[1].opened(WorkerId(2), 5, &frame);
+            count(&mut counters, pushed, 1);
+        }
+        let (handed, lost) = (
+            counters.total(Counter::Handoffs),
+            counters.dropped(DropReason::HandoffFull),
+        );
+        assert!(handed > 0 && lost > 0);
+        assert_eq!(handed + lost, 1000);
+        assert_eq!(counters.total(Counter::HandoffOverruns), lost);
     }
 }

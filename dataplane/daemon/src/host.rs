@@ -27,7 +27,7 @@ impl<D: Driver> Worker<D> {
             HostVerdict::Depart(departure) => departure,
             HostVerdict::Handoff(worker) => {
                 let pushed = self.context.handoff.host(worker, bytes);
-                self.count_handoff(pushed);
+                self.count_handoff(pushed, 1);
                 return;
             }
             HostVerdict::Wait | HostVerdict::Drop(_) => return,

@@ -168,7 +168,7 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn publish_rings(&mut self) {
         while let Some(event) = self.context.engine.next_event() {
             let pushed = self.context.control.push_event(&event);
-            self.count_punt(pushed);
+            self.count_punt(pushed, 0);
         }
         let (engine, control) = (&mut self.context.engine, &mut self.context.control);
         if let Some((mut cursor, generation)) = control.snapshot.take() {

@@ -91,23 +91,25 @@ impl Engine {
     }
 
     /// Seals for their next hop frames that another worker routed or built ([`Egress::Handoff`]): frames
-    /// of `segment` bytes (the last may be shorter) of one destination and flow. Returns the lane they leave on;
-    /// `None` when they are dropped, which is counted.
+    /// of `segment` bytes (the last may be shorter) of one destination and flow, received from the neighbour
+    /// `peer` (0 for frames of this node). Returns the lane they leave on; `None` when they are dropped, which
+    /// is counted.
     pub fn forward_handed(
         &mut self,
         now: Nanos,
+        peer: u32,
         frames: &mut [u8],
         segment: usize,
     ) -> Option<LinkSlot> {
         let segment = segment.clamp(1, frames.len().max(1));
         let count = frames.len().div_ceil(segment) as u64;
-        let sealed = self.seal_handed(now, frames, segment);
+        let sealed = self.seal_handed(now, peer, frames, segment);
         let (slot, transit) = match sealed {
             Ok(sealed) => sealed,
             Err(reason) => {
                 self.counters.drop_many(reason, count);
                 if let Some(code) = reported_as(reason) {
-                    self.tell_sender(now, 0, (code, 0), &frames[..segment]);
+                    self.tell_sender(now, peer, (code, 0), &frames[..segment]);
                 }
                 return None;
             }
@@ -125,6 +127,7 @@ impl Engine {
     fn seal_handed(
         &mut self,
         now: Nanos,
+        peer: u32,
         frames: &mut [u8],
         segment: usize,
     ) -> Result<(usize, bool), DropReason> {
@@ -139,7 +142,7 @@ impl Engine {
         let frame_max = self.links.get(slot).map_or(segment, LinkLane::frame_max);
         if segment > frame_max {
             let too_big = (ReportCode::TooBig, frame_max - OVERHEAD);
-            self.tell_sender(now, 0, too_big, &frames[..segment]);
+            self.tell_sender(now, peer, too_big, &frames[..segment]);
             return Err(DropReason::LinkTooBig);
         }
         self.seal_train(now, slot, frames, segment)?;

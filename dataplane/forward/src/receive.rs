@@ -136,7 +136,11 @@ pub(crate) fn transmit_part(egress: Egress, len: usize) -> Verdict {
     let len = len as u32;
     match egress {
         Egress::Lane(slot) => Verdict::TransmitPart(slot, len),
-        Egress::Handoff(worker) => Verdict::HandoffEgress { worker, len },
+        Egress::Handoff(worker) => Verdict::HandoffEgress {
+            worker,
+            peer: 0,
+            len,
+        },
     }
 }
 

@@ -113,7 +113,7 @@ impl Heads {
 
 impl Engine {
     /// Notes that the sender of a frame, whose headers are open, is to be told about it.
-    /// It came from the neighbour `from`; 0 when that is not known.
+    /// It came from the neighbour `from`; 0 for a frame of this node.
     #[inline(never)]
     pub(crate) fn tell_sender(
         &mut self,

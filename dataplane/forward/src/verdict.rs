@@ -53,6 +53,8 @@ pub enum Verdict {
     HandoffEgress {
         /// That worker.
         worker: WorkerId,
+        /// The neighbour it came from; 0 for a frame of this node.
+        peer: u32,
         /// Bytes of the frame.
         len: u32,
     },

@@ -582,7 +582,9 @@ fn every_reason_has_a_case() {
         DropReason::HandshakeLimited,
         DropReason::HandshakeStray,
         DropReason::ResetRefused,
-        // Of the stream thread (dataplane/daemon).
+        // Of a worker's rings and the stream thread (dataplane/daemon).
+        DropReason::HandoffFull,
+        DropReason::PuntFull,
         DropReason::StreamQueue,
         DropReason::StreamDown,
         // Takes many frames (see errors.rs).

@@ -13,12 +13,14 @@ use hyphae_forward::host::{Splitter, TunHeader};
 use hyphae_forward::{Egress, Engine, HostVerdict, LinkSlot, Verdict};
 use hyphae_shm::record::{InjectRouted, NodeSecret, Program, Secret};
 use hyphae_shm::stats::{Counter, DropReason};
-use hyphae_wire::frame::{OVERHEAD, SealedHeaders};
-use hyphae_wire::{Service, Suite, WorkerId};
-use zerocopy::FromZeros;
+use hyphae_wire::frame::{LINK_TAG_AT, OVERHEAD, SEALED_HEADERS_AT, SealedHeaders};
+use hyphae_wire::{OverlayAddress, Service, Suite, WorkerId};
+use zerocopy::{FromZeros, IntoBytes};
 
 const SUITE: Suite = Suite::Aes256Gcm;
 const WORKERS: u16 = 16;
+/// The large node's number of the near one.
+const NEAR: u32 = 1;
 /// A worker without lanes to nodes of one worker, and the one that sends in its place.
 const WITHOUT: usize = 9;
 const SUBSTITUTE: WorkerId = WorkerId(1);
@@ -112,14 +114,20 @@ impl Net {
 
     /// A frame of the near node for the single one, as it comes at the large node's worker without a lane.
     fn transit_frame(&self, payload: &[u8]) -> Vec<u8> {
-        let mut headers = SealedHeaders::new_zeroed();
-        headers.routing.destination = self.single.address;
-        headers.routing.source = self.near.address;
-        headers.routing.hop_limit = HOPS;
-        headers.routing.service = Service::Handshake.code();
-        headers.routing.payload_len.set(payload.len() as u16);
+        let headers = self.headers(self.near.address, payload.len());
         let link = &self.first[WITHOUT][0];
         transit((link, 7), (link, 0), headers, payload)
+    }
+
+    /// Headers of a frame for the single node.
+    fn headers(&self, source: OverlayAddress, payload_len: usize) -> SealedHeaders {
+        let mut headers = SealedHeaders::new_zeroed();
+        headers.routing.destination = self.single.address;
+        headers.routing.source = source;
+        headers.routing.hop_limit = HOPS;
+        headers.routing.service = Service::Handshake.code();
+        headers.routing.payload_len.set(payload_len as u16);
+        headers
     }
 }
 
@@ -230,12 +238,13 @@ fn frames_of_others_leave_through_a_worker_that_has_a_lane() {
         verdict,
         Verdict::HandoffEgress {
             worker: SUBSTITUTE,
+            peer: NEAR,
             len
         }
     );
     let lane = net
         .substitute()
-        .forward_handed(NOW, &mut frame, len as usize);
+        .forward_handed(NOW, NEAR, &mut frame, len as usize);
     assert_eq!(lane, Some(LinkSlot(2)));
     assert_eq!(net.substitute().counters.total(Counter::TransitPackets), 1);
     let headers = open_headers(&net.second[1][1], &frame);
@@ -263,7 +272,7 @@ fn what_the_control_plane_injects_is_handed_off_too() {
     assert_eq!(train.egress, Egress::Handoff(SUBSTITUTE));
     let frame = &mut space[..train.len];
     assert_eq!(
-        net.substitute().forward_handed(NOW, frame, train.len),
+        net.substitute().forward_handed(NOW, 0, frame, train.len),
         Some(LinkSlot(2))
     );
     let headers = open_headers(&net.second[1][1], frame);
@@ -284,7 +293,7 @@ fn a_handed_frame_without_a_lane_is_dropped_once_and_reported() {
     receive_one(net.without(), NOW, from, &mut frame);
     assert!(!net.without().has_report());
     let substitute = net.substitute();
-    assert_eq!(substitute.forward_handed(NOW, &mut frame, len), None);
+    assert_eq!(substitute.forward_handed(NOW, NEAR, &mut frame, len), None);
     assert_eq!(substitute.counters.dropped(DropReason::AdjacencyDown), 1);
     assert!(substitute.has_report());
     // Its own sends are not handed off again.
@@ -307,9 +316,57 @@ fn frames_that_the_link_does_not_carry_are_reported_by_the_worker_that_would_sen
         "{verdict:?}"
     );
     let substitute = net.substitute();
-    assert_eq!(substitute.forward_handed(NOW, &mut frame, len), None);
+    assert_eq!(substitute.forward_handed(NOW, NEAR, &mut frame, len), None);
     assert_eq!(substitute.counters.dropped(DropReason::LinkTooBig), 1);
     assert!(substitute.has_report());
+}
+
+#[test]
+fn errors_about_handed_frames_use_the_share_of_the_neighbour_that_they_came_from() {
+    const PAYLOAD: usize = 1340;
+    let mut net = Net::new();
+    for engine in &mut net.large.engines {
+        link_mtu(engine, 2, 1400);
+    }
+    let sources: Vec<_> = (0..20).map(|n| Node::new(100 + n, 1).address).collect();
+    let reported = |engine: &mut Engine| {
+        let mut space = vec![0; 2000];
+        let mut count = 0;
+        while engine.has_report() {
+            // There is no route to a forged source.
+            let built = engine.next_report(NOW, &mut space);
+            assert_eq!(built.err(), Some(DropReason::NoRoute));
+            count += 1;
+        }
+        count
+    };
+    // Received by the worker itself, with forged sources.
+    let from = net.near.endpoint;
+    let mut all = 0;
+    for (n, source) in (0..).zip(sources.iter().cycle().take(200)) {
+        let link = &net.first[SUBSTITUTE.as_usize()][0];
+        let headers = net.headers(*source, PAYLOAD);
+        let mut frame = transit((link, n), (link, 0), headers, &[5; PAYLOAD]);
+        let verdict = receive_one(net.substitute(), NOW, from, &mut frame);
+        assert_eq!(verdict, Verdict::Drop(DropReason::LinkTooBig));
+        all += reported(net.substitute());
+    }
+    assert_eq!(all, 50, "the share of a neighbour");
+    // Handed by another worker.
+    let mut handed = |peer| {
+        let mut count = 0;
+        for source in &sources {
+            let mut frame = vec![0; OVERHEAD + PAYLOAD];
+            let headers = net.headers(*source, PAYLOAD);
+            frame[SEALED_HEADERS_AT..LINK_TAG_AT].copy_from_slice(headers.as_bytes());
+            let len = frame.len();
+            let lane = net.substitute().forward_handed(NOW, peer, &mut frame, len);
+            assert_eq!(lane, None);
+            count += reported(net.substitute());
+        }
+        count
+    };
+    assert_eq!((handed(NEAR), handed(7)), (0, 20));
 }
 
 #[test]
@@ -335,6 +392,7 @@ fn answers_built_in_place_are_handed_off() {
     let verdict = receive_one(net.without(), NOW, from, &mut frame);
     let Verdict::HandoffEgress {
         worker: SUBSTITUTE,
+        peer: 0,
         len,
     } = verdict
     else {
@@ -342,7 +400,8 @@ fn answers_built_in_place_are_handed_off() {
     };
     let answer = &mut frame[..len as usize];
     assert_eq!(
-        net.substitute().forward_handed(NOW, answer, len as usize),
+        net.substitute()
+            .forward_handed(NOW, 0, answer, len as usize),
         Some(LinkSlot(2))
     );
     let headers = open_headers(&net.second[1][1], answer);

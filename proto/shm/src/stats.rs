@@ -55,7 +55,7 @@ counters! {
         ProgramRefused = "program_refused", "records from the control plane that were malformed or could not be applied";
         RingDetached = "ring_detached", "times a corrupt ring made the worker let go of the control plane";
         Handoffs = "handovers", "records handed off to the worker that owns their session or has a lane";
-        HandoffOverruns = "handover_overruns", "frames lost because the other worker's handoff ring was full";
+        HandoffOverruns = "handover_overruns", "records not handed off because the other worker's ring was full; their packets are dropped with reason handoff_full";
         Wakeups = "wakeups", "times the worker went to sleep and woke";
         Polls = "polls", "times the worker looked for work before going to sleep";
         PollsFound = "polls_found", "times that it found some, and did not sleep";
@@ -156,6 +156,8 @@ counters! {
         ReportMalformed = "report_malformed", "malformed report or trace";
         FragmentMalformed = "fragment_malformed", "part of a frame with contradictory lengths";
         FragmentLost = "fragment_lost", "part of a frame whose other part did not come in time";
+        HandoffFull = "handoff_full", "for another worker, whose handoff ring was full";
+        PuntFull = "punt_full", "for the control plane, whose ring was full or which was not attached";
         NoBuffer = "no_buffer", "no buffer was free to build the frame in";
     }
 }

@@ -4,6 +4,7 @@ use hyphae_shm::stats::{Counter, DropReason};
 use hyphae_time::Nanos;
 use hyphae_wire::frame::OVERHEAD;
 use hyphae_wire::report::ReportCode;
+use hyphae_wire::{LinkHeader, SessionIndex};
 
 use super::{Progress, transmit};
 use crate::engine::Engine;
@@ -41,7 +42,8 @@ impl Engine {
             if !fits(first) {
                 let frame = part.chunks_mut(segment).nth(first).unwrap_or_default();
                 let too_big = (ReportCode::TooBig, most - OVERHEAD);
-                self.tell_sender(now, 0, too_big, frame);
+                let peer = self.ingress_peer(frame);
+                self.tell_sender(now, peer, too_big, frame);
                 verdicts[first] = Verdict::Drop(DropReason::LinkTooBig);
                 continue;
             }
@@ -64,6 +66,15 @@ impl Engine {
         }
         self.counters.add(Counter::TransitPackets, packets);
         self.counters.add(Counter::TransitBytes, bytes);
+    }
+
+    /// The neighbour that a frame came from, whose link header is not replaced yet.
+    #[cold]
+    fn ingress_peer(&self, frame: &[u8]) -> u32 {
+        let header = LinkHeader::split(frame);
+        let slot = header.and_then(|(h, _)| self.links.find(SessionIndex(h.receiver.get())));
+        slot.and_then(|slot| self.links.get(slot))
+            .map_or(0, |link| link.peer)
     }
 
     /// Reads something of every lane that frames of a train leave on, and of its key. The loads do not depend on each

@@ -57,14 +57,14 @@ impl Engine {
         reason: DropReason,
         frame: &[u8],
     ) -> Verdict {
+        let peer = self.peer(LinkSlot(ingress)).unwrap_or(0);
         if let Some(worker) = self.handoff_for(reason) {
             // A datagram is at most 64 KiB.
             let len = frame.len() as u32;
-            return Verdict::HandoffEgress { worker, len };
+            return Verdict::HandoffEgress { worker, peer, len };
         }
         if let Some(code) = reported_as(reason) {
-            let from = self.peer(LinkSlot(ingress)).unwrap_or(0);
-            self.tell_sender(now, from, (code, 0), frame);
+            self.tell_sender(now, peer, (code, 0), frame);
         }
         Verdict::Drop(reason)
     }
