@@ -198,6 +198,33 @@ fn one_address_with_many_numbers_leaves_the_others_their_answers() {
 }
 
 #[test]
+fn forged_addresses_spend_only_the_budget_of_the_number_that_they_name() {
+    let mut net = Net::new();
+    let engine = net.line.server.engine();
+    let forged = |n: u32| {
+        let ip = n.wrapping_mul(0x9e37_79b9).to_be_bytes();
+        Endpoint::from(SocketAddr::from((ip, 9670)))
+    };
+    let mut punted = |step, from, number| {
+        let mut frame = encode_frame(step, 5, number, &noise(90, 1));
+        let verdict = receive_one(engine, NOW, from, &mut frame);
+        assert!([Verdict::PuntHandshake, LIMITED, STRAY].contains(&verdict));
+        verdict == Verdict::PuntHandshake
+    };
+    for step in [HandshakeStep::Response, HandshakeStep::Finish] {
+        // A number in use, from an address of its own for each frame.
+        let known = (0..20_000).filter(|n| punted(step, forged(*n), collected(1)));
+        assert_eq!(known.count(), 40, "{step:?}");
+        // Guessed numbers: two of 4096 match one of both secrets.
+        let guess = |n: u32| n.wrapping_mul(0x85eb_ca6b) | 1;
+        let guessed = (0..20_000).filter(|n| punted(step, forged(*n), guess(*n)));
+        assert!(guessed.count() < 30, "{step:?}");
+        let honest = (2..1000).filter(|n| punted(step, endpoint(51), collected(*n)));
+        assert_eq!(honest.count(), 998, "{step:?}");
+    }
+}
+
+#[test]
 fn one_neighbour_with_many_numbers_leaves_the_others_their_answers() {
     let mut net = Net::new();
     let client = net.line.client.address;

@@ -33,7 +33,7 @@ const FOLLOW_MAX: u32 = 16;
 /// most of the cost of one.
 const HELLO_GRID: u64 = 100_000_000;
 /// Changes of cost that take effect between two hellos, since each selects again for all routes of the neighbour.
-const COST_CHANGES_MAX: u32 = 8;
+pub(super) const COST_CHANGES_MAX: u32 = 8;
 /// Silence after which a neighbour counts as lost, in tenths of its hello interval.
 const LOST_AFTER_TENTHS: u32 = 27;
 

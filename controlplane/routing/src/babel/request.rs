@@ -22,7 +22,7 @@ const REPEAT: Duration = Duration::from_millis(300);
 /// Transmissions of a request.
 const TRIES: u32 = 5;
 /// Pending requests.
-const QUERIES_MAX: usize = 16_384;
+pub(super) const QUERIES_MAX: usize = 16_384;
 
 /// A pending request, own or forwarded for a neighbour.
 pub(super) struct Query {

@@ -1,5 +1,6 @@
 //! A full table, and a neighbour that fills it.
 
+use hyphae_wire::OverlayAddress;
 use hyphae_wire::babel::{INFINITY, Serial, Update};
 
 use super::*;
@@ -258,4 +259,69 @@ fn retracted_routes_leave_the_table_when_that_is_acknowledged() {
     let (now, packet) = (net.now, writer.take());
     net.node(0).handle_packet(now, 1, now, &packet);
     assert_eq!(net.nodes[&0].destinations(), 0);
+}
+
+#[test]
+fn a_neighbour_that_causes_the_most_requests_displaces_none_of_others() {
+    let mut net = Net::new(2);
+    net.join(0, 1, LAN);
+    net.run(seconds(1));
+    net.join_flooder(0);
+    let now = net.now;
+    let name = |n: u64| {
+        let mut address = OverlayAddress([4; 16]);
+        address.0[..8].copy_from_slice(&(4 << 56 | n).to_be_bytes());
+        (address.subnet(), RouterId(n.to_be_bytes()))
+    };
+    let mut cause = |link, names: std::ops::Range<u64>| {
+        for (prefix, id) in names.map(name) {
+            let wanted = (id, Serial::new(50, 1), link);
+            net.node(0).query(now, prefix, wanted);
+        }
+        net.nodes[&0].queries.len()
+    };
+    let max = u64::try_from(request::QUERIES_MAX).unwrap();
+    assert_eq!(cause(FLOODER, 0..max + 100), request::QUERIES_MAX);
+    // The newest of the flooder give way, until both have the same.
+    assert_eq!(cause(1, max + 100..max + 200), request::QUERIES_MAX);
+    assert_eq!(cause(FLOODER, max + 200..max + 300), request::QUERIES_MAX);
+    let pending = |n: u64| net.nodes[&0].queries.contains_key(&name(n));
+    assert!((max + 100..max + 200).all(pending));
+    assert!((0..max - 100).all(pending));
+    assert!(!(max - 100..max + 100).any(pending));
+    assert!(!(max + 200..max + 300).any(pending));
+}
+
+#[test]
+fn a_neighbour_whose_cost_alternates_causes_a_bounded_number_of_selections() {
+    let mut net = line(2);
+    net.run(seconds(5));
+    let now = net.now;
+    let mut changes = 0;
+    let mut cost = net.nodes[&0].links[&1].cost;
+    let mut report = |net: &mut Net, rxcost| {
+        let mut writer = Writer::new();
+        assert!(writer.push(&Tlv::Ihu {
+            rxcost,
+            interval: 300,
+            echo: None,
+        }));
+        net.node(0).handle_packet(now, 1, now, &writer.take());
+        let new = net.nodes[&0].links[&1].cost;
+        changes += u32::from(new != cost);
+        cost = new;
+        (changes, cost)
+    };
+    let mut low = 0;
+    for _ in 0..1000 {
+        report(&mut net, 10_000);
+        (_, low) = report(&mut net, 256);
+    }
+    // The limit includes changes since the last hello.
+    let (changed, suppressed) = report(&mut net, 10_000);
+    assert!((6..=link::COST_CHANGES_MAX).contains(&changed), "{changed}");
+    net.node(0)
+        .handle_timeout(now + seconds(1) + seconds(1) / 2);
+    let applied = net.nodes[&0].links[&1].cost;
+    assert!(suppressed == low && applied > low, "with the next hello");
 }
