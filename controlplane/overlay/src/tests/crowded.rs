@@ -345,14 +345,11 @@ fn a_release_with_another_number_of_lanes_is_refused_with_both_numbers() {
     initiators.lanes = Some(WORKERS);
     join(&mut network, 0, v4(1), &mut initiators);
     assert_eq!(network.overlay(0).peers().count(), 0);
-    let refusal = network.nodes[0].events.iter().find_map(|e| match e {
-        Event::Refused { reason, .. } => Some(*reason),
-        _ => None,
-    });
-    let refusal = refusal.unwrap();
     let (listed, required) = (64, 8);
-    assert_eq!(refusal, Refusal::Lanes { listed, required });
-    let text = refusal.to_string();
+    let reason = Refusal::Lanes { listed, required };
+    let refused = |e: &Event| matches!(e, Event::Refused { reason: r, .. } if *r == reason);
+    assert!(network.nodes[0].events.iter().any(refused));
+    let text = reason.to_string();
     assert!(text.contains("protocol version 1 requires 8"), "{text}");
 }
 
@@ -439,16 +436,46 @@ fn a_handshake_that_was_begun_inside_of_a_session_ends_in_it_and_nowhere_else() 
     assert_eq!(keys.map(|key| sessions(&network, key)), [2, 1, 0]);
 }
 
-/// Lanes of links that there is room for.
-fn room(network: &mut Network, node: usize) -> usize {
+/// Lanes of links that a class has room for.
+fn room_of(network: &mut Network, node: usize, class: Class) -> usize {
     let now = network.now;
     let overlay = network.nodes[node].overlay.as_mut().unwrap();
     let mut all = Vec::new();
-    while let Some(taken) = overlay.allocate(now, Kind::Link, 1, Class::Live) {
+    while let Some(taken) = overlay.allocate(now, Kind::Link, 1, class) {
         all.extend(taken);
     }
-    overlay.release_unused(now, Kind::Link, Class::Live, &all);
+    overlay.release_unused(now, Kind::Link, class, &all);
     all.len()
+}
+
+fn room(network: &mut Network, node: usize) -> usize {
+    room_of(network, node, Class::Live)
+}
+
+#[test]
+fn renewals_use_a_reserve_of_a_full_table_and_return_it() {
+    let mut network = Network::new(42, vec![brisk(1), brisk(2)]);
+    network.connect(1, 0);
+    network.wait(SECOND, "link", |n| n.is_up(0, 1) && n.is_up(1, 0));
+    // The rest belongs to others.
+    let now = network.now;
+    let overlay = network.nodes[0].overlay.as_mut().unwrap();
+    while overlay.allocate(now, Kind::Link, 1, Class::Live).is_some() {}
+    let reserve = room_of(&mut network, 0, Class::Renewal);
+    assert!(reserve > 0);
+    let renewed = |n: &Network| n.overlay(1).handshakes().links_renewed;
+    let (before, mut used) = (renewed(&network), false);
+    while renewed(&network) < before + 5 {
+        network.run(TICK);
+        used |= room_of(&mut network, 0, Class::Renewal) < reserve;
+        assert_eq!(room(&mut network, 0), 0, "nothing for others");
+    }
+    assert!(used, "two sessions at once");
+    // As soon as the replaced session ends.
+    network.run(SECOND * 15);
+    assert_eq!(room_of(&mut network, 0, Class::Renewal), reserve);
+    let down = |e: &Event| matches!(e, Event::PeerDown { .. });
+    assert!(!network.nodes[1].events.iter().any(down));
 }
 
 #[test]
