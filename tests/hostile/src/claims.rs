@@ -1,13 +1,14 @@
 //! Parameters that a hostile node claims in a handshake, and its side of the Noise exchange.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use hyphae_wire::frame::MTU_DEFAULT;
 use hyphae_wire::guard::Token;
 use hyphae_wire::handshake::{NOISE_MAX, NOISE_PATTERN, Offer};
 use hyphae_wire::{Lane, PublicKey, SecretKey, SessionIndex, Suite, SuiteSet};
 use snow::{Builder, HandshakeState};
 
-use crate::LaneKeys;
+use crate::chain::{agree, secrets};
+use crate::{LaneKeys, Secret};
 
 /// Kind of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +99,8 @@ impl Claims {
 pub struct Handshake {
     purpose: Purpose,
     noise: HandshakeState,
+    identity: SecretKey,
+    ephemeral: SecretKey,
     claims: Claims,
     port: u16,
 }
@@ -110,13 +113,15 @@ pub struct Secrets {
     pub offer: Offer,
     /// Keys and indices of each lane.
     pub lanes: Vec<LaneKeys>,
+    /// Secrets that both sides passed through, the split keys last.
+    pub passed: Vec<Secret>,
 }
 
 impl Handshake {
     /// Begins a handshake. `port` is the one that an honest offer names.
     ///
     /// # Errors
-    /// When the Noise pattern is not built in.
+    /// When the Noise pattern is not built in, or without randomness.
     pub fn new(
         identity: &SecretKey,
         purpose: Purpose,
@@ -127,13 +132,17 @@ impl Handshake {
             Purpose::Link => b"hyphae v1 link",
             Purpose::EndToEnd => b"hyphae v1 e2e",
         };
+        let ephemeral = SecretKey::generate().map_err(|error| anyhow!("no randomness: {error}"))?;
         let noise = Builder::new(NOISE_PATTERN.parse()?)
             .local_private_key(identity.as_bytes())?
+            .fixed_ephemeral_key_for_testing_only(ephemeral.as_bytes())
             .prologue(prologue)?
             .build_initiator()?;
         Ok(Self {
             purpose,
             noise,
+            identity: identity.clone(),
+            ephemeral,
             claims: claims.clone(),
             port,
         })
@@ -162,6 +171,13 @@ impl Handshake {
         choice.suites = theirs.suites;
         let third = self.write(&choice)?;
         let (to_responder, to_initiator) = self.noise.dangerously_get_raw_split();
+        let theirs_ephemeral = answer.get(..32).context("an ephemeral key")?;
+        let results = [
+            agree(&self.ephemeral, theirs_ephemeral)?,
+            agree(&self.ephemeral, &key.0)?,
+            agree(&self.identity, theirs_ephemeral)?,
+        ];
+        let passed = secrets(&results, [to_responder, to_initiator])?;
         let hash = self.noise.get_handshake_hash();
         let derive = |secret: &[u8; 32], lane: u16| {
             let mut hasher = blake3::Hasher::new_derive_key("hyphae v1 lane keys");
@@ -180,6 +196,7 @@ impl Handshake {
             key,
             offer: theirs,
             lanes,
+            passed,
         };
         Ok((third, secrets))
     }

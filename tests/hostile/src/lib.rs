@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod chain;
 mod claims;
 mod link;
 mod node;
@@ -18,6 +19,7 @@ mod seal;
 mod session;
 mod victim;
 
+pub use chain::Secret;
 pub use claims::{Claims, Handshake, Purpose, Secrets};
 pub use link::{Link, Received, Routed};
 pub use node::{FirstReply, Hostile};

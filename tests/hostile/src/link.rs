@@ -12,7 +12,7 @@ use hyphae_wire::{
     SessionHeader, Signature,
 };
 
-use crate::{Claims, LaneKeys, Secrets, Session};
+use crate::{Claims, LaneKeys, Secret, Secrets, Session};
 
 /// A link with a node, as a neighbour of it.
 pub struct Link {
@@ -23,6 +23,8 @@ pub struct Link {
     pub key: PublicKey,
     /// Its lanes.
     pub lanes: Vec<LaneKeys>,
+    /// Secrets of its handshake.
+    pub passed: Vec<Secret>,
     /// Whether probes are answered while waiting, as a live node does.
     pub answers: bool,
 }
@@ -92,6 +94,7 @@ impl Link {
             to,
             key: secrets.key,
             lanes: secrets.lanes,
+            passed: secrets.passed,
             answers: true,
         }
     }

@@ -9,6 +9,8 @@ use hyphae_wire::frame::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::Secret;
+
 /// Keys of one lane, and how often the one for sending was used.
 pub struct LaneKeys {
     /// Index that the other side gave to the lane.
@@ -17,6 +19,8 @@ pub struct LaneKeys {
     pub receive: SessionIndex,
     /// Counter of the last frame sent; set it to repeat or skip.
     pub counter: u64,
+    /// Keys for sending and receiving.
+    pub keys: [Secret; 2],
     sealing: ChaCha20Poly1305,
     opening: ChaCha20Poly1305,
 }
@@ -25,12 +29,13 @@ impl LaneKeys {
     pub(crate) fn new(
         send: SessionIndex,
         receive: SessionIndex,
-        (sealing, opening): ([u8; 32], [u8; 32]),
+        (sealing, opening): (Secret, Secret),
     ) -> Self {
         Self {
             send,
             receive,
             counter: 0,
+            keys: [sealing, opening],
             sealing: ChaCha20Poly1305::new(&sealing.into()),
             opening: ChaCha20Poly1305::new(&opening.into()),
         }

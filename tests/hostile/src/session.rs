@@ -9,7 +9,7 @@ use hyphae_wire::handshake::{
 };
 use hyphae_wire::{NetworkId, OverlayAddress, SecretKey, Service};
 
-use crate::{Claims, Handshake, LaneKeys, Link, Purpose, Received, Routed};
+use crate::{Claims, Handshake, LaneKeys, Link, Purpose, Received, Routed, Secret};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const REPEAT: Duration = Duration::from_millis(300);
@@ -22,6 +22,8 @@ pub struct Session {
     pub destination: OverlayAddress,
     /// Lanes.
     pub lanes: Vec<LaneKeys>,
+    /// Secrets of its handshake.
+    pub passed: Vec<Secret>,
 }
 
 impl Session {
@@ -86,6 +88,7 @@ impl Session {
             source,
             destination,
             lanes: secrets.lanes,
+            passed: secrets.passed,
         };
         while Instant::now() < end {
             link.unsealed(&routed, &finish)?;

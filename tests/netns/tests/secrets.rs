@@ -10,18 +10,24 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{TIMEOUT, binary, eventually, own_place, privileged};
 use hyphae::lab::LabNode;
 use hyphae_store::files;
+use hyphae_test_hostile::{Claims, Hostile, LaneKeys, Victim};
+use hyphae_wire::babel::Serial;
 
 /// Bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 
-/// Places of `needle` in the memory of a process, stacks included, by the mapping that they are in.
-fn places(pid: u32, needle: &[u8]) -> Vec<String> {
+/// Places of any of `needles`, which have one length, in the memory of a process, stacks included, by the mapping that
+/// they are in.
+fn places(pid: u32, needles: &[&[u8]]) -> Vec<String> {
+    let len_of_all = needles[0].len();
+    let first = |byte: u8| needles.iter().any(|needle| needle[0] == byte);
+    let begins: Vec<bool> = (0..=u8::MAX).map(first).collect();
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let (mut found, mut seen) = (Vec::new(), 0);
@@ -48,9 +54,10 @@ fn places(pid: u32, needle: &[u8]) -> Vec<String> {
             at += u64::try_from(len).unwrap();
             seen += len;
             bytes.truncate(kept + len);
-            let hits = bytes.windows(needle.len()).filter(|w| w == &needle);
+            let hits = bytes.windows(len_of_all);
+            let hits = hits.filter(|w| begins[usize::from(w[0])] && needles.contains(w));
             found.extend(hits.map(|_| line.to_owned()));
-            bytes.drain(..bytes.len().saturating_sub(needle.len() - 1));
+            bytes.drain(..bytes.len().saturating_sub(len_of_all - 1));
         }
     }
     assert!(seen > 0, "the memory of {pid} can be read");
@@ -125,7 +132,7 @@ fn a_key_is_in_one_place_only() {
         let file = directory.path().join(format!("node{n}/priv_key.bin"));
         let key = std::fs::read(file).unwrap();
         // Without the bits that X25519 sets and clears.
-        let needle = &key[1..31];
+        let needle = &[&key[1..31]];
         let status = node.status().unwrap();
         let (control, dataplane) = (status.pid, status.dataplane.unwrap().pid);
         let found = places(control, needle);
@@ -140,6 +147,58 @@ fn a_key_is_in_one_place_only() {
             [""; 0],
             "node {n}, supervisor"
         );
+    }
+}
+
+#[test]
+fn secrets_of_a_handshake_end_with_it_and_lane_keys_with_their_session() {
+    if !privileged() {
+        return;
+    }
+    // A link of which nothing is heard ends soon.
+    let config = "[session]\nkeepalive_seconds = 1\ndead_after_seconds = 2\n";
+    let victim = Victim::start_at(&binary(), own_place(), config, &[]).unwrap();
+    let status = victim.status().unwrap();
+    let (control, dataplane) = (status.pid, status.dataplane.unwrap().pid);
+    let hostile = Hostile::new(own_place()).unwrap();
+    let mut link = hostile.link(victim.target.at, &Claims::default()).unwrap();
+    link.greet(1).unwrap();
+    link.announce(&hostile.identity, Serial(1 << 16)).unwrap();
+    let to = victim.target.key.address();
+    let session = link
+        .session(&hostile.identity, to, &Claims::default())
+        .unwrap();
+    // Answers probes. What a handshake leaves behind is gone after this time.
+    let second = Instant::now() + Duration::from_secs(1);
+    while let Some(left) = second.checked_duration_since(Instant::now()) {
+        link.receive(left).unwrap();
+    }
+    let passed: Vec<&[u8]> = [&link.passed, &session.passed]
+        .into_iter()
+        .flatten()
+        .map(<[u8; 32]>::as_slice)
+        .collect();
+    let lanes = |of: &[LaneKeys]| of.iter().flat_map(|lane| lane.keys).collect::<Vec<_>>();
+    let [of_link, of_session] = [lanes(&link.lanes), lanes(&session.lanes)];
+    let slices = |keys: &[[u8; 32]]| keys.iter().map(|key| key.to_vec()).collect::<Vec<_>>();
+    let in_use = slices(&[&of_link[..], &of_session].concat());
+    let in_use: Vec<&[u8]> = in_use.iter().map(Vec::as_slice).collect();
+    for pid in [control, dataplane, parent(control)] {
+        assert_eq!(places(pid, &passed), [""; 0], "{pid}");
+    }
+    for pid in [control, parent(control)] {
+        assert_eq!(places(pid, &in_use), [""; 0], "{pid}");
+    }
+    // The search finds what there is: ChaCha20 keeps its keys as they are.
+    assert!(places(dataplane, &in_use).len() >= in_use.len());
+    eventually("the link ends", TIMEOUT, || {
+        victim.status().unwrap().peers_up == 0
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    let of_link = slices(&of_link);
+    let of_link: Vec<&[u8]> = of_link.iter().map(Vec::as_slice).collect();
+    for pid in [control, dataplane] {
+        assert_eq!(places(pid, &of_link), [""; 0], "{pid}");
     }
 }
 
