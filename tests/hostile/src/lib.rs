@@ -13,6 +13,7 @@
 
 mod chain;
 mod claims;
+mod flood;
 mod link;
 mod node;
 mod seal;
@@ -21,6 +22,7 @@ mod victim;
 
 pub use chain::Secret;
 pub use claims::{Claims, Handshake, Purpose, Secrets};
+pub use flood::FirstMessages;
 pub use link::{Link, Received, Routed};
 pub use node::{FirstReply, Hostile};
 pub use seal::LaneKeys;

@@ -133,13 +133,13 @@ impl Link {
         self.control(ControlKind::Routing, packet)
     }
 
-    /// Says hello, and that the neighbour is heard: it takes routes from now on.
+    /// Sends a hello and an IHU, both valid for minutes: the neighbour accepts routes from now on.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn greet(&mut self, seqno: u16) -> anyhow::Result<()> {
         let hello = Tlv::Hello {
-            unicast: true,
+            unicast: false,
             seqno,
             interval: 6000,
             transmit: None,
