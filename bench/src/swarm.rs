@@ -29,9 +29,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  hyphae-bench peers\n  hyphae-bench peers --peers 10,1000 --json"
     )]
     Peers(peers::Args),
-    /// Forged first handshake messages against a relay that carries a flow, while new nodes join.
+    /// First handshake messages against a relay that carries a flow, or a node behind it, while new nodes join.
     #[command(after_help = "Examples:\n  hyphae-bench flood\n  hyphae-bench flood \
-        --rate 50000 --seconds 20 --json")]
+        --rate 50000 --seconds 20 --json\n  hyphae-bench flood --sources relayed --claims 64")]
     Flood(flood::Args),
     /// Light nodes in this process until standard input ends; `peers` starts it.
     #[command(hide = true)]

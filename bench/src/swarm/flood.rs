@@ -2,6 +2,8 @@
 
 mod flow;
 mod generator;
+mod joining;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -12,19 +14,17 @@ use clap::Args as ClapArgs;
 use hyphae_rpc::method::Status;
 use serde::Serialize;
 
-use super::loopback::Swarm;
-use super::place;
-use super::relay::Relay;
+use super::relay::{Options, Relay};
 use crate::output::{self, Table, number};
 use crate::process::Activity;
 use crate::stats::median;
 use flow::FlowPhase;
-use hyphae_test_hostile::{Claims, Hostile, Target};
-use hyphae_test_light::Spec;
-use hyphae_time::monotonic;
+use generator::Generator;
+use hyphae_test_hostile::Claims;
+use sources::Sources;
 
-/// Time between newcomers.
-const JOIN_EVERY: Duration = Duration::from_secs(1);
+/// Required of a node that joins during a flood, milliseconds.
+const JOIN_MAX_MS: f64 = 1000.0;
 /// Time for packets in flight to arrive after the flood.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -40,8 +40,11 @@ pub(crate) struct Args {
     /// Packets per second of the flow.
     #[arg(long, default_value_t = 1000)]
     flow: u64,
-    /// In addition, unauthenticated peers of one address that finish their handshakes, each with a new key, and claim
-    /// this number of workers (1 to 64).
+    /// Origin of the flood.
+    #[arg(long, value_enum, default_value_t)]
+    sources: Sources,
+    /// In addition, unauthenticated nodes of the same origin (of one address, if forged) finish their handshakes, each
+    /// with a new key; all claim this number of workers (1 to 64).
     #[arg(long, value_name = "WORKERS", value_parser = clap::value_parser!(u16).range(1..=64))]
     claims: Option<u16>,
     /// Cores of the relay's workers, as `hyphae up --cores`.
@@ -111,9 +114,11 @@ struct Report {
     claimed: usize,
     /// Links and sessions of the flow that were renewed, over both phases.
     renewed: u64,
+    /// Echo requests over an established session with the attacked node, and its answers, over both phases.
+    echoes: Option<[u64; 2]>,
     before: PhaseReport,
     during: PhaseReport,
-    /// The flow continued and every newcomer joined.
+    /// The flow continued, every newcomer joined within [`JOIN_MAX_MS`], and the established session answered.
     held: bool,
 }
 
@@ -122,35 +127,61 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         args.rate > 0 && args.seconds > 0 && args.flow > 0,
         "rates and times above 0"
     );
+    match args.sources {
+        Sources::Forged | Sources::Relayed => attack(args, json),
+        Sources::Site => {
+            let args = args.clone();
+            // Threads and processes that it starts are inside, too.
+            sources::namespace()?.run(move || attack(&args, json))?
+        }
+    }
+}
+
+fn attack(args: &Args, json: bool) -> anyhow::Result<()> {
     eprintln!("starting the relay and a flow through it");
-    let relay = Relay::start(1000, &args.cores, "")?;
+    let options = Options {
+        cores: &args.cores,
+        any_address: args.sources == Sources::Site,
+        ..Options::default()
+    };
+    let relay = Relay::start(&options)?;
+    let behind = Options {
+        peer: Some(relay.target.at),
+        ..options
+    };
+    let behind = (args.sources == Sources::Relayed).then(|| Relay::start(&behind));
+    let behind = behind.transpose()?;
+    let attacked = behind.as_ref().unwrap_or(&relay);
     let clockwork = Clockwork(AtomicU8::new(0));
-    let time = Duration::from_secs(args.seconds);
-    let target = relay.target;
-    let mut flow = flow::Flow::start(target)?;
+    let (through, target) = (relay.target, attacked.target);
+    let session = behind.as_ref().map(|node| node.target.key.address());
+    let claims = args.claims.map_or_else(Claims::default, Claims::workers);
+    let mut flow = flow::Flow::start(through, session)?;
     let report = std::thread::scope(|scope| {
         let flowing = scope.spawn(|| {
             let phases = flow.run(args.flow, &clockwork)?;
-            Ok::<_, anyhow::Error>((phases, flow.renewed()))
+            Ok::<_, anyhow::Error>((phases, flow.renewed(), flow.echoes()))
         });
-        let newcomers = scope.spawn(|| join(target, &clockwork));
-        let claiming = args.claims.map(|workers| {
-            let clockwork = &clockwork;
-            scope.spawn(move || claim(target, &Claims::workers(workers), clockwork))
+        let newcomers = scope.spawn(|| joining::join(through, session, &clockwork));
+        let claiming = args.claims.map(|_| {
+            let claim = || joining::claim(args.sources, through, target, &claims, &clockwork);
+            scope.spawn(claim)
         });
-        let measured = measure(args, &relay, &clockwork, time);
+        let measured = measure(args, attacked, &clockwork, || {
+            Generator::new(args.sources, through, target, &claims)
+        });
         // Ends all threads, also after an error.
         while clockwork.phase() != Phase::Over {
             clockwork.next();
         }
         let panicked = |_| anyhow!("a load thread has panicked");
-        let (flow, renewed) = flowing.join().map_err(panicked)??;
+        let (flow, renewed, echoes) = flowing.join().map_err(panicked)??;
         let newcomers = newcomers.join().map_err(panicked)??;
         let claimed = claiming.map(|claiming| claiming.join().map_err(panicked));
         let claimed = claimed.transpose()?.transpose()?.unwrap_or_default();
         let (sent, before, during) = measured?;
         Ok::<_, anyhow::Error>(report(
-            (sent, claimed, renewed),
+            (sent, claimed, renewed, echoes),
             [
                 (before, flow[0], &newcomers[0]),
                 (during, flow[1], &newcomers[1]),
@@ -196,64 +227,23 @@ fn measure(
     args: &Args,
     relay: &Relay,
     clockwork: &Clockwork,
-    time: Duration,
+    generator: impl FnOnce() -> anyhow::Result<Generator>,
 ) -> anyhow::Result<(f64, Seen, Seen)> {
+    let time = Duration::from_secs(args.seconds);
     eprintln!("{} s without a flood", args.seconds);
     let ((), before) = watch(relay, || {
         std::thread::sleep(time);
         Ok(())
     })?;
     eprintln!("{} s with {} first messages/s", args.seconds, args.rate);
+    // Its link with a relay would not outlive the phase before.
+    let mut generator = generator()?;
     clockwork.next();
-    let (sent, during) = watch(relay, || generator::flood(relay.target, args.rate, time))?;
+    let (sent, during) = watch(relay, || generator.flood(args.rate, time))?;
     clockwork.next();
     std::thread::sleep(LINGER);
     clockwork.next();
     Ok((sent as f64 / during.seconds, before, during))
-}
-
-/// Joins new nodes one after the other; returns the join times before and during the flood.
-fn join(relay: Target, clockwork: &Clockwork) -> anyhow::Result<[Vec<Option<Duration>>; 2]> {
-    let mut swarm = Swarm::new()?;
-    let mut during = Vec::new();
-    let mut next = monotonic();
-    while clockwork.phase() != Phase::Over {
-        let phase = clockwork.phase();
-        if monotonic() >= next && phase != Phase::After {
-            next = monotonic() + JOIN_EVERY;
-            swarm.add(&Spec {
-                at: place(1000 + swarm.nodes.len()),
-                relay: relay.at,
-                relay_key: relay.key,
-                learns: false,
-                rekey_after: None,
-            })?;
-            during.push(phase == Phase::During);
-        }
-        swarm.turn(monotonic() + Duration::from_millis(10))?;
-    }
-    let of = |flooded: bool| {
-        let nodes = swarm.nodes.iter().zip(&during);
-        nodes
-            .filter(|(_, during)| **during == flooded)
-            .map(|(node, _)| node.joined)
-            .collect()
-    };
-    Ok([of(false), of(true)])
-}
-
-/// Unauthenticated peers with excessive claims, one after the other during the flood; returns how many succeeded.
-fn claim(relay: Target, claims: &Claims, clockwork: &Clockwork) -> anyhow::Result<usize> {
-    let mut finished = 0;
-    while clockwork.phase() == Phase::Before {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    while clockwork.phase() == Phase::During {
-        let peer = Hostile::new(([127, 0, 0, 1], 0).into())?;
-        // A refused peer is an error of its handshake.
-        finished += usize::from(peer.link(relay.at, claims).is_ok());
-    }
-    Ok(finished)
 }
 
 fn newcomers(times: &[Option<Duration>]) -> Newcomers {
@@ -272,7 +262,7 @@ fn newcomers(times: &[Option<Duration>]) -> Newcomers {
 }
 
 fn report(
-    (sent, claimed, renewed): (f64, usize, u64),
+    (sent, claimed, renewed, echoes): (f64, usize, u64, Option<[u64; 2]>),
     phases: [(Seen, FlowPhase, &Vec<Option<Duration>>); 2],
 ) -> Report {
     let [before, during] = phases.map(|(seen, flow, times)| PhaseReport {
@@ -292,9 +282,13 @@ fn report(
         sent_per_second: sent,
         claimed,
         renewed,
+        echoes,
         // The same flow and as many newcomers ran before.
         received_per_second: received(&during) - received(&before),
-        held: during.flow.lost_permille() < 10.0 && during.newcomers.never == 0,
+        held: during.flow.lost_permille() < 10.0
+            && during.newcomers.never == 0
+            && during.newcomers.max_ms < JOIN_MAX_MS
+            && echoes.is_none_or(|[asked, answered]| answered * 100 >= asked * 99),
         before,
         during,
     }
@@ -341,6 +335,11 @@ fn show(report: &Report, json: bool) -> anyhow::Result<()> {
         "renewed in the flow: {}; finished handshakes of unauthenticated peers: {}",
         report.renewed, report.claimed
     ));
+    if let Some([asked, answered]) = report.echoes {
+        table = table.note(format!(
+            "echoes over the established session: {answered} of {asked} answered"
+        ));
+    }
     for (name, phase) in phases {
         let shown = ["cookies_sent", "cookies_refused", "punts", "punt_overruns"]
             .into_iter()

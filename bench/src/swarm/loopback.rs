@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyphae_test_light::{Node, Scratch, Spec};
 use hyphae_time::{Nanos, Timers};
 
-use hyphae_wire::PublicKey;
+use hyphae_wire::{OverlayAddress, PublicKey};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
@@ -68,6 +68,12 @@ impl Swarm {
             self.timers.set(number, self.nodes[number].poll_timeout());
         }
         Ok(())
+    }
+
+    /// Makes a node request an echo.
+    pub(super) fn ping(&mut self, now: Nanos, number: usize, address: OverlayAddress) {
+        self.nodes[number].ping(now, address, &mut self.scratch);
+        self.timers.set(number, self.nodes[number].poll_timeout());
     }
 
     /// Runs until `until`.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::loopback::Swarm;
 use super::place;
-use super::relay::Relay;
+use super::relay::{Options, Relay};
 use crate::output::{self, Table, number};
 use crate::process::{Activity, Usage};
 use hyphae_test_hostile::Target;
@@ -172,7 +172,12 @@ fn row(args: &Args, peers: usize) -> anyhow::Result<Row> {
         true => "",
         false => "[routing]\nexport = [{ action = \"refuse\" }]\n",
     };
-    let relay = Relay::start(peers, &args.cores, routing)?;
+    let relay = Relay::start(&Options {
+        peers_max: peers,
+        cores: &args.cores,
+        settings: routing,
+        ..Options::default()
+    })?;
     std::thread::sleep(EMPTY);
     let before = relay.usage()?;
     let began = Instant::now();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +21,33 @@ use crate::process::{Usage, hyphae, usage};
 const START_MAX: Duration = Duration::from_secs(20);
 /// How often that is looked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How to start a relay.
+#[derive(Clone, Copy)]
+pub(super) struct Options<'a> {
+    /// Limit of its peers.
+    pub(super) peers_max: usize,
+    /// As `hyphae up --cores`.
+    pub(super) cores: &'a str,
+    /// More of its configuration file.
+    pub(super) settings: &'a str,
+    /// Listens on all addresses, else on 127.0.0.1 only.
+    pub(super) any_address: bool,
+    /// Its only configured peer.
+    pub(super) peer: Option<SocketAddr>,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            peers_max: 1000,
+            cores: "any:1",
+            settings: "",
+            any_address: false,
+            peer: None,
+        }
+    }
+}
 
 /// A running relay; it ends when dropped.
 pub(super) struct Relay {
@@ -45,8 +72,15 @@ impl Drop for Relay {
 }
 
 impl Relay {
-    /// Starts a relay on loopback for `peers_max` peers, with one worker and `more` settings.
-    pub(super) fn start(peers_max: usize, cores: &str, more: &str) -> anyhow::Result<Self> {
+    /// Starts a relay on loopback.
+    pub(super) fn start(options: &Options<'_>) -> anyhow::Result<Self> {
+        let Options {
+            peers_max,
+            cores,
+            settings: more,
+            any_address,
+            peer,
+        } = *options;
         let program = hyphae(None)?;
         let directory = tempfile::Builder::new().prefix("hyphae-bench-").tempdir()?;
         let config = directory.path().join("relay.toml");
@@ -59,13 +93,20 @@ impl Relay {
         // Free now; no other program binds this address.
         let metrics = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        let listen = if any_address {
+            SocketAddr::from((Ipv6Addr::UNSPECIFIED, at.port()))
+        } else {
+            at
+        };
+        let peer = peer.map(|peer| ["--peer".to_owned(), format!("udp://{peer}")]);
         let sockets = directory.path().join("run");
         let log = directory.path().join("log");
         let supervisor = Command::new(program)
             .args(["up", "--no-tun", "--discovery", "none", "--rpc", "off"])
             .args(["--log-level", "warn", "--cores", cores])
             .args(["--metrics", &metrics.to_string()])
-            .args(["--listen", &at.to_string()])
+            .args(["--listen", &listen.to_string()])
+            .args(peer.iter().flatten())
             .arg("--config")
             .arg(&config)
             .arg("--state-dir")

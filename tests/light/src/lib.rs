@@ -86,6 +86,10 @@ pub struct Node {
     pub joined: Option<Duration>,
     /// Packets for its host.
     pub delivered: Vec<Vec<u8>>,
+    /// Answers to [`Self::ping`].
+    pub echoes: u64,
+    /// Time of the first answer.
+    pub answered: Option<Nanos>,
 }
 
 impl Node {
@@ -131,6 +135,8 @@ impl Node {
             began: now,
             joined: None,
             delivered: Vec::new(),
+            echoes: 0,
+            answered: None,
         };
         let peer = PeerConfig {
             id: ConfiguredPeer(0),
@@ -284,13 +290,16 @@ impl Node {
                 self.speaker.link_down(now, peer);
             }
             Event::ResyncFib { .. } => self.overlay.finish_resync(now),
+            Event::EchoReply { .. } => {
+                self.echoes += 1;
+                self.answered.get_or_insert(now);
+            }
             Event::PeerMoved { .. }
             | Event::Duplicate { .. }
             | Event::SessionUp { .. }
             | Event::SessionDown { .. }
             | Event::SessionFailed { .. }
             | Event::Refused { .. }
-            | Event::EchoReply { .. }
             | Event::TraceReply { .. }
             | Event::PathMtu { .. } => {}
         }
@@ -305,6 +314,12 @@ impl Node {
             self.speaker
                 .handle_packet(now, meta.peer.get(), now, packet);
         }
+    }
+
+    /// Requests an echo of a node, over a session with it.
+    pub fn ping(&mut self, now: Nanos, address: OverlayAddress, scratch: &mut Scratch) {
+        self.overlay.ping(now, address, 0);
+        self.drain(now, scratch);
     }
 
     /// Sends a packet of the host.

@@ -49,11 +49,15 @@ impl FlowPhase {
 pub(super) struct Flow {
     swarm: Swarm,
     packet: Vec<u8>,
+    /// Another node with which the sender has a session.
+    session: Option<OverlayAddress>,
+    asked: u64,
 }
 
 impl Flow {
     /// Connects two nodes to the relay and establishes a session between them.
-    pub(super) fn start(relay: Target) -> anyhow::Result<Self> {
+    /// With a node `session`, the sender exchanges echoes in addition.
+    pub(super) fn start(relay: Target, session: Option<OverlayAddress>) -> anyhow::Result<Self> {
         let mut swarm = Swarm::new()?;
         for n in 0..2 {
             swarm.add(&Spec {
@@ -66,7 +70,12 @@ impl Flow {
         }
         let (from, to) = (swarm.nodes[0].address(), swarm.nodes[1].address());
         let packet = packet(from, to);
-        let mut flow = Self { swarm, packet };
+        let mut flow = Self {
+            swarm,
+            packet,
+            session,
+            asked: 0,
+        };
         let give_up = monotonic() + CONNECT_MAX;
         while flow.swarm.nodes[1].delivered.is_empty() {
             ensure!(
@@ -78,6 +87,17 @@ impl Flow {
             }
             flow.swarm.run_until(monotonic() + TRY_AGAIN)?;
         }
+        while let Some(to) = session
+            && flow.swarm.nodes[0].echoes == 0
+        {
+            ensure!(
+                monotonic() < give_up,
+                "no session with the attacked node within {CONNECT_MAX:?}"
+            );
+            flow.swarm.ping(monotonic(), 0, to);
+            flow.swarm.run_until(monotonic() + TRY_AGAIN)?;
+        }
+        flow.swarm.nodes[0].echoes = 0;
         Ok(flow)
     }
 
@@ -89,6 +109,12 @@ impl Flow {
             .iter()
             .map(|node| node.overlay.handshakes());
         nodes.map(|h| h.links_renewed + h.sessions_renewed).sum()
+    }
+
+    /// Echoes requested of the other node, and answered.
+    pub(super) fn echoes(&self) -> Option<[u64; 2]> {
+        let answered = self.swarm.nodes[0].echoes;
+        self.session.map(|_| [self.asked, answered])
     }
 
     fn send(&mut self, now: Nanos, phase: u8) -> anyhow::Result<()> {
@@ -111,6 +137,7 @@ impl Flow {
         let every = Duration::from_nanos(1_000_000_000 / rate);
         let mut next = monotonic();
         let mut heard = [None; 2];
+        let mut next_echo = monotonic();
         loop {
             let now = monotonic();
             let at = match clockwork.phase() {
@@ -130,6 +157,11 @@ impl Flow {
                 }
             } else {
                 next = now + every;
+            }
+            if let (Some(_), Some(to), true) = (at, self.session, now >= next_echo) {
+                next_echo = now + TRY_AGAIN;
+                self.asked += 1;
+                self.swarm.ping(now, 0, to);
             }
             self.swarm.turn(next)?;
             let now = monotonic();
