@@ -55,7 +55,7 @@ counters! {
         ProgramRefused = "program_refused", "records from the control plane that were malformed or could not be applied";
         RingDetached = "ring_detached", "times a corrupt ring made the worker let go of the control plane";
         Handoffs = "handovers", "records handed off to the worker that owns their session or has a lane";
-        HandoffOverruns = "handover_overruns", "records not handed off because the other worker's ring was full; their packets are dropped with reason handoff_full";
+        HandoffOverruns = "handover_overruns", "records lost because the other worker's handoff ring was full (drops: handoff_full)";
         Wakeups = "wakeups", "times the worker went to sleep and woke";
         Polls = "polls", "times the worker looked for work before going to sleep";
         PollsFound = "polls_found", "times that it found some, and did not sleep";

@@ -69,8 +69,8 @@ pub(super) fn join(
     Ok([of(false), of(true)])
 }
 
-/// Unauthenticated nodes with excessive claims that complete handshakes, one after the other during the flood, each with
-/// a new key; returns how many succeeded.
+/// Unauthenticated nodes with excessive claims that complete handshakes, one after the other during the flood, each
+/// with a new key; returns how many succeeded.
 pub(super) fn claim(
     sources: Sources,
     relay: Target,
