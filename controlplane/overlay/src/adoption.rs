@@ -23,6 +23,7 @@ use hyphae_wire::{AddressPair, PublicKey, SessionIndex, Suite, WorkerId};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::association::Association;
+use crate::attach_phase::{Adopted, AttachPhase, Collected};
 use crate::engine::Timer;
 use crate::event::Direction;
 use crate::handshake::HalfOpens;
@@ -39,45 +40,12 @@ const SNAPSHOT_ATTEMPTS: u32 = 2;
 /// Slots with an unknown past rest this much longer than the age limit.
 const UNKNOWN_REST: Duration = Duration::from_secs(20);
 
-/// Progress of the attach.
-pub(crate) enum Phase {
-    /// No dataplane yet.
-    Idle,
-    Collecting(Box<Collected>),
-    Resync(u64),
-    Attached,
-}
-
-/// Snapshot so far.
-pub(crate) struct Collected {
-    generation: u64,
-    attempts: u32,
-    missing: BTreeSet<WorkerId>,
-    peers: BTreeMap<u32, PublicKey>,
-    /// Lanes by session: owner and epoch, then by lane number.
-    sessions: BTreeMap<(Owner, u32), BTreeMap<u16, Adopted>>,
-    /// Keys of the nodes of end-to-end sessions, and their MTU.
-    remotes: BTreeMap<Owner, (PublicKey, u16)>,
-}
-
-/// Lane of a snapshot record of either kind.
-struct Adopted {
-    receive: SessionIndex,
-    send: SessionIndex,
-    reset: Token,
-    suite: Suite,
-    role: u8,
-    direction: Direction,
-    addresses: AddressPair,
-    created: Nanos,
-}
-
 impl Overlay {
     /// Adopts the sessions of a dataplane: requests snapshots, retains what they name, and resynchronises. Call
     /// it once per attach, before any other input.
     pub fn begin_attach(&mut self, now: Nanos, generation: u64) {
         let missing: BTreeSet<_> = (0..self.workers).map(WorkerId).collect();
-        self.phase = Phase::Collecting(Box::new(Collected {
+        self.phase = AttachPhase::Collecting(Box::new(Collected {
             generation,
             attempts: 1,
             missing: missing.clone(),
@@ -100,8 +68,8 @@ impl Overlay {
 
     /// Ends the resynchronisation: call it when every FIB entry is pushed after [`Event::ResyncFib`].
     pub fn finish_resync(&mut self, _now: Nanos) {
-        if let Phase::Resync(generation) = self.phase {
-            self.phase = Phase::Attached;
+        if let AttachPhase::Resync(generation) = self.phase {
+            self.phase = AttachPhase::Attached;
             let generation = Generation {
                 generation: U64::new(generation),
             };
@@ -112,12 +80,12 @@ impl Overlay {
 
     /// Whether the workers' state is adopted and the resynchronisation has ended.
     pub fn is_attached(&self) -> bool {
-        matches!(self.phase, Phase::Attached)
+        matches!(self.phase, AttachPhase::Attached)
     }
 
     /// Whether peers and sessions are handled: from the resynchronisation on.
     pub(crate) fn is_active(&self) -> bool {
-        matches!(self.phase, Phase::Resync(_) | Phase::Attached)
+        matches!(self.phase, AttachPhase::Resync(_) | AttachPhase::Attached)
     }
 
     fn request_snapshots(&mut self, now: Nanos, generation: u64, from: BTreeSet<WorkerId>) {
@@ -138,7 +106,7 @@ impl Overlay {
         worker: WorkerId,
         punt: &Punt<'_>,
     ) -> bool {
-        let Phase::Collecting(collected) = &mut self.phase else {
+        let AttachPhase::Collecting(collected) = &mut self.phase else {
             return false;
         };
         match punt {
@@ -172,7 +140,7 @@ impl Overlay {
 
     /// Handles the deadline of the snapshots.
     pub(crate) fn attach_deadline(&mut self, now: Nanos) {
-        let Phase::Collecting(collected) = &mut self.phase else {
+        let AttachPhase::Collecting(collected) = &mut self.phase else {
             return;
         };
         if collected.attempts < SNAPSHOT_ATTEMPTS {
@@ -187,11 +155,11 @@ impl Overlay {
     /// Replaces the engine's state by the snapshot, and begins the resynchronisation.
     fn adopt(&mut self, now: Nanos) {
         let generation = match &self.phase {
-            Phase::Collecting(collected) => collected.generation,
-            Phase::Idle | Phase::Resync(_) | Phase::Attached => return,
+            AttachPhase::Collecting(collected) => collected.generation,
+            AttachPhase::Idle | AttachPhase::Resync(_) | AttachPhase::Attached => return,
         };
-        let phase = std::mem::replace(&mut self.phase, Phase::Resync(generation));
-        let Phase::Collecting(collected) = phase else {
+        let phase = std::mem::replace(&mut self.phase, AttachPhase::Resync(generation));
+        let AttachPhase::Collecting(collected) = phase else {
             return;
         };
         self.timers.set(Timer::Attach, Nanos::NEVER);

@@ -17,9 +17,9 @@ use hyphae_wire::{AddressPair, Endpoint, FrameKind, OverlayAddress, PublicKey, S
 
 use zeroize::Zeroizing;
 
-use crate::adoption::Phase;
 use crate::association::Association;
-use crate::guard::CookieSecrets;
+use crate::attach_phase::AttachPhase;
+use crate::cookie_secrets::CookieSecrets;
 use crate::handshake::{Carrier, HalfOpens, Outgoing};
 use crate::ids::LaneRef;
 use crate::ids::Owner;
@@ -27,7 +27,7 @@ use crate::index::Indices;
 use crate::keys::Kind;
 use crate::program::Output;
 use crate::rng::Rng;
-use crate::target::Target;
+use crate::target_state::Target;
 use crate::trace::Trace;
 use crate::{Config, ConfiguredPeer, Event, Handshakes, Live, OwnedProgram, PeerConfig};
 use hyphae_time::Timers;
@@ -41,7 +41,7 @@ pub struct Overlay {
     pub(crate) rng: Rng,
     pub(crate) output: Output,
     pub(crate) timers: Timers<Timer>,
-    pub(crate) phase: Phase,
+    pub(crate) phase: AttachPhase,
     pub(crate) link_indices: Indices,
     pub(crate) session_indices: Indices,
     /// Lanes by our index.
@@ -99,7 +99,7 @@ impl Overlay {
             address: key.address(),
             output: Output::default(),
             timers: Timers::new(),
-            phase: Phase::Idle,
+            phase: AttachPhase::Idle,
             link_indices: Indices::new(workers, config.link_slots()),
             session_indices: Indices::new(workers, config.session_slots),
             lanes: BTreeMap::new(),

@@ -40,29 +40,6 @@ const CONFIRM_STALE: Duration = Duration::from_secs(1);
 /// Fewest first messages per second that a worker takes without a cookie.
 const INITS_MIN: u32 = 10;
 
-/// Secrets that cookies and handshake numbers are made with.
-#[derive(Default)]
-pub(crate) struct CookieSecrets {
-    current: [u8; 32],
-    previous: [u8; 32],
-    /// Time of the next rotation; adoption does not defer it.
-    due: Nanos,
-}
-
-impl CookieSecrets {
-    /// A handshake number whose answers the workers accept.
-    pub(crate) fn number(&self, random: u32) -> u32 {
-        guard::number(&self.current, random)
-    }
-}
-
-impl Drop for CookieSecrets {
-    fn drop(&mut self) {
-        self.current.zeroize();
-        self.previous.zeroize();
-    }
-}
-
 impl Overlay {
     /// Programs the secrets into the workers, at every attach.
     pub(crate) fn arm_guard(&mut self, now: Nanos) {

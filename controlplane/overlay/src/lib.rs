@@ -16,7 +16,9 @@
 
 mod adoption;
 mod association;
+mod attach_phase;
 mod config;
+mod cookie_secrets;
 mod crowd;
 mod duplicate;
 mod engine;
@@ -48,6 +50,7 @@ mod session;
 mod source;
 mod status;
 mod target;
+mod target_state;
 mod trace;
 mod traffic;
 mod transport;

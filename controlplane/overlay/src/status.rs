@@ -8,7 +8,7 @@ use hyphae_wire::{OverlayAddress, PublicKey};
 
 use crate::association::Association;
 use crate::ids::Owner;
-use crate::target::Target;
+use crate::target_state::Target;
 use crate::{ConfiguredPeer, Overlay, PeerState, PeerStatus, SessionStatus};
 
 impl Overlay {

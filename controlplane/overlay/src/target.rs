@@ -17,6 +17,7 @@ use crate::handshake::{
     RetransmitSchedule,
 };
 use crate::ids::Owner;
+use crate::target_state::Target;
 use crate::{ConfiguredPeer, DownReason, Overlay, PeerConfig, Refusal};
 
 /// Time to the next attempt at a refused entry, which rarely changes soon.
@@ -25,35 +26,6 @@ const REFUSED_RETRY: Duration = Duration::from_secs(30);
 const JUST_NOW: Duration = Duration::from_secs(60);
 /// Time since a peer was up within which it is retried often.
 const RECENT: Duration = Duration::from_secs(600);
-
-/// A configured peer.
-pub(crate) struct Target {
-    pub(crate) addresses: Vec<Endpoint>,
-    /// Pinned key.
-    pub(crate) key: Option<PublicKey>,
-    /// Key of the peer that it last led to.
-    pub(crate) peer: Option<PublicKey>,
-    pub(crate) outgoing: Option<u32>,
-    /// Failed attempts since the last success.
-    pub(crate) failures: u32,
-    pub(crate) refusal: Option<Refusal>,
-    /// Time between attempts, growing.
-    pub(crate) backoff: Duration,
-    /// When its peer was last known to be up.
-    pub(crate) up_at: Option<Nanos>,
-}
-
-impl Target {
-    /// Resets the back-off after a change.
-    fn start_over(&mut self) {
-        self.failures = 0;
-        self.backoff = RETRY_FIRST;
-    }
-
-    fn leads_to(&self, key: PublicKey) -> bool {
-        self.key.or(self.peer) == Some(key)
-    }
-}
 
 impl Overlay {
     pub(crate) fn add_target(&mut self, now: Nanos, peer: PeerConfig) {

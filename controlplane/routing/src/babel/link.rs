@@ -8,6 +8,7 @@ use hyphae_wire::babel::{Echo, INFINITY, Tlv, Update};
 
 use hyphae_wire::{Prefix, PublicKey};
 
+use super::in_flight::InFlight;
 use super::pending::Pending;
 use super::{Speaker, Timer};
 
@@ -67,7 +68,7 @@ pub(super) struct Link {
     /// Prefixes whose state is to be advertised.
     pub(super) pending: Pending,
     /// Unacknowledged packets, by number.
-    pub(super) in_flight: BTreeMap<u16, super::send::InFlight>,
+    pub(super) in_flight: BTreeMap<u16, InFlight>,
     pub(super) ack_last: u16,
     /// The newest of our packets that was acknowledged, and of the neighbour's that was accepted.
     pub(super) acknowledged: Option<u16>,

@@ -26,6 +26,7 @@
 mod bits;
 mod distances;
 mod filter;
+mod in_flight;
 mod link;
 mod origin;
 mod pending;
@@ -34,6 +35,7 @@ mod request;
 mod room;
 mod send;
 mod shares;
+mod standing;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -7,7 +7,6 @@
 //! ends, and stays only until neighbours that had the route have acknowledged the retraction. Ending
 //! destinations have a capacity of their own.
 
-use hyphae_shares::Ticket;
 use hyphae_time::Nanos;
 use hyphae_wire::babel::{INFINITY, Origin, RouterId, Tlv, Update};
 
@@ -16,6 +15,7 @@ use hyphae_wire::Prefix;
 use super::Speaker;
 use super::distances::SOURCE_KEPT;
 use super::shares::{PreferredShares, displaced};
+use super::standing::Standing;
 use super::table::{Candidate, Destination, Source};
 
 /// Candidates displaced for one new destination: one may not suffice where others offer the same prefix.
@@ -24,18 +24,6 @@ const DISPLACED_MAX: usize = 16;
 const REFUSED_MAX: usize = 64;
 /// Refused prefixes that are requested again per hello.
 const REREQUESTS_MAX: usize = 16;
-
-/// How a destination is accounted for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Charged to no neighbour.
-    #[default]
-    Free,
-    /// Charged to this link, by the ticket of its share.
-    Charged(u32, Ticket),
-    /// Waits for acknowledgements of its retraction.
-    Ending(u64),
-}
 
 /// Accounting of destinations.
 #[derive(Debug, Default)]

@@ -11,6 +11,7 @@ use hyphae_wire::babel::{INFINITY, RouterId, Serial, Tlv, Update, Writer};
 
 use hyphae_wire::Prefix;
 
+use super::in_flight::{Advertised, InFlight};
 use super::link::Link;
 use super::table::Marks;
 use super::{REFRESH, Speaker, Timer, Transmit};
@@ -27,26 +28,6 @@ const GATHER: Duration = Duration::from_millis(200);
 /// Wildcard requests answered between two hellos of a link, since each walks the whole table. One more
 /// waits for the next hello.
 const TABLE_REQUESTS_MAX: u32 = 4;
-
-/// What a packet advertises of a prefix.
-#[derive(Clone, Copy, Debug)]
-enum Advertised {
-    /// A route, with the serial of the proof in the packet, if any.
-    Route(Option<Serial>),
-    /// No route.
-    Retraction,
-}
-
-/// An unacknowledged packet.
-#[derive(Debug)]
-pub(super) struct InFlight {
-    /// Prefixes in it.
-    advertised: Vec<(Prefix, Advertised)>,
-    /// TLVs of the opening of a link, which are retransmitted unchanged.
-    opening: Option<Vec<Tlv>>,
-    deadline: Nanos,
-    tries: u32,
-}
 
 /// Whether a packet was sent after another.
 pub(super) fn newer(opaque: u16, than: u16) -> bool {

@@ -14,7 +14,7 @@ use hyphae_wire::babel::{INFINITY, Origin, RouterId, Serial};
 use hyphae_wire::{Prefix, PublicKey};
 
 use super::bits::Bits;
-use super::room::Standing;
+use super::standing::Standing;
 use super::{DRAIN_COST, Speaker, Timer};
 
 /// Lifetime of an update, in tenths of its interval (RFC 8966 appendix B: 3.5).
