@@ -64,6 +64,63 @@ impl NewSession<'_> {
     }
 }
 
+/// Fields of the record of one lane.
+struct LaneRecord<'a> {
+    new: &'a NewSession<'a>,
+    state: &'a LaneState,
+    lane: U16,
+    role: u8,
+    epoch: U32,
+    flags: u8,
+    created: U64,
+    rekey_after_ms: U32,
+    reject_after_ms: U32,
+}
+
+impl LaneRecord<'_> {
+    /// The record of a link, without keys.
+    fn link(&self, peer: u32) -> LinkInstall {
+        LinkInstall {
+            peer: U32::new(peer),
+            receive_index: U32::new(self.state.receive.0),
+            send_index: U32::new(self.state.send.0),
+            lane: self.lane,
+            suite: self.new.suite.code(),
+            role: self.role,
+            epoch: self.epoch,
+            flags: self.flags,
+            endpoint: self.state.endpoint,
+            local: self.new.local,
+            created: self.created,
+            rekey_after_ms: self.rekey_after_ms,
+            reject_after_ms: self.reject_after_ms,
+            reset: self.state.reset,
+            ..LinkInstall::new_zeroed()
+        }
+    }
+
+    /// The record of an end-to-end session, without keys.
+    fn session(&self) -> SessionInstall {
+        SessionInstall {
+            address: self.new.key.address(),
+            key: self.new.key,
+            receive_index: U32::new(self.state.receive.0),
+            send_index: U32::new(self.state.send.0),
+            lane: self.lane,
+            suite: self.new.suite.code(),
+            role: self.role,
+            epoch: self.epoch,
+            flags: self.flags,
+            mtu: U16::new(self.new.mtu),
+            created: self.created,
+            rekey_after_ms: self.rekey_after_ms,
+            reject_after_ms: self.reject_after_ms,
+            reset: self.state.reset,
+            ..SessionInstall::new_zeroed()
+        }
+    }
+}
+
 impl Overlay {
     /// Installs every lane and returns the epoch. Lanes of a session begun here stand by; of one
     /// begun there the first is active at once, because the other end has proved its keys.
@@ -136,54 +193,28 @@ impl Overlay {
             heard: now,
         };
         let worker = state.receive.worker();
-        let times = (
-            U64::new(now.0),
+        let record = LaneRecord {
+            new,
+            state: &state,
+            lane: U16::new(lane.0),
+            role,
+            epoch: U32::new(epoch),
+            flags,
+            created: U64::new(now.0),
             rekey_after_ms,
-            millis(self.config.reject_after),
-        );
+            reject_after_ms: millis(self.config.reject_after),
+        };
         let mut keys = new.secrets.lane(owner.kind(), lane, outbound);
         match owner {
             Owner::Peer(peer) => {
-                let mut install = LinkInstall {
-                    peer: U32::new(peer),
-                    receive_index: U32::new(state.receive.0),
-                    send_index: U32::new(state.send.0),
-                    lane: U16::new(lane.0),
-                    suite: new.suite.code(),
-                    role,
-                    epoch: U32::new(epoch),
-                    flags,
-                    reserved: [0; 3],
-                    endpoint: state.endpoint,
-                    local: new.local,
-                    created: times.0,
-                    rekey_after_ms: times.1,
-                    reject_after_ms: times.2,
-                    reset: state.reset,
-                    keys,
-                };
+                let mut install = record.link(peer);
+                install.keys = keys;
                 self.output.program(worker, &Program::LinkInstall(&install));
                 install.keys.zeroize();
             }
             Owner::Remote(_) => {
-                let mut install = SessionInstall {
-                    address: new.key.address(),
-                    key: new.key,
-                    receive_index: U32::new(state.receive.0),
-                    send_index: U32::new(state.send.0),
-                    lane: U16::new(lane.0),
-                    suite: new.suite.code(),
-                    role,
-                    epoch: U32::new(epoch),
-                    flags,
-                    mtu: U16::new(new.mtu),
-                    created: times.0,
-                    rekey_after_ms: times.1,
-                    reject_after_ms: times.2,
-                    reset: state.reset,
-                    keys,
-                    ..SessionInstall::new_zeroed()
-                };
+                let mut install = record.session();
+                install.keys = keys;
                 self.output
                     .program(worker, &Program::SessionInstall(&install));
                 install.keys.zeroize();

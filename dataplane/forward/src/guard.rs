@@ -371,17 +371,33 @@ impl Engine {
                 return Verdict::Drop(DropReason::HandshakeMalformed);
             }
         };
-        let (sender, receiver) = (message.header.sender.get(), message.header.receiver.get());
-        let (short, cookie) = (message.is_short_session(), message.header.cookie);
+        let receiver = message.header.receiver.get();
         match message.step {
-            HandshakeStep::Init => {}
+            HandshakeStep::Init => {
+                let short = message.is_short_session();
+                let (sender, cookie) = (message.header.sender.get(), message.header.cookie);
+                self.guard_routed_init(now, (peer, source), (sender, short, cookie), frame, punt)
+            }
             HandshakeStep::Response => {
-                return self.guard_numbered(now, Purpose::RoutedAnswer, peer, receiver, punt);
+                self.guard_numbered(now, Purpose::RoutedAnswer, peer, receiver, punt)
             }
             HandshakeStep::Finish => {
-                return self.guard_numbered(now, Purpose::RoutedFinish, peer, receiver, punt);
+                self.guard_numbered(now, Purpose::RoutedFinish, peer, receiver, punt)
             }
         }
+    }
+
+    /// A first end-to-end message: its number, whether it is short, and its cookie.
+    fn guard_routed_init(
+        &mut self,
+        now: Nanos,
+        (peer, source): (u32, OverlayAddress),
+        (sender, short, cookie): (u32, bool, Token),
+        frame: &mut [u8],
+        punt: Verdict,
+    ) -> Verdict {
+        let limited = Verdict::Drop(DropReason::HandshakeLimited);
+        let subnet = source.subnet_id();
         let proven = self.guard.proves_subnet(source, &cookie);
         if proven == Some(true) {
             let taken = self.guard.take(now, Purpose::RoutedProven, peer, subnet);

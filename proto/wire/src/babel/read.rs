@@ -179,6 +179,63 @@ fn prefix(
     Ok(Prefix::new(OverlayAddress(address), len))
 }
 
+fn ihu(mut f: Fields<'_>) -> Result<Tlv, Void> {
+    let encoding = need(f.u8())?;
+    need(f.u8())?;
+    let (rxcost, interval) = (need(f.u16())?, need(f.u16())?);
+    // A link has two ends, so the address is redundant, but allowed.
+    need(f.take(match encoding {
+        ae::WILDCARD => 0,
+        ae::IPV4 => 4,
+        ae::IPV6 => 16,
+        ae::LINK_LOCAL => 8,
+        _ => return Err(Void::Ignored),
+    }))?;
+    let echo = match subs(f)?.timestamps {
+        [Some(origin), Some(receive)] => Some(Echo { origin, receive }),
+        _ => None,
+    };
+    Ok(Tlv::Ihu {
+        rxcost,
+        interval,
+        echo,
+    })
+}
+
+fn route_request(mut f: Fields<'_>) -> Result<Tlv, Void> {
+    let (encoding, len) = (need(f.u8())?, need(f.u8())?);
+    let prefix = match encoding {
+        ae::WILDCARD if len == 0 => None,
+        ae::WILDCARD => return Err(Void::Malformed),
+        ae::IPV6 => Some(prefix(&mut f, len, 0, None)?),
+        _ => return Err(Void::Ignored),
+    };
+    subs(f)?;
+    Ok(Tlv::RouteRequest { prefix })
+}
+
+fn seqno_request(mut f: Fields<'_>) -> Result<SeqnoRequest, Void> {
+    let (encoding, len) = (need(f.u8())?, need(f.u8())?);
+    let (seqno, hop_count) = (need(f.u16())?, need(f.u8())?);
+    need(f.u8())?;
+    let router_id = need(f.router_id())?;
+    match encoding {
+        ae::WILDCARD => return Err(Void::Malformed),
+        ae::IPV6 => {}
+        _ => return Err(Void::Ignored),
+    }
+    if hop_count == 0 {
+        return Err(Void::Malformed);
+    }
+    Ok(SeqnoRequest {
+        prefix: prefix(&mut f, len, 0, None)?,
+        router_id,
+        seqno,
+        hop_count,
+        origin: subs(f)?.origin,
+    })
+}
+
 impl Tlvs<'_> {
     fn parse(&mut self, kind: u8, body: &[u8]) -> Result<Option<Tlv>, Void> {
         let mut f = Fields(body);
@@ -205,28 +262,7 @@ impl Tlvs<'_> {
                     transmit,
                 }
             }
-            tlv::IHU => {
-                let encoding = need(f.u8())?;
-                need(f.u8())?;
-                let (rxcost, interval) = (need(f.u16())?, need(f.u16())?);
-                // A link has two ends, so the address is redundant, but allowed.
-                need(f.take(match encoding {
-                    ae::WILDCARD => 0,
-                    ae::IPV4 => 4,
-                    ae::IPV6 => 16,
-                    ae::LINK_LOCAL => 8,
-                    _ => return Err(Void::Ignored),
-                }))?;
-                let echo = match subs(f)?.timestamps {
-                    [Some(origin), Some(receive)] => Some(Echo { origin, receive }),
-                    _ => None,
-                };
-                Tlv::Ihu {
-                    rxcost,
-                    interval,
-                    echo,
-                }
-            }
+            tlv::IHU => ihu(f)?,
             tlv::ROUTER_ID => {
                 need(f.u16())?;
                 let id = need(f.router_id())?;
@@ -237,38 +273,8 @@ impl Tlvs<'_> {
             // Ignored: the next hop is always the neighbour.
             tlv::NEXT_HOP => return Ok(None),
             tlv::UPDATE => Tlv::Update(self.update(f)?),
-            tlv::ROUTE_REQUEST => {
-                let (encoding, len) = (need(f.u8())?, need(f.u8())?);
-                let prefix = match encoding {
-                    ae::WILDCARD if len == 0 => None,
-                    ae::WILDCARD => return Err(Void::Malformed),
-                    ae::IPV6 => Some(prefix(&mut f, len, 0, None)?),
-                    _ => return Err(Void::Ignored),
-                };
-                subs(f)?;
-                Tlv::RouteRequest { prefix }
-            }
-            tlv::SEQNO_REQUEST => {
-                let (encoding, len) = (need(f.u8())?, need(f.u8())?);
-                let (seqno, hop_count) = (need(f.u16())?, need(f.u8())?);
-                need(f.u8())?;
-                let router_id = need(f.router_id())?;
-                match encoding {
-                    ae::WILDCARD => return Err(Void::Malformed),
-                    ae::IPV6 => {}
-                    _ => return Err(Void::Ignored),
-                }
-                if hop_count == 0 {
-                    return Err(Void::Malformed);
-                }
-                Tlv::SeqnoRequest(SeqnoRequest {
-                    prefix: prefix(&mut f, len, 0, None)?,
-                    router_id,
-                    seqno,
-                    hop_count,
-                    origin: subs(f)?.origin,
-                })
-            }
+            tlv::ROUTE_REQUEST => route_request(f)?,
+            tlv::SEQNO_REQUEST => Tlv::SeqnoRequest(seqno_request(f)?),
             _ => return Err(Void::Ignored),
         }))
     }

@@ -2,7 +2,8 @@
 
 use super::read::prefix_bytes;
 use super::{
-    HEADER_LEN, HELLO_UNICAST, MAGIC, Origin, RouterId, Tlv, UPDATE_PREFIX, VERSION, ae, sub, tlv,
+    HEADER_LEN, HELLO_UNICAST, MAGIC, Origin, RouterId, Tlv, UPDATE_PREFIX, Update, VERSION, ae,
+    sub, tlv,
 };
 use crate::Prefix;
 
@@ -100,38 +101,7 @@ impl Writer {
                     b.extend(echo.receive.to_be_bytes());
                 }
             }),
-            Tlv::Update(update) => {
-                if let Some(id) = update.router_id.filter(|id| self.router_id != Some(*id)) {
-                    self.router_id = Some(id);
-                    self.tlv(tlv::ROUTER_ID, |b| {
-                        b.extend([0; 2]);
-                        b.extend(id.0);
-                    });
-                }
-                let before = self.prefix;
-                if let Some(prefix) = update.prefix {
-                    self.prefix = Some(prefix.address().0);
-                }
-                self.tlv(tlv::UPDATE, |b| {
-                    let (encoding, flags, len) = match update.prefix {
-                        Some(prefix) => (ae::IPV6, UPDATE_PREFIX, prefix.len()),
-                        None => (ae::WILDCARD, 0, 0),
-                    };
-                    let address = update.prefix.map_or([0; 16], |p| p.address().0);
-                    let bytes = &address[..prefix_bytes(len)];
-                    let omitted = before.map_or(0, |before| {
-                        let same = |(a, b): &(&u8, &u8)| a == b;
-                        bytes.iter().zip(&before).take_while(same).count()
-                    });
-                    // At most 16.
-                    b.extend([encoding, flags, len, u8::try_from(omitted).unwrap_or(0)]);
-                    b.extend(update.interval.to_be_bytes());
-                    b.extend(update.seqno.to_be_bytes());
-                    b.extend(update.metric.to_be_bytes());
-                    b.extend(&bytes[omitted..]);
-                    put_origin(b, update.origin.as_ref());
-                });
-            }
+            Tlv::Update(update) => self.update(update),
             Tlv::RouteRequest { prefix } => self.tlv(tlv::ROUTE_REQUEST, |b| match prefix {
                 Some(prefix) => {
                     b.extend([ae::IPV6, prefix.len()]);
@@ -148,6 +118,39 @@ impl Writer {
                 put_origin(b, request.origin.as_ref());
             }),
         }
+    }
+
+    fn update(&mut self, update: &Update) {
+        if let Some(id) = update.router_id.filter(|id| self.router_id != Some(*id)) {
+            self.router_id = Some(id);
+            self.tlv(tlv::ROUTER_ID, |b| {
+                b.extend([0; 2]);
+                b.extend(id.0);
+            });
+        }
+        let before = self.prefix;
+        if let Some(prefix) = update.prefix {
+            self.prefix = Some(prefix.address().0);
+        }
+        self.tlv(tlv::UPDATE, |b| {
+            let (encoding, flags, len) = match update.prefix {
+                Some(prefix) => (ae::IPV6, UPDATE_PREFIX, prefix.len()),
+                None => (ae::WILDCARD, 0, 0),
+            };
+            let address = update.prefix.map_or([0; 16], |p| p.address().0);
+            let bytes = &address[..prefix_bytes(len)];
+            let omitted = before.map_or(0, |before| {
+                let same = |(a, b): &(&u8, &u8)| a == b;
+                bytes.iter().zip(&before).take_while(same).count()
+            });
+            // At most 16.
+            b.extend([encoding, flags, len, u8::try_from(omitted).unwrap_or(0)]);
+            b.extend(update.interval.to_be_bytes());
+            b.extend(update.seqno.to_be_bytes());
+            b.extend(update.metric.to_be_bytes());
+            b.extend(&bytes[omitted..]);
+            put_origin(b, update.origin.as_ref());
+        });
     }
 
     /// Appends a TLV with this body.
