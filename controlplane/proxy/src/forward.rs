@@ -186,7 +186,7 @@ impl<C: BusClient> Forward<C> {
             }
         };
         // Every return before the lease is confirmed leaves the message in the inbox.
-        let lease = self.inbox.held(number);
+        let lease = self.inbox.lease(number);
         self.bus.settle(key, Ok(())).await;
         match self.deliver(&message, lane).await {
             Ok(answered) => {

@@ -1,9 +1,9 @@
-//! The state directory: key file, peers and routes added at run time, lock.
+//! The state directory: its lock, the key file, and state files.
 //!
-//! A file is replaced whole: written beside, synced, renamed, and the directory synced. A kill at
-//! any instant leaves the old file or the new one. All of them are 0600, and reached through the
-//! descriptor of the directory ([`Directory`]). None is ever empty: one that is was cut by
-//! something else, and is refused instead of being read as defaults.
+//! A file is replaced atomically: a temporary file is written, synced and renamed, and the directory synced. A kill
+//! at any instant leaves the old file or the new one. All have mode 0600 and are opened relative to the descriptor of
+//! the directory ([`Directory`]). The node writes no empty file: one was truncated by something else, and is refused
+//! instead of being read as defaults.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -34,27 +34,27 @@ const LOCK_FILE: &str = "lock";
 pub const KEY_FILE: &str = "priv_key.bin";
 /// File of peers added at run time.
 pub const PEERS_FILE: &str = "peers.toml";
-/// Whether the node is drained.
+/// File of the drain.
 pub const DRAIN_FILE: &str = "drain.toml";
 /// File of routes added at run time.
 pub const ROUTES_FILE: &str = "routes.toml";
 /// File of topics.
 pub const TOPICS_FILE: &str = "topics.toml";
-/// File of who may administer this node over the bus.
+/// File of administrators over the bus.
 pub const ADMIN_FILE: &str = "admin.toml";
-/// File of settings, read when no other is named.
+/// File of settings, unless another is named.
 pub const CONFIG_FILE: &str = "config.toml";
 
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Not found where it should be made, or open to others.
-    #[error("directory {source}{}", way_out_of_directory(source))]
+    /// It cannot be created, or others may write it.
+    #[error("directory {source}{}", directory_remedy(source))]
     Directory {
-        /// Which, and how.
+        /// Cause, with the path.
         source: DirectoryError,
     },
-    /// Nobody says where.
+    /// No variable names it.
     #[error("neither HOME nor XDG_STATE_HOME is set: name a directory with --state-dir")]
     NoHome,
     /// Another process holds the lock.
@@ -63,11 +63,11 @@ pub enum StateError {
     )]
     InUse(PathBuf),
     /// The key file cannot be read or written.
-    #[error("key file {path}: {source}{}", way_out(source))]
+    #[error("key file {path}: {source}{}", remedy(source))]
     KeyIo {
         /// File.
         path: PathBuf,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
     /// The key file is not one.
@@ -77,10 +77,10 @@ pub enum StateError {
     Key {
         /// File.
         path: PathBuf,
-        /// How.
+        /// Cause.
         source: InvalidSecretKey,
     },
-    /// Others may use it.
+    /// Others may read or write it.
     #[error(
         "key file {path} may be read by everybody or written by others (mode {mode:04o}): whoever reads it can \
          be this node. `chmod 600 {path}`, and if somebody may have read it, `hyphae key generate --force` \
@@ -92,15 +92,15 @@ pub enum StateError {
         /// Its permissions.
         mode: u32,
     },
-    /// There is one already.
+    /// It exists.
     #[error("key file {0} exists; --force replaces it, and with it the node's address")]
     KeyExists(PathBuf),
     /// A state file cannot be read or written.
-    #[error("{path}: {source}{}", way_out(source))]
+    #[error("{path}: {source}{}", remedy(source))]
     Io {
         /// File.
         path: PathBuf,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
     /// A state file is malformed. It is left as it is.
@@ -111,7 +111,7 @@ pub enum StateError {
         /// Line and cause.
         message: String,
     },
-    /// A state file says nothing. It is left as it is.
+    /// A state file is empty. It is left as it is.
     #[error(
         "{0} is empty, which the node never leaves it: restore it from a backup, or remove it to start with \
          defaults"
@@ -122,7 +122,7 @@ pub enum StateError {
     Random(String),
 }
 
-fn way_out_of_directory(error: &DirectoryError) -> &'static str {
+fn directory_remedy(error: &DirectoryError) -> &'static str {
     use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     match error {
         DirectoryError::Io { source, .. }
@@ -138,8 +138,8 @@ fn way_out_of_directory(error: &DirectoryError) -> &'static str {
     }
 }
 
-/// What to do about a file that cannot be read or written.
-fn way_out(error: &io::Error) -> &'static str {
+/// Remedy for a file that cannot be read or written.
+fn remedy(error: &io::Error) -> &'static str {
     use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let kind = error.kind();
     if kind == ReadOnlyFilesystem {
@@ -154,11 +154,11 @@ fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
-/// Where state is kept unless told otherwise: `HYPHAE_STATE_DIR`, `MYCELIUM_STATE_DIR`,
-/// /var/lib/hyphae for root, else below `XDG_STATE_HOME`.
+/// Default state directory: `HYPHAE_STATE_DIR`, `MYCELIUM_STATE_DIR`, /var/lib/hyphae for root, else below
+/// `XDG_STATE_HOME`.
 ///
 /// # Errors
-/// When no variable says where.
+/// When no variable names one.
 pub fn default_directory() -> Result<PathBuf, StateError> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(path) = variable("HYPHAE_STATE_DIR").or_else(|| variable("MYCELIUM_STATE_DIR")) {
@@ -172,8 +172,8 @@ pub fn default_directory() -> Result<PathBuf, StateError> {
     Ok(base.ok_or(StateError::NoHome)?.join("hyphae"))
 }
 
-/// Where sockets are unless told otherwise: /run/hyphae for root, else below `XDG_RUNTIME_DIR`,
-/// else in the state directory, or, where nobody says where that is, those of the system's node.
+/// Default socket directory: `HYPHAE_SOCKET_DIR`, /run/hyphae for root, else below `XDG_RUNTIME_DIR`, else in the state
+/// directory, or /run/hyphae without one.
 pub fn default_socket_directory(state: Option<&Path>) -> PathBuf {
     if let Some(path) = std::env::var_os("HYPHAE_SOCKET_DIR").filter(|value| !value.is_empty()) {
         return path.into();
@@ -187,15 +187,15 @@ pub fn default_socket_directory(state: Option<&Path>) -> PathBuf {
     }
 }
 
-/// Makes a directory, 0700, if it is not there, and checks that it is ours alone.
+/// Opens a directory, created with mode 0700 if it is missing, and checks that only this user may write it.
 ///
 /// # Errors
-/// When it cannot be made, belongs to another user, or others may write it or one above it.
+/// When it cannot be created, belongs to another user, or others may write it or one above it.
 pub fn prepare_directory(path: &Path) -> Result<Directory, StateError> {
     Directory::create(path).map_err(|source| StateError::Directory { source })
 }
 
-/// Proof that no other node uses the state directory; ends with the process.
+/// Lock of the state directory, until it is dropped.
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code, reason = "holding the descriptor is the point")] File);
 
@@ -223,10 +223,10 @@ pub fn retry_while_busy<T, E>(
     }
 }
 
-/// Takes the lock of a state directory. A node that was killed a moment ago may still have it.
+/// Locks a state directory.
 ///
 /// # Errors
-/// When another process has it.
+/// When another process holds the lock.
 pub fn lock(directory: &Directory) -> Result<Lock, StateError> {
     let io = |source| StateError::Io {
         path: directory.path_of(LOCK_FILE),
@@ -245,7 +245,7 @@ pub fn lock(directory: &Directory) -> Result<Lock, StateError> {
     Ok(Lock(file))
 }
 
-/// Reads the key of a state directory; `None` when there is none yet.
+/// Reads the key of a state directory; `None` when the file is missing.
 ///
 /// # Errors
 /// When the file cannot be read or is not a key.
@@ -261,7 +261,7 @@ pub fn read_key(directory: &Path) -> Result<Option<SecretKey>, StateError> {
 fn key_of(mut file: File, path: PathBuf) -> Result<SecretKey, StateError> {
     let read = file.metadata().and_then(|found| {
         let mut page = LockedPage::new()?;
-        // Into the place where it stays, and nowhere else: a file has it all in one read.
+        // Into the locked page only, without a buffer in between. One read gets all of a file.
         let len = file.read(page.bytes_mut())?;
         Ok((found.mode() & 0o777, page, len))
     });
@@ -280,7 +280,7 @@ fn key_of(mut file: File, path: PathBuf) -> Result<SecretKey, StateError> {
     }
 }
 
-/// The page that the key of this process is in.
+/// The locked page with the key of this process.
 struct KeyPage(LockedPage);
 
 impl KeyPlace for KeyPage {
@@ -302,10 +302,10 @@ fn keep_key(page: LockedPage) -> Result<SecretKey, InvalidSecretKey> {
     SecretKey::in_place(Arc::new(KeyPage(page)))
 }
 
-/// Makes and stores a key.
+/// Generates and stores a key.
 ///
 /// # Errors
-/// When there is one and `force` is false, or it cannot be written.
+/// When one exists and `force` is false, or it cannot be written.
 pub fn generate_key(directory: &Directory, force: bool) -> Result<SecretKey, StateError> {
     let path = directory.path_of(KEY_FILE);
     if !force && directory.contains(KEY_FILE) {
@@ -326,13 +326,13 @@ pub fn generate_key(directory: &Directory, force: bool) -> Result<SecretKey, Sta
     Ok(key)
 }
 
-/// Reads the key, or makes one where there is none.
+/// Reads the key; generates one if the file is missing.
 ///
 /// # Errors
 /// As [`read_key`] and [`generate_key`].
 pub fn load_or_create_key(directory: &Directory) -> Result<SecretKey, StateError> {
     let path = directory.path_of(KEY_FILE);
-    // Its mode as it is: one that others could read is not made right by tightening it.
+    // The mode is checked before it is tightened: a key that others could read is refused.
     match directory.read_keeping_mode(KEY_FILE) {
         Ok(file) => {
             let key = key_of(file, path.clone())?;
@@ -345,7 +345,7 @@ pub fn load_or_create_key(directory: &Directory) -> Result<SecretKey, StateError
     }
 }
 
-/// Peers added at run time, as on disk.
+/// Content of [`PEERS_FILE`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeersFile {
@@ -353,15 +353,15 @@ pub struct PeersFile {
     pub peers: Vec<PeerUrl>,
 }
 
-/// Whether the node is drained, as on disk: it stays so over restarts, until somebody ends it.
+/// Content of [`DRAIN_FILE`]: the drain persists over restarts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrainFile {
-    /// It is.
+    /// Whether the node is drained.
     pub drained: bool,
 }
 
-/// Routes added at run time, as on disk.
+/// Content of [`ROUTES_FILE`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoutesFile {
@@ -369,10 +369,10 @@ pub struct RoutesFile {
     pub routes: Vec<RouteSpec>,
 }
 
-/// Reads a state file; defaults when there is none.
+/// Reads a state file; defaults when it is missing.
 ///
 /// # Errors
-/// When it cannot be read, is malformed, or says nothing at all; it is left as it is.
+/// When it cannot be read, is malformed or empty; it is left as it is.
 pub fn read_toml<T>(directory: &Directory, name: &str) -> Result<T, StateError>
 where
     T: DeserializeOwned + Default,
@@ -389,17 +389,17 @@ where
     });
     match parsed {
         Ok((value, false)) => Ok(value),
-        // What the node writes always has a key.
+        // The node writes at least one key.
         Ok((_, true)) => Err(StateError::Empty(path)),
         Err(error) => Err(StateError::Malformed {
             path,
-            message: in_a_sentence(&text, &error),
+            message: parse_error(&text, &error),
         }),
     }
 }
 
-/// Where a file is no TOML, and why: the parser's own text is a drawing of several lines.
-fn in_a_sentence(text: &str, error: &toml::de::Error) -> String {
+/// Position and cause of a parse error in one line; the text of the parser has several.
+fn parse_error(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().trim().replace('\n', ", ");
     let before = error.span().and_then(|span| text.get(..span.start));
     let Some(before) = before else {
@@ -411,7 +411,7 @@ fn in_a_sentence(text: &str, error: &toml::de::Error) -> String {
     format!("line {}, column {column} (`{line}`): {message}", at + 1)
 }
 
-/// The same, and writes the defaults where there is no file. When that fails, the node does without.
+/// As [`read_toml`]; writes the defaults if the file is missing. A failure to do so is logged only.
 ///
 /// # Errors
 /// As [`read_toml`].
@@ -430,7 +430,7 @@ where
 /// Replaces a state file.
 ///
 /// # Errors
-/// When it cannot be written; the old one is then still there.
+/// When it cannot be written; the old one remains, or the new one if only the last sync failed.
 pub fn write_toml<T: Serialize>(
     directory: &Directory,
     name: &str,
@@ -444,10 +444,10 @@ pub fn write_toml<T: Serialize>(
     replace(directory, name, text.as_bytes()).map_err(io)
 }
 
-/// Writes of state files that failed since start.
+/// Failed writes of state files since start.
 static WRITE_FAILURES: AtomicU64 = AtomicU64::new(0);
 
-/// How often a state file could not be written since start.
+/// Failed writes of state files since start.
 pub fn write_failures() -> u64 {
     WRITE_FAILURES.load(Ordering::Relaxed)
 }

@@ -21,10 +21,10 @@ pub enum NetworkKeyError {
     Io {
         /// File.
         path: PathBuf,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
-    /// Another user may replace what it says.
+    /// Another user may replace its content.
     #[error(
         "network key file {path} belongs to user {owner}, who knows the key and may change it: it has to belong to \
          root or to the node's user"
@@ -32,7 +32,7 @@ pub enum NetworkKeyError {
     Owner {
         /// File.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
     },
     /// Others may read it.
@@ -51,10 +51,10 @@ pub enum NetworkKeyError {
     Invalid {
         /// File.
         path: PathBuf,
-        /// How.
+        /// Cause.
         source: InvalidNetworkKey,
     },
-    /// There is one already.
+    /// It exists.
     #[error("{0} exists; remove it first if every member of the network is to get a new key")]
     Exists(PathBuf),
     /// No randomness.
@@ -83,7 +83,7 @@ pub fn read(path: &Path) -> Result<NetworkKey, NetworkKeyError> {
         let path = path.to_owned();
         return Err(NetworkKeyError::Exposed { path, mode });
     }
-    // Room for all of it, so that no copy is left behind by growing.
+    // Capacity for all of it: growing would leave a copy of the secret behind.
     let mut text = Zeroizing::new(String::with_capacity(512));
     file.take(FILE_MAX).read_to_string(&mut text).map_err(io)?;
     NetworkKey::parse(&text).map_err(|source| NetworkKeyError::Invalid {
@@ -92,7 +92,7 @@ pub fn read(path: &Path) -> Result<NetworkKey, NetworkKeyError> {
     })
 }
 
-/// Makes a key and writes it to a new file, 0600.
+/// Generates a key and writes it to a new file, 0600.
 ///
 /// # Errors
 /// When the file exists or cannot be written.

@@ -1,4 +1,4 @@
-//! A setting that lives in a state file: memory and disk change together or not at all.
+//! Settings in a state file: memory and disk change together or not at all.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::files::{self, StateError};
 
-/// What a state file can hold.
+/// Type of the content of a state file.
 pub trait Content:
     Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
 {
@@ -31,7 +31,7 @@ pub enum CommitError {
     Task(#[from] tokio::task::JoinError),
 }
 
-/// A state file and what is in it.
+/// A state file and its content.
 #[derive(Debug)]
 pub struct Stored<T> {
     directory: Directory,
@@ -42,7 +42,7 @@ pub struct Stored<T> {
 }
 
 impl<T: Content> Stored<T> {
-    /// Reads the file; writes the defaults where there is none.
+    /// Reads the file; writes the defaults if it is missing.
     ///
     /// # Errors
     /// When it is malformed, empty or cannot be read; it is left as it is.
@@ -69,14 +69,14 @@ impl<T: Content> Stored<T> {
         }
     }
 
-    /// What holds now.
+    /// The content in force.
     pub fn read(&self) -> Arc<T> {
-        // An Arc is replaced whole: there is nothing half done behind a poisoned lock.
+        // A poisoned lock is harmless: the Arc is replaced in one step.
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&current)
     }
 
-    /// Begins a change; nobody else can until it is committed or dropped.
+    /// Begins a change, which excludes others until it is committed or dropped.
     pub async fn change(&self) -> StoredChange<'_, T> {
         let guard = self.changing.lock().await;
         let old = self.read();
@@ -89,8 +89,7 @@ impl<T: Content> Stored<T> {
         }
     }
 
-    /// Begins a change to what the file holds, which somebody may have edited. A missing file is no
-    /// change.
+    /// Begins a change of the file, which an operator may have edited. A missing file counts as unchanged.
     ///
     /// # Errors
     /// When it is malformed or cannot be read; then nothing changes.
@@ -108,29 +107,29 @@ impl<T: Content> Stored<T> {
     }
 }
 
-/// A change that nobody sees yet.
+/// A change that is not in force yet.
 pub struct StoredChange<'a, T> {
     stored: &'a Stored<T>,
     _guard: MutexGuard<'a, ()>,
     old: Arc<T>,
-    /// What shall hold.
+    /// The new content.
     pub new: T,
     /// The file may be missing or differ from `old`, so that it is written even if `new` equals `old`.
     is_stale: bool,
 }
 
 impl<T: Content> StoredChange<'_, T> {
-    /// What holds until then.
+    /// The content in force.
     pub fn old(&self) -> &T {
         &self.old
     }
 
-    /// Has the file written even if the change changes nothing: it may be missing or edited.
+    /// Has the file written even if the content is unchanged: it may be missing or edited.
     pub fn overwrite(&mut self) {
         self.is_stale = true;
     }
 
-    /// Puts in force what is on disk already.
+    /// Puts the content in force without writing it: the disk has it.
     pub fn accept(self) {
         if *self.old != self.new {
             self.stored.set(Arc::new(self.new));
@@ -140,7 +139,7 @@ impl<T: Content> StoredChange<'_, T> {
     /// Writes the change to disk, then puts it in force. Not cancel-safe: the future must run to completion.
     ///
     /// # Errors
-    /// When the file cannot be written; memory and disk are then unchanged, also where somebody has edited the file.
+    /// When the file cannot be written; memory and disk are then unchanged, also where an operator has edited the file.
     pub async fn commit(self) -> Result<Arc<T>, CommitError> {
         if *self.old == self.new && !self.is_stale {
             return Ok(self.old);
@@ -239,7 +238,7 @@ mod tests {
         change.commit().await.unwrap();
         let on_disk = || files::read_toml::<Numbers>(&directory, FILE).unwrap();
 
-        // Somebody removed the entry from the file; adding it again has to bring it back.
+        // An operator removed the entry from the file; adding it again restores it.
         files::write_toml(&directory, FILE, &Numbers::default()).unwrap();
         let mut change = stored.reread().await.unwrap();
         change.new.all.insert("one".to_owned(), 1);

@@ -22,10 +22,10 @@ pub enum TokenError {
     Io {
         /// File.
         path: PathBuf,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
-    /// Another user may replace what it says.
+    /// Another user may replace its content.
     #[error(
         "token file {path} (rpc.token_file) belongs to user {owner}, who knows it and may change it: it has to belong \
          to root or to the node's user"
@@ -33,7 +33,7 @@ pub enum TokenError {
     Owner {
         /// File.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
     },
     /// Others may read it.
@@ -55,7 +55,7 @@ pub enum TokenError {
     Invalid(PathBuf),
 }
 
-/// A token; only its digest is kept.
+/// A token, stored as its digest.
 #[derive(Clone, Debug)]
 pub struct Token(blake3::Hash);
 
@@ -131,7 +131,7 @@ mod tests {
             );
         }
         let token = write(&format!("{text}\n"), 0o600).unwrap();
-        // As directories of secrets have them.
+        // Directories of secrets have links.
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         Token::read(&link).unwrap();

@@ -52,7 +52,7 @@ fn id_of(message: &Inbound) -> u64 {
     id
 }
 
-fn held(directory: &Path) -> Directory {
+fn directory_of(directory: &Path) -> Directory {
     Directory::open(directory).unwrap()
 }
 
@@ -80,7 +80,7 @@ fn say(what: &str, id: u64) {
 
 /// Puts and takes until it is killed, and says what it knows to be done.
 async fn work(directory: &Path) {
-    let (inbox, _) = Inbox::open(&held(directory), Limits::default()).unwrap();
+    let (inbox, _) = Inbox::open(&directory_of(directory), Limits::default()).unwrap();
     let first: u64 = std::fs::read_to_string(directory.join("first"))
         .unwrap()
         .parse()
@@ -195,7 +195,8 @@ fn kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
         doubtful.extend(confirming);
     }
     runtime().block_on(async {
-        let (inbox, found) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+        let (inbox, found) =
+            Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();
         assert_eq!(found.moved_aside, None);
         let mut left = BTreeSet::new();
         while let Some(taken) = inbox.take(None, ONE).await.unwrap() {
@@ -208,7 +209,7 @@ fn kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
             .iter()
             .filter(|id| !confirmed.contains(id) && !left.contains(id) && !doubtful.contains(id))
             .collect();
-        assert!(lost.is_empty(), "acknowledged and gone: {lost:?}");
+        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
         eprintln!(
             "{} kept, {} confirmed, {} left",
             kept.len(),
@@ -221,19 +222,19 @@ fn kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
 /// Leases messages and acknowledges some until it is killed.
 async fn lease(directory: &Path) {
     let (inbox, _) = loop {
-        match Inbox::open(&held(directory), Limits::default()) {
+        match Inbox::open(&directory_of(directory), Limits::default()) {
             Ok(open) => break open,
-            // The thread that filled it, in the parent, closes it when it sees that nobody needs it.
+            // The thread that filled it, in the parent, closes it once its last handle is dropped.
             Err(InboxError::InUse(_)) => tokio::task::yield_now().await,
             Err(error) => panic!("{error}"),
         }
     };
     say("open", 0);
-    let mut held = Vec::new();
+    let mut leases = Vec::new();
     loop {
         let Some(taken) = inbox.take_recorded(None, ONE).await.unwrap() else {
-            // All are handed out: they go back.
-            held.clear();
+            // All are delivered: they return.
+            leases.clear();
             continue;
         };
         let (messages, deliveries, lease) = taken.into_parts();
@@ -244,7 +245,7 @@ async fn lease(directory: &Path) {
             lease.confirm().await.unwrap();
             say("confirmed", id);
         } else {
-            held.push(lease);
+            leases.push(lease);
         }
     }
 }
@@ -259,7 +260,7 @@ fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
     let directory = tempfile::tempdir().unwrap();
     const COUNT: u64 = 30;
     runtime().block_on(async {
-        let (inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+        let (inbox, _) = Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();
         for id in 1..=COUNT {
             inbox.put(message(id), false).await.unwrap();
         }
@@ -267,7 +268,7 @@ fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
     let seed = u64::from(std::process::id());
     eprintln!("seed {seed}");
     let mut random = seed | 1;
-    // How often each was handed out, and in which life that was said last.
+    // Deliveries of each, and the process that reported them last.
     let mut counts = BTreeMap::<u64, (u64, u64)>::new();
     let (mut confirmed, mut doubtful) = (BTreeSet::new(), BTreeSet::new());
     for life in 1..=KILLS / 2 {
@@ -307,7 +308,7 @@ fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
         assert!(count > after, "the child ended by itself");
     }
     runtime().block_on(async {
-        let (inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+        let (inbox, _) = Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();
         let list = inbox.list(None, MessageNumber(0), 100).await.unwrap();
         assert_eq!(list.handed_out, 0, "all were returned");
         let mut left = BTreeSet::new();
@@ -332,7 +333,7 @@ fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
 
 /// Fills a disk that has room for a few messages, and goes on when there is more.
 async fn fill(directory: &Path) {
-    let (inbox, _) = Inbox::open(&held(directory), Limits::default()).unwrap();
+    let (inbox, _) = Inbox::open(&directory_of(directory), Limits::default()).unwrap();
     let big = |id: u64| Inbound {
         payload: vec![0xa5; 300_000].into(),
         digest: *blake3::hash(&[0xa5; 300_000]).as_bytes(),
@@ -376,8 +377,8 @@ async fn fill(directory: &Path) {
             }
         }
     };
-    let patience = Duration::from_secs(30);
-    tokio::time::timeout(patience, again).await.unwrap();
+    let limit = Duration::from_secs(30);
+    tokio::time::timeout(limit, again).await.unwrap();
     assert!(!inbox.failing());
     for id in 0..=kept {
         let taken = inbox.take(None, ONE).await.unwrap().unwrap();
@@ -418,8 +419,8 @@ fn a_directory_that_cannot_be_used_is_named() {
         let error = Directory::open(place).unwrap_err().to_string();
         assert!(error.contains(place.to_str().unwrap()), "{error}");
     }
-    let (_inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
-    let second = Inbox::open(&held(directory.path()), Limits::default()).unwrap_err();
+    let (_inbox, _) = Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();
+    let second = Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap_err();
     assert!(matches!(second, InboxError::InUse(_)), "{second}");
 }
 
@@ -428,7 +429,7 @@ fn an_empty_file_is_no_empty_inbox_and_is_set_aside() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join(INBOX_FILE);
     std::fs::write(&file, "").unwrap();
-    let (inbox, found) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+    let (inbox, found) = Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();
     let aside = found.moved_aside.unwrap();
     assert_eq!(std::fs::metadata(&aside).unwrap().len(), 0);
     let put = runtime().block_on(inbox.put(message(5), false)).unwrap();
@@ -444,7 +445,7 @@ fn a_damaged_file_is_moved_aside_and_kept() {
     let source = tempfile::tempdir().unwrap();
     let sent: Vec<_> = (1..200).map(message).collect();
     runtime().block_on(async {
-        let (inbox, _) = Inbox::open(&held(source.path()), Limits::default()).unwrap();
+        let (inbox, _) = Inbox::open(&directory_of(source.path()), Limits::default()).unwrap();
         for message in &sent {
             inbox.put(message.clone(), false).await.unwrap();
         }
@@ -481,7 +482,7 @@ fn a_damaged_file_is_moved_aside_and_kept() {
         }
         std::fs::write(&path, &bytes).unwrap();
         // The process may end over it, once: then the next start finds a new inbox.
-        let open = || Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+        let open = || Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();
         let (inbox, found) = std::panic::catch_unwind(open).unwrap_or_else(|_| {
             ended += 1;
             assert!(!path.exists());

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// A directory of ours, and what keeps it.
+/// A directory of the test's user, and its guard.
 fn place() -> (tempfile::TempDir, Directory) {
     let kept = tempfile::tempdir().unwrap();
     let directory = Directory::open(kept.path()).unwrap();
@@ -162,7 +162,7 @@ fn a_kill_at_any_instant_leaves_the_old_file_or_the_new() {
     let (_kept, directory) = place();
     let path = directory.path_of(NUMBERS);
     let (mut last, mut round) = (0, 0);
-    // How often it writes before it is killed is chance: until it was more than once.
+    // The number of writes before the kill is random: until it is more than one.
     while round < 30 || last == 0 {
         assert!(round < 1000, "it wrote more than once");
         round += 1;
@@ -175,10 +175,10 @@ fn a_kill_at_any_instant_leaves_the_old_file_or_the_new() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        // The instant is another one in every round; what matters is that it writes by then.
+        // The instant differs by round; the process writes by then.
         let before = fs::metadata(&path).ok().map(|file| file.ino());
         while fs::metadata(&path).ok().map(|file| file.ino()) == before {
-            assert_eq!(child.try_wait().unwrap(), None, "it writes on and on");
+            assert_eq!(child.try_wait().unwrap(), None, "it keeps writing");
             std::thread::yield_now();
         }
         std::thread::sleep(std::time::Duration::from_micros(round * 173));

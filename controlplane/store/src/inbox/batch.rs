@@ -1,20 +1,20 @@
-//! What one transaction writes, and what it and the opening of a file return.
+//! Content of a transaction, and the results of a transaction and of opening a file.
 
 use bytes::Bytes;
 use hyphae_bus::DeliveryKey;
 use hyphae_wire::PublicKey;
 
-use super::MessageNumber;
 use super::index::Index;
 use super::record::{Head, Place};
+use super::types::MessageNumber;
 
 /// A message that is to be written.
 pub(super) struct Write {
     pub(super) number: MessageNumber,
     pub(super) head: Head,
     pub(super) payload: Bytes,
-    /// Hidden from those who take messages out.
-    pub(super) held: bool,
+    /// Only its lease makes it visible.
+    pub(super) hidden: bool,
 }
 
 /// One transaction.
@@ -22,9 +22,9 @@ pub(super) struct Write {
 pub(super) struct Batch {
     pub(super) writes: Vec<Write>,
     pub(super) removals: Vec<Removal>,
-    /// The oldest ids of these senders, so many of them, are forgotten.
+    /// Numbers of the oldest ids of these senders, to forget.
     pub(super) forgotten: Vec<(PublicKey, usize)>,
-    /// How often messages have been handed out by now.
+    /// Deliveries of messages.
     pub(super) deliveries: Vec<(MessageNumber, u32)>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Removal {
     pub(super) number: MessageNumber,
     pub(super) shelf: u64,
     pub(super) len: u64,
-    /// There is a row of how often it was handed out.
+    /// The store has a row of its deliveries.
     pub(super) recorded: bool,
 }
 
@@ -43,19 +43,19 @@ impl Batch {
     }
 }
 
-/// Where messages lie after a transaction.
+/// Places of messages after a transaction.
 #[derive(Default)]
 pub(super) struct Placed {
-    /// Those that were written, in order.
+    /// Of the written ones, in order.
     pub(super) writes: Vec<Place>,
-    /// Others that have moved.
+    /// Of others that have moved.
     pub(super) moved: Vec<(MessageNumber, Place)>,
 }
 
-/// What the store held when it was opened.
+/// Content of the store when it was opened.
 pub(super) struct Loaded {
     pub(super) index: Index,
-    /// Ids of messages that came, oldest first.
+    /// Ids of received messages, oldest first.
     pub(super) completed: Vec<DeliveryKey>,
     /// Above every number in use.
     pub(super) next: u64,

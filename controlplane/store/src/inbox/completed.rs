@@ -5,19 +5,19 @@ use std::collections::{HashMap, VecDeque};
 use ahash::RandomState;
 use hyphae_wire::PublicKey;
 
-/// Where the ids of each sender are.
+/// Rows of the ids of each sender.
 #[derive(Default)]
 pub(super) struct Completed {
     senders: HashMap<PublicKey, Rows, RandomState>,
-    /// Rows with ids of several senders, as earlier versions wrote them: of how many there are ids that are remembered.
+    /// Rows with ids of several senders, as earlier versions wrote them: number of senders with remembered ids.
     pub(super) shared: HashMap<u64, usize, RandomState>,
 }
 
 #[derive(Default)]
 struct Rows {
-    /// Oldest first, and how many ids each has.
+    /// Rows and their number of ids, oldest first.
     rows: VecDeque<(u64, usize)>,
-    /// Of the oldest row: forgotten already.
+    /// Ids of the oldest row that are forgotten.
     forgotten: usize,
 }
 
@@ -27,7 +27,7 @@ impl Completed {
         of.rows.push_back((row, count));
     }
 
-    /// The oldest ids of a sender are forgotten; gives the rows that nothing is left of.
+    /// Forgets the oldest ids of a sender; returns the rows without remembered ids.
     pub(super) fn forget(&mut self, sender: PublicKey, count: usize) -> Vec<u64> {
         let mut empty = Vec::new();
         let Some(of) = self.senders.get_mut(&sender) else {

@@ -1,4 +1,4 @@
-//! Errors of the store, and what becomes of a damaged file.
+//! Errors of the store, and the handling of a damaged file.
 
 #![allow(
     clippy::result_large_err,
@@ -14,7 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hyphae_files::Directory;
 use redb::{DatabaseError, Error, StorageError};
 
-use super::{INBOX_FILE, InboxError, path_in};
+use super::error::InboxError;
+use super::types::{INBOX_FILE, path_in};
 
 /// Moves a damaged file away.
 pub(super) fn move_aside(directory: &Directory) -> Result<PathBuf, InboxError> {
@@ -35,15 +36,14 @@ pub(super) fn move_aside(directory: &Directory) -> Result<PathBuf, InboxError> {
 }
 
 thread_local! {
-    /// Where the file is that this thread is working on.
+    /// Directory of the file that this thread has open.
     static IN_HAND: RefCell<Option<Directory>> = const { RefCell::new(None) };
 }
 
-/// While it lives, a panic of this thread moves the file aside.
+/// Moves the file aside if this thread panics while this exists.
 ///
-/// The library asserts what a damaged file can break, and in a release build a panic ends the process
-/// without unwinding. The hook still runs: so the next start finds no file to trip over again, and the
-/// damaged one is kept.
+/// The library asserts properties that a damaged file violates, and in a release build a panic ends the process without
+/// unwinding. The panic hook still runs: the next start does not fail on the same file, and the damaged one remains.
 pub(super) struct InHand;
 
 impl InHand {
@@ -77,7 +77,7 @@ impl Drop for InHand {
     }
 }
 
-/// What opening ran into; a file of another kind counts as damaged.
+/// Error of opening; a file of another kind counts as damaged.
 #[allow(
     clippy::wildcard_enum_match_arm,
     reason = "the enum of the library is open; what is not named here means what it says"
@@ -118,7 +118,7 @@ pub(super) fn io_error(path: &Path, source: io::Error) -> InboxError {
     }
 }
 
-/// The error of the store in our terms.
+/// Error of the store as an error of the inbox.
 #[allow(
     clippy::wildcard_enum_match_arm,
     reason = "the enum of the library is open; whatever else there is means that the content is not as written"

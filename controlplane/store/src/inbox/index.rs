@@ -1,4 +1,4 @@
-//! What is known without asking the disk: which messages there are, of which topics, and which are visible.
+//! Index in memory: the messages, their topics, and which are visible.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -8,19 +8,19 @@ use hyphae_bus::{DeliveryKey, Topic};
 use hyphae_wire::PublicKey;
 
 use super::record::{Head, Place};
-use super::{Listed, Listing, MessageNumber};
+use super::types::{Listed, Listing, MessageNumber};
 
-/// Places in a line of those that are not in it any more, beside as many as are.
-const GONE_MIN: usize = 64;
+/// Stale entries of a queue, beyond half of its length, that cause a cleanup.
+const STALE_MIN: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) head: Head,
     pub(super) place: Place,
     visible: bool,
-    /// Times that it was handed out.
+    /// Its deliveries.
     pub(super) deliveries: u32,
-    /// The store has a row of that.
+    /// The store has a row of its deliveries.
     pub(super) recorded: bool,
 }
 
@@ -30,20 +30,20 @@ type Entries = HashMap<MessageNumber, Entry, RandomState>;
 #[derive(Debug)]
 pub(super) struct Index {
     entries: Entries,
-    visible: Line,
-    by_topic: BTreeMap<Topic, Line>,
+    visible: VisibleQueue,
+    by_topic: BTreeMap<Topic, VisibleQueue>,
     bytes: u64,
-    /// Ids of messages that came, as hashes under a key of this process: a quarter of a million of them stay
-    /// in the caches of a processor, and two have one hash as seldom as two random ids are the same.
+    /// Ids of received messages, as hashes under a key of this process: a quarter of a million of them fit the caches
+    /// of a processor, and collide as rarely as random ids of 64 bits.
     completed: HashSet<u64, BuildHasherDefault<Hashed>>,
-    /// The same by sender and age.
+    /// The same hashes by sender, oldest first.
     senders: BTreeMap<PublicKey, VecDeque<u64>>,
-    /// Who was to forget one last in favour of another.
-    loser: PublicKey,
+    /// The sender whose id was evicted last.
+    evicted: PublicKey,
     hasher: RandomState,
 }
 
-/// Passes on what is a hash already.
+/// Identity: the keys are hashes.
 #[derive(Default)]
 struct Hashed(u64);
 
@@ -63,41 +63,41 @@ impl Hasher for Hashed {
     }
 }
 
-/// Visible messages, oldest first. Mostly they come at one end and leave at the other.
+/// Visible messages, oldest first. Most are added at the back and removed at the front.
 #[derive(Debug, Default)]
-struct Line {
+struct VisibleQueue {
     queue: VecDeque<MessageNumber>,
-    /// Of `queue`: not visible any more.
-    gone: usize,
-    /// Visible again, and older than what was in the queue then.
+    /// Entries of `queue` that are hidden or removed.
+    stale: usize,
+    /// Messages that are visible again, older than the entries of the queue at that time.
     returned: BTreeSet<MessageNumber>,
 }
 
-impl Line {
+impl VisibleQueue {
     fn show(&mut self, number: MessageNumber) {
         if self.queue.back().is_none_or(|last| *last < number) {
             self.queue.push_back(number);
         } else if self.queue.binary_search(&number).is_ok() {
-            self.gone -= 1;
+            self.stale -= 1;
         } else {
             self.returned.insert(number);
         }
     }
 
-    /// One of them is not visible any more, as `entries` says already.
+    /// Removes a message that `entries` has as hidden or not at all.
     fn hide(&mut self, number: MessageNumber, entries: &Entries) {
         if self.returned.remove(&number) {
             return;
         }
-        self.gone += 1;
-        let gone = |number: &MessageNumber| entries.get(number).is_none_or(|entry| !entry.visible);
-        while let Some(true) = self.queue.front().map(gone) {
+        self.stale += 1;
+        let stale = |number: &MessageNumber| entries.get(number).is_none_or(|entry| !entry.visible);
+        while let Some(true) = self.queue.front().map(stale) {
             self.queue.pop_front();
-            self.gone -= 1;
+            self.stale -= 1;
         }
-        if self.gone > self.queue.len() / 2 + GONE_MIN {
-            self.queue.retain(|number| !gone(number));
-            self.gone = 0;
+        if self.stale > self.queue.len() / 2 + STALE_MIN {
+            self.queue.retain(|number| !stale(number));
+            self.stale = 0;
         }
     }
 
@@ -112,12 +112,12 @@ impl Default for Index {
     fn default() -> Self {
         Self {
             entries: Entries::default(),
-            visible: Line::default(),
+            visible: VisibleQueue::default(),
             by_topic: BTreeMap::new(),
             bytes: 0,
             completed: HashSet::default(),
             senders: BTreeMap::new(),
-            loser: PublicKey([0; 32]),
+            evicted: PublicKey([0; 32]),
             hasher: RandomState::default(),
         }
     }
@@ -149,22 +149,22 @@ impl Index {
         self.entries.get(&number)
     }
 
-    /// A message lies somewhere else now.
+    /// Updates the place of a message.
     pub(super) fn relocate(&mut self, number: MessageNumber, place: Place) {
         if let Some(entry) = self.entries.get_mut(&number) {
             entry.place = place;
         }
     }
 
-    /// A message was handed out so often, as the store says.
+    /// Sets the deliveries of a message, which the store has a row of.
     pub(super) fn recall(&mut self, number: MessageNumber, deliveries: u32) {
         if let Some(entry) = self.entries.get_mut(&number) {
             (entry.deliveries, entry.recorded) = (deliveries, true);
         }
     }
 
-    /// Hides a message and counts that it is handed out.
-    pub(super) fn hand_out(&mut self, number: MessageNumber) -> u32 {
+    /// Hides a message and counts its delivery.
+    pub(super) fn deliver(&mut self, number: MessageNumber) -> u32 {
         self.hide(number);
         let Some(entry) = self.entries.get_mut(&number) else {
             return 0;
@@ -173,7 +173,7 @@ impl Index {
         entry.deliveries
     }
 
-    /// How many there are, and up to `count` of them after `after`, oldest first, without their payloads.
+    /// Number of messages, and up to `count` of them after `after`, oldest first, without their payloads.
     pub(super) fn list(
         &self,
         topic: Option<&Topic>,
@@ -212,7 +212,7 @@ impl Index {
         listing
     }
 
-    /// Makes a message visible; false when there is none, or it is already.
+    /// Makes a message visible; false when it is visible or unknown.
     pub(super) fn show(&mut self, number: MessageNumber) -> bool {
         let Some(entry) = self.entries.get_mut(&number).filter(|entry| !entry.visible) else {
             return false;
@@ -220,11 +220,11 @@ impl Index {
         entry.visible = true;
         self.visible.show(number);
         match self.by_topic.get_mut(&entry.head.topic) {
-            Some(line) => line.show(number),
+            Some(queue) => queue.show(number),
             None => {
-                let mut line = Line::default();
-                line.show(number);
-                self.by_topic.insert(entry.head.topic.clone(), line);
+                let mut queue = VisibleQueue::default();
+                queue.show(number);
+                self.by_topic.insert(entry.head.topic.clone(), queue);
             }
         }
         true
@@ -237,16 +237,15 @@ impl Index {
         entry.visible = false;
         let topic = entry.head.topic.clone();
         self.visible.hide(number, &self.entries);
-        if let Some(line) = self.by_topic.get_mut(&topic) {
-            line.hide(number, &self.entries);
-            if line.first().is_none() {
+        if let Some(queue) = self.by_topic.get_mut(&topic) {
+            queue.hide(number, &self.entries);
+            if queue.first().is_none() {
                 self.by_topic.remove(&topic);
             }
         }
     }
 
     pub(super) fn remove(&mut self, number: MessageNumber) {
-        // Whoever removes it has mostly hidden it before.
         self.hide(number);
         if let Some(entry) = self.entries.remove(&number) {
             self.bytes -= entry.head.len;
@@ -255,11 +254,11 @@ impl Index {
 
     /// The oldest visible message.
     pub(super) fn first(&self, topic: Option<&Topic>) -> Option<(MessageNumber, &Entry)> {
-        let line = match topic {
+        let queue = match topic {
             None => &self.visible,
             Some(topic) => self.by_topic.get(topic)?,
         };
-        let number = line.first()?;
+        let number = queue.first()?;
         Some((number, self.entries.get(&number)?))
     }
 
@@ -290,7 +289,7 @@ impl Index {
         new
     }
 
-    /// The last ids, these from the last on, did not come to be written.
+    /// Forgets the latest ids of these senders, latest first: they were not written.
     pub(super) fn undo(&mut self, last: impl Iterator<Item = PublicKey>) {
         for sender in last {
             if let Some(ages) = self.senders.get_mut(&sender)
@@ -304,21 +303,21 @@ impl Index {
         }
     }
 
-    /// Ids beyond those that are remembered: how many, the oldest, of which senders. Always one that has an even share
-    /// or more, so a sender without end makes the node forget its own. Whoever is passed over has less than a share,
-    /// which others have more for, so what this costs is a step for each.
+    /// Ids beyond `max`: how many of the oldest of which senders. Each is of a sender with at least an even share, so
+    /// that a flood of one sender evicts its own ids. A sender that is skipped has less than its share, so the search
+    /// takes amortised one step per id.
     pub(super) fn surplus(&mut self, max: usize) -> Vec<(PublicKey, usize)> {
         let mut surplus = BTreeMap::<PublicKey, usize>::new();
         for left in (max..self.completed.len()).rev() {
             let share = ((left + 1) / self.senders.len().max(1)).max(1);
-            let behind = self.senders.range(self.loser..);
-            let mut all = behind.chain(self.senders.range(..self.loser));
+            let behind = self.senders.range(self.evicted..);
+            let mut all = behind.chain(self.senders.range(..self.evicted));
             let found = all.find(|(sender, ages)| {
                 ages.len() >= share + surplus.get(*sender).copied().unwrap_or(0)
             });
             let Some((sender, _)) = found else { break };
-            self.loser = *sender;
-            *surplus.entry(self.loser).or_default() += 1;
+            self.evicted = *sender;
+            *surplus.entry(self.evicted).or_default() += 1;
         }
         surplus.into_iter().collect()
     }
@@ -386,7 +385,7 @@ mod tests {
         }
         assert!((0..10).all(|id| index.is_completed(&key(1, id))));
         assert!(index.is_completed(&key(2, 4999)) && !index.is_completed(&key(2, 0)));
-        // Nobody with less than an even share loses any; a newcomer gets its own.
+        // A sender below an even share loses no id; a new sender gets its own.
         for id in 0..80 {
             index.complete(&key(3, id));
             let surplus = index.surplus(100);
@@ -450,7 +449,7 @@ mod tests {
                     prop_assert_eq!(found, first(Some(topic)));
                 }
                 prop_assert_eq!(index.len(), oracle.len());
-                prop_assert!(index.visible.queue.len() <= 2 * oracle.len() + 2 * GONE_MIN);
+                prop_assert!(index.visible.queue.len() <= 2 * oracle.len() + 2 * STALE_MIN);
             }
         }
     }

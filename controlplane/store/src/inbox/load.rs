@@ -1,4 +1,4 @@
-//! What memory holds of a file, read when it is opened.
+//! Reads the index of a file when it is opened.
 
 #![allow(
     clippy::result_large_err,
@@ -16,14 +16,15 @@ use redb::{Database, Error, ReadTransaction, ReadableTable, TableError};
 use super::batch::Loaded;
 use super::completed::Completed;
 use super::damage::explain;
+use super::error::InboxError;
 use super::index::Index;
 use super::reader::pieces_of;
 use super::record::{self, Head, IN_PIECES, KEY_LEN, Place};
 use super::shelf::{Shelf, is_taken};
 use super::tables::{COMPLETED, DELIVERIES, FORMAT, FORMAT_NOW, META, PIECES, SHELVES, TAKEN};
-use super::{InboxError, MessageNumber};
+use super::types::MessageNumber;
 
-/// Content of a file, and the bookkeeping that spares reading it again.
+/// Content of a file, and the bookkeeping of its shelves.
 pub(super) struct Content {
     pub(super) loaded: Loaded,
     pub(super) shelves: HashMap<u64, Shelf, RandomState>,
@@ -87,9 +88,9 @@ fn format(database: &Database) -> Result<u64, Error> {
 #[derive(Default)]
 struct Loader {
     index: Index,
-    /// Above every number that was read.
+    /// Above all numbers that were read.
     next: u64,
-    /// Ids of messages that came, oldest first.
+    /// Ids of received messages, oldest first.
     ids: Vec<DeliveryKey>,
     completed: Completed,
     shelves: HashMap<u64, Shelf, RandomState>,
@@ -184,7 +185,7 @@ impl Loader {
                 }
                 Ok(())
             }
-            // No message has been leased yet.
+            // Created with the first lease.
             Err(TableError::TableDoesNotExist(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }

@@ -1,4 +1,4 @@
-//! Payloads as of one moment.
+//! Payloads in a snapshot of the store.
 
 #![allow(
     clippy::result_large_err,
@@ -15,33 +15,34 @@ use hyphae_files::Directory;
 use redb::{AccessGuard, Error, ReadOnlyTable};
 
 use super::damage::{InHand, explain};
+use super::error::InboxError;
 use super::index::Entry;
 use super::record::{IN_PIECES, Place};
-use super::{InboxError, MessageNumber, path_in};
+use super::types::{MessageNumber, path_in};
 
-/// What an inbox without a file is called.
+/// Name of an inbox without a file, for errors.
 const IN_MEMORY: &str = "in memory";
-/// Bytes of a piece: with what surrounds it, it fits a page of 1 MiB.
+/// Length of a piece, bytes: with its overhead it fits a page of 1 MiB.
 pub(super) const PIECE: usize = (1 << 20) - 4096;
-/// Where payloads lie in a file.
+/// Tables with payloads.
 pub(super) struct Tables {
     pub(super) shelves: ReadOnlyTable<u64, &'static [u8]>,
     pub(super) pieces: ReadOnlyTable<(u64, u32), &'static [u8]>,
 }
 
-/// The payloads at one moment.
+/// The payloads in a snapshot.
 pub(super) enum Reader<'a> {
     File {
         tables: Box<Tables>,
         directory: &'a Directory,
-        /// The shelf that was read last: the next message is mostly on it.
+        /// The shelf that was read last: it usually has the next message.
         open: Option<(u64, Box<AccessGuard<'static, &'static [u8]>>)>,
     },
     Memory(Ref<'a, HashMap<MessageNumber, Bytes, RandomState>>),
 }
 
 impl Reader<'_> {
-    /// The payload of a message; `None` when what is there is not what came.
+    /// The payload of a message; `None` when it is damaged.
     pub(super) fn payload(
         &mut self,
         number: MessageNumber,
@@ -78,7 +79,7 @@ impl Reader<'_> {
         Ok(bytes.map(Bytes::copy_from_slice))
     }
 
-    /// What is wrong when a payload is not what came.
+    /// Error for a damaged payload.
     pub(super) fn damaged(&self, number: MessageNumber) -> InboxError {
         InboxError::Damaged {
             path: match self {
@@ -90,7 +91,7 @@ impl Reader<'_> {
     }
 }
 
-/// The pieces of a payload of this length, or as much as there is.
+/// The pieces of a payload of this length, as far as they exist.
 fn joined(
     pieces: &ReadOnlyTable<(u64, u32), &'static [u8]>,
     shelf: u64,

@@ -1,14 +1,14 @@
-//! Messages and ids as they are on disk.
+//! Encoding of messages and ids on disk.
 //!
 //! ```text
-//! shelf:  one record after the other
+//! shelf:  records in sequence
 //! record: number 8 | length of the head 4 | length of the payload 8 | head | payload
 //! head:   flags 1 | id 8 | source key 32 | source address 16 | digest 32 | length 8 | topic …
 //! id:     flags 1 | id 8 | source key 32
 //! ```
 //!
-//! Integers are little-endian; flag bit 0: a reply. The digest is BLAKE3 of the payload and is checked whenever
-//! that is read: a disk that lies does not become a message.
+//! Integers are little-endian; flag bit 0: a reply. The digest is BLAKE3 of the payload and is checked at each read:
+//! a disk error does not become a message.
 
 use bytes::Bytes;
 use hyphae_bus::{DeliveryKey, Inbound, MessageId, Topic};
@@ -18,20 +18,20 @@ const REPLY: u8 = 1;
 /// Length of an id.
 pub(super) const KEY_LEN: usize = 41;
 
-/// Where the payload of a message is: the shelf, and the first of its bytes there, or [`IN_PIECES`].
+/// Place of a payload: its shelf, and its offset there or [`IN_PIECES`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) shelf: u64,
     pub(super) at: usize,
 }
 
-/// In place of the first byte of a payload that lies in pieces beside the shelf.
+/// Offset of a payload that is stored in pieces beside the shelf.
 pub(super) const IN_PIECES: usize = usize::MAX;
 
-/// Length of what comes before the head in a record.
+/// Length of the lengths before the head of a record.
 const RECORD_HEAD: usize = 20;
 
-/// Puts a message on a shelf; gives where its payload begins.
+/// Appends a message to a shelf; returns the offset of its payload.
 pub(super) fn append(shelf: &mut Vec<u8>, number: u64, head: &[u8], payload: &[u8]) -> usize {
     let len = u32::try_from(head.len()).unwrap_or(u32::MAX);
     shelf.extend_from_slice(&number.to_le_bytes());
@@ -47,12 +47,12 @@ pub(super) fn append(shelf: &mut Vec<u8>, number: u64, head: &[u8], payload: &[u
 pub(super) struct Record<'a> {
     pub(super) number: u64,
     pub(super) head: &'a [u8],
-    /// Where its payload begins.
+    /// Offset of its payload.
     pub(super) at: usize,
     pub(super) payload: &'a [u8],
 }
 
-/// The records of a shelf; ends with `None` where they contradict themselves.
+/// The records of a shelf; ends with `None` where one is malformed.
 pub(super) fn records(shelf: &[u8]) -> impl Iterator<Item = Option<Record<'_>>> {
     let mut rest = shelf;
     std::iter::from_fn(move || {
@@ -82,7 +82,7 @@ pub(super) fn records(shelf: &[u8]) -> impl Iterator<Item = Option<Record<'_>>> 
     })
 }
 
-/// What is known of a message without its payload.
+/// A message without its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) key: DeliveryKey,
@@ -147,7 +147,7 @@ impl Head {
         })
     }
 
-    /// Whether a payload is the one that came.
+    /// Whether the digest of a payload matches.
     pub(super) fn is_of(&self, payload: &[u8]) -> bool {
         *blake3::hash(payload).as_bytes() == self.digest
     }
@@ -162,7 +162,7 @@ impl Head {
             topic: self.topic.clone(),
             payload,
             digest: self.digest,
-            // No reply is kept here.
+            // Replies are not stored.
             failure: None,
         }
     }

@@ -1,21 +1,21 @@
-//! Bookkeeping of shelves: which of their messages have been removed, and when a rewrite pays.
+//! Shelves: which of their messages are removed, and when to rewrite one.
 
-use super::MessageNumber;
 use super::batch::Removal;
 use super::record::{self, Place};
+use super::types::MessageNumber;
 
 /// Bytes from which a shelf is rewritten when less than a quarter of them is live.
 const SHELF_SMALL: u64 = 64 << 10;
 
-/// What is known of a shelf without reading it.
+/// Bookkeeping of a shelf.
 pub(super) struct Shelf {
-    /// Messages that have not been taken.
+    /// Messages that are not removed.
     pub(super) left: u64,
     /// Bytes of their payloads.
     pub(super) useful: u64,
-    /// Bytes of all of it.
+    /// Its size, bytes.
     pub(super) size: u64,
-    /// Of its only message.
+    /// Pieces of its only message.
     pub(super) pieces: u32,
     pub(super) taken: Vec<u8>,
 }
@@ -63,7 +63,7 @@ pub(super) fn is_taken(bits: &[u8], first: u64, number: u64) -> bool {
     bits.get(byte).is_some_and(|bits| bits & bit != 0)
 }
 
-/// A shelf without what has been taken from it, and where the others lie then.
+/// A shelf without its removed messages, and the new places of the others.
 pub(super) fn tidied(
     old: &[u8],
     first: u64,

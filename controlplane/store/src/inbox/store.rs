@@ -17,13 +17,14 @@ use redb::{Builder, Database, Durability, Error, ReadableTable, StorageError, Ta
 use super::batch::{Batch, Loaded, Placed, Removal, Write};
 use super::completed::Completed;
 use super::damage::{InHand, explain, io_error, opening};
+use super::error::InboxError;
 use super::index::Index;
 use super::load::load;
 use super::reader::{PIECE, Reader, Tables};
 use super::record::{self, IN_PIECES, KEY_LEN, Place};
 use super::shelf::{Shelf, tidied};
 use super::tables::{COMPLETED, DELIVERIES, PIECES, SHELVES, TAKEN};
-use super::{INBOX_FILE, InboxError, MessageNumber, path_in};
+use super::types::{INBOX_FILE, MessageNumber, path_in};
 
 /// Page cache, bytes.
 const CACHE: usize = 8 << 20;
@@ -33,14 +34,14 @@ const WASTE_FACTOR: u64 = 2;
 /// Size of a full shelf, bytes.
 const SHELF_FULL: usize = 1 << 20;
 
-/// The store. After a failed write it is not to be used any more.
+/// The store. It must not be used after a failed write.
 pub(super) struct Store {
     content: Content,
 }
 
 enum Content {
     File(Box<File>),
-    /// Payloads alone: what else there is, the index knows.
+    /// Payloads only; the index has the heads.
     Memory(RefCell<HashMap<MessageNumber, Bytes, RandomState>>),
 }
 
@@ -52,7 +53,7 @@ struct File {
 }
 
 impl Store {
-    /// Opens or makes a file; `None` keeps everything in memory.
+    /// Opens or creates a file; `None`: in memory.
     pub(super) fn open(directory: Option<&Directory>) -> Result<(Self, Loaded), InboxError> {
         let Some(directory) = directory else {
             let store = Self {
@@ -84,8 +85,8 @@ impl Store {
         builder.set_cache_size(CACHE);
         let database = builder.create_file(file);
         let mut database = database.map_err(|error| fail(opening(error)))?;
-        // A kill is repaired while opening. What a disk or a hand did to the file is found only here, and
-        // later it would be found in the middle of something.
+        // Opening repairs the effects of a kill. Damage by the disk or an editor is detected only here; later it would
+        // fail a transaction.
         if !database.check_integrity().map_err(|e| fail(opening(e)))? {
             tracing::warn!(inbox = %place.display(), "inbox was repaired");
         }
@@ -105,7 +106,7 @@ impl Store {
         Ok((store, found.loaded))
     }
 
-    /// Writes a batch and syncs. When this returns `Ok`, it survives the loss of power.
+    /// Writes a batch and syncs: after `Ok` it survives a loss of power.
     pub(super) fn commit(&mut self, batch: &Batch) -> Result<Placed, InboxError> {
         let file = match &mut self.content {
             Content::File(file) => file,
@@ -128,7 +129,7 @@ impl Store {
             .map_err(|error| explain(&path_in(&file.directory), error))
     }
 
-    /// A look at the payloads as they are now: opening one costs more than reading a message.
+    /// A snapshot of the payloads. Opening one costs more than reading a message.
     pub(super) fn reader(&self) -> Result<Reader<'_>, InboxError> {
         let (database, directory) = match &self.content {
             Content::File(file) => (&file.database, &file.directory),

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use hyphae_bus::{Inbound, MessageId, Topic};
+use hyphae_bus::{Inbound, MessageId, Room, Topic};
+use hyphae_files::Directory;
 use hyphae_wire::{OverlayAddress, PublicKey};
 
 use super::*;
@@ -42,7 +43,8 @@ async fn what_was_put_is_there_after_opening_again() {
         .map(|(len, id)| message(id, "t", &long[..*len]))
         .collect();
     {
-        let (inbox, found) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+        let (inbox, found) =
+            Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();
         assert!(found.completed.is_empty());
         for message in &sent {
             let put = inbox.put(message.clone(), false).await.unwrap();
@@ -85,7 +87,7 @@ async fn what_was_put_is_there_after_opening_again() {
 #[tokio::test]
 async fn what_is_left_of_messages_that_were_written_together_stays_whole() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+    let (mut inbox, _) = Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();
     let of = |id: u64| {
         if id.is_multiple_of(10) {
             "left"
@@ -124,7 +126,7 @@ async fn what_is_left_of_messages_that_were_written_together_stays_whole() {
         if left.is_empty() {
             break;
         }
-        // The next one is looked at after every opening, wherever it lies now.
+        // The next one is read after every opening, at its new place.
         let next = inbox.peek(None).await.unwrap().unwrap();
         assert_eq!(left.last(), Some(&next));
     }
@@ -132,13 +134,13 @@ async fn what_is_left_of_messages_that_were_written_together_stays_whole() {
 }
 
 /// The thread of an inbox that was dropped closes the file when it sees that.
-fn held(directory: &std::path::Path) -> Directory {
+fn directory_of(directory: &std::path::Path) -> Directory {
     Directory::open(directory).unwrap()
 }
 
 async fn reopen(directory: &std::path::Path) -> (Inbox, Found) {
     loop {
-        match Inbox::open(&held(directory), Limits::default()) {
+        match Inbox::open(&directory_of(directory), Limits::default()) {
             Ok(open) => return open,
             Err(InboxError::InUse(_)) => tokio::task::yield_now().await,
             Err(error) => panic!("{error}"),
@@ -164,7 +166,7 @@ async fn a_message_that_was_handed_out_but_not_confirmed_stays() {
     drop(taken);
     changed.changed().await.unwrap();
     assert_eq!(&pop(&inbox, topic("a")).await.unwrap().payload[..], b"1");
-    // Whoever asks and goes away takes nothing with it.
+    // A caller that disconnects takes nothing.
     drop(inbox.take(None, ONE).now_or_never());
     let left = loop {
         if let Some(left) = pop(&inbox, None).await {
@@ -176,19 +178,19 @@ async fn a_message_that_was_handed_out_but_not_confirmed_stays() {
 }
 
 #[tokio::test]
-async fn a_held_message_is_seen_by_nobody_until_it_is_let_go() {
+async fn a_hidden_message_is_visible_once_its_lease_is_dropped() {
     let inbox = Inbox::in_memory(Limits::default()).unwrap();
     let Put::Stored(number) = inbox.put(message(1, "a", b"1"), true).await.unwrap() else {
         panic!("stored");
     };
     assert!(inbox.peek(None).await.unwrap().is_none());
     assert_eq!(inbox.depth().0, 1);
-    drop(inbox.held(number));
+    drop(inbox.lease(number));
     assert!(inbox.peek(topic("a")).await.unwrap().is_some());
     let Put::Stored(number) = inbox.put(message(2, "b", b"2"), true).await.unwrap() else {
         panic!("stored");
     };
-    inbox.held(number).confirm().await.unwrap();
+    inbox.lease(number).confirm().await.unwrap();
     assert_eq!(inbox.depth().0, 1);
 }
 
@@ -211,7 +213,7 @@ async fn a_full_inbox_says_so_and_takes_again_when_there_is_room() {
     let put = inbox.put(message(4, "", b"123456"), false).await.unwrap();
     assert!(matches!(put, Put::Stored(_)));
     while pop(&inbox, None).await.is_some() {}
-    // Four ids are remembered, and the oldest goes.
+    // Four ids are remembered; the oldest is forgotten.
     inbox.put(message(5, "", b""), false).await.unwrap();
     let old = inbox.put(message(2, "", b""), false).await.unwrap();
     assert_eq!(old, Put::Duplicate);
@@ -222,7 +224,7 @@ async fn a_full_inbox_says_so_and_takes_again_when_there_is_room() {
 #[tokio::test]
 async fn many_messages_share_a_sync() {
     let directory = tempfile::tempdir().unwrap();
-    let (inbox, _) = Inbox::open(&held(directory.path()), Limits::default()).unwrap();
+    let (inbox, _) = Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();
     let mut numbers = Vec::new();
     // What comes while a sync is under way shares the next one. Where this thread is kept from running, a fast disk
     // may be done with each before the next comes, so it is tried more than once.
@@ -327,7 +329,7 @@ async fn ids_of_one_sender_survive_a_flood_of_another_and_a_restart() {
         ..message(id, "t", b"x")
     };
     {
-        let (inbox, _) = Inbox::open(&held(directory.path()), limits).unwrap();
+        let (inbox, _) = Inbox::open(&directory_of(directory.path()), limits).unwrap();
         for round in 0..40 {
             // The first batch is of both.
             let all = inbox.put_all((25 * round..25 * (round + 1)).map(of).collect(), false);

@@ -1,70 +1,31 @@
-//! The thread of the inbox: takes what waits, commits once, answers.
+//! The worker of the inbox: does the jobs that wait in one transaction, then answers them.
 
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use hyphae_bus::{Inbound, Room, Topic};
 use hyphae_files::Directory;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::batch::{Batch, Loaded, Placed, Removal, Write};
 use super::damage::move_aside;
+use super::error::{InboxError, PutError};
 use super::index::Index;
+use super::job::{Done, Job, JobQueue, Lease, Query, Taken, Update, Work};
 use super::reader::Reader;
 use super::record::Head;
 use super::store::Store;
-use super::{
-    Depth, Found, InboxError, Lease, Limits, Listing, MessageNumber, Put, PutError, Taken, path_in,
-};
+use super::types::{Depth, Found, Limits, MessageNumber, Put, path_in};
 
 /// Jobs of one transaction.
 const BATCH_JOBS: usize = 1024;
 /// Bytes of one transaction, unless one message has more.
 const BATCH_BYTES: usize = 32 << 20;
-/// How soon a store that failed is opened again.
+/// Time after which a store that failed is opened again.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
 
-type Done<T> = oneshot::Sender<T>;
-
-/// Something asked of the inbox.
-#[derive(Debug)]
-pub(super) enum Job {
-    Put {
-        messages: Vec<Inbound>,
-        held: bool,
-        /// An answer for each.
-        done: Done<Vec<Result<Put, PutError>>>,
-    },
-    Confirm {
-        numbers: Vec<MessageNumber>,
-        done: Done<Result<(), InboxError>>,
-    },
-    Release(Vec<MessageNumber>),
-    Take {
-        topic: Option<Topic>,
-        /// As many as fit, but one at least.
-        most: Room,
-        /// That they are handed out is on disk before anybody has them.
-        recorded: bool,
-        /// For the lease: an answer that nobody picks up lets the message go.
-        jobs: Desk,
-        done: Done<Result<Option<Taken>, InboxError>>,
-    },
-    Peek {
-        topic: Option<Topic>,
-        done: Done<Result<Option<Inbound>, InboxError>>,
-    },
-    List {
-        topic: Option<Topic>,
-        after: MessageNumber,
-        count: usize,
-        done: Done<Listing>,
-    },
-}
-
-/// Messages to hand out.
+/// Messages that were chosen for a caller.
 #[derive(Default)]
 struct Picked {
     messages: Vec<Inbound>,
@@ -72,74 +33,50 @@ struct Picked {
     deliveries: Vec<u32>,
 }
 
-/// The same, and who waits for them.
-struct Handing {
-    found: Picked,
+/// Chosen messages whose delivery count is yet to be written, and their caller.
+struct PendingDelivery {
+    picked: Picked,
     recorded: bool,
-    jobs: Desk,
+    queue: JobQueue,
     done: Done<Result<Option<Taken>, InboxError>>,
-}
-
-/// Where jobs are handed in.
-#[derive(Clone)]
-pub(super) enum Desk {
-    /// To the thread of the worker.
-    Thread(mpsc::Sender<Job>),
-    /// Done at once. Whoever hands one in holds what the answer comes by, so nothing that is left of an
-    /// answer is dropped, and handed in again, while the worker is at work.
-    Here(Arc<Mutex<Worker>>),
-}
-
-impl Desk {
-    /// A thread for a worker.
-    pub(super) fn apart(path: PathBuf, worker: Worker) -> Result<Self, InboxError> {
-        let (jobs, queue) = mpsc::channel();
-        std::thread::Builder::new()
-            .name("inbox".to_owned())
-            .spawn(move || worker.run(&queue))
-            .map_err(|source| InboxError::Io {
-                path,
-                source,
-                hint: "; no thread for it",
-            })?;
-        Ok(Self::Thread(jobs))
-    }
-
-    /// Has a job done. An inbox that is closed drops it, which is what its answer then says.
-    pub(super) fn send(&self, job: Job) {
-        match self {
-            Self::Thread(jobs) => {
-                let _ = jobs.send(job);
-            }
-            Self::Here(worker) => {
-                if let Ok(mut worker) = worker.lock() {
-                    worker.work(vec![job]);
-                }
-            }
-        }
-    }
-}
-
-impl std::fmt::Debug for Desk {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Thread(_) => "Thread",
-            Self::Here(_) => "Here",
-        })
-    }
 }
 
 pub(super) struct Worker {
     directory: Option<Directory>,
     limits: Limits,
-    /// `None` after a failed write: what the file holds is then not known until it is read again.
+    /// `None` after a failed write: the content of the file is then unknown until it is read again.
     store: Option<Store>,
-    /// When it failed.
+    /// Time of the last failure.
     failed: Instant,
     index: Index,
     next: u64,
     depth: Arc<Depth>,
     changes: watch::Sender<u64>,
+}
+
+impl Work for Worker {
+    fn work(&mut self, jobs: Vec<Job>) {
+        // A failed store is opened before the batch or not at all: the steps below share one index. Jobs that need the
+        // store report the error.
+        let _ = self.store();
+        let mut changed = false;
+        let (mut writing, mut queries) = (Writing::default(), Vec::new());
+        for job in jobs {
+            match job {
+                Job::Update(update) => changed |= self.collect(update, &mut writing),
+                Job::Query(query) => queries.push(query),
+            }
+        }
+        changed |= self.write(writing);
+        let mut deliveries = Vec::new();
+        for query in queries {
+            self.answer(query, &mut deliveries);
+        }
+        changed |= self.deliver(deliveries);
+        if changed {
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
 }
 
 impl Worker {
@@ -183,7 +120,7 @@ impl Worker {
         Ok((worker, found))
     }
 
-    /// Works until every handle is gone.
+    /// Works until every handle is dropped.
     pub(super) fn run(mut self, queue: &mpsc::Receiver<Job>) {
         while let Ok(first) = queue.recv() {
             let mut bytes = weight(&first);
@@ -197,94 +134,78 @@ impl Worker {
         }
     }
 
-    fn work(&mut self, jobs: Vec<Job>) {
-        // Opened again here or not before the next: what follows counts on one index. Whoever needs it hears of it.
-        let _ = self.store();
-        let mut changed = false;
-        let (mut writing, mut reading) = (Writing::default(), Vec::new());
-        for job in jobs {
-            match job {
-                Job::Put {
-                    messages,
-                    held,
-                    done,
-                } => {
-                    let answers = messages
-                        .into_iter()
-                        .map(|message| self.put(message, held, &mut writing))
-                        .collect();
-                    writing.puts.push((answers, done));
-                }
-                Job::Confirm { numbers, done } => {
-                    let removal = |number: MessageNumber| {
-                        let entry = self.index.get(number)?;
-                        Some(Removal {
-                            number,
-                            shelf: entry.place.shelf,
-                            len: entry.head.len,
-                            recorded: entry.recorded,
-                        })
-                    };
-                    let removals = numbers.into_iter().filter_map(removal);
-                    writing.batch.removals.extend(removals);
-                    writing.confirmed.push(done);
-                }
-                Job::Release(numbers) => {
-                    for number in numbers {
-                        changed |= self.index.show(number);
-                    }
-                }
-                job @ (Job::Take { .. } | Job::Peek { .. } | Job::List { .. }) => {
-                    reading.push(job);
-                }
+    /// Adds an update to the transaction. True when a message became visible.
+    fn collect(&mut self, update: Update, writing: &mut Writing) -> bool {
+        match update {
+            Update::Put {
+                messages,
+                hidden,
+                done,
+            } => {
+                let messages = messages.into_iter();
+                let results = messages.map(|message| self.put(message, hidden, writing));
+                let results = results.collect();
+                writing.puts.push((results, done));
+                false
             }
+            Update::Confirm { numbers, done } => {
+                let removals = numbers
+                    .into_iter()
+                    .filter_map(|number| self.removal(number));
+                writing.batch.removals.extend(removals);
+                writing.confirmed.push(done);
+                false
+            }
+            Update::Release(numbers) => numbers
+                .into_iter()
+                .fold(false, |changed, number| self.index.show(number) | changed),
         }
-        changed |= self.write(writing);
-        let mut handing = Vec::new();
-        for job in reading {
-            match job {
-                Job::Take {
-                    topic,
-                    most,
+    }
+
+    fn removal(&self, number: MessageNumber) -> Option<Removal> {
+        let entry = self.index.get(number)?;
+        Some(Removal {
+            number,
+            shelf: entry.place.shelf,
+            len: entry.head.len,
+            recorded: entry.recorded,
+        })
+    }
+
+    /// Answers a query; one for messages is added to `deliveries`. Its caller may have disconnected.
+    fn answer(&mut self, query: Query, deliveries: &mut Vec<PendingDelivery>) {
+        match query {
+            // Its messages would count a delivery and return.
+            Query::Take { done, .. } if done.is_closed() => {}
+            Query::Take {
+                topic,
+                most,
+                recorded,
+                queue,
+                done,
+            } => match self.take(topic.as_ref(), most) {
+                Ok(picked) => deliveries.push(PendingDelivery {
+                    picked,
                     recorded,
-                    jobs,
+                    queue,
                     done,
-                } => match self.take(topic.as_ref(), most) {
-                    Ok(found) => handing.push(Handing {
-                        found,
-                        recorded,
-                        jobs,
-                        done,
-                    }),
-                    // As below.
-                    Err(error) => drop(done.send(Err(error))),
-                },
-                Job::List {
-                    topic,
-                    after,
-                    count,
-                    done,
-                } => {
-                    // As below.
-                    let _ = done.send(self.index.list(topic.as_ref(), after, count));
-                }
-                Job::Peek { topic, done } => {
-                    // Whoever asked may have gone.
-                    let _ = done.send(self.peek(topic.as_ref()));
-                }
-                Job::Put { .. } | Job::Confirm { .. } | Job::Release(_) => {}
-            }
-        }
-        changed |= self.hand_out(handing);
-        if changed {
-            self.changes.send_modify(|count| *count += 1);
+                }),
+                Err(error) => drop(done.send(Err(error))),
+            },
+            Query::List {
+                topic,
+                after,
+                count,
+                done,
+            } => drop(done.send(self.index.list(topic.as_ref(), after, count))),
+            Query::Peek { topic, done } => drop(done.send(self.peek(topic.as_ref()))),
         }
     }
 
     fn put(
         &mut self,
         message: Inbound,
-        held: bool,
+        hidden: bool,
         writing: &mut Writing,
     ) -> Result<Put, PutError> {
         let key = message.key();
@@ -297,7 +218,7 @@ impl Worker {
                 Err(PutError::Full)
             };
         }
-        // Taken back if it cannot be written.
+        // Undone if it cannot be written.
         if !self.index.complete(&key) {
             return Ok(Put::Duplicate);
         }
@@ -307,7 +228,7 @@ impl Worker {
             number,
             head: Head::of(&message),
             payload: message.payload,
-            held,
+            hidden,
         });
         self.next += 1;
         Ok(Put::Stored(number))
@@ -320,7 +241,7 @@ impl Worker {
         }
         writing.batch.forgotten = self.index.surplus(self.limits.completed_max);
         let result = if writing.batch.is_empty() {
-            // Only duplicates of what is on disk, or nothing that fits.
+            // Only duplicates of stored messages, or none that fits.
             Ok(Placed::default())
         } else {
             self.commit(&writing.batch)
@@ -347,15 +268,13 @@ impl Worker {
         result
     }
 
-    /// Answers those who take messages. True when a message is visible again, because what had to be on disk before
-    /// could not be written.
-    fn hand_out(&mut self, handing: Vec<Handing>) -> bool {
+    /// Delivers messages. True when a message is visible again because its delivery count could not be written.
+    fn deliver(&mut self, deliveries: Vec<PendingDelivery>) -> bool {
         let mut batch = Batch::default();
-        for of in handing.iter().filter(|of| of.recorded) {
-            let counts = of.found.deliveries.iter().copied();
-            batch
-                .deliveries
-                .extend(of.found.numbers.iter().copied().zip(counts));
+        for PendingDelivery { picked, .. } in deliveries.iter().filter(|of| of.recorded) {
+            let counts = picked.deliveries.iter().copied();
+            let counts = picked.numbers.iter().copied().zip(counts);
+            batch.deliveries.extend(counts);
         }
         let result = if batch.is_empty() {
             Ok(Placed::default())
@@ -363,32 +282,32 @@ impl Worker {
             self.commit(&batch)
         };
         let mut changed = false;
-        for of in handing {
+        for of in deliveries {
             let taken = match &result {
-                Err(error) if of.recorded && !of.found.numbers.is_empty() => {
-                    for number in of.found.numbers {
+                Err(error) if of.recorded && !of.picked.numbers.is_empty() => {
+                    for number in of.picked.numbers {
                         changed |= self.index.show(number);
                     }
                     Err(error.again())
                 }
                 Err(_) | Ok(_) => {
                     if of.recorded {
-                        for (number, count) in of.found.numbers.iter().zip(&of.found.deliveries) {
+                        for (number, count) in of.picked.numbers.iter().zip(&of.picked.deliveries) {
                             self.index.recall(*number, *count);
                         }
                     }
                     let lease = Lease {
-                        jobs: (!of.found.numbers.is_empty()).then_some(of.jobs),
-                        numbers: of.found.numbers,
+                        queue: (!of.picked.numbers.is_empty()).then_some(of.queue),
+                        numbers: of.picked.numbers,
                     };
-                    Ok((!of.found.messages.is_empty()).then_some(Taken {
-                        messages: of.found.messages,
-                        deliveries: of.found.deliveries,
+                    Ok((!of.picked.messages.is_empty()).then_some(Taken {
+                        messages: of.picked.messages,
+                        deliveries: of.picked.deliveries,
                         lease,
                     }))
                 }
             };
-            // Whoever asked may have gone; then they go back.
+            // The caller may have disconnected; then the lease returns the messages.
             let _ = of.done.send(taken);
         }
         changed
@@ -402,24 +321,24 @@ impl Worker {
         for (number, place) in placed.moved {
             self.index.relocate(number, place);
         }
-        let mut held = Vec::new();
+        let mut hidden = Vec::new();
         for (write, place) in writing.batch.writes.into_iter().zip(placed.writes) {
             let number = write.number;
-            self.index.insert(number, write.head, place, !write.held);
-            changed |= !write.held;
-            if write.held {
-                held.push(number);
+            self.index.insert(number, write.head, place, !write.hidden);
+            changed |= !write.hidden;
+            if write.hidden {
+                hidden.push(number);
             }
         }
         self.index.forget(writing.batch.forgotten);
-        // Whoever hears the answer finds the depth that belongs to it.
+        // Before the answers: a caller then reads the depth after its own message.
         self.publish();
         for (answers, done) in writing.puts {
-            // Whoever asked may have gone; then nobody decides about a held message.
+            // The caller may have disconnected; then no lease makes its hidden messages visible.
             if let Err(answers) = done.send(answers) {
                 for put in answers.into_iter().flatten() {
                     if let Put::Stored(number) = put
-                        && held.contains(&number)
+                        && hidden.contains(&number)
                     {
                         changed |= self.index.show(number);
                     }
@@ -438,7 +357,7 @@ impl Worker {
                 Ok(Put::Stored(_) | Put::Duplicate) => Err(PutError::Failed(error.again())),
                 Err(refusal) => Err(refusal),
             });
-            // Whoever asked may have gone.
+            // The caller may have disconnected.
             let _ = done.send(failed.collect());
         }
         for done in writing.confirmed {
@@ -466,7 +385,7 @@ impl Worker {
             }
             match read(&mut reader, &mut self.index, topic) {
                 Ok(Some((number, message))) => {
-                    found.deliveries.push(self.index.hand_out(number));
+                    found.deliveries.push(self.index.deliver(number));
                     most.messages = most.messages.saturating_sub(1);
                     most.bytes = most.bytes.saturating_sub(message.payload.len());
                     found.numbers.push(number);
@@ -474,7 +393,7 @@ impl Worker {
                 }
                 Ok(None) => break,
                 Err(error) if found.numbers.is_empty() => return Err(error),
-                // Whoever asks next hears of it.
+                // The next caller gets the error.
                 Err(_) => break,
             }
         }
@@ -524,10 +443,10 @@ impl Worker {
     }
 }
 
-/// What is said about messages that were put once the transaction is written, and to whom.
+/// Results of messages, sent to their caller once the transaction is written.
 type Answers = (Vec<Result<Put, PutError>>, Done<Vec<Result<Put, PutError>>>);
 
-/// What one transaction writes, and who waits for it.
+/// Content of one transaction, and the callers that wait for it.
 #[derive(Default)]
 struct Writing {
     batch: Batch,
@@ -544,16 +463,14 @@ impl Writing {
 
 fn weight(job: &Job) -> usize {
     match job {
-        Job::Put { messages, .. } => messages.iter().map(|message| message.payload.len()).sum(),
-        Job::Confirm { .. }
-        | Job::Release(_)
-        | Job::Take { .. }
-        | Job::Peek { .. }
-        | Job::List { .. } => 0,
+        Job::Update(Update::Put { messages, .. }) => {
+            messages.iter().map(|message| message.payload.len()).sum()
+        }
+        Job::Update(Update::Confirm { .. } | Update::Release(_)) | Job::Query(_) => 0,
     }
 }
 
-/// The oldest visible message whose payload is what came.
+/// The oldest visible message whose payload is intact.
 fn read(
     reader: &mut Reader<'_>,
     index: &mut Index,
@@ -563,7 +480,7 @@ fn read(
         if let Some(payload) = reader.payload(number, entry)? {
             return Ok(Some((number, entry.head.message(payload))));
         }
-        // It stays in the file, for whoever wants to look.
+        // It stays in the file, for diagnosis.
         tracing::error!(error = %reader.damaged(number), "a message is left out");
         index.hide(number);
     }
