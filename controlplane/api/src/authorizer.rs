@@ -1,9 +1,9 @@
-//! Who may call what. Every call of every listener passes here before it is dispatched.
+//! Authorization of every call of every listener, before its parameters are parsed.
 //!
-//! A caller that a listener admits is an administrator; listeners check that on their own (file mode,
-//! `SO_PEERCRED`, socket table, bearer token). Over the bus, only the keys of admin.toml are, and only for methods that
-//! match a pattern there. The caller over the bus is the key that the session has proven, never
-//! anything that a message says.
+//! A caller that a local listener admits is an administrator; listeners identify their callers (file mode,
+//! `SO_PEERCRED`, socket table, bearer token). Over the bus, administrators are the keys of admin.toml, for methods
+//! that match a pattern there. The caller over the bus is the key that the session has proven; the content of a
+//! message has no influence.
 
 pub(crate) use hyphae_bus::topics::Authority;
 use hyphae_rpc::Access;
@@ -29,7 +29,7 @@ pub(crate) enum Listener {
     Bus,
 }
 
-/// Who calls, as far as the kernel or the session proves it.
+/// Identity of a caller, as the kernel or the session proves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
     /// Listener.
@@ -78,7 +78,7 @@ impl Caller {
     }
 }
 
-/// admin.toml: the type that calls are held against is the type on disk.
+/// Content of admin.toml.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admins {
@@ -113,7 +113,7 @@ impl Admins {
     }
 }
 
-/// Whether a pattern is one.
+/// Refuses text that is not a pattern.
 pub(crate) fn check_pattern(pattern: &str) -> Result<(), Error> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-*".contains(c);
     if pattern.is_empty() || pattern.len() > PATTERN_MAX || !pattern.chars().all(fits) {
@@ -134,7 +134,7 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
         return false;
     };
     let Some(last) = pieces.next_back() else {
-        // No star at all.
+        // Without a star.
         return rest.is_empty();
     };
     for piece in pieces {
@@ -150,7 +150,7 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Tries every split: slow and obviously right.
+    /// Tries every split: slow, and simple enough to be correct by inspection.
     fn oracle(pattern: &[u8], name: &[u8]) -> bool {
         match (pattern.first(), name.first()) {
             (None, None) => true,
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_bus_is_denied_unless_key_and_method_are_listed() {
-        let (known, stranger) = (PublicKey([1; 32]), PublicKey([2; 32]));
+        let (known, unlisted) = (PublicKey([1; 32]), PublicKey([2; 32]));
         let mut admins = Admins {
             admin_pubkeys: vec![known],
             method_patterns: Vec::new(),
@@ -199,7 +199,7 @@ mod tests {
         admins.method_patterns = vec!["get*".to_owned(), "admin.*".to_owned()];
         assert_eq!(code(&admins, &Caller::bus(known), "getInfo"), None);
         assert_eq!(code(&admins, &Caller::bus(known), "addPeer"), denied);
-        assert_eq!(code(&admins, &Caller::bus(stranger), "getInfo"), denied);
+        assert_eq!(code(&admins, &Caller::bus(unlisted), "getInfo"), denied);
         assert_eq!(code(&admins, &Caller::bus(known), "admin.list"), None);
         assert_eq!(code(&admins, &Caller::bus(known), "admin.busCall"), denied);
         let local = Caller::local(Listener::Unix, 0);

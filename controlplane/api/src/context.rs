@@ -1,4 +1,4 @@
-//! What calls work with: the node task, the bus, state files, and bounds on calls that wait or are long.
+//! State of the dispatcher: clients of the node and the bus, state files, limits of waiting and long calls.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -23,9 +23,9 @@ use hyphae_proxy::outbound::Outbound;
 use hyphae_store::files::{DrainFile, PeersFile, RoutesFile};
 use hyphae_store::stored::Stored;
 
-/// Calls that wait at once.
+/// Concurrent calls that wait.
 const WAITS_MAX: usize = 1024;
-/// Long requests that are read at once: through `rpc.sock`, and through each of the others.
+/// Long requests that are read concurrently: on `rpc.sock`, and on each other listener.
 const LARGE_AT_ONCE: (usize, usize) = (4, 2);
 
 /// State files that calls change.
@@ -42,7 +42,7 @@ pub struct Files {
     pub drain: Stored<DrainFile>,
 }
 
-/// What the dispatcher is made of.
+/// Parts of a [`Dispatcher`].
 pub struct Parts {
     /// The node.
     pub node: NodeClient,
@@ -52,15 +52,15 @@ pub struct Parts {
     pub files: Files,
     /// Settings in force.
     pub configuration: Configuration,
-    /// This node.
+    /// Key of this node.
     pub key: PublicKey,
-    /// Makes outbound sockets.
+    /// Outbound sockets.
     pub sockets: Outbound<bus::Client>,
     /// Whether `admin.busCall` is offered.
     pub bus_call: bool,
     /// Check of the sockets that callers name.
     pub gate: Gate,
-    /// Whether `node.shutdown` is offered, or else how the node is stopped.
+    /// Whether `node.shutdown` is offered, or else the way to stop the node, for the error.
     pub shutdown: Result<(), String>,
 }
 
@@ -71,7 +71,7 @@ pub struct Dispatcher {
     pub(super) files: Files,
     pub(super) configuration: tokio::sync::Mutex<Configuration>,
     pub(super) key: PublicKey,
-    /// Address and key of this node as text: every message that is taken out shows them.
+    /// Address and key of this node as text, part of every delivered message.
     pub(super) shown: (String, String),
     /// When the control plane started, seconds since 1970.
     pub(super) started_unix: u64,
@@ -88,7 +88,7 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// A dispatcher that works with these parts.
+    /// A dispatcher of these parts.
     pub fn new(parts: Parts, latency: CallLatency) -> Self {
         Self {
             node: parts.node,
@@ -127,7 +127,7 @@ impl Dispatcher {
         self.node.ask(request).await.map_err(internal)
     }
 
-    /// Room for one more call that waits.
+    /// Permit of a call that waits.
     pub(super) fn wait(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.waits.try_acquire().map_err(|_| {
             let message = format!("{WAITS_MAX} calls wait already; try again later");
@@ -139,12 +139,12 @@ impl Dispatcher {
         &self.bus
     }
 
-    /// Memory for long payloads.
+    /// Buffers for long payloads.
     pub(crate) fn pool(&self) -> &Pool {
         self.bus.pool()
     }
 
-    /// Room for one more long request through a listener; waits for it.
+    /// Waits for the permit of a long request of a listener.
     pub(crate) async fn room_for_large(&self, listener: Listener) -> Option<OwnedSemaphorePermit> {
         let (_, room) = self.large.iter().find(|(it, _)| *it == listener)?;
         // Never closed.

@@ -1,9 +1,9 @@
-//! Disconnects of callers. They end the waits of a caller, for messages, replies and room, and nothing else: a change
-//! completes.
+//! Disconnects of callers. A disconnect cancels the waits of a caller, for messages, replies and room; changes
+//! complete.
 
 use tokio::sync::watch;
 
-/// Held while the caller is connected; dropped or closed, the caller has disconnected.
+/// Guard of a connected caller. Dropping or closing it signals the disconnect.
 pub(crate) struct Connected(watch::Sender<bool>);
 
 impl Connected {

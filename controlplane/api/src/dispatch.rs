@@ -7,8 +7,7 @@
 //!  bus    ┘
 //! ```
 //!
-//! Nothing here holds a lock while a call waits, so a waiting call delays no other one; how many
-//! may wait at once is bounded.
+//! No lock is held while a call waits: it delays no other call. The number of waiting calls is bounded.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -24,7 +23,7 @@ use super::error::internal;
 use super::params::{Attached, Incoming};
 use super::reply::{Outcome, Reply};
 
-/// How often a denial is logged.
+/// Interval of log lines about denials.
 const LOG_DENIED_EVERY: Duration = Duration::from_secs(1);
 
 impl Dispatcher {
@@ -35,8 +34,8 @@ impl Dispatcher {
 
     /// Answers a call. `attach`: payloads may follow its result.
     ///
-    /// If this future is dropped, waits end with it; a durable change completes in a task of its own, so that memory
-    /// and disk stay the same.
+    /// Dropping the future cancels waits. A durable change completes in a task of its own, so that memory and disk
+    /// agree.
     pub(crate) async fn call(
         self: &Arc<Self>,
         caller: &Caller,
@@ -95,8 +94,7 @@ impl Dispatcher {
         results
     }
 
-    /// Counts calls for metrics. Names that are not methods share one label, and so do unlisted codes: both are
-    /// the choice of others.
+    /// Counts calls for metrics. Unknown methods share one label, and so do unlisted codes: callers choose both.
     fn note(&self, method: &str, error: Option<i64>, started: Instant, calls: usize) {
         let method = hyphae_rpc::find(method).map_or("unknown", |method| method.name);
         let listed = |code: i64| (!code::gloss(code).is_empty()).then_some(code);
@@ -169,7 +167,7 @@ impl Dispatcher {
         result.map(Reply::from)
     }
 
-    /// Logs a sample of denials, which callers cause as often as they like; the metrics count all.
+    /// Logs a sample of denials, whose rate callers choose; metrics count all.
     fn log_denied(&self, caller: &Caller, method: &str, denied: &Error) {
         let now = Instant::now();
         let mut last = self

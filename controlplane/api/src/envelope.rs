@@ -1,7 +1,7 @@
-//! From the bytes of a request to the bytes of its answer: single calls, batches, notifications.
+//! Decoding of requests and encoding of answers: single calls, batches, notifications.
 //!
-//! Calls are read without building a tree of the whole request, and a request longer than
-//! [`SMALL_MAX`] has to be one message to send: 96 MiB of anything else would be expensive to hold.
+//! A request is decoded without a tree of values. One longer than [`SMALL_MAX`] must be a single message to send, which
+//! bounds the memory of others.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use super::params::{Attached, Incoming};
 use super::reply::Reply;
 use hyphae_node::Delivery;
 
-/// Longest request that is not one message.
+/// Longest request other than a single message, bytes.
 pub(crate) const SMALL_MAX: usize = 1 << 20;
-/// Longest request: a message of 64 MiB in base64, and what surrounds it.
+/// Longest request, bytes: a message of 64 MiB in base64, and its envelope.
 pub(crate) const LARGE_MAX: usize = 96 << 20;
-/// Calls of one batch.
+/// Most calls of a batch.
 const BATCH_MAX: usize = 1000;
-/// Bytes of answers after which the calls of a batch that follow are not made.
+/// Bytes of answers after which the remaining calls of a batch are refused.
 const BATCH_ANSWER_BYTES: usize = 4 << 20;
-/// Calls of one batch that wait at once.
+/// Concurrent waiting calls of a batch.
 const BATCH_WAITS: usize = 64;
 
 #[derive(Deserialize)]
@@ -48,7 +48,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
     Value::deserialize(deserializer).map(Some)
 }
 
-/// The answer to a call, as [`hyphae_rpc::Response`] with a result that is text already.
+/// The answer to a call: [`hyphae_rpc::Response`] with an encoded result.
 #[derive(Serialize)]
 struct Response {
     jsonrpc: &'static str,
@@ -59,7 +59,7 @@ struct Response {
     id: Value,
     #[serde(skip)]
     attached: Vec<Bytes>,
-    /// What the result hands out.
+    /// Messages in the result.
     #[serde(skip)]
     delivery: Option<Delivery>,
 }
@@ -103,29 +103,29 @@ impl Item {
         self.call.may_wait()
     }
 
-    /// A short message to send, of which no reply is waited for.
+    /// A short message to send, without a wait.
     fn is_push(&self) -> bool {
         matches!(&self.call.call, Ok(Call::PushMessage(params)) if !params.may_wait())
     }
 }
 
-/// A request, read; the bytes that it was read from may go.
+/// A decoded request, which owns its content.
 pub(crate) struct Parsed {
     shape: Shape,
-    /// Whether the caller can read what is attached to an answer.
+    /// Whether the caller accepts bytes attached to an answer.
     attaches: bool,
 }
 
 /// The answer to a request.
 pub(crate) struct Answer {
     pub(crate) json: Vec<u8>,
-    /// Bytes that follow it.
+    /// Bytes that follow the JSON.
     pub(crate) attached: Vec<Bytes>,
     /// Messages that it delivers. They return to the inbox unless [`delivered`] is called.
     pub(crate) deliveries: Vec<Delivery>,
 }
 
-/// The answer that hands these out was written.
+/// Completes deliveries after their answer was written.
 pub(crate) async fn delivered(deliveries: Vec<Delivery>) {
     for delivery in deliveries {
         delivery.written().await;
@@ -156,7 +156,7 @@ impl Parsed {
         }
     }
 
-    /// Reads a request with what is attached to it; its answer may have something attached, too.
+    /// Reads a request with attached bytes; its answer may have some too.
     pub(crate) fn with(body: &[u8], attached: Attached, authorize: Authorize<'_>) -> Self {
         Self {
             shape: Shape::new(body, attached, authorize),
@@ -164,8 +164,8 @@ impl Parsed {
         }
     }
 
-    /// Makes the calls; `None` for notifications only, and when the caller has disconnected. That ends waits; all
-    /// other calls complete.
+    /// Makes the calls. `None` if all are notifications, or the caller has disconnected, which cancels waits; other
+    /// calls complete.
     pub(crate) async fn answer(
         self,
         to: &Arc<Dispatcher>,
@@ -236,8 +236,7 @@ impl Shape {
     }
 }
 
-/// Calls of a batch are made in order, but one that may wait does not keep the others waiting. Other
-/// tasks run between them.
+/// Makes the calls of a batch in order; one that may wait runs beside the others. Other tasks run between them.
 async fn answer_batch(
     to: &Arc<Dispatcher>,
     caller: &Caller,
@@ -249,7 +248,7 @@ async fn answer_batch(
     let mut calls = calls.into_iter().peekable();
     while let Some(call) = calls.next() {
         if answers.bytes > BATCH_ANSWER_BYTES {
-            // Not made: what it takes out or changes stays as it is.
+            // Refused without an effect.
             answers.add(match call {
                 Ok(call) => call.id.map(|id| Response::new(id, Err(over_answer()))),
                 Err(error) => Some(Response::new(Value::Null, Err(error))),
@@ -292,7 +291,7 @@ async fn answer_batch(
 #[derive(Default)]
 struct Answers {
     responses: Vec<Option<Response>>,
-    /// Of their results.
+    /// Total length of their results.
     bytes: usize,
 }
 
@@ -302,7 +301,7 @@ impl Answers {
         self.responses.push(response);
     }
 
-    /// The place of an answer that comes later.
+    /// Reserves the place of a later answer.
     fn reserve(&mut self) -> usize {
         self.responses.push(None);
         self.responses.len() - 1
@@ -324,12 +323,12 @@ fn over_answer() -> Error {
     Error::new(code::BUSY, message).with_kind("batch_answer_limit")
 }
 
-/// The answer to a request that was not even read.
+/// The answer to a request that was not decoded.
 pub(crate) fn refusal(error: Error) -> Vec<u8> {
     text(serde_json::to_vec(&Response::new(Value::Null, Err(error))))
 }
 
-/// Longer than any request may be.
+/// Error for a request over [`LARGE_MAX`].
 pub(crate) fn over_limit() -> Error {
     let message = format!(
         "the request is longer than {} MiB; a message has at most 64 MiB",
@@ -396,7 +395,7 @@ fn read_call(
     })
 }
 
-/// Messages to send that follow each other go to the engine together.
+/// Sends consecutive messages of a batch with one request to the engine.
 async fn push_all(
     to: &Arc<Dispatcher>,
     caller: &Caller,
@@ -416,7 +415,7 @@ async fn push_all(
         .collect()
 }
 
-/// `None` for a notification, and when its caller went while it waited.
+/// `None` for a notification, and when the caller has disconnected during a wait.
 async fn answer_call(
     to: &Arc<Dispatcher>,
     caller: &Caller,
@@ -446,7 +445,7 @@ async fn make_call(
     Item { call, id }: Item,
 ) -> Option<Response> {
     if id.is_none() && call.delivers() {
-        // Nobody would have the messages.
+        // Without an answer the messages would be lost.
         return None;
     }
     let result = to.call(caller, call, attaches).await;
@@ -454,7 +453,7 @@ async fn make_call(
 }
 
 fn text(json: serde_json::Result<Vec<u8>>) -> Vec<u8> {
-    // Responses have string keys and finite numbers: there is nothing that JSON cannot say.
+    // Encoding does not fail: responses have string keys and finite numbers.
     json.unwrap_or_else(|error| {
         tracing::error!(%error, "a response was not written");
         Vec::new()

@@ -1,4 +1,4 @@
-//! Errors of the control plane as errors of calls: the only place that gives them codes.
+//! Map from errors of the control plane to errors of calls: the only place with their codes.
 
 use std::fmt::Display;
 
@@ -11,12 +11,12 @@ use hyphae_store::stored::CommitError;
 use hyphae_node::BusError;
 use hyphae_node::request::{NoAnswer, PeerError};
 
-/// A failure of the node itself.
+/// An internal failure.
 pub(super) fn internal(error: impl Display) -> Error {
     Error::new(code::INTERNAL, error.to_string())
 }
 
-/// Parameters that are of the right types and out of bounds.
+/// Parameters of the right types, out of bounds.
 pub(super) fn invalid(message: impl Display) -> Error {
     Error::new(code::INVALID_PARAMS, message.to_string())
 }
@@ -80,7 +80,7 @@ pub(super) fn bus(error: BusError) -> Error {
     Error::new(code, error.to_string())
 }
 
-/// The message arrived, and the server that its topic leads to gave no answer.
+/// The message was delivered, and the server behind its topic did not answer.
 pub(super) fn unanswered(id: MessageId, failure: ReplyFailure) -> Error {
     let (kind, what) = match failure {
         ReplyFailure::Unanswered => ("unanswered", "no server of the other node answered it"),
@@ -98,7 +98,7 @@ pub(super) fn undelivered(id: MessageId, reason: AbortReason) -> Error {
     Error::new(code::PUSH_REFUSED, message).with_kind(reason.name())
 }
 
-/// The reserved topic, where it may not be used.
+/// Use of the reserved topic.
 pub(super) fn reserved(code: i64) -> Error {
     let message = format!(
         "{} is reserved for administration over the bus",
@@ -120,7 +120,7 @@ pub(super) fn bind_failed(cause: impl Display) -> Error {
     error
 }
 
-/// A change over the bus after which nobody could administer this node over the bus.
+/// A change over the bus that would remove the last administrator over the bus.
 pub(super) fn lock_out(message: &str) -> Error {
     Error::new(code::DENIED, message).with_kind("lock_out")
 }

@@ -1,5 +1,5 @@
-//! RPC of a node: listeners, and the methods behind one [`Dispatcher`]. The only package of the control plane that
-//! knows JSON-RPC, HTTP and codes of errors.
+//! RPC of a node: [`Listeners`], and the methods behind one [`Dispatcher`]. The only package of the control plane with
+//! JSON-RPC, HTTP and error codes.
 //!
 //! | listener | protocol | callers |
 //! |---|---|---|
@@ -34,7 +34,7 @@ pub use context::{Dispatcher, Files, Parts};
 pub use listeners::{ListenError, Listeners, SOCKET_NAME, SocketFile, raise_descriptor_limit};
 pub use reloader::{Configuration, Reloader};
 
-/// Parsers of foreign input, for the fuzz targets.
+/// Parsers of untrusted input, for the fuzz targets.
 pub mod parsers {
     pub use crate::listeners::peer_uid::{Unidentified, owner_in_answer, owner_in_table};
     pub use crate::listeners::rest::peers::{numeric, spellings};

@@ -1,4 +1,4 @@
-//! The methods, one function each: checks the parameters, does what is asked, renders the result.
+//! The methods, one function each: checks the parameters, executes the call, renders the result.
 
 mod admin;
 mod config;

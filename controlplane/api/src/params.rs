@@ -1,4 +1,4 @@
-//! Parameters of calls: what is given as text becomes values of the control plane, or an error of the call.
+//! Parameters of calls: text is parsed into values of the control plane.
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
@@ -10,23 +10,23 @@ use hyphae_rpc::message::{Error, code};
 use hyphae_rpc::{Base64, Call, method};
 use hyphae_wire::{OverlayAddress, PublicKey};
 
-/// Longest wait of a call; the client calls again.
+/// Longest wait of a call.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// Bytes that follow a request.
 #[derive(Default)]
 pub(crate) struct Attached {
     pub(crate) bytes: Bytes,
-    /// BLAKE3 of all of them, of many.
+    /// Their BLAKE3 digest, if they are long.
     pub(crate) digest: Option<Box<[u8; 32]>>,
 }
 
-/// A call as a listener has read it. An error in it is answered after its caller was authorized.
+/// A decoded call, or its error.
 pub(crate) struct Incoming {
-    /// Name of the method, which may not exist.
+    /// Name of the method, known or not.
     pub(crate) method: Cow<'static, str>,
     pub(crate) call: Result<Call, Error>,
-    /// What follows it; `pushMessages` only.
+    /// Attached bytes; `pushMessages` only.
     pub(crate) attached: Attached,
 }
 
@@ -55,7 +55,7 @@ impl Incoming {
         }
     }
 
-    /// Whether it may take long on purpose.
+    /// Whether it may wait.
     pub(crate) fn may_wait(&self) -> bool {
         self.call.as_ref().is_ok_and(Call::may_wait)
     }
@@ -76,7 +76,7 @@ impl From<Call> for Incoming {
     }
 }
 
-/// A wait of that many seconds, within bounds.
+/// A wait in seconds, bounded by [`WAIT_MAX`].
 pub(super) fn seconds(wait: u64) -> Duration {
     Duration::from_secs(wait).min(WAIT_MAX)
 }
@@ -105,7 +105,7 @@ pub(super) fn any_topic(text: &str, code: i64) -> Result<Topic, Error> {
     Topic::new(bytes.0).map_err(|e| Error::new(code, e.to_string()))
 }
 
-/// A receiver.
+/// Destination of a message.
 pub(super) fn destination(given: &method::Destination) -> Result<Destination, Error> {
     match given {
         method::Destination::Ip(ip) => overlay_address(ip).map(Destination::Address),

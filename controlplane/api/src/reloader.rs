@@ -1,4 +1,4 @@
-//! The settings in force, and how they are read again.
+//! The settings in force, and their reload.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use hyphae_wire::NetworkId;
 type Read = dyn Fn() -> Result<Settings, ConfigError> + Send + Sync;
 type SetLogLevel = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
-/// How a control plane reads its settings again; set by the program that starts it.
+/// Reads the settings of a control plane again; provided by the program that starts it.
 #[derive(Clone)]
 pub struct Reloader {
     /// Reads the file again, with the flags that the node was started with.
     pub read: Arc<Read>,
-    /// Changes the level of the log of this process.
+    /// Sets the log level of this process.
     pub set_log_level: Arc<SetLogLevel>,
-    /// Notified when a signal asks for a reload.
+    /// Notified when a signal requests a reload.
     pub asked: Arc<tokio::sync::Notify>,
 }
 
@@ -26,11 +26,11 @@ impl fmt::Debug for Reloader {
     }
 }
 
-/// The settings in force, and how they are read again.
+/// The settings in force, and their reload.
 pub struct Configuration {
     /// Settings.
     pub settings: Settings,
-    /// How they are read again.
+    /// Reads them again.
     pub reloader: Reloader,
     /// The private network that the node was started in.
     pub network: Option<NetworkId>,

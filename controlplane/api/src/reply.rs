@@ -1,5 +1,5 @@
-//! Replies: a value as JSON text, optionally with bytes that follow it. A long list becomes text on the blocking pool:
-//! handshakes and hellos would wait for it on the thread of the engines.
+//! Replies: a value as JSON text, optionally followed by bytes. A long list is rendered on the blocking pool, since
+//! rendering it on the engine thread would delay handshakes and hellos.
 
 use bytes::Bytes;
 use hyphae_rpc::message::Error;
@@ -9,18 +9,18 @@ use serde_json::value::RawValue;
 use super::error::internal;
 use hyphae_node::Delivery;
 
-/// Rows of a list that is rendered on the caller's thread.
+/// Most rows of a list that is rendered on the caller's thread.
 const INLINE_ROWS_MAX: usize = 1000;
 
-/// What a call returned, as text: a tree of values would be made only to be written out.
+/// Result of a call as JSON text, rendered without a tree of values.
 pub(crate) type Outcome = Result<Box<RawValue>, Error>;
 
 /// The reply to a call.
 pub(crate) struct Reply {
     pub(crate) result: Box<RawValue>,
-    /// Bytes that follow it.
+    /// Attached bytes.
     pub(crate) attached: Vec<Bytes>,
-    /// Messages that it delivers.
+    /// Messages in the result.
     pub(crate) delivery: Option<Delivery>,
 }
 

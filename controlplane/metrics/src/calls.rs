@@ -1,4 +1,4 @@
-//! How long calls take, by method and outcome. Kept between scrapes, unlike what the workers count.
+//! Durations of calls by method and outcome.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -16,23 +16,23 @@ pub(super) const FAMILY: Head = Head {
     labels: &["method", "code"],
     help: "Time that RPC calls took, by method and error code",
 };
-/// Upper bounds of the buckets, seconds. Waits are minutes, everything else is well below a second.
+/// Upper bounds of the buckets, seconds. Waits take minutes, other calls well below a second.
 const BUCKETS: [f64; 10] = [
     0.000_25, 0.001, 0.004, 0.016, 0.064, 0.25, 1.0, 4.0, 30.0, 300.0,
 ];
 
-/// A histogram of the time that calls took per method and code.
+/// A histogram of durations per method and code.
 #[allow(missing_debug_implementations, reason = "a recorder has none")]
 pub struct CallLatency(Mutex<Histograms>);
 
 struct Histograms {
     recorder: PrometheusRecorder,
-    /// Those in use: making one is far more work than adding to it.
+    /// Those in use: creating one costs far more than recording.
     known: BTreeMap<(&'static str, Option<i64>), Histogram>,
 }
 
 impl CallLatency {
-    /// None yet.
+    /// An empty histogram.
     ///
     /// # Errors
     /// When the bounds of the buckets are refused.
@@ -46,10 +46,10 @@ impl CallLatency {
         Ok(Self(Mutex::new(Histograms { recorder, known })))
     }
 
-    /// Counts calls that were answered alike, together. Code 0 stands for all that are not listed.
+    /// Counts calls with the same result. Code 0: a code that is not listed.
     pub fn note(&self, method: &'static str, error: Option<i64>, took: Duration, calls: usize) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Histograms { recorder, known } = &mut *kept;
+        let mut histograms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Histograms { recorder, known } = &mut *histograms;
         let histogram = known.entry((method, error)).or_insert_with(|| {
             let code = match error {
                 None => "ok".to_owned(),
@@ -66,8 +66,8 @@ impl CallLatency {
 
     /// Prometheus text.
     pub fn render(&self) -> String {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let handle = kept.recorder.handle();
+        let histograms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let handle = histograms.recorder.handle();
         handle.run_upkeep();
         handle.render()
     }

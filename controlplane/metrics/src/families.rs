@@ -1,5 +1,5 @@
-//! Every family that `/metrics` shows, declared once: name, type, labels, help, and how it is read. The reference page
-//! is made of this, and a test holds a scrape against it.
+//! Declarations of all families: name, type, labels, help, reader. The reference page is generated from them, and a
+//! test compares it with a scrape.
 
 mod bus;
 mod node;
@@ -14,7 +14,7 @@ use hyphae_node::snapshot::Snapshot;
 use hyphae_proxy::Side;
 use workers::Workers;
 
-/// What the families are read from.
+/// Source of the families.
 pub(crate) struct Source {
     pub(crate) node: Snapshot,
     /// Requests of socket proxies by side and outcome.
@@ -22,7 +22,7 @@ pub(crate) struct Source {
     pub(crate) reloads: ReloadCounts,
 }
 
-/// All but those of single peers and of calls, as text.
+/// Renders all families but those of single peers and of calls.
 pub(crate) fn render(source: &Source) -> String {
     fn all<Source>(families: &[Family<Source>], source: &Source, text: &mut String) {
         families

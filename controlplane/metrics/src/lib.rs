@@ -1,7 +1,7 @@
 //! Metrics of the control plane: every family is declared once, with the function that reads it from a snapshot of the
 //! node.
 //!
-//! Workers are not disturbed: their counters are read from the segment.
+//! Counters of the workers are read from the segment, without their help.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,7 @@ use hyphae_node::snapshot::Snapshot;
 pub use calls::CallLatency;
 pub use reloads::{ReloadCounts, Reloads, unix_seconds};
 
-/// All families but those of calls, in the text format. Takes long for thousands of peers.
+/// All families but those of calls, in the text format. Slow for thousands of peers: not for the engine thread.
 pub fn render(mut node: Snapshot, proxies: &hyphae_proxy::Stats, reloads: ReloadCounts) -> Vec<u8> {
     let per_peer = node.per_peer.take();
     let source = Source {

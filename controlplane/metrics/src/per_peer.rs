@@ -1,9 +1,8 @@
 //! The families of single peers.
 //!
-//! Of many thousand peers, what the engines know is copied as it is, in one pass of the control plane's
-//! thread; that neither sorts nor makes text. The rest is done elsewhere: choosing those that may have
-//! families, reading their traffic from the segment, writing. A recorder is not used: it makes an
-//! entry of its own for each series and sorts them again, which takes far longer than writing them.
+//! The engine thread copies the state of all peers in one pass, without sorting or rendering. A blocking thread
+//! selects the peers that have families, reads their traffic from the segment and renders the text. A recorder is not
+//! used: it makes and sorts an entry per series, which takes far longer than rendering.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -13,9 +12,9 @@ use hyphae_wire::PublicKey;
 use super::family::{Head, Kind};
 use hyphae_node::snapshot::{PeerLocation, PeerSnapshot};
 
-/// Digits of a key by which the families name it: 64 bits are short and unique.
+/// Hex digits of a key in labels: 64 bits are short and unique.
 const SHORT: usize = 16;
-/// Bytes of text that a peer takes, roughly.
+/// Bytes of text per peer, roughly.
 const TEXT: usize = 640;
 
 /// Bytes received from and sent to a peer.
@@ -49,7 +48,7 @@ pub(super) const FAMILIES: &[PeerFamily] = &[
         Kind::Gauge,
         "hyphae_peer_info",
         &["peer", "key", "name", "endpoint", "type"],
-        "Always 1; joins the short name `peer` of the other families to what is known of it",
+        "Always 1; maps the short name `peer` of the other families to the properties of the peer",
         |line, name, text| line.info(name, text),
     ),
     family(
@@ -75,7 +74,7 @@ pub(super) const FAMILIES: &[PeerFamily] = &[
         Kind::Gauge,
         "hyphae_peer_loss_ratio",
         &["peer"],
-        "Share of probes that stayed unanswered lately",
+        "Share of recent probes without an answer",
         |line, name, text| {
             if let Some(loss) = line.peer.loss_permille {
                 line.fraction::<3>(name, loss.into(), text);
@@ -86,19 +85,19 @@ pub(super) const FAMILIES: &[PeerFamily] = &[
         Kind::Counter,
         "hyphae_peer_receive_bytes_total",
         &["peer"],
-        "Bytes of frames received from it",
+        "Bytes of frames received from the peer",
         |line, name, text| line.whole(name, line.traffic[0], text),
     ),
     family(
         Kind::Counter,
         "hyphae_peer_transmit_bytes_total",
         &["peer"],
-        "Bytes of frames sent to it",
+        "Bytes of frames sent to the peer",
         |line, name, text| line.whole(name, line.traffic[1], text),
     ),
 ];
 
-/// The family of those that have none.
+/// The family of peers without families.
 pub(super) const LEFT_OUT: Head = Head {
     name: "hyphae_peers_left_out",
     kind: Kind::Gauge,
@@ -106,7 +105,7 @@ pub(super) const LEFT_OUT: Head = Head {
     help: "Peers that have no families of their own because metrics_peers_max is reached",
 };
 
-/// Writes the families of `peers_max` of the peers: others only where those that are up leave room.
+/// Writes the families of `peers_max` peers, those that are up first.
 pub(crate) fn render(
     peers: &mut Vec<PeerSnapshot>,
     peers_max: usize,
@@ -114,8 +113,8 @@ pub(crate) fn render(
     text: &mut Vec<u8>,
 ) {
     // Two entries with one key, neither connected, are one peer.
-    let mut looked_for = BTreeSet::new();
-    peers.retain(|peer| peer.number.is_some() || looked_for.insert(peer.key));
+    let mut unconnected = BTreeSet::new();
+    peers.retain(|peer| peer.number.is_some() || unconnected.insert(peer.key));
     let left_out = peers.len().saturating_sub(peers_max);
     if left_out > 0 {
         peers.select_nth_unstable_by_key(peers_max, |peer| (!peer.alive, peer.key));
@@ -164,14 +163,14 @@ impl Line<'_> {
         text.extend_from_slice(&self.short);
     }
 
-    /// A line with a whole number.
+    /// A line with an integer.
     fn whole(&self, name: &str, value: u64, text: &mut Vec<u8>) {
         self.start(name, text);
         decimal(text, value);
         text.push(b'\n');
     }
 
-    /// A line with a number of which the last `DIGITS` digits stand behind the point.
+    /// A line with a number of `DIGITS` decimal places.
     fn fraction<const DIGITS: usize>(&self, name: &str, value: u64, text: &mut Vec<u8>) {
         self.start(name, text);
         fraction::<DIGITS>(text, value);
@@ -217,7 +216,7 @@ fn short(key: &PublicKey) -> [u8; SHORT] {
     text
 }
 
-/// A whole number: what formatting does is a good part of the time that ten thousand take.
+/// An integer. Formatting would take a large part of the time for ten thousand peers.
 fn decimal(text: &mut Vec<u8>, mut value: u64) {
     let (mut digits, mut at) = ([0; 20], 20);
     loop {
@@ -231,7 +230,7 @@ fn decimal(text: &mut Vec<u8>, mut value: u64) {
     text.extend_from_slice(&digits[at..]);
 }
 
-/// A number of which the last `DIGITS` digits stand behind the point.
+/// A number of `DIGITS` decimal places.
 fn fraction<const DIGITS: usize>(text: &mut Vec<u8>, value: u64) {
     let mut rest = value;
     let mut digits = [0; DIGITS];

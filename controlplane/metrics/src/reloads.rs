@@ -11,7 +11,7 @@ pub struct Reloads {
     last_unix: AtomicU64,
 }
 
-/// Reloads done and refused, and when the last was done, seconds since 1970.
+/// Reloads done and refused, and the time of the last one done, seconds since 1970.
 pub type ReloadCounts = (u64, u64, u64);
 
 impl Default for Reloads {
@@ -21,7 +21,7 @@ impl Default for Reloads {
 }
 
 impl Reloads {
-    /// The start counts as the first success of its kind, as what is in force is from then.
+    /// The start counts as the first success: the settings in force are from then.
     pub fn new() -> Self {
         Self {
             done: AtomicU64::new(0),

@@ -1,5 +1,4 @@
-//! The reference page, and the names in it. That real nodes move the numbers is tested in
-//! tests/netns.
+//! Covers the reference page and its names. Values of real nodes are tested in tests/netns.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -20,8 +19,8 @@ fn page() -> String {
         "# Metrics\n\n\
          All that `/metrics` shows, in the order of its sections. This page is generated from the declarations in\n\
          `controlplane/metrics/src/families`: `HYPHAE_WRITE_METRICS=1 cargo test -p hyphae-metrics`.\n\n\
-         Counters start over when the process that counts starts anew: those of the workers with the dataplane, all\n\
-         others with the control plane. `worker` is the number of a worker, from 0.\n",
+         Counters restart with their process: those of the workers with the dataplane, all others with the control\n\
+         plane. `worker` is the number of a worker, from 0.\n",
     );
     for (title, families) in sections() {
         let _ = write!(
@@ -90,7 +89,7 @@ fn names_follow_the_rules() {
     }
 }
 
-/// What is installed around a node asks for families that there are, by the names that their kind has.
+/// Dashboards and alerts use existing families, with the suffixes of their types.
 #[test]
 fn the_dashboard_and_the_alerts_ask_for_what_is_declared() {
     let known: BTreeSet<String> = sections()
@@ -141,8 +140,7 @@ fn peer(n: u32) -> PeerSnapshot {
     }
 }
 
-/// Each series once, under its family, in the text format; and how long it takes, for whoever wants to
-/// know (`--nocapture`).
+/// Each series once, under its family, in the text format. Prints the duration (`--nocapture`).
 #[test]
 fn ten_thousand_peers_have_families_of_their_own() {
     const PEERS: usize = 10_000;

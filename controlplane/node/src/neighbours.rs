@@ -266,7 +266,7 @@ mod tests {
         let (step, gone) = neighbours.note(START + SECOND * 3, own, newcomer, connected);
         assert!(step == Step::Dial && gone.is_some());
         assert!((0..10).all(|n| neighbours.knows(&key(1, n))));
-        // And nobody gives way when all are connected.
+        // None is evicted while all are connected.
         let (step, _) = neighbours.note(START, own, (key(4, 0), at(7, 7)), |_| true);
         assert_eq!(step, Step::None);
     }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::views::{PacketCounts, PeerView, RouteView, SearchView, StaticRouteView, StatusView};
 
-/// Where a reply goes.
+/// Channel of a reply.
 pub type Reply<T> = oneshot::Sender<T>;
 
 /// A request of another task. Changes of peers and routes are on disk when they are requested.
@@ -36,7 +36,7 @@ pub enum Request {
     SelectedRoutes(Reply<Vec<RouteView>>),
     /// Routes that could be used and are not.
     FallbackRoutes(Reply<Vec<RouteView>>),
-    /// Subnets that a route or session is being looked for.
+    /// Subnets for which a route or session is being searched.
     Searches(Reply<Vec<SearchView>>),
     /// Static routes, in use or not.
     StaticRoutes(Reply<Vec<StaticRouteView>>),

@@ -71,7 +71,7 @@ pub struct RouteView {
     pub origin: RouteSource,
 }
 
-/// An address that a route or session is being looked for, and for how long still.
+/// An address for which a route or session is being searched, and the time left.
 pub struct SearchView {
     pub address: OverlayAddress,
     pub remaining: Duration,

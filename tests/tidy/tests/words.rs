@@ -35,19 +35,13 @@ const REPLACED: &[(&str, &str)] = &[
 
 /// Paths below which some of them are still to be replaced, with the words. Rows shrink, and none is added.
 const REMAINING: &[(&str, &[&str])] = &[
-    ("controlplane/api/", &["stranger"]),
     ("controlplane/host/", &["anew"]),
-    ("controlplane/metrics/", &["anew"]),
     (
         "controlplane/overlay/",
         &["anew", "knock", "patience", "strangers"],
     ),
     ("controlplane/proxy/", &["courier", "patience", "stranger"]),
     ("controlplane/routing/", &["anew"]),
-    (
-        "controlplane/store/",
-        &["hand_out", "let_go", "patience", "whoever asked"],
-    ),
     ("dataplane/daemon/", &["anew", "knocks", "patience"]),
     (
         "dataplane/driver/",
@@ -57,8 +51,7 @@ const REMAINING: &[(&str, &[&str])] = &[
         "dataplane/forward/",
         &["anew", "door", "in vain", "let_go", "stranger", "strangers"],
     ),
-    ("docs/internals/", &["anew", "strangers"]),
-    ("docs/metrics.md", &["anew"]),
+    ("docs/internals/", &["strangers"]),
     ("proto/files/", &["anew"]),
     ("proto/shm/", &["farewell"]),
     ("proto/wire/", &["strangers"]),

@@ -1,5 +1,5 @@
-//! The listener for other nodes: messages on the reserved topic `mycelium.admin` are JSON-RPC requests, and
-//! their replies the responses. Who calls is the key that the message's session has proven.
+//! Listener for other nodes: messages on the reserved topic `mycelium.admin` are JSON-RPC requests, their replies the
+//! responses. The caller is the key that the session has proven.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::context::Dispatcher;
 use crate::disconnect::Disconnect;
 use crate::envelope::{Parsed, SMALL_MAX, delivered, refusal};
 
-/// Calls of other nodes that are answered at once.
+/// Calls of other nodes that are answered concurrently.
 const AT_ONCE: usize = 64;
 
-/// Answers calls of other nodes, each by a reply to the message that it came in.
+/// Answers calls of other nodes, each by a reply to its message.
 pub(super) async fn answer_remote_calls(
     mut calls: mpsc::Receiver<Inbound>,
     dispatcher: Arc<Dispatcher>,
@@ -45,7 +45,7 @@ async fn answer(dispatcher: &Arc<Dispatcher>, inbound: Inbound) {
         });
         call.answer(dispatcher, &caller, &Disconnect::never()).await
     };
-    // Notifications get none.
+    // Notifications have no answer.
     let Some(answer) = answer else { return };
     let reply = Outgoing {
         destination: Destination::Key(inbound.source_key),

@@ -1,20 +1,16 @@
-//! Connections of a listener: how many, for whom, and how long they may keep silent.
+//! Limits of connections, per listener and holder.
 //!
-//! | held by | slots |
+//! | holder | slots |
 //! |---|---|
 //! | root and the node's own user | half of the listener's |
 //! | other users, each; holders of the token | the other half, at most half of it |
-//! | callers that have yet to present the token | at most half of the same, an eighth of that by source |
+//! | callers that have not presented the token yet | at most half of the same, an eighth of that per source |
 //!
-//! Whoever comes without proof takes the slot of the oldest such one, of the same source where that has its share. All
-//! slots of metrics are of that kind.
+//! A new unproven caller evicts the oldest one, of the same source if that has used its share. All callers of metrics
+//! are unproven. [`REFUSED_AT_ONCE`] more connections are those of callers that are being refused.
 //!
-//! | held by | slots |
-//! |---|---|
-//! | callers that are being refused | [`REFUSED_AT_ONCE`] |
-//!
-//! Descriptors of all listeners together stay below two thirds of the process's limit; `rpc.sock` has a
-//! [`Reserve`] of its own on top, for when something else has used them up.
+//! All listeners together use less than two thirds of the descriptors of the process; `rpc.sock` has a [`Reserve`]
+//! beside that, for when other parts have used them up.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,13 +26,13 @@ use tokio::sync::Notify;
 
 use crate::authorizer::Authority;
 
-/// Callers of a listener that are being refused at once.
+/// Callers of a listener that are refused concurrently.
 pub(super) const REFUSED_AT_ONCE: usize = 16;
-/// Descriptors that are set aside for `rpc.sock`.
+/// Descriptors reserved for `rpc.sock`.
 const RESERVED: usize = 16;
-/// How often failures to accept are logged.
+/// Interval of log lines about failures to accept.
 const LOG_EVERY: Duration = Duration::from_secs(10);
-/// Pause after a failure that the next attempt would meet again.
+/// Pause after a failure that an immediate retry would repeat.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Raises the soft limit of descriptors to the hard one.
@@ -61,7 +57,7 @@ pub(super) fn within_descriptors(most: usize, share: usize) -> usize {
     limit.map_or(most, |limit| most.min(limit / share)).max(4)
 }
 
-/// Whom a connection is counted for.
+/// Holder of a connection's slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Holder {
     /// Root and the node's own user.
@@ -70,14 +66,14 @@ pub(super) enum Holder {
     User(u32),
     /// A caller that has presented the token.
     Token,
-    /// A user of this host who has yet to.
+    /// A user of this host that has not presented it yet.
     UnprovenUser(u32),
-    /// A host that has yet to, or need not: its IPv4 address, or its IPv6 /64.
+    /// A source that has not presented it, or need not: IPv4 address or IPv6 /64.
     Unproven(Ipv6Addr),
 }
 
 impl Holder {
-    /// One without proof, by where it connects from.
+    /// The holder for an unproven caller at an address.
     pub(super) fn at(client: IpAddr) -> Self {
         Self::Unproven(match client.to_canonical() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
@@ -113,7 +109,7 @@ pub(super) struct Slots {
 #[derive(Debug, Default)]
 struct Used {
     by: BTreeMap<Holder, usize>,
-    /// Those without proof, oldest first, and the sender that closes each.
+    /// Unproven connections, oldest first, and the signal that closes each.
     unproven: BTreeMap<u64, (Holder, Arc<Notify>)>,
     next: u64,
 }
@@ -127,7 +123,7 @@ impl Used {
         others.map(|(_, count)| count).sum()
     }
 
-    fn give_back(&mut self, holder: Holder) {
+    fn release(&mut self, holder: Holder) {
         if let Some(count) = self.by.get_mut(&holder) {
             *count -= 1;
             if *count == 0 {
@@ -136,16 +132,16 @@ impl Used {
         }
     }
 
-    /// Tells the oldest without proof to go, of one holder or of all.
-    fn end_oldest(&mut self, of: Option<Holder>) {
+    /// Closes the oldest unproven connection, of one holder or of all.
+    fn evict_oldest(&mut self, of: Option<Holder>) {
         let mut all = self.unproven.iter();
         let oldest = all.find(|(_, (holder, _))| of.is_none_or(|of| of == *holder));
         let Some(number) = oldest.map(|(number, _)| *number) else {
             return;
         };
-        if let Some((holder, told)) = self.unproven.remove(&number) {
-            self.give_back(holder);
-            told.notify_one();
+        if let Some((holder, evicted)) = self.unproven.remove(&number) {
+            self.release(holder);
+            evicted.notify_one();
         }
     }
 }
@@ -156,30 +152,30 @@ pub(crate) struct Slot {
     slots: Slots,
     holder: Mutex<Holder>,
     number: u64,
-    told: Arc<Notify>,
+    evicted: Arc<Notify>,
 }
 
 impl Slot {
-    /// The connection has presented the token: from now on nobody without it takes its slot.
+    /// The connection has presented the token: it is not evicted any more.
     pub(super) fn prove(&self) {
         let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
         let mut used = self.slots.lock();
         let count = used.by.get(&Holder::Token).copied().unwrap_or_default();
-        // One that is being closed is not counted any more.
+        // An evicted connection is not counted.
         if !holder.is_unproven() || count >= self.slots.each_max {
             return;
         }
         if used.unproven.remove(&self.number).is_none() {
             return;
         }
-        used.give_back(*holder);
+        used.release(*holder);
         *used.by.entry(Holder::Token).or_default() += 1;
         *holder = Holder::Token;
     }
 
-    /// Somebody else takes the slot.
-    pub(super) async fn taken(&self) {
-        self.told.notified().await;
+    /// Returns when the connection is evicted.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
     }
 }
 
@@ -190,15 +186,15 @@ impl Drop for Slot {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         let mut used = self.slots.lock();
-        // The slot of one that is being closed belongs to another.
+        // The slot of an evicted connection is in use by another.
         if !holder.is_unproven() || used.unproven.remove(&self.number).is_some() {
-            used.give_back(holder);
+            used.release(holder);
         }
     }
 }
 
 impl Slots {
-    /// For callers.
+    /// Slots of a listener for calls.
     pub(super) fn new(connections: usize) -> Self {
         let half = (connections / 2).max(1);
         let quarter = (half / 2).max(1);
@@ -212,7 +208,7 @@ impl Slots {
         }
     }
 
-    /// For a listener that is open to everybody.
+    /// Slots of a listener without authorization.
     pub(super) fn open(connections: usize) -> Self {
         Self {
             used: Arc::default(),
@@ -224,16 +220,16 @@ impl Slots {
         }
     }
 
-    /// A slot, while there is one. Whoever has yet to prove something gets one in any case, of the oldest of the same
-    /// source where that has its share, or else of the oldest.
+    /// A free slot of the holder's share. An unproven holder evicts the oldest of its source at its own limit, or the
+    /// oldest of all at the limit of all.
     pub(super) fn take(&self, holder: Holder) -> Option<Slot> {
         let mut used = self.lock();
         let count = |used: &Used| used.by.get(&holder).copied().unwrap_or_default();
         if holder.is_unproven() {
             if count(&used) >= self.unproven_each_max {
-                used.end_oldest(Some(holder));
+                used.evict_oldest(Some(holder));
             } else if used.unproven.len() >= self.unproven_max {
-                used.end_oldest(None);
+                used.evict_oldest(None);
             }
         }
         let (free, each_max) = match holder {
@@ -247,17 +243,17 @@ impl Slots {
             return None;
         }
         *used.by.entry(holder).or_default() += 1;
-        let (number, told) = (used.next, Arc::new(Notify::new()));
+        let (number, evicted) = (used.next, Arc::new(Notify::new()));
         used.next += 1;
         if holder.is_unproven() {
-            used.unproven.insert(number, (holder, Arc::clone(&told)));
+            used.unproven.insert(number, (holder, Arc::clone(&evicted)));
         }
         drop(used);
         Some(Slot {
             slots: self.clone(),
             holder: Mutex::new(holder),
             number,
-            told,
+            evicted,
         })
     }
 
@@ -329,7 +325,7 @@ impl Unaccepted {
     /// `accept` failed.
     pub(super) async fn failed(&mut self, error: &io::Error) {
         self.note(error);
-        // Others are about one connection, such as one that was reset.
+        // Other errors concern one connection, such as a reset.
         let lasting = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
         let lasting = lasting.map(Errno::raw_os_error);
         if error.raw_os_error().is_none_or(|it| lasting.contains(&it)) {
@@ -350,8 +346,8 @@ mod tests {
         Holder::at(client.parse().unwrap())
     }
 
-    fn is_taken(slot: &Slot) -> bool {
-        futures_util::FutureExt::now_or_never(slot.taken()).is_some()
+    fn is_evicted(slot: &Slot) -> bool {
+        futures_util::FutureExt::now_or_never(slot.evicted()).is_some()
     }
 
     #[test]
@@ -375,9 +371,9 @@ mod tests {
         let silent: Vec<_> = (0..200)
             .map(|_| slots.take(at("192.0.2.1")).unwrap())
             .collect();
-        assert_eq!(silent.iter().filter(|slot| !is_taken(slot)).count(), 16);
+        assert_eq!(silent.iter().filter(|slot| !is_evicted(slot)).count(), 16);
         assert!(
-            silent[184..].iter().all(|slot| !is_taken(slot)),
+            silent[184..].iter().all(|slot| !is_evicted(slot)),
             "the oldest go"
         );
         let other = slots.take(at("::ffff:192.0.2.2")).unwrap();
@@ -385,13 +381,13 @@ mod tests {
         // From many networks, and many addresses of one.
         let flood = |n: u16| slots.take(at(&format!("2001:db8:0:{n:x}::1"))).unwrap();
         let flooded: Vec<_> = (0..1000).map(flood).collect();
-        assert_eq!(flooded.iter().filter(|slot| !is_taken(slot)).count(), 128);
-        assert!(!is_taken(&other), "it has presented the token");
+        assert_eq!(flooded.iter().filter(|slot| !is_evicted(slot)).count(), 128);
+        assert!(!is_evicted(&other), "it has presented the token");
         assert_eq!(at("2001:db8::1"), at("2001:db8::ffff:0:0:1"));
         assert!(slots.take(Holder::User(1)).is_some());
         let newcomer = slots.take(at("192.0.2.3")).unwrap();
         newcomer.prove();
-        assert!(!is_taken(&newcomer));
+        assert!(!is_evicted(&newcomer));
         drop((silent, flooded, other, newcomer));
         let used = slots.lock();
         assert!(used.by.is_empty() && used.unproven.is_empty());
@@ -402,9 +398,9 @@ mod tests {
         let slots = Slots::open(64);
         let take = |n: u8| slots.take(at(&format!("192.0.2.{n}"))).unwrap();
         let taken: Vec<_> = (0..8).flat_map(|n| [n; 8]).map(take).collect();
-        assert_eq!(taken.iter().filter(|slot| !is_taken(slot)).count(), 64);
+        assert_eq!(taken.iter().filter(|slot| !is_evicted(slot)).count(), 64);
         let _ninth = take(9);
-        assert_eq!(taken.iter().filter(|slot| !is_taken(slot)).count(), 63);
+        assert_eq!(taken.iter().filter(|slot| !is_evicted(slot)).count(), 63);
     }
 
     #[test]

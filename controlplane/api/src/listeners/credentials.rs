@@ -1,4 +1,4 @@
-//! Who may use `rpc.sock`: what the kernel recorded of a caller when it connected.
+//! Callers of `rpc.sock`, by the credentials that the kernel recorded at connect.
 
 use std::os::fd::AsFd;
 
@@ -9,7 +9,7 @@ use super::peer_uid::{is_overflow_gid, is_overflow_uid};
 use crate::authorizer::{Caller, Listener};
 use hyphae_config::Allowed;
 
-/// What the kernel recorded: `SO_PEERCRED` and `SO_PEERGROUPS`.
+/// `SO_PEERCRED` and `SO_PEERGROUPS`.
 #[derive(Debug)]
 struct Credentials {
     uid: u32,
@@ -17,7 +17,7 @@ struct Credentials {
     groups: Vec<u32>,
 }
 
-/// The caller at the other end, if it may use the socket, whose file is of the group `file_gid`.
+/// The peer of a connection, if it may use the socket, whose file has the group `file_gid`.
 pub(super) fn admitted(stream: &UnixStream, allowed: &Allowed, file_gid: u32) -> Option<Caller> {
     let peer = stream.peer_cred().ok()?;
     let (uid, gid) = (peer.uid(), peer.gid());
@@ -35,7 +35,7 @@ pub(super) fn admitted(stream: &UnixStream, allowed: &Allowed, file_gid: u32) ->
 
 impl Credentials {
     fn admitted(&self, us: u32, allowed: &Allowed, file_gid: u32) -> bool {
-        // The overflow numbers stand for every user and group of other user namespaces.
+        // The overflow numbers represent all users and groups of other user namespaces.
         if is_overflow_uid(self.uid) {
             return false;
         }
@@ -68,7 +68,7 @@ mod tests {
         assert!(admits(0, 1, &[]) && admits(5, 1, &[]) && admits(7, 1, &[]));
         assert!(admits(8, 50, &[]) && admits(8, 70, &[]) && admits(8, 1, &[2, 70]));
         assert!(!admits(8, 1, &[2, 3]));
-        // The kernel default; nobody changes it where tests run.
+        // The kernel default.
         assert!(is_overflow_uid(OVERFLOW) && is_overflow_gid(OVERFLOW));
         assert!(!admits(OVERFLOW, 50, &[70]));
         assert!(!admits(8, OVERFLOW, &[OVERFLOW]));

@@ -12,17 +12,17 @@ pub enum ListenError {
     /// Unix socket.
     #[error(transparent)]
     Unix(BindError),
-    /// Another node.
+    /// Another node listens.
     #[error("{0}: another node answers there; stop it or use another --socket-dir")]
     InUse(PathBuf),
     /// TCP socket.
     #[error("cannot listen on {address}: {source}; choose another address with {flag}, or 'off'")]
     Tcp {
-        /// Which.
+        /// Address.
         address: SocketAddr,
         /// The flag that sets it.
         flag: &'static str,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
 }

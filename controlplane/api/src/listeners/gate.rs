@@ -1,10 +1,10 @@
-//! What every HTTP request has to pass before a handler sees it.
+//! Checks of every HTTP request before its handler runs.
 //!
 //! | check | refused with |
 //! |---|---|
 //! | exactly one `Host`; on loopback an address or localhost, against DNS rebinding | 400, 403 |
 //! | no `Origin`, no `Sec-Fetch-Site` of another site: only browsers send them | 403 |
-//! | a body is `application/json`, which a page may not send to another site unasked | 415 |
+//! | a body is `application/json`, which a page may send to another site after a preflight only | 415 |
 //! | the connection's caller is admitted, or the request has the token | 401, 403 |
 
 use std::net::{IpAddr, SocketAddr};
@@ -22,18 +22,18 @@ use crate::authorizer::{Caller, Listener};
 use crate::envelope::refusal;
 use hyphae_store::token::Token;
 
-/// Names of hosts that a loopback listener is called by.
+/// Name of the host in requests to a loopback listener.
 const LOCALHOST: &str = "localhost";
 
-/// What is known of a connection.
+/// Admission of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
     pub(super) listener: Listener,
-    /// The caller, or why it is none.
+    /// The caller, or the cause of its refusal.
     pub(super) caller: Result<Caller, String>,
-    /// What admits otherwise.
+    /// Token that admits a refused caller.
     pub(super) token: Option<Token>,
-    /// Whose slot is safe once the token was presented.
+    /// Slot that is not evicted once the token was presented.
     pub(super) slot: Option<Arc<Slot>>,
 }
 
@@ -90,7 +90,7 @@ impl Admission {
     }
 }
 
-/// Puts the checks in front of a router; `at` is where it listens, if that is an address.
+/// Adds the checks to a router. `at`: address of the listener, if it has one.
 pub(super) fn checked(router: Router, at: Option<SocketAddr>) -> Router {
     let loopback = at.is_some_and(|at| at.ip().to_canonical().is_loopback());
     router.layer(axum::middleware::from_fn(
@@ -99,7 +99,7 @@ pub(super) fn checked(router: Router, at: Option<SocketAddr>) -> Router {
                 let close = [(header::CONNECTION, "close")];
                 return (status, close, format!("{cause}\n")).into_response();
             }
-            // Absent where everybody may read, as metrics.
+            // Absent on listeners without authorization, such as metrics.
             if let Some(admission) = request.extensions_mut().remove::<Admission>() {
                 match admission.caller(request.headers()) {
                     Ok(caller) => request.extensions_mut().insert(caller),
@@ -154,7 +154,7 @@ fn is_local_name(host: &str) -> bool {
     bare.eq_ignore_ascii_case(LOCALHOST) || bare.parse::<IpAddr>().is_ok()
 }
 
-/// Whether there is one `Content-Type`, and it is `application/json`, of UTF-8 if it says so.
+/// Whether the only `Content-Type` is `application/json`, with no charset or UTF-8.
 fn is_json(headers: &HeaderMap) -> bool {
     let mut kinds = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(kind), None) = (kinds.next(), kinds.next()) else {

@@ -22,9 +22,9 @@ use crate::envelope::{LARGE_MAX, Parsed, SMALL_MAX, delivered, over_limit, refus
 use crate::methods::document;
 use hyphae_node::Delivery;
 
-/// How long a body may take to be received.
+/// Limit of the time to receive a body.
 pub(super) const BODY_WITHIN: Duration = Duration::from_secs(120);
-/// How long it may pause meanwhile.
+/// Limit of a pause within a body.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| document().get().to_owned().into());
@@ -52,26 +52,26 @@ async fn handle(
     request: Request<Body>,
 ) -> Response {
     let parsed = match read_body(&dispatcher, caller.listener, request).await {
-        // The bytes go, and with them the permit for a long request, before anything waits.
+        // The bytes and the permit of a long request are dropped before a call waits.
         Ok((body, _permit)) => Parsed::new(&body, &|method| dispatcher.authorize(&caller, method)),
         Err(refused) => return refused.into_response(),
     };
-    // This future is dropped when the client disconnects. That ends the waits of its calls, and nothing else.
+    // This future is dropped when the client disconnects, which cancels the waits of its calls only.
     let (_connected, disconnect) = Connected::new();
     let answer =
         tokio::spawn(async move { parsed.answer(&dispatcher, &caller, &disconnect).await });
     match answer.await {
         Ok(Some(answer)) if answer.deliveries.is_empty() => (JSON, answer.json).into_response(),
-        Ok(Some(answer)) => handing_out(answer.json, answer.deliveries),
+        Ok(Some(answer)) => delivery(answer.json, answer.deliveries),
         // Notifications only.
         Ok(None) => StatusCode::NO_CONTENT.into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-/// An answer that hands out messages, which have left the inbox once it was written: its last byte is given to the
-/// connection when that has written, and freed, all before it.
-pub(crate) fn handing_out(mut json: Vec<u8>, deliveries: Vec<Delivery>) -> Response {
+/// An answer with messages, which leave the inbox once it was written: its last byte is passed to the connection when
+/// all before it was written and freed.
+pub(crate) fn delivery(mut json: Vec<u8>, deliveries: Vec<Delivery>) -> Response {
     struct Unwritten {
         bytes: Vec<u8>,
         _until: oneshot::Sender<()>,
@@ -90,7 +90,7 @@ pub(crate) fn handing_out(mut json: Vec<u8>, deliveries: Vec<Delivery>) -> Respo
     });
     let first = stream::once(async move { Ok::<_, Infallible>(bytes) });
     let last = stream::once(async move {
-        // It ends with an error, which says that the sender was dropped.
+        // Ends with an error, because the sender is dropped.
         let _ = written.await;
         tokio::spawn(delivered(deliveries));
         Ok(Bytes::from(last))
@@ -98,13 +98,13 @@ pub(crate) fn handing_out(mut json: Vec<u8>, deliveries: Vec<Delivery>) -> Respo
     (JSON, length, Body::from_stream(first.chain(last))).into_response()
 }
 
-/// A body that is not taken.
+/// A body that is refused.
 pub(crate) enum BodyRefused {
     /// Longer than [`LARGE_MAX`].
     TooLong,
-    /// It did not come whole.
+    /// It is incomplete or malformed.
     Broken(String),
-    /// Not in time.
+    /// It exceeded a time limit.
     Late(String),
 }
 
@@ -125,7 +125,7 @@ impl IntoResponse for BodyRefused {
     }
 }
 
-/// Reads a body within limits; a long one only while few others of the listener are being read.
+/// Reads a body within limits; a long one with a permit of the listener.
 pub(crate) async fn read_body(
     dispatcher: &Dispatcher,
     listener: Listener,
@@ -159,7 +159,7 @@ async fn read_frames(
         if read.len() + chunk.len() > LARGE_MAX {
             return Err(BodyRefused::TooLong);
         }
-        // Whatever its head says: only what has come is long.
+        // By received bytes: a length in the head takes no permit.
         if permit.is_none() && read.len() + chunk.len() > SMALL_MAX {
             permit = dispatcher.room_for_large(listener).await;
         }

@@ -24,7 +24,7 @@ pub(super) fn router(dispatcher: Arc<Dispatcher>, proxies: Stats) -> Router {
 }
 
 async fn scrape(State((dispatcher, proxies, turn)): State<Sources>) -> Response {
-    // One at a time: each holds the text of thousands of peers.
+    // One at a time: the text of thousands of peers takes memory.
     let turn = turn.acquire_owned().await;
     let scrape = match dispatcher.node().snapshot().await {
         Ok(scrape) => scrape,
@@ -32,7 +32,7 @@ async fn scrape(State((dispatcher, proxies, turn)): State<Sources>) -> Response 
             return (StatusCode::SERVICE_UNAVAILABLE, format!("{stopped}\n")).into_response();
         }
     };
-    // Not on the thread of the engines: hellos would wait for the text of thousands of peers.
+    // Rendering on the engine thread would delay hellos.
     let written = tokio::task::spawn_blocking(move || {
         let mut text = hyphae_metrics::render(scrape, &proxies, dispatcher.reloads());
         text.extend_from_slice(dispatcher.metrics().as_bytes());

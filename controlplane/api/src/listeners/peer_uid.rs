@@ -22,7 +22,7 @@ const NLM_F_REQUEST: u16 = 1;
 const IPPROTO_TCP: u8 = 6;
 /// `TCP_ESTABLISHED`, `TCP_FIN_WAIT1`, `TCP_FIN_WAIT2` of the kernel: open, or closed for writing only.
 const OPEN_STATES: [u8; 3] = [1, 4, 5];
-/// Of a user that has no number in this user namespace, where the kernel does not tell.
+/// Default overflow uid and gid, where the kernel does not report them.
 const OVERFLOW_DEFAULT: u32 = 65_534;
 
 /// A caller whose user is not known.
@@ -296,7 +296,7 @@ fn by_sock_diag(server: SocketAddr, client: SocketAddr) -> io::Result<Socket> {
         SocketFlags::CLOEXEC,
         Some(netlink::SOCK_DIAG),
     )?;
-    // From now on only the kernel is heard.
+    // Connected: only the kernel's answers are received.
     rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
     rustix::net::send(&socket, request.as_bytes(), SendFlags::empty())?;
     let mut buffer = [0_u8; 1024];
@@ -317,7 +317,7 @@ fn parse_answer(answer: &[u8], sequence: u32) -> io::Result<Socket> {
     Err(io::Error::from_raw_os_error(error.saturating_neg()))
 }
 
-/// Looks for the socket in the tables of the kernel that are text.
+/// Finds the socket in the text tables of the kernel.
 fn by_proc(server: SocketAddr, client: SocketAddr) -> io::Result<Socket> {
     let mut unreadable = None;
     // A client that speaks IPv4 over an IPv6 socket is in the second one.
@@ -448,7 +448,7 @@ mod tests {
             let nobody = matches!(found, Err(Unidentified::Closed | Unidentified::NoSocket));
             assert!(nobody, "{found:?}");
         }
-        // The kernel returns the listener for a client that was never there.
+        // The kernel returns the listener for a client that does not exist.
         let never = SocketAddr::new(there.ip(), server.local_addr().unwrap().port());
         for found in both(&server, never).await {
             assert!(matches!(found, Err(Unidentified::NoSocket)), "{found:?}");

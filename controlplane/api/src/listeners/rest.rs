@@ -1,11 +1,10 @@
-//! REST of the Mycelium network under `/api/v1`: its paths, shapes and status codes, over the same
-//! dispatcher, so that its command line works with this node. Proxies are not offered: there are none
-//! to list, to connect to or to stop looking for.
+//! REST of the Mycelium network under `/api/v1`: its paths, shapes and status codes over the same dispatcher, so that
+//! its command line works with this node. SOCKS proxies are not offered.
 //!
 //! | call | done | otherwise |
 //! |---|---|---|
-//! | GET | 200 | 400, 404; 204 when no message is there |
-//! | POST /messages | 201 with an id, 200 with a reply | 408 when no reply came in time |
+//! | GET | 200 | 400, 404; 204 without a message |
+//! | POST /messages | 201 with an id, 200 with a reply | 408 without a reply in time |
 //! | POST, PUT, DELETE | 201, 204 | 400, 404, 409 |
 
 pub(crate) mod peers;
@@ -32,12 +31,12 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use self::peers::{Peer, spellings};
-use super::http::{JSON, handing_out, read_body};
+use super::http::{JSON, delivery, read_body};
 use crate::authorizer::Caller;
 use crate::context::Dispatcher;
 use crate::reply::Reply;
 
-/// The node, as the caller of a request may use it.
+/// The dispatcher and the caller of a request.
 struct Api {
     dispatcher: Arc<Dispatcher>,
     caller: Caller,
@@ -59,7 +58,7 @@ impl FromRequestParts<Arc<Dispatcher>> for Api {
 
 type Answer = Result<Response, Refused>;
 
-/// A call that failed, as HTTP says it.
+/// A failed call as an HTTP status and text.
 struct Refused(StatusCode, String);
 
 impl IntoResponse for Refused {
@@ -166,7 +165,7 @@ fn tree(result: &RawValue) -> Result<Value, Refused> {
     Ok(read.map_err(|error| Error::new(code::INTERNAL, error.to_string()))?)
 }
 
-/// A result as it is: a long list is not parsed again.
+/// An unchanged result, which is not parsed again.
 async fn plain(node: Api, call: Call) -> Answer {
     let result = node.call(call).await?.result;
     Ok(raw_answer(StatusCode::OK, &result))
@@ -216,7 +215,7 @@ async fn body<T: DeserializeOwned>(node: &Api, request: Request<Body>) -> Result
     })
 }
 
-/// Takes the body of a request as `$name`, or answers why not.
+/// The parsed body of a request; answers with its error.
 macro_rules! body_or_answer {
     ($node:expr, $request:expr) => {
         match body(&$node, $request).await {
@@ -278,7 +277,7 @@ async fn pop_message(node: Api, Query(query): Query<PopQuery>) -> Answer {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let deliveries = popped.delivery.into_iter().collect();
-    Ok(handing_out(json.as_bytes().to_vec(), deliveries))
+    Ok(delivery(json.as_bytes().to_vec(), deliveries))
 }
 
 #[derive(Deserialize)]
@@ -336,7 +335,7 @@ async fn set_default_action(node: Api, request: Request<Body>) -> Answer {
     change(&node, StatusCode::NO_CONTENT, call).await
 }
 
-/// The reference takes a topic here as an array of byte values, and as base64 everywhere else.
+/// The reference implementation has a topic as an array of bytes here, and as base64 elsewhere.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum TopicBody {

@@ -1,4 +1,4 @@
-//! The file `rpc.sock`: bound at start, bound again after it was deleted, removed at the end.
+//! The file `rpc.sock`: bound at start, bound again after a deletion, removed at the end.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Takes over `rpc.sock`; a socket of ours that nobody listens on is replaced.
+    /// Binds `rpc.sock`; a stale socket of this user is replaced.
     ///
     /// # Errors
     /// When another node listens there, or it cannot be bound.
@@ -42,14 +42,14 @@ impl SocketFile {
         &self.path
     }
 
-    /// Binds the socket again after it was deleted: no caller could connect any more.
+    /// Binds the socket again after its file was deleted.
     pub(crate) fn restore(&self, allowed: &Allowed) -> Option<UnixListener> {
         let mut socket = self.lock();
         if socket.as_ref().is_some_and(Socket::exists) || self.path.symlink_metadata().is_ok() {
             return None;
         }
         let directory = self.path.parent()?;
-        // Its lock first, which the next one needs.
+        // Releases the lock file, which the new socket needs.
         *socket = None;
         let made = prepare_directory(directory).map_err(|error| error.to_string());
         let made = made
@@ -57,11 +57,11 @@ impl SocketFile {
         match made {
             Ok((made, listener)) => {
                 *socket = Some(made);
-                tracing::warn!(path = %self.path.display(), "the socket was deleted, and is there again");
+                tracing::warn!(path = %self.path.display(), "the socket was deleted and is bound again");
                 Some(listener)
             }
             Err(error) => {
-                tracing::debug!(error, "the socket was deleted and could not be made again");
+                tracing::debug!(error, "the socket was deleted and could not be bound again");
                 None
             }
         }
@@ -82,8 +82,8 @@ fn listen(directory: &Directory, allowed: &Allowed) -> Result<(Socket, UnixListe
         let path = directory.path_of(SOCKET_NAME);
         ListenError::Unix(BindError::System { path, source })
     };
-    // Those who are named have to get to the socket; then the lists decide. The other socket in
-    // this directory checks its callers too.
+    // Listed users need access to the socket file; its credentials check then applies. The other socket in this
+    // directory checks its callers too.
     let mode = if allowed.is_empty() {
         0o660
     } else {

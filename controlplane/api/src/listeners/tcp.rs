@@ -1,4 +1,4 @@
-//! HTTP/1.1 connections: accepting those over TCP, finding out who calls, time limits.
+//! TCP listeners: accepts connections, identifies their callers, serves HTTP/1.1 within time limits.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,11 +25,11 @@ use hyphae_proxy::Hangup;
 use hyphae_store::files::retry_while_busy;
 use hyphae_store::token::Token;
 
-/// How long a connection may take for a head, and be idle between requests.
+/// Limit of the time to receive a head, and of the idle time between requests.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
-/// Longest head.
+/// Longest head, bytes.
 const HEAD_MAX: usize = 32 << 10;
-/// Time in which a caller that is refused may read why.
+/// Time for a refused caller to read the answer.
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 /// Connections of a listener for RPC, and their share of the process's descriptors.
 const CONNECTIONS: (usize, usize) = (512, 8);
@@ -38,7 +38,7 @@ const METRICS_CONNECTIONS: (usize, usize) = (64, 32);
 
 /// Who may call through a TCP listener.
 pub(super) enum Access {
-    /// All callers: it is read-only.
+    /// All callers; read-only.
     Open,
     /// Local users on loopback, holders of the token everywhere.
     Callers {
@@ -51,7 +51,7 @@ pub(super) enum Access {
     },
 }
 
-/// Listens on an address. Waits on the blocking pool for one that a process killed a moment ago still holds.
+/// Listens on an address; retries on the blocking pool while a killed process still holds it.
 ///
 /// # Errors
 /// When it cannot be bound.
@@ -73,7 +73,7 @@ pub(super) async fn listen_tcp(
     TcpListener::from_std(listener).map_err(fail)
 }
 
-/// Serves a TCP listener for ever.
+/// Serves a TCP listener. Does not return.
 pub(super) async fn serve_tcp(
     listener: TcpListener,
     router: Router,
@@ -109,16 +109,17 @@ pub(super) async fn serve_tcp(
             if let Some(Err(cause)) = admission.as_ref().map(|it| &it.caller) {
                 unaccepted.note(cause);
             }
-            // It costs a descriptor for a short time; beyond a bound, connections are closed without an answer.
+            // A refusal occupies a descriptor for a short time; beyond the limit, connections are closed without an
+            // answer.
             let Ok(permit) = Arc::clone(&refused).try_acquire_owned() else {
                 unaccepted.note(&"too many callers are being refused");
                 continue;
             };
             let router = router.clone();
             tokio::spawn(async move {
-                let told = serve_connection(stream, router, admission, None);
+                let answered = serve_connection(stream, router, admission, None);
                 // The caller may not read the answer.
-                let _ = tokio::time::timeout(REFUSED_WITHIN, told).await;
+                let _ = tokio::time::timeout(REFUSED_WITHIN, answered).await;
                 drop(permit);
             });
             continue;
@@ -130,13 +131,13 @@ pub(super) async fn serve_tcp(
         if let Some(admission) = &mut admission {
             admission.slot = Some(Arc::clone(&slot));
         }
-        // Answers are written whole.
+        // Answers are written in one piece.
         let _ = stream.set_nodelay(true);
         let router = router.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = serve_connection(stream, router, admission, None) => {}
-                () = slot.taken() => {}
+                () = slot.evicted() => {}
             }
         });
     }
@@ -148,8 +149,8 @@ struct Gate {
 }
 
 impl Gate {
-    /// Who is at the other end, before a byte is read, and whose slots the connection takes; `None` for
-    /// a caller that can only be refused.
+    /// Identifies the caller before a byte is read. Returns the holder of its slot; `None` for a caller that can only
+    /// be refused.
     async fn admit(
         &self,
         stream: &TcpStream,
@@ -182,7 +183,7 @@ impl Gate {
         (Some(admission), holder)
     }
 
-    /// Puts the user into `known`, also of one that is not admitted.
+    /// Sets `known` to the user, admitted or not.
     async fn caller(
         &self,
         stream: &TcpStream,
@@ -209,8 +210,8 @@ impl Gate {
     }
 }
 
-/// Serves the requests of one connection. A caller that has only finished sending gets its answers where `hangup`
-/// detects the difference; over TCP there is none before something is written, and it has disconnected.
+/// Serves the requests of one connection. With `hangup`, a caller that has half-closed gets its answers. Over TCP a
+/// half-close cannot be distinguished from a close, and counts as one.
 pub(super) async fn serve_connection<S>(
     stream: S,
     router: Router,
@@ -238,7 +239,7 @@ pub(super) async fn serve_connection<S>(
         }
     };
     tokio::select! {
-        // A connection that breaks is the caller's to notice.
+        // The caller notices a broken connection.
         _ = http.serve_connection(TokioIo::new(stream), service) => {}
         () = hung_up => {}
     }

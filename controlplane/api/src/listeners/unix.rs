@@ -1,17 +1,16 @@
-//! The Unix socket: who may use it, and which of two protocols a connection speaks.
+//! The Unix socket: admission of callers, and two protocols.
 //!
 //! ```text
 //!  accept ─ SO_PEERCRED ─ first byte ┬ letter: HTTP/1.1, served as on TCP
 //!                                    └ anything else: newline-delimited JSON
 //! ```
 //!
-//! On a newline-delimited connection every line is a request and gets a line back, except
-//! notifications. Lines are answered as they are done: a call that waits keeps no other one back. When the caller
-//! hangs up its waits end, and messages that it was not given go back to the inbox; one that only finishes sending
-//! gets its answers.
+//! On a newline-delimited connection every line is a request and is answered by a line, except notifications. Answers
+//! are sent as calls complete: a waiting call delays no other one. A hang-up cancels waits, and undelivered messages
+//! return to the inbox; a caller that has half-closed gets its answers.
 //!
-//! A line that begins with `+`, a number and a space is followed by that many bytes, which are no JSON:
-//! payloads of messages, as the request or answer in the line says.
+//! A line that begins with `+`, a number and a space is followed by that many bytes outside of JSON: payloads of
+//! messages, as the request or answer in the line describes them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -49,23 +48,23 @@ use hyphae_config::Allowed;
 use hyphae_node::DIGEST_APART;
 use hyphae_proxy::Hangup;
 
-/// How long a connection may take to say anything.
+/// Limit of the time to the first byte.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(60);
-/// Time in which a caller that is refused may read why.
+/// Time for a refused caller to read the answer.
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
-/// Connections that have sent something, of two descriptors each, and their share of the process's descriptors.
+/// Connections that have sent a byte, of two descriptors each, and their share of the process's descriptors.
 const CONNECTIONS: (usize, usize) = (2048, 8);
-/// Connections that have not said anything.
+/// Connections that have not sent a byte.
 const SILENT: (usize, usize) = (512, 8);
-/// Bytes that are read at once.
+/// Size of the read buffer, bytes.
 const READ_AHEAD: usize = 32 << 10;
-/// Lines of one connection that are worked on at once.
+/// Concurrent requests of one connection.
 const LINES_AT_ONCE: usize = 64;
 
-/// How often it is looked whether the socket file is still there.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval of checks that the socket file exists.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Accepts connections for ever, and serves each in the protocol that it speaks.
+/// Accepts connections and serves each in its protocol. Does not return.
 pub(super) async fn serve_unix(
     (socket, mut listener): (SocketFile, UnixListener),
     allowed: Allowed,
@@ -84,12 +83,12 @@ pub(super) async fn serve_unix(
     let mut silent = Silent::new(within_descriptors(SILENT.0, SILENT.1));
     let mut silent_refused = Silent::new(REFUSED_AT_ONCE);
     let mut unaccepted = Unaccepted::new(SOCKET_NAME);
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut poll = tokio::time::interval(POLL_INTERVAL);
+    poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = look.tick() => {
+            _ = poll.tick() => {
                 reserve.fill();
                 if let Some(again) = socket.restore(&allowed) {
                     (listener, file_gid) = (again, group(socket.path()));
@@ -99,7 +98,7 @@ pub(super) async fn serve_unix(
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
-            // Whatever has used up the others: an operator gets through.
+            // An operator can connect although other parts have used up the descriptors.
             Err(error) if reserve.helps(&error) => continue,
             Err(error) => {
                 unaccepted.failed(&error).await;
@@ -113,7 +112,7 @@ pub(super) async fn serve_unix(
             None => &mut silent_refused,
         };
         let greeting = tokio::spawn(async move {
-            // A connection that breaks is the caller's to notice.
+            // The caller notices a broken connection.
             if let Ok(Some(greeted)) = greet(stream).await {
                 tokio::spawn(serving.serve(greeted, admitted));
             }
@@ -122,7 +121,7 @@ pub(super) async fn serve_unix(
     }
 }
 
-/// Connections that have not said anything yet: the oldest make room.
+/// Connections that have not sent a byte; the oldest is closed for a new one.
 struct Silent {
     greetings: VecDeque<AbortHandle>,
     most: usize,
@@ -162,7 +161,7 @@ async fn greet(mut stream: UnixStream) -> io::Result<Option<(UnixStream, u8)>> {
     Ok(some.then_some((stream, first[0])))
 }
 
-/// What connections are served with.
+/// Shared state of connections.
 #[derive(Clone)]
 struct Serving {
     dispatcher: Arc<Dispatcher>,
@@ -204,7 +203,7 @@ impl Serving {
     }
 }
 
-/// Answers why in the protocol of the caller, which may not read it.
+/// Answers with the cause, in the protocol of the caller, which may not read it.
 async fn refuse(mut stream: UnixStream, speaks_http: bool, cause: Error) {
     let status = match cause.code {
         code::BUSY => "503 Service Unavailable",
@@ -224,7 +223,7 @@ async fn refuse(mut stream: UnixStream, speaks_http: bool, cause: Error) {
     let writing = async {
         stream.write_all(&answer).await?;
         stream.shutdown().await?;
-        // Closed with a request unread, a connection is reset, and the answer may be lost.
+        // Closing with unread data resets the connection, and the answer may be lost.
         let mut unread = [0; 4096];
         while stream.read(&mut unread).await? > 0 {}
         io::Result::Ok(())
@@ -254,7 +253,7 @@ async fn serve_lines(
                 break;
             }
         }
-        // No answer is read any more: no message may be taken out for one.
+        // Without a reader no message may be delivered.
         connected.close();
         // The caller may have disconnected.
         let _ = writer.shutdown().await;
@@ -267,7 +266,7 @@ async fn serve_lines(
     read
 }
 
-/// Answers lines until there are no more.
+/// Answers lines until the end of the connection.
 async fn read_lines<R: AsyncRead + Unpin>(
     reader: &mut BufReader<R>,
     (dispatcher, caller): (&Arc<Dispatcher>, &Caller),
@@ -279,7 +278,7 @@ async fn read_lines<R: AsyncRead + Unpin>(
         let (line, large) = match read_line(reader, dispatcher, caller).await? {
             Line::End => break,
             Line::TooLong => {
-                // There is no way to find the next line within a bound.
+                // The next line cannot be found within the limit.
                 let _ = answers.send(refusal(over_limit()).into()).await;
                 break;
             }
@@ -327,7 +326,7 @@ async fn read_lines<R: AsyncRead + Unpin>(
     Ok(())
 }
 
-/// Reads what follows a line. Of many bytes the digest is worked out while they are at hand.
+/// Reads the bytes after a line. The digest of a long payload is computed while its blocks are in the cache.
 async fn read_attached<R: AsyncRead + Unpin>(
     reader: &mut R,
     len: usize,
@@ -339,7 +338,7 @@ async fn read_attached<R: AsyncRead + Unpin>(
         reader.read_exact(block).await?;
         if let Some(hasher) = &mut hasher {
             hasher.update(block);
-            // Messages pass on this thread, too.
+            // Other tasks share this thread.
             tokio::task::yield_now().await;
         }
     }
@@ -349,7 +348,7 @@ async fn read_attached<R: AsyncRead + Unpin>(
     })
 }
 
-/// How many bytes follow a line, and what else it says; `None` when it says nothing of the kind.
+/// The number of bytes that follow a line, and its JSON; `None` for a line without attached bytes.
 fn attachment(line: &[u8]) -> Option<(usize, &[u8])> {
     let rest = line.trim_ascii_start().strip_prefix(b"+")?;
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -385,7 +384,7 @@ async fn write_bytes<W: AsyncWrite + Unpin>(
     let mut bytes = format!("+{len} ").into_bytes();
     bytes.reserve(json.len() + len.min(SMALL_MAX));
     bytes.extend_from_slice(&json);
-    // Short ones leave together, a long one is not copied.
+    // Short payloads are written together; a long one is not copied.
     for payload in attached {
         if bytes.len() + payload.len() > 2 * SMALL_MAX {
             writer.write_all(&bytes).await?;
@@ -404,7 +403,7 @@ enum Line {
     End,
 }
 
-/// Reads a line; a long one only while few others do.
+/// Reads a line; a long one with a permit of the listener.
 async fn read_line<R: AsyncRead + Unpin>(
     reader: &mut BufReader<R>,
     dispatcher: &Dispatcher,
@@ -436,7 +435,7 @@ async fn take_line<R: AsyncRead + Unpin>(
     reader.take(limit).read_until(b'\n', line).await
 }
 
-/// A stream with bytes that were read from it put back.
+/// A stream whose first bytes were already read.
 struct Rewound {
     read: VecDeque<u8>,
     stream: UnixStream,

@@ -1,4 +1,4 @@
-//! `admin.*`: who may administer this node over the bus, and calling another node that way.
+//! `admin.*`: administrators over the bus, and calls of other nodes over the bus.
 
 use hyphae_bus::topics::ADMIN_TOPIC;
 use hyphae_bus::{Destination, Outgoing, Topic};

@@ -1,8 +1,7 @@
-//! `config.reload`: the settings and the state files that an operator may have edited by hand.
+//! `config.reload`: the settings, and the state files that an operator may have edited.
 //!
-//! All is read and checked first: the file with its flags, topics.toml and admin.toml. Only then is
-//! anything changed, so a bad file changes nothing. What needs a restart is named and left as it is,
-//! and is named again by every reload until the restart.
+//! All files are read and checked before anything changes: the configuration with the flags, topics.toml, admin.toml.
+//! An invalid file changes nothing. Settings that need a restart are reported by every reload until the restart.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use hyphae_node::request::Request;
 use hyphae_store::files::{ADMIN_FILE, TOPICS_FILE};
 use hyphae_store::network_key;
 
-/// Number of the private network that a configuration is about.
+/// Number of the private network of a configuration.
 fn network_id(config: &Config) -> Result<Option<NetworkId>, impl Display + use<>> {
     let Some(network) = &config.peering.network else {
         return Ok(None);
@@ -36,7 +35,7 @@ impl Dispatcher {
         value(self.reload(params).await?)
     }
 
-    /// Reloads whenever the reloader asks for it, for ever.
+    /// Reloads at every request of the reloader. Does not return.
     pub async fn reload_when_asked(self: Arc<Self>) {
         let asked = Arc::clone(&self.configuration.lock().await.reloader.asked);
         loop {
@@ -46,10 +45,10 @@ impl Dispatcher {
         }
     }
 
-    /// Reads everything again and puts it in force, or refuses all of it. Log and metrics show the outcome.
+    /// Reads all files again and applies all changes or none. Log and metrics show the result.
     ///
     /// # Errors
-    /// When something is refused; nothing has changed then.
+    /// When a file is refused; nothing has changed then.
     async fn reload(&self, params: ReloadParams) -> Result<ReloadResult, Error> {
         let result = self.reload_all(params).await;
         if params.dry_run {
@@ -63,7 +62,7 @@ impl Dispatcher {
         result
     }
 
-    /// One at a time, and beside no other change of what is reloaded.
+    /// Holds the guards of all state files that it reads.
     async fn reload_all(&self, params: ReloadParams) -> Result<ReloadResult, Error> {
         let ReloadParams { dry_run } = params;
         let topics = self.files.topics.reread().await.map_err(not_reloaded)?;
@@ -82,7 +81,7 @@ impl Dispatcher {
         if !dry_run {
             let _peers = self.files.peers.change().await;
             let old = configuration.settings.config().map_err(not_reloaded)?;
-            // Routes of the file stay, also those added to it by hand.
+            // Routes in the state file stay, also those that an operator added to it.
             let file = self.files.routes.reread().await;
             let stored = match &file {
                 Ok(file) => file.new.routes.clone(),
@@ -119,7 +118,7 @@ impl Dispatcher {
 }
 
 impl Configuration {
-    /// How new settings differ from those in force.
+    /// Differences of new settings from those in force.
     fn changes(&self, new: &Settings, dry_run: bool) -> Result<ReloadResult, Error> {
         let changes = self.settings.changes(new).into_iter();
         let (live, restart): (Vec<_>, Vec<_>) = changes.partition(|change| change.live);

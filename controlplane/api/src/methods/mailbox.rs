@@ -1,4 +1,4 @@
-//! The inbox: taking messages out, leases, lists.
+//! The inbox: delivery, leases, lists.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use crate::reply::{Outcome, Reply, value};
 use hyphae_node::{BusError, Handed, Note, Token};
 use hyphae_store::inbox::{Listed, MessageNumber, ONE};
 
-/// Messages that one `popMessages` returns at most, and their bytes unless the first has more.
+/// Most messages of one `popMessages`, and their most bytes, unless the first is longer.
 const POP_MAX: usize = 1000;
 const POP_BYTES: usize = 1 << 20;
-/// Tokens that one call names at most.
+/// Most tokens of one call.
 const TOKENS_MAX: usize = 1000;
-/// Messages that one `listMessages` shows at most, and if nothing is said.
+/// Most messages of one `listMessages`, and the default.
 const LIST_MAX: u32 = 1000;
 const LIST_DEFAULT: u32 = 100;
 /// Longest lease.
@@ -122,7 +122,7 @@ impl Dispatcher {
 
     pub(crate) fn return_messages(&self, params: TokensParams) -> Outcome {
         let tokens = tokens(&params.tokens)?;
-        lease_result(&tokens, self.bus.give_back(&tokens))
+        lease_result(&tokens, self.bus.release(&tokens))
     }
 
     pub(crate) async fn list_messages(&self, params: ListMessagesParams) -> Outcome {
@@ -181,7 +181,7 @@ impl Dispatcher {
     }
 }
 
-/// [`method::AttachedMessage`], of parts that live elsewhere.
+/// [`method::AttachedMessage`] of borrowed parts.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Attachment<'a> {
@@ -226,7 +226,7 @@ fn shown_apart(messages: Vec<(Inbound, Note)>) -> Result<(Box<RawValue>, Vec<Byt
     ))
 }
 
-/// What everybody expects is not said: once, and for good.
+/// Delivery count, omitted for a first delivery without a lease.
 fn shown_deliveries(note: Note) -> Option<u32> {
     (note.token.is_some() || note.deliveries > 1).then_some(note.deliveries)
 }
@@ -262,7 +262,7 @@ fn tokens(texts: &[String]) -> Result<Vec<Token>, Error> {
     texts.iter().map(|text| token(text)).collect()
 }
 
-/// What was done for some of the leases; an error when all had ended.
+/// Result of a call about leases; an error when all of them had ended.
 fn lease_result(tokens: &[Token], ended: Vec<Token>) -> Outcome {
     if let [first, ..] = ended[..]
         && ended.len() == tokens.len()
@@ -278,7 +278,7 @@ fn lease_result(tokens: &[Token], ended: Vec<Token>) -> Outcome {
     })
 }
 
-/// Address and key of the last sender as text: messages that are taken out together mostly have one.
+/// Address and key of the last sender as text: messages of one delivery usually share it.
 #[derive(Default)]
 struct Names(Option<(PublicKey, Arc<(String, String)>)>);
 

@@ -1,4 +1,4 @@
-//! Messages: sending, replying, and how far they have come.
+//! Messages: sending, replies, and their state.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,7 +20,7 @@ use crate::params::{Attached, destination, seconds};
 use crate::reply::{Outcome, ok_true, value};
 use hyphae_node::{BusError, ReplyOutcome};
 
-/// Messages that one `pushMessages` takes at most.
+/// Most messages of one `pushMessages`.
 const PUSH_MAX: usize = 1000;
 
 impl Dispatcher {
@@ -60,7 +60,7 @@ impl Dispatcher {
         }
     }
 
-    /// Sends several, of which no reply is waited for; an answer for each.
+    /// Sends several messages without a wait for replies; a result for each.
     pub(crate) async fn push_messages(&self, calls: Vec<PushMessageParams>) -> Vec<Outcome> {
         let (mut results, mut messages): (Vec<Option<Outcome>>, Vec<_>) = Default::default();
         for params in calls {
@@ -93,7 +93,7 @@ impl Dispatcher {
         filled.collect()
     }
 
-    /// Sends several to one node; `attached` is what followed the request.
+    /// Sends several messages to one node.
     pub(crate) async fn push_list(
         &self,
         params: PushMessagesParams,
@@ -169,7 +169,7 @@ impl Dispatcher {
     }
 }
 
-/// [`method::PushMessagesResult`], of ids that are not text yet.
+/// [`method::PushMessagesResult`] of binary ids.
 #[derive(Default, Serialize)]
 struct Pushed {
     ids: Vec<MessageId>,
@@ -177,7 +177,7 @@ struct Pushed {
     refused: Option<String>,
 }
 
-/// The payloads of `pushMessages`, wherever they are.
+/// The payloads of `pushMessages`: parameters or attached bytes.
 fn payloads(inline: Vec<Base64>, lengths: &[u64], attached: &Bytes) -> Result<Vec<Bytes>, Error> {
     let wrong = |message: String| Err(invalid(message));
     let payloads: Vec<Bytes> = match (inline.is_empty(), lengths) {
@@ -189,7 +189,7 @@ fn payloads(inline: Vec<Base64>, lengths: &[u64], attached: &Bytes) -> Result<Ve
                 let at = usize::try_from(*len).ok().filter(|at| *at <= rest.len())?;
                 let (payload, behind) = rest.split_at(at);
                 rest = behind;
-                // Each on its own: one that waits must not keep all of them in memory.
+                // Copied: a waiting message must not hold the buffer of all.
                 Some(Bytes::copy_from_slice(payload))
             };
             let all: Option<Vec<_>> = lengths.iter().map(&mut take).collect();

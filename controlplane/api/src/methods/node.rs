@@ -25,10 +25,10 @@ use hyphae_node::request::Request;
 
 /// Longest wait of a ping or trace.
 const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
-/// Time between the answer to `node.shutdown` and the end.
+/// Delay of the shutdown after the answer to `node.shutdown`.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(100);
 
-/// The OpenRPC document, made once.
+/// The OpenRPC document, rendered once.
 pub(crate) fn document() -> &'static RawValue {
     static DOCUMENT: LazyLock<Box<RawValue>> =
         LazyLock::new(|| value(hyphae_rpc::openrpc()).unwrap_or_default());
@@ -127,7 +127,7 @@ impl Dispatcher {
         ok_true()
     }
 
-    /// Ends the node, when the answer has had the time to leave.
+    /// Ends the node after [`SHUTDOWN_DELAY`], in which the answer is sent.
     pub(crate) fn shut_down(&self) -> Outcome {
         if let Err(how) = &self.shutdown {
             return Err(Error::new(code::NOT_STOPPED, how.clone()));

@@ -44,7 +44,7 @@ impl Dispatcher {
         let via = via(&params)?.ok_or_else(|| bad_route("via is missing"))?;
         let route = RouteSpec { prefix, via };
         self.check_route(&route).map_err(bad_route)?;
-        // Somebody may have edited the file.
+        // An operator may have edited the file.
         let change = self.files.routes.reread().await;
         let mut change = change.map_err(not_stored)?;
         if !change.new.routes.contains(&route) {
@@ -75,7 +75,7 @@ impl Dispatcher {
         value(removed.await?)
     }
 
-    /// Refuses a static route that could never carry anything.
+    /// Refuses a static route that could never be used.
     pub(super) fn check_route(&self, route: &RouteSpec) -> Result<(), hyphae_routing::RouteError> {
         let mut trial = Rib::new(self.key.address());
         trial.add_static(route.route()).map(|_| ())

@@ -1,5 +1,4 @@
-//! Topics: who may send to them, and the sockets they lead to. Every change is on disk before the
-//! engine learns of it, and before the call returns.
+//! Topics: their sources and sockets. A change is on disk before it is applied, and before the call returns.
 
 use std::path::{Path, PathBuf};
 
@@ -22,9 +21,9 @@ use hyphae_store::stored::StoredChange;
 
 /// Most topics that are listed.
 const TOPICS_MAX: usize = 16_384;
-/// Longest path of a Unix socket, without the byte that ends it.
+/// Longest path of a Unix socket, bytes without the terminator.
 const SOCKET_PATH_MAX: usize = 107;
-/// Longest time that a forward socket may be given.
+/// Longest reply timeout of a forward socket, seconds.
 const REPLY_TIMEOUT_MAX: u64 = 300;
 
 impl Dispatcher {
@@ -138,7 +137,7 @@ impl Dispatcher {
         show(topics.topics.get(&topic).ok_or_else(topic_not_found)?)
     }
 
-    /// Puts in force topics that somebody has written to the file, with their sockets.
+    /// Applies the topics that an operator has written to the file, with their sockets.
     pub(super) async fn accept_topics(
         &self,
         change: StoredChange<'_, Topics>,
@@ -209,8 +208,8 @@ impl Dispatcher {
         value(result)
     }
 
-    /// Refuses a path that is served by whom its setter does not reach. One that nobody serves yet is looked at when
-    /// a connection is made, as all of them are.
+    /// Refuses a path whose server is beyond the authority of the caller. Every connection checks again, since the
+    /// server may start or change later.
     async fn check_forward(&self, path: &Path, set_by: Authority) -> Result<(), Error> {
         let checked = self.gate.check(path, set_by).await;
         checked.map_err(|error| Error::new(code::BAD_SOCKET, error.to_string()))
@@ -238,10 +237,10 @@ impl Dispatcher {
             .topics
             .get_mut(&topic)
             .ok_or_else(topic_not_found)?;
-        // Who changes where a socket leads has not set its path.
+        // The authority over a path stays with the caller that has set it.
         let before = config.outbound_socket.as_ref();
-        let kept = before.filter(|before| before.path == path);
-        let set_by = kept.map_or(caller.authority(), |before| before.set_by);
+        let unchanged = before.filter(|before| before.path == path);
+        let set_by = unchanged.map_or(caller.authority(), |before| before.set_by);
         let socket = OutboundSocket {
             path: path.clone(),
             dst,
@@ -252,7 +251,7 @@ impl Dispatcher {
             .outbound_socket
             .replace(socket)
             .map(|socket| socket.path);
-        // One that could not be made when the node started can be by now.
+        // A socket that failed at start is bound again.
         let fresh = !self.sockets.serves(&path);
         if fresh {
             let bound = self.sockets.bind(&topic, &path, set_by);
@@ -290,7 +289,7 @@ impl Dispatcher {
 
     async fn commit(&self, change: StoredChange<'_, Topics>) -> Result<(), Error> {
         let committed = change.commit().await;
-        // Also when it failed: whatever the file holds now is what the engine goes by.
+        // Also after a failure: the engine follows the content of the file.
         let topics = Topics::clone(&self.files.topics.read());
         let set = self.bus.set_topics(topics).await;
         set.map_err(internal)?;
@@ -298,14 +297,14 @@ impl Dispatcher {
     }
 }
 
-/// Adds or removes an entry; whether it is there, or was.
+/// Adds or removes an entry. Returns whether it is a member after adding, or was before removing.
 fn set_member<T: PartialEq>(all: &mut Vec<T>, one: T, add: bool) -> Result<bool, Error> {
-    let there = all.contains(&one);
+    let is_member = all.contains(&one);
     if !add {
         all.retain(|other| *other != one);
-        return Ok(there);
+        return Ok(is_member);
     }
-    if !there {
+    if !is_member {
         if all.len() >= ENTRIES_MAX {
             let message = format!("a topic has at most {ENTRIES_MAX} sources of a kind");
             return Err(invalid(message));

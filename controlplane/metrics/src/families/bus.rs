@@ -20,7 +20,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_messages_taken_total",
         &[],
-        "Incoming messages that were kept",
+        "Incoming messages that were acknowledged",
         |from, it| it.set(&[], from.node.bus.stats.accepted),
     ),
     counter(
@@ -42,19 +42,19 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_messages_duplicate_total",
         &[],
-        "Late copies of messages that had been taken already",
+        "Copies of messages that were acknowledged before",
         |from, it| it.set(&[], from.node.bus.stats.duplicates),
     ),
     counter(
         "hyphae_messages_expired_total",
         &[],
-        "Unfinished incoming messages dropped, because nothing more of them came",
+        "Incomplete messages dropped after a time without packets",
         |from, it| it.set(&[], from.node.bus.stats.expired),
     ),
     counter(
         "hyphae_messages_displaced_total",
         &[],
-        "Unfinished incoming messages dropped in favour of other senders, because the table was full and their \
+        "Incomplete messages evicted for other senders, because the table was full and their \
          own sender had most of it",
         |from, it| it.set(&[], from.node.bus.stats.displaced),
     ),
@@ -87,7 +87,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_message_retransmissions_total",
         &[],
-        "Chunks sent again",
+        "Retransmitted chunks",
         |from, it| it.set(&[], from.node.bus.stats.retransmissions),
     ),
     gauge(
@@ -99,7 +99,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     gauge(
         "hyphae_messages_outgoing_bytes",
         &[],
-        "Their bytes",
+        "Bytes of outgoing messages that are not finished",
         |from, it| it.set(&[], from.node.bus.stats.outgoing_bytes),
     ),
     gauge(
@@ -111,12 +111,15 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     gauge(
         "hyphae_inbox_messages",
         &[],
-        "Messages that wait to be read",
+        "Messages in the inbox",
         |from, it| it.set(&[], from.node.bus.inbox_messages),
     ),
-    gauge("hyphae_inbox_bytes", &[], "Their bytes", |from, it| {
-        it.set(&[], from.node.bus.inbox_bytes)
-    }),
+    gauge(
+        "hyphae_inbox_bytes",
+        &[],
+        "Bytes of outgoing messages that are not finished",
+        |from, it| it.set(&[], from.node.bus.inbox_bytes),
+    ),
     gauge(
         "hyphae_inbox_messages_limit",
         &[],
@@ -126,7 +129,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     gauge(
         "hyphae_inbox_bytes_limit",
         &[],
-        "Bytes that they may have, likewise",
+        "Largest number of bytes in the inbox; at the limit messages are deferred",
         |from, it| it.set(&[], from.node.bus.inbox_bytes_max),
     ),
     gauge(
@@ -144,7 +147,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_inbox_failures_total",
         &[],
-        "Messages that the inbox could not store; their senders try again",
+        "Messages that the inbox could not store; their senders retransmit",
         |from, it| it.set(&[], from.node.bus.inbox_failures),
     ),
     counter(

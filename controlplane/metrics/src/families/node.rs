@@ -17,7 +17,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     gauge(
         "hyphae_attach_generation",
         &[],
-        "Control planes that this dataplane has seen; 0 while not attached",
+        "Control planes that have attached to this dataplane; 0 while not attached",
         |from, it| it.set(&[], from.node.generation),
     ),
     counter(
@@ -68,19 +68,19 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_peer_moves_total",
         &[],
-        "Times a peer came from a new underlay address",
+        "Changes of a peer's underlay address",
         |from, it| it.set(&[], from.node.totals.peer_moves),
     ),
     counter(
         "hyphae_duplicate_keys_total",
         &[],
-        "Times two hosts were seen to have one key, or another node said so of this node's, which counts once in ten minutes",
+        "Detections of two hosts with one key; reports by other nodes about this node's key count once in ten minutes",
         |from, it| it.set(&[], from.node.totals.duplicate_keys),
     ),
     counter(
         "hyphae_session_up_total",
         &[],
-        "End-to-end sessions made",
+        "End-to-end sessions established",
         |from, it| it.set(&[], from.node.totals.sessions_up),
     ),
     counter(
@@ -92,14 +92,14 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_session_failed_total",
         &[],
-        "Addresses for which no session could be made",
+        "Addresses for which no session could be established",
         |from, it| it.set(&[], from.node.totals.sessions_failed),
     ),
     counter(
         "hyphae_handshakes_total",
         &["result"],
-        "Handshakes by what became of them: finished, refused, unanswered by whoever was dialled, abandoned by \
-         whoever began them, crowded out by others",
+        "Handshakes by result: finished, refused, unanswered by the responder, abandoned by the initiator, crowded out \
+         by others",
         |from, it| {
             let handshakes = &from.node.handshakes;
             it.set(&["finished"], handshakes.finished);
@@ -112,7 +112,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_rekeys_total",
         &["kind"],
-        "Finished handshakes that renewed a session that worked, of a link or end to end",
+        "Finished handshakes that renewed an established session, of a link or end to end",
         |from, it| {
             it.set(&["link"], from.node.handshakes.links_renewed);
             it.set(&["end_to_end"], from.node.handshakes.sessions_renewed);
@@ -131,14 +131,14 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     gauge(
         "hyphae_peers_rtt_seconds",
         &["quantile"],
-        "Smoothed round-trip times of the peers that are up: median, nine tenths, largest",
+        "Smoothed round-trip times of the peers that are up: median, p90, largest",
         |from, it| it.quantiles(&from.node.rtt),
     ),
     gauge(
         "hyphae_host_up",
         &[],
-        "1 while this host's traffic passes the TUN device, 0 while it does not (`hyphae status` says why); absent \
-         without a device",
+        "1 while this host's traffic passes the TUN device, 0 while it does not (`hyphae status` shows the cause); \
+         absent without a device",
         |from, it| {
             if let Some(up) = from.node.host {
                 it.set(&[], u8::from(up));
@@ -148,7 +148,7 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_host_repairs_total",
         &["part"],
-        "Repairs of the TUN device, its addresses and routes after something else had changed them",
+        "Repairs of the TUN device, its addresses and routes after changes by other programs",
         |from, it| {
             for (part, total) in &from.node.host_repairs {
                 it.set(&[part], total);
@@ -164,13 +164,13 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     gauge(
         "hyphae_routes_held",
         &[],
-        "1 while the workers keep the routes of an earlier control plane, until this one has learnt them",
+        "1 while the workers use the routes of an earlier control plane, until this one has learnt them",
         |from, it| it.set(&[], u8::from(from.node.routes_held)),
     ),
     counter(
         "hyphae_config_reloads_total",
         &["result"],
-        "Reloads of the configuration: \"done\", or \"refused\", which changes nothing",
+        "Reloads of the configuration by result; a refused one changes nothing",
         |from, it| {
             it.set(&["done"], from.reloads.0);
             it.set(&["refused"], from.reloads.1);
@@ -185,20 +185,20 @@ pub(super) const FAMILIES: &[Family<Source>] = &[
     counter(
         "hyphae_state_write_failures_total",
         &[],
-        "State files that could not be written; what they should hold lives in memory only",
+        "Failed writes of state files; the changes were not made",
         |_, it| it.set(&[], files::write_failures()),
     ),
     gauge(
         "hyphae_process_resident_memory_bytes",
         &["process"],
-        "Resident memory of each plane; what they share of the segment is in both",
+        "Resident memory of each plane; both include shared pages of the segment",
         |from, it| {
             let planes = [
                 ("controlplane", Some(std::process::id())),
                 ("dataplane", from.node.dataplane),
             ];
             for (process, pid) in planes {
-                // A dataplane that has ended just now has none.
+                // None for a dataplane that has just ended.
                 if let Some(bytes) = pid.and_then(resident_bytes) {
                     it.set(&[process], bytes);
                 }

@@ -1,4 +1,4 @@
-//! The routing protocol; absent where it is switched off.
+//! The routing protocol; absent while it is disabled.
 
 use hyphae_routing::babel::RefusalReason;
 
@@ -9,7 +9,7 @@ pub(super) const FAMILIES: &[Family<RoutingSnapshot>] = &[
     gauge(
         "hyphae_routing_links",
         &["state"],
-        "Links that the routing protocol speaks on, by whether both sides hear each other",
+        "Links of the routing protocol, by whether both ends receive from each other",
         |from, it| {
             it.set(&["heard"], from.heard);
             it.set(&["not_heard"], from.not_heard);
@@ -18,7 +18,7 @@ pub(super) const FAMILIES: &[Family<RoutingSnapshot>] = &[
     gauge(
         "hyphae_routing_rtt_seconds",
         &["quantile"],
-        "Round-trip times that the protocol measures on its links: median, nine tenths, largest",
+        "Round-trip times that the protocol measures on its links: median, p90, largest",
         |from, it| it.quantiles(&from.rtt),
     ),
     counter(
@@ -30,7 +30,7 @@ pub(super) const FAMILIES: &[Family<RoutingSnapshot>] = &[
     counter(
         "hyphae_routing_bytes_total",
         &["direction"],
-        "Bytes in them",
+        "Bytes of packets of the routing protocol",
         |from, it| it.directions(from.counters.bytes_sent, from.counters.bytes_received),
     ),
     counter(
@@ -42,49 +42,49 @@ pub(super) const FAMILIES: &[Family<RoutingSnapshot>] = &[
     counter(
         "hyphae_routing_malformed_total",
         &[],
-        "Packets that were none, and parts of packets that were malformed",
+        "Malformed packets and TLVs",
         |from, it| it.set(&[], from.counters.malformed),
     ),
     counter(
         "hyphae_routing_ignored_total",
         &[],
-        "Parts of packets of kinds that are not used here",
+        "TLVs of types that are not used",
         |from, it| it.set(&[], from.counters.ignored),
     ),
     counter(
         "hyphae_routing_put_off_total",
         &[],
-        "Packets put off because signatures wait to be checked; their senders repeat them",
+        "Packets deferred because signatures wait to be verified; their senders retransmit them",
         |from, it| it.set(&[], from.counters.deferred),
     ),
     counter(
         "hyphae_routing_repeated_total",
         &[],
-        "Packets sent again because no acknowledgement came",
+        "Packets retransmitted without an acknowledgement",
         |from, it| it.set(&[], from.counters.retransmitted),
     ),
     counter(
         "hyphae_routing_seqno_requests_total",
         &[],
-        "Times that an origin was asked for a new sequence number",
+        "Requests to an origin for a new sequence number",
         |from, it| it.set(&[], from.counters.seqno_requests_sent),
     ),
     counter(
         "hyphae_routing_signatures_checked_total",
         &[],
-        "Signatures of announcements that were checked",
+        "Verified signatures of announcements",
         |from, it| it.set(&[], from.counters.verified),
     ),
     counter(
         "hyphae_routing_changes_total",
         &[],
-        "Times that the next hops of a destination changed",
+        "Changes of the next hops of a destination",
         |from, it| it.set(&[], from.counters.route_changes),
     ),
     counter(
         "hyphae_routing_displaced_total",
         &[],
-        "Routes displaced from a full table by those of a neighbour with fewer",
+        "Routes evicted from a full table for a neighbour with fewer",
         |from, it| it.set(&[], from.counters.displaced),
     ),
     counter(

@@ -26,7 +26,7 @@ impl Workers {
     }
 }
 
-/// Families that are more than one counter's total.
+/// Families other than the total of one counter.
 pub(crate) const FAMILIES: &[Family<Workers>] = &[
     counter(
         "hyphae_dataplane_drops_total",
@@ -138,7 +138,7 @@ fn buckets(
             below += totals[at + n];
             *bucket = below;
         }
-        // Counters are read one after the other while the worker counts on.
+        // The worker updates its counters while they are read.
         let count = totals[counter_at(count)].max(below);
         let bounds = FRAME_BUCKETS.iter().zip(buckets);
         series.histogram(worker, bounds, totals[counter_at(sum)], count);

@@ -23,7 +23,7 @@ use crate::services::bus::BusParts;
 use hyphae_host::discovery::{self, Discovery};
 
 const PORT: u16 = 9670;
-/// Code of a record that no control plane knows.
+/// Code of an unknown record.
 const UNKNOWN: u16 = 0xffff;
 
 struct Lab {

@@ -1,8 +1,8 @@
-//! Peers as programs of the Mycelium network read and write them over REST.
+//! Peers in the REST of the Mycelium network.
 //!
-//! Their client knows the transports `tcp`, `tls`, `quic` and `vsock`, parses every address as numbers,
-//! and takes one entry that it cannot parse as the failure of the whole list. So `udp` is `quic` here,
-//! a scope is a number, and a name that does not resolve is the unspecified address:
+//! Its client knows the transports `tcp`, `tls`, `quic` and `vsock`, parses numeric addresses only, and fails on a
+//! list with one entry that it cannot parse. Therefore `udp` is `quic` here, a scope is a number, and a name that
+//! does not resolve is the unspecified address:
 //!
 //! ```text
 //!  {"proto":"quic","socketAddr":"[fe80::1%3]:9651","addr":{"socket":"[fe80::1%3]:9651"},
@@ -18,9 +18,9 @@ use serde::Serialize;
 
 use hyphae_config::endpoint::Transport;
 
-/// What its transport over UDP is called there.
+/// Its name of the transport over UDP.
 const QUIC: &str = "quic";
-/// What a peer that was found on a local network is called there.
+/// Its name of a peer that was discovered on a local network.
 const LAN: &str = "linkLocalDiscovery";
 
 #[derive(Serialize)]
@@ -105,8 +105,7 @@ pub fn numeric(text: &str) -> Option<SocketAddr> {
     }
 }
 
-/// Spellings of an endpoint that a client gives, as this node has them: `quic` is `udp`, and a numeric
-/// scope may have been configured as a name.
+/// Spellings of a client's endpoint on this node: `quic` is `udp`, and a numeric scope may be configured by name.
 pub fn spellings(endpoint: &str) -> Vec<String> {
     let udp = Transport::Udp.scheme();
     let ours = match endpoint.split_once("://") {
@@ -130,7 +129,7 @@ fn name_of(index: u32) -> Option<String> {
     rustix::net::netdevice::index_to_name(any_socket()?, index).ok()
 }
 
-/// Interfaces are asked for through a socket, whichever.
+/// A socket for requests about interfaces.
 fn any_socket() -> Option<std::net::UdpSocket> {
     std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
         .or_else(|_| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))

@@ -216,7 +216,7 @@ impl Client {
     }
 
     /// Returns leased messages to the inbox. Returns the tokens whose lease had ended.
-    pub fn give_back(&self, tokens: &[Token]) -> Vec<Token> {
+    pub fn release(&self, tokens: &[Token]) -> Vec<Token> {
         let ended = |token: &&Token| self.leases.take(**token).is_none();
         tokens.iter().filter(ended).copied().collect()
     }

@@ -1,4 +1,4 @@
-//! Covers what callers who go away leave behind, and messages that wait for room. The engine is tested in its own
+//! Covers the cleanup after callers that disconnect, and messages that wait for room. The engine is tested in its own
 //! package, between nodes in tests/netns.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::*;
 use crate::services::{Job, Session};
 use hyphae_store::inbox::{Limits, ONE};
 
-/// A bus that sends so many messages at once; nobody is reached.
+/// A bus that sends a number of messages concurrently; no node is reached.
 fn service(
     outgoing_max: usize,
 ) -> (
@@ -64,7 +64,7 @@ async fn a_client_that_goes_away_leaves_no_message_behind() {
     };
     let (early, late) = (request(), request());
 
-    // One goes before it knows the id.
+    // One is dropped before it has the id.
     let push = receiver.recv().await.unwrap();
     early.abort();
     assert!(early.await.unwrap_err().is_cancelled());
@@ -131,7 +131,7 @@ async fn messages_wait_for_room_in_order_and_whoever_hangs_up_withdraws_his() {
     assert!(gone.await.unwrap_err().is_cancelled());
     service.handle_request(now, receiver.recv().await.unwrap());
     assert_eq!(service.waitlist.len(), 3);
-    // Nobody overtakes them, not even when there is room.
+    // No later message overtakes them, even with room.
     assert!(service.push(now, message(2, 0)).is_err());
 
     let lens = |service: &BusService, ids: &[MessageId]| -> Vec<usize> {
@@ -286,9 +286,9 @@ async fn a_lease_ends_in_time_and_is_extended_or_given_up_before() {
             .unwrap()
             .is_none()
     );
-    assert_eq!(client.give_back(&[first, next]), [first]);
+    assert_eq!(client.release(&[first, next]), [first]);
     let last = lease(LONG).await;
-    // Whoever has had one lease does not know another's token.
+    // Tokens of other leases cannot be derived.
     let number = |token: Token| u128::from_str_radix(&token.to_string(), 16).unwrap();
     let near = [number(next) + 1, number(last) - 1].map(|it| format!("{it:032x}").parse().unwrap());
     assert_eq!(client.acknowledge(&near).await.unwrap(), near);
