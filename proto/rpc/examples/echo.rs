@@ -1,4 +1,4 @@
-//! Sends a message to this very node, takes it out of the inbox, answers it, and reads how far it came.
+//! Sends a message to its own node, pops it from the inbox, answers it, and prints its state.
 //!
 //! `cargo run -p hyphae-rpc --example echo -- /run/hyphae/rpc.sock`
 

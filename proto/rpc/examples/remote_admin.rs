@@ -1,4 +1,4 @@
-//! Asks another node for its peers, over the bus. It has to know this node as an administrator.
+//! Lists the peers of another node over the bus. That node must list this one as an administrator.
 //!
 //! `cargo run -p hyphae-rpc --example remote_admin -- /run/hyphae/rpc.sock KEY`
 

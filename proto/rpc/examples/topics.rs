@@ -1,4 +1,4 @@
-//! Lists a topic, lets one key send to it, shows it, and takes it off the list. Over HTTP.
+//! Adds a topic, allows one key to send to it, shows it, and removes it. Over HTTP.
 //!
 //! `cargo run -p hyphae-rpc --example topics -- 127.0.0.1:8990`
 

@@ -28,7 +28,7 @@ pub struct Base64(pub Vec<u8>);
 pub struct InvalidBase64(String);
 
 impl Base64 {
-    /// Reads the text form.
+    /// Decodes base64 text.
     ///
     /// # Errors
     /// When the text is not base64.
@@ -39,7 +39,7 @@ impl Base64 {
             .map_err(|error| InvalidBase64(error.to_string()))
     }
 
-    /// The text form of bytes.
+    /// Encodes bytes as text.
     pub fn encode(bytes: impl AsRef<[u8]>) -> String {
         STANDARD.encode(bytes)
     }
@@ -53,7 +53,7 @@ impl<T: AsRef<[u8]>> From<T> for Base64 {
 
 impl Serialize for Base64 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // As text that is JSON already: none of its letters wants escaping, and they may be 90 million.
+        // Written unescaped: no character of base64 needs an escape, and a message has up to 90 million.
         let mut text = String::with_capacity(self.0.len().div_ceil(3) * 4 + 2);
         text.push('"');
         STANDARD.encode_string(&self.0, &mut text);
@@ -73,7 +73,7 @@ impl<'de> Deserialize<'de> for Base64 {
                 out.write_str("base64 text")
             }
 
-            // Not an owned string first: a message may have 64 MiB.
+            // Without an owned string: a message may have 64 MiB.
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Base64, E> {
                 Base64::decode(text).map_err(E::custom)
             }

@@ -14,13 +14,13 @@ use serde_json::Value;
 use crate::connection::{Answer, Call};
 use crate::message::{Error, Response};
 
-/// Largest response taken: a message of 64 MiB in base64, and what surrounds it.
+/// Longest response, bytes: a message of 64 MiB in base64, and its envelope.
 const RESPONSE_MAX: u64 = 96 << 20;
 
-/// A call did not come back with a result.
+/// A call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens.
     #[error(
         "no node answers at {place}: is `hyphae up` running? If it uses another directory, name it \
          with --socket-dir ({source})"
@@ -28,10 +28,10 @@ pub enum ClientError {
     Absent {
         /// The socket.
         place: String,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
-    /// Not ours to use.
+    /// The caller may not use the socket.
     #[error("{place}: permission denied; run as the user that the node runs as, or as root")]
     Denied {
         /// The socket.
@@ -42,18 +42,18 @@ pub enum ClientError {
     Io {
         /// The socket.
         place: String,
-        /// How.
+        /// Cause.
         source: io::Error,
     },
-    /// The other side does not speak JSON-RPC.
+    /// The response is not JSON-RPC.
     #[error("{place}: not a Hyphae node: {what}")]
     Protocol {
         /// The socket.
         place: String,
-        /// What was wrong.
+        /// Cause.
         what: String,
     },
-    /// The node said no.
+    /// The node answered with an error.
     #[error(transparent)]
     Call(#[from] Error),
 }
@@ -98,7 +98,7 @@ impl Client {
         }
     }
 
-    /// Gives up waiting for a response after `timeout`, and the time that the call itself may wait.
+    /// Limits the wait for a response to `timeout`, beyond the wait that the call itself requests.
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
@@ -106,7 +106,7 @@ impl Client {
     /// Calls a method by name. The functions named after the methods do this with their types.
     ///
     /// # Errors
-    /// When there is no node, or it refuses.
+    /// When no node answers, or it answers with an error.
     pub fn call<R: DeserializeOwned>(
         &self,
         method: &str,
@@ -123,7 +123,7 @@ impl Client {
             id: 1,
         };
         let body = serde_json::to_vec(&call);
-        // A message may have 64 MiB, so what is not needed any more goes.
+        // A message may have 64 MiB: buffers are dropped as early as possible.
         drop(call);
         let body = self.post(&body.map_err(|e| protocol(e.to_string()))?, timeout)?;
         let answer: Answer<R> =
@@ -171,7 +171,7 @@ impl Client {
             .and_then(|()| stream.write_all(body));
         let mut reader = BufReader::new(stream.take(RESPONSE_MAX));
         let mut line = String::new();
-        // A node that refuses a body early says why before it closes: reading comes first.
+        // A node that refuses a body early answers before it closes: the answer is read first.
         let read = reader.read_line(&mut line);
         match (written, read) {
             (_, Ok(n)) if n > 0 => {}
@@ -196,7 +196,7 @@ impl Client {
         let length = length.ok_or_else(|| self.protocol("response without a length".to_owned()))?;
         let mut body = Vec::with_capacity(usize::try_from(length.min(RESPONSE_MAX)).unwrap_or(0));
         reader.take(length).read_to_end(&mut body).map_err(fail)?;
-        // Other statuses carry a JSON-RPC error where the node could still say one.
+        // Other statuses may carry a JSON-RPC error.
         if !status.starts_with("HTTP/1.1 200") && serde_json::from_slice::<Response>(&body).is_err()
         {
             let text = String::from_utf8_lossy(&body);
@@ -222,7 +222,7 @@ impl Client {
     }
 }
 
-/// What an error of a connection means.
+/// Error of a connection as an error of the client.
 pub(crate) fn fail(place: String, source: io::Error) -> ClientError {
     let kind = source.kind();
     if kind == io::ErrorKind::PermissionDenied {
@@ -237,7 +237,7 @@ pub(crate) fn fail(place: String, source: io::Error) -> ClientError {
     }
 }
 
-/// How long the parameters of a call let the node wait before it answers.
+/// The wait that the parameters of a call request.
 fn asked_to_wait(params: &str) -> Duration {
     #[derive(Default, Deserialize)]
     struct Waits {

@@ -1,5 +1,5 @@
-//! One connection that stays open, for many calls: batches over newline-delimited JSON-RPC, several
-//! under way at once. [`crate::Client`] makes a connection per call, which is simpler and costs more.
+//! A persistent connection for many calls: pipelined batches over newline-delimited JSON-RPC. [`crate::Client`] opens a
+//! connection per call, which is simpler and costs more.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,13 +17,13 @@ use crate::method::{
     AttachedMessage, Destination, PopMessagesParams, PushMessagesParams, PushMessagesResult,
 };
 
-/// Calls of one batch at most; a node takes no longer ones.
+/// Most calls of a batch; a node refuses longer ones.
 pub const BATCH_MAX: usize = 1000;
 
-/// What a batch came back with: for each call its result, or why there is none.
+/// Results of a batch, one per call.
 pub type Answers<R> = Vec<Result<R, Error>>;
 
-/// A batch that is under way.
+/// A batch that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BatchId(u64);
 
@@ -34,21 +34,21 @@ pub struct Connection {
     reader: BufReader<UnixStream>,
     /// Id of the first call of the next batch.
     next: u64,
-    /// Calls of each batch under way.
+    /// Calls of each batch that was sent.
     sizes: BTreeMap<BatchId, usize>,
-    /// Answers that came before somebody asked for them.
+    /// Answers that were received before they were requested.
     early: BTreeMap<BatchId, Line>,
 }
 
-/// An answer as it came.
+/// A received answer.
 #[derive(Debug)]
 struct Line {
     json: String,
-    /// What followed it.
+    /// Its attached bytes.
     attached: Vec<u8>,
 }
 
-/// Bytes of the longest attachment that is read: a message, and short ones.
+/// Longest attachment, bytes: a message of 64 MiB, and short ones.
 const ATTACHED_MAX: u64 = 128 << 20;
 
 /// [`crate::Request`] with typed parameters.
@@ -72,18 +72,18 @@ pub(crate) struct Answer<R> {
 }
 
 impl<R: DeserializeOwned> Answer<R> {
-    /// The result, or why there is none.
+    /// The result, or the error.
     pub(crate) fn outcome(self) -> serde_json::Result<Result<R, Error>> {
         match (self.error, self.result) {
             (Some(error), _) => Ok(Err(error)),
             (None, Some(result)) => Ok(Ok(result)),
-            // Null is a result, too, of types that know it.
+            // Null is a result for types that accept it.
             (None, None) => serde_json::from_str("null").map(Ok),
         }
     }
 }
 
-/// The ids alone, to find which batch an answer belongs to.
+/// The ids of an answer, which identify its batch.
 #[derive(Deserialize)]
 struct Id {
     id: Option<u64>,
@@ -94,7 +94,7 @@ impl Connection {
     /// Connects to the node whose `rpc.sock` is at `path`. Answers may take `timeout`.
     ///
     /// # Errors
-    /// When there is no node.
+    /// When no node listens.
     pub fn open(path: impl AsRef<Path>, timeout: Duration) -> Result<Self, ClientError> {
         let place = path.as_ref().to_owned();
         let connected = UnixStream::connect(&place).and_then(|stream| {
@@ -112,7 +112,7 @@ impl Connection {
         })
     }
 
-    /// Sends one method's calls as a batch of at most [`BATCH_MAX`], and does not wait.
+    /// Sends calls of one method as a batch of at most [`BATCH_MAX`], without waiting for the answers.
     ///
     /// # Errors
     /// When the connection fails.
@@ -138,8 +138,8 @@ impl Connection {
         Ok(batch)
     }
 
-    /// Sends messages to one node, their payloads as they are, and does not wait:
-    /// [`Self::sent_messages`] does. At most [`BATCH_MAX`] of together 64 MiB are taken.
+    /// Sends messages to one node, with unencoded payloads, at most [`BATCH_MAX`] of together 64 MiB.
+    /// [`Self::sent_messages`] waits for the result.
     ///
     /// # Errors
     /// When the connection fails.
@@ -161,17 +161,16 @@ impl Connection {
         self.send_one("pushMessages", params, &all)
     }
 
-    /// Waits for what became of [`Self::send_messages`].
+    /// Waits for the result of [`Self::send_messages`].
     ///
     /// # Errors
-    /// When the connection fails, or the node takes none of them.
+    /// When the connection fails, or the node refuses all of them.
     pub fn sent_messages(&mut self, batch: BatchId) -> Result<PushMessagesResult, ClientError> {
         let line = self.line(batch)?;
         self.result(&line)
     }
 
-    /// Asks for messages of the inbox, their payloads as they are, and does not wait:
-    /// [`Self::taken_messages`] does.
+    /// Requests messages of the inbox, with unencoded payloads. [`Self::taken_messages`] waits for them.
     ///
     /// # Errors
     /// When the connection fails.
@@ -180,10 +179,10 @@ impl Connection {
         self.send_one("popMessages", PopMessagesParams { attach, ..params }, &[])
     }
 
-    /// Waits for what [`Self::take_messages`] has asked for: messages and their payloads.
+    /// Waits for the result of [`Self::take_messages`]: messages and their payloads.
     ///
     /// # Errors
-    /// When the connection fails, or the node gives none.
+    /// When the connection fails, or the node answers with an error.
     pub fn taken_messages(
         &mut self,
         batch: BatchId,
@@ -209,7 +208,7 @@ impl Connection {
         Ok(taken)
     }
 
-    /// Sends one call, with bytes behind it.
+    /// Sends a call with attached bytes.
     fn send_one<P: Serialize>(
         &mut self,
         method: &str,
@@ -267,7 +266,7 @@ impl Connection {
     /// Waits for the answers of a batch, in the order of its calls.
     ///
     /// # Errors
-    /// When the connection fails, or what comes is no answer.
+    /// When the connection fails, or the data is no answer.
     pub fn receive<R: DeserializeOwned>(
         &mut self,
         batch: BatchId,
@@ -310,7 +309,7 @@ impl Connection {
         Ok(line)
     }
 
-    /// The next answer, and whose it is.
+    /// The next answer, and the id of its batch.
     fn read(&mut self) -> Result<(BatchId, Line), ClientError> {
         let mut json = String::new();
         let read = self.reader.read_line(&mut json);

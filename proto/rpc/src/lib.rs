@@ -1,5 +1,5 @@
-//! JSON-RPC 2.0 as Hyphae speaks it: messages, the method table with its types, the OpenRPC document
-//! made from them, and a client.
+//! JSON-RPC 2.0 of Hyphae: messages, the method table with its types, the OpenRPC document generated from them, and a
+//! client.
 //!
 //! Methods of the Mycelium network have its names and shapes, so that clients of either work with both; methods of
 //! Hyphae are under `node.`, `route.`, `config.` and `admin.`.

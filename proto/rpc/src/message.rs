@@ -14,9 +14,9 @@ pub mod code {
     pub const METHOD_NOT_FOUND: i64 = -32601;
     /// Parameters of the wrong shape.
     pub const INVALID_PARAMS: i64 = -32602;
-    /// Something failed here.
+    /// Internal error.
     pub const INTERNAL: i64 = -32603;
-    /// The caller may not do that.
+    /// The caller is not authorized.
     pub const DENIED: i64 = -32001;
     /// Too many calls wait already.
     pub const BUSY: i64 = -32002;
@@ -26,17 +26,17 @@ pub mod code {
     pub const NO_KEY: i64 = -32008;
     /// addPeer: not an endpoint.
     pub const BAD_ENDPOINT: i64 = -32009;
-    /// addPeer: there already.
+    /// addPeer: it exists.
     pub const PEER_EXISTS: i64 = -32010;
-    /// deletePeer: not there.
+    /// deletePeer: not configured.
     pub const PEER_NOT_FOUND: i64 = -32011;
     /// deletePeer: not an endpoint.
     pub const BAD_ENDPOINT_DELETE: i64 = -32012;
     /// popMessage: not a topic.
     pub const BAD_TOPIC_FILTER: i64 = -32013;
-    /// The message was not taken: too long, no room, or rejected by the receiver.
+    /// The message was refused: too long, no room, or rejected by the receiver.
     pub const PUSH_REFUSED: i64 = -32015;
-    /// No reply came, though one was waited for.
+    /// No reply within the wait.
     pub const REPLY_EMPTY: i64 = -32016;
     /// The wait for a reply ended early.
     pub const REPLY_CLOSED: i64 = -32017;
@@ -52,7 +52,7 @@ pub mod code {
     pub const BAD_KEY: i64 = -32022;
     /// Not a subnet; for route.add and route.remove also not a next hop.
     pub const BAD_SUBNET: i64 = -32023;
-    /// route.remove: not there.
+    /// route.remove: no such route.
     pub const ROUTE_NOT_FOUND: i64 = -32024;
     /// A path that cannot name a socket, or an unknown framing.
     pub const BAD_SOCKET: i64 = -32025;
@@ -62,21 +62,21 @@ pub mod code {
     pub const LEASE_ENDED: i64 = -32027;
     /// The topic is not listed. `data.kind` is `topic_not_found`.
     pub const TOPIC_NOT_FOUND: i64 = -32030;
-    /// The outbound socket could not be made. Shares its code with [`TOPIC_NOT_FOUND`] by history of
-    /// the contract; `data.kind` is `outbound_socket_bind_failed`.
+    /// The outbound socket could not be bound. Shares its code with [`TOPIC_NOT_FOUND`], as the contract requires;
+    /// `data.kind` is `outbound_socket_bind_failed`.
     pub const OUTBOUND_BIND_FAILED: i64 = -32030;
-    /// node.ping: nobody answered in time.
+    /// node.ping: no answer in time.
     pub const NO_ANSWER: i64 = -32040;
     /// node.drain: the node has no dynamic routing.
     pub const NOT_ROUTING: i64 = -32041;
-    /// config.reload: the file is refused; all stays as it was.
+    /// config.reload: the file is refused; nothing has changed.
     pub const CONFIG_REFUSED: i64 = -32042;
-    /// node.shutdown: something else runs the node's processes; the message says what stops them.
+    /// node.shutdown: another program manages the processes; the message names the command that stops them.
     pub const NOT_STOPPED: i64 = -32043;
     /// A change could not be written to the state directory; it was not made.
     pub const PERSIST_FAILED: i64 = -32099;
 
-    /// One line on a code; empty for one that is not listed here.
+    /// Description of a code; empty if it is not listed.
     pub fn gloss(code: i64) -> &'static str {
         match code {
             PARSE => "not JSON",
@@ -136,7 +136,7 @@ pub struct Request {
     pub id: Option<Value>,
 }
 
-/// A member that is there with the value null is there.
+/// Distinguishes a member with the value null from a missing one.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
 }
@@ -146,17 +146,17 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
 pub struct Response {
     /// "2.0".
     pub jsonrpc: String,
-    /// What the method returned.
+    /// The result of the method.
     #[serde(
         default,
         deserialize_with = "present",
         skip_serializing_if = "Option::is_none"
     )]
     pub result: Option<Value>,
-    /// Why it did not.
+    /// The error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
-    /// Of the request; null when it could not be read.
+    /// Id of the request; null if it could not be read.
     pub id: Value,
 }
 
@@ -176,15 +176,15 @@ impl Response {
     }
 }
 
-/// Why a call failed.
+/// Error of a call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     /// One of [`code`].
     pub code: i64,
-    /// One line for people.
+    /// One line of text.
     pub message: String,
-    /// More for programs.
+    /// Details for programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Value>,
 }
@@ -199,7 +199,7 @@ impl Error {
         }
     }
 
-    /// The same with data for programs, among it what kind of error it is where a code is shared.
+    /// Adds the kind of the error, which distinguishes errors that share a code.
     pub fn with_kind(self, kind: &str) -> Self {
         Self {
             data: Some(serde_json::json!({ "kind": kind })),

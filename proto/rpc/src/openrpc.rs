@@ -1,4 +1,4 @@
-//! The OpenRPC document, made from the method table and the types.
+//! The OpenRPC document, generated from the method table and the types.
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::message::code;
 use crate::table::{METHODS, Method};
 
-/// The document that `rpc.discover` returns and that docs/openrpc.json holds.
+/// The document of `rpc.discover` and docs/openrpc.json.
 pub fn document() -> Value {
     let settings = SchemaSettings::draft07().with(|settings| {
         settings.definitions_path = "/components/schemas".into();

@@ -1,5 +1,5 @@
-//! The method table: one entry per method, from which come dispatch by name, the OpenRPC document
-//! and the typed client. A method that is not here does not exist.
+//! The method table: one row per method. It generates the calls, the OpenRPC document and the typed client, and is
+//! the only list of methods.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::Value;
@@ -18,32 +18,32 @@ use crate::method::{
     TraceHop, TraceParams,
 };
 
-/// Callers that may call a method, beside what their listener and admin.toml allow.
+/// Callers of a method, in addition to the checks of listener and admin.toml.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Processes of this host only: not over the bus, and not with a bearer token.
+    /// Processes of this host: not over the bus, and not with a bearer token.
     Local,
     /// All.
     Remote,
 }
 
-/// What a call leaves behind.
+/// Persistent effect of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing on disk, apart from the inbox.
+    /// None, apart from the inbox.
     Transient,
     /// A change of a state file or of the configuration. It completes even if its caller disconnects.
     Durable,
 }
 
-/// Whether a call may take long on purpose. Its wait ends when its caller disconnects.
+/// Whether a call may wait. A disconnect of its caller cancels the wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waits {
-    /// It does not.
+    /// Never.
     Never,
-    /// If its parameters ask for it.
+    /// If its parameters request it.
     IfAsked,
-    /// It may.
+    /// It may wait.
     Always,
 }
 
@@ -54,7 +54,7 @@ pub struct Method {
     pub id: MethodId,
     /// Its name.
     pub name: &'static str,
-    /// What it does, one line.
+    /// Its effect, one line.
     pub summary: &'static str,
     /// Names of its parameters, in the order in which they may be given by position.
     pub params: &'static [&'static str],
@@ -62,9 +62,9 @@ pub struct Method {
     pub errors: &'static [i64],
     /// Who may call it.
     pub access: Access,
-    /// What it leaves behind.
+    /// Its persistent effect.
     pub effect: Effect,
-    /// Whether it may take long on purpose.
+    /// Whether it may wait.
     pub waits: Waits,
     /// Schema of an object of all parameters.
     pub(crate) params_schema: fn(&mut SchemaGenerator) -> Schema,
@@ -141,7 +141,7 @@ macro_rules! methods {
                 }
             }
 
-            /// Whether it may take long on purpose.
+            /// Whether it may wait.
             pub fn may_wait(&self) -> bool {
                 let call = self;
                 match call {
@@ -155,7 +155,7 @@ macro_rules! methods {
             $(#[doc = $summary])+
             ///
             /// # Errors
-            /// When there is no node, or it refuses.
+            /// When no node answers, or it answers with an error.
             pub fn $function(&self $(, params: $params)?) -> Result<$result, ClientError> {
                 self.call($name, methods!(@value $($params, params)?))
             }
@@ -195,7 +195,7 @@ methods! {
     /// Routes that are known and not in use.
     GetFallbackRoutes get_fallback_routes = "getFallbackRoutes" () [] -> Vec<Route>, [],
         Remote Transient Never;
-    /// Subnets that a route or session is being looked for.
+    /// Subnets for which a route or session is being searched.
     GetQueriedSubnets get_queried_subnets = "getQueriedSubnets" () [] -> Vec<QueriedSubnet>, [],
         Remote Transient Never;
     /// Frames and bytes exchanged with each peer.
@@ -206,28 +206,28 @@ methods! {
     PushMessage push_message = "pushMessage" (PushMessageParams) ["message", "reply_timeout", "wait"]
         -> PushMessageResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY],
         Remote Transient IfAsked;
-    /// Send several messages to one node. Either all are under way then, or so many of the first.
+    /// Send several messages to one node: all of them, or a number of the first.
     PushMessages push_messages = "pushMessages" (PushMessagesParams)
         ["dst", "topic", "payloads", "attached", "wait"]
         -> PushMessagesResult, [BAD_IP, BAD_KEY, PUSH_REFUSED, BUSY], Remote Transient IfAsked;
-    /// Take the next message out of the inbox, or null when none comes in time. It leaves the inbox once the answer
-    /// was written.
+    /// Deliver the next message of the inbox, or null without one in time. It leaves the inbox once the answer was
+    /// written.
     PopMessage pop_message = "popMessage" (PopMessageParams) ["peek", "timeout", "topic"]
         -> Option<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY], Remote Transient Always;
-    /// Take several messages out of the inbox at once: one at least, waiting for it if asked to, then
-    /// those that are there, up to count of them and 1 MiB. None when none comes in time. They leave the inbox once the
-    /// answer was written; with a lease, once they are acknowledged.
+    /// Deliver several messages of the inbox: at least one, with an optional wait for it, then further ones up to
+    /// count and 1 MiB; none without one in time. They leave the inbox once the answer was written, or with a lease
+    /// once they are acknowledged.
     PopMessages pop_messages = "popMessages" (PopMessagesParams)
         ["count", "timeout", "topic", "attach", "lease"]
         -> Vec<IncomingMessage>, [BAD_TOPIC_FILTER, BUSY, PERSIST_FAILED], Remote Transient Always;
-    /// Acknowledge leased messages: they leave the inbox, and their senders learn that they were read.
+    /// Acknowledge leased messages: they leave the inbox, and their senders are notified that they were read.
     AckMessages ack_messages = "ackMessages" (TokensParams) ["tokens"] -> LeaseResult,
         [LEASE_ENDED, PERSIST_FAILED], Remote Transient Never;
-    /// Let leases end later, or earlier.
+    /// Set the end of leases.
     ExtendMessages extend_messages = "extendMessages" (ExtendMessagesParams) ["tokens", "lease"]
         -> LeaseResult,
         [LEASE_ENDED], Remote Transient Never;
-    /// Give leased messages back: they are visible in the inbox again.
+    /// Return leased messages to the inbox, where they are visible again.
     ReturnMessages return_messages = "returnMessages" (TokensParams) ["tokens"]
         -> LeaseResult, [LEASE_ENDED],
         Remote Transient Never;
@@ -239,7 +239,7 @@ methods! {
     PushMessageReply push_message_reply = "pushMessageReply" (PushMessageReplyParams) ["id", "message", "ack"]
         -> bool, [BAD_IP, BAD_KEY, PUSH_REFUSED, BAD_ID, LEASE_ENDED, PERSIST_FAILED],
         Remote Transient Never;
-    /// How far a message has come.
+    /// State of an outgoing message.
     GetMessageInfo get_message_info = "getMessageInfo" (MessageIdParams) ["id"] -> MessageInfo,
         [NO_MESSAGE, BAD_INFO_ID], Remote Transient Never;
 
@@ -255,17 +255,17 @@ methods! {
     /// List a topic; a listed topic without sources drops everything.
     AddTopic add_topic = "addTopic" (TopicParams) ["topic"] -> bool, [BAD_TOPIC, PERSIST_FAILED],
         Remote Durable Never;
-    /// Take a topic off the list, with its sources and sockets.
+    /// Remove a topic from the list, with its sources and sockets.
     RemoveTopic remove_topic = "removeTopic" (TopicParams) ["topic"] -> bool,
         [BAD_TOPIC, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
     /// Subnets that may send to a topic.
     GetTopicSources get_topic_sources = "getTopicSources" (TopicParams) ["topic"] -> Vec<String>,
         [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
-    /// Let a subnet send to a topic.
+    /// Allow a subnet to send to a topic.
     AddTopicSource add_topic_source = "addTopicSource" (TopicSubnetParams) ["topic", "subnet"]
         -> bool,
         [BAD_TOPIC, BAD_SUBNET, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
-    /// Let a subnet no longer send to a topic.
+    /// Revoke a subnet's permission to send to a topic.
     RemoveTopicSource remove_topic_source = "removeTopicSource" (TopicSubnetParams) ["topic", "subnet"]
         -> bool,
         [BAD_TOPIC, BAD_SUBNET, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
@@ -273,33 +273,33 @@ methods! {
     GetTopicPubkeySources get_topic_pubkey_sources = "getTopicPubkeySources" (TopicParams) ["topic"]
         -> Vec<String>,
         [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
-    /// Let the holder of a key send to a topic.
+    /// Allow the holder of a key to send to a topic.
     AddTopicPubkeySource add_topic_pubkey_source = "addTopicPubkeySource" (TopicPubkeyParams) ["topic", "pubkey"]
         -> bool, [BAD_TOPIC, BAD_KEY, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
-    /// Let the holder of a key no longer send to a topic.
+    /// Revoke a key's permission to send to a topic.
     RemoveTopicPubkeySource remove_topic_pubkey_source = "removeTopicPubkeySource" (TopicPubkeyParams)
         ["topic", "pubkey"] -> bool, [BAD_TOPIC, BAD_KEY, TOPIC_NOT_FOUND, PERSIST_FAILED],
         Remote Durable Never;
-    /// What a topic is set to: sources, sockets, and how its sockets are served.
+    /// Settings of a topic: sources, sockets, and how its sockets are served.
     GetTopicSettings get_topic_settings = "getTopicSettings" (TopicParams) ["topic"]
         -> TopicSettings,
         [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
-    /// Local socket that messages on a topic are handed to.
+    /// Local socket that messages on a topic are forwarded to.
     GetTopicForwardSocket get_topic_forward_socket = "getTopicForwardSocket" (TopicParams) ["topic"]
         -> Option<String>,
         [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
-    /// Hand messages on a topic to a local socket, and send back what it answers.
+    /// Forward messages on a topic to a local socket, and reply with its answers.
     SetTopicForwardSocket set_topic_forward_socket = "setTopicForwardSocket" (ForwardSocketParams)
         ["topic", "socket_path", "framing", "reply_timeout", "keep_alive"] -> bool,
         [BAD_TOPIC, BAD_SOCKET, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
-    /// Hand messages on a topic to no socket any more.
+    /// Stop forwarding messages on a topic to a local socket.
     RemoveTopicForwardSocket remove_topic_forward_socket = "removeTopicForwardSocket" (TopicParams) ["topic"]
         -> bool,
         [BAD_TOPIC, TOPIC_NOT_FOUND, PERSIST_FAILED], Remote Durable Never;
     /// Local socket whose requests become messages on a topic.
     GetTopicOutboundSocket get_topic_outbound_socket = "getTopicOutboundSocket" (TopicParams) ["topic"]
         -> Option<OutboundSocket>, [BAD_TOPIC, TOPIC_NOT_FOUND], Remote Transient Never;
-    /// Make a local socket whose requests go to another node as messages on a topic.
+    /// Bind a local socket whose requests are sent to another node as messages on a topic.
     SetTopicOutboundSocket set_topic_outbound_socket = "setTopicOutboundSocket" (OutboundSocketParams)
         ["topic", "dst", "path", "framing"] -> bool,
         [BAD_IP, BAD_TOPIC, BAD_KEY, BAD_SOCKET, TOPIC_NOT_FOUND, PERSIST_FAILED],
@@ -311,10 +311,10 @@ methods! {
 
     /// Keys that may administer this node over the bus.
     AdminList admin_list = "admin.list" () [] -> Vec<String>, [], Remote Transient Never;
-    /// Let the holder of a key administer this node over the bus.
+    /// Allow the holder of a key to administer this node over the bus.
     AdminAdd admin_add = "admin.add" (PubkeyParams) ["pubkey"] -> bool, [BAD_KEY, PERSIST_FAILED],
         Remote Durable Never;
-    /// Let the holder of a key no longer administer this node over the bus.
+    /// Revoke a key's permission to administer this node over the bus.
     AdminRemove admin_remove = "admin.remove" (PubkeyParams) ["pubkey"] -> bool,
         [DENIED, BAD_KEY, PERSIST_FAILED], Remote Durable Never;
     /// Methods that administrators may call over the bus.
@@ -331,9 +331,9 @@ methods! {
         [DENIED, BAD_IP, BAD_KEY, PUSH_REFUSED, REPLY_EMPTY, REPLY_CLOSED, BUSY],
         Local Transient Always;
 
-    /// How the node is doing: planes, peers, sessions, counters, drops.
+    /// State of the node: planes, peers, sessions, counters, drops.
     NodeStatus node_status = "node.status" () [] -> Status, [], Remote Transient Never;
-    /// Let neighbours take other ways than through this node, or end that.
+    /// Drain the node, so that neighbours use other paths, or end the drain.
     NodeDrain node_drain = "node.drain" (DrainParams) ["on"] -> bool, [NOT_ROUTING, PERSIST_FAILED],
         Remote Durable Never;
     /// End a node that `hyphae up` runs, both planes.
@@ -343,12 +343,11 @@ methods! {
     NodePing node_ping = "node.ping" (PingParams) ["address", "timeoutMs"]
         -> Pong, [BAD_IP, NO_ANSWER],
         Remote Transient Always;
-    /// Ask whoever is so many hops away on the way to another node who it is.
+    /// Identify the node at a number of hops on the path to another node.
     NodeTrace node_trace = "node.trace" (TraceParams) ["address", "hopLimit", "timeoutMs"]
         -> TraceHop,
         [BAD_IP, NO_ANSWER], Remote Transient Always;
-    /// Read the configuration file again and change what can change live; with dryRun, only say what
-    /// would.
+    /// Read the configuration file again and apply the settings that can change live; with dryRun, only report them.
     ConfigReload config_reload = "config.reload" (ReloadParams) ["dryRun"]
         -> ReloadResult, [CONFIG_REFUSED],
         Remote Durable Never;
@@ -366,7 +365,7 @@ methods! {
     Discover discover = "rpc.discover" () [] -> Value, [], Remote Transient Never;
 }
 
-/// Why JSON is not of a type. The position is left out unless the text is no JSON: nobody counts the columns of a call.
+/// Cause of a parse error; with its position only if the text is not JSON.
 pub fn cause(error: &serde_json::Error) -> String {
     let message = error.to_string();
     match message.rsplit_once(" at line ") {
@@ -422,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_destination_is_a_sentence() {
+    fn an_invalid_destination_is_reported_in_a_sentence() {
         for (given, cause) in [
             (
                 r#"{"ip":"400::1","pk":"00"}"#,

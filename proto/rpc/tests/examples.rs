@@ -1,5 +1,5 @@
-//! Covers: the client over both transports, and the examples, which are run against a node that
-//! answers from a script. Against real nodes the client is used by the command line and its tests.
+//! Covers: the client over both transports, and the examples, which run against a scripted node. The tests of the
+//! command line use the client with real nodes.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -62,8 +62,8 @@ fn scripted(request: &Request) -> Result<Value, Error> {
     }
 }
 
-/// Answers one call from the script. The method is noted before the answer: an example may have ended, and be asked
-/// about, as soon as it has its last answer.
+/// Answers one call from the script. The method is recorded before the answer, since an example may end right after its
+/// last answer.
 fn play(stream: impl Read + Write, called: &mpsc::Sender<String>) {
     answer(stream, |request| {
         called.send(request.method.clone()).unwrap();

@@ -1,4 +1,4 @@
-//! Covers: the committed OpenRPC document is the one that the types make.
+//! Covers: the committed OpenRPC document equals the one generated from the types.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 

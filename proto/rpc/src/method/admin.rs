@@ -29,7 +29,7 @@ pub struct BusCallParams {
     /// Overlay address of the node to call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dst_ip: Option<String>,
-    /// Method to call there.
+    /// Method to call.
     pub method: String,
     /// Its parameters, by name or by position.
     #[serde(default, skip_serializing_if = "Value::is_null")]
@@ -48,7 +48,7 @@ impl BusCallParams {
     /// Wait for an answer when none is given.
     pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
-    /// How long to wait for the answer.
+    /// Wait for the answer.
     pub fn timeout(&self) -> Duration {
         self.timeout_secs
             .map_or(Self::TIMEOUT_DEFAULT, Duration::from_secs)

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Base64;
 
-/// Whom a message is for.
+/// Destination of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Destination {
@@ -71,7 +71,7 @@ impl std::fmt::Display for Destination {
 /// A message to send.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OutgoingMessage {
-    /// Whom it is for.
+    /// Its destination.
     pub dst: Destination,
     /// Topic, 0 to 255 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,8 +88,8 @@ pub struct PushMessageParams {
     /// Wait this many seconds for a reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_timeout: Option<u64>,
-    /// Wait this many seconds for room when too much is being sent already. Messages to one node leave in the order
-    /// of their calls. A caller that hangs up meanwhile withdraws its message.
+    /// Wait this many seconds for room in the send queue. Messages to one node are sent in the order of their calls. A
+    /// disconnect of the caller withdraws the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<u64>,
 }
@@ -104,19 +104,19 @@ impl PushMessageParams {
 /// Parameters of `pushMessages`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PushMessagesParams {
-    /// Whom they are for.
+    /// Their destination.
     pub dst: Destination,
     /// Topic of all of them, 0 to 255 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<Base64>,
-    /// Content of each; no more than 1000 are taken at once.
+    /// Content of each, at most 1000.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub payloads: Vec<Base64>,
-    /// Instead of `payloads`: the length in bytes of each, which follow the request one behind the other. Only
+    /// Instead of `payloads`: the length in bytes of each; they follow the request in sequence. Only
     /// on a newline-delimited connection, in a line that begins with `+`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attached: Vec<u64>,
-    /// As in `pushMessage`: wait this many seconds for room. Those that have left by then are not withdrawn.
+    /// As in `pushMessage`: wait this many seconds for room. Messages sent by then are not withdrawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<u64>,
 }
@@ -131,20 +131,20 @@ impl PushMessagesParams {
 /// Result of `pushMessages`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PushMessagesResult {
-    /// Ids of those that are under way: all, or so many of the first.
+    /// Ids of the messages that were queued: all, or a number of the first.
     pub ids: Vec<String>,
-    /// Why the others are not.
+    /// Error of the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
 
-/// Result of `pushMessage`: the reply when one was waited for and came, else the id.
+/// Result of `pushMessage`: the reply if one was requested and received, otherwise the id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum PushMessageResult {
     /// The reply.
     Reply(Box<IncomingMessage>),
-    /// The message is under way.
+    /// The message was queued.
     Id {
         /// Of the message, 16 hexadecimal digits.
         id: String,
@@ -169,7 +169,7 @@ pub struct PopMessageParams {
 /// Parameters of `popMessages`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PopMessagesParams {
-    /// How many at most; no more than 1000 come at once.
+    /// Most messages, at most 1000.
     pub count: u32,
     /// Wait this many seconds for the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -177,12 +177,12 @@ pub struct PopMessagesParams {
     /// Only messages on exactly this topic, base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
-    /// Content as bytes behind the answer, and `attached`, their number, in place of each `payload`. Only on a
+    /// Content as bytes after the answer, with their number as `attached` in place of each `payload`. Only on a
     /// newline-delimited connection, and not in a batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attach: Option<bool>,
     /// Lease the messages for this many seconds, 1 to 3600: they stay in the inbox, hidden, until `ackMessages`, and
-    /// are visible again when the time is over, after `returnMessages` and after a restart of the node.
+    /// are visible again after that time, after `returnMessages` and after a restart of the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<u64>,
 }
@@ -190,25 +190,25 @@ pub struct PopMessagesParams {
 /// Parameters of `ackMessages` and `returnMessages`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TokensParams {
-    /// Tokens of leases, as `popMessages` gave them; 1 to 1000.
+    /// Tokens of leases from `popMessages`, 1 to 1000.
     pub tokens: Vec<String>,
 }
 
 /// Parameters of `extendMessages`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExtendMessagesParams {
-    /// Tokens of leases, as `popMessages` gave them; 1 to 1000.
+    /// Tokens of leases from `popMessages`, 1 to 1000.
     pub tokens: Vec<String>,
     /// Seconds from now, 1 to 3600.
     pub lease: u64,
 }
 
-/// Which leases a call has found.
+/// Result of a call about leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseResult {
-    /// For which it was done.
+    /// Leases that it applied to.
     pub done: Vec<String>,
-    /// Which had ended: their messages were acknowledged before or are in the inbox again.
+    /// Leases that had ended: their messages were acknowledged or are in the inbox again.
     pub ended: Vec<String>,
 }
 
@@ -219,10 +219,10 @@ pub struct ListMessagesParams {
     /// Only messages on exactly this topic, base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
-    /// How many are listed, 100 unless said otherwise and 1000 at most; 0 only counts.
+    /// Number of listed messages, 100 by default, at most 1000; 0 counts only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u32>,
-    /// List those behind the message of this number.
+    /// List messages after this number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
 }
@@ -235,9 +235,9 @@ pub struct InboxList {
     pub total: u64,
     /// Bytes of their contents.
     pub bytes: u64,
-    /// Of the messages: hidden, because they are handed out or leased.
+    /// Messages that are hidden, because they are being delivered or leased.
     pub handed_out: u64,
-    /// The oldest of them.
+    /// The oldest messages.
     pub messages: Vec<ListedMessage>,
 }
 
@@ -245,7 +245,7 @@ pub struct InboxList {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ListedMessage {
-    /// Its place in the order of the inbox.
+    /// Its number in the inbox, ascending.
     pub number: u64,
     /// Its id, 16 hexadecimal digits.
     pub id: String,
@@ -253,18 +253,18 @@ pub struct ListedMessage {
     pub src_ip: String,
     /// Key of the sender, hex.
     pub src_pk: String,
-    /// Topic, when it has one.
+    /// Topic, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<Base64>,
     /// Bytes of its content.
     pub msg_len: u64,
-    /// Times that it was handed out.
+    /// Its deliveries.
     pub deliveries: u32,
-    /// It is handed out or leased now.
+    /// It is being delivered or leased.
     pub handed_out: bool,
 }
 
-/// A message that came in, whose content is somewhere else.
+/// A received message, whose content is attached.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AttachedMessage {
@@ -274,20 +274,20 @@ pub struct AttachedMessage {
     pub src_ip: String,
     /// Key of the sender, hex; proven, not claimed.
     pub src_pk: String,
-    /// Topic, when it has one.
+    /// Topic, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<Base64>,
     /// Bytes of its content.
     pub attached: u64,
-    /// Times that it was handed out, this one included; left out when this is the first, without a lease.
+    /// Its deliveries, this one included; omitted for the first one without a lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deliveries: Option<u32>,
-    /// Token of its lease, when it has one.
+    /// Token of its lease, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<String>,
 }
 
-/// A message that came in.
+/// A received message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IncomingMessage {
@@ -301,15 +301,15 @@ pub struct IncomingMessage {
     pub dst_ip: String,
     /// Key of this node, hex.
     pub dst_pk: String,
-    /// Topic, when it has one.
+    /// Topic, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<Base64>,
     /// Content.
     pub payload: Base64,
-    /// Times that it was handed out, this one included; left out when this is the first, without a lease.
+    /// Its deliveries, this one included; omitted for the first one without a lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deliveries: Option<u32>,
-    /// Token of its lease, when it has one.
+    /// Token of its lease, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<String>,
 }
@@ -321,8 +321,7 @@ pub struct PushMessageReplyParams {
     pub id: String,
     /// The reply; its topic is not sent.
     pub message: OutgoingMessage,
-    /// Token of the lease of the message that is answered: acknowledge it, too. When the lease has ended nothing is
-    /// sent.
+    /// Token of the lease of the answered message, which is acknowledged too. Nothing is sent if the lease has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ack: Option<String>,
 }
@@ -334,13 +333,13 @@ pub struct MessageIdParams {
     pub id: String,
 }
 
-/// How far a message has come.
+/// State of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum MessageState {
     /// Nothing was sent yet.
     Pending,
-    /// Chunks are under way.
+    /// Chunks are being sent.
     Sending {
         /// Chunks not sent yet.
         pending: u64,
@@ -349,11 +348,11 @@ pub enum MessageState {
         /// Chunks acknowledged.
         acked: u64,
     },
-    /// The other side has it, whole.
+    /// The receiver has acknowledged it.
     Received,
-    /// It was taken out of the other side's inbox.
+    /// It was delivered from the inbox of the receiver.
     Read,
-    /// It was given up: not delivered in time, or rejected.
+    /// It was aborted: not delivered in time, or rejected.
     Aborted,
 }
 
@@ -363,15 +362,15 @@ pub enum MessageState {
 pub struct MessageInfo {
     /// Overlay address of the receiver.
     pub dst: String,
-    /// How far it has come.
+    /// Its state.
     pub state: MessageState,
     /// When it was pushed, seconds since 1970.
     pub created: i64,
-    /// When it is given up, seconds since 1970.
+    /// Its deadline, seconds since 1970.
     pub deadline: i64,
     /// Bytes of its content.
     pub msg_len: u64,
-    /// Why it was aborted, where that is known: "timeout" or "rejected".
+    /// Cause of the abort, if known: "timeout" or "rejected".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

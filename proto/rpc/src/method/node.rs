@@ -19,14 +19,14 @@ pub struct Info {
     pub node_start_time: u64,
 }
 
-/// Where a peer is.
+/// Endpoint of a peer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerEndpoint {
     /// "udp", or "tcp" for a stream link.
     pub proto: String,
     /// Address and port, IPv6 in brackets, a link-local one with the name of its interface; the name as
-    /// configured while it does not resolve. After `proto` and `://`, `deletePeer` takes it.
+    /// configured while it does not resolve. `deletePeer` accepts it after `proto` and `://`.
     pub socket_addr: String,
 }
 
@@ -34,9 +34,9 @@ pub struct PeerEndpoint {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
-    /// Where it is.
+    /// Its endpoint.
     pub endpoint: PeerEndpoint,
-    /// "static", "inbound", or "lan" for one found on a local network.
+    /// "static", "inbound", or "lan" for one discovered on a local network.
     #[serde(rename = "type")]
     pub kind: String,
     /// "alive", "connecting" or "dead".
@@ -52,7 +52,7 @@ pub struct Peer {
     pub discovered_seconds: u64,
     /// As `lastConnectedSeconds`, under the name of the reference network.
     pub last_connected: Option<u64>,
-    /// Seconds since it was last connected, or for how long it has been; null when it never was.
+    /// Seconds since it was last connected, or since the current connection; null if it never was.
     #[serde(default)]
     pub last_connected_seconds: Option<u64>,
     /// Its key, hex; null until it has answered.
@@ -67,7 +67,7 @@ pub struct Peer {
     pub lanes_active: u16,
     /// Smoothed round-trip time, microseconds.
     pub rtt_micros: Option<u64>,
-    /// Share of probes that stayed unanswered lately, in thousandths; null before the first.
+    /// Share of recent probes without an answer, in thousandths; null before the first.
     #[serde(default)]
     pub loss_permille: Option<u16>,
     /// Name of its key in the allow-list or deny-list of this node.
@@ -75,12 +75,12 @@ pub struct Peer {
     pub name: Option<String>,
     /// Finished handshakes.
     pub handshakes: u64,
-    /// Why its last handshake was refused.
+    /// Cause of the refusal of its last handshake.
     pub refusal: Option<String>,
-    /// Why there is no link: the refusal, or why its name leads to no address.
+    /// Cause of a missing link: the refusal, or the error of name resolution.
     #[serde(default)]
     pub error: Option<String>,
-    /// Two hosts have one key; null when there is no sign of that.
+    /// Two hosts with one key, if detected.
     #[serde(default)]
     pub duplicate: Option<DuplicateKey>,
 }
@@ -89,9 +89,9 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DuplicateKey {
-    /// Whether it is the key of this node, as the peer says; else it is the peer's.
+    /// Whether it is the key of this node, as reported by the peer; otherwise it is the peer's.
     pub own: bool,
-    /// Underlay addresses of the two, as far as the node sees that noticed it.
+    /// Underlay addresses of the two, as observed by the reporting node.
     pub places: Vec<String>,
 }
 
@@ -103,7 +103,7 @@ pub struct Route {
     pub subnet: String,
     /// Key of the peer that frames go to.
     pub next_hop: String,
-    /// Keys of all peers that flows are shared out among, `nextHop` one of them.
+    /// Keys of all next hops that flows are distributed over, `nextHop` included.
     #[serde(default)]
     pub next_hops: Vec<String>,
     /// Lower is better.
@@ -118,11 +118,11 @@ pub struct Route {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QueriedSubnet {
-    /// Destinations that a route is looked for.
+    /// Destinations of the search.
     pub subnet: String,
     /// As `expirationSeconds`, as text, under the name of the reference network.
     pub expiration: String,
-    /// Seconds until the search is given up.
+    /// Seconds until the search ends.
     #[serde(default)]
     pub expiration_seconds: u64,
 }
@@ -143,9 +143,9 @@ pub struct PacketStat {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PacketStatistics {
-    /// What came from each peer.
+    /// Received from each peer.
     pub by_source: Vec<PacketStat>,
-    /// What went to each peer.
+    /// Sent to each peer.
     pub by_destination: Vec<PacketStat>,
 }
 
@@ -182,7 +182,7 @@ pub struct IpParams {
 pub struct RouteParams {
     /// Destinations.
     pub prefix: String,
-    /// Key or overlay address of the next hop; `route.remove` may leave it out.
+    /// Key or overlay address of the next hop; optional for `route.remove`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<String>,
 }
@@ -193,7 +193,7 @@ pub struct RouteParams {
 pub struct PingParams {
     /// Overlay address.
     pub address: String,
-    /// How long to wait, milliseconds; at most 60,000.
+    /// Wait, milliseconds, at most 60,000.
     #[serde(default = "ping_timeout_ms")]
     pub timeout_ms: u64,
 }
@@ -206,7 +206,7 @@ fn ping_timeout_ms() -> u64 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Pong {
-    /// Round-trip time between the control plane here and the dataplane there, microseconds.
+    /// Round-trip time from this control plane to the other dataplane, microseconds.
     pub rtt_micros: u64,
 }
 
@@ -216,9 +216,9 @@ pub struct Pong {
 pub struct TraceParams {
     /// Overlay address.
     pub address: String,
-    /// Hops that the question may take, 1 to 255.
+    /// Hop limit of the probe, 1 to 255.
     pub hop_limit: u8,
-    /// How long to wait, milliseconds; at most 60,000.
+    /// Wait, milliseconds, at most 60,000.
     #[serde(default = "trace_timeout_ms")]
     pub timeout_ms: u64,
 }
@@ -227,25 +227,25 @@ fn trace_timeout_ms() -> u64 {
     1000
 }
 
-/// What a node on the way said of a trace.
+/// Report of a node on the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TraceOutcome {
     /// It is the destination.
     Reached,
-    /// The hops were used up at it.
+    /// The hop limit was reached at it.
     HopLimit,
     /// It has no route to the destination.
     NoRoute,
-    /// Its next link does not carry the question.
+    /// Its next link does not carry the probe.
     TooBig,
 }
 
-/// Result of `node.trace`. Whoever is on the way could have written it: it is not a proof.
+/// Result of `node.trace`. Every node on the path can forge it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TraceHop {
-    /// What it said.
+    /// Its report.
     pub outcome: TraceOutcome,
     /// Overlay address of the node that answered.
     pub address: String,
@@ -278,13 +278,13 @@ pub struct Dataplane {
     pub uptime_seconds: u64,
     /// "io_uring" or "epoll".
     pub driver: String,
-    /// Why that one.
+    /// Cause of the choice.
     pub driver_reason: String,
     /// Its workers.
     pub workers: Vec<Worker>,
     /// Name of the TUN device.
     pub tun: Option<String>,
-    /// How many control planes have attached.
+    /// Control planes that have attached.
     pub generation: u64,
     /// Receive buffer of the sockets, bytes.
     pub socket_receive_bytes: u32,
@@ -303,19 +303,19 @@ pub struct DrainParams {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReloadParams {
-    /// Say what would change, and change nothing.
+    /// Report the changes without applying them.
     pub dry_run: bool,
 }
 
-/// A setting that is another one in the file.
+/// A setting whose value in the file differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigChange {
-    /// Its key; for state files, the file and what in it.
+    /// Its key; for state files, the file and the entry.
     pub key: String,
-    /// Value in force before, as TOML; null where there was none.
+    /// Value in force before, as TOML; null without one.
     pub old: Option<String>,
-    /// Value in the file; null where there is none any more.
+    /// Value in the file; null without one.
     pub new: Option<String>,
 }
 
@@ -325,9 +325,9 @@ pub struct ConfigChange {
 pub struct ReloadResult {
     /// Nothing was changed.
     pub dry_run: bool,
-    /// In force now, or what would be.
+    /// Applied changes, or those that would be applied.
     pub applied: Vec<ConfigChange>,
-    /// These need a restart; until then what was before holds.
+    /// Changes that need a restart; the old values stay in force until then.
     pub restart: Vec<ConfigChange>,
 }
 
@@ -348,12 +348,12 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// The dataplane; null while none is attached.
     pub dataplane: Option<Dataplane>,
-    /// Why this host's traffic does not pass the TUN device; null while it does, and without a device.
+    /// Cause why this host's traffic does not pass the TUN device; null while it does, and without a device.
     #[serde(default)]
     pub host_problem: Option<String>,
     /// Largest inner packet.
     pub mtu: u16,
-    /// Suites on offer.
+    /// Offered suites.
     pub suites: Vec<String>,
     /// Peers that are up, and all.
     pub peers_up: usize,
@@ -363,13 +363,13 @@ pub struct Status {
     pub sessions: usize,
     /// Routes in use.
     pub routes: usize,
-    /// Whether neighbours are asked to use other paths.
+    /// Whether the node is drained.
     #[serde(default)]
     pub drained: bool,
-    /// How often the supervisor has started the control plane again.
+    /// Restarts of the control plane by the supervisor.
     #[serde(default)]
     pub controlplane_restarts: u64,
-    /// Dataplanes that this control plane has seen end.
+    /// Dataplanes that have ended while this control plane runs.
     #[serde(default)]
     pub dataplane_restarts: u64,
     /// Counters that are not zero, summed over workers.

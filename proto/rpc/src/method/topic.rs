@@ -1,4 +1,4 @@
-//! Topics: who may send to them, and which sockets they lead to. Topics are base64 throughout.
+//! Topics: their sources and sockets. Topics are base64.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,10 +44,10 @@ pub struct ForwardSocketParams {
     pub topic: String,
     /// Unix socket that a local server listens on; absolute.
     pub socket_path: String,
-    /// Where a request ends on the socket: "eof" (the default), "http" or "json-lines".
+    /// Framing of requests on the socket: "eof" (the default), "http" or "json-lines".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub framing: Option<String>,
-    /// Seconds that connecting, writing and reading may take together; 5 by default.
+    /// Limit of connecting, writing and reading together, seconds; 5 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_timeout: Option<u64>,
     /// Whether connections to the server are used for more than one request; by default with "http" only, and
@@ -61,11 +61,11 @@ pub struct ForwardSocketParams {
 pub struct OutboundSocketParams {
     /// Topic, base64.
     pub topic: String,
-    /// Whom requests go to.
+    /// Destination of requests.
     pub dst: Destination,
-    /// Unix socket that the node makes; absolute.
+    /// Unix socket that the node binds; absolute.
     pub path: String,
-    /// Where a request ends on the socket: "eof" (the default), "http" or "json-lines".
+    /// Framing of requests on the socket: "eof" (the default), "http" or "json-lines".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub framing: Option<String>,
 }
@@ -78,13 +78,13 @@ pub struct TopicSettings {
     pub subnets: Vec<String>,
     /// Keys that may send, hex.
     pub pubkeys: Vec<String>,
-    /// Unix socket that messages are handed to.
+    /// Unix socket that messages are forwarded to.
     pub forward_socket: Option<String>,
-    /// Unix socket that the node makes, and whom its requests go to.
+    /// Unix socket that the node binds, and the destination of its requests.
     pub outbound_socket: Option<OutboundSocket>,
-    /// Where a request ends on both sockets: "eof", "http" or "json-lines".
+    /// Framing of both sockets: "eof", "http" or "json-lines".
     pub framing: String,
-    /// Seconds that an exchange with the forward socket may take.
+    /// Limit of an exchange with the forward socket, seconds.
     pub reply_timeout_seconds: u64,
     /// Whether connections to the forward socket are used for more than one request.
     pub keep_alive: bool,
@@ -93,8 +93,8 @@ pub struct TopicSettings {
 /// Result of `getTopicOutboundSocket`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OutboundSocket {
-    /// Whom requests go to.
+    /// Destination of requests.
     pub dst: Destination,
-    /// Unix socket that the node makes.
+    /// Unix socket that the node binds.
     pub path: String,
 }
