@@ -7,12 +7,13 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 
-use common::{TIMEOUT, binary, eventually, own_place, scrape_at};
+use common::node::Node;
+use common::{TIMEOUT, binary, eventually, scrape_at};
 use hyphae_rpc::method::{
     Destination, ExtendMessagesParams, InboxList, IncomingMessage, ListMessagesParams,
     MessageIdParams, MessageState, OutgoingMessage, PopMessagesParams, PushMessageParams,
@@ -20,75 +21,31 @@ use hyphae_rpc::method::{
 };
 use hyphae_rpc::{Base64, Client, ClientError, code};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-struct Node {
-    directory: TempDir,
-    rpc: SocketAddr,
-    rest: SocketAddr,
-    metrics: SocketAddr,
-    child: Child,
+/// A node that sends messages to itself.
+struct Consumed {
+    node: Node,
     key: String,
 }
 
-fn run(directory: &TempDir, [rpc, rest, metrics]: [SocketAddr; 3]) -> Child {
-    let mut command = Command::new(binary());
-    command.args(["up", "--no-tun", "--listen", "127.0.0.1:0"]);
-    for (flag, address) in [("--rpc", rpc), ("--rest", rest), ("--metrics", metrics)] {
-        command.args([flag, &address.to_string()]);
-    }
-    command
-        .arg("--state-dir")
-        .arg(directory.path().join("state"));
-    command
-        .arg("--socket-dir")
-        .arg(directory.path().join("run"));
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().unwrap();
-    let client = Client::new(directory.path().join("run/rpc.sock"));
-    eventually("the node answers", TIMEOUT, || {
-        let open = [rpc, rest, metrics]
-            .iter()
-            .all(|at| TcpStream::connect(at).is_ok());
-        client.get_info().is_ok() && open
-    });
-    child
-}
-
-impl Node {
+impl Consumed {
     fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let places @ [rpc, rest, metrics] = [own_place(), own_place(), own_place()];
-        let child = run(&directory, places);
-        let mut node = Self {
-            directory,
-            rpc,
-            rest,
-            metrics,
-            child,
-            key: String::new(),
-        };
-        node.key = node.client().get_info().unwrap().node_pubkey;
-        node
-    }
-
-    fn kill(&mut self) {
-        // The planes are tied to the supervisor by the kernel.
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        let node = Node::start();
+        let key = node.client().get_info().unwrap().node_pubkey;
+        Self { node, key }
     }
 
     fn restart(&mut self) {
-        self.kill();
-        self.child = run(&self.directory, [self.rpc, self.rest, self.metrics]);
+        self.node.kill();
+        self.node.run();
     }
 
     fn socket(&self) -> PathBuf {
-        self.directory.path().join("run/rpc.sock")
+        self.node.socket()
     }
 
     fn client(&self) -> Client {
-        Client::new(self.socket())
+        self.node.client()
     }
 
     fn message(&self, payload: &[u8]) -> OutgoingMessage {
@@ -139,7 +96,8 @@ impl Node {
 
     /// Calls that wait for a message.
     fn waiting(&self) -> u64 {
-        let text = scrape_at(&self.metrics.to_string());
+        let [.., metrics] = self.node.listeners;
+        let text = scrape_at(&metrics.to_string());
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix("hyphae_inbox_waiting "));
@@ -150,14 +108,9 @@ impl Node {
         let script = line.replace("hyphae", binary().to_str().unwrap());
         let mut command = Command::new("sh");
         command.args(["-c", &script]);
-        command.env("HYPHAE_SOCKET_DIR", self.directory.path().join("run"));
+        let directory = self.node.directory.path();
+        command.env("HYPHAE_SOCKET_DIR", directory.join("run"));
         command.output().unwrap()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
@@ -182,12 +135,13 @@ type Connects<'a> = dyn Fn() -> (Box<dyn Closes>, String) + 'a;
 
 #[test]
 fn a_client_that_hangs_up_while_it_waits_takes_nothing() {
-    let node = Node::start();
+    let node = Consumed::start();
     let wait = json!({ "timeout": 600 });
     let many = json!({ "count": 5, "timeout": 600 });
     let leased = json!({ "count": 5, "timeout": 600, "lease": 60 });
     let peek = json!({ "timeout": 600, "peek": true });
     let rest = "GET /api/v1/messages?timeout=600 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let [rpc, rest_place, _] = node.node.listeners;
     let unix = || Box::new(UnixStream::connect(node.socket()).unwrap()) as Box<dyn Closes>;
     let tcp = |at| Box::new(TcpStream::connect(at).unwrap()) as Box<dyn Closes>;
     let lines = |method: &str, params: &Value| (unix(), call(method, params) + "\n");
@@ -208,9 +162,9 @@ fn a_client_that_hangs_up_while_it_waits_takes_nothing() {
         ),
         (
             "HTTP",
-            Box::new(|| (tcp(node.rpc), post("/rpc", &call("popMessages", &many)))),
+            Box::new(|| (tcp(rpc), post("/rpc", &call("popMessages", &many)))),
         ),
-        ("REST", Box::new(|| (tcp(node.rest), rest.to_owned()))),
+        ("REST", Box::new(|| (tcp(rest_place), rest.to_owned()))),
     ];
     for (what, connect) in &clients {
         for _ in 0..4 {
@@ -234,7 +188,7 @@ fn a_client_that_hangs_up_while_it_waits_takes_nothing() {
 
 #[test]
 fn a_client_that_has_only_finished_sending_gets_its_answer() {
-    let node = Node::start();
+    let node = Consumed::start();
     let lines = call("popMessages", &json!({ "count": 5, "timeout": 600 }));
     for request in [post("/rpc", &lines), lines] {
         let mut stream = UnixStream::connect(node.socket()).unwrap();
@@ -259,7 +213,7 @@ fn a_client_that_has_only_finished_sending_gets_its_answer() {
 /// Over HTTP the answer is longer than the buffers of a connection, and its reader closes before it has all of it.
 #[test]
 fn a_long_message_whose_reader_closes_in_the_middle_stays() {
-    let node = Node::start();
+    let node = Consumed::start();
     let payload = vec![7; 30 << 20];
     let id = node.send(&payload);
     let request = call("popMessage", &json!({}));
@@ -291,7 +245,7 @@ fn refused(result: Result<impl Sized, ClientError>) -> i64 {
 
 #[test]
 fn a_lease_hides_a_message_until_it_is_acknowledged_returned_or_over() {
-    let node = Node::start();
+    let node = Consumed::start();
     let client = node.client();
     let id = node.send(b"x");
     let of = |message: &IncomingMessage| TokensParams {
@@ -361,7 +315,7 @@ fn a_lease_hides_a_message_until_it_is_acknowledged_returned_or_over() {
 
 #[test]
 fn a_reply_acknowledges_what_it_answers_and_a_late_one_is_not_sent() {
-    let node = Node::start();
+    let node = Consumed::start();
     let client = node.client();
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
@@ -396,7 +350,7 @@ fn a_reply_acknowledges_what_it_answers_and_a_late_one_is_not_sent() {
 
 #[test]
 fn a_leased_message_is_there_again_after_a_kill_and_its_deliveries_are_counted() {
-    let mut node = Node::start();
+    let mut node = Consumed::start();
     let id = node.send(b"x");
     for round in 1..4 {
         let leased = node.pop(Some(3600), None).remove(0);
@@ -415,7 +369,7 @@ fn a_leased_message_is_there_again_after_a_kill_and_its_deliveries_are_counted()
 
 #[test]
 fn the_command_line_takes_a_message_only_when_it_was_written_out() {
-    let node = Node::start();
+    let node = Consumed::start();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let first = node.send(b"ab");
     for how in ["--raw", "--json", ""] {
