@@ -13,6 +13,7 @@ mod caller;
 mod engine;
 mod framing;
 mod host;
+mod realm;
 mod records;
 mod rpc;
 mod spelling;
@@ -25,6 +26,7 @@ pub use caller::{caller, token};
 pub use engine::engine;
 pub use framing::framing;
 pub use host::{coalesce, inspect, split};
+pub use realm::realm;
 pub use records::records;
 pub use rpc::rpc;
 pub use spelling::spelling;
@@ -113,6 +115,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "token",
         run: token,
+    },
+    Target {
+        name: "realm",
+        run: realm,
     },
 ];
 
