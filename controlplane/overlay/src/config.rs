@@ -54,9 +54,9 @@ pub struct Config {
     pub grace: Duration,
     /// Most peers; inbound peers beyond are refused.
     pub peers_max: usize,
-    /// Most nodes with which end-to-end sessions are kept or being made.
+    /// Limit of nodes with end-to-end sessions, established or in progress.
     pub sessions_max: usize,
-    /// Handshakes begun by others that may be unfinished at a time, of each kind.
+    /// Handshakes initiated by others that may be unfinished at a time, of each kind.
     pub half_open_max: usize,
     /// The same, of one underlay address or one overlay /64.
     pub half_open_per_source_max: usize,
@@ -169,7 +169,7 @@ impl Config {
     }
 }
 
-/// A peer that the node keeps connecting to.
+/// A configured peer, which the node connects to again after every failure.
 #[derive(Clone, Debug)]
 pub struct PeerConfig {
     /// The caller's handle.
@@ -177,6 +177,6 @@ pub struct PeerConfig {
     /// Addresses of the peer's worker 0, tried in turn; one of a stream is used as such only. May be
     /// empty while a name does not resolve.
     pub addresses: Vec<Endpoint>,
-    /// The only key to accept there, if pinned.
+    /// The only key to accept at its addresses, if pinned.
     pub key: Option<PublicKey>,
 }

@@ -1,9 +1,9 @@
 //! Eviction from full tables of established state: session slots, inbound peers, end-to-end associations.
 //!
 //! A node with a proven key is admitted as long as another holder has a larger share. Of the group with the
-//! most (an address, a site's /48, the neighbour that an end came through), the node with the most gives way;
+//! most (an address, a site's /48, the neighbour that an end came through), the node with the most is evicted;
 //! among equals the one that was silent longest. Its half-open renewals end first, then retiring sessions, then
-//! the one in use. Configured peers never give way. A full scan happens only when a table is full, after a
+//! the one in use. Configured peers are never evicted. A full scan happens only when a table is full, after a
 //! Diffie-Hellman that the new node had to compute as well.
 
 use std::cmp::Reverse;

@@ -190,7 +190,7 @@ mod tests {
             "behind one address as well"
         );
         for alone in [
-            // Roaming, several addresses, restarts, and one that does not say.
+            // Roaming, several addresses, restarts, and an offer without an instance number.
             vec![(1, 1), (1, 2), (1, 3), (1, 1)],
             vec![(1, 1), (1, 2), (1, 1), (1, 2)],
             (1..20).map(|n| (n, 1)).collect(),
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_names_both_places_and_is_forgotten_in_the_end() {
+    fn a_duplicate_names_both_endpoints_and_expires() {
         let mut known = Starts::default();
         for (n, host) in [(1, 1), (2, 2), (1, 1)] {
             known.note(Nanos(5), n, at(host));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_says_of_this_key_counts_once_in_a_while_and_hides_nothing_that_was_seen() {
+    fn a_peers_report_of_this_key_is_limited_and_hides_no_observation() {
         let mut known = Starts::default();
         assert!(known.claim(Nanos(5), [at(1), at(2)]).is_some());
         for host in 3..20 {
@@ -220,7 +220,7 @@ mod tests {
         }
         let said = known.duplicate(Nanos(6)).unwrap();
         assert_eq!((said.own, said.endpoints), (true, [at(1), at(2)]));
-        assert_eq!(known.seen(Nanos(6)), None, "and is not told on");
+        assert_eq!(known.seen(Nanos(6)), None, "and is not forwarded");
         for (n, host) in [(1, 1), (2, 2), (1, 1)] {
             known.note(Nanos(7), n, at(host));
         }

@@ -50,10 +50,10 @@ pub struct Overlay {
     pub(crate) associations: BTreeMap<Owner, Association>,
     pub(crate) peer_numbers: BTreeMap<PublicKey, u32>,
     pub(crate) peer_number_last: u32,
-    /// Handshakes begun here, by number.
+    /// Handshakes initiated by this node, by number.
     pub(crate) outgoing: BTreeMap<u32, Outgoing>,
     pub(crate) half_opens: HalfOpens,
-    /// Finished handshakes begun by others, by our number, while their sessions last.
+    /// Finished handshakes initiated by others, by our number, while their sessions last.
     pub(crate) finished: BTreeMap<u32, (Owner, u32)>,
     pub(crate) probe_last: u64,
     /// Secret of reset tokens and handshake numbers ([`hyphae_wire::guard`]).
@@ -150,7 +150,8 @@ impl Overlay {
         self.address
     }
 
-    /// Adds a configured peer, which the engine keeps connecting to. A known handle replaces the entry.
+    /// Adds a configured peer, which the engine connects to until it is removed. A known handle replaces the
+    /// entry.
     pub fn add_peer(&mut self, now: Nanos, peer: PeerConfig) {
         self.add_target(now, peer);
     }

@@ -1,4 +1,4 @@
-//! Control-plane part of the guard: secrets for the workers, cookies for handshakes begun here, and the
+//! Control-plane part of the guard: secrets for the workers, cookies for handshakes initiated by this node, and the
 //! handling of stateless resets.
 //!
 //! A reset proves that the other end issued the index of a lane and no longer knows it. It costs only a

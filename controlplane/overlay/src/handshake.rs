@@ -1,7 +1,7 @@
-//! Handshakes in flight: those begun here ([`Outgoing`]) and those begun by others ([`HalfOpen`]).
+//! Handshakes in flight: those initiated by this node ([`Outgoing`]) and by others ([`HalfOpen`]).
 //!
-//! Half-open handshakes are bounded per kind: in number, per source, and by the slots that they hold. When a
-//! table is full the largest source gives way ([`ShareTable`]). Renewals come inside of a session; they are
+//! Half-open handshakes are bounded per kind: in number, per source, and by the slots that they use. When a
+//! table is full, the largest source is evicted ([`ShareTable`]). Renewals are carried in a session; they are
 //! bounded by the number of sessions, have no more lanes than theirs, and are charged to the session's owner.
 //! No session is affected before a third message has authenticated the other end.
 
@@ -34,7 +34,7 @@ pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(150);
 /// Longest time between attempts at a peer that was up within the last minute: a restarted node is back in
 /// service within a second.
 pub(crate) const RETRY_MAX_JUST_NOW: Duration = Duration::from_millis(600);
-/// Longest time between attempts at a peer that was up lately.
+/// Longest time between attempts at a peer that was up recently.
 pub(crate) const RETRY_MAX_RECENT: Duration = Duration::from_secs(2);
 /// Timeout of a probe of another address of a peer.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -42,8 +42,8 @@ pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const LINK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Timeout of a first message end to end, before packets that wait for the session are dropped.
 pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Timeout of a third message. Shorter than [`HALF_OPEN_LIFE`], so that a session abandoned here is not
-/// completed there.
+/// Timeout of a third message. Shorter than [`HALF_OPEN_LIFE`], so that the responder does not complete
+/// a session that the initiator has abandoned.
 pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lifetime of an answered first message.
 pub(crate) const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);
@@ -54,13 +54,13 @@ pub(crate) enum Carrier {
     Underlay {
         worker: WorkerId,
         endpoint: Endpoint,
-        /// Local address that the message arrived at and answers leave from; unset for handshakes begun here.
+        /// Local address of the message and of its answers; unset for handshakes initiated by this node.
         local: LocalAddress,
     },
     Overlay {
         worker: WorkerId,
         address: OverlayAddress,
-        /// Neighbour that forwarded it; `None` for handshakes begun here.
+        /// Neighbour that forwarded it; `None` for handshakes initiated by this node.
         through: Option<u32>,
     },
     /// Inside the session in use, which authenticates the sender.
@@ -195,7 +195,7 @@ impl Carrier {
     }
 }
 
-/// Purpose of a handshake begun here.
+/// Purpose of a handshake initiated by this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
     /// To reach a configured peer.
@@ -206,7 +206,7 @@ pub(crate) enum Goal {
     Node { owner: Owner, fresh: bool },
 }
 
-/// A handshake begun here.
+/// A handshake initiated by this node.
 pub(crate) struct Outgoing {
     pub(crate) goal: Goal,
     pub(crate) stage: Stage,
@@ -271,7 +271,7 @@ impl RetransmitSchedule {
     };
 }
 
-/// State of a handshake begun here.
+/// State of a handshake initiated by this node.
 pub(crate) enum Stage {
     /// First message sent.
     Response(Box<Noise>),
@@ -279,7 +279,7 @@ pub(crate) enum Stage {
     Confirm { owner: Owner, epoch: u32 },
 }
 
-/// A handshake begun by another node: first message answered.
+/// A handshake initiated by another node: first message answered.
 pub(crate) struct HalfOpen {
     pub(crate) carrier: Carrier,
     pub(crate) digest: [u8; 32],
@@ -337,9 +337,9 @@ impl HalfOpens {
         Some(half)
     }
 
-    /// Makes room for a handshake on `carrier` that takes `weight` slots of one worker, of `weight_max` that
-    /// all of its kind may hold. Returns its arrival number, or `None` when it is itself the one to give way,
-    /// and the evicted ones.
+    /// Makes room for a handshake on `carrier` that takes `weight` slots of one worker, of `weight_max` for
+    /// all of its kind. Returns its arrival number, or `None` when its own source has the largest share, and
+    /// the evicted ones.
     pub(crate) fn make_room(
         &mut self,
         carrier: Carrier,

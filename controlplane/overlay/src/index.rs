@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Each class has a quota, so unauthenticated sources never take the slots of sessions, and renewals find some
-//! when the rest is full. Classes are quotas, not regions: a handshake that finishes keeps its slots.
+//! when the rest is full. Classes are quotas, not regions: a finished handshake retains its slots.
 //!
 //! A used slot gets the next salt, so an index repeats only after all 1023 salts of its slot. The slot
 //! therefore rests just long enough for this to exceed the time in which frames to the old index may arrive
@@ -32,7 +32,7 @@ pub(crate) fn rest(old: Duration) -> Duration {
 /// What slots are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// A half-open handshake begun by another node.
+    /// A half-open handshake initiated by another node.
     HalfOpen,
     /// A session.
     Live,
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_that_is_raised_holds_at_once_and_a_lowered_one_takes_nothing_away() {
+    fn a_raised_limit_applies_at_once_and_a_lowered_one_ends_nothing() {
         let mut rng = Rng::new([7; 32]);
         let mut indices = Indices::new(1, 2);
         let now = Nanos(10);

@@ -1,4 +1,4 @@
-//! Handshakes begun here: first message, retransmission, answer, and the wait for confirmation.
+//! Handshakes initiated by this node: first message, retransmission, answer, and the wait for confirmation.
 
 use std::time::Duration;
 
@@ -119,7 +119,7 @@ impl Overlay {
         }
     }
 
-    /// Drops a handshake begun here without further effects.
+    /// Drops a handshake initiated by this node without further effects.
     pub(crate) fn abandon(&mut self, id: u32) -> Option<Outgoing> {
         self.timers.set(Timer::Outgoing(id), Nanos::NEVER);
         let outgoing = self.outgoing.remove(&id)?;
@@ -146,13 +146,13 @@ impl Overlay {
         Some(outgoing)
     }
 
-    /// A handshake begun here failed.
+    /// A handshake initiated by this node failed.
     pub(crate) fn fail(&mut self, now: Nanos, id: u32, refusal: Option<Refusal>) {
         let Some(outgoing) = self.abandon(id) else {
             return;
         };
         if let Stage::Confirm { owner, epoch } = outgoing.stage {
-            // Only the confirmation may be lost, and the other end uses this session. So it keeps receiving,
+            // Only the confirmation may be lost, and the other end uses this session. So it still receives,
             // and a late frame confirms it.
             let until = now + self.config.grace;
             if let Some(session) = self
@@ -533,7 +533,7 @@ impl Overlay {
         }
     }
 
-    /// The association of a handshake begun here, created where it is missing.
+    /// The association of a handshake initiated by this node, created where it is missing.
     fn owner_of(&mut self, goal: Goal, key: PublicKey) -> Option<Owner> {
         match goal {
             Goal::Node { owner, .. } | Goal::Probe { owner } => Some(owner),

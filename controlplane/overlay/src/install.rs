@@ -122,8 +122,8 @@ impl LaneRecord<'_> {
 }
 
 impl Overlay {
-    /// Installs every lane and returns the epoch. Lanes of a session begun here stand by; of one
-    /// begun there the first is active at once, because the other end has proved its keys.
+    /// Installs every lane and returns the epoch. Lanes of an outbound session stand by; of an
+    /// inbound one the first is active at once, because the other end has proved its keys.
     pub(crate) fn install(&mut self, now: Nanos, new: NewSession<'_>) -> Option<u32> {
         let (owner, receive_only) = (new.owner, new.receive_only);
         // A node that begins one handshake after the other gets no more sessions than others.

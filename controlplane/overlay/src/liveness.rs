@@ -14,7 +14,7 @@ const PROBE_FAST_MAX: Duration = Duration::from_secs(2);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unanswered probes after which a new handshake begins.
 pub(crate) const MISSED_MAX: u32 = 2;
-/// Probe numbers kept to recognise late answers.
+/// Probe numbers stored to recognise late answers.
 const OUTSTANDING_MAX: usize = 8;
 /// Silence after which a ping makes a new session and is sent again.
 pub(crate) const PING_RETRY: Duration = Duration::from_secs(2);

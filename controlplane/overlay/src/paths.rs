@@ -2,7 +2,7 @@
 //!
 //! Candidates are the addresses of all entries that lead to a key. While the link is healthy, each unused one
 //! regularly gets a first handshake message: the answer authenticates the peer and measures the round-trip
-//! time; the handshake ends there. A candidate that is clearly and repeatedly better is switched to by a
+//! time; the handshake ends with it. A candidate that is clearly and repeatedly better is switched to by a
 //! handshake over it, during which the old session stays. A link on a stream moves to the first datagram
 //! address that answers, regardless of its speed; the reverse happens only on silence (see
 //! [`crate::transport`]). When the link is silent, a handshake goes to all candidates at once

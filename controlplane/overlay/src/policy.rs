@@ -1,8 +1,8 @@
 //! Admission of peers: allowed keys and limits.
 //!
 //! The policy applies to links only; end-to-end sessions are with the owner of an address. It is checked before
-//! any state is created for a key: for a handshake begun by another node once its third message has
-//! authenticated the key, for one begun here once the second has.
+//! any state is created for a key: for a handshake initiated by another node once its third message has
+//! authenticated the key, for one initiated by this node once the second has.
 
 use std::collections::BTreeSet;
 

@@ -55,7 +55,7 @@ impl fmt::Debug for OwnedProgram {
     }
 }
 
-/// Room for programs that is kept when all are polled.
+/// Capacity for programs that is retained when all are polled.
 const PROGRAMS_KEPT: usize = 256;
 
 /// Outputs that wait to be polled. Bounded by the work of one call, because callers drain it after

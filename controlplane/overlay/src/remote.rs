@@ -12,7 +12,7 @@ use crate::keys::Kind;
 use crate::liveness::Ping;
 use crate::{Event, Overlay};
 
-/// Pending pings of one node; the oldest gives way.
+/// Pending pings of one node; the oldest is evicted.
 const PINGS_MAX: usize = 64;
 /// Age below which a session may not have reached the worker that requests one.
 const SETTLING: Duration = Duration::from_secs(1);

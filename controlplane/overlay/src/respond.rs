@@ -1,4 +1,4 @@
-//! Handshakes begun by others: the answer to a first message, and what a third message proves.
+//! Handshakes initiated by others: the answer to a first message, and what a third message proves.
 //!
 //! A first message creates bounded state and nothing else. Only a third message that completes the
 //! transcript reaches sessions; one that is repeated, late or lost to a glare never replaces a
@@ -190,7 +190,7 @@ impl Overlay {
         let Some(half) = self.half_opens.get_mut(id) else {
             return;
         };
-        // A handshake begun inside of a session ends there, or another node could use slots charged to the
+        // A handshake begun in a session ends in it, or another node could use slots charged to the
         // first.
         if half.carrier.kind() != kind || half.carrier.sealed_in() != carrier.sealed_in() {
             return;
@@ -302,7 +302,7 @@ impl Overlay {
         Ok(offer)
     }
 
-    /// The association that a handshake begun by another node is for, created where it is missing.
+    /// The association that a handshake initiated by another node is for, created where it is missing.
     fn owner_of_carrier(
         &mut self,
         now: Nanos,
@@ -333,9 +333,8 @@ impl Overlay {
         }
     }
 
-    /// The session begun by the other end is used: own handshakes with the same end give way. One without an
-    /// answer is dropped; of one that waits for confirmation, which the other end has judged to lose, the lanes
-    /// keep receiving for the grace time.
+    /// Abandons own handshakes with an end whose inbound session is used. One without an answer is dropped; the
+    /// lanes of one that waits for confirmation, which the other end has refused, receive for the grace time.
     fn yield_to(&mut self, now: Nanos, owner: Owner, key: PublicKey) {
         let ours = self.associations.get(&owner).and_then(|a| a.outgoing);
         let unanswered: Vec<_> = match owner {

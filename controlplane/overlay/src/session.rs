@@ -2,8 +2,8 @@
 //! when.
 //!
 //! ```text
-//!   begun here:   unconfirmed ──first frame on it──▶ confirmed ──newer one confirmed──▶ retiring ──grace──▶ gone
-//!   begun there:                                     confirmed ─────────────────────────┘
+//!   outbound:     unconfirmed ──first frame on it──▶ confirmed ──newer one confirmed──▶ retiring ──grace──▶ removed
+//!   inbound:                                         confirmed ─────────────────────────┘
 //!   lost a glare: receive only, retiring from the start
 //! ```
 
@@ -47,7 +47,7 @@ pub(crate) struct Session {
     pub(crate) lanes: Vec<LaneState>,
     /// Local address that the other end began it with (links).
     pub(crate) local: LocalAddress,
-    /// Our number of a handshake begun by the other end, which a repeated third message refers to.
+    /// Our number of a handshake initiated by the other end, which a repeated third message refers to.
     pub(crate) handshake: Option<u32>,
 }
 

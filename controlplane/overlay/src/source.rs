@@ -4,7 +4,7 @@ use hyphae_wire::Endpoint;
 
 use crate::ids::Owner;
 
-/// A source, coarse and fine: in a full table the largest network of the largest site gives way.
+/// A source, coarse and fine: in a full table the largest network of the largest site is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Source {
     /// An IPv4 address, an IPv6 /48, the neighbour that a frame came through, or a kind of session.

@@ -11,7 +11,7 @@ use zerocopy::little_endian::U64;
 use crate::ids::FIRST_WORKER;
 use crate::{Event, Overlay};
 
-/// Pending traces; the oldest gives way.
+/// Pending traces; the oldest is evicted.
 const TRACES_MAX: usize = 1024;
 
 /// A trace without a report yet.

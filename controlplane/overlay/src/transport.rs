@@ -1,7 +1,7 @@
 //! Transport of a link: datagrams, or a stream where UDP is blocked.
 //!
 //! A peer with a datagram address is tried by datagram first. After some silence the same first message is sent
-//! on a stream to that address too, and the first answer wins, so no state of the path is kept. While the link
+//! on a stream to that address too, and the first answer wins, so no state of the path is stored. While the link
 //! is on a stream, the datagram address is a candidate like any other and measured every
 //! [`crate::Config::stream_upgrade_every`]; when it answers, the link moves as in every renewal, without loss
 //! (see [`crate::paths`]).

@@ -9,7 +9,7 @@
 //! nothing. Next is the dynamic route, which may avoid a bad direct link, then the connected one.
 //! Among static routes the lowest metric wins, then the lower [`Via`].
 //!
-//! Invariant: after a mutation, `selected` is what the candidates say, and `dirty` names every
+//! Invariant: after a mutation, `selected` is what the candidates determine, and `dirty` names every
 //! prefix whose entry in the workers may differ from it.
 
 use std::collections::btree_map::Entry;

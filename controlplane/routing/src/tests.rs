@@ -190,7 +190,7 @@ fn prefixes_behind_gateways_are_entries_only_where_they_are_used() {
     let mut rib = rib();
     rib.peer_up(7, key(2));
     changes(&mut rib);
-    // A relay that only tells others about it.
+    // A relay that only advertises it.
     rib.set_dynamic(site, Some(announced(3)));
     assert_eq!(changes(&mut rib), [(site, None)]);
     assert_eq!(rib.routes().count(), 2);
@@ -199,7 +199,7 @@ fn prefixes_behind_gateways_are_entries_only_where_they_are_used() {
     assert_eq!(entry(&mut rib), (site, ACTION_GATEWAY, key(3).address()));
     assert_eq!(entry(&mut rib), (own, ACTION_GATEWAY, key(1).address()));
     assert!(rib.uses(site) && !rib.uses(own));
-    // Another gateway is nearer from now on; nobody takes this node's own prefix.
+    // Another gateway is nearer from now on; this node's own prefix is not affected.
     rib.set_dynamic(site, Some(announced(4)));
     assert_eq!(entry(&mut rib), (site, ACTION_GATEWAY, key(4).address()));
     rib.set_dynamic(own, Some(announced(4)));

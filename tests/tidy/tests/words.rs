@@ -36,12 +36,7 @@ const REPLACED: &[(&str, &str)] = &[
 /// Paths below which some of them are still to be replaced, with the words. Rows shrink, and none is added.
 const REMAINING: &[(&str, &[&str])] = &[
     ("controlplane/host/", &["anew"]),
-    (
-        "controlplane/overlay/",
-        &["anew", "knock", "patience", "strangers"],
-    ),
     ("controlplane/proxy/", &["courier", "patience", "stranger"]),
-    ("controlplane/routing/", &["anew"]),
     ("dataplane/daemon/", &["anew", "knocks", "patience"]),
     (
         "dataplane/driver/",

@@ -443,7 +443,7 @@ fn an_end_to_end_initiator_must_own_its_source_address() {
 
 #[test]
 fn closing_needs_the_keys_of_the_session() {
-    // A Close on an index that is nobody's, or of an end-to-end session, says nothing about a link.
+    // A Close on an index that is unknown, or of an end-to-end session, does not affect a link.
     let mut network = pair(13);
     let index = *network.nodes[0].workers[0].links.keys().next().unwrap();
     let close = hyphae_wire::control::message(hyphae_wire::control::ControlKind::Close);

@@ -1,4 +1,4 @@
-//! A control plane that comes anew to workers that carry on.
+//! A new control plane that attaches to workers with sessions.
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ fn a_new_control_plane_carries_on_without_a_handshake() {
             assert_eq!(peer.configured, [ConfiguredPeer(1)]);
             assert_eq!(peer.lanes_active, workers);
         }
-        // Renewal goes on as if nothing had happened, whoever began.
+        // Renewal continues, for sessions of either direction.
         for _ in 0..2000 {
             network.run(Duration::from_millis(100));
             assert!(network.packet(0, 0, 2) && network.packet(2, 0, 0));

@@ -22,7 +22,7 @@ use crate::{Config, Event, Policy, Refusal};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(50);
-/// What an initiator claims: the most that there can be.
+/// Workers that an initiator claims: the protocol limit.
 const WORKERS: u16 = 64;
 
 /// Handshakes of initiators, each with a key of its own.
@@ -152,7 +152,7 @@ fn site(n: u16) -> Endpoint {
     SocketAddr::from((ip, 5000)).into()
 }
 
-fn knock(network: &mut Network, node: usize, from: Endpoint, frame: &[u8]) {
+fn receive_raw(network: &mut Network, node: usize, from: Endpoint, frame: &[u8]) {
     let meta = PuntHandshake {
         addresses: from.into(),
     };
@@ -176,23 +176,28 @@ fn join_as(
 ) {
     let (mut initiator, first) = initiators.begin(Kind::Link, identity);
     let before = network.captured.len();
-    knock(network, node, from, &first);
+    receive_raw(network, node, from, &first);
     let answers: Vec<_> = network.captured.drain(before..).collect();
     let third = answers
         .iter()
         .find_map(|(_, _, answer)| initiator.finish(answer));
     if let Some(third) = third {
-        knock(network, node, from, &third);
+        receive_raw(network, node, from, &third);
     }
 }
 
 /// A message inside of the session that a node has with a key, if it has one.
-fn say_inside(network: &mut Network, node: usize, key: PublicKey, frame: &[u8]) {
-    ask_inside(network, node, key, frame);
+fn send_inside(network: &mut Network, node: usize, key: PublicKey, frame: &[u8]) {
+    exchange_inside(network, node, key, frame);
 }
 
-/// The same, with the bodies of what is said inside of sessions in return.
-fn ask_inside(network: &mut Network, node: usize, key: PublicKey, frame: &[u8]) -> Vec<Vec<u8>> {
+/// The same; returns the bodies of the answers inside of sessions.
+fn exchange_inside(
+    network: &mut Network,
+    node: usize,
+    key: PublicKey,
+    frame: &[u8],
+) -> Vec<Vec<u8>> {
     let mut associations = network.overlay(node).associations.iter();
     let known = associations.find(|(owner, a)| owner.kind() == Kind::Link && a.key == Some(key));
     let Some(lane) = known.and_then(|(_, a)| a.current()?.lanes.first().copied()) else {
@@ -232,8 +237,8 @@ fn brisk(seed: u8) -> Config {
     }
 }
 
-/// A minute in which `attack` does its worst ten times a second against node 0: a link that stands is
-/// renewed and never down, and a node that comes in the middle of it is in within a second.
+/// Runs `attack` against node 0 for a minute, twenty times a second: an established link is renewed and never down,
+/// and a node that joins halfway has a link within a second.
 fn endures(seed: u64, victim: Config, mut attack: impl FnMut(&mut Network)) -> Network {
     let mut network = Network::new(seed, vec![victim, brisk(2), brisk(3)]);
     network.connect(1, 0);
@@ -249,12 +254,15 @@ fn endures(seed: u64, victim: Config, mut attack: impl FnMut(&mut Network)) -> N
             network.connect(2, 0);
         }
         let late = newcomer.is_some_and(|began| network.now >= began + SECOND);
-        assert!(!late || network.is_up(2, 0), "the newcomer is in");
+        assert!(!late || network.is_up(2, 0), "the newcomer has a link");
     }
     assert!(network.is_up(0, 2) && network.is_up(1, 0));
     assert!(network.overlay(1).handshakes().links_renewed >= 2);
     let down = |e: &Event| matches!(e, Event::PeerDown { .. });
-    assert!(!network.nodes[1].events.iter().any(down), "the link stands");
+    assert!(
+        !network.nodes[1].events.iter().any(down),
+        "the link stays up"
+    );
     network
 }
 
@@ -266,7 +274,7 @@ fn first_messages_that_claim_the_most_workers_exclude_no_source() {
     endures(31, brisk(1), |network| {
         for from in [v4(1), v4(1), v4(1), site(turn), site(turn + 1)] {
             let (_, first) = initiators.begin(Kind::Link, &identity);
-            knock(network, 0, from, &first);
+            receive_raw(network, 0, from, &first);
         }
         turn += 2;
     });
@@ -286,7 +294,7 @@ fn finished_handshakes_that_claim_the_most_workers_exclude_no_source() {
         join(network, 0, from, &mut initiators);
         turn += 1;
     });
-    // As many as there may be, and not one more.
+    // The limit.
     assert!(network.overlay(0).peers().count() <= 40);
 }
 
@@ -308,7 +316,7 @@ fn renewals_that_claim_more_lanes_than_their_session_exclude_no_source() {
                 initiators.workers = WORKERS;
                 for _ in 0..2 {
                     let (_, first) = initiators.begin(Kind::Link, identity);
-                    say_inside(network, 0, key, &first);
+                    send_inside(network, 0, key, &first);
                 }
             }
         }
@@ -379,7 +387,7 @@ fn sessions_of_small_peers_weigh_as_much_as_the_slots_that_they_take_of_a_worker
 }
 
 #[test]
-fn half_open_renewals_are_charged_to_their_owner_and_give_way_before_its_session() {
+fn half_open_renewals_are_charged_to_their_owner_and_evicted_before_its_session() {
     let mut network = Network::new(37, vec![config(1, 1)]);
     let mut initiators = Initiators::new(7);
     initiators.workers = 1;
@@ -387,7 +395,7 @@ fn half_open_renewals_are_charged_to_their_owner_and_give_way_before_its_session
     join_as(&mut network, 0, v4(1), &mut initiators, &identity);
     for _ in 0..2 {
         let (_, first) = initiators.begin(Kind::Link, &identity);
-        say_inside(&mut network, 0, identity.public_key(), &first);
+        send_inside(&mut network, 0, identity.public_key(), &first);
     }
     assert_eq!(network.overlay(0).half_opens.len(), 2);
     // The rest belongs to others.
@@ -418,21 +426,21 @@ fn a_handshake_that_was_begun_inside_of_a_session_ends_in_it_and_nowhere_else() 
     };
     let mut begin = |network: &mut Network, identity: &SecretKey| {
         let (mut initiator, first) = initiators.begin(Kind::Link, identity);
-        let answers = ask_inside(network, 0, keys[0], &first);
+        let answers = exchange_inside(network, 0, keys[0], &first);
         let mut answers = answers.iter().filter_map(|body| Message::parse(body).ok());
         answers.find_map(|m| initiator.third(&m)).unwrap()
     };
     // Under another key, outside.
     let finish = begin(&mut network, &third);
-    knock(&mut network, 0, v4(3), &finish);
+    receive_raw(&mut network, 0, v4(3), &finish);
     // Under another key, inside of the session of that.
     let finish = begin(&mut network, &other);
-    ask_inside(&mut network, 0, keys[1], &finish);
+    exchange_inside(&mut network, 0, keys[1], &finish);
     // Under the same key, outside; and then where it was begun.
     let finish = begin(&mut network, &one);
-    knock(&mut network, 0, v4(1), &finish);
+    receive_raw(&mut network, 0, v4(1), &finish);
     assert_eq!(keys.map(|key| sessions(&network, key)), [1, 1, 0]);
-    ask_inside(&mut network, 0, keys[0], &finish);
+    exchange_inside(&mut network, 0, keys[0], &finish);
     assert_eq!(keys.map(|key| sessions(&network, key)), [2, 1, 0]);
 }
 
@@ -479,7 +487,7 @@ fn renewals_use_a_reserve_of_a_full_table_and_return_it() {
 }
 
 #[test]
-fn an_answer_that_no_third_message_can_follow_holds_no_slots_and_is_asked_for_again() {
+fn an_answer_that_no_third_message_can_follow_uses_no_slots_and_is_requested_again() {
     let mut network = Network::new(40, vec![config(1, 1), config(2, 1)]);
     let before = room(&mut network, 0);
     network.connect(0, 1);
@@ -494,7 +502,7 @@ fn an_answer_that_no_third_message_can_follow_holds_no_slots_and_is_asked_for_ag
 }
 
 #[test]
-fn half_open_renewals_end_with_their_session_and_give_their_slots_back() {
+fn half_open_renewals_end_with_their_session_and_release_their_slots() {
     let mut network = Network::new(38, vec![config(1, 1)]);
     let mut initiators = Initiators::new(6);
     initiators.workers = 1;
@@ -503,7 +511,7 @@ fn half_open_renewals_end_with_their_session_and_give_their_slots_back() {
     join_as(&mut network, 0, v4(1), &mut initiators, &identity);
     for _ in 0..2 {
         let (_, first) = initiators.begin(Kind::Link, &identity);
-        say_inside(&mut network, 0, identity.public_key(), &first);
+        send_inside(&mut network, 0, identity.public_key(), &first);
     }
     assert_eq!(network.overlay(0).half_opens.len(), 2);
     assert_eq!(room(&mut network, 0), before - 3);
@@ -516,7 +524,7 @@ fn half_open_renewals_end_with_their_session_and_give_their_slots_back() {
 }
 
 #[test]
-fn many_keys_behind_one_neighbour_do_not_keep_others_out_nor_those_behind_it() {
+fn many_keys_behind_one_neighbour_exclude_neither_others_nor_those_behind_it() {
     let victim = Config {
         session_slots: 1024,
         sessions_max: 32,
@@ -581,25 +589,21 @@ fn a_renewal_travels_inside_the_session_and_needs_no_first_message_outside() {
     network.captured.clear();
     network.carry(1, 0, SECOND * 60);
     assert!(network.overlay(1).handshakes().links_renewed >= 2);
-    assert_eq!(
-        network.captured.len(),
-        0,
-        "nothing that a initiator could send"
-    );
+    assert_eq!(network.captured.len(), 0, "no frame outside of a session");
 }
 
 #[test]
-fn one_node_that_begins_over_and_over_has_no_more_sessions_than_others() {
+fn one_node_that_restarts_its_handshake_has_no_more_sessions_than_others() {
     let mut network = Network::new(35, vec![config(1, 1)]);
     let mut initiators = Initiators::new(4);
     let identity = initiators.identity();
     for _ in 0..20 {
         let (mut initiator, first) = initiators.begin(Kind::Link, &identity);
         network.captured.clear();
-        knock(&mut network, 0, v4(1), &first);
+        receive_raw(&mut network, 0, v4(1), &first);
         let answer = network.captured.last().unwrap().2.clone();
         let third = initiator.finish(&answer).unwrap();
-        knock(&mut network, 0, v4(1), &third);
+        receive_raw(&mut network, 0, v4(1), &third);
         network.run(TICK);
         let lanes = network.nodes[0].workers[0].links.len();
         let each = usize::from(Lane::count(1, WORKERS));

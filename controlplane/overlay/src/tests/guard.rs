@@ -1,4 +1,4 @@
-//! Cookies and resets between engines: what a node that asks for cookies, was restarted, or lies
+//! Cookies and resets between engines: what a node that requires cookies, was restarted, or lies
 //! makes the others do. The workers' side is tested in dataplane/forward.
 
 use std::collections::BTreeSet;
@@ -60,12 +60,12 @@ fn a_cookie_is_good_for_every_repetition_of_its_message() {
     network.connect(0, 1);
     network.wait(SECOND * 60, "a link", |n| n.is_up(0, 1));
     network.loss_percent = 0;
-    network.wait(SECOND * 20, "a link both ways", |n| {
+    network.wait(SECOND * 20, "a link in both directions", |n| {
         n.is_up(0, 1) && n.is_up(1, 0)
     });
 }
 
-/// Hands node 0 a cookie reply as if it came from `from`.
+/// Passes node 0 a cookie reply from `from`.
 fn forge(network: &mut Network, from: hyphae_wire::Endpoint, number: u32) {
     let frame = guard::encode(FrameKind::CookieReply, number, &[7; 16]);
     let meta = PuntHandshake {
@@ -101,7 +101,7 @@ fn unsolicited_and_repeated_cookies_cost_one_repetition_at_most() {
         (HandshakeStep::Init, [7; 16])
     );
     assert_eq!(network.captured[1].2.len(), INIT_LEN);
-    // A forged cookie does not keep the true answer out.
+    // A forged cookie does not exclude the true answer.
     network.block(0, 1, false);
     network.wait(SECOND * 2, "a link", |n| n.is_up(0, 1) && n.is_up(1, 0));
 }
@@ -137,7 +137,7 @@ fn secrets_reach_every_worker_and_are_rotated() {
     );
     network.run(SECOND * 61);
     assert_ne!(secrets(&network)[0].1, first[0].0, "and then no more");
-    // A control plane that comes later does not know the secrets of the one before.
+    // A later control plane does not know the secrets of the one before.
     network.restart_control_plane(0);
     assert_ne!(secrets(&network)[0].0, second[0].0);
 }
@@ -165,7 +165,7 @@ fn dataplanes_that_restart_in_a_row_go_on_taking_answers_to_handshakes_in_flight
     assert!(!taken(&network), "replaced twice, however often attached");
 }
 
-/// A node without configured peers is killed and comes back: whoever was connected to it connects
+/// A node without configured peers is killed and restarted: its neighbours connect
 /// again as soon as one frame has shown that it is back.
 #[test]
 fn a_restarted_node_is_found_by_the_first_frame_sent_to_it() {
@@ -183,7 +183,7 @@ fn a_restarted_node_is_found_by_the_first_frame_sent_to_it() {
         assert_eq!(
             events.iter().find(down),
             None,
-            "the session stays until the next is there"
+            "the session stays until the next is established"
         );
         assert!(network.now.since(at) < SECOND * 6);
     }
@@ -229,9 +229,9 @@ fn a_node_that_restarts_after_a_renewal_inside_the_session_is_found_by_the_first
 #[test]
 fn a_restarted_inbound_peer_is_dialled_where_it_was() {
     let mut network = pair(8, 1);
-    // Node 0 began the link; it forgets all about it and does not begin again.
+    // Node 0, the initiator of the link, loses its state and does not dial again.
     network.restart(0);
-    network.wait(SECOND * 6, "a link begun by the other side", |n| {
+    network.wait(SECOND * 6, "a link initiated by the other side", |n| {
         n.is_up(0, 1)
     });
     let status = network.overlay(0).peers().next().unwrap();
@@ -314,7 +314,7 @@ fn ends_of(configs: Vec<crate::Config>) -> Network {
     network.nodes[0].routes.insert(b.subnet_id(), relay);
     network.nodes[2].routes.insert(a.subnet_id(), relay);
     network.run(SECOND);
-    assert!(!network.packet(0, 0, 2), "it asks for a session");
+    assert!(!network.packet(0, 0, 2), "it requests a session");
     network.wait(SECOND * 2, "a session", |n| {
         n.overlay(0).sessions().count() == 1
     });
@@ -415,7 +415,7 @@ fn an_end_under_load_is_reached_with_a_cookie() {
     network.nodes[2].routes.insert(a.subnet_id(), relay);
     network.run(SECOND);
     network.nodes[2].workers[0].overloaded = true;
-    assert!(!network.packet(0, 0, 2), "it asks for a session");
+    assert!(!network.packet(0, 0, 2), "it requests a session");
     network.wait(SECOND / 5, "a session, before the first repetition", |n| {
         n.overlay(0).sessions().count() == 1
     });
@@ -430,13 +430,13 @@ fn a_path_that_carries_no_padded_message_gets_a_link_and_a_session() {
     network.connect(0, 1);
     network.connect(2, 1);
     network.wait(SECOND * 2, "links", |n| n.is_up(0, 1) && n.is_up(2, 1));
-    // The path wants a cookie, whatever the load.
+    // The responder requires a cookie at any load.
     assert!(network.nodes[1].workers[0].cookies_sent >= 2);
     let (a, b, relay) = (network.address(0), network.address(2), network.key(1));
     network.nodes[0].routes.insert(b.subnet_id(), relay);
     network.nodes[2].routes.insert(a.subnet_id(), relay);
     network.run(SECOND);
-    assert!(!network.packet(0, 0, 2), "it asks for a session");
+    assert!(!network.packet(0, 0, 2), "it requests a session");
     network.wait(SECOND * 2, "a session", |n| {
         n.overlay(0).sessions().count() == 1
     });

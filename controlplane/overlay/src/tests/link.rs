@@ -162,7 +162,7 @@ fn renewal_never_leaves_an_end_without_a_lane_that_the_other_has() {
         assert_eq!(counted.links_renewed, counted.finished - 1);
         assert_eq!((counted.refused, counted.sessions_renewed), (0, 0));
         assert_eq!((downs(&network, 0), downs(&network, 1)), (vec![], vec![]));
-        // The ones before are gone from the workers.
+        // The workers have removed the ones before.
         let lanes: usize = network.nodes[0].workers.iter().map(|w| w.links.len()).sum();
         assert!(
             lanes <= 2 * usize::from(workers.0.max(workers.1)),
@@ -290,7 +290,7 @@ fn both_renew_at_once() {
             "seed {seed}"
         );
         if seed % 6 == 0 {
-            // Nothing was lost: the session begun by the smaller key is in use at both ends.
+            // Nothing was lost: the session initiated by the smaller key is in use at both ends.
             let smaller = usize::from(network.key(1) < network.key(0));
             let status = network.overlay(smaller).peers().next().unwrap();
             assert_eq!(status.direction, Some(Direction::Outbound), "seed {seed}");
@@ -347,7 +347,7 @@ fn silence_ends_a_link_and_its_end_brings_it_back() {
         network.overlay(0).peers().next().unwrap().state,
         PeerState::Down
     );
-    // It was up lately, so it is expected back soon; later patience grows.
+    // It was up recently, so it is retried often; later the back-off grows.
     let sent_in_100_s = |network: &mut Network| {
         let before = network.nodes[0].raw_sent;
         network.run(SECOND * 100);
@@ -409,7 +409,7 @@ fn entries_of_one_key_are_one_peer() {
     assert!(!network.with(0, |overlay, now| {
         overlay.remove_peer(now, ConfiguredPeer(1))
     }));
-    network.wait(SECOND, "down there", |n| !n.is_up(1, 0));
+    network.wait(SECOND, "down at the other end", |n| !n.is_up(1, 0));
     assert_eq!(downs(&network, 0), [DownReason::Removed]);
     assert_eq!(downs(&network, 1), [DownReason::Closed]);
     assert!(network.nodes[0].workers[0].links.is_empty());

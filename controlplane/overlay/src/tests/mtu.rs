@@ -41,7 +41,7 @@ fn large_frames(network: &mut Network, node: usize) {
     punt(network, node, |event| Punt::LargeFrames(event));
 }
 
-/// A worker says something about its first peer.
+/// An event of a worker about its first peer.
 fn punt(network: &mut Network, node: usize, what: fn(&PeerEvent) -> Punt<'_>) {
     let peer = *network.nodes[node].peers_up.values().next().unwrap();
     let event = PeerEvent {
@@ -111,7 +111,7 @@ fn a_black_hole_is_found_within_three_seconds_of_traffic() {
         network.run(SECOND * 5);
         network.carries.insert((0, 1), 1300);
         let started = network.now;
-        // The workers look twice a second.
+        // The workers check twice a second.
         while link_mtu(&network, 0) == Some(FULL) {
             large_frames(&mut network, 0);
             network.run(SECOND / 2);
@@ -220,7 +220,7 @@ fn a_true_hint_reaches_every_worker_and_stays_until_the_path_recovers() {
     for worker in &network.nodes[0].workers {
         assert_eq!(worker.path_mtus[&server.subnet_id()], 1320);
     }
-    // Smaller still, on another part of the way; larger says nothing new.
+    // A smaller limit of another hop counts, a larger one does not.
     hint(&mut network, server, 1300);
     hint(&mut network, server, 1330);
     assert_eq!(limits(&network), [Some(1320), Some(1300)]);

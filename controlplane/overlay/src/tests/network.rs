@@ -1,5 +1,5 @@
 //! A seeded network of nodes: each an engine and its workers. It loses, repeats, delays and so
-//! reorders frames, and checks after every step that ends which are connected can hear each other.
+//! reorders frames, and checks after every step that connected ends can receive from each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -56,7 +56,7 @@ pub(super) struct Network {
     pub(super) datagrams_blocked: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
     /// Raw frames as sent, for replays.
     pub(super) captured: Vec<(Endpoint, Endpoint, Vec<u8>)>,
-    /// Pairs of nodes that must hear each other at any time.
+    /// Pairs of nodes that must be able to receive from each other at any time.
     pub(super) checked: Vec<(usize, usize)>,
 }
 
@@ -126,7 +126,7 @@ impl Network {
         network
     }
 
-    /// Both planes of a node start anew.
+    /// Restarts both planes of a node.
     pub(super) fn restart(&mut self, node: usize) {
         let n = &mut self.nodes[node];
         n.workers = (0u16..)
@@ -183,7 +183,7 @@ impl Network {
         self.with(from, |overlay, now| overlay.add_peer(now, peer));
     }
 
-    /// Calls into an engine and does what it wants.
+    /// Calls into an engine and executes its effects.
     pub(super) fn with<T>(&mut self, node: usize, f: impl FnOnce(&mut Overlay, Nanos) -> T) -> T {
         let result = f(self.nodes[node].overlay.as_mut().unwrap(), self.now);
         self.drain(node);
@@ -351,7 +351,7 @@ impl Network {
     fn arrive(&mut self, from: Endpoint, to: Endpoint, frame: Frame) {
         let ip = |endpoint: Endpoint| match endpoint.to_socket_addr() {
             SocketAddr::V4(v4) => *v4.ip(),
-            // Of strangers: no node has one.
+            // Of unauthenticated sources: no node has this address.
             SocketAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
         };
         if self.blocked.contains(&(ip(from), ip(to))) {
@@ -512,7 +512,7 @@ impl Network {
                 return;
             }
         }
-        panic!("engine and workers never come to rest");
+        panic!("engine and workers exchange records without end");
     }
 
     /// Every lane that a checked node sends on leads to keys that the other one has.
@@ -531,7 +531,7 @@ impl Network {
                     let held = to.workers[other.worker().as_usize()].links.get(&other.0);
                     assert!(
                         held.is_some_and(|held| held.install.keys.receive == install.keys.send),
-                        "at {:?} node {a} sends to {b} on lane {lane} of epoch {} that is gone there",
+                        "at {:?} node {a} sends to {b} on lane {lane} of epoch {} that {b} has removed",
                         self.now,
                         install.epoch
                     );

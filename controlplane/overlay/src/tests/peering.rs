@@ -1,4 +1,4 @@
-//! Who may be a peer, and by which way: private networks, allow- and deny-lists, limits, back-off,
+//! Admission of peers, and selection of their addresses: private networks, allow- and deny-lists, limits, back-off,
 //! several addresses of one peer, links that fail while they carry traffic.
 
 use std::collections::BTreeSet;
@@ -94,7 +94,7 @@ fn another_network_is_refused_by_its_name_at_both_ends() {
         assert!(there.iter().all(|r| *r == reason(ours_id, theirs_id)) && !there.is_empty());
         let status = network.overlay(0).peers().next().unwrap();
         assert_eq!(status.refusal, Some(reason(theirs_id, ours_id).1));
-        assert_eq!(network.overlay(1).peers().count(), 0, "nothing is kept");
+        assert_eq!(network.overlay(1).peers().count(), 0, "no state is stored");
         assert_eq!(network.overlay(1).half_opens.len(), 0);
     }
 }
@@ -120,7 +120,7 @@ fn an_answer_that_claims_another_network_does_not_stop_the_handshake() {
     network.blocked.clear();
     network.block(0, 1, false);
     network.wait(SECOND * 3, "link", |n| n.is_up(0, 1));
-    // Only the one that came from where the message went is told to the operator.
+    // Only an answer from the address that was dialled is reported to the operator.
     assert_eq!(refusals(&network, 0).len(), 1);
     let status = network.overlay(0).peers().next().unwrap();
     assert_eq!(status.refusal, None);
@@ -148,7 +148,7 @@ fn keys_that_are_not_allowed_are_refused_inbound() {
     assert_eq!(
         network.overlay(1).peers().count(),
         1,
-        "nothing is kept for it"
+        "no state is stored for it"
     );
     // Allowed at run time, it is let in; denied at run time, its link ends.
     policy(&mut network, 1, Policy::default());
@@ -191,13 +191,13 @@ fn keys_that_are_not_allowed_are_refused_outbound() {
     assert_eq!(refusals(&network, 0), [expected]);
     assert!(
         network.nodes[0].workers[0].peers.is_empty(),
-        "nothing is kept for it"
+        "no state is stored for it"
     );
     assert_eq!(
         network.overlay(0).peers().next().unwrap().refusal,
         Some(expected.1)
     );
-    // With a pinned key there is nothing to ask.
+    // With a pinned key nothing is dialled to find it.
     network.with(0, |overlay, now| {
         overlay.remove_peer(now, ConfiguredPeer(1))
     });
@@ -228,7 +228,7 @@ fn a_new_control_plane_ends_links_that_its_policy_does_not_allow() {
     assert!(network.is_up(1, 2) && network.is_up(2, 1) && !network.is_up(0, 1));
 }
 
-/// What a handshake of node `of` with node 0 from an address would come to.
+/// Result of a handshake of node `of` with node 0 from an address.
 fn admitted(network: &Network, of: usize, endpoint: Endpoint) -> Result<(), Refusal> {
     let carrier = crate::handshake::Carrier::to(endpoint);
     network.overlay(0).admitted(network.key(of), carrier)
@@ -387,7 +387,7 @@ fn an_idle_link_is_not_probed_more_often_for_being_watched() {
 }
 
 /// Nodes 0 and 1 joined by two networks, 10.0 and 10.1; node 0 has an entry for either address.
-fn two_ways(seed: u64, workers: u16) -> (Network, [Endpoint; 2]) {
+fn two_paths(seed: u64, workers: u16) -> (Network, [Endpoint; 2]) {
     let mut network = Network::new(seed, vec![config(1, workers), config(2, workers)]);
     for node in 0..2u8 {
         network.nodes[usize::from(node)].aliases = vec![Ipv4Addr::new(10, 1, 0, node + 1)];
@@ -406,8 +406,8 @@ fn in_use(network: &Network) -> Endpoint {
     network.overlay(0).peers().next().unwrap().endpoint
 }
 
-fn block_way(network: &mut Network, way: u8, blocked: bool) {
-    let pair = [1, 2].map(|host| Ipv4Addr::new(10, way, 0, host));
+fn block_path(network: &mut Network, path: u8, blocked: bool) {
+    let pair = [1, 2].map(|host| Ipv4Addr::new(10, path, 0, host));
     for pair in [(pair[0], pair[1]), (pair[1], pair[0])] {
         if blocked {
             network.blocked.insert(pair);
@@ -420,19 +420,19 @@ fn block_way(network: &mut Network, way: u8, blocked: bool) {
 #[test]
 fn a_link_under_load_fails_over_to_the_other_address_within_moments() {
     for (seed, workers) in [(13, 1), (14, 3)] {
-        let (mut network, [first, second]) = two_ways(seed, workers);
+        let (mut network, [first, second]) = two_paths(seed, workers);
         network.carry(0, 1, SECOND * 10);
         assert_eq!(in_use(&network), first);
         assert_eq!(network.overlay(0).peers().count(), 1);
-        block_way(&mut network, 0, true);
+        block_path(&mut network, 0, true);
         network.carry(0, 1, MS * 1500);
         assert_eq!(in_use(&network), second);
         network.carry(0, 1, SECOND * 30);
-        assert_eq!(in_use(&network), second, "and it stays there");
+        assert_eq!(in_use(&network), second, "and it stays on it");
         // The other one is back and fails in turn.
-        block_way(&mut network, 0, false);
+        block_path(&mut network, 0, false);
         network.carry(0, 1, SECOND * 40);
-        block_way(&mut network, 1, true);
+        block_path(&mut network, 1, true);
         network.carry(0, 1, MS * 1500);
         assert_eq!(in_use(&network), first);
         let down = |e: &&Event| matches!(e, Event::PeerDown { .. });
@@ -448,7 +448,7 @@ fn a_link_under_load_fails_over_to_the_other_address_within_moments() {
 
 #[test]
 fn an_address_not_in_use_is_asked_seldom_and_leaves_nothing_behind() {
-    let (mut network, _) = two_ways(15, 1);
+    let (mut network, _) = two_paths(15, 1);
     network.run(SECOND * 10);
     let before = (
         network.nodes[0].raw_sent,
@@ -465,11 +465,11 @@ fn an_address_not_in_use_is_asked_seldom_and_leaves_nothing_behind() {
 
 #[test]
 fn a_clearly_shorter_path_is_taken_once_and_without_loss() {
-    let (mut network, [first, second]) = two_ways(16, 2);
+    let (mut network, [first, second]) = two_paths(16, 2);
     network.wait(SECOND * 3, "link", |n| n.is_up(0, 1) && n.is_up(1, 0));
     network.checked.push((0, 1));
     network.run(SECOND * 90);
-    assert_eq!(in_use(&network), first, "equal ways are no reason to move");
+    assert_eq!(in_use(&network), first, "equal paths are no reason to move");
     network.slow_network = Some((0, MS * 60));
     network.run(SECOND * 120);
     assert_eq!(in_use(&network), second);

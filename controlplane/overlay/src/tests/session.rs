@@ -185,7 +185,7 @@ fn packets_for_an_unreachable_node_do_not_wait_for_ever() {
     let dropped = &network.nodes[0].workers[0].pending_dropped;
     assert_eq!(*dropped, [network.address(2)]);
     assert!((4..=8).contains(&network.nodes[0].routed_handshakes));
-    // Packets that come right after do not begin the next attempt.
+    // Packets right after it do not begin the next attempt.
     network.packet(0, 0, 2);
     assert_eq!(network.nodes[0].workers[0].pending_dropped.len(), 2);
     network.run(SECOND * 5);
@@ -307,7 +307,7 @@ fn a_neighbour_that_restarts_gets_its_session_at_once() {
 }
 
 #[test]
-fn a_ping_makes_a_session_and_measures_the_way() {
+fn a_ping_establishes_a_session_and_measures_the_path() {
     let mut network = plain(10);
     let address = network.address(2);
     network.with(0, |overlay, now| overlay.ping(now, address, 41));
@@ -328,7 +328,7 @@ fn a_ping_makes_a_session_and_measures_the_way() {
         (Duration::from_millis(40)..Duration::from_millis(81)).contains(&rtt),
         "{rtt:?}"
     );
-    // The next one finds the session there; one to a node that lost it gets a new one.
+    // The next one uses the session; one to a node that lost it causes a new one.
     network.with(0, |overlay, now| overlay.ping(now, address, 42));
     network.wait(SECOND, "answer", |n| reply(n, 42).is_some());
     network.restart(2);
@@ -359,7 +359,7 @@ fn the_other_end_renews_what_its_initiator_does_not() {
     network.packet(0, 0, 2);
     network.wait(SECOND, "session", |n| session_up(n, 0) && session_up(n, 2));
     network.run(SECOND * 5);
-    // Only the responder's worker says that the session is due.
+    // Only the responder's worker reports that the session is due.
     let index = *network.nodes[2].workers[0].sessions.keys().next().unwrap();
     let event = LaneEvent {
         kind: U32::new(LANE_SESSION),
@@ -378,7 +378,7 @@ fn the_other_end_renews_what_its_initiator_does_not() {
 }
 
 #[test]
-fn the_bound_on_sessions_holds_and_the_longest_silent_node_gives_way() {
+fn a_full_table_of_sessions_evicts_the_node_that_was_silent_longest() {
     let mut limited = config(1, 1);
     limited.sessions_max = 1;
     let mut network = relayed(13, vec![limited, config(2, 1), config(3, 1)]);
@@ -389,13 +389,13 @@ fn the_bound_on_sessions_holds_and_the_longest_silent_node_gives_way() {
         sessions == [n.key(with)]
     };
     assert!(only(&network, 2));
-    // What this host wants takes no place of whoever holds as much.
+    // A session of this host evicts no holder of an equal share.
     network.packet(0, 0, 1);
     let dropped = &network.nodes[0].workers[0].pending_dropped;
     assert_eq!(*dropped, [network.address(1)]);
-    // Who comes the same way as the one that is there takes its place.
+    // A node behind the same neighbour as the existing one replaces it.
     network.packet(1, 0, 0);
-    network.wait(SECOND * 5, "begun there", |n| only(n, 1));
+    network.wait(SECOND * 5, "initiated by the other end", |n| only(n, 1));
     let crowded = |e: &Event| {
         let reason = crate::DownReason::Crowded;
         matches!(e, Event::SessionDown { reason: r, .. } if *r == reason)

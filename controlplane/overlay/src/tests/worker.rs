@@ -1,4 +1,4 @@
-//! A worker as the engine sees it: it executes program records, keeps lanes, decides which one
+//! A worker from the engine's point of view: it executes program records, stores lanes, decides which one
 //! sends, answers probes and punts the rest.
 
 use std::collections::BTreeMap;
@@ -116,17 +116,17 @@ pub(super) struct Worker {
     /// Lane that sends, by peer or subnet and lane number.
     pub(super) link_sending: BTreeMap<(u32, u16), u32>,
     pub(super) session_sending: BTreeMap<(u64, u16), u32>,
-    /// When an index was removed: it may not come again while the other end may send to it.
+    /// When an index was removed: it must not be issued again while the other end may send to it.
     removed: BTreeMap<(bool, u32), Nanos>,
     resync: bool,
     pub(super) punts: Vec<OwnedPunt>,
     pub(super) out: Vec<(Endpoint, Frame)>,
-    /// Frames that want a route: the node looks it up.
+    /// Frames without a next hop: the node looks up their route.
     pub(super) routed: Vec<Routed>,
     pub(super) pending_dropped: Vec<OverlayAddress>,
     pub(super) delivered: u64,
     pub(super) stale: u64,
-    /// By peer: frames sent, and when the last one came.
+    /// By peer: frames sent, and arrival of the last one.
     pub(super) traffic: BTreeMap<u32, (u64, Nanos)>,
     pub(super) node_secret: Option<[u8; 32]>,
     pub(super) cookies: Option<CookieSecret>,
@@ -475,7 +475,7 @@ impl Worker {
         usable.is_some()
     }
 
-    /// Whether a handshake number is one that this node gave out lately.
+    /// Whether a handshake number is one that this node issued recently.
     fn knows_number(&self, number: u32) -> bool {
         self.cookies.as_ref().is_none_or(|secrets| {
             let mut both = [&secrets.current, &secrets.previous].into_iter();

@@ -158,7 +158,7 @@ pub struct Transmit {
 pub struct RouteChange {
     /// Destinations.
     pub prefix: Prefix,
-    /// The route; `None` when there is none any more.
+    /// The route; `None` after its removal.
     pub route: Option<DynamicRoute>,
 }
 

@@ -10,7 +10,7 @@ use hyphae_wire::{Prefix, PublicKey};
 use super::Speaker;
 use super::table::Marks;
 
-/// Refusals kept for [`Speaker::poll_refusal`].
+/// Refusals queued for [`Speaker::poll_refusal`].
 const REFUSALS_MAX: usize = 16;
 
 /// An announcement of this node.

@@ -119,30 +119,30 @@ impl Speaker {
         own
     }
 
-    /// Updates the accounting after a change of a destination's candidates. `gone` was removed.
-    pub(super) fn settle(&mut self, now: Nanos, prefix: Prefix, gone: Option<Candidate>) {
+    /// Updates the accounting after a change of a destination's candidates. `removed` was removed before.
+    pub(super) fn settle(&mut self, now: Nanos, prefix: Prefix, removed: Option<Candidate>) {
         let Some(destination) = self.table.get_mut(&prefix) else {
             return;
         };
-        if let Some(gone) = gone {
-            let still = |c: &Candidate| c.link == gone.link;
-            let link = self.links.get_mut(&gone.link);
+        if let Some(removed) = removed {
+            let still = |c: &Candidate| c.link == removed.link;
+            let link = self.links.get_mut(&removed.link);
             let key = link.as_ref().map(|state| state.key);
             if !destination.candidates.iter().any(still)
                 && let Some(state) = link
             {
                 state.offers.remove(&prefix);
             }
-            let used = |c: &Candidate| c.router_id == gone.router_id;
+            let used = |c: &Candidate| c.router_id == removed.router_id;
             let at = destination
                 .sources
                 .iter()
-                .position(|s| s.router_id == gone.router_id);
+                .position(|s| s.router_id == removed.router_id);
             if let Some(at) = at.filter(|_| !destination.candidates.iter().any(used)) {
                 let source = destination.sources.swap_remove(at);
                 let teller = key.map_or(RouterId([0; 8]), |key| RouterId::of(&key));
                 if let Some(distance) = source.distance {
-                    let (name, what) = ((prefix, gone.router_id), (distance, source.origin));
+                    let (name, what) = ((prefix, removed.router_id), (distance, source.origin));
                     let max = self.config.routes_max;
                     self.distances.insert(now, name, what, teller, max);
                 }
@@ -275,7 +275,7 @@ impl Speaker {
         }
     }
 
-    /// Remembers a refused prefix; the oldest one gives way.
+    /// Stores a refused prefix; the oldest one is evicted.
     fn note_refused(&mut self, link: u32, prefix: Prefix) {
         if let Some(state) = self.links.get_mut(&link) {
             if state.refused.len() == REFUSED_MAX {

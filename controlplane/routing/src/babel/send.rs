@@ -89,8 +89,8 @@ impl Speaker {
         }
     }
 
-    /// Links on which there is something to advertise of a prefix now. Without this, a route that `export` keeps
-    /// from thousands of neighbours would be queued for each of them without use.
+    /// Links on which the state of a prefix is to be advertised. Without this, a route that `export` denies
+    /// to thousands of neighbours would be queued for each of them without use.
     fn audience(&self, prefix: Prefix) -> Vec<u32> {
         let known = match self.own.get(&prefix) {
             Some(own) => Some((&own.marks, Some(self.key))),

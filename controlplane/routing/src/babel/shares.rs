@@ -1,8 +1,8 @@
 //! Fair shares of a full table between neighbours with and without preference.
 //!
-//! While there is room, no owner is limited. In a full table owners without preference are held to a common
-//! quarter; beyond it they displace only each other. Within each class the owner with the most entries gives
-//! way, and only to one that stays below it, so entries are never exchanged back and forth.
+//! While there is room, no owner is limited. In a full table owners without preference are limited to a common
+//! quarter; beyond it they displace only each other. Within each class the owner with the most entries is
+//! displaced, and only by one that stays below it, so entries are never exchanged back and forth.
 
 use hyphae_shares::ShareTable;
 
@@ -72,7 +72,7 @@ mod tests {
         for owner in 1..=4 {
             push(&mut shares, (owner, false), 100, 100);
         }
-        // As far as the last one grows without displacing anybody who then has less than it.
+        // As far as the last one grows without displacing an owner that then has fewer entries.
         assert_eq!(shares.len(), 100);
         for owner in 1..=4 {
             assert!((24..=26).contains(&shares.count(owner)), "{owner}");

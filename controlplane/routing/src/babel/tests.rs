@@ -14,7 +14,7 @@ struct Net {
     nodes: BTreeMap<u32, Speaker>,
     links: BTreeSet<(u32, u32)>,
     delay: BTreeMap<(u32, u32), Duration>,
-    /// Packets under way.
+    /// Packets in flight.
     wire: BTreeMap<(Nanos, u64), (u32, u32, Vec<u8>)>,
     sent: u64,
 }
@@ -177,7 +177,7 @@ fn a_line_converges_at_once_and_then_is_nearly_silent() {
 #[test]
 fn a_drained_node_is_bypassed_and_stays_reachable() {
     let mut net = Net::new(4);
-    // By 1 the way is short, by 2 it is long.
+    // The path over 1 is short, the one over 2 is long.
     for via in [1, 2] {
         let delay = if via == 1 { LAN } else { LAN * 20 };
         net.join(0, via, delay);
@@ -191,7 +191,7 @@ fn a_drained_node_is_bypassed_and_stays_reachable() {
     assert_eq!((net.hops(0, 3), net.hops(3, 0)), (vec![2], vec![2]));
     assert_eq!((net.hops(0, 1), net.hops(3, 1)), (vec![1], vec![1]));
     assert!(net.connected());
-    // Where there is no other way, it goes on.
+    // Without another path it is used further.
     net.part(0, 2);
     net.run(seconds(10));
     assert_eq!((net.hops(0, 3), net.hops(3, 0)), (vec![1], vec![1]));
@@ -286,7 +286,7 @@ fn a_node_restored_with_old_serials_continues_from_the_newest() {
 
 #[test]
 fn nodes_without_a_feasible_route_request_a_seqno_and_recover() {
-    // 3 is far by one way and near by the other; when the near one breaks, only a new number makes
+    // 3 is far on one path and near on the other; when the near one breaks, only a new number makes
     // the far one feasible.
     let mut net = Net::new(4);
     net.join(0, 1, LAN);
@@ -304,7 +304,7 @@ fn nodes_without_a_feasible_route_request_a_seqno_and_recover() {
 fn announcements_of_others_prefixes_are_refused() {
     let mut net = line(3);
     net.run(seconds(2));
-    // 1 signs a prefix of 2 with its own key, and one outside the overlay that 0 has not asked for.
+    // 1 signs a prefix of 2 with its own key, and one outside the overlay that 0 does not import.
     let now = net.now;
     let stolen = subnet(2);
     net.node(1).withdraw(now, stolen);
@@ -416,14 +416,14 @@ fn an_old_route_never_passes_for_a_new_one_with_the_same_lower_bits() {
     for link in [6, 7, 8] {
         net.node(0).link_up(now, link, secret(link).public_key());
     }
-    // Neighbour 7 still uses the route of before its origin began anew, and its metric changes.
+    // Neighbour 7 still uses the route of before its origin restarted, and its metric changes.
     net.node(0)
         .handle_packet(now, 7, now, &tell(old, 500, true));
     net.node(0)
         .handle_packet(now, 8, now, &tell(new, 400, true));
     net.node(0)
         .handle_packet(now, 7, now, &tell(old, 300, false));
-    // Neighbour 6 has not proved anything: it is asked to.
+    // Neighbour 6 has proved nothing: a proof is requested.
     net.node(0)
         .handle_packet(now, 6, now, &tell(old, 100, false));
     let offered: Vec<(u32, Serial, u16)> = net.nodes[&0].table[&subnet(5)]
@@ -477,7 +477,7 @@ fn filters_change_while_it_runs_and_touch_only_what_they_name() {
     net.join(1, 2, LAN);
     net.run(seconds(2));
     assert_eq!(net.nodes[&1].route(outside), None);
-    // 1 takes it from now on, though 2 has told it long ago; then 0, one hop on, may too.
+    // 1 accepts it from now on, though 2 advertised it before; then 0, one hop further, may too.
     let mut import = Filter::import_default();
     import.rules.push(rule(outside, Action::Accept));
     let (now, before) = (net.now, net.nodes[&0].counters().route_changes);
@@ -489,7 +489,7 @@ fn filters_change_while_it_runs_and_touch_only_what_they_name() {
     assert!(net.nodes[&0].route(outside).is_some());
     let gained = net.nodes[&0].counters().route_changes - before;
     assert_eq!(gained, 1, "the others stayed as they were");
-    // It is no longer told to 0, whatever 0 takes; 1 keeps it.
+    // It is no longer advertised to 0, whatever 0 accepts; 1 retains it.
     let (now, import) = (net.now, net.nodes[&1].config.import.clone());
     let mut export = Filter::accept_all();
     export.rules.push(rule(outside, Action::Refuse));
@@ -500,7 +500,7 @@ fn filters_change_while_it_runs_and_touch_only_what_they_name() {
     assert_eq!(net.nodes[&0].route(subnet(1)), None, "an own one ends too");
     assert!(net.nodes[&1].route(outside).is_some());
     assert_eq!(net.hops(0, 2), [1]);
-    // 1 takes it no longer; all is told again.
+    // 1 accepts it no longer; everything is advertised again.
     let now = net.now;
     net.node(1)
         .set_filters(now, Filter::import_default(), Filter::accept_all());
@@ -552,7 +552,7 @@ fn routes_that_are_exported_to_no_neighbour_are_not_queued() {
     assert!(waiting(&net) > 0, "retractions of what was advertised");
     net.run(seconds(2));
     assert_eq!(net.nodes[&0].route(subnet(2)), None);
-    // Other rules with the same outcome: there is nothing to tell, and it is not looked for again.
+    // Other rules with the same result: nothing is advertised, and no selection runs again.
     export.rules.push(rule(subnet(2), Action::Refuse));
     let now = net.now;
     net.node(1).set_filters(now, import.clone(), export);
@@ -581,7 +581,7 @@ fn a_filtered_neighbour_gains_nothing_from_the_proofs_of_others() {
     assert_eq!(
         net.hops(0, 2),
         [2],
-        "the slow way, because the other is filtered"
+        "the slow path, because the other is filtered"
     );
     assert_eq!(
         net.nodes[&0]
@@ -659,7 +659,7 @@ fn a_speaker_that_takes_over_receives_all_routes_and_none_is_withdrawn() {
 fn a_route_that_grows_longer_stays_in_use() {
     let mut net = line(3);
     net.run(seconds(5));
-    // The far link becomes slow: 2's metric as told by 1 grows beyond what 0 once told of it.
+    // The far link becomes slow: 2's metric as advertised by 1 grows beyond what 0 once advertised.
     for pair in [(1, 2), (2, 1)] {
         net.delay.insert(pair, Duration::from_millis(200));
     }

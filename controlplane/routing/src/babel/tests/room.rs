@@ -75,7 +75,7 @@ fn small(n: u32, net: &mut Net, routes_max: usize) {
 fn a_neighbour_that_fills_the_table_takes_no_route_from_others() {
     let mut net = Net::new(7);
     small(0, &mut net, 300);
-    // 1 and 2 are neighbours, 4 is behind 3; 5, and 6 behind 3, come when the table is full.
+    // 1 and 2 are neighbours, 4 is behind 3; 5, and 6 behind 3, join when the table is full.
     for (a, b) in [(0, 1), (0, 2), (0, 3), (3, 4)] {
         net.join(a, b, LAN);
     }
@@ -130,7 +130,7 @@ fn a_prefix_without_room_is_asked_for_when_there_is_some() {
     let (flooded, now) = (net.offers(0, FLOODER), net.now);
     assert_eq!(flooded, 1);
     while net.node(0).poll_transmit().is_some() {}
-    // What 1 offers ends; the flooder is asked for another one by the next hellos.
+    // The routes of 1 end; the next hellos request another one of the flooder.
     net.node(0).link_down(now, 1);
     net.cut(0, 1);
     net.node(0)
@@ -282,7 +282,7 @@ fn a_neighbour_that_causes_the_most_requests_displaces_none_of_others() {
     };
     let max = u64::try_from(request::QUERIES_MAX).unwrap();
     assert_eq!(cause(FLOODER, 0..max + 100), request::QUERIES_MAX);
-    // The newest of the flooder give way, until both have the same.
+    // The newest of the flooder are displaced.
     assert_eq!(cause(1, max + 100..max + 200), request::QUERIES_MAX);
     assert_eq!(cause(FLOODER, max + 200..max + 300), request::QUERIES_MAX);
     let pending = |n: u64| net.nodes[&0].queries.contains_key(&name(n));
