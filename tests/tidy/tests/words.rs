@@ -46,7 +46,6 @@ const REMAINING: &[(&str, &[&str])] = &[
         "dataplane/forward/",
         &["anew", "door", "in vain", "let_go", "stranger", "strangers"],
     ),
-    ("docs/internals/", &["strangers"]),
     ("proto/files/", &["anew"]),
     ("proto/shm/", &["farewell"]),
     ("proto/wire/", &["strangers"]),
