@@ -20,7 +20,7 @@ use axum::Router;
 use hyphae_bus::Inbound;
 use hyphae_config::Allowed;
 use hyphae_proxy::Stats;
-use hyphae_store::token::Token;
+use hyphae_store::token::BearerToken;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
@@ -29,7 +29,7 @@ use crate::context::Dispatcher;
 pub use connections::raise_descriptor_limit;
 pub use error::ListenError;
 pub use socket_file::{SOCKET_NAME, SocketFile};
-use tcp::{Access, listen_tcp, serve_tcp};
+use tcp::{CallerPolicy, listen_tcp, serve_tcp};
 
 /// What a node listens on.
 pub struct Listeners {
@@ -38,7 +38,7 @@ pub struct Listeners {
     /// Users and groups that may call, beside root and the node's own user.
     pub allowed: Allowed,
     /// Bearer token of callers over TCP.
-    pub token: Option<Token>,
+    pub token: Option<BearerToken>,
     /// Address of JSON-RPC.
     pub rpc: Option<SocketAddr>,
     /// Address of REST.
@@ -66,7 +66,7 @@ impl Listeners {
             Arc::clone(dispatcher),
             gate::checked(json_rpc.clone(), None),
         ));
-        let callers = |listener| Access::Callers {
+        let callers = |listener| CallerPolicy::Callers {
             listener,
             uids: uids.clone(),
             token: self.token.clone(),
@@ -80,7 +80,7 @@ impl Listeners {
         }
         if let Some(address) = self.metrics {
             let router = metrics::router(Arc::clone(dispatcher), self.proxies);
-            serve_on(address, "--metrics", router, Access::Open).await?;
+            serve_on(address, "--metrics", router, CallerPolicy::Open).await?;
         }
         Ok(())
     }
@@ -91,7 +91,7 @@ async fn serve_on(
     address: SocketAddr,
     flag: &'static str,
     router: Router,
-    access: Access,
+    access: CallerPolicy,
 ) -> Result<(), ListenError> {
     let listener = listen_tcp(address, flag).await?;
     let router = gate::checked(router, Some(address));

@@ -6,7 +6,7 @@ use hyphae_store::files::{
 };
 use hyphae_store::inbox::{Found, Inbox, InboxError};
 use hyphae_store::stored::Stored;
-use hyphae_store::token::Token;
+use hyphae_store::token::BearerToken;
 use hyphae_wire::{Network, SecretKey};
 use tokio::net::UnixListener;
 
@@ -25,7 +25,7 @@ pub(crate) struct Opened {
     /// What the inbox held.
     pub(crate) found: Found,
     pub(crate) unix: (SocketFile, UnixListener),
-    pub(crate) token: Option<Token>,
+    pub(crate) token: Option<BearerToken>,
     /// The private network.
     pub(crate) network: Option<Network>,
 }
@@ -62,7 +62,11 @@ pub(crate) fn open(options: &Options) -> Result<Opened, RunError> {
         |error| matches!(error, ListenError::InUse(_)),
         || SocketFile::listen(&options.socket_directory, &config.rpc_allowed),
     )?;
-    let token = config.rpc_token.as_deref().map(Token::read).transpose()?;
+    let token = config
+        .rpc_token
+        .as_deref()
+        .map(BearerToken::read)
+        .transpose()?;
     Ok(Opened {
         network: network(&config)?,
         lock,

@@ -24,6 +24,8 @@ const BACKLOG_MAX: usize = 1 << 20;
 /// Capacity of an empty backlog, records.
 const BACKLOG_CAPACITY: usize = 256;
 
+/// Time within which a dataplane offers its segment to a control plane that connects.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between attempts to attach.
 pub(crate) const ATTACH_RETRY: Duration = Duration::from_millis(20);
 /// Shortest interval between log lines about failed attempts.
@@ -66,7 +68,7 @@ pub struct Attachment {
 pub async fn wait_for_dataplane(directory: &Path) -> Attachment {
     let mut log = AttachLog::default();
     loop {
-        match Attachment::connect(directory) {
+        match Attachment::connect(directory).await {
             Ok(attachment) => return attachment,
             Err(error) => log.refused(&error),
         }
@@ -119,13 +121,15 @@ struct Worker {
 }
 
 impl Attachment {
-    /// Connects to the dataplane of a socket directory.
-    pub(crate) fn connect(directory: &Path) -> Result<Self, AttachFailure> {
+    /// Connects to the dataplane of a socket directory, and waits for its offer within [`OFFER_TIMEOUT`].
+    pub(crate) async fn connect(directory: &Path) -> Result<Self, AttachFailure> {
         let path = directory.join(DATAPLANE_SOCKET);
         let stream = UnixStream::connect(&path).map_err(|_| AttachFailure::Absent(path))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        let (hello, fds) = accept(stream.as_fd())?;
         stream.set_nonblocking(true)?;
+        let lease = watch(stream)?;
+        let offered = tokio::time::timeout(OFFER_TIMEOUT, lease.readable()).await;
+        offered.map_err(io::Error::from)??.retain_ready();
+        let (hello, fds) = accept(lease.get_ref().as_fd())?;
         let mut fds = fds.into_iter();
         let mut next = || {
             fds.next()
@@ -154,7 +158,7 @@ impl Attachment {
         }
         Ok(Self {
             hello,
-            lease: watch(stream)?,
+            lease,
             bell: watch(bell)?,
             workers,
             scratch: vec![0; RECORD_MAX].into_boxed_slice(),

@@ -37,6 +37,7 @@ pub use builder::{Builder, Built, StoredSettings, UnusableRoute};
 pub use client::{NodeClient, NodeStopped};
 use node::Node;
 pub use services::bus::{
-    BusError, BusParts, Client, DIGEST_APART, Delivery, Handed, Note, ReplyOutcome, Token,
+    BusError, BusParts, Client, DIGEST_APART, Delivered, Delivery, DeliveryNote, LeaseToken,
+    ReplyOutcome,
 };
 pub use task::Task;

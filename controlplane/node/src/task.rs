@@ -79,7 +79,7 @@ impl Task {
             return;
         }
         loop {
-            if self.node.attachment.is_none() && self.reattach().is_break() {
+            if self.node.attachment.is_none() && self.reattach().await.is_break() {
                 return;
             }
             let turn = self.turn();
@@ -106,11 +106,11 @@ impl Task {
     }
 
     /// Tries to attach again.
-    fn reattach(&mut self) -> ControlFlow<()> {
+    async fn reattach(&mut self) -> ControlFlow<()> {
         if std::mem::take(&mut self.attached) {
             self.node.detached();
         }
-        match Attachment::connect(&self.node.setup.socket_directory) {
+        match Attachment::connect(&self.node.setup.socket_directory).await {
             Ok(attachment) => self.attach(attachment),
             Err(error) => {
                 self.attach_log.refused(&error);

@@ -57,9 +57,9 @@ pub enum TokenError {
 
 /// A token, stored as its digest.
 #[derive(Clone, Debug)]
-pub struct Token(blake3::Hash);
+pub struct BearerToken(blake3::Hash);
 
-impl Token {
+impl BearerToken {
     /// Reads a token file.
     ///
     /// # Errors
@@ -116,9 +116,12 @@ mod tests {
         let write = |text: &str, mode| {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            Token::read(&path)
+            BearerToken::read(&path)
         };
-        assert!(matches!(Token::read(&path), Err(TokenError::Io { .. })));
+        assert!(matches!(
+            BearerToken::read(&path),
+            Err(TokenError::Io { .. })
+        ));
         let text = "0123456789abcdef0123456789abcdef";
         assert!(matches!(
             write(text, 0o644),
@@ -134,7 +137,7 @@ mod tests {
         // Directories of secrets have links.
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        Token::read(&link).unwrap();
+        BearerToken::read(&link).unwrap();
         assert!(token.is_presented_in(&format!("Bearer {text}")));
         assert!(token.is_presented_in(&format!("bearer {text}")));
         for bad in [
@@ -163,7 +166,7 @@ mod tests {
         std::os::unix::fs::symlink(&path, &link).unwrap();
         std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
         for path in [&path, &link] {
-            let refused = Token::read(path);
+            let refused = BearerToken::read(path);
             assert!(
                 matches!(refused, Err(TokenError::Owner { owner: 65_534, .. })),
                 "{refused:?}"

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use hyphae_controlplane::parsers::{owner_in_answer, owner_in_table};
-use hyphae_store::token::Token;
+use hyphae_store::token::BearerToken;
 
 const SERVER_PORT: u16 = 8990;
 const CLIENT_PORT: u16 = 40_000;
@@ -58,7 +58,7 @@ pub fn token(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
-    let Some(token) = Token::parse(text) else {
+    let Some(token) = BearerToken::parse(text) else {
         return;
     };
     let text = text.trim();

@@ -20,7 +20,7 @@ use hyphae_rpc::message::{Error, code};
 use super::connections::Slot;
 use crate::authorizer::{Caller, Listener};
 use crate::envelope::refusal;
-use hyphae_store::token::Token;
+use hyphae_store::token::BearerToken;
 
 /// Name of the host in requests to a loopback listener.
 const LOCALHOST: &str = "localhost";
@@ -32,7 +32,7 @@ pub(crate) struct Admission {
     /// The caller, or the cause of its refusal.
     pub(super) caller: Result<Caller, String>,
     /// Token that admits a refused caller.
-    pub(super) token: Option<Token>,
+    pub(super) token: Option<BearerToken>,
     /// Slot that is not evicted once the token was presented.
     pub(super) slot: Option<Arc<Slot>>,
 }
@@ -54,7 +54,8 @@ impl Admission {
             Err(cause) => cause,
         };
         let given = text(headers, &header::AUTHORIZATION);
-        let presented = |token: &Token| given.is_some_and(|given| token.is_presented_in(given));
+        let presented =
+            |token: &BearerToken| given.is_some_and(|given| token.is_presented_in(given));
         match &self.token {
             Some(token) if presented(token) => {
                 if let Some(slot) = &self.slot {

@@ -23,7 +23,7 @@ use super::peer_uid::PeerUids;
 use crate::authorizer::{Authority, Caller, Listener};
 use hyphae_proxy::Hangup;
 use hyphae_store::files::retry_while_busy;
-use hyphae_store::token::Token;
+use hyphae_store::token::BearerToken;
 
 /// Limit of the time to receive a head, and of the idle time between requests.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ const CONNECTIONS: (usize, usize) = (512, 8);
 const METRICS_CONNECTIONS: (usize, usize) = (64, 32);
 
 /// Who may call through a TCP listener.
-pub(super) enum Access {
+pub(super) enum CallerPolicy {
     /// All callers; read-only.
     Open,
     /// Local users on loopback, holders of the token everywhere.
@@ -47,7 +47,7 @@ pub(super) enum Access {
         /// Users beside root and the node's own.
         uids: Vec<u32>,
         /// Bearer token.
-        token: Option<Token>,
+        token: Option<BearerToken>,
     },
 }
 
@@ -77,19 +77,21 @@ pub(super) async fn listen_tcp(
 pub(super) async fn serve_tcp(
     listener: TcpListener,
     router: Router,
-    access: Access,
+    access: CallerPolicy,
     what: &'static str,
 ) {
     let slots = match &access {
-        Access::Open => Slots::open(within_descriptors(
+        CallerPolicy::Open => Slots::open(within_descriptors(
             METRICS_CONNECTIONS.0,
             METRICS_CONNECTIONS.1,
         )),
-        Access::Callers { .. } => Slots::new(within_descriptors(CONNECTIONS.0, CONNECTIONS.1)),
+        CallerPolicy::Callers { .. } => {
+            Slots::new(within_descriptors(CONNECTIONS.0, CONNECTIONS.1))
+        }
     };
-    let gate = Gate {
+    let gate = CallerCheck {
         uids: match listener.local_addr() {
-            Ok(at) if matches!(access, Access::Callers { .. }) => Some(PeerUids::probe(at)),
+            Ok(at) if matches!(access, CallerPolicy::Callers { .. }) => Some(PeerUids::probe(at)),
             Ok(_) | Err(_) => None,
         },
         access,
@@ -143,12 +145,12 @@ pub(super) async fn serve_tcp(
     }
 }
 
-struct Gate {
-    access: Access,
+struct CallerCheck {
+    access: CallerPolicy,
     uids: Option<PeerUids>,
 }
 
-impl Gate {
+impl CallerCheck {
     /// Identifies the caller before a byte is read. Returns the holder of its slot; `None` for a caller that can only
     /// be refused.
     async fn admit(
@@ -156,7 +158,7 @@ impl Gate {
         stream: &TcpStream,
         client: SocketAddr,
     ) -> (Option<Admission>, Option<Holder>) {
-        let Access::Callers {
+        let CallerPolicy::Callers {
             listener,
             uids,
             token,

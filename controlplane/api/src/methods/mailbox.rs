@@ -20,7 +20,7 @@ use crate::context::Dispatcher;
 use crate::error::{self, invalid, reserved};
 use crate::params::{any_topic, seconds};
 use crate::reply::{Outcome, Reply, value};
-use hyphae_node::{BusError, Handed, Note, Token};
+use hyphae_node::{BusError, Delivered, DeliveryNote, LeaseToken};
 use hyphae_store::inbox::{Listed, MessageNumber, ONE};
 
 /// Most messages of one `popMessages`, and their most bytes, unless the first is longer.
@@ -44,7 +44,7 @@ impl Dispatcher {
             (found.map(|inbound| self.incoming(inbound)), None)
         } else {
             let handed = self.bus.pop(topic, ONE, wait, None).await;
-            let Handed { messages, delivery } = match handed.map_err(error::bus)? {
+            let Delivered { messages, delivery } = match handed.map_err(error::bus)? {
                 Some(handed) => handed,
                 None => return Ok(value(None::<IncomingMessage>)?.into()),
             };
@@ -73,7 +73,7 @@ impl Dispatcher {
                 "attach needs a newline-delimited connection, and no batch",
             ));
         }
-        let Some(Handed { messages, delivery }) = self.pop_list(params).await? else {
+        let Some(Delivered { messages, delivery }) = self.pop_list(params).await? else {
             return Ok(value([(); 0])?.into());
         };
         let (result, attached) = if apart {
@@ -93,7 +93,7 @@ impl Dispatcher {
         })
     }
 
-    async fn pop_list(&self, params: PopMessagesParams) -> Result<Option<Handed>, Error> {
+    async fn pop_list(&self, params: PopMessagesParams) -> Result<Option<Delivered>, Error> {
         let topic = topic_filter(params.topic.as_deref())?;
         let most = Room {
             messages: usize::try_from(params.count).map_or(POP_MAX, |count| count.min(POP_MAX)),
@@ -163,7 +163,7 @@ impl Dispatcher {
         &self,
         inbound: Inbound,
         source: &(String, String),
-        note: Option<Note>,
+        note: Option<DeliveryNote>,
     ) -> IncomingMessage {
         IncomingMessage {
             id: inbound.id.to_string(),
@@ -198,7 +198,9 @@ struct Attachment<'a> {
 }
 
 /// A list of messages, and their payloads.
-fn shown_apart(messages: Vec<(Inbound, Note)>) -> Result<(Box<RawValue>, Vec<Bytes>), Error> {
+fn shown_apart(
+    messages: Vec<(Inbound, DeliveryNote)>,
+) -> Result<(Box<RawValue>, Vec<Bytes>), Error> {
     let mut names = Names::default();
     let sources = messages
         .iter()
@@ -227,7 +229,7 @@ fn shown_apart(messages: Vec<(Inbound, Note)>) -> Result<(Box<RawValue>, Vec<Byt
 }
 
 /// Delivery count, omitted for a first delivery without a lease.
-fn shown_deliveries(note: Note) -> Option<u32> {
+fn shown_deliveries(note: DeliveryNote) -> Option<u32> {
     (note.token.is_some() || note.deliveries > 1).then_some(note.deliveries)
 }
 
@@ -249,12 +251,12 @@ fn lease(seconds: u64) -> Result<Duration, Error> {
     Err(invalid(message))
 }
 
-pub(super) fn token(text: &str) -> Result<Token, Error> {
-    let read = text.parse::<Token>();
+pub(super) fn token(text: &str) -> Result<LeaseToken, Error> {
+    let read = text.parse::<LeaseToken>();
     read.map_err(invalid)
 }
 
-fn tokens(texts: &[String]) -> Result<Vec<Token>, Error> {
+fn tokens(texts: &[String]) -> Result<Vec<LeaseToken>, Error> {
     if texts.is_empty() || texts.len() > TOKENS_MAX {
         let message = format!("tokens names 1 to {TOKENS_MAX} leases");
         return Err(invalid(message));
@@ -263,13 +265,13 @@ fn tokens(texts: &[String]) -> Result<Vec<Token>, Error> {
 }
 
 /// Result of a call about leases; an error when all of them had ended.
-fn lease_result(tokens: &[Token], ended: Vec<Token>) -> Outcome {
+fn lease_result(tokens: &[LeaseToken], ended: Vec<LeaseToken>) -> Outcome {
     if let [first, ..] = ended[..]
         && ended.len() == tokens.len()
     {
         return Err(error::bus(BusError::LeaseEnded(first)));
     }
-    let text = |token: &Token| token.to_string();
+    let text = |token: &LeaseToken| token.to_string();
     let all: BTreeSet<_> = ended.iter().collect();
     let done = tokens.iter().filter(|token| !all.contains(token));
     value(LeaseResult {

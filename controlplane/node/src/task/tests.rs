@@ -82,7 +82,7 @@ impl Lab {
     }
 
     /// Attaches to a dataplane of one worker.
-    fn attach(&mut self) -> (Segment, UnixStream) {
+    async fn attach(&mut self) -> (Segment, UnixStream) {
         let (segment, memory) = Segment::create(Layout::new(1)).unwrap();
         let listener = UnixListener::bind(self.directory.path().join(DATAPLANE_SOCKET)).unwrap();
         let offering = std::thread::spawn(move || {
@@ -94,7 +94,7 @@ impl Lab {
             offer(lease.as_fd(), &hello, &fds).unwrap();
             lease
         });
-        let attachment = Attachment::connect(self.directory.path()).unwrap();
+        let attachment = Attachment::connect(self.directory.path()).await.unwrap();
         assert!(self.built.task.attach(attachment).is_continue());
         (segment, offering.join().unwrap())
     }
@@ -119,7 +119,7 @@ impl Lab {
 #[tokio::test]
 async fn a_turn_takes_records_up_to_its_budget() {
     let mut lab = Lab::new();
-    let (segment, _lease) = lab.attach();
+    let (segment, _lease) = lab.attach().await;
     let mut records = segment.punt_producer(WorkerId(0));
     for _ in 0..=PUNT_BUDGET {
         records.push(UNKNOWN, &[b"record"]).unwrap();
@@ -138,7 +138,7 @@ async fn services_run_with_and_without_a_dataplane() {
     lab.message_to_itself();
     assert_eq!(lab.built.task.turn(), Turn::Idle);
     assert_eq!(lab.inbox.depth().0, 1);
-    let (_segment, _lease) = lab.attach();
+    let (_segment, _lease) = lab.attach().await;
     lab.message_to_itself();
     assert_eq!(lab.built.task.turn(), Turn::Idle);
     assert_eq!(lab.inbox.depth().0, 2);
@@ -147,7 +147,7 @@ async fn services_run_with_and_without_a_dataplane() {
 #[tokio::test]
 async fn a_dataplane_that_ends_is_detached_from_and_retried() {
     let mut lab = Lab::new();
-    let (_segment, lease) = lab.attach();
+    let (_segment, lease) = lab.attach().await;
     drop(lease);
     let wakeup = lab.built.task.wait(WAIT_MAX).await;
     assert!(matches!(wakeup, Wakeup::Detached));
@@ -155,14 +155,27 @@ async fn a_dataplane_that_ends_is_detached_from_and_retried() {
     assert!(lab.built.task.node.attachment.is_none());
     // The first attempt follows at once, others after an interval.
     assert_eq!(lab.built.task.pause(Turn::Idle), Duration::ZERO);
-    assert!(lab.built.task.reattach().is_continue());
+    assert!(lab.built.task.reattach().await.is_continue());
     assert_eq!(lab.built.task.pause(Turn::Idle), ATTACH_RETRY);
+}
+
+#[tokio::test]
+async fn a_dataplane_that_offers_nothing_does_not_block_other_tasks() {
+    let mut lab = Lab::new();
+    let directory = lab.directory.path().join(DATAPLANE_SOCKET);
+    let _listener = UnixListener::bind(directory).unwrap();
+    tokio::select! {
+        biased;
+        _ = lab.built.task.reattach() => panic!("nothing was offered"),
+        () = tokio::time::sleep(ATTACH_RETRY) => {}
+    }
+    assert!(lab.built.task.node.attachment.is_none());
 }
 
 #[tokio::test]
 async fn a_dataplane_with_other_ports_ends_the_task() {
     let mut lab = Lab::new();
-    let (_segment, _lease) = lab.attach();
+    let (_segment, _lease) = lab.attach().await;
     let attachment = lab.built.task.node.attachment.take();
     let mut attachment = attachment.unwrap();
     attachment.hello.ports[0] = (PORT + 1).into();

@@ -7,7 +7,7 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use hyphae_config::keys::{self, Key};
 use hyphae_config::{Overrides, Problem, Settings, page};
-use hyphae_store::token::Token;
+use hyphae_store::token::BearerToken;
 use hyphae_store::{files, network_key};
 use serde_json::json;
 
@@ -116,7 +116,7 @@ fn problems(text: &str, path: &Path) -> Vec<Problem> {
         add("network.key_file", error.to_string());
     }
     if let Some(file) = &config.rpc_token
-        && let Err(error) = Token::read(file)
+        && let Err(error) = BearerToken::read(file)
     {
         add("rpc.token_file", error.to_string());
     }

@@ -12,7 +12,7 @@ use hyphae_bus::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::leases::{Leases, Token};
+use super::leases::{LeaseToken, Leases};
 use super::request::{BusRequest, Completion, ReplyOutcome, RequestId, Waiter};
 use hyphae_store::inbox::{Inbox, InboxError};
 
@@ -33,10 +33,10 @@ pub enum BusError {
     Inbox(#[from] InboxError),
     /// The lease of a message has ended.
     #[error("the lease {0} has ended: its message was acknowledged or is in the inbox again")]
-    LeaseEnded(Token),
+    LeaseEnded(LeaseToken),
     /// The lease is of another message than the one that is answered.
     #[error("the lease {0} is of another message")]
-    OtherMessage(Token),
+    OtherMessage(LeaseToken),
     /// The node is ending.
     #[error("the node is shutting down")]
     Stopping,

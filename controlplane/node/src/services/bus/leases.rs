@@ -18,9 +18,9 @@ use hyphae_store::inbox::Lease;
 
 /// Name of a lease, and the authority to end it: it cannot be derived from other tokens or earlier processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Token(u128);
+pub struct LeaseToken(u128);
 
-impl fmt::Display for Token {
+impl fmt::Display for LeaseToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
     }
@@ -29,17 +29,17 @@ impl fmt::Display for Token {
 /// Text that is not a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not the token of a lease: expected 32 hex digits")]
-pub struct InvalidToken(String);
+pub struct InvalidLeaseToken(String);
 
-impl FromStr for Token {
-    type Err = InvalidToken;
+impl FromStr for LeaseToken {
+    type Err = InvalidLeaseToken;
 
-    fn from_str(text: &str) -> Result<Self, InvalidToken> {
+    fn from_str(text: &str) -> Result<Self, InvalidLeaseToken> {
         let hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let number = u128::from_str_radix(text, 16).ok().filter(|_| hex);
         number
             .map(Self)
-            .ok_or_else(|| InvalidToken(text.to_owned()))
+            .ok_or_else(|| InvalidLeaseToken(text.to_owned()))
     }
 }
 
@@ -64,8 +64,8 @@ pub(crate) struct Leases {
 
 #[derive(Debug, Default)]
 struct Table {
-    leased: HashMap<Token, Leased>,
-    ends: BTreeSet<(Instant, Token)>,
+    leased: HashMap<LeaseToken, Leased>,
+    ends: BTreeSet<(Instant, LeaseToken)>,
 }
 
 impl Leases {
@@ -110,14 +110,14 @@ impl Leases {
         self.table().leased.len()
     }
 
-    fn next_token(&self) -> Token {
+    fn next_token(&self) -> LeaseToken {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let digest = blake3::keyed_hash(&self.key, &number.to_le_bytes());
         let half = digest.as_bytes().first_chunk();
-        Token(u128::from_be_bytes(half.copied().unwrap_or_default()))
+        LeaseToken(u128::from_be_bytes(half.copied().unwrap_or_default()))
     }
 
-    pub(super) fn lease(&self, lease: Lease, key: DeliveryKey, time: Duration) -> Token {
+    pub(super) fn lease(&self, lease: Lease, key: DeliveryKey, time: Duration) -> LeaseToken {
         let token = self.next_token();
         let ends = Instant::now() + time;
         self.put_back(token, Leased { lease, key, ends });
@@ -125,7 +125,7 @@ impl Leases {
     }
 
     /// Restores a lease from [`Self::take`] with its end.
-    pub(crate) fn put_back(&self, token: Token, leased: Leased) {
+    pub(crate) fn put_back(&self, token: LeaseToken, leased: Leased) {
         let mut table = self.table();
         let ends = (leased.ends, token);
         table.ends.insert(ends);
@@ -136,7 +136,7 @@ impl Leases {
     }
 
     /// Ends a lease; `None` when it has ended. Dropping it returns the message to the inbox.
-    pub(crate) fn take(&self, token: Token) -> Option<Leased> {
+    pub(crate) fn take(&self, token: LeaseToken) -> Option<Leased> {
         let mut table = self.table();
         let leased = table.leased.remove(&token)?;
         table.ends.remove(&(leased.ends, token));
@@ -144,7 +144,7 @@ impl Leases {
     }
 
     /// Sets the end of a lease to `time` from now; false when it has ended.
-    pub(crate) fn extend(&self, token: Token, time: Duration) -> bool {
+    pub(crate) fn extend(&self, token: LeaseToken, time: Duration) -> bool {
         let Some(leased) = self.take(token) else {
             return false;
         };
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_token_is_32_hex_digits() {
-        let token = Token(0xab << 64 | u128::from(u64::MAX));
+        let token = LeaseToken(0xab << 64 | u128::from(u64::MAX));
         let text = token.to_string();
         assert_eq!(text, "00000000000000abffffffffffffffff");
         assert_eq!(text.parse(), Ok(token));
@@ -191,7 +191,10 @@ mod tests {
             "+0000000000000abffffffffffffffff",
             &"é".repeat(16),
         ] {
-            assert_eq!(bad.parse::<Token>(), Err(InvalidToken(bad.to_owned())));
+            assert_eq!(
+                bad.parse::<LeaseToken>(),
+                Err(InvalidLeaseToken(bad.to_owned()))
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyphae_bus::{DeliveryKey, Inbound, MessageId, Outgoing, Room, Topic};
 
 use super::client::{BusError, Client};
-use super::leases::Token;
+use super::leases::LeaseToken;
 use super::request::BusRequest;
 use hyphae_store::inbox::{InboxError, Lease, Listing, MessageNumber, Taken};
 
@@ -17,17 +17,17 @@ const POPPERS_MAX: u64 = 4096;
 
 /// Delivery count and lease of a delivered message.
 #[derive(Clone, Copy, Debug)]
-pub struct Note {
+pub struct DeliveryNote {
     /// Deliveries of the message, this one included.
     pub deliveries: u32,
     /// Its lease, if requested.
-    pub token: Option<Token>,
+    pub token: Option<LeaseToken>,
 }
 
 /// Messages for a caller, and their delivery.
-pub struct Handed {
+pub struct Delivered {
     /// Messages with their delivery count and lease.
-    pub messages: Vec<(Inbound, Note)>,
+    pub messages: Vec<(Inbound, DeliveryNote)>,
     /// Completes or returns the delivery.
     pub delivery: Delivery,
 }
@@ -39,18 +39,18 @@ pub struct Delivery {
     lease: Option<Lease>,
     keys: Vec<DeliveryKey>,
     /// Of messages that are leased.
-    tokens: Vec<Token>,
+    tokens: Vec<LeaseToken>,
 }
 
 impl Delivery {
-    pub(super) fn of(client: &Client, taken: Taken, lease: Option<Duration>) -> Handed {
+    pub(super) fn of(client: &Client, taken: Taken, lease: Option<Duration>) -> Delivered {
         let mut delivery = Self {
             client: client.clone(),
             lease: None,
             keys: Vec::new(),
             tokens: Vec::new(),
         };
-        let note = |deliveries, token| Note { deliveries, token };
+        let note = |deliveries, token| DeliveryNote { deliveries, token };
         let messages = match lease {
             None => {
                 let (messages, deliveries, lease) = taken.into_parts();
@@ -70,7 +70,7 @@ impl Delivery {
                 leased.collect()
             }
         };
-        Handed { messages, delivery }
+        Delivered { messages, delivery }
     }
 
     /// Completes the delivery once the caller's answer was written: messages without a lease leave the inbox, and
@@ -105,7 +105,7 @@ impl Client {
         most: Room,
         timeout: Option<Duration>,
         lease: Option<Duration>,
-    ) -> Result<Option<Handed>, BusError> {
+    ) -> Result<Option<Delivered>, BusError> {
         let taken = if lease.is_some() {
             let take = || self.inbox.take_recorded(topic.clone(), most);
             self.wait(timeout, take).await?
@@ -168,7 +168,7 @@ impl Client {
         &self,
         id: MessageId,
         message: Outgoing,
-        token: Token,
+        token: LeaseToken,
     ) -> Result<(), BusError> {
         let leased = self.leases.take(token);
         let leased = leased.ok_or(BusError::LeaseEnded(token))?;
@@ -198,7 +198,7 @@ impl Client {
     }
 
     /// Acknowledges deliveries: their messages leave the inbox. Returns the tokens whose lease had ended.
-    pub async fn acknowledge(&self, tokens: &[Token]) -> Result<Vec<Token>, InboxError> {
+    pub async fn acknowledge(&self, tokens: &[LeaseToken]) -> Result<Vec<LeaseToken>, InboxError> {
         let (mut leases, mut keys, mut ended) = (Vec::new(), Vec::new(), Vec::new());
         for token in tokens {
             match self.leases.take(*token) {
@@ -216,14 +216,14 @@ impl Client {
     }
 
     /// Returns leased messages to the inbox. Returns the tokens whose lease had ended.
-    pub fn release(&self, tokens: &[Token]) -> Vec<Token> {
-        let ended = |token: &&Token| self.leases.take(**token).is_none();
+    pub fn release(&self, tokens: &[LeaseToken]) -> Vec<LeaseToken> {
+        let ended = |token: &&LeaseToken| self.leases.take(**token).is_none();
         tokens.iter().filter(ended).copied().collect()
     }
 
     /// Sets the end of leases to `time` from now. Returns the tokens whose lease had ended.
-    pub fn extend(&self, tokens: &[Token], time: Duration) -> Vec<Token> {
-        let ended = |token: &&Token| !self.leases.extend(**token, time);
+    pub fn extend(&self, tokens: &[LeaseToken], time: Duration) -> Vec<LeaseToken> {
+        let ended = |token: &&LeaseToken| !self.leases.extend(**token, time);
         tokens.iter().filter(ended).copied().collect()
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyphae_bus::{AbortReason, DeliveryKey, Destination, Outgoing, PushError, Topic};
 use hyphae_wire::{OverlayAddress, PublicKey};
 
-use super::leases::Token;
+use super::leases::LeaseToken;
 use super::*;
 use crate::services::{Job, Session};
 use hyphae_store::inbox::{Limits, ONE};
@@ -289,7 +289,7 @@ async fn a_lease_ends_in_time_and_is_extended_or_given_up_before() {
     assert_eq!(client.release(&[first, next]), [first]);
     let last = lease(LONG).await;
     // Tokens of other leases cannot be derived.
-    let number = |token: Token| u128::from_str_radix(&token.to_string(), 16).unwrap();
+    let number = |token: LeaseToken| u128::from_str_radix(&token.to_string(), 16).unwrap();
     let near = [number(next) + 1, number(last) - 1].map(|it| format!("{it:032x}").parse().unwrap());
     assert_eq!(client.acknowledge(&near).await.unwrap(), near);
     assert_eq!(client.acknowledge(&[next, last]).await.unwrap(), [next]);
