@@ -18,6 +18,12 @@ pub(crate) enum HostError {
         /// How.
         source: rtnetlink::Error,
     },
+    /// A rule was added and does not exist: another rule with its selectors is in the way.
+    #[error(
+        "rule {0} of policy routing cannot be set: a rule with the same priority and selectors exists, or something \
+         deletes it (`ip -6 rule show`)"
+    )]
+    RuleConflict(u32),
     /// IPv6 is off, and this process may not switch it on.
     #[error(
         "IPv6 is switched off on the TUN device and could not be switched on: {1}; run `sysctl -w \

@@ -43,12 +43,12 @@ pub(crate) fn table(index: u32) -> u32 {
 /// A rule, as far as ours differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rule {
-    priority: u32,
-    table: u32,
+    pub(crate) priority: u32,
+    pub(crate) table: u32,
     /// Not for packets with this mark.
     not_mark: Option<u32>,
     /// Routes with prefixes of at most this length do not count.
-    suppress: u32,
+    pub(crate) suppress: u32,
 }
 
 /// Rules for routes with prefixes of these lengths.
@@ -148,6 +148,8 @@ impl Kernel {
         Ok(RuleSet::new(&all, index, &gone))
     }
 
+    /// Adds a rule. A rule that differs from it in flags only makes the kernel report EEXIST as well as the same rule:
+    /// read [`Kernel::rules`] afterwards.
     pub(crate) async fn add_rule(&self, rule: Rule) -> Result<(), HostError> {
         let mut request = self.handle.rule().add();
         *request.message_mut() = message(rule);

@@ -215,6 +215,43 @@ fn without_a_mark_routes_that_cover_the_address_of_a_peer_are_left_out() {
 }
 
 #[test]
+fn a_route_that_covers_the_address_of_a_peer_is_withdrawn_while_the_kernel_refuses_a_rule() {
+    if !privileged() {
+        return;
+    }
+    let two = Two::with_site([None, Some("udp://[2001:db8:0::2]:9670")]);
+    let user = &two.ends[1];
+    let rules = || command(user, "ip -6 rule show");
+    let before = rules();
+    // The same selectors without `not`: underlay packets would look the table up.
+    let rule = before
+        .lines()
+        .find_map(|line| line.split_once(":\tnot from all "));
+    let (priority, selectors) = rule.unwrap();
+    let foreign = format!("pref {priority} {selectors} protocol kernel");
+    let batch = format!("rule del pref {priority}\nrule add {foreign}\n");
+    let file = two.directory.path().join("rules");
+    std::fs::write(&file, batch).unwrap();
+    command(user, &format!("ip -6 -batch {}", file.display()));
+    eventually("it is reported", TIMEOUT, || {
+        let problem = two.node(1).status().unwrap().host_problem;
+        problem.is_some_and(|problem| problem.starts_with("no route to 2000::/3"))
+    });
+    let log = two.node(1).log();
+    let mut errors = log.lines().filter(|line| line.contains("ERROR"));
+    assert!(
+        errors.any(|line| line.contains("no route to 2000::/3")),
+        "{log}"
+    );
+    assert!(!command(user, "ip -6 route show table all").contains("2000::/3 dev hyphae0"));
+    assert!(route(user, "2001:db8:0::2").contains("dev uplink"));
+    assert!(two.is_linked());
+    command(user, &format!("ip -6 rule del {foreign}"));
+    eventually("the rule is set", TIMEOUT, || rules() == before);
+    eventually("the site is reached", TIMEOUT, || pings(user, SITE));
+}
+
+#[test]
 fn a_scoped_address_is_dialled_on_an_interface_that_is_made_again() {
     if !privileged() {
         return;

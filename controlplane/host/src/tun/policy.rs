@@ -63,9 +63,17 @@ impl Reconciler {
         for rule in excess {
             kernel.delete_rule(rule).await?;
         }
+        if missing.is_empty() {
+            return Ok(());
+        }
         for rule in missing {
             kernel.add_rule(rule).await?;
         }
-        Ok(())
+        let (missing, _) = self.wrong_rules(kernel, index).await?;
+        // A rule for the main table counts as ours only before its rule for our table, so the last one is the cause.
+        let conflict = missing
+            .last()
+            .map(|rule| HostError::RuleConflict(rule.priority));
+        conflict.map_or(Ok(()), Err)
     }
 }
