@@ -60,7 +60,7 @@ fn partial_messages_use_bounded_memory_and_are_evicted() {
     let mut net = Net::new(2, 1, CLEAN);
     let max = 4096;
     for n in 0..100_000 {
-        let bytes = opening(n, 64 << 20, b"", &[0; 1200], &[0; 32]);
+        let bytes = opening(n, 60 << 20, b"", &[0; 1200], &[0; 32]);
         net.inject(unknown_peer(n % 1000), 1, &bytes);
     }
     let stats = net.nodes[1].bus.stats();
@@ -70,11 +70,20 @@ fn partial_messages_use_bounded_memory_and_are_evicted() {
     );
     // A short message fits the budget; a long one evicts idle messages.
     net.run_for(Duration::from_secs(3));
+    let before = net.nodes[1].bus.stats();
     let short = net.push(0, message(key(2), "", "x"));
     let long = net.push(0, message(key(2), "", payload(40 << 20, 1)));
     net.run_for(Duration::from_secs(20));
     assert_eq!(net.state(0, short), MessageState::Received);
     assert_eq!(net.state(0, long), MessageState::Received);
+    let after = net.nodes[1].bus.stats();
+    let evicted = u64::try_from(before.incoming - after.incoming).unwrap();
+    assert!(evicted > 0);
+    let counted = (
+        after.expired - before.expired,
+        after.displaced - before.displaced,
+    );
+    assert_eq!(counted, (evicted, 0));
     net.run_for(MINUTE);
     let stats = net.nodes[1].bus.stats();
     assert_eq!((stats.incoming, stats.incoming_bytes), (0, 0));
