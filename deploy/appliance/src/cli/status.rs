@@ -63,12 +63,18 @@ fn show(status: &Status) -> std::io::Result<()> {
     }
     output::line("drops")?;
     for (name, n) in &status.drops {
-        let mut reasons = DropReason::ALL.iter();
-        let reason = reasons.find(|reason| reason.name() == name);
-        let gloss = reason.map_or("", |reason| reason.gloss());
-        output::line(format!("  {name:<28} {n:<10} {gloss}").trim_end())?;
+        output::line(drop_line(name, *n))?;
     }
     Ok(())
+}
+
+/// Count of a drop reason with its gloss; without one where a node of another version has more reasons.
+fn drop_line(name: &str, count: u64) -> String {
+    let mut reasons = DropReason::ALL.iter();
+    let reason = reasons.find(|reason| reason.name() == name);
+    let gloss = reason.map_or("", |reason| reason.gloss());
+    let line = format!("  {name:<28} {count:<10} {gloss}");
+    line.trim_end().to_owned()
 }
 
 fn show_dataplane(status: &Status, plane: &Dataplane) -> std::io::Result<()> {
@@ -125,5 +131,22 @@ pub(super) fn age(seconds: u64) -> String {
         (0, 0, _) => format!("{m}m{s:02}s"),
         (0, ..) => format!("{h}h{m:02}m"),
         _ => format!("{d}d{h:02}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_drop_reason_is_printed_with_a_gloss() {
+        for reason in DropReason::ALL {
+            let line = drop_line(reason.name(), 7);
+            let (counted, gloss) = line.split_at(41);
+            let words: Vec<_> = counted.split_whitespace().collect();
+            assert_eq!(words, [reason.name(), "7"], "{line}");
+            assert!(gloss.split_whitespace().count() >= 3, "{line}");
+        }
+        assert_eq!(drop_line("of_the_future", 7).split_whitespace().count(), 2);
     }
 }
