@@ -122,7 +122,7 @@ enum Event {
 
 impl Supervisor {
     fn start(args: &NodeArgs, tun: bool, signals: SignalFd) -> anyhow::Result<Self> {
-        let watchdog = Watchdog::from_environment()?;
+        let watchdog = Watchdog::from_environment(Instant::now())?;
         let start = |name: &'static str| {
             Plane::start(
                 name,
@@ -150,8 +150,8 @@ impl Supervisor {
             Err(error) => return Err(error).context("poll"),
         }
         let planes = &self.planes;
-        self.watchdog
-            .receive(|pid| planes.iter().position(|plane| plane.pid() == Some(pid)));
+        let plane_of = |pid| planes.iter().position(|plane| plane.pid() == Some(pid));
+        self.watchdog.receive(Instant::now(), plane_of);
         let mut event = Event::Timeout;
         while let Some(info) = self.signals.read_signal().context("signals")? {
             let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
@@ -256,7 +256,8 @@ impl Supervisor {
             if plane.restart_if_due(now) {
                 self.watchdog.restarted(n);
             }
-            self.watchdog.update(n, plane.down_reason(), plane.age(now));
+            let age = plane.age(now);
+            self.watchdog.update(now, n, plane.down_reason(), age);
         }
     }
 
@@ -322,3 +323,6 @@ fn announce(config: &Config, sockets: &Path, status: &Status, json: bool) -> any
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,21 +38,26 @@ impl Notifier {
         // Names the process that the watchdog applies to.
         let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let watchdog = number("WATCHDOG_USEC").filter(|micros| ours && *micros > 0);
-        match open(path.as_bytes()) {
-            Ok(to) => Self {
-                to: Some(to),
-                watchdog: watchdog.map(Duration::from_micros),
-                ..Self::default()
-            },
-            Err(error) => {
-                tracing::warn!(
-                    ?path,
-                    %error,
-                    "NOTIFY_SOCKET cannot be used; a unit of Type=notify will not see this start"
-                );
-                Self::default()
-            }
-        }
+        Self::new(path.as_bytes(), watchdog.map(Duration::from_micros)).unwrap_or_else(|error| {
+            tracing::warn!(
+                ?path,
+                %error,
+                "NOTIFY_SOCKET cannot be used; a unit of Type=notify will not see this start"
+            );
+            Self::default()
+        })
+    }
+
+    /// A notifier for the socket at a path, or after `@` at a name in the abstract namespace.
+    ///
+    /// # Errors
+    /// When the address is invalid, or no socket can be created.
+    pub fn new(path: &[u8], watchdog: Option<Duration>) -> io::Result<Self> {
+        Ok(Self {
+            to: Some(open(path)?),
+            watchdog,
+            ..Self::default()
+        })
     }
 
     /// Watchdog timeout of the manager: the longest time between two calls of [`Notifier::watchdog`]. `None` without a
@@ -131,11 +136,7 @@ mod tests {
     use super::*;
 
     fn notifier(path: &[u8], watchdog: Option<Duration>) -> Notifier {
-        Notifier {
-            to: Some(open(path).unwrap()),
-            watchdog,
-            ..Notifier::default()
-        }
+        Notifier::new(path, watchdog).unwrap()
     }
 
     fn next(manager: &UnixDatagram) -> String {

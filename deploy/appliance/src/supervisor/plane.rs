@@ -3,7 +3,6 @@
 //! A plane that ends is restarted without a limit: immediately the first time, then after a delay that doubles up to
 //! [`DELAY_MAX`]. The other plane is not affected. A failed start counts as an end of the plane.
 
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -25,6 +24,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// One plane: its running process, or the time of its next start.
 pub(super) struct Plane {
     pub(super) name: &'static str,
+    program: &'static str,
     line: Vec<String>,
     /// Variables of the notification socket.
     environment: Vec<(&'static str, String)>,
@@ -68,23 +68,35 @@ impl Plane {
         line: Vec<String>,
         environment: Vec<(&'static str, String)>,
     ) -> anyhow::Result<Self> {
-        let mut plane = Self {
-            name,
-            line,
-            environment,
-            child: None,
-            started: Instant::now(),
-            due: None,
-            ended: None,
-            restarts: Restarts::default(),
-        };
-        plane.spawn()?;
+        let now = Instant::now();
+        let mut plane = Self::new(name, "/proc/self/exe", line, now);
+        plane.environment = environment;
+        plane.spawn(now)?;
         Ok(plane)
     }
 
-    fn spawn(&mut self) -> anyhow::Result<()> {
-        let program = PathBuf::from("/proc/self/exe");
-        let mut command = Command::new(program);
+    /// A plane without a process.
+    pub(super) fn new(
+        name: &'static str,
+        program: &'static str,
+        line: Vec<String>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            name,
+            program,
+            line,
+            environment: Vec::new(),
+            child: None,
+            started: now,
+            due: None,
+            ended: None,
+            restarts: Restarts::default(),
+        }
+    }
+
+    fn spawn(&mut self, now: Instant) -> anyhow::Result<()> {
+        let mut command = Command::new(self.program);
         if self.restarts.total > 0 {
             command.env(cli::RESTARTED, self.restarts.total.to_string());
         }
@@ -100,7 +112,7 @@ impl Plane {
             .spawn()
             .with_context(|| format!("starting the {}", self.name))?;
         self.child = Some(child);
-        self.started = Instant::now();
+        self.started = now;
         self.due = None;
         Ok(())
     }
@@ -138,7 +150,7 @@ impl Plane {
         }
         // A failed attempt counts as a run of no time.
         self.started = now;
-        match self.spawn() {
+        match self.spawn(now) {
             Ok(()) => true,
             Err(error) => {
                 self.schedule(now, format!("{error:#}"));
@@ -243,16 +255,8 @@ mod tests {
     #[test]
     fn a_failed_start_counts_as_a_restart() {
         // execve fails with a NUL in an argument.
-        let mut plane = Plane {
-            name: "dataplane",
-            line: vec!["\0".to_owned()],
-            environment: Vec::new(),
-            child: None,
-            started: Instant::now(),
-            due: None,
-            ended: None,
-            restarts: Restarts::default(),
-        };
+        let line = vec!["\0".to_owned()];
+        let mut plane = Plane::new("dataplane", "true", line, Instant::now());
         let mut now = plane.started;
         plane.schedule(now, "signal: 11".to_owned());
         for restarts in 2..20 {

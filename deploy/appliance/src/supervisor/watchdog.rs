@@ -59,17 +59,17 @@ struct NotifySocket {
 
 impl Watchdog {
     /// For the service manager of the environment, if any.
-    pub(super) fn from_environment() -> anyhow::Result<Self> {
-        Self::new(Notifier::from_environment())
+    pub(super) fn from_environment(now: Instant) -> anyhow::Result<Self> {
+        Self::new(Notifier::from_environment(), now)
     }
 
-    fn new(notifier: Notifier) -> anyhow::Result<Self> {
+    pub(super) fn new(notifier: Notifier, now: Instant) -> anyhow::Result<Self> {
         let socket = notifier.is_enabled().then(NotifySocket::new).transpose();
         Ok(Self {
             socket: socket.context("notification socket of the planes")?,
             notifier,
             planes: Default::default(),
-            fed_at: Instant::now(),
+            fed_at: now,
         })
     }
 
@@ -92,7 +92,7 @@ impl Watchdog {
     }
 
     /// Reads and forwards notifications. `plane` maps a process number to the index of a plane.
-    pub(super) fn receive(&mut self, plane: impl Fn(i32) -> Option<usize>) {
+    pub(super) fn receive(&mut self, now: Instant, plane: impl Fn(i32) -> Option<usize>) {
         while let Some((pid, text)) = self.socket.as_ref().and_then(NotifySocket::receive) {
             let Some(n) = plane(pid).filter(|n| *n < PLANES) else {
                 continue;
@@ -106,12 +106,18 @@ impl Watchdog {
                     status.clone_into(&mut self.planes[n].status);
                 }
             }
-            self.forward();
+            self.forward(now);
         }
     }
 
     /// Updates a plane: why it does not run, if so, and how long it has been running.
-    pub(super) fn update(&mut self, n: usize, down_reason: Option<String>, age: Duration) {
+    pub(super) fn update(
+        &mut self,
+        now: Instant,
+        n: usize,
+        down_reason: Option<String>,
+        age: Duration,
+    ) {
         let plane = &mut self.planes[n];
         if down_reason.is_some() {
             plane.ready = false;
@@ -119,7 +125,7 @@ impl Watchdog {
         }
         plane.starting = down_reason.is_some() || age < START_TIMEOUT;
         plane.down_reason = down_reason;
-        self.forward();
+        self.forward(now);
     }
 
     /// Resets a plane that was restarted.
@@ -146,14 +152,14 @@ impl Watchdog {
         starting(n) || (n > 0 && !self.planes[n].ready && starting(0))
     }
 
-    fn forward(&mut self) {
+    fn forward(&mut self, now: Instant) {
         let all_fed = self.planes.iter().all(|plane| plane.fed);
         let fed = (0..PLANES).all(|n| self.planes[n].fed || self.is_excused(n));
         // Both planes set the pace; while one is excused, the interval does.
         let interval = self.notifier.watchdog_interval().unwrap_or_default();
-        if all_fed || (fed && self.fed_at.elapsed() >= interval) {
+        if all_fed || (fed && now - self.fed_at >= interval) {
             self.planes.iter_mut().for_each(|plane| plane.fed = false);
-            self.fed_at = Instant::now();
+            self.fed_at = now;
             self.notifier.watchdog();
         }
         let status = self.planes.iter();
