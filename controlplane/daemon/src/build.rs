@@ -44,9 +44,11 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Built, RunError> {
     let overlay = Overlay::new(overlay, random_seed()?);
     let mut bus = hyphae_bus::Config::new(inputs.identity.public_key());
     bus.mtu = config.mtu.into();
+    let kernel_changes = host::watch();
+    let discovery = discovery_settings(config, &overlay, &ports, inputs.network);
     let builder = Builder {
         config: config.clone(),
-        discovery: Discovery::start(discovery_settings(config, &overlay, &ports, inputs.network)),
+        discovery: Discovery::start(discovery, kernel_changes.subscribe()),
         overlay,
         bus: BusParts {
             config: bus,
@@ -58,7 +60,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Built, RunError> {
         identity: inputs.identity,
         ports,
         aes_hardware,
-        kernel_changes: host::watch(),
+        kernel_changes,
         socket_directory: inputs.socket_directory,
         restarts: inputs.restarts,
         watchdog: inputs.watchdog,

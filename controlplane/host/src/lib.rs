@@ -3,7 +3,7 @@
 //! * `tun`: address, MTU, routes and rules of the TUN device, kept as they should be; `kernel`, `rules` and `report`
 //!   belong to it
 //! * `watch`: change notifications of the kernel (rtnetlink)
-//! * [`discovery`]: beacons on local networks
+//! * [`discovery`]: beacons on local networks; `interfaces` belongs to it
 //! * `lookups`, `resolver`: when the names of peers are looked up, and the lookups
 //! * `watchdog`: readiness, status and watchdog of the service manager
 
@@ -11,6 +11,7 @@
 
 pub mod discovery;
 mod error;
+mod interfaces;
 mod kernel;
 mod lookups;
 mod report;
