@@ -83,8 +83,8 @@ impl Pair {
 fn babel(c: &mut Criterion) {
     let mut group = c.benchmark_group("babel");
     let signed: fn() -> Box<dyn Verifier> = || Box::new(Xeddsa);
-    let believed: fn() -> Box<dyn Verifier> = || Box::new(Credulous);
-    for (what, verifier) in [("signed", signed), ("believed", believed)] {
+    let unverified: fn() -> Box<dyn Verifier> = || Box::new(Credulous);
+    for (what, verifier) in [("signed", signed), ("unverified", unverified)] {
         let mut pair = Pair::new(verifier);
         let mut n = 0u64;
         group.bench_function(what, |b| {

@@ -1,5 +1,5 @@
 //! Covers the commands of `hyphae-bench` that need neither root nor a second process: each prints one document with
-//! plausible rows. Speed is not checked.
+//! rows with sane values. Speed is not checked.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 

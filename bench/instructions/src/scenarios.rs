@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_can_be_gone_to_its_end() {
+    fn every_scenario_runs_to_its_end() {
         for scenario in SCENARIOS {
             assert!(run(scenario).is_ok(), "{scenario}");
         }

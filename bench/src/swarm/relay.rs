@@ -17,9 +17,9 @@ use tempfile::TempDir;
 
 use crate::process::{Usage, hyphae, usage};
 
-/// How long a relay may take to come up.
+/// Time limit of a relay's start.
 const START_MAX: Duration = Duration::from_secs(20);
-/// How often that is looked for.
+/// Interval of status requests until then.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How to start a relay.

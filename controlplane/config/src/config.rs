@@ -47,7 +47,7 @@ pub struct Config {
     pub cores: String,
     /// Driver, as the dataplane reads it.
     pub driver: String,
-    /// How long a worker may look for work before it sleeps.
+    /// Longest time for which a worker polls before it sleeps.
     pub poll_max: Duration,
     /// Mark of the underlay packets; 0 for none.
     pub underlay_mark: u32,
@@ -162,7 +162,7 @@ impl Config {
             ),
         };
         let rpc = optional_socket("rpc.listen", &text(raw.rpc.listen, RPC_DEFAULT))?;
-        // Whoever switches the one off does not expect the other to listen.
+        // `listen = "off"` disables both unless the other one is set.
         let rest_default = if rpc.is_some() { REST_DEFAULT } else { "off" };
         let rest = optional_socket("rpc.rest", &text(raw.rpc.rest, rest_default))?;
         if raw.rpc.token_file.is_none() {

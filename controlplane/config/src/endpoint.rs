@@ -1,7 +1,6 @@
-//! Peers and next hops as people write them.
+//! Text forms of peers and next hops.
 //!
-//! Addresses have one spelling here: hosts are canonical as soon as they are read, and scopes are compared by the
-//! interface that they name.
+//! Addresses have one spelling: hosts are made canonical when they are parsed, and scopes are compared by interface.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -15,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Metric of static routes from flags, files and RPC.
 const METRIC: u16 = hyphae_routing::METRIC_STATIC;
 
-/// What frames to a peer travel in.
+/// Transport of the frames to a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Transport {
     /// Datagrams, with streams as a fallback where that is switched on.
@@ -34,7 +33,7 @@ impl Transport {
         }
     }
 
-    /// An address of a peer as the engines take it.
+    /// The endpoint of an address, for the engines.
     pub fn endpoint(self, address: SocketAddr) -> Endpoint {
         let endpoint = Endpoint::from(address);
         match self {
@@ -44,11 +43,10 @@ impl Transport {
     }
 }
 
-/// `udp://HOST:PORT[#KEY]` or `tcp://…`: where a peer is, and optionally the only key to accept
-/// there.
+/// `udp://HOST:PORT[#KEY]` or `tcp://…`: address of a peer, and optionally its pinned key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PeerUrl {
-    /// How it is reached.
+    /// Transport.
     pub transport: Transport,
     /// Name or address in canonical form; IPv6 without brackets, a link-local one with `%` and its interface.
     pub host: String,
@@ -154,7 +152,7 @@ fn host_of(endpoint: Endpoint) -> String {
         0 => address.ip().to_string(),
         scope => {
             let name = any_socket().and_then(|fd| netdevice::index_to_name(fd, scope));
-            // The number is one spelling of an interface that is gone.
+            // The number is the only spelling of a deleted interface.
             let scope = name.unwrap_or_else(|_| scope.to_string());
             format!("{}%{scope}", address.ip())
         }

@@ -26,7 +26,7 @@ pub struct RoutingConfig {
     pub routes_max: usize,
     /// What is taken from neighbours.
     pub import: Filter,
-    /// What is told to neighbours.
+    /// Filter of routes advertised to neighbours.
     pub export: Filter,
 }
 

@@ -124,7 +124,7 @@ impl Settings {
 
     /// Defaults for what is not given.
     fn complete(mut values: BTreeMap<&'static str, Value>) -> Self {
-        // Whoever switches the one off does not expect the other to listen.
+        // `listen = "off"` disables both unless the other one is set.
         let off = Value::from("off");
         if values.get("rpc.listen") == Some(&off) {
             values.entry("rpc.rest").or_insert(off);

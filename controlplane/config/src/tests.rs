@@ -174,7 +174,7 @@ fn lists_of_keys_take_names_and_an_empty_allow_list_lets_nobody_in() {
 }
 
 #[test]
-fn everything_wrong_in_a_file_is_told_with_line_key_and_suggestion() {
+fn all_errors_of_a_file_are_reported_with_line_key_and_suggestion() {
     let text = "listn = \"[::]:1\"\n\
                 keepalive_seconds = 3\n\
                 [sesion]\n\
@@ -187,7 +187,7 @@ fn everything_wrong_in_a_file_is_told_with_line_key_and_suggestion() {
                 [routing]\n\
                 announce = [\"400::/64\"]\n";
     let (_, problems) = Settings::read(text, None, &Overrides::default());
-    let told: Vec<_> = problems
+    let reported: Vec<_> = problems
         .iter()
         .map(|p| (p.line.unwrap(), p.key.as_str(), p.suggestion.as_deref()))
         .collect();
@@ -201,11 +201,11 @@ fn everything_wrong_in_a_file_is_told_with_line_key_and_suggestion() {
         (9, "peering.deny[0].nam", Some("name")),
         (11, "routing.announce", None),
     ];
-    assert_eq!(told, expected, "{problems:#?}");
+    assert_eq!(reported, expected, "{problems:#?}");
 }
 
 #[test]
-fn a_file_that_is_no_toml_is_told_by_its_line() {
+fn a_file_that_is_no_toml_is_reported_with_its_line() {
     let (_, problems) = Settings::read("listen = \"x\n[tun]\n", None, &Overrides::default());
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].line, Some(1));

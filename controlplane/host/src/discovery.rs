@@ -190,7 +190,7 @@ fn open(port: u16) -> io::Result<UdpSocket> {
     UdpSocket::from_std(StdSocket::from(socket))
 }
 
-/// Joins the group on new interfaces and removes those that are gone. True when something has changed.
+/// Joins the group on new interfaces and leaves those that were removed. True when something has changed.
 fn join(
     settings: &DiscoverySettings,
     socket: &UdpSocket,

@@ -1,4 +1,4 @@
-//! Requests to the kernel about the TUN device: what there is, and what is to be.
+//! Requests to the kernel about the TUN device: reads of its state, and changes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,12 +19,12 @@ use crate::error::HostError;
 const RANGE_LEN: u8 = 7;
 /// Number of the main routing table.
 pub(crate) const TABLE_MAIN: u32 = 254;
-/// Names our routes among those of others (`rt_protos` of iproute2 gives this number to nobody).
+/// Identifies our routes (`rt_protos` of iproute2 does not assign this number).
 pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(96);
 /// Largest super-packet the host should build: with its frames' overhead it fits one train.
 const GSO_BYTES_MAX: u32 = 57_000;
-/// Packets of the host that wait while a worker does not run. The kernel's 500 are 2 ms of 250,000 small packets per
-/// second, and the scheduler may let others run for longer than that.
+/// Packets of the host queued while a worker does not run. The kernel's default of 500 is 2 ms of 250,000 small packets
+/// per second, less than the scheduler may run other threads.
 const TX_QUEUE_PACKETS: u32 = 2000;
 
 const EEXIST: i32 = -17;
@@ -45,7 +45,7 @@ impl Drop for Kernel {
     }
 }
 
-/// The device as it is.
+/// The state of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
@@ -55,15 +55,15 @@ pub(crate) struct Link {
     pub(crate) is_tun: bool,
 }
 
-/// A route on the device: destination and table, as far as they tell routes apart.
+/// Routes on the device, by table and destination.
 pub(crate) type Routes = BTreeMap<(u32, Prefix), Route>;
 
-/// What else there is to a route.
+/// The other attributes of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
-    /// Limit of the size of packets.
+    /// Path MTU.
     pub(crate) mtu: Option<u32>,
-    /// One of those that this module sets.
+    /// Set by this module.
     pub(crate) ours: bool,
 }
 
@@ -89,7 +89,7 @@ impl Kernel {
         }
     }
 
-    /// The device, by its index if that is known: it may have been renamed.
+    /// The device, by index if known, because it may have been renamed.
     pub(crate) async fn link(&self, index: Option<u32>) -> Result<Option<Link>, HostError> {
         if let Some(index) = index
             && let Some(link) = self
@@ -102,7 +102,7 @@ impl Kernel {
         self.one_link(by_name).await
     }
 
-    /// Whether there is any link with this index.
+    /// Whether a link has this index.
     pub(crate) async fn link_exists(&self, index: u32) -> Result<bool, HostError> {
         let request = self.handle.link().get().match_index(index);
         Ok(self.one_link(request).await?.is_some())
@@ -116,7 +116,7 @@ impl Kernel {
         match links.try_next().await {
             Ok(found) => Ok(found.as_ref().map(parse_link)),
             Err(error) if is(&error, ENODEV) => Ok(None),
-            Err(error) => Err(self.refused("look")(error)),
+            Err(error) => Err(self.refused("lookup of the device")(error)),
         }
     }
 
@@ -126,7 +126,7 @@ impl Kernel {
         address: Ipv6Addr,
     ) -> Result<bool, HostError> {
         let mut request = self.handle.address().get();
-        // What the kernel does not filter, because it is of Linux 4.19 or older, is filtered below.
+        // Linux 4.19 and older ignore the filter.
         request.message_mut().header.family = AddressFamily::Inet6;
         request.message_mut().header.index = index;
         let wanted = AddressAttribute::Address(IpAddr::V6(address));
@@ -160,7 +160,7 @@ impl Kernel {
                     ours: message.header.protocol == PROTOCOL,
                 };
                 let known = routes.entry((table(&message), prefix)).or_insert(route);
-                // Of two with one destination the one of ours counts.
+                // Of two with one destination, ours counts.
                 if route.ours {
                     *known = route;
                 }
@@ -189,13 +189,13 @@ impl Kernel {
     ) -> Result<(), HostError> {
         let route = route(index, table, prefix, None);
         match self.handle.route().del(route).execute().await {
-            // It was never there, or went with the device.
+            // It does not exist, or was removed with the device.
             Err(error) if is(&error, ESRCH) => Ok(()),
             other => other.map_err(self.refused("route")),
         }
     }
 
-    /// Sets queue and offloads of a device that is new, and brings it up.
+    /// Configures queue and offloads of a new device, and sets it up.
     pub(crate) async fn prepare(&self, index: u32) -> Result<(), HostError> {
         let link = LinkUnspec::new_with_index(index)
             .append_extra_attribute(LinkAttribute::GsoMaxSize(GSO_BYTES_MAX))
@@ -230,38 +230,38 @@ fn is(error: &rtnetlink::Error, number: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == number)
 }
 
-/// A request failed because what it makes exists.
-pub(crate) fn is_there_already(error: &rtnetlink::Error) -> bool {
+/// A request failed because its object exists.
+pub(crate) fn exists_already(error: &rtnetlink::Error) -> bool {
     is(error, EEXIST)
 }
 
-/// A request failed because what it deletes does not exist.
-pub(crate) fn is_not_there(error: &rtnetlink::Error) -> bool {
+/// A request failed because its object does not exist.
+pub(crate) fn does_not_exist(error: &rtnetlink::Error) -> bool {
     is(error, ENOENT) || is(error, ESRCH)
 }
 
-/// Switches of IPv6.
+/// Directory of the IPv6 sysctls.
 const IPV6: &str = "/proc/sys/net/ipv6";
 
-fn switch(device: &str) -> String {
+fn disable_ipv6(device: &str) -> String {
     format!("{IPV6}/conf/{device}/disable_ipv6")
 }
 
-/// Whether IPv6 is switched off for a device. A device whose MTU is too small for IPv6 has no switch.
+/// Whether IPv6 is disabled for a device. A device whose MTU is too small for IPv6 has no sysctl.
 ///
 /// # Errors
-/// Where the kernel has none at all.
+/// Where the kernel has no IPv6.
 pub(crate) fn ipv6_is_off(device: &str) -> Result<bool, HostError> {
     if Path::new("/proc/sys/net").exists() && !Path::new(IPV6).exists() {
         return Err(HostError::NoIpv6);
     }
-    let value = std::fs::read_to_string(switch(device));
+    let value = std::fs::read_to_string(disable_ipv6(device));
     Ok(value.is_ok_and(|value| value.trim() != "0"))
 }
 
-/// Switches IPv6 on for a device: it has no other use.
-pub(crate) fn switch_ipv6_on(device: &str) -> std::io::Result<()> {
-    std::fs::write(switch(device), "0")
+/// Enables IPv6 for a device, which has no other use.
+pub(crate) fn enable_ipv6(device: &str) -> std::io::Result<()> {
+    std::fs::write(disable_ipv6(device), "0")
 }
 
 /// A route of ours.

@@ -1,10 +1,10 @@
 //! The host around a node.
 //!
-//! * `tun`: address, MTU, routes and rules of the TUN device, kept as they should be; `kernel`, `rules` and `report`
+//! * `tun`: address, MTU, routes and rules of the TUN device: repaired when they change; `kernel`, `rules` and `report`
 //!   belong to it
 //! * `watch`: change notifications of the kernel (rtnetlink)
 //! * [`discovery`]: beacons on local networks; `interfaces` belongs to it
-//! * `lookups`, `resolver`: when the names of peers are looked up, and the lookups
+//! * `lookups`, `resolver`: schedule and execution of lookups of names of peers
 //! * `watchdog`: readiness, status and watchdog of the service manager
 
 #![forbid(unsafe_code)]

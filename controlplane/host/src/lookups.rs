@@ -1,19 +1,19 @@
-//! When the names of peers are looked up. Sans-I/O: it says which look-up to start, and is told when one is done.
+//! Schedule of lookups of names of peers. Sans-I/O.
 //!
-//! All names are looked up now and then, those of dead peers at retries, and all that may have changed at once. Whoever
-//! asks how often: one look-up per name at a time, [`APART`] apart, and [`IN_FLIGHT_MAX`] in all, so that neither a
-//! resolver that hangs nor a peer that flaps costs more.
+//! Names are resolved periodically, those of dead peers at retries, and those that may have changed at once. Bounds: one
+//! lookup per name at a time, [`APART`] apart, and [`IN_FLIGHT_MAX`] in total, whatever requests them, so that the cost
+//! of a resolver that hangs or a peer that flaps is limited.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyphae_time::Nanos;
 
-/// Between the beginnings of two look-ups of one name.
+/// Shortest time between the starts of two lookups of one name.
 pub const APART: Duration = Duration::from_secs(5);
-/// Longest time between look-ups of the name of a dead peer.
+/// Longest time between lookups of the name of a dead peer.
 const APART_MAX: Duration = Duration::from_secs(30);
-/// Look-ups at a time.
+/// Concurrent lookups.
 const IN_FLIGHT_MAX: usize = 8;
 
 /// Host and port.
@@ -21,54 +21,60 @@ pub type Name = (String, u16);
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    asked: Option<Nanos>,
+    started: Option<Nanos>,
     in_flight: bool,
-    /// When to begin the next look-up.
+    /// Start of the next lookup.
     due: Option<Nanos>,
     /// Time to the next retry.
     pause: Duration,
 }
 
-/// LookupSchedule and when they were looked up.
+/// Names with the state of their lookups.
 #[derive(Debug, Default)]
 pub struct LookupSchedule(BTreeMap<Name, Entry>);
 
 impl LookupSchedule {
     fn entry(&mut self, name: Name) -> &mut Entry {
         self.0.entry(name).or_insert(Entry {
-            asked: None,
+            started: None,
             in_flight: false,
             due: None,
             pause: APART,
         })
     }
 
-    /// Looks a name up as soon as that may be: something has changed.
+    /// Schedules a lookup as soon as the bounds permit, after a change.
     pub fn want(&mut self, now: Nanos, name: Name) {
         let entry = self.entry(name);
         entry.pause = APART;
-        let at = entry.asked.map_or(now, |asked| (asked + APART).max(now));
+        let at = entry
+            .started
+            .map_or(now, |started| (started + APART).max(now));
         entry.due = Some(entry.due.map_or(at, |due| due.min(at)));
     }
 
-    /// The peer of this name is dead: looks it up after a pause that grows.
+    /// Schedules a lookup for a dead peer, after a growing interval.
     pub fn retry(&mut self, now: Nanos, name: Name) {
         let entry = self.entry(name);
         if entry.due.is_none() && !entry.in_flight {
             let pause = entry.pause;
             entry.pause = (2 * pause).min(APART_MAX);
-            entry.due = Some(entry.asked.map_or(now, |asked| (asked + pause).max(now)));
+            entry.due = Some(
+                entry
+                    .started
+                    .map_or(now, |started| (started + pause).max(now)),
+            );
         }
     }
 
-    /// A look-up to begin.
+    /// A lookup to start.
     pub fn poll(&mut self, now: Nanos) -> Option<Name> {
         if self.in_flight() >= IN_FLIGHT_MAX {
             return None;
         }
         let ready = |entry: &Entry| !entry.in_flight && entry.due.is_some_and(|due| due <= now);
         let (name, entry) = self.0.iter_mut().find(|(_, entry)| ready(entry))?;
-        (entry.asked, entry.in_flight, entry.due) = (Some(now), true, None);
+        (entry.started, entry.in_flight, entry.due) = (Some(now), true, None);
         Some(name.clone())
     }
 
@@ -76,7 +82,7 @@ impl LookupSchedule {
         self.0.values().filter(|entry| entry.in_flight).count()
     }
 
-    /// When `poll` may have one; [`Self::done`] may make that sooner.
+    /// Earliest time at which `poll` may return one; [`Self::done`] may move it forward.
     pub fn poll_timeout(&self) -> Option<Nanos> {
         if self.in_flight() >= IN_FLIGHT_MAX {
             return None;
@@ -85,14 +91,14 @@ impl LookupSchedule {
         waiting.filter_map(|entry| entry.due).min()
     }
 
-    /// A look-up is over.
+    /// A lookup has ended.
     pub fn done(&mut self, name: &Name) {
         if let Some(entry) = self.0.get_mut(name) {
             entry.in_flight = false;
         }
     }
 
-    /// Forgets all names but these.
+    /// Removes all names but these.
     pub fn keep(&mut self, wanted: impl Fn(&Name) -> bool) {
         self.0.retain(|name, entry| entry.in_flight || wanted(name));
     }
@@ -124,11 +130,11 @@ mod tests {
         assert_eq!(names.poll_timeout(), Some(after(5)));
         assert_eq!(names.poll(after(5)), Some(name(1)));
         names.done(&name(1));
-        assert_eq!(names.poll(after(60)), None, "nobody asked again");
+        assert_eq!(names.poll(after(60)), None, "no further request");
     }
 
     #[test]
-    fn eight_look_ups_are_made_at_a_time() {
+    fn eight_lookups_run_at_a_time() {
         let mut names = LookupSchedule::default();
         (0..20).for_each(|n| names.want(START, name(n)));
         let begun: Vec<_> = std::iter::from_fn(|| names.poll(START)).collect();
@@ -140,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn retries_of_a_dead_peer_come_more_and_more_seldom_until_something_changes() {
+    fn retries_of_a_dead_peer_back_off_until_something_changes() {
         let mut names = LookupSchedule::default();
         let mut asked = Vec::new();
         for second in 0..120 {

@@ -1,5 +1,5 @@
-//! What is wrong with the host's side of the TUN device, and how often it was repaired: for status, metrics, doctor and
-//! the log, which gets each change once.
+//! Problems of the host's side of the TUN device, and counts of repairs: for status, metrics, doctor and the log. Each
+//! change is logged once.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,14 +7,14 @@ use std::sync::{Mutex, PoisonError};
 
 use hyphae_wire::Prefix;
 
-/// A part of the host's state, as it is repaired and counted.
+/// Part of the host's state, the unit of repairs and counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// The device itself, which was made again.
+    /// The device itself, created again.
     Device,
     /// Its MTU.
     Mtu,
-    /// The switch of IPv6.
+    /// Whether IPv6 is enabled.
     Ipv6,
     /// Its address.
     Address,
@@ -51,23 +51,23 @@ impl Part {
 /// Why this host's traffic does not pass the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Problem {
-    /// One that may be over in a moment: shown, not logged.
+    /// A problem that may be transient: shown, not logged.
     Briefly(Box<Self>),
-    /// There is no such device.
-    Gone(String),
+    /// The device does not exist.
+    Absent(String),
     /// It is in another network namespace.
     Moved(String),
-    /// There is one of this name, which is no TUN device.
+    /// The device of this name is no TUN device.
     Foreign(String),
     /// It was set down.
     Down(String),
-    /// It is changed again and again.
-    HeldBack(Vec<Part>),
-    /// Routes would lead underlay packets into the device, and are left out.
+    /// It is changed repeatedly; repairs are delayed.
+    BackingOff(Vec<Part>),
+    /// Routes would capture underlay packets, and are withdrawn.
     Captured {
-        /// To where.
+        /// Their destinations.
         prefixes: Vec<Prefix>,
-        /// Why underlay packets cannot be told apart.
+        /// Why underlay packets cannot be distinguished.
         why: String,
     },
     /// A repair failed.
@@ -78,7 +78,7 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Briefly(problem) => problem.fmt(f),
-            Self::Gone(name) => write!(
+            Self::Absent(name) => write!(
                 f,
                 "there is no TUN device {name}: it was deleted, and the dataplane has not made it again"
             ),
@@ -94,7 +94,7 @@ impl fmt::Display for Problem {
                 f,
                 "TUN device {name} was set down; `ip link set {name} up` sets it up again"
             ),
-            Self::HeldBack(parts) => {
+            Self::BackingOff(parts) => {
                 let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
                 write!(
                     f,
@@ -122,7 +122,7 @@ struct State {
     repairs: BTreeMap<Part, u64>,
 }
 
-/// Shared between the task that repairs and those who show.
+/// Shared between the task that repairs and its observers.
 #[derive(Debug, Default)]
 pub struct Report(Mutex<State>);
 
@@ -131,7 +131,7 @@ impl Report {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How it is now; changes are logged.
+    /// Sets the current problem; changes are logged.
     pub(crate) fn problem(&self, problem: Option<Problem>) {
         let before = self.with(|state| std::mem::replace(&mut state.problem, problem.clone()));
         let logged = |problem: Option<Problem>| {
@@ -147,7 +147,7 @@ impl Report {
         }
     }
 
-    /// Something was repaired.
+    /// Counts and logs repairs.
     pub(crate) fn repaired(&self, device: &str, parts: &BTreeMap<Part, usize>) {
         let names: Vec<_> = parts.keys().map(|part| part.name()).collect();
         let parts = parts.keys();
@@ -164,12 +164,12 @@ impl Report {
         self.with(|state| state.problem.as_ref().is_some_and(broken))
     }
 
-    /// What is wrong, in a sentence.
+    /// The problem as a sentence.
     pub fn sentence(&self) -> Option<String> {
         self.with(|state| state.problem.as_ref().map(ToString::to_string))
     }
 
-    /// How often which part was repaired.
+    /// Counts of repairs by part.
     pub fn repairs(&self) -> BTreeMap<Part, u64> {
         self.with(|state| state.repairs.clone())
     }

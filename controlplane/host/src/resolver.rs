@@ -8,10 +8,10 @@ use tokio::sync::mpsc;
 
 use crate::lookups::Name;
 
-/// Where a name leads, or why nowhere.
+/// Addresses of a name, or the error.
 pub type Resolved = (Name, Result<Vec<SocketAddr>, String>);
 
-/// Looks names up in tasks of their own.
+/// Resolves names in tasks of their own.
 pub struct Resolver {
     sender: mpsc::Sender<Resolved>,
     receiver: mpsc::Receiver<Resolved>,
@@ -39,14 +39,13 @@ impl Resolver {
     pub async fn next(&mut self) -> Resolved {
         match self.receiver.recv().await {
             Some(found) => found,
-            // The sender is held here, so the channel never closes.
+            // This struct has a sender, so the channel never closes.
             None => std::future::pending().await,
         }
     }
 }
 
-/// Addresses of a peer's host, or why there are none. A name may lead to addresses that no peer can have; those are
-/// left out.
+/// Addresses of a peer's host, without those that no peer can have, or the error.
 async fn lookup((host, port): Name) -> Result<Vec<SocketAddr>, String> {
     let url = PeerUrl {
         transport: Transport::Udp,

@@ -1,7 +1,7 @@
-//! Routes to gateways stay clear of the node's own underlay traffic, by policy routing (ip-rule(8)).
+//! Policy routing (ip-rule(8)) that excludes the node's own underlay traffic from routes to gateways.
 //!
-//! A prefix outside of the overlay may hold the underlay address of a peer: `2000::/3` holds nearly all. A route for it
-//! in the main table would lead the datagrams to that peer into the device that they come from. So these routes have a
+//! A prefix outside of the overlay may contain the underlay address of a peer; `2000::/3` contains nearly all. A route
+//! for it in the main table would send the datagrams to that peer back into the device. These routes therefore have a
 //! table of their own, and the dataplane marks its sockets. For each length L of their prefixes, longest first:
 //!
 //! ```text
@@ -9,9 +9,9 @@
 //! p+1  not from all fwmark MARK lookup TABLE suppress_prefixlength L-1   else ours, of L bits or more
 //! ```
 //!
-//! Together that is the longest match over both tables, the host's own routes first where two are equally long. Marked
-//! packets pass the main table alone, with its default route. Rules say `protocol kernel`, because systemd-networkd
-//! deletes rules that it does not know, other than those.
+//! The result is the longest match over both tables, the host's own route first if two are equally long. Marked packets
+//! use the main table only, with its default route. Rules have `protocol kernel`, because systemd-networkd deletes
+//! unknown rules of other protocols.
 
 use std::collections::BTreeSet;
 
@@ -22,17 +22,17 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
 use crate::error::HostError;
-use crate::kernel::{Kernel, TABLE_MAIN, is_not_there, is_there_already};
+use crate::kernel::{Kernel, TABLE_MAIN, does_not_exist, exists_already};
 
-/// Tables of routes to gateways: this, and the index of the device.
+/// Tables of routes to gateways: this number, combined with the index of the device.
 const TABLES: u32 = 0x4859_0000;
 const TABLE_INDEX: u32 = 0xffff;
 /// Priorities: 256 for each of 64 devices, before the main table (32766).
 const PRIORITIES: u32 = 10_000;
 const DEVICES: u32 = 64;
 const EACH: u32 = 256;
-/// Lengths that have rules of their own, the shortest; each costs two rules in every look-up of the host, and gateways
-/// choose how many there are. Longer prefixes share the rules of the longest of these.
+/// Lengths with rules of their own, the shortest ones. Each adds two rules to every lookup of the host, and gateways
+/// choose the lengths. Longer prefixes share the rules of the longest of these.
 const LENGTHS_MAX: usize = 16;
 
 /// The table of a device.
@@ -40,14 +40,14 @@ pub(crate) fn table(index: u32) -> u32 {
     TABLES | (index & TABLE_INDEX)
 }
 
-/// A rule, as far as ours differ.
+/// The attributes in which our rules differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rule {
     pub(crate) priority: u32,
     pub(crate) table: u32,
-    /// Not for packets with this mark.
+    /// Does not match packets with this mark.
     not_mark: Option<u32>,
-    /// Routes with prefixes of at most this length do not count.
+    /// Ignores routes with prefixes of at most this length.
     pub(crate) suppress: u32,
 }
 
@@ -76,21 +76,21 @@ pub(crate) fn wanted(index: u32, mark: u32, lengths: impl Iterator<Item = u8>) -
         .collect()
 }
 
-/// What there is of such rules. One for the main table belongs to whoever has the rule after it: two devices whose
-/// indices are equal modulo [`DEVICES`] have these in common.
+/// Existing rules. A rule for the main table belongs to the devices of the rules after it: two devices whose indices are
+/// equal modulo [`DEVICES`] share it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct RuleSet {
     /// Of this device.
     pub(crate) ours: BTreeSet<Rule>,
-    /// Those of ours that another device needs as well.
+    /// Ours that another device needs as well.
     pub(crate) shared: BTreeSet<Rule>,
-    /// Of devices that do not exist any more, and of no other.
+    /// Of deleted devices only.
     pub(crate) dead: BTreeSet<Rule>,
 }
 
 impl RuleSet {
-    /// `gone`: tables of devices that do not exist any more.
-    fn new(all: &[Rule], index: u32, gone: &BTreeSet<u32>) -> Self {
+    /// `deleted`: tables of deleted devices.
+    fn new(all: &[Rule], index: u32, deleted: &BTreeSet<u32>) -> Self {
         let (own, mut found) = (table(index), Self::default());
         for rule in all {
             let belongs = |after: &&Rule| {
@@ -101,14 +101,14 @@ impl RuleSet {
                 other => [other].into(),
             };
             let tables = tables.into_iter().filter(|table| is_ours(*table));
-            let (gone, there): (BTreeSet<_>, BTreeSet<_>) =
-                tables.partition(|table| gone.contains(table));
-            if there.contains(&own) {
+            let (dead, live): (BTreeSet<_>, BTreeSet<_>) =
+                tables.partition(|table| deleted.contains(table));
+            if live.contains(&own) {
                 found.ours.insert(*rule);
-                if there.len() > 1 {
+                if live.len() > 1 {
                     found.shared.insert(*rule);
                 }
-            } else if there.is_empty() && !gone.is_empty() {
+            } else if live.is_empty() && !dead.is_empty() {
                 found.dead.insert(*rule);
             }
         }
@@ -122,7 +122,7 @@ fn is_ours(table: u32) -> bool {
 }
 
 impl Kernel {
-    /// Rules of the device with this index, and of those that have gone.
+    /// Rules of the device with this index, and of deleted devices.
     pub(crate) async fn rules(&self, index: u32) -> Result<RuleSet, HostError> {
         let mut all = Vec::new();
         {
@@ -139,13 +139,13 @@ impl Kernel {
         let others: BTreeSet<_> = tables
             .filter(|other| is_ours(*other) && *other != table(index))
             .collect();
-        let mut gone = BTreeSet::new();
+        let mut deleted = BTreeSet::new();
         for other in others {
             if !self.link_exists(other & TABLE_INDEX).await? {
-                gone.insert(other);
+                deleted.insert(other);
             }
         }
-        Ok(RuleSet::new(&all, index, &gone))
+        Ok(RuleSet::new(&all, index, &deleted))
     }
 
     /// Adds a rule. A rule that differs from it in flags only makes the kernel report EEXIST as well as the same rule:
@@ -154,14 +154,14 @@ impl Kernel {
         let mut request = self.handle.rule().add();
         *request.message_mut() = message(rule);
         match request.execute().await {
-            Err(error) if is_there_already(&error) => Ok(()),
+            Err(error) if exists_already(&error) => Ok(()),
             other => other.map_err(self.refused("rule")),
         }
     }
 
     pub(crate) async fn delete_rule(&self, rule: Rule) -> Result<(), HostError> {
         match self.handle.rule().del(message(rule)).execute().await {
-            Err(error) if is_not_there(&error) => Ok(()),
+            Err(error) if does_not_exist(&error) => Ok(()),
             other => other.map_err(self.refused("rule")),
         }
     }
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn longer_prefixes_come_first_and_each_length_asks_the_main_table_before_ours() {
+    fn longer_prefixes_come_first_and_each_length_uses_the_main_table_before_ours() {
         let rules: Vec<_> = wanted(5, 150, [3, 48, 3, 64].into_iter())
             .into_iter()
             .collect();
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_that_share_priorities_leave_each_other_their_rules() {
+    fn devices_that_share_priorities_preserve_the_rules_of_each_other() {
         let of = |index| wanted(index, 150, [3, 48].into_iter());
         let (one, two) = (of(5), of(5 + DEVICES));
         let common: BTreeSet<_> = one.intersection(&two).copied().collect();
@@ -261,19 +261,19 @@ mod tests {
         let others: Vec<_> = two.iter().copied().collect();
         let none = RuleSet::new(&others, 5, &BTreeSet::new());
         assert_eq!(none, RuleSet::default());
-        // When one has gone, what is left of it is what the other does not need.
-        let gone = [table(5 + DEVICES)].into();
-        let found = RuleSet::new(&both, 5, &gone);
+        // Rules of a deleted device are dead unless the other one needs them.
+        let deleted = [table(5 + DEVICES)].into();
+        let found = RuleSet::new(&both, 5, &deleted);
         assert_eq!((found.ours, found.shared), (one, BTreeSet::new()));
         assert_eq!(found.dead, two.difference(&common).copied().collect());
-        assert_eq!(RuleSet::new(&others, 5, &gone).dead, two);
-        // A rule for the main table that nothing of ours follows is somebody else's.
+        assert_eq!(RuleSet::new(&others, 5, &deleted).dead, two);
+        // A rule for the main table that none of ours follows is foreign.
         let alone: Vec<_> = common.into_iter().collect();
-        assert_eq!(RuleSet::new(&alone, 5, &gone), RuleSet::default());
+        assert_eq!(RuleSet::new(&alone, 5, &deleted), RuleSet::default());
     }
 
     #[test]
-    fn a_rule_is_recognised_by_what_the_kernel_says_of_it() {
+    fn a_rule_is_recognised_by_its_attributes_in_the_kernel() {
         for rule in wanted(7, 150, [3, 48].into_iter()) {
             assert_eq!(parse(&message(rule)), Some(rule));
         }

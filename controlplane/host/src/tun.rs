@@ -1,10 +1,10 @@
 //! The host's side of the TUN device: address, MTU, up. The route to the overlay follows from the
-//! address, whose prefix is the overlay's range; others lead to prefixes behind gateways, or limit
-//! the size of packets to a node. All of it goes when the dataplane closes the device.
+//! address, whose prefix is the overlay's range; others are for prefixes behind gateways, or limit
+//! the size of packets to a node. The kernel removes all of it with the device.
 //!
 //! Other programs may change any of it at any time. A task stores the desired state; whenever the kernel notifies a
 //! change that may concern the device, it compares and repairs the difference, rate-limited by [`RepairBackoff`]. A
-//! device that was set down or moved to another namespace is reported and not fought.
+//! device that was set down or moved to another namespace is reported and not repaired.
 
 mod policy;
 mod reconciler;
@@ -30,8 +30,8 @@ use request::{Requests, RouteRequest};
 
 /// The host's routes on the device; a task sets them.
 ///
-/// Those to nodes whose path carries less than the device are a help for new connections, which
-/// then never send what does not fit; without them the ICMPv6 errors of the dataplane still say so.
+/// A route to a node with a smaller path MTU lets new connections send packets that fit from the start; without it they
+/// depend on the ICMPv6 errors of the dataplane.
 #[derive(Debug)]
 pub struct HostRoutes {
     requests: Arc<Mutex<Requests>>,
@@ -41,17 +41,17 @@ pub struct HostRoutes {
 }
 
 impl HostRoutes {
-    /// Whether it counts where the peers are: underlay packets cannot be told apart from others.
+    /// Whether the addresses of peers are needed, because underlay packets cannot be distinguished.
     pub fn wants_links(&self) -> bool {
         self.wants_links.load(Ordering::Relaxed)
     }
 
-    /// These are the underlay addresses of peers: no route may cover them.
+    /// Sets the underlay addresses of peers, which no route may cover.
     pub fn links(&self, addresses: BTreeSet<Ipv6Addr>) {
         self.request(|requests| requests.links = Some(addresses));
     }
 
-    /// Limits packets to a /64 of the overlay, or ends the limit.
+    /// Sets or removes the path MTU to a /64 of the overlay.
     pub fn limit(&self, subnet: Prefix, mtu: Option<u16>) {
         let request = mtu.map_or(RouteRequest::Delete, |mtu| RouteRequest::Set(Some(mtu)));
         self.request(|requests| {
@@ -59,9 +59,9 @@ impl HostRoutes {
         });
     }
 
-    /// A prefix outside of the overlay is, or is no longer, reached through the device.
-    pub fn reach(&self, prefix: Prefix, there: bool) {
-        let request = if there {
+    /// Adds or removes the route to a prefix outside of the overlay.
+    pub fn reach(&self, prefix: Prefix, reachable: bool) {
+        let request = if reachable {
             RouteRequest::Set(None)
         } else {
             RouteRequest::Delete
@@ -71,7 +71,7 @@ impl HostRoutes {
         });
     }
 
-    /// These are all that are reached through the device.
+    /// Sets all prefixes outside of the overlay that are reached through the device.
     pub fn reach_only(&self, prefixes: BTreeSet<Prefix>) {
         self.request(|requests| {
             for prefix in &prefixes {
@@ -83,12 +83,12 @@ impl HostRoutes {
 
     fn request(&self, change: impl FnOnce(&mut Requests)) {
         change(&mut self.requests.lock().unwrap_or_else(PoisonError::into_inner));
-        // One that waits is as good as two.
+        // A full channel has a wake-up already.
         let _ = self.wake.try_send(());
     }
 }
 
-/// Sets the device up, then keeps it and routes on it until the handle is dropped.
+/// Configures the device and maintains it and its routes until the handle is dropped.
 pub fn start(
     device: Device,
     changes: broadcast::Receiver<Change>,
@@ -98,7 +98,7 @@ pub fn start(
     let requests = Arc::new(Mutex::new(Requests::default()));
     let wants_links = Arc::new(AtomicBool::new(false));
     let reconciler = Reconciler::new(device, Arc::clone(&wants_links), report);
-    tokio::spawn(keep(reconciler, Arc::clone(&requests), woken, changes));
+    tokio::spawn(maintain(reconciler, Arc::clone(&requests), woken, changes));
     HostRoutes {
         requests,
         wake,
@@ -106,7 +106,7 @@ pub fn start(
     }
 }
 
-async fn keep(
+async fn maintain(
     mut reconciler: Reconciler,
     requests: Arc<Mutex<Requests>>,
     mut woken: mpsc::Receiver<()>,
@@ -138,12 +138,12 @@ async fn keep(
             change = changes.recv() => match change {
                 Ok(change) => reconciler.note(&change),
                 Err(RecvError::Lagged(_)) => reconciler.note(&Change::Lost),
-                // The node ends.
+                // The node is stopping.
                 Err(RecvError::Closed) => return,
             },
             () = wait => reconciler.check(&kernel).await,
         }
-        reconciler.ask_for_links();
+        reconciler.request_links();
     }
 }
 

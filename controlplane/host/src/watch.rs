@@ -1,8 +1,8 @@
-//! What the kernel says about links, addresses, routes and rules, as it changes.
+//! Notifications of the kernel about changed links, addresses, routes and rules (rtnetlink).
 //!
-//! One socket for the control plane; every change goes to all who subscribed. A subscriber that falls behind, and a
-//! socket that does (`ENOBUFS`), lose changes and learn that they did: both then read everything again, so nothing
-//! depends on having seen a change.
+//! The control plane has one socket; every change is broadcast to all subscribers. A subscriber that lags, and a socket
+//! that overflows (`ENOBUFS`), lose changes and report the loss. Subscribers then read the whole state, so none depends
+//! on a single notification.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -31,21 +31,21 @@ const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv6Rule,
 ];
-/// Changes that a subscriber may be behind.
-const BEHIND_MAX: usize = 128;
-/// An address takes a moment to be usable after it has come.
+/// Largest lag of a subscriber, changes.
+const LAG_MAX: usize = 128;
+/// Time from a new address to its use.
 const UNDERLAY_SETTLE: Duration = Duration::from_millis(500);
-/// Links that flap are looked at this often.
-const UNDERLAY_PAUSE: Duration = Duration::from_secs(2);
-/// Whatever is wrong with the socket, it is not worth a core.
-const AFTER_ERROR: Duration = Duration::from_millis(100);
-/// The kernel's messages to a group are at most this long.
+/// Shortest time between two reports, for links that flap.
+const UNDERLAY_INTERVAL: Duration = Duration::from_secs(2);
+/// Delay after an error of the socket, so that a persistent one does not occupy a core.
+const ERROR_DELAY: Duration = Duration::from_millis(100);
+/// Longest message of the kernel to a group, bytes.
 const MESSAGE_MAX: usize = 32 << 10;
 
-/// Something has changed.
+/// A change of the host's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A link came, or one of its attributes changed.
+    /// A link was added, or one of its attributes changed.
     Link {
         /// Its index.
         index: u32,
@@ -53,34 +53,34 @@ pub enum Change {
         name: String,
     },
     /// A link was deleted, or moved to another network namespace.
-    LinkGone {
+    LinkRemoved {
         /// Its index.
         index: u32,
-        /// It lives on, elsewhere.
+        /// Moved, not deleted.
         moved: bool,
     },
-    /// An address of a link came or went.
+    /// An address of a link was added or removed.
     Address {
         /// The link's index.
         index: u32,
     },
-    /// An IPv6 route came or went.
+    /// An IPv6 route was added or removed.
     Route {
-        /// Index of the link that it leads to, if it is one.
+        /// Index of its output link.
         index: Option<u32>,
         /// Its destination.
         destination: Option<Prefix>,
     },
-    /// An IPv6 rule came or went.
+    /// An IPv6 rule was added or removed.
     Rule,
-    /// Changes were lost: anything may be different.
+    /// Notifications were lost: everything has to be read again.
     Lost,
 }
 
-/// Subscribes to the kernel's notifications and passes them on for as long as the process lives. Where it
-/// may not, as in a sandbox without AF_NETLINK, nothing ever changes: a relay works without.
+/// Subscribes to the kernel's notifications and broadcasts them until the process ends. Where netlink is refused, as in a
+/// sandbox without AF_NETLINK, no change is ever reported, which a relay tolerates.
 pub fn start() -> broadcast::Sender<Change> {
-    let (sender, _) = broadcast::channel(BEHIND_MAX);
+    let (sender, _) = broadcast::channel(LAG_MAX);
     let changes = sender.clone();
     let socket = match subscribe() {
         Ok(socket) => socket,
@@ -92,27 +92,27 @@ pub fn start() -> broadcast::Sender<Change> {
             return sender;
         }
     };
-    tokio::spawn(pass_on(socket, changes));
+    tokio::spawn(broadcast_changes(socket, changes));
     sender
 }
 
-async fn pass_on(socket: TokioSocket, changes: broadcast::Sender<Change>) {
+async fn broadcast_changes(socket: TokioSocket, changes: broadcast::Sender<Change>) {
     let mut buffer = Vec::with_capacity(MESSAGE_MAX);
     let mut seen = BTreeSet::new();
     loop {
         buffer.clear();
         match socket.recv(&mut buffer).await {
             Ok(()) => parse(&buffer, |change| {
-                // Nobody may have subscribed.
+                // There may be no subscriber.
                 let _ = changes.send(change);
             }),
-            // ENOBUFS, and whatever else there is: the socket goes on.
+            // ENOBUFS, and others; the socket stays usable.
             Err(error) => {
                 if seen.insert(error.raw_os_error()) {
-                    tracing::warn!(%error, "notifications of the kernel were lost; all is read again, each time");
+                    tracing::warn!(%error, "notifications of the kernel were lost; the whole state is read again");
                 }
                 let _ = changes.send(Change::Lost);
-                tokio::time::sleep(AFTER_ERROR).await;
+                tokio::time::sleep(ERROR_DELAY).await;
             }
         }
     }
@@ -126,14 +126,15 @@ fn subscribe() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// Changes of links and addresses other than the TUN device's, for whoever has paths over them.
+/// Changes of links and addresses other than those of the TUN device.
 pub struct Underlay {
     changes: broadcast::Receiver<Change>,
     tun: Option<String>,
     tun_index: Option<u32>,
-    /// When to tell of what has changed.
+    /// Time of the next report.
     due: Option<Instant>,
-    told: Option<Instant>,
+    /// Time of the last report.
+    reported: Option<Instant>,
 }
 
 impl Underlay {
@@ -144,11 +145,11 @@ impl Underlay {
             tun,
             tun_index: None,
             due: None,
-            told: None,
+            reported: None,
         }
     }
 
-    /// Waits until something has changed and `UNDERLAY_SETTLE` has passed; at most once in `UNDERLAY_PAUSE`.
+    /// Waits for a change and then for `UNDERLAY_SETTLE`; returns at most once per `UNDERLAY_INTERVAL`. Cancel-safe.
     pub async fn changed(&mut self) {
         loop {
             let due = self.due;
@@ -162,11 +163,11 @@ impl Underlay {
                 change = self.changes.recv() => match change {
                     Ok(change) => self.note(&change),
                     Err(RecvError::Lagged(_)) => self.note(&Change::Lost),
-                    // The node ends.
+                    // The node is stopping.
                     Err(RecvError::Closed) => std::future::pending().await,
                 },
                 () = wait => {
-                    (self.due, self.told) = (None, Some(Instant::now()));
+                    (self.due, self.reported) = (None, Some(Instant::now()));
                     return;
                 }
             }
@@ -180,24 +181,24 @@ impl Underlay {
                 false
             }
             Change::Link { index, .. }
-            | Change::LinkGone { index, .. }
+            | Change::LinkRemoved { index, .. }
             | Change::Address { index } => Some(*index) != self.tun_index,
             Change::Route { .. } | Change::Rule => false,
             Change::Lost => true,
         };
         if concerns && self.due.is_none() {
             let settled = Instant::now() + UNDERLAY_SETTLE;
-            let told = self.told.map_or(settled, |told| told + UNDERLAY_PAUSE);
-            self.due = Some(settled.max(told));
+            let next = self.reported.map_or(settled, |at| at + UNDERLAY_INTERVAL);
+            self.due = Some(settled.max(next));
         }
     }
 }
 
-/// Hands each change in a datagram to `take`.
+/// Calls `take` for each change in a datagram.
 fn parse(mut datagram: &[u8], mut take: impl FnMut(Change)) {
     while datagram.len() >= 16 {
         let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram) else {
-            // One that this version of the decoder does not know; it may be about anything.
+            // A message that the decoder does not know may concern anything.
             return take(Change::Lost);
         };
         if let NetlinkPayload::InnerMessage(inner) = &message.payload
@@ -221,7 +222,7 @@ fn change(message: &RouteNetlinkMessage) -> Option<Change> {
             index: link.header.index,
             name: kernel::name(link)?,
         },
-        RouteNetlinkMessage::DelLink(link) => gone(link)?,
+        RouteNetlinkMessage::DelLink(link) => removed(link)?,
         RouteNetlinkMessage::NewAddress(AddressMessage { header, .. })
         | RouteNetlinkMessage::DelAddress(AddressMessage { header, .. }) => Change::Address {
             index: header.index,
@@ -237,8 +238,8 @@ fn change(message: &RouteNetlinkMessage) -> Option<Change> {
     })
 }
 
-fn gone(link: &LinkMessage) -> Option<Change> {
-    // A bridge says the same of a port that leaves it.
+fn removed(link: &LinkMessage) -> Option<Change> {
+    // A bridge sends the same for a port that leaves it.
     if link.header.interface_family != rtnetlink::packet_route::AddressFamily::Unspec {
         return None;
     }
@@ -249,7 +250,7 @@ fn gone(link: &LinkMessage) -> Option<Change> {
         )
     });
     let index = link.header.index;
-    Some(Change::LinkGone { index, moved })
+    Some(Change::LinkRemoved { index, moved })
 }
 
 #[allow(
@@ -285,29 +286,29 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_is_deleted_is_told_from_one_that_is_moved() {
+    fn deleted_and_moved_links_are_distinguished() {
         let mut link = LinkMessage::default();
         link.header.index = 7;
-        let gone = |moved| Change::LinkGone { index: 7, moved };
+        let removed = |moved| Change::LinkRemoved { index: 7, moved };
         let deleted = datagram(RouteNetlinkMessage::DelLink(link.clone()));
-        assert_eq!(parsed(&deleted), [gone(false)]);
+        assert_eq!(parsed(&deleted), [removed(false)]);
         link.attributes.push(LinkAttribute::NewNetnsId(1));
         let moved = datagram(RouteNetlinkMessage::DelLink(link));
-        assert_eq!(parsed(&moved), [gone(true)]);
+        assert_eq!(parsed(&moved), [removed(true)]);
         assert_eq!(
             parsed(&[deleted, moved].concat()),
-            [gone(false), gone(true)]
+            [removed(false), removed(true)]
         );
     }
 
     #[test]
-    fn what_cannot_be_decoded_may_have_been_about_anything() {
+    fn an_undecodable_message_counts_as_lost() {
         assert_eq!(parsed(&[255; 32]), [Change::Lost]);
         assert_eq!(parsed(&[]), []);
     }
 
     #[test]
-    fn changes_of_the_underlay_are_told_together_and_those_of_the_device_not_at_all() {
+    fn changes_of_the_underlay_are_reported_together_and_those_of_the_device_ignored() {
         let (_sender, changes) = broadcast::channel(8);
         let mut underlay = Underlay::new(changes, Some("hyphae0".to_owned()));
         let link = |index, name: &str| {
@@ -327,10 +328,10 @@ mod tests {
         assert!(due.is_some());
         underlay.note(&Change::Address { index: 2 });
         assert_eq!(underlay.due, due, "one for both");
-        let told = Instant::now();
-        (underlay.due, underlay.told) = (None, Some(told));
+        let reported = Instant::now();
+        (underlay.due, underlay.reported) = (None, Some(reported));
         underlay.note(&Change::Lost);
-        assert_eq!(underlay.due, Some(told + UNDERLAY_PAUSE));
+        assert_eq!(underlay.due, Some(reported + UNDERLAY_INTERVAL));
     }
 
     fn ip(arguments: &str) {
@@ -341,27 +342,27 @@ mod tests {
     async fn overflow() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let mut socket = subscribe().unwrap();
-        // The kernel's minimum; and nobody reads yet.
+        // The kernel's minimum, and no reader yet.
         socket.socket_mut().set_rx_buf_sz(1_u32).unwrap();
         for n in 1..=30 {
             ip(&format!("address add 192.0.2.{n}/32 dev lo"));
         }
-        let (changes, mut seen) = broadcast::channel(BEHIND_MAX);
-        tokio::spawn(pass_on(socket, changes));
+        let (changes, mut seen) = broadcast::channel(LAG_MAX);
+        tokio::spawn(broadcast_changes(socket, changes));
         assert_eq!(seen.recv().await, Ok(Change::Lost));
-        // What comes while old ones are still there is lost as well, and said to be.
+        // Changes are lost, and reported as lost, while old ones fill the socket.
         for mtu in 1400.. {
             ip(&format!("link set lo mtu {mtu}"));
             let link = async { while !matches!(seen.recv().await, Ok(Change::Link { .. })) {} };
-            if tokio::time::timeout(2 * AFTER_ERROR, link).await.is_ok() {
+            if tokio::time::timeout(2 * ERROR_DELAY, link).await.is_ok() {
                 break;
             }
-            assert!(mtu < 1450, "the socket goes on");
+            assert!(mtu < 1450, "the socket stays usable");
         }
     }
 
     #[test]
-    fn changes_that_overflow_the_socket_are_told_as_lost_and_it_goes_on() {
+    fn an_overflow_of_the_socket_is_reported_and_survived() {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: it makes a network namespace");
             return;

@@ -1,18 +1,18 @@
-//! Tells the service manager how the engine task is doing. The watchdog is fed from its loop and from nowhere
-//! else: a loop that hangs, or anything that keeps its thread, lets the watchdog starve.
+//! Reports the progress of the engine task to the service manager. The watchdog is fed only from the loop of that task:
+//! it expires when the loop hangs, or anything else occupies its thread.
 
 use std::time::Duration;
 
 use hyphae_notify::Notifier;
 use hyphae_time::Nanos;
 
-/// How often the status is brought up to date where no watchdog sets the pace.
-const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// Interval of status updates, unless the watchdog requires a shorter one.
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The engine task's side of the service manager.
 pub struct Watchdog {
     notifier: Notifier,
-    every: Duration,
+    interval: Duration,
     next: Nanos,
     ready: bool,
 }
@@ -20,7 +20,7 @@ pub struct Watchdog {
 impl Watchdog {
     /// `notifier` is the socket of the service manager, if the process has one.
     pub fn new(notifier: Notifier) -> Self {
-        let asked = notifier.watchdog_interval();
+        let interval = notifier.watchdog_interval();
         let next = if notifier.is_enabled() {
             Nanos(0)
         } else {
@@ -28,42 +28,42 @@ impl Watchdog {
         };
         Self {
             notifier,
-            every: asked.unwrap_or(STATUS_EVERY).min(STATUS_EVERY),
+            interval: interval.unwrap_or(STATUS_INTERVAL).min(STATUS_INTERVAL),
             next,
             ready: false,
         }
     }
 
-    /// The node serves.
+    /// Reports that the node is ready, once.
     pub fn ready(&mut self) {
         if !std::mem::replace(&mut self.ready, true) {
             self.notifier.ready();
         }
     }
 
-    /// When the loop has to come round again at the latest.
-    pub fn at(&self) -> Nanos {
+    /// Latest time of the next [`Self::progress`].
+    pub fn poll_timeout(&self) -> Nanos {
         self.next
     }
 
-    /// The loop came round.
-    pub fn round(&mut self, now: Nanos, status: impl FnOnce() -> String) {
+    /// Records progress of the loop: feeds the watchdog and updates the status when due.
+    pub fn progress(&mut self, now: Nanos, status: impl FnOnce() -> String) {
         if now < self.next {
             return;
         }
-        self.next = now + self.every;
+        self.next = now + self.interval;
         if self.ready {
             self.notifier.watchdog();
         }
         self.notifier.status(&status());
     }
 
-    /// Before there is a loop.
+    /// Sets the status before the loop runs.
     pub fn status(&mut self, text: &str) {
         self.notifier.status(text);
     }
 
-    /// The end begins.
+    /// Reports that the node is stopping.
     pub fn stopping(&mut self) {
         self.notifier.stopping();
     }

@@ -131,7 +131,7 @@ impl Task {
         let now = monotonic();
         let Some(attachment) = &mut node.attachment else {
             self.watchdog
-                .round(now, || "waits for a dataplane".to_owned());
+                .progress(now, || "waits for a dataplane".to_owned());
             return turn;
         };
         // Sleep is announced only when nothing is left: it costs a fence per worker.
@@ -139,7 +139,7 @@ impl Task {
             turn = Turn::More;
         }
         self.watchdog.ready();
-        self.watchdog.round(now, || node.status_line());
+        self.watchdog.progress(now, || node.status_line());
         turn
     }
 
@@ -156,7 +156,7 @@ impl Task {
             .node
             .poll_timeout()
             .map_or(WAIT_MAX, |at| at.since(now));
-        let due = due.min(self.watchdog.at().since(now));
+        let due = due.min(self.watchdog.poll_timeout().since(now));
         match turn {
             Turn::Idle => due,
             Turn::Blocked => due.min(BACKLOG_RETRY),

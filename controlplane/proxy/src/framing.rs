@@ -36,13 +36,13 @@ pub enum FrameError {
     /// A line that is no JSON.
     #[error("not JSON")]
     NotJson,
-    /// Well-formed, but nothing that one request and one answer can do.
+    /// Well-formed, but not expressible as one request with one answer.
     #[error("not supported over messages: {0}")]
     Unsupported(&'static str),
     /// The stream ended in the middle.
     #[error("the stream ended before the end of the frame")]
     Truncated,
-    /// The stream ended before anything came.
+    /// The stream ended without a byte.
     #[error("the stream ended without an answer")]
     Empty,
 }
@@ -113,10 +113,10 @@ impl Requests {
         }
     }
 
-    /// Takes the one request that a message is.
+    /// Parses a message that is one request.
     ///
     /// # Errors
-    /// When it is none, not whole, or more than one.
+    /// When it is malformed, incomplete, or more than one.
     pub fn only(framing: Framing, message: &[u8]) -> Result<Request, FrameError> {
         let mut requests = Self::new(framing, FRAME_MAX);
         requests.feed(message);
@@ -124,7 +124,7 @@ impl Requests {
             match requests.poll()? {
                 Step::Request(request) => break request,
                 Step::Continue => {}
-                // What is whole without the end of the stream can be followed by others.
+                // The end of the stream completes it.
                 Step::More if !requests.ended => requests.end(),
                 Step::More | Step::End => return Err(FrameError::Truncated),
             }
@@ -152,8 +152,7 @@ impl Requests {
         self.buffer.len()
     }
 
-    /// What there is next. After an error nothing on the stream can be trusted any more, except after
-    /// [`FrameError::NotJson`], which costs one line.
+    /// The next step. After an error the stream is unusable, except after [`FrameError::NotJson`], which affects one line.
     ///
     /// # Errors
     /// See [`FrameError`].
@@ -169,7 +168,7 @@ impl Requests {
 /// A complete answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// As it came; interim `100 Continue` responses are left out, the asking end has made its own.
+    /// Unmodified, but without interim `100 Continue` responses, because the client's end has sent its own.
     pub bytes: Bytes,
     /// The stream can carry another answer after this one.
     pub persistent: bool,
@@ -199,10 +198,10 @@ impl Answers {
         }
     }
 
-    /// Takes the one answer that a message is.
+    /// Parses a message that is one answer.
     ///
     /// # Errors
-    /// When it is none, not whole, or has bytes after its end.
+    /// When it is malformed, incomplete, or has bytes after its end.
     pub fn only(expects: Expects, message: &[u8]) -> Result<Answer, FrameError> {
         let mut answers = Self::new(expects, FRAME_MAX);
         answers.feed(message);
@@ -225,7 +224,7 @@ impl Answers {
         self.ended = true;
     }
 
-    /// Whether nothing has come after what was found.
+    /// Whether no bytes follow what was found.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }

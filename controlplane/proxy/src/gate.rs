@@ -45,8 +45,8 @@ pub enum GateError {
     },
     /// That user may not know whether the path is served.
     #[error(
-        "{path} was set by user {uid}, whom a directory on the way there does not let pass (as its owner or as one \
-         of all; groups do not count here)"
+        "{path} was set by user {uid}, who may not search a directory of the path (as its owner or as \
+         one of all; groups do not count here)"
     )]
     Unseen {
         /// Path.
@@ -92,8 +92,8 @@ pub enum Plane {
 }
 
 impl Plane {
-    /// Gives the calling thread, which has to be the process's first one, the name by which nodes know it. Started
-    /// as `/proc/self/exe` it is called `exe`, and a process that cannot be dumped shows its program to nobody.
+    /// Sets the name by which nodes identify the process, for the calling thread, which has to be the first one. Started
+    /// as `/proc/self/exe` a process is called `exe`, and nobody can read the program of an undumpable one.
     ///
     /// # Errors
     /// When the system refuses.
@@ -115,8 +115,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// For a node that lets remote administrators name sockets below these directories, and that
-    /// listens on these sockets itself.
+    /// For a node where remote administrators may name sockets below these directories, and that listens on these
+    /// sockets itself.
     pub fn new(socket_dirs: &[PathBuf], own_sockets: &[PathBuf]) -> Self {
         Self {
             socket_dirs: socket_dirs.into(),
@@ -125,7 +125,7 @@ impl Gate {
         }
     }
 
-    /// One that takes no process for a node: servers of tests are in this one.
+    /// Treats no process as a node: servers of tests are in this process.
     #[cfg(test)]
     pub(super) fn of_test(socket_dirs: &[PathBuf]) -> Self {
         Self {
@@ -135,11 +135,11 @@ impl Gate {
         }
     }
 
-    /// Refuses a path that its setter may not name, as far as that is known before it is used. A server
-    /// of the node's own authority is not connected to for the check: it would see an empty request.
+    /// Refuses a path that its setter may not name, as far as that is known before its use. A server under the node's own
+    /// authority gets no connection for the check: it would receive an empty request.
     ///
     /// # Errors
-    /// As [`Self::connect`], but for a path that nobody serves yet.
+    /// As [`Self::connect`], except for a path without a server.
     pub async fn check(&self, path: &Path, set_by: Authority) -> Result<(), GateError> {
         if self.is_own(path) {
             return Err(GateError::Node(path.to_owned()));
@@ -156,14 +156,14 @@ impl Gate {
     /// Whether a path leads to a socket of this node.
     fn is_own(&self, path: &Path) -> bool {
         let file = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
-        let there = file(path);
-        there.is_some() && self.own_sockets.iter().any(|own| file(own) == there)
+        let found = file(path);
+        found.is_some() && self.own_sockets.iter().any(|own| file(own) == found)
     }
 
     /// Connects to a server on the authority of the setter.
     ///
     /// # Errors
-    /// When nobody serves the path, or somebody whom that authority does not reach.
+    /// When there is no server, or one beyond that authority.
     pub async fn connect(&self, path: &Path, set_by: Authority) -> Result<UnixStream, GateError> {
         let system = |source| GateError::System {
             path: path.to_owned(),
@@ -193,7 +193,7 @@ impl Gate {
     /// Binds a socket on the authority of the setter. A stale one is replaced in directories of that user only.
     ///
     /// # Errors
-    /// When it cannot be made, or not there.
+    /// When it cannot be created, or the authority does not permit it.
     pub fn bind(
         &self,
         path: &Path,
@@ -259,7 +259,7 @@ impl Gate {
     }
 }
 
-/// Connects to the file that was found, also if its path leads elsewhere by now.
+/// Connects to the file that was found, whatever its path refers to by now.
 async fn through(found: OwnedFd) -> io::Result<UnixStream> {
     let number = found.as_raw_fd();
     UnixStream::connect(format!("/proc/self/fd/{number}")).await
@@ -277,8 +277,8 @@ fn beneath(base: impl AsFd, rest: &Path, flags: OFlags) -> Result<OwnedFd, Errno
     }
 }
 
-/// Whether a process is of this node, or of another one on this host: by its program, and where that cannot be seen,
-/// by its name.
+/// Whether a process belongs to this node or to another one on this host: by its program, or by its name where the program
+/// is not readable.
 fn is_node(pid: i32) -> bool {
     if u32::try_from(pid) == Ok(std::process::id()) {
         return true;

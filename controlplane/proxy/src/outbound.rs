@@ -162,7 +162,7 @@ async fn accept<C: BusClient>(
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot accept; trying on");
+                tracing::warn!(path = %path.display(), %error, "cannot accept; retrying");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -193,9 +193,9 @@ enum End {
     Failed(Failure),
     #[error("the topic has no outbound socket any more")]
     NotConfigured,
-    #[error("the client went away while it waited")]
-    Gone,
-    #[error("the client stopped in the middle")]
+    #[error("the client disconnected while it waited")]
+    Disconnected,
+    #[error("the client stalled in the middle of a request or answer")]
     Stalled,
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -206,7 +206,7 @@ impl End {
         match self {
             Self::Failed(failure) => failure.kind(),
             Self::NotConfigured => "not_configured",
-            Self::Gone => "client_gone",
+            Self::Disconnected => "client_gone",
             Self::Stalled => "client_stalled",
             Self::Io(_) => "io",
         }
@@ -255,7 +255,7 @@ async fn serve<C: BusClient>(
         };
         let outcome = tokio::select! {
             outcome = exchange(shared, message, &request) => outcome,
-            () = hangup.happened() => return Err(End::Gone),
+            () = hangup.happened() => return Err(End::Disconnected),
         };
         let (answer, persistent) = match outcome {
             Ok(answer) => answer,

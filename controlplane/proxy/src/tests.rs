@@ -92,8 +92,8 @@ fn topic() -> Topic {
     "t".parse().unwrap()
 }
 
-/// How long anything may take on a busy machine, seconds.
-const PATIENCE: u64 = 60;
+/// Time limit of any step on a busy machine, seconds.
+const TIMEOUT_S: u64 = 60;
 
 fn settings(config: TopicConfig) -> Settings {
     Arc::new(move |name| (*name == topic()).then(|| config.clone()))
@@ -127,14 +127,14 @@ fn inbound(id: u64, payload: impl Into<Bytes>) -> Inbound {
     }
 }
 
-/// Waits until something holds that other tasks bring about.
+/// Waits for a condition that other tasks establish.
 async fn until(what: &str, done: impl Fn() -> bool) {
     let waits = async {
         while !done() {
             tokio::task::yield_now().await;
         }
     };
-    let within = std::time::Duration::from_secs(PATIENCE);
+    let within = std::time::Duration::from_secs(TIMEOUT_S);
     let waited = tokio::time::timeout(within, waits).await;
     waited.unwrap_or_else(|_| panic!("in time: {what}"));
 }

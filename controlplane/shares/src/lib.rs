@@ -1,4 +1,4 @@
-//! Fair shares of a bounded table: who holds how much of it, and who gives way when it is full.
+//! Fair shares of a bounded table: the holdings of each owner, and the owner to evict from when it is full.
 //!
 //! ```text
 //! group (class, site)  ──▶ owner (peer, link, /64) ──▶ entry (weight, value), by ticket
@@ -7,9 +7,9 @@
 //!
 //! A full table evicts from the owner that holds the most, within the group that holds the most. An owner that
 //! fills the table therefore displaces only its own entries. Among equals the one whose oldest entry is oldest
-//! gives way, so names that an attacker chooses decide nothing.
+//! is chosen, so names that an attacker chooses have no effect.
 //!
-//! The table does not evict by itself: capacity, and whether the oldest or the newest entry of the victim goes,
+//! The table does not evict by itself: capacity, and whether the oldest or the newest entry of the victim is removed,
 //! are policy of the caller.
 //!
 //! ```
@@ -90,7 +90,7 @@ impl<O: Ord + Copy> Group<O> {
     }
 }
 
-/// Weight, then age of the oldest entry: the greatest gives way.
+/// Weight, then age of the oldest entry; the greatest is evicted first.
 type Rank = (u64, Reverse<Ticket>);
 
 /// Holders in order of weight, and in order of age.
@@ -185,7 +185,7 @@ impl<G: Ord + Copy, O: Ord + Copy, T> ShareTable<G, O, T> {
         Some((owner, ticket, value))
     }
 
-    /// The owner that gives way: of the group that holds the most, the owner that holds the most.
+    /// The owner to evict from: the largest holder of the largest group.
     pub fn largest(&self) -> Option<O> {
         let (_, group) = self.ranks.by_weight.last()?;
         self.largest_of(*group)

@@ -281,7 +281,7 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
         let printed = output::raw(text.as_bytes());
         return printed.map_or_else(|error| failed(&error.into(), false), |()| ExitCode::SUCCESS);
     }
-    // No flags were parsed, so `--json` is looked up in the raw arguments.
+    // No flags were parsed, so `--json` is read from the raw arguments.
     let json = std::env::args_os().any(|word| word == "--json");
     let message = shown.to_string();
     let message = message.trim_start_matches("error: ").trim();

@@ -16,7 +16,7 @@ fn is_unsafe(c: char) -> bool {
         )
 }
 
-/// Escapes text of several lines; line feeds and tabs are kept.
+/// Escapes text of several lines; line feeds and tabs remain.
 pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| !matches!(c, '\n' | '\t') && is_unsafe(c), rust)
 }

@@ -85,7 +85,7 @@ pub fn coalesce(mut data: &[u8]) {
     coalescer.flush(&mut device);
     assert_eq!(device.parts, accepted, "every packet is written, once");
     coalescer.flush(&mut device);
-    assert_eq!(device.parts, accepted, "and nothing is kept");
+    assert_eq!(device.parts, accepted, "and nothing is stored");
 }
 
 /// Buffers, and how many parts were written.

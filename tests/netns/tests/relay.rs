@@ -373,7 +373,7 @@ fn garbage_at_the_port_is_counted_and_costs_no_memory() {
         for _ in 0..count {
             let len = 1 + (random() % 1400) as usize;
             let mut packet: Vec<u8> = (0..len).map(|_| random() as u8).collect();
-            // Every kind of frame, known and unknown, with and without plausible headers.
+            // Every kind of frame, known and unknown, with and without well-formed headers.
             packet[0] = (random() % 8) as u8;
             if len > 4 && random() % 2 == 0 {
                 packet[1..4].fill(0);

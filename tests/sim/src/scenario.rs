@@ -67,7 +67,7 @@ pub fn plan<E: Engine>(world: &mut World<E>, random: &mut Random, chaos: &Chaos,
                 let directions = [[true, true], [true, false], [false, true]][random.index(3)];
                 world.plan(at, Fault::Cut(link, directions));
                 let repaired = (at + random.duration(chaos.cut_max)).min(end);
-                world.plan(repaired, Fault::Mend(link));
+                world.plan(repaired, Fault::Repair(link));
             }
             5..8 => {
                 let nodes = u64::try_from(world.nodes().len()).unwrap_or(1);

@@ -65,7 +65,7 @@ pub enum Fault {
     /// Cuts directions of a link (forth, back); sessions end when it lasts.
     Cut(usize, [bool; 2]),
     /// Ends a cut.
-    Mend(usize),
+    Repair(usize),
     /// Changes the quality of a link.
     Change(usize, Quality),
     /// Restarts a node without its state after a time.

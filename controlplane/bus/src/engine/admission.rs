@@ -10,7 +10,7 @@ use super::Bus;
 use crate::incoming::{Incoming, OVERHEAD};
 use crate::{DeliveryKey, Rejection, Room, Topic};
 
-/// Idle time after which a partial message may be evicted whoever its sender is.
+/// Idle time after which a partial message of any sender may be evicted.
 const STALE: Duration = Duration::from_secs(2);
 
 pub(super) fn rejection(status: Status) -> Option<Rejection> {

@@ -1,4 +1,4 @@
-//! Rules of policy routing: set, compared, and tried again where the kernel refuses them.
+//! Rules of policy routing: set, compared, and retried after the kernel has refused them.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::kernel::Kernel;
 use crate::rules::{self, Rule};
 
 impl Reconciler {
-    /// Rules that are wanted and not there, and that are there and not wanted.
+    /// Missing rules, and excess rules.
     pub(super) async fn wrong_rules(
         &self,
         kernel: &Kernel,
@@ -18,7 +18,7 @@ impl Reconciler {
     ) -> Result<(Vec<Rule>, Vec<Rule>), HostError> {
         let found = kernel.rules(index).await?;
         let mut excess: Vec<_> = found.dead.iter().copied().collect();
-        if !self.learnt {
+        if !self.learned {
             return Ok((Vec::new(), excess));
         }
         let lengths = match self.device.mark {
@@ -31,7 +31,7 @@ impl Reconciler {
         Ok((wanted.difference(&found.ours).copied().collect(), excess))
     }
 
-    /// Sets rules. Where that fails, routes that could cover the address of a peer are left out until it is done.
+    /// Sets rules. After a failure, routes that cover the address of a peer are withdrawn until it succeeds.
     pub(super) async fn set_rules(&mut self, kernel: &Kernel, index: u32) {
         match self.try_rules(kernel, index).await {
             Ok(()) => {
@@ -40,18 +40,18 @@ impl Reconciler {
                     tracing::info!("rules of policy routing are set");
                 }
             }
-            // None are needed; those that are left lead to an empty table.
+            // No rules are needed; remaining ones point to an empty table.
             Err(error) if self.device.mark == 0 => {
-                tracing::debug!(%error, "rules of an earlier control plane are still there");
+                tracing::debug!(%error, "rules of an earlier control plane were not deleted");
             }
             Err(error) => {
                 if self.rules_at.is_none() {
-                    tracing::error!(%error, "rules of policy routing cannot be set; they are tried again");
+                    tracing::error!(%error, "rules of policy routing cannot be set; they are retried");
                 }
                 self.unmarked = Some(error.to_string());
                 let at = now();
-                self.rules_pace.record(at);
-                let next = self.rules_pace.next(at).max(at + RETRY);
+                self.rules_backoff.record(at);
+                let next = self.rules_backoff.next(at).max(at + RETRY);
                 self.rules_at = Some(next);
                 self.check_at(next);
             }

@@ -1,4 +1,4 @@
-//! Comparison of the device with what it should be, and repair of the difference.
+//! Comparison of the device with its desired state, and repair of the difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -16,40 +16,40 @@ use crate::kernel::{self, Kernel, Link};
 use crate::report::{Part, Problem, Report};
 use crate::watch::Change;
 
-/// Changes are looked at this long after the first, all at once.
+/// Time from the first notification of a change to the comparison, which covers further changes.
 const SETTLE: Duration = Duration::from_millis(200);
-/// A repair that failed is tried again after this at the earliest; sooner when something changes.
+/// Shortest time to the retry of a failed repair, without further changes.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
-/// A device that has gone for no longer than this is being made again.
-const GONE_BRIEFLY: Duration = Duration::from_secs(1);
+/// A device that has been absent for less than this may be about to be created again.
+const ABSENT_BRIEFLY: Duration = Duration::from_secs(1);
 
-/// What the task knows.
+/// Desired and known state of the device.
 pub(super) struct Reconciler {
     pub(super) device: Device,
-    /// Of the device when it was last seen.
+    /// Last known index of the device.
     pub(super) index: Option<u32>,
-    /// Of the device that was set up and brought up last.
+    /// Index of the device that was configured last.
     pub(super) prepared: Option<u32>,
-    /// All was as wanted once.
+    /// The desired state was reached once.
     pub(super) configured: bool,
-    /// It lives in another network namespace.
+    /// It is in another network namespace.
     pub(super) moved: bool,
-    pub(super) gone_since: Option<Nanos>,
-    /// Routes that are wanted besides the one that follows from the address.
+    pub(super) absent_since: Option<Nanos>,
+    /// Desired routes with their path MTU, besides the one that follows from the address.
     pub(super) routes: BTreeMap<Prefix, Option<u16>>,
-    /// All routes to gateways are among them; before, an earlier control plane's are left as they are.
-    pub(super) learnt: bool,
-    /// Why underlay packets cannot be told apart from others, if they cannot.
+    /// `routes` contains all routes to gateways; until then those of an earlier control plane are preserved.
+    pub(super) learned: bool,
+    /// Why underlay packets cannot be distinguished from others, if they cannot.
     pub(super) unmarked: Option<String>,
-    /// Rules could not be set; they are tried again then.
+    /// Time of the next attempt to set rules, after a failure.
     pub(super) rules_at: Option<Nanos>,
-    pub(super) rules_pace: RepairBackoff,
+    pub(super) rules_backoff: RepairBackoff,
     pub(super) wants_links: Arc<AtomicBool>,
-    /// Underlay addresses of peers; `None` until they have come since they count.
+    /// Underlay addresses of peers; `None` until they were received, and while they are not needed.
     pub(super) links: Option<BTreeSet<Ipv6Addr>>,
-    /// When to compare what is wanted with what there is.
+    /// Time of the next comparison.
     pub(super) due: Option<Nanos>,
-    pub(super) pace: RepairBackoff,
+    pub(super) backoff: RepairBackoff,
     pub(super) report: Arc<Report>,
 }
 
@@ -59,39 +59,39 @@ impl Reconciler {
             unmarked: (device.mark == 0).then(|| "underlay packets are not marked".to_owned()),
             wants_links,
             rules_at: None,
-            rules_pace: RepairBackoff::default(),
+            rules_backoff: RepairBackoff::default(),
             links: None,
-            learnt: false,
+            learned: false,
             device,
             index: None,
             prepared: None,
             configured: false,
             moved: false,
-            gone_since: None,
+            absent_since: None,
             routes: BTreeMap::new(),
             due: Some(now()),
-            pace: RepairBackoff::default(),
+            backoff: RepairBackoff::default(),
             report,
         }
     }
 
-    /// The kernel reports a change.
+    /// Handles a notification of the kernel.
     pub(super) fn note(&mut self, change: &Change) {
         let ours = |index: &u32| Some(*index) == self.index;
         let concerns = match change {
             Change::Link { index, name } => ours(index) || *name == self.device.name,
-            Change::LinkGone { index, .. } | Change::Address { index } => ours(index),
+            Change::LinkRemoved { index, .. } | Change::Address { index } => ours(index),
             Change::Route { index, destination } => {
                 index.as_ref().is_some_and(ours)
                     || destination.is_some_and(|prefix| self.routes.contains_key(&prefix))
             }
-            Change::Rule => self.learnt,
+            Change::Rule => self.learned,
             Change::Lost => true,
         };
-        if let Change::LinkGone { moved, .. } = change
+        if let Change::LinkRemoved { moved, .. } = change
             && concerns
         {
-            // Wherever it comes from, it comes back down and bare.
+            // A device that returns is down and not configured.
             (self.moved, self.prepared) = (*moved, None);
         }
         if concerns {
@@ -107,8 +107,8 @@ impl Reconciler {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
-    /// Says whether it counts where the peers are. What was known is forgotten when it no longer does.
-    pub(super) fn ask_for_links(&mut self) {
+    /// Requests the addresses of peers if they are needed, and drops them if not.
+    pub(super) fn request_links(&mut self) {
         let wanted = self.unmarked.is_some() && !self.lengths().is_empty();
         self.wants_links.store(wanted, Ordering::Relaxed);
         if !wanted {
@@ -116,7 +116,7 @@ impl Reconciler {
         }
     }
 
-    /// Carries out what is wished of routes.
+    /// Applies requested changes of routes.
     pub(super) async fn apply(&mut self, kernel: &Kernel, requests: Requests) {
         let Requests {
             changed,
@@ -130,12 +130,12 @@ impl Reconciler {
             self.check_after(Duration::ZERO);
         }
         if let Some(only) = only {
-            self.learnt = true;
+            self.learned = true;
             self.routes
                 .retain(|prefix, _| prefix.overlaps(OVERLAY_RANGE) || only.contains(prefix));
             let stale = |prefix: Prefix| !prefix.overlaps(OVERLAY_RANGE) && !only.contains(&prefix);
             if let Err(error) = self.clear_routes(kernel, stale).await {
-                tracing::warn!(%error, "routes to gateways that have gone are still there");
+                tracing::warn!(%error, "routes to former gateways were not deleted");
             }
         }
         for (prefix, request) in &changed {
@@ -144,7 +144,7 @@ impl Reconciler {
                 RouteRequest::Delete => self.routes.remove(prefix),
             };
         }
-        // Without a device all is set when it is there again.
+        // Without a device, all is set when it exists again.
         let Some(index) = self.index.filter(|_| !self.report.is_broken()) else {
             return;
         };
@@ -173,13 +173,13 @@ impl Reconciler {
         }
     }
 
-    /// Compares what is wanted with what there is, repairs what differs, and reports.
+    /// Compares desired and actual state, repairs the difference, and reports.
     pub(super) async fn check(&mut self, kernel: &Kernel) {
         self.due = None;
         let problem = match self.repair(kernel).await {
             Ok(problem) => problem,
             Err(error) => {
-                self.due = Some(self.pace.next(now()).max(now() + RETRY));
+                self.due = Some(self.backoff.next(now()).max(now() + RETRY));
                 Some(Problem::Failed(error.to_string()))
             }
         };
@@ -191,9 +191,9 @@ impl Reconciler {
 
     async fn repair(&mut self, kernel: &Kernel) -> Result<Option<Problem>, HostError> {
         let Some(link) = kernel.link(self.index).await? else {
-            return Ok(Some(self.gone()));
+            return Ok(Some(self.absent()));
         };
-        (self.gone_since, self.moved) = (None, false);
+        (self.absent_since, self.moved) = (None, false);
         if !link.is_tun {
             return Ok(Some(Problem::Foreign(link.name)));
         }
@@ -214,19 +214,19 @@ impl Reconciler {
             return Ok(self.captured(link.index));
         }
         let at = now();
-        let next = self.pace.next(at);
+        let next = self.backoff.next(at);
         if next > at {
             self.due = Some(next);
-            return Ok(Some(Problem::HeldBack(broken.into_keys().collect())));
+            return Ok(Some(Problem::BackingOff(broken.into_keys().collect())));
         }
         let done = self.configure(kernel, &link, &broken).await;
-        // What has to be switched on by others works as soon as they do.
-        let paced = match &done {
+        // IPv6 that others have to enable is retried without back-off.
+        let counts = match &done {
             Ok(()) => self.configured,
             Err(error) => !matches!(error, HostError::Ipv6Off(..)),
         };
-        if paced {
-            self.pace.record(at);
+        if counts {
+            self.backoff.record(at);
         }
         done?;
         if std::mem::replace(&mut self.configured, true) {
@@ -234,44 +234,44 @@ impl Reconciler {
         } else {
             let Device { address, mtu, .. } = self.device;
             tracing::info!(device = link.name, %address, mtu, "TUN device is up");
-            // Limits that an earlier control plane left here are found out anew. The other routes stay
-            // while this one learns what is behind which gateway.
+            // Path MTUs of an earlier control plane are discovered again. Its other routes stay until this one has
+            // learned the gateways.
             let wanted = &self.routes;
             let stale =
                 |prefix: Prefix| prefix.overlaps(OVERLAY_RANGE) && !wanted.contains_key(&prefix);
             if let Err(error) = self.clear_routes(kernel, stale).await {
-                tracing::warn!(%error, "routes of an earlier control plane are still there");
+                tracing::warn!(%error, "routes of an earlier control plane were not deleted");
             }
         }
         Ok(self.captured(link.index))
     }
 
-    /// Routes that are left out, as a problem.
+    /// Withdrawn routes, as a problem.
     fn captured(&self, index: u32) -> Option<Problem> {
-        // Before it is known where the peers are, in a moment, nothing can be said.
+        // Unknown until the addresses of peers were received.
         self.links.as_ref()?;
         let prefixes = self.withdrawn(index);
         let why = self.unmarked.clone().filter(|_| !prefixes.is_empty())?;
         Some(Problem::Captured { prefixes, why })
     }
 
-    /// There is no such device.
-    fn gone(&mut self) -> Problem {
+    /// The device does not exist.
+    fn absent(&mut self) -> Problem {
         (self.index, self.prepared) = (None, None);
         let at = now();
-        let since = *self.gone_since.get_or_insert(at);
+        let since = *self.absent_since.get_or_insert(at);
         let problem = match self.moved {
             true => Problem::Moved(self.device.name.clone()),
-            false => Problem::Gone(self.device.name.clone()),
+            false => Problem::Absent(self.device.name.clone()),
         };
-        if at.since(since) < GONE_BRIEFLY && !self.moved {
-            self.due = Some(since + GONE_BRIEFLY);
+        if at.since(since) < ABSENT_BRIEFLY && !self.moved {
+            self.due = Some(since + ABSENT_BRIEFLY);
             return Problem::Briefly(Box::new(problem));
         }
         problem
     }
 
-    /// What is not as wanted, and how much of it.
+    /// Differences by part, with their number.
     async fn compare(
         &self,
         kernel: &Kernel,
@@ -293,11 +293,11 @@ impl Reconciler {
         note(Part::Address, usize::from(!address));
         let wrong = self.wrong_routes(kernel, link.index).await?;
         note(Part::Route, wrong.missing.len() + wrong.misplaced.len());
-        // Those that could not be set are tried again by themselves.
+        // Rules that could not be set have a retry of their own.
         if self.rules_at.is_none() {
             let wrong = match self.wrong_rules(kernel, link.index).await {
                 Ok((missing, excess)) => missing.len() + excess.len(),
-                // A kernel may have none of the kind.
+                // The kernel may lack policy routing.
                 Err(_) => usize::from(self.unmarked.is_none()),
             };
             note(Part::Rule, wrong);
@@ -305,7 +305,7 @@ impl Reconciler {
         Ok(broken)
     }
 
-    /// Makes the device what it is to be. Doing it again changes nothing.
+    /// Applies the desired state; idempotent.
     async fn configure(
         &mut self,
         kernel: &Kernel,
@@ -313,7 +313,7 @@ impl Reconciler {
         broken: &BTreeMap<Part, usize>,
     ) -> Result<(), HostError> {
         let wrong = |part| broken.contains_key(&part);
-        // Before IPv6, which the kernel switches off below its smallest MTU.
+        // Before IPv6, which the kernel disables below its minimum MTU.
         if wrong(Part::Mtu) {
             kernel.set_mtu(link.index, self.device.mtu).await?;
         }
@@ -322,10 +322,10 @@ impl Reconciler {
             self.prepared = Some(link.index);
         }
         if kernel::ipv6_is_off(&link.name)? {
-            kernel::switch_ipv6_on(&link.name)
+            kernel::enable_ipv6(&link.name)
                 .map_err(|source| HostError::Ipv6Off(link.name.clone(), source))?;
         }
-        // Its route comes with it.
+        // The kernel adds its route.
         if wrong(Part::Address) {
             kernel.add_address(link.index, self.device.address).await?;
         }

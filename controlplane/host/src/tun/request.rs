@@ -30,7 +30,7 @@ pub(super) enum RouteRequest {
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     pub(super) changed: BTreeMap<Prefix, RouteRequest>,
-    /// The only prefixes outside of the overlay that keep a route.
+    /// All prefixes outside of the overlay that have a route.
     pub(super) only: Option<BTreeSet<Prefix>>,
     /// Underlay addresses of peers.
     pub(super) links: Option<BTreeSet<Ipv6Addr>>,

@@ -1,4 +1,4 @@
-//! Routes on the device: which table each belongs to, and the difference from what the kernel has.
+//! Routes on the device: their tables, and the difference from those of the kernel.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -11,10 +11,10 @@ use crate::error::HostError;
 use crate::kernel::{Kernel, TABLE_MAIN};
 use crate::rules;
 
-/// Routes that are not as they are wanted.
+/// Differences from the desired routes.
 #[derive(Debug, Default)]
 pub(super) struct WrongRoutes {
-    /// Table, destination and limit of the size of packets.
+    /// Table, destination and path MTU.
     pub(super) missing: Vec<(u32, Prefix, Option<u16>)>,
     pub(super) misplaced: Vec<(u32, Prefix)>,
 }
@@ -27,13 +27,13 @@ impl Reconciler {
         outside.map(|prefix| prefix.len()).collect()
     }
 
-    /// Where a route belongs; `None` where it would lead the node's own packets into the device.
+    /// Table of a route; `None` if it would capture the node's own packets.
     pub(super) fn table(&self, index: u32, prefix: Prefix) -> Option<u32> {
         let own = self.unmarked.is_none().then(|| rules::table(index));
         place(prefix, own, self.links.as_ref())
     }
 
-    /// Removes those of our routes on the device that `stale` says.
+    /// Removes our routes on the device that are `stale`.
     pub(super) async fn clear_routes(
         &self,
         kernel: &Kernel,
@@ -50,7 +50,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Removes a route from whichever table it may be in.
+    /// Removes a route from any table.
     pub(super) async fn delete_route(
         &self,
         kernel: &Kernel,
@@ -65,28 +65,28 @@ impl Reconciler {
         kernel.delete_route(index, TABLE_MAIN, prefix).await
     }
 
-    /// Routes that are wanted and not there as they are wanted, with their tables, and those that are in a wrong one.
+    /// Missing or different routes, and routes in a wrong table.
     pub(super) async fn wrong_routes(
         &self,
         kernel: &Kernel,
         index: u32,
     ) -> Result<WrongRoutes, HostError> {
-        let there = kernel.routes(index).await?;
+        let actual = kernel.routes(index).await?;
         let mut wrong = WrongRoutes::default();
         for (prefix, mtu) in &self.routes {
             let Some(table) = self.table(index, *prefix) else {
                 continue;
             };
-            let route = there.get(&(table, *prefix));
+            let route = actual.get(&(table, *prefix));
             if route.is_none_or(|route| !route.ours || route.mtu != mtu.map(u32::from)) {
                 wrong.missing.push((table, *prefix, *mtu));
             }
         }
-        // It usually follows from the address, so it may be the kernel's.
-        if !there.contains_key(&(TABLE_MAIN, OVERLAY_RANGE)) {
+        // The kernel usually adds it with the address.
+        if !actual.contains_key(&(TABLE_MAIN, OVERLAY_RANGE)) {
             wrong.missing.push((TABLE_MAIN, OVERLAY_RANGE, None));
         }
-        let misplaced = there.iter().filter(|((table, prefix), route)| {
+        let misplaced = actual.iter().filter(|((table, prefix), route)| {
             route.ours
                 && self.routes.contains_key(prefix)
                 && self.table(index, *prefix) != Some(*table)
@@ -95,7 +95,7 @@ impl Reconciler {
         Ok(wrong)
     }
 
-    /// Prefixes whose routes are left out.
+    /// Prefixes whose routes are withdrawn.
     pub(super) fn withdrawn(&self, index: u32) -> Vec<Prefix> {
         let prefixes = self.routes.keys().copied();
         prefixes
@@ -103,7 +103,7 @@ impl Reconciler {
             .collect()
     }
 
-    /// Puts every route where it belongs.
+    /// Sets every route in its table.
     pub(super) async fn set_routes(&self, kernel: &Kernel, index: u32) -> Result<(), HostError> {
         let wrong = self.wrong_routes(kernel, index).await?;
         for (table, prefix) in wrong.misplaced {
@@ -115,7 +115,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Removes routes that would lead the node's own packets into the device. That is never held back.
+    /// Removes routes that would capture the node's own packets, without back-off.
     pub(super) async fn withdraw(&self, kernel: &Kernel, index: u32) -> Result<(), HostError> {
         if self.withdrawn(index).is_empty() {
             return Ok(());
@@ -129,8 +129,8 @@ impl Reconciler {
     }
 }
 
-/// Where a route belongs: outside of the overlay in the table for it, where the node's own packets can be told apart;
-/// else in the main table, if it covers none of the peers' addresses and these are known.
+/// Table of a route. A prefix outside of the overlay is in `own_table` if the node's own packets can be distinguished;
+/// else in the main table, if the addresses of peers are known and it covers none of them.
 pub(super) fn place(
     prefix: Prefix,
     own_table: Option<u32>,

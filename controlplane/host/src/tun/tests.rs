@@ -77,7 +77,7 @@ impl Host {
 
     async fn apply(&mut self, requests: Requests) {
         self.reconciler.apply(&self.kernel, requests).await;
-        self.reconciler.ask_for_links();
+        self.reconciler.request_links();
     }
 
     async fn reach(&mut self) {
@@ -94,7 +94,7 @@ impl Host {
 
     async fn check(&mut self) {
         self.reconciler.check(&self.kernel).await;
-        self.reconciler.ask_for_links();
+        self.reconciler.request_links();
     }
 
     /// The addresses of peers, requested only while they matter.
@@ -206,7 +206,7 @@ fn routes_that_cover_peers_are_withdrawn_while_another_rule_takes_the_place_of_o
         let mut host = Host::new().await;
         host.reach().await;
         host.assert_restored().await;
-        // The same selectors without `not`: underlay packets would look the table up. The kernel refuses ours beside it.
+        // The same selectors without `not`: underlay packets would use the table. The kernel refuses ours beside it.
         let rules = host.kernel.rules(host.index).await.unwrap();
         let own = rules::table(host.index);
         let taken = rules.ours.iter().find(|rule| rule.table == own).unwrap();

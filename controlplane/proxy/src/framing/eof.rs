@@ -11,7 +11,7 @@ pub(super) fn request(buffer: &mut BytesMut, ended: bool, max: usize) -> Result<
     if !ended {
         return Ok(Step::More);
     }
-    // Connected and gone: nobody asked anything.
+    // Connected and closed without a request.
     if buffer.is_empty() {
         return Ok(Step::End);
     }

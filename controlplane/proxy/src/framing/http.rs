@@ -1,24 +1,23 @@
 //! HTTP/1.1 messages, one at a time (RFC 9112).
 //!
-//! Bytes are passed on as they came, so nothing is passed on that two readers could read differently
-//! (request smuggling). One grammar holds for heads, chunk lines and trailers: lines end in CRLF; a
-//! bare CR or LF, any other control character, a folded line (obs-fold) and whitespace before the
-//! colon are refused, and so are two lengths, a length beside chunks, and a transfer coding other
-//! than exactly `chunked`.
+//! Bytes are forwarded unchanged, so bytes that two parsers could interpret differently are refused (request smuggling).
+//! One grammar applies to heads, chunk lines and trailers: lines end in CRLF; a bare CR or LF, any other control
+//! character, a folded line (obs-fold) and whitespace before the colon are refused, as are two lengths, a length beside
+//! chunks, and a transfer coding other than exactly `chunked`.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{Answer, Expects, Failure, FrameError, HEAD_MAX, Request, Step};
 
-/// Fields of one head, and of one trailer.
+/// Largest number of fields of a head, and of a trailer.
 const FIELDS_MAX: usize = 256;
-/// Line with the size of a chunk, with extensions.
+/// Longest line with the size of a chunk and its extensions, bytes.
 const CHUNK_LINE_MAX: usize = 4096;
-/// Digits of the size of a chunk.
+/// Most digits of the size of a chunk.
 const CHUNK_DIGITS_MAX: usize = 16;
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// What the fields of a head say about framing.
+/// The fields of a head that determine framing.
 #[derive(Debug, Default)]
 struct Fields {
     length: Option<usize>,
@@ -39,7 +38,7 @@ fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(fits)
 }
 
-/// No CR and no LF stands alone, and no other control character but the tab is there.
+/// Whether it has no bare CR or LF, and no other control character but the tab.
 fn check_bytes(text: &[u8]) -> Result<(), FrameError> {
     let mut rest = text;
     while let Some(at) = rest
@@ -67,7 +66,7 @@ fn field(line: &[u8]) -> Result<(&[u8], &[u8]), FrameError> {
     let colon = line.iter().position(|byte| *byte == b':');
     let (name, value) =
         line.split_at(colon.ok_or(FrameError::Malformed("a line without a colon"))?);
-    // A space in front is a folded line, one before the colon a name that readers see differently.
+    // Leading whitespace folds a line; whitespace before the colon is part of the name for some parsers.
     if !is_token(name) {
         return Err(FrameError::Malformed("name of a field"));
     }
@@ -125,7 +124,7 @@ impl Fields {
     }
 }
 
-/// Minor version, of which there are two.
+/// Minor version, 0 or 1.
 fn version(text: &[u8]) -> Option<u8> {
     match text {
         b"HTTP/1.1" => Some(1),
@@ -134,7 +133,7 @@ fn version(text: &[u8]) -> Option<u8> {
     }
 }
 
-/// Length of the head that starts at `start`, once its end is there.
+/// Length of the head that starts at `start`, once it is complete.
 fn find_head(
     buffer: &[u8],
     start: usize,
@@ -153,14 +152,14 @@ fn find_head(
     }
 }
 
-/// Where a body ends.
+/// End of a body.
 #[derive(Debug)]
 enum Body {
     /// At this offset.
     Until(usize),
-    /// With the stream.
+    /// At the end of the stream.
     Eof,
-    /// Chunks; what comes at the offset `at`.
+    /// Chunks; the state at the offset `at`.
     Chunked { at: usize, part: Part },
 }
 
@@ -199,8 +198,8 @@ fn chunk_size(line: &[u8]) -> Result<usize, FrameError> {
     Ok(size)
 }
 
-/// What follows `name`, `name=token` or `name="text"`. A quote that is not closed is refused: some
-/// readers look for its end in the next line.
+/// The rest after `name`, `name=token` or `name="text"`. An unclosed quote is refused: some parsers continue it in the
+/// next line.
 fn after_extension(text: &[u8]) -> Option<&[u8]> {
     let token = |text: &[u8]| text.iter().take_while(|byte| is_token(&[**byte])).count();
     let text = text.trim_ascii_start();
@@ -225,7 +224,7 @@ fn after_extension(text: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// A line of a trailer; fields about framing come too late there to be believed.
+/// Checks a line of a trailer; fields that determine framing are not valid there.
 fn check_trailer(line: &[u8]) -> Result<(), FrameError> {
     check_bytes(line)?;
     let (name, _) = field(line)?;
@@ -254,7 +253,7 @@ impl Body {
         }
     }
 
-    /// Offset of the end, once it is there.
+    /// Offset of the end, once received.
     fn end(&mut self, buffer: &[u8], ended: bool, max: usize) -> Result<Option<usize>, FrameError> {
         match self {
             Self::Until(end) => Ok((buffer.len() >= *end).then_some(*end)),
@@ -332,7 +331,7 @@ impl RequestScan {
         max: usize,
     ) -> Result<Step, FrameError> {
         if self.found.is_none() {
-            // Empty lines before a request are to be ignored (RFC 9112, 2.2).
+            // Empty lines before a request are ignored (RFC 9112, 2.2).
             while self.searched == 0 && buffer.starts_with(b"\r\n") {
                 buffer.advance(2);
             }
@@ -404,7 +403,7 @@ fn parse_request(head: &[u8], max: usize) -> Result<(FoundRequest, bool), FrameE
 /// Finds the response to one request.
 #[derive(Debug, Default)]
 pub(super) struct ResponseScan {
-    /// Where the head starts that is being looked at; before it, interim responses.
+    /// Start of the current head; interim responses precede it.
     start: usize,
     searched: usize,
     found: Option<(Body, bool)>,
@@ -429,7 +428,7 @@ impl ResponseScan {
             match parse_response(&buffer[self.start..end], end, head, max)? {
                 Response::Final(body, persistent) => self.found = Some((body, persistent)),
                 Response::Continue => {
-                    // Answered at the asking end, before the body was sent.
+                    // The client's end has sent one before the body.
                     let rest = buffer.split_off(end);
                     buffer.truncate(self.start);
                     buffer.unsplit(rest);
@@ -495,10 +494,10 @@ fn parse_response(
     Ok(Response::Final(body, persistent))
 }
 
-/// The interim response that makes a client send its body.
+/// The interim response that requests the body.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// The response that stands for an answer that did not come; the connection closes after it.
+/// The response in place of a missing answer; the connection closes after it.
 pub(super) fn refusal(failure: Failure, expects: Option<&Expects>) -> Bytes {
     let status = match failure {
         Failure::Frame(FrameError::TooLarge) => "413 Content Too Large",

@@ -1,7 +1,7 @@
 //! JSON-RPC 2.0, one value per line.
 //!
 //! A notification has no answer. Lines that a server sends before the answer (its own notifications)
-//! travel in front of it.
+//! are part of it.
 
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, Expects, Failure, FrameError, Request, Step};
 
-/// What matters of a request or response object.
+/// The relevant members of a request or response object.
 #[derive(Deserialize)]
 struct Envelope {
     #[serde(default, deserialize_with = "present")]
@@ -21,7 +21,7 @@ struct Envelope {
     error: Option<IgnoredAny>,
 }
 
-/// `null` is an id, too.
+/// `null` is a valid id.
 fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(from).map(Some)
 }
@@ -76,7 +76,7 @@ fn answers(line: &[u8], expects: &Expects) -> Result<bool, FrameError> {
     if !one.is_response() {
         return Ok(false);
     }
-    // A server that could not read the request answers without its id.
+    // A server that could not parse the request answers without its id.
     Ok(match (one.id, expects) {
         (None | Some(Value::Null), _) => true,
         (Some(id), Expects::Single(expected)) => id == *expected,
@@ -90,7 +90,7 @@ fn answers(line: &[u8], expects: &Expects) -> Result<bool, FrameError> {
 /// Finds lines.
 #[derive(Debug, Default)]
 pub(super) struct LineScan {
-    /// Where the line starts that is being looked at.
+    /// Start of the current line.
     start: usize,
     searched: usize,
 }
@@ -126,7 +126,7 @@ impl LineScan {
         ended: bool,
         max: usize,
     ) -> Result<Step, FrameError> {
-        // Blank lines in front count toward the limit of the line only while they wait here.
+        // Leading blank lines count toward the limit of the line only while they are buffered.
         if self.line(buffer, max)?.is_none() {
             if !ended {
                 return Ok(Step::More);
@@ -165,7 +165,7 @@ impl LineScan {
     }
 }
 
-/// The error object that stands for an answer that did not come.
+/// The error object in place of a missing answer.
 pub(super) fn refusal(failure: Failure, expects: Option<&Expects>) -> Option<Bytes> {
     let code = match failure {
         Failure::Frame(FrameError::NotJson) => -32700,

@@ -40,7 +40,7 @@ fn answer(expects: &Expects, pieces: &[&[u8]], end: bool) -> Result<Option<Answe
     scan.poll()
 }
 
-/// Cuts bytes at places given as fractions.
+/// Divides bytes at fractions of their length.
 fn cut<'a>(bytes: &'a [u8], places: &[prop::sample::Index]) -> Vec<&'a [u8]> {
     let mut at: Vec<_> = places.iter().map(|p| p.index(bytes.len() + 1)).collect();
     at.sort_unstable();
@@ -78,12 +78,12 @@ fn http_request() -> impl Strategy<Value = Vec<u8>> {
 fn json_line() -> impl Strategy<Value = Vec<u8>> {
     (0..4u8, any::<u32>(), "[a-z\u{e9} \\\\\"]{0,40}").prop_map(|(kind, id, text)| {
         let one = json!({ "jsonrpc": "2.0", "id": id, "method": "m", "params": [text] });
-        let told = json!({ "jsonrpc": "2.0", "method": "n", "params": { "text": text } });
+        let note = json!({ "jsonrpc": "2.0", "method": "n", "params": { "text": text } });
         let value = match kind {
             0 => one,
-            1 => told,
-            2 => json!([one, told]),
-            _ => json!([told]),
+            1 => note,
+            2 => json!([one, note]),
+            _ => json!([note]),
         };
         format!("{value}\n").into_bytes()
     })
@@ -191,8 +191,8 @@ fn http_responses_end_by_their_own_rules() {
     }
     let old = "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n";
     assert_eq!(ends(&get, &format!("{old}\r\n")), Ok(Some(false)));
-    let kept = format!("{old}Connection: keep-alive\r\n\r\n");
-    assert_eq!(ends(&get, &kept), Ok(Some(true)));
+    let persistent = format!("{old}Connection: keep-alive\r\n\r\n");
+    assert_eq!(ends(&get, &persistent), Ok(Some(true)));
     // Neither a length nor chunks: the end of the stream is the end of the body.
     let open = b"HTTP/1.1 200 OK\r\n\r\nbody".as_slice();
     assert_eq!(answer(&get, &[open], false), Ok(None));
@@ -228,7 +228,7 @@ fn interim_continue_is_left_out_and_hints_stay() {
 }
 
 #[test]
-fn a_client_that_waits_for_continue_is_told_once() {
+fn a_client_that_waits_for_continue_is_answered_once() {
     let mut scan = Requests::new(Framing::Http, FRAME_MAX);
     scan.feed(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n");
     assert_eq!(scan.poll(), Ok(Step::Continue));
@@ -246,7 +246,7 @@ fn a_client_that_waits_for_continue_is_told_once() {
 }
 
 #[test]
-fn limits_refuse_and_never_cut() {
+fn limits_refuse_and_never_truncate() {
     let long = [
         b"GET / HTTP/1.1\r\nA: ".as_slice(),
         &vec![b'a'; HEAD_MAX],
@@ -279,7 +279,7 @@ fn limits_refuse_and_never_cut() {
         requests(Framing::JsonLines, &[&line], line.len() - 1),
         (vec![], Some(FrameError::TooLarge))
     );
-    // Without a line end, too, and without waiting for one.
+    // Also without a line end, and without waiting for one.
     assert_eq!(
         requests(Framing::JsonLines, &[&line[..20]], 10).1,
         Some(FrameError::TooLarge)
@@ -343,7 +343,7 @@ fn the_answer_is_the_one_with_the_id() {
 }
 
 #[test]
-fn a_line_that_is_no_json_costs_itself_only() {
+fn a_line_that_is_no_json_does_not_affect_others() {
     let mut scan = Requests::new(Framing::JsonLines, FRAME_MAX);
     scan.feed(b"not json\n{\"method\":\"m\",\"id\":1}\n");
     assert_eq!(scan.poll(), Err(FrameError::NotJson));
@@ -351,7 +351,7 @@ fn a_line_that_is_no_json_costs_itself_only() {
 }
 
 #[test]
-fn errors_speak_the_language_of_the_framing() {
+fn errors_are_in_the_framing() {
     let get = Expects::Http { head: false };
     for (failure, status) in [
         (Failure::Unreachable, "502"),

@@ -3,13 +3,13 @@ use std::os::unix::net::UnixListener;
 
 use super::*;
 
-/// Another user of the host than the one that tests.
-fn stranger() -> u32 {
+/// A user other than that of the test.
+fn other_user() -> u32 {
     rustix::process::geteuid().as_raw() + 1
 }
 
 #[tokio::test]
-async fn nobody_is_led_to_a_node() {
+async fn no_path_leads_to_a_node() {
     let lab = tempfile::tempdir().unwrap();
     let path = lab.path().join("rpc.sock");
     let _listener = UnixListener::bind(&path).unwrap();
@@ -42,7 +42,7 @@ async fn a_path_of_the_nodes_own_authority_is_checked_without_a_connection() {
     }
 }
 
-/// A directory that everybody may search.
+/// A directory with search permission for all users.
 fn open_lab() -> tempfile::TempDir {
     let lab = tempfile::tempdir().unwrap();
     set_mode(lab.path(), 0o755);
@@ -54,7 +54,7 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[tokio::test]
-async fn another_user_is_led_to_servers_of_that_user_only_and_nobody_else_is_connected_to() {
+async fn another_user_reaches_servers_of_that_user_only_and_no_other_gets_a_connection() {
     let lab = open_lab();
     let path = lab.path().join("server");
     let listener = UnixListener::bind(&path).unwrap();
@@ -65,22 +65,22 @@ async fn another_user_is_led_to_servers_of_that_user_only_and_nobody_else_is_con
     listener.accept().unwrap();
     listener.accept().unwrap();
     listener.set_nonblocking(true).unwrap();
-    let error = gate.connect(&path, Authority::User(stranger())).await;
+    let error = gate.connect(&path, Authority::User(other_user())).await;
     assert!(matches!(error, Err(GateError::Server { .. })), "{error:?}");
     assert!(
         listener.accept().is_err(),
         "connected before it was checked"
     );
-    // A file of that user is not enough: whoever listens has to be that user, too.
+    // The owner of the file does not suffice: the listener has to be that user as well.
     if rustix::process::geteuid().is_root() {
-        chown(&path, Some(stranger()), None).unwrap();
-        let error = gate.connect(&path, Authority::User(stranger())).await;
+        chown(&path, Some(other_user()), None).unwrap();
+        let error = gate.connect(&path, Authority::User(other_user())).await;
         assert!(matches!(error, Err(GateError::Server { .. })), "{error:?}");
     }
 }
 
 #[tokio::test]
-async fn a_user_learns_nothing_of_what_is_in_directories_that_are_closed_to_it() {
+async fn errors_do_not_reveal_the_content_of_closed_directories() {
     let lab = open_lab();
     let (closed, open) = (lab.path().join("closed"), lab.path().join("open"));
     std::fs::create_dir(&closed).unwrap();
@@ -93,7 +93,7 @@ async fn a_user_learns_nothing_of_what_is_in_directories_that_are_closed_to_it()
     symlink(&closed, open.join("directory")).unwrap();
     symlink("round", open.join("round")).unwrap();
     let gate = Gate::of_test(&[]);
-    let theirs = Authority::User(stranger());
+    let theirs = Authority::User(other_user());
     for name in [
         "closed/server",
         "closed/absent",
@@ -117,7 +117,7 @@ async fn a_user_learns_nothing_of_what_is_in_directories_that_are_closed_to_it()
             "{name}: {error:?}"
         );
     }
-    // Its owner gets there through the same links.
+    // Its owner reaches it through the same links.
     let own = Authority::User(rustix::process::geteuid().as_raw());
     for name in ["open/there", "open/directory/server"] {
         gate.connect(&lab.path().join(name), own).await.unwrap();
@@ -125,7 +125,7 @@ async fn a_user_learns_nothing_of_what_is_in_directories_that_are_closed_to_it()
 }
 
 #[tokio::test]
-async fn a_remote_one_reaches_below_the_directories_of_the_configuration_and_not_through_links() {
+async fn a_remote_setter_reaches_below_the_configured_directories_and_not_through_links() {
     let lab = tempfile::tempdir().unwrap();
     let (base, other) = (lab.path().join("base"), lab.path().join("other"));
     std::fs::create_dir_all(base.join("deep")).unwrap();
@@ -166,7 +166,7 @@ fn another_user_gets_sockets_in_directories_of_that_user_only() {
     let lab = tempfile::tempdir().unwrap();
     let gate = Gate::of_test(&[]);
     let path = lab.path().join("socket");
-    let theirs = Authority::User(stranger());
+    let theirs = Authority::User(other_user());
     let error = gate.bind(&path, theirs).unwrap_err();
     assert!(matches!(error, GateError::Directory { .. }), "{error}");
     assert!(!path.exists());
@@ -174,18 +174,18 @@ fn another_user_gets_sockets_in_directories_of_that_user_only() {
         hyphae_test_skip::lacks("root, to give a directory to another user");
         return;
     }
-    chown(lab.path(), Some(stranger()), None).unwrap();
+    chown(lab.path(), Some(other_user()), None).unwrap();
     drop(gate.bind(&path, theirs).unwrap());
-    // What is stale in there is removed for that user, and for nobody else.
+    // A stale socket in there is replaced for that user only.
     drop(UnixListener::bind(&path).unwrap());
-    let kept = gate.bind(&path, Authority::Node);
+    let bound = gate.bind(&path, Authority::Node);
     let not_ours = |error: &GateError| matches!(error, GateError::Bind(BindError::NotOurs(_)));
-    assert!(not_ours(&kept.unwrap_err()));
+    assert!(not_ours(&bound.unwrap_err()));
     drop(gate.bind(&path, theirs).unwrap());
 }
 
 #[test]
-fn a_plane_is_known_by_its_name_where_its_program_is_not_seen() {
+fn a_plane_is_identified_by_its_name_where_its_program_is_not_readable() {
     for (plane, name) in [
         (Plane::Data, "hyphae-data"),
         (Plane::Control, "hyphae-control"),
@@ -201,7 +201,7 @@ fn a_plane_is_known_by_its_name_where_its_program_is_not_seen() {
 }
 
 #[test]
-fn processes_of_nodes_are_known() {
+fn processes_of_nodes_are_identified() {
     assert!(is_node(i32::try_from(std::process::id()).unwrap()));
     let mut child = std::process::Command::new("sleep")
         .arg("60")

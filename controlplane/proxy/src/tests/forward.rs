@@ -13,24 +13,24 @@ use crate::outbound::Outbound;
 use crate::{Gate, Side, Stats};
 use hyphae_store::inbox::{Inbox, Limits, ONE};
 
-/// Requests that a server gets at once.
+/// Requests that a server receives.
 const AT_ONCE: usize = 64;
 
 struct Lab {
     settings: Settings,
     directory: TempDir,
     messages: mpsc::Sender<Inbound>,
-    heard: mpsc::UnboundedReceiver<Sent>,
+    sent: mpsc::UnboundedReceiver<Sent>,
     inbox: Inbox,
     stats: Stats,
 }
 
 impl Lab {
     fn new(framing: Framing, limits: Limits) -> Self {
-        Self::with(framing, limits, PATIENCE)
+        Self::with(framing, limits, TIMEOUT_S)
     }
 
-    /// With a server that has so many seconds to answer.
+    /// With a reply timeout in seconds.
     fn with(framing: Framing, limits: Limits, reply_timeout: u64) -> Self {
         Self::of(limits, |path| config(framing, Some(path), reply_timeout))
     }
@@ -39,11 +39,11 @@ impl Lab {
     fn of(limits: Limits, config: impl FnOnce(PathBuf) -> TopicConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let settings = settings(config(directory.path().join("server")));
-        let (courier, heard) = Fake::new(|_| panic!("nobody asks"));
+        let (client, sent) = Fake::new(|_| panic!("no request"));
         let inbox = Inbox::in_memory(limits).unwrap();
         let stats = Stats::default();
         let forward = Forward::new(
-            courier,
+            client,
             Arc::clone(&settings),
             inbox.clone(),
             stats.clone(),
@@ -55,7 +55,7 @@ impl Lab {
             settings,
             directory,
             messages,
-            heard,
+            sent,
             inbox,
             stats,
         }
@@ -81,25 +81,25 @@ impl Lab {
     /// The answer to a message, after its receipt.
     async fn reply(&mut self, message: &Inbound) -> Bytes {
         let key = message.key();
-        assert_eq!(self.heard.recv().await, Some(Sent::Settled(key, Ok(()))));
-        let Some(Sent::Answer(answered, payload)) = self.heard.recv().await else {
+        assert_eq!(self.sent.recv().await, Some(Sent::Settled(key, Ok(()))));
+        let Some(Sent::Answer(answered, payload)) = self.sent.recv().await else {
             panic!("an answer");
         };
         assert_eq!(answered, key);
         payload
     }
 
-    /// Waits until so many outcomes of a kind are counted, and no more.
+    /// Waits until an outcome is counted `times` times, and not more often.
     async fn counted(&self, outcome: &'static str, times: u64) {
         let count = || self.stats.count(Side::Forward, outcome);
         until(outcome, || count() >= times).await;
         assert_eq!(count(), times, "{outcome}");
     }
 
-    /// The message that is in the inbox because of this.
+    /// The message that a failure left in the inbox.
     async fn fallen_back(&mut self, message: &Inbound, cause: &'static str) {
         let key = message.key();
-        assert_eq!(self.heard.recv().await, Some(Sent::Settled(key, Ok(()))));
+        assert_eq!(self.sent.recv().await, Some(Sent::Settled(key, Ok(()))));
         let mut changed = self.inbox.changed();
         let taken = loop {
             if let Some(taken) = self.inbox.take(None, ONE).await.unwrap() {
@@ -115,7 +115,7 @@ impl Lab {
             "timeout" => ReplyFailure::Late,
             _ => ReplyFailure::Unanswered,
         };
-        assert_eq!(self.heard.recv().await, Some(Sent::Failed(key, failure)));
+        assert_eq!(self.sent.recv().await, Some(Sent::Failed(key, failure)));
         self.counted(cause, 1).await;
     }
 }
@@ -137,17 +137,17 @@ async fn the_answer_of_the_server_is_the_reply() {
         assert!(lab.reply(&message).await == reversed);
         until("the inbox has let it go", || lab.inbox.depth() == (0, 0)).await;
     }
-    // The same message again is acknowledged, and that is all.
+    // A duplicate is acknowledged only.
     let message = inbound(1, b"abc".to_vec());
     lab.send(message.clone()).await;
     let settled = Sent::Settled(message.key(), Ok(()));
-    assert_eq!(lab.heard.recv().await, Some(settled));
+    assert_eq!(lab.sent.recv().await, Some(settled));
     lab.counted("duplicate", 1).await;
     lab.counted("answered", 2).await;
 }
 
 #[tokio::test]
-async fn a_sender_hears_before_a_slow_server_answers_that_the_message_was_received() {
+async fn a_message_is_acknowledged_before_a_slow_server_answers() {
     let mut lab = Lab::new(Framing::Eof, Limits::default());
     let go = Arc::new(tokio::sync::Notify::new());
     let wait = Arc::clone(&go);
@@ -162,24 +162,24 @@ async fn a_sender_hears_before_a_slow_server_answers_that_the_message_was_receiv
     let message = inbound(1, &b"x"[..]);
     lab.send(message.clone()).await;
     let settled = Sent::Settled(message.key(), Ok(()));
-    assert_eq!(lab.heard.recv().await, Some(settled));
+    assert_eq!(lab.sent.recv().await, Some(settled));
     go.notify_one();
     let answer = Sent::Answer(message.key(), Bytes::from_static(b"late"));
-    assert_eq!(lab.heard.recv().await, Some(answer));
+    assert_eq!(lab.sent.recv().await, Some(answer));
     lab.counted("answered", 1).await;
 }
 
-/// What a server of lines does beside answering.
+/// Behaviour of a server of lines, besides answering.
 #[derive(Clone, Copy, PartialEq)]
 enum Habit {
     None,
     /// It closes after each answer.
     Closes,
-    /// It says something more after each answer.
+    /// It sends another line after each answer.
     Talks,
 }
 
-/// The connections that a server gets for three requests, one after the other.
+/// Number of connections for three consecutive requests.
 async fn connections(habit: Habit, config: impl FnOnce(PathBuf) -> TopicConfig) -> usize {
     let mut lab = Lab::of(Limits::default(), config);
     let connections = Arc::new(AtomicUsize::new(0));
@@ -230,7 +230,7 @@ async fn connections(habit: Habit, config: impl FnOnce(PathBuf) -> TopicConfig) 
         let message = inbound(id, asked);
         lab.send(message.clone()).await;
         assert!(lab.reply(&message).await.ends_with(expected));
-        // What the server does after its answer is done.
+        // The server has acted after its answer.
         dones.recv().await.unwrap();
     }
     connections.load(Ordering::Relaxed)
@@ -241,7 +241,7 @@ async fn connections_carry_several_requests_where_that_is_safe() {
     let of = |framing, keep_alive| {
         move |path| TopicConfig {
             keep_alive,
-            ..config(framing, Some(path), PATIENCE)
+            ..config(framing, Some(path), TIMEOUT_S)
         }
     };
     assert_eq!(connections(Habit::None, of(Framing::Http, None)).await, 1);
@@ -255,7 +255,7 @@ async fn connections_carry_several_requests_where_that_is_safe() {
     );
     let lines = of(Framing::JsonLines, Some(true));
     assert_eq!(connections(Habit::None, lines).await, 1);
-    // One that the server has closed is not used again, nor one on which it has said more than it was asked.
+    // A connection is not used again after the server has closed it or sent anything unsolicited.
     assert_eq!(connections(Habit::Closes, lines).await, 3);
     assert_eq!(connections(Habit::Talks, lines).await, 3);
 }
@@ -265,7 +265,7 @@ async fn no_connection_carries_requests_of_two_senders() {
     for keep_alive in [None, Some(true)] {
         let mut lab = Lab::of(Limits::default(), |path| TopicConfig {
             keep_alive,
-            ..config(Framing::Http, Some(path), PATIENCE)
+            ..config(Framing::Http, Some(path), TIMEOUT_S)
         });
         let mut connections = 0;
         lab.serve(move |mut stream| {
@@ -293,7 +293,7 @@ async fn no_connection_carries_requests_of_two_senders() {
 }
 
 #[tokio::test]
-async fn servers_that_never_see_an_end_are_understood() {
+async fn servers_that_do_not_wait_for_the_end_of_a_request_work() {
     let mut lab = Lab::new(Framing::Http, Limits::default());
     lab.serve(|mut stream| async move {
         // Reads a head only, answers, and keeps the connection open.
@@ -340,10 +340,10 @@ async fn servers_that_never_see_an_end_are_understood() {
     let note = inbound(2, &b"{\"method\":\"note\"}"[..]);
     lab.send(note.clone()).await;
     assert_eq!(noted.recv().await, Some(json!({ "method": "note" })));
-    let told = [lab.heard.recv().await, lab.heard.recv().await];
+    let event = [lab.sent.recv().await, lab.sent.recv().await];
     let settled = Sent::Settled(note.key(), Ok(()));
     assert_eq!(
-        told,
+        event,
         [Some(settled), Some(Sent::Read(note.key()))],
         "no reply to a notification"
     );
@@ -351,7 +351,7 @@ async fn servers_that_never_see_an_end_are_understood() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_leads_to_the_inbox_and_is_counted() {
+async fn failures_leave_the_message_in_the_inbox_and_are_counted() {
     let mut lab = Lab::new(Framing::Eof, Limits::default());
     let message = inbound(1, &b"nobody there"[..]);
     lab.send(message.clone()).await;
@@ -386,45 +386,45 @@ async fn what_goes_wrong_leads_to_the_inbox_and_is_counted() {
 }
 
 #[tokio::test]
-async fn a_sender_hears_at_once_that_an_answer_is_too_long() {
+async fn a_sender_is_notified_at_once_of_an_answer_that_is_too_long() {
     let mut lab = Lab::new(Framing::Http, Limits::default());
     lab.serve(|mut stream| async move {
         let long = [b"HTTP/1.1 200 OK\r\nA: ".as_slice(), &[b'a'; 70_000]].concat();
-        // Whoever has read enough closes.
+        // The reader closes early.
         let _ = stream.write_all(&long).await;
     });
     let message = inbound(1, &b"GET / HTTP/1.1\r\n\r\n"[..]);
     let key = message.key();
     lab.send(message).await;
-    assert_eq!(lab.heard.recv().await, Some(Sent::Settled(key, Ok(()))));
+    assert_eq!(lab.sent.recv().await, Some(Sent::Settled(key, Ok(()))));
     let failed = Sent::Failed(key, ReplyFailure::TooLarge);
-    assert_eq!(lab.heard.recv().await, Some(failed));
+    assert_eq!(lab.sent.recv().await, Some(failed));
 }
 
 #[tokio::test]
-async fn a_path_is_not_used_beyond_the_authority_of_who_set_it() {
-    let stranger = rustix::process::geteuid().as_raw() + 1;
+async fn a_path_is_not_used_beyond_the_authority_of_its_setter() {
+    let other_user = rustix::process::geteuid().as_raw() + 1;
     let mut lab = Lab::of(Limits::default(), |path| TopicConfig {
-        forward_set_by: Authority::User(stranger),
-        ..config(Framing::Eof, Some(path), PATIENCE)
+        forward_set_by: Authority::User(other_user),
+        ..config(Framing::Eof, Some(path), TIMEOUT_S)
     });
-    let (heard, mut nothing) = mpsc::unbounded_channel();
+    let (sent, mut nothing) = mpsc::unbounded_channel();
     lab.serve(move |mut stream| {
-        let heard = heard.clone();
+        let sent = sent.clone();
         async move {
             let mut request = Vec::new();
             stream.read_to_end(&mut request).await.unwrap();
-            heard.send(request).unwrap();
+            sent.send(request).unwrap();
         }
     });
     let message = inbound(1, &b"secret"[..]);
     lab.send(message.clone()).await;
     lab.fallen_back(&message, "denied").await;
-    assert!(nothing.try_recv().is_err(), "nobody has connected");
+    assert!(nothing.try_recv().is_err(), "no connection was made");
 }
 
 #[tokio::test]
-async fn a_full_inbox_pushes_back_before_the_server_is_asked() {
+async fn a_full_inbox_defers_before_the_server_gets_the_request() {
     let limits = Limits {
         messages_max: 0,
         ..Limits::default()
@@ -434,7 +434,7 @@ async fn a_full_inbox_pushes_back_before_the_server_is_asked() {
     let message = inbound(1, &b"x"[..]);
     lab.send(message.clone()).await;
     let full = Sent::Settled(message.key(), Err(Refuse::Full));
-    assert_eq!(lab.heard.recv().await, Some(full));
+    assert_eq!(lab.sent.recv().await, Some(full));
     lab.counted("pushed_back", 1).await;
 }
 
@@ -450,10 +450,10 @@ async fn a_server_gets_no_more_requests_at_once_than_its_limit() {
             most.send_modify(|most| *most = at_once.max(*most));
             let mut request = Vec::new();
             stream.read_to_end(&mut request).await.unwrap();
-            // Nobody is answered before as many as may have asked at once.
+            // No answer before the limit of concurrent requests is reached.
             let mut most = most.subscribe();
             most.wait_for(|most| *most >= AT_ONCE).await.unwrap();
-            // Room for more, if there were any.
+            // Time for further requests, if the limit were not kept.
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }
@@ -466,7 +466,7 @@ async fn a_server_gets_no_more_requests_at_once_than_its_limit() {
     }
     let mut replies = 0;
     while replies < 300 {
-        if let Some(Sent::Answer(key, payload)) = lab.heard.recv().await {
+        if let Some(Sent::Answer(key, payload)) = lab.sent.recv().await {
             let id = u64::from_le_bytes(key.id.0);
             assert_eq!(payload, id.to_string());
             replies += 1;
@@ -494,15 +494,15 @@ async fn a_program_gets_byte_for_byte_what_the_server_answers() {
     });
     let Lab {
         messages,
-        mut heard,
+        mut sent,
         directory,
         ..
     } = far;
     let waiting: Arc<std::sync::Mutex<std::collections::BTreeMap<MessageId, _>>> = Arc::default();
     let answering = Arc::clone(&waiting);
     tokio::spawn(async move {
-        while let Some(told) = heard.recv().await {
-            if let Sent::Answer(key, payload) = told {
+        while let Some(event) = sent.recv().await {
+            if let Sent::Answer(key, payload) = event {
                 let waiting: Option<tokio::sync::oneshot::Sender<Bytes>> =
                     answering.lock().unwrap().remove(&key.id);
                 waiting.unwrap().send(payload).unwrap();
@@ -510,7 +510,7 @@ async fn a_program_gets_byte_for_byte_what_the_server_answers() {
         }
     });
     let next = AtomicUsize::new(0);
-    let (courier, _told) = Fake::new(move |message| {
+    let (client, _sent) = Fake::new(move |message| {
         let id = next.fetch_add(1, Ordering::SeqCst) as u64;
         let message = inbound(id, message.payload);
         let (done, answer) = tokio::sync::oneshot::channel();
@@ -522,8 +522,8 @@ async fn a_program_gets_byte_for_byte_what_the_server_answers() {
         })
     });
     let outbound = Outbound::new(
-        courier,
-        settings(config(Framing::Http, None, PATIENCE)),
+        client,
+        settings(config(Framing::Http, None, TIMEOUT_S)),
         Stats::default(),
         Gate::of_test(&[]),
     );

@@ -19,7 +19,7 @@ struct Lab {
     directory: TempDir,
     outbound: Outbound<Fake>,
     stats: Stats,
-    heard: mpsc::UnboundedReceiver<Sent>,
+    events: mpsc::UnboundedReceiver<Sent>,
 }
 
 impl Lab {
@@ -28,11 +28,11 @@ impl Lab {
         answer: impl Fn(Outgoing) -> Answered + Send + Sync + 'static,
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (courier, heard) = Fake::new(answer);
+        let (client, events) = Fake::new(answer);
         let stats = Stats::default();
         let outbound = Outbound::new(
-            courier,
-            settings(config(framing, None, PATIENCE)),
+            client,
+            settings(config(framing, None, TIMEOUT_S)),
             stats.clone(),
             Gate::of_test(&[]),
         );
@@ -40,7 +40,7 @@ impl Lab {
             directory,
             outbound,
             stats,
-            heard,
+            events,
         };
         lab.outbound
             .bind(&topic(), &lab.path(), Authority::Node)
@@ -67,7 +67,7 @@ impl Lab {
     }
 }
 
-/// Waits until an outcome is counted, which is after the client has heard of it.
+/// Waits until an outcome is counted, which is after the client has received it.
 async fn counted(stats: &Stats, outcome: &'static str) {
     counted_times(stats, outcome, 1).await;
 }
@@ -109,7 +109,7 @@ async fn every_connection_gets_its_own_reply() {
         ask.await.unwrap();
     }
     counted_times(&lab.stats, "answered", 64).await;
-    // Connected and gone: nothing is asked.
+    // Connected and closed: no request.
     assert_eq!(lab.ask(b"").await, b"");
     assert_eq!(lab.stats.count(Side::Outbound, "answered"), 64);
 }
@@ -168,15 +168,15 @@ async fn lines_share_a_connection() {
     let mut line = String::new();
     for id in 0..20 {
         let call = json!({ "jsonrpc": "2.0", "id": id, "method": "m", "params": [id * id] });
-        let told = json!({ "jsonrpc": "2.0", "method": "note" });
-        let sent = format!("{told}\n{call}\n");
+        let note_line = json!({ "jsonrpc": "2.0", "method": "note" });
+        let sent = format!("{note_line}\n{call}\n");
         lines.get_mut().write_all(sent.as_bytes()).await.unwrap();
         line.clear();
         lines.read_line(&mut line).await.unwrap();
         let answer: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(answer["result"], json!([id * id]));
-        let note = lab.heard.recv().await;
-        assert_eq!(note, Some(Sent::Message(format!("{told}\n").into())));
+        let note = lab.events.recv().await;
+        assert_eq!(note, Some(Sent::Message(format!("{note_line}\n").into())));
     }
     lines.get_mut().write_all(b"no json\n").await.unwrap();
     line.clear();
@@ -187,7 +187,7 @@ async fn lines_share_a_connection() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_is_said_in_the_terms_of_the_framing() {
+async fn failures_are_reported_in_the_framing() {
     for (failure, status) in [
         (Failure::Unreachable, "502"),
         (Failure::Rejected, "502"),
@@ -213,7 +213,7 @@ async fn what_goes_wrong_is_said_in_the_terms_of_the_framing() {
         assert_eq!(lab.ask(b"request").await, b"");
         counted(&lab.stats, failure.kind()).await;
     }
-    // A reply that is none is not passed on as one; neither is what comes after its end.
+    // A malformed reply is not forwarded, nor are bytes after its end.
     for reply in [b"garbage".to_vec(), [respond(b"a"), respond(b"b")].concat()] {
         let lab = Lab::new(Framing::Http, move |_| ready(Ok(reply.clone().into())));
         let text = lab.ask(b"GET / HTTP/1.1\r\n\r\n").await;
@@ -223,7 +223,7 @@ async fn what_goes_wrong_is_said_in_the_terms_of_the_framing() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_refused_while_it_comes() {
+async fn a_request_that_is_too_large_is_refused_while_it_arrives() {
     let lab = Lab::new(Framing::Http, |_| panic!("it must not be sent"));
     let mut stream = lab.connect().await;
     let head = format!("POST / HTTP/1.1\r\nContent-Length: {FRAME_MAX}\r\n\r\n");
@@ -237,13 +237,13 @@ async fn what_is_too_large_is_refused_while_it_comes() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_leaves_nothing() {
+async fn a_client_that_disconnects_cancels_its_request() {
     let (sender, started) = oneshot::channel::<oneshot::Receiver<()>>();
     let sender = std::sync::Mutex::new(Some(sender));
     let lab = Lab::new(Framing::Eof, move |_| {
-        let (alive, gone) = oneshot::channel();
+        let (alive, cancelled) = oneshot::channel();
         if let Some(sender) = sender.lock().unwrap().take() {
-            sender.send(gone).unwrap();
+            sender.send(cancelled).unwrap();
         }
         Box::pin(async move {
             let _alive: oneshot::Sender<()> = alive;
@@ -253,12 +253,12 @@ async fn a_client_that_goes_away_leaves_nothing() {
     let mut stream = lab.connect().await;
     stream.write_all(b"request").await.unwrap();
     stream.shutdown().await.unwrap();
-    let mut gone = started.await.unwrap();
-    // It has finished sending, but waits: that is no reason to give up.
-    let waits = tokio::time::timeout(Duration::from_millis(50), &mut gone).await;
+    let mut cancelled = started.await.unwrap();
+    // A half-closed connection still waits for its answer.
+    let waits = tokio::time::timeout(Duration::from_millis(50), &mut cancelled).await;
     assert!(waits.is_err());
     drop(stream);
-    assert!(gone.await.is_err(), "the request was given up");
+    assert!(cancelled.await.is_err(), "the request was cancelled");
     counted(&lab.stats, "client_gone").await;
     until("nothing is held for it", || {
         lab.outbound.bytes_left() == 256 << 20
@@ -267,10 +267,10 @@ async fn a_client_that_goes_away_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_stale_socket_is_replaced_and_a_live_one_is_not_stolen() {
+async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let lab = Lab::new(Framing::Eof, |message| ready(Ok(message.payload)));
     let mode = fs::metadata(lab.path()).unwrap().permissions().mode();
-    // Less where the umask of whoever tests says so.
+    // The umask of the test may reduce it.
     assert_eq!(mode & 0o777 & !0o660, 0);
     let again = lab.outbound.bind(&topic(), &lab.path(), Authority::Node);
     assert!(
@@ -325,7 +325,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not_stolen() {
     fs::remove_file(&link).unwrap();
     fs::remove_file(&file).unwrap();
 
-    // Somebody else's socket in our place stays.
+    // A foreign socket at our path stays.
     fs::remove_file(lab.path()).unwrap();
     let successor = UnixListener::bind(lab.path()).unwrap();
     let (directory, path) = (lab.directory.path().to_owned(), lab.path());
@@ -345,7 +345,7 @@ async fn connections_end_with_their_socket() {
     let mut stream = lab.connect().await;
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut resting = lab.connect().await;
-    // Both have been accepted once a third one's question was heard.
+    // Both have been accepted once the request of a third one has arrived.
     assert!(lab.outbound.unbind(&lab.path()));
     for stream in [&mut stream, &mut resting] {
         let mut answer = Vec::new();

@@ -187,7 +187,7 @@ impl<E: Engine> World<E> {
                 }
                 self.silence(link);
             }
-            Fault::Mend(link) => {
+            Fault::Repair(link) => {
                 let state = &mut self.links[link];
                 state.faults += 1;
                 for direction in &mut state.directions {
