@@ -185,7 +185,7 @@ mod tests {
 
     use super::*;
     use crate::MessageId;
-    use crate::rng::Rng;
+    use hyphae_random::Rng;
 
     fn numbers(first: u64, ranges: &[AckRange]) -> Vec<u64> {
         let offsets = ranges

@@ -29,7 +29,6 @@ use crate::deferred::DeferredSenders;
 use crate::incoming::Incoming;
 use crate::path::Path;
 use crate::receipts::{ReceiptKey, Receipts};
-use crate::rng::Rng;
 use crate::topics::Topics;
 use crate::transfer::TransferKey;
 use crate::transfers::Transfers;
@@ -39,6 +38,7 @@ use crate::{
     Transmit,
 };
 use control::ControlPacket;
+use hyphae_random::Rng;
 
 /// Message engine of one node.
 pub struct Bus {
@@ -115,6 +115,11 @@ struct PendingReply {
     expired: bool,
 }
 
+/// A random, non-zero base for sequence numbers, below half of [`message::SEQUENCE_MAX`].
+fn sequence_base(rng: &mut Rng) -> u64 {
+    u64::from_le_bytes(rng.array()) >> 2 | 1
+}
+
 impl Bus {
     /// An engine without messages. `seed` must be random.
     ///
@@ -132,7 +137,7 @@ impl Bus {
             usage: PeerUsage::new(&config),
             config,
             topics,
-            receipts: Receipts::new(rng.sequence_base()),
+            receipts: Receipts::new(sequence_base(&mut rng)),
             batchers: BTreeMap::new(),
             batcher_sweep_in: 0,
             rng,

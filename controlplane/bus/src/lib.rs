@@ -24,7 +24,6 @@ mod engine;
 mod incoming;
 mod path;
 mod receipts;
-mod rng;
 mod stats;
 pub mod topics;
 mod transfer;

@@ -19,8 +19,8 @@ use crate::link_mtu::LinkMtuSearch;
 use crate::liveness::{Liveness, MISSED_MAX, PING_RETRY, PING_TIMEOUT, Ping};
 use crate::path::Path;
 use crate::path_mtu::PathLimit;
-use crate::rng::Rng;
 use crate::session::Session;
+use hyphae_random::Rng;
 
 /// First interval between attempts to activate the lanes beyond the first.
 const ACTIVATE_MIN: Duration = Duration::from_millis(250);

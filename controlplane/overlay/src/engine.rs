@@ -26,10 +26,10 @@ use crate::ids::Owner;
 use crate::index::Indices;
 use crate::keys::Kind;
 use crate::program::Output;
-use crate::rng::Rng;
 use crate::target_state::Target;
 use crate::trace::Trace;
 use crate::{Config, ConfiguredPeer, Event, Handshakes, Live, OwnedProgram, PeerConfig};
+use hyphae_random::Rng;
 use hyphae_time::Timers;
 
 /// Peering, handshakes and sessions of one node.

@@ -19,7 +19,7 @@ use hyphae_wire::index::SLOTS_MAX;
 
 use hyphae_wire::{Lane, SessionIndex};
 
-use crate::rng::Rng;
+use hyphae_random::Rng;
 
 const SALTS: u16 = 1 << 10;
 

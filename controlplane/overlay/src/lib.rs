@@ -45,7 +45,6 @@ mod probes;
 mod program;
 mod remote;
 mod respond;
-mod rng;
 mod session;
 mod source;
 mod status;

@@ -10,7 +10,7 @@ use snow::{Builder, Error, HandshakeState};
 use zeroize::Zeroizing;
 
 use crate::keys::{Kind, Secrets};
-use crate::rng::Rng;
+use hyphae_random::Rng;
 
 /// One side of a handshake. Boxed from the start, and wiped where it is when it is freed, with what it
 /// holds of `snow` (see `hyphae_shm::WipingAllocator`).
@@ -26,7 +26,7 @@ struct Primitives {
 impl CryptoResolver for Primitives {
     fn resolve_rng(&self) -> Option<Box<dyn Random>> {
         match &self.seed {
-            Some(seed) => Some(Box::new(Rng::new(**seed))),
+            Some(seed) => Some(Box::new(Seeded(Rng::new(**seed)))),
             None => DefaultResolver.resolve_rng(),
         }
     }
@@ -46,6 +46,16 @@ impl CryptoResolver for Primitives {
 
     fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn Cipher>> {
         DefaultResolver.resolve_cipher(choice)
+    }
+}
+
+/// The random source of simulations.
+struct Seeded(Rng);
+
+impl Random for Seeded {
+    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Error> {
+        self.0.fill(out);
+        Ok(())
     }
 }
 

@@ -67,7 +67,7 @@ impl Bus {
         };
         let wait = back_off(transfer.attempts).max(least).min(BACK_OFF_MAX);
         transfer.attempts += 1;
-        transfer.phase = Phase::Deferred(now + self.rng.jitter(wait));
+        transfer.phase = Phase::Deferred(now + self.rng.jitter(wait, 75, 125));
         let subnet = transfer.name.subnet;
         self.transfers.schedule(of);
         let Some(path) = self.paths.get_mut(&subnet) else {

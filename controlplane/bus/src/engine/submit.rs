@@ -4,7 +4,7 @@ use hyphae_time::Nanos;
 use hyphae_wire::OverlayAddress;
 use hyphae_wire::message::MESSAGE_MAX;
 
-use super::{Bus, PendingReply, Timer};
+use super::{Bus, PendingReply, Timer, sequence_base};
 use crate::config::REPLY_CLEAR_DELAY;
 use crate::path::Path;
 use crate::transfer::{Transfer, TransferKey};
@@ -72,7 +72,7 @@ impl Bus {
             let path = self
                 .paths
                 .entry(subnet)
-                .or_insert_with(|| Path::new(address, rng.sequence_base(), packet, window));
+                .or_insert_with(|| Path::new(address, sequence_base(rng), packet, window));
             first = path.session.is_none() && path.messages == 0;
             path.messages += 1;
             packet = path.packet();

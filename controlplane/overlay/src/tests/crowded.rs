@@ -17,8 +17,8 @@ use super::network::{Network, config};
 use crate::index::Class;
 use crate::keys::Kind;
 use crate::noise::Noise;
-use crate::rng::Rng;
 use crate::{Config, Event, Policy, Refusal};
+use hyphae_random::Rng;
 
 const SECOND: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(50);

@@ -12,8 +12,8 @@ use hyphae_wire::{Endpoint, OverlayAddress, PublicKey, SecretKey, SessionIndex, 
 use hyphae_wire::report::FRAME_MIN_MAX;
 
 use super::worker::{Body, Frame, OwnedPunt, Routed, Worker};
-use crate::rng::Rng;
 use crate::{Config, ConfiguredPeer, Ephemerals, Event, Overlay, PeerConfig};
+use hyphae_random::Rng;
 
 pub(super) const BASE_PORT: u16 = 9670;
 /// Port that streams are dialled from.
