@@ -12,7 +12,7 @@ use hyphae_wire::{Suite, SuiteSet};
 use crate::endpoint::{PeerUrl, RouteSpec};
 use crate::error::{ConfigError, value};
 use crate::peering::{self, PeeringConfig};
-use crate::raw::{Raw, RawInbox, RawSession, RawStream};
+use crate::raw::{Raw, RawInbox, RawRpc, RawSession, RawStream};
 use crate::routing::RoutingConfig;
 
 /// Underlay address by default: IPv6 and IPv4, port of the protocol.
@@ -161,14 +161,7 @@ impl Config {
                     .map_err(|error| value("suite", error))?,
             ),
         };
-        let rpc = optional_socket("rpc.listen", &text(raw.rpc.listen, RPC_DEFAULT))?;
-        // `listen = "off"` disables both unless the other one is set.
-        let rest_default = if rpc.is_some() { REST_DEFAULT } else { "off" };
-        let rest = optional_socket("rpc.rest", &text(raw.rpc.rest, rest_default))?;
-        if raw.rpc.token_file.is_none() {
-            on_loopback("rpc.listen", rpc)?;
-            on_loopback("rpc.rest", rest)?;
-        }
+        let (rpc, rest) = rpc_listeners(&raw.rpc)?;
         if let Some(route) = raw
             .routes
             .iter()
@@ -181,24 +174,21 @@ impl Config {
             listen: socket("listen", &listen)?,
             peers: raw.peers,
             routes: raw.routes,
-            mtu: match raw.mtu.unwrap_or(MTU_DEFAULT) {
-                given @ INNER_MTU_MIN..=MTU_MAX => given,
-                given => {
-                    let message =
-                        format!("{given} is out of range; use {INNER_MTU_MIN} to {MTU_MAX} bytes");
-                    return Err(value("mtu", message));
-                }
-            },
+            mtu: in_range(
+                "mtu",
+                raw.mtu.unwrap_or(MTU_DEFAULT),
+                INNER_MTU_MIN..=MTU_MAX,
+                "bytes",
+            )?,
             tun: raw.tun.enabled.unwrap_or(true).then_some(tun_name),
             cores: text(raw.cores, "auto"),
             driver: text(raw.driver, "auto"),
-            poll_max: match raw.poll_max_microseconds.unwrap_or(0) {
-                given @ 0..=1000 => Duration::from_micros(given),
-                given => {
-                    let message = format!("{given} is out of range; use 0 to 1000 microseconds");
-                    return Err(value("poll_max_microseconds", message));
-                }
-            },
+            poll_max: Duration::from_micros(in_range(
+                "poll_max_microseconds",
+                raw.poll_max_microseconds.unwrap_or(0),
+                0..=1000,
+                "microseconds",
+            )?),
             underlay_mark: raw.underlay_mark.unwrap_or(UNDERLAY_MARK_DEFAULT),
             suite,
             metrics: optional_socket("metrics", &text(raw.metrics, METRICS_DEFAULT))?,
@@ -213,14 +203,7 @@ impl Config {
             bus_call: raw.admin.bus_call.unwrap_or(true),
             socket_dirs: raw.admin.socket_dirs.unwrap_or_default(),
             log_level: text(raw.log_level, "info"),
-            log_format: match text(raw.log.format, "text").as_str() {
-                "text" => LogFormat::Text,
-                "json" => LogFormat::Json,
-                other => {
-                    let message = format!("'{other}' is neither \"text\" nor \"json\"");
-                    return Err(value("log.format", message));
-                }
-            },
+            log_format: log_format(&text(raw.log.format, "text"))?,
             session: SessionConfig::check(&raw.session)?,
             peering: peering::check(raw.network, raw.peering, raw.discovery)?,
             inbox: InboxConfig::check(&raw.inbox)?,
@@ -274,11 +257,12 @@ impl SessionConfig {
             let message = "must be at least twice session.keepalive_seconds".to_owned();
             return Err(value("session.dead_after_seconds", message));
         }
-        let lost = raw.lost_after_ms.unwrap_or(2500);
-        if !(1000..=600_000).contains(&lost) {
-            let message = format!("{lost} is out of range; use 1000 to 600000 milliseconds");
-            return Err(value("session.lost_after_ms", message));
-        }
+        let lost = in_range(
+            "session.lost_after_ms",
+            raw.lost_after_ms.unwrap_or(2500),
+            1000..=600_000,
+            "milliseconds",
+        )?;
         let retry = seconds(
             "session.retry_max_seconds",
             raw.retry_max_seconds,
@@ -323,13 +307,48 @@ fn seconds(
     default: u64,
     range: std::ops::RangeInclusive<u64>,
 ) -> Result<Duration, ConfigError> {
-    let given = given.unwrap_or(default);
+    in_range(key, given.unwrap_or(default), range, "seconds").map(Duration::from_secs)
+}
+
+fn in_range<T: PartialOrd + std::fmt::Display>(
+    key: &'static str,
+    given: T,
+    range: std::ops::RangeInclusive<T>,
+    unit: &str,
+) -> Result<T, ConfigError> {
     if range.contains(&given) {
-        return Ok(Duration::from_secs(given));
+        return Ok(given);
     }
     let (low, high) = range.into_inner();
-    let message = format!("{given} is out of range; use {low} to {high} seconds");
+    let message = format!("{given} is out of range; use {low} to {high} {unit}");
     Err(value(key, message))
+}
+
+/// Addresses of JSON-RPC and REST over TCP.
+fn rpc_listeners(raw: &RawRpc) -> Result<(Option<SocketAddr>, Option<SocketAddr>), ConfigError> {
+    let address = |key, given: &Option<String>, default| {
+        optional_socket(key, given.as_deref().unwrap_or(default))
+    };
+    let rpc = address("rpc.listen", &raw.listen, RPC_DEFAULT)?;
+    // `listen = "off"` disables both unless the other one is set.
+    let rest_default = if rpc.is_some() { REST_DEFAULT } else { "off" };
+    let rest = address("rpc.rest", &raw.rest, rest_default)?;
+    if raw.token_file.is_none() {
+        on_loopback("rpc.listen", rpc)?;
+        on_loopback("rpc.rest", rest)?;
+    }
+    Ok((rpc, rest))
+}
+
+fn log_format(name: &str) -> Result<LogFormat, ConfigError> {
+    match name {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        other => {
+            let message = format!("'{other}' is neither \"text\" nor \"json\"");
+            Err(value("log.format", message))
+        }
+    }
 }
 
 fn socket(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
