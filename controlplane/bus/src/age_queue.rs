@@ -63,18 +63,13 @@ impl AgeQueue {
 mod tests {
     use std::collections::BTreeMap;
 
-    use hyphae_wire::PublicKey;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::MessageId;
+    use crate::types::key_of_test;
 
     fn key(id: u64) -> DeliveryKey {
-        DeliveryKey {
-            peer: PublicKey([1; 32]),
-            id: MessageId(id.to_be_bytes()),
-            reply: false,
-        }
+        key_of_test(1, id)
     }
 
     proptest! {

@@ -102,15 +102,7 @@ impl Completed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MessageId;
-
-    fn key(peer: u8, id: u64) -> DeliveryKey {
-        DeliveryKey {
-            peer: PublicKey([peer; 32]),
-            id: MessageId(id.to_be_bytes()),
-            reply: false,
-        }
-    }
+    use crate::types::key_of_test as key;
 
     #[test]
     fn a_flooding_peer_evicts_only_its_own_entries() {

@@ -59,14 +59,7 @@ impl DeferredSenders {
 mod tests {
     use super::*;
     use crate::MessageId;
-
-    fn key(peer: u8, id: u64) -> DeliveryKey {
-        DeliveryKey {
-            peer: PublicKey([peer; 32]),
-            id: MessageId(id.to_be_bytes()),
-            reply: false,
-        }
-    }
+    use crate::types::key_of_test as key;
 
     #[test]
     fn a_full_table_evicts_from_the_largest_holder() {

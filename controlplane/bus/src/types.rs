@@ -468,3 +468,13 @@ impl Room {
         bytes: usize::MAX,
     };
 }
+
+/// A key of tests.
+#[cfg(test)]
+pub(crate) fn key_of_test(peer: u8, id: u64) -> DeliveryKey {
+    DeliveryKey {
+        peer: PublicKey([peer; 32]),
+        id: MessageId(id.to_be_bytes()),
+        reply: false,
+    }
+}

@@ -129,6 +129,37 @@ async fn work(directory: &Path) {
     }
 }
 
+/// Runs a child of a test and kills it after a random number of lines and some microseconds more: anywhere in a
+/// transaction. `report` gets each line: what, and a number.
+fn run_until_killed(
+    name: &str,
+    directory: &Path,
+    random: &mut u64,
+    mut report: impl FnMut(&str, u64),
+) {
+    let mut process = child(name, directory).spawn().unwrap();
+    let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    *random ^= *random << 13;
+    *random ^= *random >> 7;
+    *random ^= *random << 17;
+    let after = *random % 120;
+    let mut count = 0;
+    for line in lines.map(Result::unwrap) {
+        let Some((what, number)) = line.strip_prefix('=').and_then(|line| line.split_once(' '))
+        else {
+            continue;
+        };
+        count += 1;
+        if count == after + 1 {
+            std::thread::sleep(Duration::from_micros(*random % 3000));
+            process.kill().unwrap();
+        }
+        report(what, number.parse().unwrap());
+    }
+    process.wait().unwrap();
+    assert!(count > after, "the child ended by itself");
+}
+
 #[test]
 fn kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
     if let Some(directory) = std::env::var_os(CHILD) {
@@ -149,49 +180,27 @@ fn kill_9_at_any_instant_loses_nothing_and_repeats_nothing() {
         kills += 1;
         assert!(kills <= 20 * KILLS, "only {} kept", kept.len());
         std::fs::write(directory.path().join("first"), (highest + 1).to_string()).unwrap();
-        let mut process = child(name, directory.path()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        // Killed after so many lines and some microseconds more: anywhere in a transaction.
-        let after = random % 120;
         let mut confirming = None;
-        let mut count = 0;
-        while let Some(line) = lines.next().map(Result::unwrap) {
-            let Some((what, id)) = line.strip_prefix('=').and_then(|line| line.split_once(' '))
-            else {
-                continue;
-            };
-            let id: u64 = id.parse().unwrap();
-            count += 1;
-            if count == after + 1 {
-                std::thread::sleep(Duration::from_micros(random % 3000));
-                process.kill().unwrap();
+        run_until_killed(name, directory.path(), &mut random, |what, id| match what {
+            "kept" => {
+                assert!(kept.insert(id), "{id} was new twice");
+                highest = highest.max(id);
             }
-            match what {
-                "kept" => {
-                    assert!(kept.insert(id), "{id} was new twice");
-                    highest = highest.max(id);
-                }
-                // The kill came between the commit and the word of it.
-                "again" => {
-                    kept.insert(id);
-                }
-                "taken" => assert!(
-                    !confirmed.contains(&id),
-                    "{id} came again after it was confirmed"
-                ),
-                "confirming" => confirming = Some(id),
-                "confirmed" => {
-                    confirming = None;
-                    assert!(confirmed.insert(id), "{id} was confirmed twice");
-                }
-                _ => {}
+            // The kill came between the commit and the word of it.
+            "again" => {
+                kept.insert(id);
             }
-        }
-        process.wait().unwrap();
-        assert!(count > after, "the child ended by itself");
+            "taken" => assert!(
+                !confirmed.contains(&id),
+                "{id} came again after it was confirmed"
+            ),
+            "confirming" => confirming = Some(id),
+            "confirmed" => {
+                confirming = None;
+                assert!(confirmed.insert(id), "{id} was confirmed twice");
+            }
+            _ => {}
+        });
         doubtful.extend(confirming);
     }
     runtime().block_on(async {
@@ -272,25 +281,11 @@ fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
     let mut counts = BTreeMap::<u64, (u64, u64)>::new();
     let (mut confirmed, mut doubtful) = (BTreeSet::new(), BTreeSet::new());
     for life in 1..=KILLS / 2 {
-        let mut process = child(name, directory.path()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let after = random % 120;
-        let mut count = 0;
-        while let Some(line) = lines.next().map(Result::unwrap) {
-            let Some((what, number)) = line.strip_prefix('=').and_then(|line| line.split_once(' '))
-            else {
-                continue;
-            };
-            let number: u64 = number.parse().unwrap();
-            count += 1;
-            if count == after + 1 {
-                std::thread::sleep(Duration::from_micros(random % 3000));
-                process.kill().unwrap();
-            }
-            match what {
+        run_until_killed(
+            name,
+            directory.path(),
+            &mut random,
+            |what, number| match what {
                 "leased" => {
                     let (id, now) = (number >> 32, number & u64::from(u32::MAX));
                     assert!(!confirmed.contains(&id), "{id} after it was confirmed");
@@ -302,10 +297,8 @@ fn kill_9_at_any_instant_returns_what_was_leased_and_keeps_the_count() {
                 "confirming" => drop(doubtful.insert(number)),
                 "confirmed" => assert!(confirmed.insert(number)),
                 _ => {}
-            }
-        }
-        process.wait().unwrap();
-        assert!(count > after, "the child ended by itself");
+            },
+        );
     }
     runtime().block_on(async {
         let (inbox, _) = Inbox::open(&directory_of(directory.path()), Limits::default()).unwrap();

@@ -6,7 +6,7 @@ use hyphae_rpc::method::{
     AcceptParams, Destination, ForwardSocketParams, OutboundSocketParams, TopicParams,
     TopicPubkeyParams, TopicSettings, TopicSubnetParams,
 };
-use hyphae_rpc::{Base64, Client};
+use hyphae_rpc::{Base64, Client, ClientError};
 use serde_json::{Value, json};
 
 use super::{NodeRef, output};
@@ -319,64 +319,53 @@ fn default(client: &Client, action: Option<Action>, json: bool) -> anyhow::Resul
 }
 
 fn source(command: MemberCommand, json: bool) -> anyhow::Result<()> {
-    let member_params = |topic: &Topic, subnet| TopicSubnetParams {
-        topic: encoded(topic),
-        subnet,
-    };
-    match command {
+    manage_members(
+        command,
+        Client::get_topic_sources,
+        |client, topic, subnet| client.add_topic_source(TopicSubnetParams { topic, subnet }),
+        |client, topic, subnet| client.remove_topic_source(TopicSubnetParams { topic, subnet }),
+        json,
+    )
+}
+
+fn pubkey_source(command: MemberCommand, json: bool) -> anyhow::Result<()> {
+    manage_members(
+        command,
+        Client::get_topic_pubkey_sources,
+        |client, topic, pubkey| client.add_topic_pubkey_source(TopicPubkeyParams { topic, pubkey }),
+        |client, topic, pubkey| {
+            client.remove_topic_pubkey_source(TopicPubkeyParams { topic, pubkey })
+        },
+        json,
+    )
+}
+
+/// A call that adds or removes a member of a topic's access list.
+type Change = fn(&Client, String, String) -> Result<bool, ClientError>;
+
+fn manage_members(
+    command: MemberCommand,
+    list: fn(&Client, TopicParams) -> Result<Vec<String>, ClientError>,
+    add: Change,
+    remove: Change,
+    json: bool,
+) -> anyhow::Result<()> {
+    let (change, topic, member, node) = match command {
         MemberCommand::List { topic, node } => {
-            members(&node.client().get_topic_sources(params(&topic))?, json)
+            return members(&list(&node.client(), params(&topic))?, json);
         }
         MemberCommand::Add {
             topic,
             member,
             node,
-        } => output::changed(
-            node.client()
-                .add_topic_source(member_params(&topic, member))?,
-            json,
-        ),
+        } => (add, topic, member, node),
         MemberCommand::Remove {
             topic,
             member,
             node,
-        } => output::changed(
-            node.client()
-                .remove_topic_source(member_params(&topic, member))?,
-            json,
-        ),
-    }
-}
-
-fn pubkey_source(command: MemberCommand, json: bool) -> anyhow::Result<()> {
-    let member_params = |topic: &Topic, pubkey| TopicPubkeyParams {
-        topic: encoded(topic),
-        pubkey,
+        } => (remove, topic, member, node),
     };
-    match command {
-        MemberCommand::List { topic, node } => members(
-            &node.client().get_topic_pubkey_sources(params(&topic))?,
-            json,
-        ),
-        MemberCommand::Add {
-            topic,
-            member,
-            node,
-        } => output::changed(
-            node.client()
-                .add_topic_pubkey_source(member_params(&topic, member))?,
-            json,
-        ),
-        MemberCommand::Remove {
-            topic,
-            member,
-            node,
-        } => output::changed(
-            node.client()
-                .remove_topic_pubkey_source(member_params(&topic, member))?,
-            json,
-        ),
-    }
+    output::changed(change(&node.client(), encoded(&topic), member)?, json)
 }
 
 fn members(all: &[String], json: bool) -> anyhow::Result<()> {
