@@ -1,5 +1,8 @@
 # Common commands; `just --list`. Everything here is also plain cargo.
 
+# Network namespaces and TUN devices need root.
+sudo := if `id -u` == "0" { "" } else { "sudo" }
+
 # Format, lint and test.
 check:
     cargo fmt --all --check
@@ -9,12 +12,12 @@ check:
 # A client, a relay and a server in network namespaces, measured end to end.
 lab seconds="10":
     cargo build --release
-    sudo target/release/hyphae lab --seconds {{seconds}}
+    {{ sudo }} target/release/hyphae lab --seconds {{ seconds }}
 
 # One benchmark, for example `just bench transit`.
 bench name *args:
     cargo build --release --workspace
-    sudo target/release/hyphae-bench {{name}} {{args}}
+    {{ sudo }} target/release/hyphae-bench {{ name }} {{ args }}
 
 # Regenerate default.toml and the pages of configuration, metrics and RPC methods.
 generate:
