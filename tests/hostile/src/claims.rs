@@ -26,8 +26,7 @@ pub struct Claims {
     pub workers: u16,
     /// Largest inner packet.
     pub mtu: u16,
-    /// Port of each worker; `None` for the socket's own, as often as there are workers (links), or
-    /// none (end to end).
+    /// Port of each worker; `None` for the socket's own for every worker (links), or no ports (end to end).
     pub ports: Option<Vec<u16>>,
     /// Suites of the first message; a hostile node itself speaks only ChaCha20-Poly1305.
     pub suites: SuiteSet,

@@ -17,7 +17,7 @@ use crate::{Claims, LaneKeys, Secret, Secrets, Session};
 /// A link with a node, as a neighbour of it.
 pub struct Link {
     socket: UdpSocket,
-    /// Where frames go.
+    /// Destination of frames.
     pub to: SocketAddr,
     /// Key of the node.
     pub key: PublicKey,
@@ -32,7 +32,7 @@ pub struct Link {
 /// Routing fields of a frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Routed {
-    /// Where to.
+    /// Destination.
     pub destination: OverlayAddress,
     /// Source, possibly forged.
     pub source: OverlayAddress,
@@ -76,7 +76,7 @@ impl Routed {
     }
 }
 
-/// What came over a link.
+/// A datagram received over a link.
 #[derive(Debug)]
 pub enum Received {
     /// A link-local frame: its payload.
@@ -200,7 +200,7 @@ impl Link {
         self.send(&frame)
     }
 
-    /// The next thing from the node, within a time.
+    /// The next datagram of the node, within a time.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -223,7 +223,7 @@ impl Link {
             let index = header.receiver.get();
             let lane = self.lanes.iter().position(|lane| lane.receive.0 == index);
             let kind = FrameKind::from_code(header.kind);
-            let heard = match (kind, lane.map(|lane| &mut self.lanes[lane])) {
+            let received = match (kind, lane.map(|lane| &mut self.lanes[lane])) {
                 (Some(FrameKind::LinkLocal), Some(lane)) => {
                     let Some(payload) = lane.open_link_local(frame) else {
                         continue;
@@ -246,15 +246,15 @@ impl Link {
                 }
                 _ => Received::Raw(frame.to_vec()),
             };
-            return Ok(Some(heard));
+            return Ok(Some(received));
         }
         Ok(None)
     }
 
-    /// Waits until something is heard that `wanted` makes something of.
+    /// Waits for a datagram for which `wanted` returns a value.
     ///
     /// # Errors
-    /// When it does not come in time.
+    /// When none arrives in time.
     pub fn wait<T>(
         &mut self,
         within: Duration,
@@ -269,11 +269,11 @@ impl Link {
         bail!("it did not come within {within:?}")
     }
 
-    /// Makes an end-to-end session over this link, as the owner of a key. For the answer to find
-    /// its way the key's prefix is announced first.
+    /// Establishes an end-to-end session over this link, as the owner of a key. The key's prefix is announced first, so that
+    /// the answer is routed back.
     ///
     /// # Errors
-    /// When nothing answers in time.
+    /// Without an answer in time.
     pub fn session(
         &mut self,
         identity: &SecretKey,

@@ -37,7 +37,7 @@ impl Hostile {
     /// A node with a new key; port 0 takes any.
     ///
     /// # Errors
-    /// When the address cannot be had.
+    /// When the address cannot be bound.
     pub fn new(at: SocketAddr) -> anyhow::Result<Self> {
         Self::with_key(
             at,
@@ -48,7 +48,7 @@ impl Hostile {
     /// A node with a given key.
     ///
     /// # Errors
-    /// When the address cannot be had.
+    /// When the address cannot be bound.
     pub fn with_key(at: SocketAddr, identity: SecretKey) -> anyhow::Result<Self> {
         let socket = UdpSocket::bind(at).with_context(|| format!("UDP {at}"))?;
         Ok(Self { identity, socket })
@@ -91,7 +91,7 @@ impl Hostile {
                 frame.truncate(len);
                 Ok(Some((frame, from)))
             }
-            // A time-out, or an ICMP error of an earlier datagram.
+            // A timeout, or an ICMP error of an earlier datagram.
             Err(_) => Ok(None),
         }
     }
@@ -128,7 +128,7 @@ impl Hostile {
     /// Establishes a link, with a cookie if required.
     ///
     /// # Errors
-    /// When nothing answers in time, or what answers is no handshake.
+    /// Without an answer in time, or with one that is no handshake.
     pub fn link(&self, to: SocketAddr, claims: &Claims) -> anyhow::Result<Link> {
         let number = 1;
         let (handshake, mut frame) = self.first_message(claims, number)?;

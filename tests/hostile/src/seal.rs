@@ -1,4 +1,4 @@
-//! Sealing and opening of frames, as docs/internals/frames.md has it.
+//! Sealing and opening of frames, see docs/internals/frames.md.
 
 use chacha20poly1305::aead::AeadInPlace;
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
@@ -11,11 +11,11 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::Secret;
 
-/// Keys of one lane, and how often the one for sending was used.
+/// Keys of one lane, and the counter of the sending one.
 pub struct LaneKeys {
-    /// Index that the other side gave to the lane.
+    /// Receiver index of the other side.
     pub send: SessionIndex,
-    /// Index that this side gave to it.
+    /// Receiver index of this side.
     pub receive: SessionIndex,
     /// Counter of the last frame sent; set it to repeat or skip.
     pub counter: u64,
@@ -80,7 +80,7 @@ impl LaneKeys {
         [header.as_bytes(), &sealed, &tag, payload, trailer].concat()
     }
 
-    /// Seals a payload end to end; fills in what the session header says.
+    /// Seals a payload end to end; completes the session header.
     pub fn payload(&mut self, headers: &mut SealedHeaders, payload: &mut [u8]) -> [u8; TAG_LEN] {
         self.counter += 1;
         headers.session.receiver = self.send.0.into();

@@ -59,8 +59,8 @@ impl Session {
                 bail!("{destination} does not answer a first message");
             }
             link.unsealed(&routed, &first)?;
-            let answer = link.wait(REPEAT, |heard| {
-                let Received::Transit(headers, payload, _) = heard else {
+            let answer = link.wait(REPEAT, |received| {
+                let Received::Transit(headers, payload, _) = received else {
                     return None;
                 };
                 let ours = headers.routing.service == Service::Handshake.code()

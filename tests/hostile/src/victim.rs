@@ -32,7 +32,7 @@ pub struct Victim {
     supervisor: Child,
     /// Its RPC.
     pub client: Client,
-    /// Where it is.
+    /// Its address and key.
     pub target: Target,
     directory: TempDir,
 }
@@ -49,7 +49,7 @@ impl Victim {
     /// Starts `program` with this configuration file and these peers.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// When it does not start.
     pub fn start(program: &Path, config: &str, peers: &[SocketAddr]) -> anyhow::Result<Self> {
         let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
         Self::start_at(program, at, config, peers)
@@ -58,7 +58,7 @@ impl Victim {
     /// The same with a given address.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// When it does not start.
     pub fn start_at(
         program: &Path,
         at: SocketAddr,
@@ -71,7 +71,7 @@ impl Victim {
     /// The same with a given key.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// When it does not start.
     pub fn start_as(
         program: &Path,
         at: SocketAddr,

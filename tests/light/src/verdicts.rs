@@ -1,5 +1,4 @@
-//! What a worker of the dataplane does for its engine, done for a light node's: carries verdicts
-//! out, and takes program records.
+//! Execution of verdicts and of program records for a light node, as a worker of the dataplane does it for its engine.
 
 use hyphae_forward::{Egress, LinkSlot, Train, Verdict, cut};
 use hyphae_shm::record::{Program, Punt};
@@ -12,7 +11,7 @@ use hyphae_wire::Endpoint;
 use crate::{Node, WORKER};
 
 impl Node {
-    /// Carries the verdict about a frame out; `out` is room for what is built on the way.
+    /// Executes the verdict about a frame; `out` is space for built frames.
     pub(super) fn execute(
         &mut self,
         now: Nanos,
@@ -45,10 +44,10 @@ impl Node {
         }
     }
 
-    /// Takes a record of the overlay engine or of the RIB.
+    /// Applies a record of the overlay engine or of the RIB.
     pub(super) fn apply(&mut self, now: Nanos, program: &Program<'_>, out: &mut [u8]) {
         match program {
-            // The workers of a light node are always new: there is nothing to take over.
+            // The workers of a light node are always new: there is no state to adopt.
             Program::SnapshotRequest(generation) => {
                 let end = Punt::SnapshotEnd(generation);
                 self.overlay.handle_punt(now, WORKER, &end);
@@ -98,7 +97,7 @@ impl Node {
         }
     }
 
-    /// Sends the frames of a train that was built at the start of `space`; `whole` ones are not cut.
+    /// Sends the frames of a train that was built at the start of `space`; `whole` ones are not fragmented.
     pub(super) fn send_built(
         &mut self,
         train: Result<Train, DropReason>,
@@ -126,7 +125,7 @@ impl Node {
         }
     }
 
-    /// Sends a frame, in two parts where the link does not carry it whole.
+    /// Sends a frame, in two fragments if it exceeds the MTU of the link.
     fn transmit(&mut self, lane: LinkSlot, frame: &[u8], out: &mut [u8]) {
         if frame.len() <= self.engine.link_mtu(lane) {
             self.enqueue_tx(lane, frame);

@@ -1,5 +1,5 @@
 //! Interface of a routing engine to the world. `speaker.rs` implements it for the real one; the tests of the
-//! checkers use engines that are wrong on purpose.
+//! checkers use deliberately faulty engines.
 
 use hyphae_time::Nanos;
 

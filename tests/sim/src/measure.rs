@@ -17,12 +17,12 @@ const STEP: Duration = Duration::from_millis(10);
 /// Time without a route change after which a mesh counts as settled.
 const CALM: Duration = Duration::from_secs(2);
 
-/// What to measure.
+/// Parameters of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     /// Nodes.
     pub nodes: NodeId,
-    /// How they are joined.
+    /// Their topology.
     pub shape: Shape,
     /// Nodes that announce themselves.
     pub announcing: NodeId,
@@ -99,7 +99,7 @@ fn elapsed(at: Nanos) -> Duration {
 /// Builds a mesh and measures it. `report` receives progress.
 ///
 /// # Errors
-/// When a promise is broken, or pairs remain without routes.
+/// When an invariant is violated, or pairs remain without routes.
 pub fn measure(case: &Case, mut report: impl FnMut(&str)) -> Result<Measured, Violation> {
     let mut setup = setup(case.seed, case.nodes, case.shape, None);
     setup.announcing = case.announcing;

@@ -13,7 +13,7 @@ use crate::world::{Factory, Fault, Setup, World};
 /// Start of the world, seconds since 1970.
 const EPOCH: u32 = 1_800_000_000;
 
-/// Makes nodes with the real engine. Some restarts set the clock back.
+/// Creates nodes with the real engine. Some restarts set the clock back.
 pub fn speakers(setup: &Setup, cache: &VerifyCache) -> Factory<RoutingNode> {
     let cache = cache.clone();
     let mut random = Random::new(setup.seed).fork(3);
@@ -101,7 +101,7 @@ pub const QUIET: Duration = Duration::from_secs(60);
 /// One run with the real engine: start, faults, quiet time.
 ///
 /// # Errors
-/// When a promise was broken at any time.
+/// When an invariant was violated at any time.
 pub fn run(seed: u64, nodes: NodeId, shape: Shape, chaos: &Chaos) -> Result<(), Violation> {
     let cache = VerifyCache::default();
     let mut random = Random::new(seed).fork(5);

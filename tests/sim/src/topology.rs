@@ -8,7 +8,7 @@ use crate::random::Random;
 /// Number of a node.
 pub type NodeId = u16;
 
-/// How nodes are joined.
+/// Topology of a mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// A ring.

@@ -99,14 +99,14 @@ pub enum Violation {
         /// Pairs of which this is true.
         missing: usize,
     },
-    /// A route to a node that cannot be reached is still there.
+    /// A route to an unreachable node remains.
     #[error("at {at:?}: node {node} has a route to node {destination}, which is cut off")]
     Stale {
         /// When.
         at: Nanos,
         /// Whose FIB.
         node: NodeId,
-        /// Where it leads.
+        /// Its destination.
         destination: NodeId,
     },
 }

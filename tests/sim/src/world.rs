@@ -126,7 +126,7 @@ pub struct Node<E> {
     links: BTreeMap<NodeId, usize>,
 }
 
-/// Makes the engine of a node from its number, key, restarts and local time.
+/// Creates the engine of a node from its number, key, restarts and local time.
 pub type Factory<E> = Box<dyn FnMut(NodeId, &SecretKey, u32, Nanos) -> E>;
 
 /// A mesh.
@@ -285,7 +285,7 @@ impl<E: Engine> World<E> {
         self.foreign.insert(prefix);
     }
 
-    /// What hostile nodes have received, the oldest first.
+    /// Packets that hostile nodes have received, the oldest first.
     pub fn captured(&self) -> &[Rc<[u8]>] {
         &self.captured
     }
@@ -303,7 +303,7 @@ impl<E: Engine> World<E> {
     /// Runs until a time.
     ///
     /// # Errors
-    /// When a promise is broken.
+    /// When an invariant is violated.
     pub fn run_until(&mut self, until: Nanos) -> Result<(), Violation> {
         while let Some((at, event)) = self.queue.next(until) {
             self.now = at;
@@ -316,7 +316,7 @@ impl<E: Engine> World<E> {
     /// As [`Self::run_until`], for a time from now.
     ///
     /// # Errors
-    /// When a promise is broken.
+    /// When an invariant is violated.
     pub fn run_for(&mut self, time: Duration) -> Result<(), Violation> {
         self.run_until(self.now + time)
     }

@@ -1,4 +1,4 @@
-//! Tests of the checkers, with engines that are wrong on purpose. The real engine is in `mesh.rs`.
+//! Tests of the checkers, with deliberately faulty engines. The real engine is in `mesh.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -144,7 +144,7 @@ fn world(seed: u64, flaw: Flaw) -> World<Naive> {
 }
 
 #[test]
-fn good_weather_needs_no_good_protocol() {
+fn without_faults_naive_engines_pass() {
     let mut world = world(1, Flaw::Feasibility);
     world.run_for(20 * SECOND).unwrap();
     world.check_reachability().unwrap();
@@ -233,7 +233,7 @@ fn noise_is_found() {
 }
 
 #[test]
-fn a_restarted_node_is_forgotten_and_found_again() {
+fn routes_to_a_restarted_node_are_removed_and_found_again() {
     let mut world = world(7, Flaw::Feasibility);
     world.run_for(20 * SECOND).unwrap();
     world.plan(world.now(), Fault::Restart(6, 3 * SECOND));

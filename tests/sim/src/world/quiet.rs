@@ -55,7 +55,7 @@ impl<E: Engine> World<E> {
     /// distance is missing until its origin has answered.
     ///
     /// # Errors
-    /// When it does not come true in that many seconds, or another promise is broken.
+    /// When it does not come true in that many seconds, or another invariant is violated.
     pub fn await_reachability(&mut self, seconds: u32) -> Result<(), Violation> {
         for _ in 0..seconds {
             if self.check_reachability().is_ok() {
@@ -88,7 +88,7 @@ impl<E: Engine> World<E> {
     /// Runs without faults, and checks the average of packets per second and session.
     ///
     /// # Errors
-    /// When they do, or another promise is broken.
+    /// When they do, or another invariant is violated.
     pub fn run_quiet(&mut self, time: Duration, most: u64) -> Result<(), Violation> {
         let before = self.sent().0;
         self.run_for(time)?;
