@@ -76,8 +76,8 @@ pub(crate) fn wanted(index: u32, mark: u32, lengths: impl Iterator<Item = u8>) -
         .collect()
 }
 
-/// Existing rules. A rule for the main table belongs to the devices of the rules after it: two devices whose indices are
-/// equal modulo [`DEVICES`] share it.
+/// Existing rules. A rule for the main table belongs to the devices of the rules after it: two devices whose indices
+/// are equal modulo [`DEVICES`] share it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct RuleSet {
     /// Of this device.

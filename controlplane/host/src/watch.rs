@@ -77,8 +77,8 @@ pub enum Change {
     Lost,
 }
 
-/// Subscribes to the kernel's notifications and broadcasts them until the process ends. Where netlink is refused, as in a
-/// sandbox without AF_NETLINK, no change is ever reported, which a relay tolerates.
+/// Subscribes to the kernel's notifications and broadcasts them until the process ends. Where netlink is refused, as in
+/// a sandbox without AF_NETLINK, no change is ever reported, which a relay tolerates.
 pub fn start() -> broadcast::Sender<Change> {
     let (sender, _) = broadcast::channel(LAG_MAX);
     let changes = sender.clone();

@@ -152,7 +152,8 @@ impl Requests {
         self.buffer.len()
     }
 
-    /// The next step. After an error the stream is unusable, except after [`FrameError::NotJson`], which affects one line.
+    /// The next step. After an error the stream is unusable, except after [`FrameError::NotJson`], which affects one
+    /// line.
     ///
     /// # Errors
     /// See [`FrameError`].

@@ -92,8 +92,8 @@ pub enum Plane {
 }
 
 impl Plane {
-    /// Sets the name by which nodes identify the process, for the calling thread, which has to be the first one. Started
-    /// as `/proc/self/exe` a process is called `exe`, and nobody can read the program of an undumpable one.
+    /// Sets the name by which nodes identify the process, for the calling thread, which has to be the first one.
+    /// Started as `/proc/self/exe` a process is called `exe`, and nobody can read the program of an undumpable one.
     ///
     /// # Errors
     /// When the system refuses.
@@ -135,8 +135,8 @@ impl Gate {
         }
     }
 
-    /// Refuses a path that its setter may not name, as far as that is known before its use. A server under the node's own
-    /// authority gets no connection for the check: it would receive an empty request.
+    /// Refuses a path that its setter may not name, as far as that is known before its use. A server under the node's
+    /// own authority gets no connection for the check: it would receive an empty request.
     ///
     /// # Errors
     /// As [`Self::connect`], except for a path without a server.
@@ -277,8 +277,8 @@ fn beneath(base: impl AsFd, rest: &Path, flags: OFlags) -> Result<OwnedFd, Errno
     }
 }
 
-/// Whether a process belongs to this node or to another one on this host: by its program, or by its name where the program
-/// is not readable.
+/// Whether a process belongs to this node or to another one on this host: by its program, or by its name where the
+/// program is not readable.
 fn is_node(pid: i32) -> bool {
     if u32::try_from(pid) == Ok(std::process::id()) {
         return true;

@@ -269,8 +269,8 @@ impl Link {
         bail!("it did not come within {within:?}")
     }
 
-    /// Establishes an end-to-end session over this link, as the owner of a key. The key's prefix is announced first, so that
-    /// the answer is routed back.
+    /// Establishes an end-to-end session over this link, as the owner of a key. The key's prefix is announced first, so
+    /// that the answer is routed back.
     ///
     /// # Errors
     /// Without an answer in time.
