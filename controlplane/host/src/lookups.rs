@@ -1,8 +1,8 @@
 //! Schedule of lookups of names of peers. Sans-I/O.
 //!
 //! Names are resolved periodically, those of dead peers at retries, and those that may have changed at once. Bounds:
-//! one lookup per name at a time, [`APART`] apart, and [`IN_FLIGHT_MAX`] in total, whatever requests them, so that the cost
-//! of a resolver that hangs or a peer that flaps is limited.
+//! one lookup per name at a time, [`APART`] apart, and [`IN_FLIGHT_MAX`] in total, whatever requests them, so that the
+//! cost of a resolver that hangs or a peer that flaps is limited.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
