@@ -2,8 +2,8 @@
 //!
 //! Bytes are forwarded unchanged, so bytes that two parsers could interpret differently are refused (request
 //! smuggling). One grammar applies to heads, chunk lines and trailers: lines end in CRLF; a bare CR or LF, any other
-//! control character, a folded line (obs-fold) and whitespace before the colon are refused, as are two lengths, a length beside
-//! chunks, and a transfer coding other than exactly `chunked`.
+//! control character, a folded line (obs-fold) and whitespace before the colon are refused, as are two lengths, a
+//! length beside chunks, and a transfer coding other than exactly `chunked`.
 
 use bytes::{Buf, Bytes, BytesMut};
 
